@@ -1,0 +1,250 @@
+"""From query vectors to neighbours, decisions and scores: the glue between search and voting.
+
+Works on one version's live entries and on vectors; it knows no encoder, no files and no Ray, so that the library and a
+server answer alike.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from pipeline.decisions.decision import Decision, Neighbor, Question, decision_of
+from pipeline.decisions.evaluation import LabelledNeighbors, Score, choose_balance, score_all
+from pipeline.decisions.voting import VOTINGS, Voting, VotingRule, count_votes
+from pipeline.errors import SourceError, UnknownName, UsageError
+from pipeline.index.search import LiveEntries, Restrictions, Retrieved
+
+BALANCE_QUERIES = 2_000  # entries asked to choose a balance, drawn evenly from the classes
+MAX_K = 10_000
+
+
+@dataclass(frozen=True)
+class ClassifyOptions:
+    """How to decide. The what-if options (exclude, weigh, assume) change nothing stored.
+
+    `exclude` are ids that take up no rank; `weigh` multiplies an entry's weight; `assume` gives an entry another
+    label; a confidence below `abstain_below` abstains. Raises UsageError.
+    """
+
+    k: int = 50
+    rule: VotingRule = VotingRule()
+    auto_balance: bool = False
+    exclude: Sequence[int] = ()
+    weigh: Mapping[int, float] = field(default_factory=dict)
+    assume: Mapping[int, str] = field(default_factory=dict)
+    abstain_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_k(self.k)
+        if not 0 <= self.abstain_below <= 1:
+            raise UsageError(f"--abstain-below {self.abstain_below} is not a share: give 0 to 1")
+        for entry_id, weight in self.weigh.items():
+            if not (np.isfinite(weight) and weight >= 0):
+                raise UsageError(f"--weigh {entry_id}={weight} is not a weight: give 0 or more")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of each voting at each k. `skipped` queries had no label or could not be read.
+
+    `by_label` is percent right for each true label, at the voting and k that scored best overall (`best`).
+    """
+
+    num_queries: int
+    skipped: int
+    accuracy: dict[Voting, dict[int, float]]
+    balanced_accuracy: dict[Voting, dict[int, float]]
+    best: tuple[Voting, int]
+    by_label: dict[Voting, dict[int, dict[str, float]]]
+    balance: float
+    version: int
+
+    def to_json(self) -> dict:
+        """Accuracies in percent; keys of the inner objects are k as strings."""
+        voting, k = self.best
+        return {
+            "num_queries": self.num_queries,
+            "skipped": self.skipped,
+            "accuracy": _with_string_keys(self.accuracy),
+            "balanced_accuracy": _with_string_keys(self.balanced_accuracy),
+            "best": {"voting": voting, "k": k, "accuracy": self.accuracy[voting][k]},
+            "by_label": self.by_label[voting][k],
+            "balance": self.balance,
+            "version": self.version,
+        }
+
+
+def check_k(k: int) -> None:
+    """Raises UsageError for a number of neighbours no search can return."""
+    if not 1 <= k <= MAX_K:
+        raise UsageError(f"-k {k} is not a number of neighbours to ask for: give 1 to {MAX_K:,}")
+
+
+def search(live: LiveEntries, vectors_QD: np.ndarray, k: int) -> list[tuple[Neighbor, ...]]:
+    """The k nearest live entries of each query, labelled or not."""
+    check_k(k)
+    retrieved = live.search(vectors_QD, k)
+    return [_neighbors(live, live.labels, retrieved, query, {}) for query in range(len(vectors_QD))]
+
+
+def classify(
+    live: LiveEntries, vectors_QD: np.ndarray, uris: Sequence[str | None], options: ClassifyOptions, version: int
+) -> list[Decision]:
+    """One decision a query, in order. Raises UnknownName for a what-if about an id that is not there."""
+    for option, ids in (("exclude", options.exclude), ("weigh", options.weigh), ("assume", options.assume)):
+        wanted = np.array(list(ids), np.int64)
+        unknown = wanted[~live.known(wanted)]
+        if len(unknown):
+            raise UnknownName(f"--{option} names id {unknown[0]}, which is no entry: `search` shows the ids there are")
+    labels, counts, assume = _assumed_labels(live, options.assume)
+    rule = options.rule
+    if options.auto_balance:
+        rule = replace(rule, balance=best_balance(live, options.k, rule))
+    restrictions = Restrictions("labelled", frozenset(options.exclude), None, assume)
+    retrieved = live.search(vectors_QD, options.k, restrictions)
+    reliabilities = np.ones(retrieved.ids_QK.shape)
+    for entry_id, weight in options.weigh.items():
+        reliabilities[retrieved.ids_QK == entry_id] = weight
+    votes = count_votes(retrieved.similarities_QK, retrieved.codes_QK, rule, counts, reliabilities)
+    question = Question(rule, options.k, version, live.num_shards, options.abstain_below, _why_empty(live, options))
+    decisions = []
+    for query, uri in enumerate(uris):
+        neighbors = _neighbors(live, labels, retrieved, query, options.weigh)
+        winner = int(votes.winners_Q[query])
+        decisions.append(decision_of(question, uri, neighbors, votes, query, labels[winner] if winner >= 0 else None))
+    return decisions
+
+
+def evaluate(
+    live: LiveEntries,
+    vectors_QD: np.ndarray,
+    truths: Sequence[str],
+    ks: Sequence[int],
+    rule: VotingRule,
+    version: int,
+    *,
+    skipped: int = 0,
+    votings: Sequence[Voting] = VOTINGS,
+    auto_balance: bool = False,
+) -> Evaluation:
+    """Score queries with known labels. A label the memory does not have counts as wrong."""
+    codes = {label: code for code, label in enumerate(live.labels)}
+    extra = {label: len(codes) + i for i, label in enumerate(sorted(set(truths) - set(codes)))}
+    if auto_balance:
+        rule = replace(rule, balance=best_balance(live, max(ks), rule))
+    for k in ks:
+        check_k(k)
+    retrieved = live.search(vectors_QD, max(ks), Restrictions("labelled"))
+    names = [*live.labels, *extra]
+    truths_Q = np.array([(codes | extra)[label] for label in truths], np.int64)
+    counts = np.concatenate([live.label_counts(), np.zeros(len(extra), np.int64)])
+    asked = LabelledNeighbors(retrieved.similarities_QK, retrieved.codes_QK, truths_Q, counts)
+    return _evaluation(asked, names, rule, ks, votings, version, skipped)
+
+
+def evaluate_leave_one_out(
+    live: LiveEntries, ks: Sequence[int], rule: VotingRule, version: int, votings: Sequence[Voting] = VOTINGS
+) -> Evaluation:
+    """Score every labelled entry as a query that may not find itself. Raises SourceError with none to ask."""
+    for k in ks:
+        check_k(k)
+    ids = live.live_ids(labelled=True)
+    if not len(ids):
+        raise SourceError("the memory has no entry with a label to ask about: add images in class sub-folders")
+    asked = _leave_one_out(live, ids, max(ks))
+    return _evaluation(asked, live.labels, rule, ks, votings, version, 0)
+
+
+def best_balance(live: LiveEntries, k: int, rule: VotingRule) -> float:
+    """The balance with the best balanced accuracy in leave-one-out over a sample drawn evenly from the classes."""
+    ids = live.live_ids(labelled=True)
+    codes = live.codes_of(ids)
+    if not len(ids):
+        return 0.0
+    generator = np.random.default_rng(0)
+    each = max(BALANCE_QUERIES // max(len(np.unique(codes)), 1), 1)
+    chosen = [generator.permutation(ids[codes == code])[:each] for code in np.unique(codes)]
+    return choose_balance(_leave_one_out(live, np.concatenate(chosen), k), rule, k)
+
+
+def _leave_one_out(live: LiveEntries, ids: np.ndarray, k: int) -> LabelledNeighbors:
+    retrieved = live.search(live.vectors_of(ids), k, Restrictions("labelled", own_Q=ids))
+    return LabelledNeighbors(
+        retrieved.similarities_QK, retrieved.codes_QK, live.codes_of(ids).astype(np.int64), live.label_counts()
+    )
+
+
+def _evaluation(
+    asked: LabelledNeighbors,
+    names: Sequence[str],
+    rule: VotingRule,
+    ks: Sequence[int],
+    votings: Sequence[Voting],
+    version: int,
+    skipped: int,
+) -> Evaluation:
+    scores = score_all(asked, rule, sorted(set(ks)), votings)
+
+    def named(found: Score) -> dict[str, float]:
+        return {names[code]: percent for code, percent in found.by_class.items()}
+
+    best = max(((v, k) for v in scores for k in scores[v]), key=lambda pair: scores[pair[0]][pair[1]].accuracy)
+    return Evaluation(
+        num_queries=len(asked.truths_Q),
+        skipped=skipped,
+        accuracy={v: {k: s.accuracy for k, s in by_k.items()} for v, by_k in scores.items()},
+        balanced_accuracy={v: {k: s.balanced_accuracy for k, s in by_k.items()} for v, by_k in scores.items()},
+        best=best,
+        by_label={v: {k: named(s) for k, s in by_k.items()} for v, by_k in scores.items()},
+        balance=rule.balance,
+        version=version,
+    )
+
+
+def _assumed_labels(
+    live: LiveEntries, assume: Mapping[int, str]
+) -> tuple[tuple[str, ...], np.ndarray, dict[int, int]]:
+    """Labels, live entries of each, and codes by id, as if the assumed labels were stored."""
+    labels = [*live.labels, *sorted(set(assume.values()) - set(live.labels))]
+    counts = np.concatenate([live.label_counts(), np.zeros(len(labels) - len(live.labels), np.int64)])
+    codes = {entry_id: labels.index(label) for entry_id, label in assume.items()}
+    before = live.codes_of(np.array(list(codes), np.int64))
+    np.subtract.at(counts, before[before >= 0], 1)
+    np.add.at(counts, list(codes.values()), 1)
+    return tuple(labels), counts, codes
+
+
+def _neighbors(
+    live: LiveEntries, labels: Sequence[str], retrieved: Retrieved, query: int, weigh: Mapping[int, float]
+) -> tuple[Neighbor, ...]:
+    neighbors = []
+    for rank in range(int((retrieved.ids_QK[query] >= 0).sum())):
+        block = live.blocks[retrieved.blocks_QK[query, rank]]
+        row = int(retrieved.rows_QK[query, rank])
+        code = int(retrieved.codes_QK[query, rank])
+        entry_id = int(retrieved.ids_QK[query, rank])
+        neighbors.append(
+            Neighbor(
+                rank=rank,
+                id=entry_id,
+                uri=block.uris[row].as_py(),
+                label=labels[code] if code >= 0 else None,
+                similarity=float(retrieved.similarities_QK[query, rank]),
+                dataset=block.datasets[row].as_py(),
+                reliability=float(weigh.get(entry_id, 1.0)),
+            )
+        )
+    return tuple(neighbors)
+
+
+def _why_empty(live: LiveEntries, options: ClassifyOptions) -> str:
+    if not len(live):
+        return "the memory holds no entries"
+    if not live.label_counts().any():
+        return "no entry of the memory has a label"
+    return "every entry with a label is excluded" if options.exclude else Question.nothing_found
+
+
+def _with_string_keys(scores: Mapping[Voting, Mapping[int, float]]) -> dict[str, dict[str, float]]:
+    return {voting: {str(k): value for k, value in by_k.items()} for voting, by_k in scores.items()}

@@ -1,0 +1,119 @@
+"""A decision as people and programs read it: the winner, its votes, and every neighbour with its weight."""
+
+from dataclasses import dataclass, replace
+
+from pipeline.decisions.voting import Votes, VotingRule
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """A retrieved entry. `rank` counts from 0; `weight` is its share of all votes, None outside a decision."""
+
+    rank: int
+    id: int
+    uri: str
+    label: str | None
+    similarity: float
+    dataset: str
+    reliability: float = 1.0
+    weight: float | None = None
+
+    def to_json(self) -> dict:
+        fields = {
+            "rank": self.rank,
+            "id": self.id,
+            "uri": self.uri,
+            "label": self.label,
+            "dataset": self.dataset,
+            "similarity": self.similarity,
+        }
+        if self.weight is not None:
+            fields |= {"reliability": self.reliability, "weight": self.weight}
+        return fields
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The answer to one query. An abstention has no label, keeps its votes and says its reason."""
+
+    uri: str | None
+    label: str | None
+    confidence: float
+    margin: float
+    abstained: bool
+    voting: str
+    k: int
+    votes: dict[str, float]
+    neighbors: tuple[Neighbor, ...]
+    version: int
+    shards_answered: int
+    shards_total: int
+    balance: float = 0.0
+    reason: str | None = None
+
+    def to_json(self) -> dict:
+        """The decision as a JSON object."""
+        return {
+            "uri": self.uri,
+            "label": self.label,
+            "confidence": self.confidence,
+            "margin": self.margin,
+            "abstained": self.abstained,
+            "reason": self.reason,
+            "voting": self.voting,
+            "balance": self.balance,
+            "k": self.k,
+            "votes": self.votes,
+            "neighbors": [neighbor.to_json() for neighbor in self.neighbors],
+            "version": self.version,
+            "shards_answered": self.shards_answered,
+            "shards_total": self.shards_total,
+        }
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is the same for all decisions of one call."""
+
+    rule: VotingRule
+    k: int
+    version: int
+    num_shards: int
+    abstain_below: float = 0.0
+    nothing_found: str = "no entry with a label is left to vote"
+
+
+def decision_of(
+    question: Question, uri: str | None, neighbors: tuple[Neighbor, ...], votes: Votes, query: int, label: str | None
+) -> Decision:
+    """Assemble the decision of one query from its row of the counted votes; `label` is the winner's."""
+    weights = votes.weights_QK[query]
+    weighed = tuple(replace(n, weight=float(w)) for n, w in zip(neighbors, weights, strict=False))
+    shares: dict[str, float] = {}
+    for neighbor in weighed:
+        if neighbor.label is not None and neighbor.weight:
+            shares[neighbor.label] = shares.get(neighbor.label, 0.0) + neighbor.weight
+    confidence = float(votes.confidences_Q[query])
+    if label is not None:
+        shares[label] = confidence  # the very same figure, not one summed in another order
+    reason = None
+    if label is None:
+        reason = question.nothing_found if not neighbors else "all neighbours have weight zero"
+    elif confidence < question.abstain_below:
+        reason = f"confidence {confidence:.3f} is below {question.abstain_below:g}"
+    return Decision(
+        uri=uri,
+        label=None if reason else label,
+        confidence=confidence,
+        margin=float(votes.margins_Q[query]),
+        abstained=reason is not None,
+        voting=question.rule.voting,
+        k=question.k,
+        votes=dict(sorted(shares.items(), key=lambda pair: (-pair[1], pair[0] != label))),
+        neighbors=weighed,
+        version=question.version,
+        shards_answered=question.num_shards,
+        shards_total=question.num_shards,
+        balance=question.rule.balance,
+        reason=reason,
+    )

@@ -1,0 +1,54 @@
+"""How well decisions fit known labels: accuracy at k for each voting, and the balance that serves all classes best."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.decisions.voting import VOTINGS, Voting, VotingRule, count_votes
+
+DEFAULT_KS = (1, 10, 50, 100)
+BALANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+
+
+@dataclass(frozen=True)
+class LabelledNeighbors:
+    """Retrieved neighbours of queries whose label is known.
+
+    similarities_QK float, codes_QK int (-1: none), truths_Q int; a truth that no class has is -1 and counts as wrong.
+    """
+
+    similarities_QK: np.ndarray
+    codes_QK: np.ndarray
+    truths_Q: np.ndarray
+    class_counts_C: np.ndarray
+
+
+@dataclass(frozen=True)
+class Score:
+    """Percent of queries right (accuracy), the same averaged over true classes (balanced), and for each class."""
+
+    accuracy: float
+    balanced_accuracy: float
+    by_class: dict[int, float]
+
+
+def score(asked: LabelledNeighbors, rule: VotingRule, k: int) -> Score:
+    """Score one rule on the first k neighbours."""
+    votes = count_votes(asked.similarities_QK[:, :k], asked.codes_QK[:, :k], rule, asked.class_counts_C)
+    right_Q = (votes.winners_Q == asked.truths_Q) & (asked.truths_Q >= 0)
+    by_class = {int(code): float(right_Q[asked.truths_Q == code].mean() * 100) for code in np.unique(asked.truths_Q)}
+    accuracy = float(right_Q.mean() * 100) if len(right_Q) else 0.0
+    return Score(accuracy, float(np.mean(list(by_class.values()))) if by_class else 0.0, by_class)
+
+
+def score_all(
+    asked: LabelledNeighbors, rule: VotingRule, ks: Sequence[int], votings: Sequence[Voting] = VOTINGS
+) -> dict[Voting, dict[int, Score]]:
+    """Scores of each voting at each k, with the constants and the balance of `rule`."""
+    return {v: {k: score(asked, replace(rule, voting=v), k) for k in ks} for v in votings}
+
+
+def choose_balance(asked: LabelledNeighbors, rule: VotingRule, k: int) -> float:
+    """The balance with the best balanced accuracy on these (leave-one-out) queries; the weaker one of equals."""
+    return max(BALANCES, key=lambda tau: (score(asked, replace(rule, balance=tau), k).balanced_accuracy, -tau))

@@ -1,0 +1,140 @@
+"""How neighbours' labels become votes: the four votings, balance, winner, confidence and margin. NumPy only.
+
+Shapes: Q queries, K neighbours in rank order (nearest first), C classes. Neighbour i is counted from 0; s is its
+similarity, d = 1 - s its distance. Weights are those of "Towards flexible perception with visual memory" (Geirhos et
+al., 2024, arXiv 2408.08172), whose rank voting is 1 / (i + offset).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+
+from pipeline.errors import UsageError
+
+Voting = Literal["plurality", "distance", "softmax", "rank"]
+VOTINGS: tuple[Voting, ...] = get_args(Voting)
+
+CELLS_AT_ONCE = 1 << 24  # queries x classes summed at a time: 128 MB of float64
+
+
+@dataclass(frozen=True)
+class VotingRule:
+    """A voting with its constants; `balance` is tau, by which class c's sum is divided by n_c ** tau.
+
+    Raises UsageError for values under which no vote can be counted.
+    """
+
+    voting: Voting = "rank"
+    exponent: float = 1.0
+    temperature: float = 0.07
+    offset: float = 2.0
+    balance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.voting not in VOTINGS:
+            raise UsageError(f"--voting {self.voting} is unknown: give one of {', '.join(VOTINGS)}")
+        if not (self.temperature > 0 and self.offset > 0 and np.isfinite([self.exponent, self.temperature]).all()):
+            raise UsageError("temperature and offset must be more than 0, and the exponent a finite number")
+        if not (np.isfinite(self.balance) and self.balance >= 0):
+            raise UsageError(f"--balance {self.balance} is not a strength: give 0 (none) or more, 1 for full, or auto")
+
+
+@dataclass(frozen=True)
+class Votes:
+    """Counted votes. Shares and weights of each query sum to 1, or are all 0 where nothing had weight.
+
+    weights_QK: float64, each neighbour's part in the decision. winners_Q: int64 class codes, -1 for none.
+    confidences_Q and margins_Q: float64, the winner's share, and its lead over the runner-up's.
+    """
+
+    weights_QK: np.ndarray
+    winners_Q: np.ndarray
+    confidences_Q: np.ndarray
+    margins_Q: np.ndarray
+
+
+def neighbor_weights(similarities_QK: np.ndarray, present_QK: np.ndarray, rule: VotingRule) -> np.ndarray:
+    """Unnormalised weights, float64 [Q, K]; 0 where no neighbour is present.
+
+    Softmax weights are taken relative to the nearest neighbour, which changes no share and cannot overflow.
+    """
+    similarities = np.where(present_QK, similarities_QK, 0.0).astype(np.float64)
+    if rule.voting == "plurality":
+        weights = np.ones_like(similarities)
+    elif rule.voting == "distance":
+        weights = np.exp(-(1.0 - similarities)) ** rule.exponent
+    elif rule.voting == "softmax":
+        nearest = np.max(similarities_QK, axis=1, keepdims=True, initial=-np.inf, where=present_QK)
+        nearest = np.where(np.isfinite(nearest), nearest, 0.0).astype(np.float64)
+        weights = np.exp((similarities - nearest) / rule.temperature)
+    else:
+        ranks = np.broadcast_to(np.arange(similarities.shape[1], dtype=np.float64), similarities.shape)
+        weights = 1.0 / (ranks + rule.offset)
+    return np.where(present_QK, weights, 0.0)
+
+
+def count_votes(
+    similarities_QK: np.ndarray,
+    codes_QK: np.ndarray,
+    rule: VotingRule,
+    class_counts_C: np.ndarray,
+    reliabilities_QK: np.ndarray | None = None,
+) -> Votes:
+    """Count the votes of every query.
+
+    `codes_QK` are class codes in [0, C), or -1 where there is no neighbour; missing ones come last. `class_counts_C`
+    are the live entries of each class, used for balance. Ties go to the class that reached the winning weight first
+    in rank order.
+    """
+    present_QK = codes_QK >= 0
+    weights_QK = neighbor_weights(similarities_QK, present_QK, rule)
+    if reliabilities_QK is not None:
+        weights_QK = weights_QK * reliabilities_QK
+    num_classes = len(class_counts_C)
+    per_class_C = np.maximum(class_counts_C, 1).astype(np.float64) ** rule.balance
+    balanced_QK = weights_QK / per_class_C[np.maximum(codes_QK, 0)] if num_classes else weights_QK
+    winners, confidences, margins = [], [], []
+    step = max(CELLS_AT_ONCE // max(num_classes, 1), 1)
+    for start in range(0, len(codes_QK), step):
+        rows = slice(start, start + step)
+        for results, found in zip(
+            (winners, confidences, margins),
+            _winners(weights_QK[rows], codes_QK[rows], per_class_C),
+            strict=True,
+        ):
+            results.append(found)
+    totals_Q = balanced_QK.sum(axis=1, keepdims=True)
+    shares_QK = np.divide(balanced_QK, totals_Q, out=np.zeros_like(balanced_QK), where=totals_Q > 0)
+    return Votes(shares_QK, _joined(winners, np.int64), _joined(confidences, float), _joined(margins, float))
+
+
+def _winners(
+    weights_QK: np.ndarray, codes_QK: np.ndarray, per_class_C: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    num_queries, num_classes = len(codes_QK), len(per_class_C)
+    voting_QK = (codes_QK >= 0) & (weights_QK > 0)
+    queries, ranks = np.nonzero(voting_QK)  # in rank order within a query, so that bincount sums in rank order
+    cells = queries * num_classes + codes_QK[queries, ranks]
+    sums = np.bincount(cells, weights_QK[queries, ranks], minlength=num_queries * num_classes)
+    sums_QC = sums.reshape(num_queries, num_classes) / per_class_C
+    if not num_classes or not len(queries):
+        return np.full(num_queries, -1), np.zeros(num_queries), np.zeros(num_queries)
+    # A class reaches its sum with its last voting neighbour: of equal sums the one reached earliest wins.
+    reached = np.full(num_queries * num_classes, weights_QK.shape[1], np.int64)
+    reached[cells] = ranks
+    best_Q1 = sums_QC.max(axis=1, keepdims=True)
+    reached_QC = np.where(sums_QC == best_Q1, reached.reshape(num_queries, num_classes), weights_QK.shape[1])
+    winners_Q = reached_QC.argmin(axis=1)
+    total_Q = sums_QC.sum(axis=1)
+    voted_Q = total_Q > 0
+    others_QC = sums_QC.copy()
+    others_QC[np.arange(num_queries), winners_Q] = 0.0
+    safe_Q = np.where(voted_Q, total_Q, 1.0)
+    confidences_Q = best_Q1[:, 0] / safe_Q
+    margins_Q = (best_Q1[:, 0] - others_QC.max(axis=1)) / safe_Q
+    return np.where(voted_Q, winners_Q, -1), confidences_Q, margins_Q
+
+
+def _joined(pieces: list[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate(pieces).astype(dtype) if pieces else np.empty(0, dtype)

@@ -1,0 +1,214 @@
+"""Adding a source: plan it, freeze the plan, embed its parts, commit the segment.
+
+Preparing reads nothing but the listing and the encoder and writes nothing, so that it can be shown first. Running can
+be killed at any moment: the same command finds the frozen plan by its fingerprint and embeds only the parts that have
+no completion mark.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from pipeline.embeddings.encoder import Encoder, EncoderChoice
+from pipeline.embeddings.weights import read_weights
+from pipeline.errors import DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
+from pipeline.images.folder import Listing, list_folder, parse_labels
+from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store import ids
+from pipeline.store.identity import Identity
+from pipeline.store.schemas import read_table
+from pipeline.store.segments import PartMark, Reservation, give_up, read_marks, reserve, unfinished
+from pipeline.store.state import AddSegment, Segment, SetIdentity, State
+from pipeline.store.tombstones import read_tombstones
+from pipeline.store.versions import VersionLog
+
+EmbedParts = Callable[[Reservation, Sequence[int]], Iterable[PartMark]]
+
+
+@dataclass(frozen=True)
+class AddOptions:
+    """What a user may say about a source; `dataset` None takes the folder's name."""
+
+    labels: str = "folder"
+    dataset: str | None = None
+    encoder: EncoderChoice = EncoderChoice()
+
+
+@dataclass(frozen=True)
+class AddPlan:
+    """What `run` would do. `already` is the segment that holds this source, when it was added before."""
+
+    listing: Listing
+    dataset: str
+    encoder: Encoder
+    fingerprint: str
+    already: Segment | None
+
+    @property
+    def planned(self) -> int:
+        return self.listing.images.num_rows
+
+    @property
+    def num_parts(self) -> int:
+        return -(-self.planned // ids.rows_per_part(self.planned))
+
+    @property
+    def embedding_bytes(self) -> int:
+        """Bytes of float16 vectors if every image becomes an entry."""
+        return 2 * self.planned * self.encoder.identity.dimension
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An image that could not become an entry."""
+
+    uri: str
+    stage: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Added:
+    """What an add came to; `segment` None when the source was there already and nothing was added."""
+
+    segment: int | None
+    planned: int
+    entries: int
+    rejects: tuple[Reject, ...]
+    state: State
+
+
+def prepare(
+    log: VersionLog, state: State | None, source: str, options: AddOptions, loaded: Encoder | None = None
+) -> AddPlan:
+    """List the source and settle the encoder; `loaded` is the memory's own where the caller holds it. Writes nothing.
+
+    Raises SourceError, EncoderError or UsageError.
+    """
+    listing = list_folder(source, parse_labels(options.labels))
+    if state is None and not log.storage.is_empty() and not log.storage.list("segments"):
+        raise MemoryMissing(
+            f"{log.storage.uri} is a folder with other files in it and no memory: "
+            "name an empty or new folder for MEMORY (it comes before SOURCE)"
+        )
+    dataset = options.dataset if options.dataset is not None else listing.name
+    if not dataset.strip():
+        raise UsageError("--dataset is empty: give a name, or leave it out to take the folder's")
+    encoder = loaded if loaded and options.encoder.says_nothing else settle_encoder(log, state, options.encoder)
+    about = {"source": listing.uri, "labels": options.labels, "dataset": dataset}
+    canonical = json.dumps(about | {"identity": encoder.identity.fingerprint}, sort_keys=True)
+    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    return AddPlan(listing, dataset, encoder, fingerprint, _already_there(log, state, fingerprint))
+
+
+def settle_encoder(log: VersionLog, state: State | None, choice: EncoderChoice) -> Encoder:
+    """The encoder to use: the memory's own if there is one. Raises IdentityMismatch when another is asked for."""
+    if state is None or state.identity is None:
+        return Encoder.load(choice)
+    own = state.identity
+    said = {"encoder": choice.name or own.encoder, "crop": choice.image_size or own.preprocessing.crop}
+    if said != {"encoder": own.encoder, "crop": own.preprocessing.crop}:
+        asked = f"{said['encoder']} at {said['crop']} pixels"
+        raise IdentityMismatch(f"the memory at {log.storage.uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
+    if choice.weights is not None:
+        read_weights(choice.weights)  # a path that leads nowhere is said before anything about a mismatch
+        asked_identity = Encoder.load(
+            EncoderChoice(own.encoder, choice.weights, choice.weights_order, own.preprocessing.crop)
+        ).identity
+        _refuse_mix(log.storage.uri, own, asked_identity)
+    return Encoder.open(log.storage, own)
+
+
+def run(
+    log: VersionLog,
+    state: State | None,
+    plan: AddPlan,
+    embed: EmbedParts,
+    command: str,
+    on_progress: OnProgress = ignore_progress,
+) -> Added:
+    """Do what the plan says and commit it. `embed` embeds the parts it is given, in any order.
+
+    Raises SourceError when no image at all could be read; then nothing is committed.
+    """
+    if plan.already is not None and state is not None:
+        return Added(None, plan.planned, 0, (), state)
+    storage = log.storage
+    weights = plan.encoder.keep(storage)
+    reservation = unfinished(storage, plan.fingerprint, [s.number for s in state.segments] if state else [])
+    if reservation is None:
+        reservation = reserve(
+            storage,
+            plan.listing.images,
+            fingerprint=plan.fingerprint,
+            source=plan.listing.uri,
+            dataset=plan.dataset,
+            identity=plan.encoder.identity,
+        )
+    marks = read_marks(storage, reservation)
+    _report(on_progress, reservation, marks)
+    for mark in embed(reservation, [part for part in range(reservation.num_parts) if part not in marks]):
+        marks[mark.part] = mark
+        _report(on_progress, reservation, marks)
+    segment = _segment(reservation, marks)
+    rejects = tuple(
+        Reject(row["uri"], row["stage"], row["reason"])
+        for file in segment.rejected
+        for row in read_table(storage, file, ["uri", "stage", "reason"]).to_pylist()
+    )
+    if not segment.entries:
+        give_up(storage, reservation)
+        raise SourceError(
+            f"none of the {segment.planned:,} images of {plan.listing.uri} could be read (the first, {rejects[0].uri}: "
+            f"{rejects[0].reason}), so nothing was added: mend the files and run the command again"
+        )
+    actions: list[AddSegment | SetIdentity] = [AddSegment(segment=segment)]
+    if state is None or state.identity is None:
+        actions.insert(0, SetIdentity(identity=plan.encoder.identity, weights=weights))
+    committed = log.commit(state or State(), command, lambda _: actions)
+    return Added(segment.number, segment.planned, segment.num_entries, rejects, committed)
+
+
+def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
+    missing = [part for part in range(reservation.num_parts) if part not in marks]
+    if missing:
+        raise DamagedFile(f"{len(missing)} parts of segment {reservation.number} were not finished: run the add again")
+    ordered = [marks[part] for part in range(reservation.num_parts)]
+    return Segment(
+        number=reservation.number,
+        source=reservation.source,
+        dataset=reservation.dataset,
+        fingerprint=reservation.fingerprint,
+        planned=reservation.planned,
+        plan=reservation.plan,
+        entries=tuple(mark.entries for mark in ordered if mark.entries),
+        rejected=tuple(mark.rejected for mark in ordered if mark.rejected),
+    )
+
+
+def _already_there(log: VersionLog, state: State | None, fingerprint: str) -> Segment | None:
+    """The committed segment of this fingerprint, unless all of it was forgotten since."""
+    if state is None:
+        return None
+    forgotten = read_tombstones(log.storage, state.tombstones)
+    for segment in state.segments:
+        if segment.fingerprint == fingerprint:
+            gone = ((forgotten >> 39) == segment.number).sum()
+            if gone < segment.num_entries:
+                return segment
+    return None
+
+
+_ONE_ENCODER = "leave out --encoder, --weights and --image-size to use its own, or start another memory"
+
+
+def _refuse_mix(uri: str, own: Identity, asked: Identity) -> None:
+    if own != asked:
+        raise IdentityMismatch(f"the memory at {uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
+
+
+def _report(on_progress: OnProgress, reservation: Reservation, marks: dict[int, PartMark]) -> None:
+    done = sum(mark.planned for mark in marks.values())
+    rejected = sum(mark.num_rejected for mark in marks.values())
+    on_progress(Progress("embedding", done, reservation.planned, rejected))

@@ -1,0 +1,75 @@
+"""Forgetting: entries picked by id, uri, label or dataset get tombstones in the very next version."""
+
+import difflib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import UnknownName, UsageError
+from pipeline.images.uris import uri_of_path
+from pipeline.index.search import LiveEntries
+from pipeline.store.state import Forget, State
+from pipeline.store.tombstones import write_tombstones
+from pipeline.store.versions import VersionLog
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to forget: everything that any of these names."""
+
+    ids: Sequence[int] = ()
+    uris: Sequence[str] = ()
+    labels: Sequence[str] = ()
+    datasets: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not (self.ids or self.uris or self.labels or self.datasets):
+            raise UsageError("nothing was named to forget: give --id, --uri, --label or --dataset")
+
+
+def select(live: LiveEntries, selection: Selection, memory_uri: str) -> np.ndarray:
+    """Ids of the live entries selected, sorted, int64 [N]. Raises UnknownName for any name that matches none."""
+    ids = np.array(sorted(set(selection.ids)), np.int64)
+    unknown = ids[~live.known(ids)]
+    if len(unknown):
+        raise UnknownName(
+            f"the memory at {memory_uri} has no entry with id {unknown[0]}: `search` and `classify --json` show ids"
+        )
+    found = [ids]
+    for uri in selection.uris:
+        matched = live.matching(uri=uri)
+        if not len(matched):
+            matched = live.matching(uri=uri_of_path(os.path.abspath(os.path.expanduser(uri))))
+        if not len(matched):
+            raise UnknownName(f"the memory at {memory_uri} has no entry with uri {uri}: `search` shows uris")
+        found.append(matched)
+    for label in selection.labels:
+        found.append(_named(live.matching(label=label), "label", label, live.labels, memory_uri))
+    for dataset in selection.datasets:
+        known = list(live.dataset_counts())
+        found.append(_named(live.matching(dataset=dataset), "dataset", dataset, known, memory_uri))
+    return np.unique(np.concatenate(found))
+
+
+def forget(log: VersionLog, state: State, ids: np.ndarray, command: str) -> State:
+    """Commit tombstones for these ids."""
+
+    def prepare(version: int) -> list[Forget]:
+        return [Forget(tombstones=write_tombstones(log.storage, version, ids), forgotten=len(ids))]
+
+    return log.commit(state, command, prepare)
+
+
+def unknown_name(kind: str, name: str, known: Sequence[str], memory_uri: str) -> UnknownName:
+    """The error for a label or dataset that is not there, with the nearest ones that are."""
+    similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or list(known)[:3]
+    hint = f"it has {', '.join(similar)}{', …' if len(known) > len(similar) else ''}" if known else "it has none"
+    return UnknownName(f"the memory at {memory_uri} has no entry with {kind} {name}: {hint}")
+
+
+def _named(matched: np.ndarray, kind: str, name: str, known: Sequence[str], memory_uri: str) -> np.ndarray:
+    if not len(matched):
+        raise unknown_name(kind, name, known, memory_uri)
+    return matched

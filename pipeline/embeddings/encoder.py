@@ -1,0 +1,173 @@
+"""A frozen timm model on a torch device: pixels in, unit vectors out. Knows nothing of files, Ray or memories.
+
+Shapes: B images, S pixels a side, D dimensions.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import timm.data
+import torch
+
+from pipeline.embeddings import weights as weight_files
+from pipeline.embeddings.preprocessing import preprocessing_for
+from pipeline.errors import DamagedFile, EncoderError, UsageError
+from pipeline.store.files import FileRef
+from pipeline.store.identity import Identity
+from pipeline.store.storage import Storage
+
+DEFAULT_ENCODER = "vit_small_patch14_dinov2.lvd142m"
+
+# On a CPU small batches stay in cache: tf_efficientnet_lite0 at 96 pixels, channels-last, 2 threads, embeds 949
+# images/s at 16 and 416 at 64 (docs/benchmarks.md). A GPU gains nothing above 256 with ViT-L (timm's benchmarks).
+CPU_BATCH = 16
+GPU_BATCH = 256
+GPU_QUERY_BATCH = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderChoice:
+    """What a user may say about the encoder; None means the memory's own, or the default for a new memory.
+
+    `weights` is a path or URI (None: timm's hub); `weights_order` says how its tensors are matched to the model's.
+    """
+
+    name: str | None = None
+    weights: str | None = None
+    weights_order: Literal["name", "positional"] = "name"
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights_order not in ("name", "positional"):
+            raise UsageError(f"--weights-order {self.weights_order} is unknown: give name or positional")
+        if self.image_size is not None and self.image_size < 1:
+            raise UsageError(f"--image-size {self.image_size} is not a number of pixels: give 1 or more")
+
+    @property
+    def says_nothing(self) -> bool:
+        return self == EncoderChoice()
+
+
+class Encoder:
+    """A model with its identity. Construct with `Encoder.load` or `Encoder.open`."""
+
+    def __init__(self, model: torch.nn.Module, identity: Identity, device: str | None = None) -> None:
+        self.identity = identity
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self._mean = torch.tensor(identity.preprocessing.mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(identity.preprocessing.std, device=self.device).view(1, 3, 1, 1)
+
+    @classmethod
+    def load(cls, choice: EncoderChoice, device: str | None = None) -> "Encoder":
+        """A timm model by name, with weights from timm's hub or from a file. Raises EncoderError."""
+        name = choice.name or DEFAULT_ENCODER
+        hub = choice.weights is None
+        model = _create(name, choice.image_size, pretrained=hub, headless=choice.weights_order == "name")
+        if choice.weights is not None:
+            tensors = weight_files.read_weights(choice.weights)
+            fit = weight_files.fit_by_name if choice.weights_order == "name" else weight_files.fit_by_position
+            fit(model, tensors, choice.weights)
+            model.reset_classifier(0)  # type: ignore[operator]  # every timm model has it
+        config = timm.data.resolve_model_data_config(model)
+        preprocessing = preprocessing_for(config, name, choice.image_size)
+        identity = Identity(
+            encoder=name,
+            weights_sha256=weight_files.weights_sha256(weight_files.weights_of(model)),
+            preprocessing=preprocessing,
+            dimension=_dimension(model, name, preprocessing.crop),
+        )
+        return cls(model, identity, device)
+
+    @classmethod
+    def open(cls, storage: Storage, identity: Identity, device: str | None = None) -> "Encoder":
+        """The encoder a memory was made with, from the weights kept in it. Raises DamagedFile or EncoderError."""
+        tensors = weight_files.kept_weights(storage, identity)
+        model = _create(identity.encoder, identity.preprocessing.crop, pretrained=False, headless=True)
+        if {n: t.shape for n, t in weight_files.weights_of(model).items()} != {n: t.shape for n, t in tensors.items()}:
+            raise EncoderError(
+                f"timm {timm.__version__} builds {identity.encoder} with other tensors than the memory at {storage.uri} "
+                "holds: install the timm release it was made with"
+            )
+        model.load_state_dict(tensors, strict=False)
+        return cls(model, identity, device)
+
+    def keep(self, storage: Storage) -> FileRef:
+        """Copy the weights into a memory, unless they are there."""
+        return weight_files.keep_weights(storage, self.identity, weight_files.weights_of(self._model))
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a batch of many: a constant of the device, so that equal plans are cut into equal batches."""
+        return CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
+
+    def embed(self, pixels_BSS3: np.ndarray) -> np.ndarray:
+        """Vectors of unit length, float32 [B, D], of uint8 [B, S, S, 3] pixels in one batch.
+
+        Convolutions choose their algorithm by batch size, so the last bits of a vector may depend on B. Raises
+        DamagedFile when the model gives a vector that is not finite.
+        """
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.ascontiguousarray(pixels_BSS3)).to(self.device, non_blocking=True)
+            inputs = pixels.permute(0, 3, 1, 2).float().div_(255.0).sub_(self._mean).div_(self._std)
+            vectors = self._model(inputs.contiguous(memory_format=torch.channels_last)).float()
+            vectors_BD = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
+        if not np.isfinite(vectors_BD).all():
+            raise DamagedFile(f"{self.identity.encoder} gave vectors that are not finite: its weights are damaged")
+        return vectors_BD
+
+    def embed_queries(self, pixels_BSS3: np.ndarray) -> np.ndarray:
+        """The same, float32 [B, D], with bits that do not depend on which queries are asked together.
+
+        Every forward pass has one fixed shape: a single image on a CPU, a padded batch on a GPU.
+        """
+        step = 1 if self.device.type == "cpu" else GPU_QUERY_BATCH
+        vectors = []
+        for start in range(0, len(pixels_BSS3), step):
+            batch = pixels_BSS3[start : start + step]
+            padding = np.zeros((step - len(batch), *batch.shape[1:]), np.uint8)
+            vectors.append(self.embed(np.concatenate([batch, padding]))[: len(batch)])
+        return np.concatenate(vectors) if vectors else np.empty((0, self.identity.dimension), np.float32)
+
+
+def _create(name: str, image_size: int | None, *, pretrained: bool, headless: bool) -> torch.nn.Module:
+    architecture = name.removeprefix("timm/")
+    if architecture.split(".")[0] not in timm.list_models():
+        similar = timm.list_models(f"*{architecture.split('.')[0][:12]}*")[:3]
+        hint = f"such as {', '.join(similar)}" if similar else "timm.list_models() lists them"
+        raise EncoderError(f"timm {timm.__version__} has no model named {name}: give one it has, {hint}")
+    options: dict[str, Any] = {"num_classes": 0} if headless else {}
+    try:
+        if image_size is None and "dinov2" in name:
+            image_size = 224
+        if image_size is not None and _has_fixed_input(architecture):
+            options["img_size"] = image_size
+        return timm.create_model(architecture, pretrained=pretrained, **options)
+    except Exception as error:  # timm, the hub and torch fail in many types; all mean that there is no such encoder here
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if pretrained:
+            raise EncoderError(
+                f"the weights of {name} could not be fetched from timm's hub ({reason}): check the network, "
+                "or give --weights FILE"
+            ) from error
+        raise EncoderError(f"timm cannot build {name}{f' at {image_size} pixels' if image_size else ''}: {reason}") from error
+
+
+def _has_fixed_input(architecture: str) -> bool:
+    config = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
+    return bool(config and config.fixed_input_size)
+
+
+def _dimension(model: torch.nn.Module, name: str, crop: int) -> int:
+    """Found by asking the model, because timm's `num_features` is not the pooled width of every architecture."""
+    try:
+        with torch.inference_mode():
+            output = model.eval()(torch.zeros(1, 3, crop, crop))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise EncoderError(f"{name} cannot take images of {crop} pixels ({reason}): give another --image-size") from error
+    if output.ndim != 2:
+        raise EncoderError(f"{name} gives no single vector an image: choose a model that pools its features")
+    return int(output.shape[1])

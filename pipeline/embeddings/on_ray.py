@@ -1,0 +1,57 @@
+"""Parts embedded by a pool of Ray Data actors: the only wiring between the part embedder and Ray.
+
+The Dataset has one row a part, never one an image, so that scheduling a billion images stays cheap. No pixels pass
+through Ray's object store: an actor reads its part of the plan and writes its files itself.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import ray
+import ray.data
+import ray.exceptions
+from ray.data import ActorPoolStrategy, DataContext
+
+from pipeline.embeddings.parts import PartEmbedder
+from pipeline.errors import VisualMemoryError
+from pipeline.store.segments import PartMark, Reservation
+from pipeline.store.storage import open_storage
+
+
+class EmbedParts:
+    """A Ray Data UDF: a batch is one row, the number of a part."""
+
+    def __init__(self, memory_uri: str, reservation_json: str, num_cpus: int) -> None:
+        reservation = Reservation.model_validate_json(reservation_json)
+        self._embedder = PartEmbedder(open_storage(memory_uri), reservation, num_cpus)
+
+    def __call__(self, batch: dict) -> dict:
+        return {"mark": [self._embedder.embed(int(part)).model_dump_json() for part in batch["part"]]}
+
+
+def embed_on_ray(memory_uri: str, reservation: Reservation, parts: Sequence[int]) -> Iterator[PartMark]:
+    """Embed parts on the Ray cluster this process is connected to, yielding marks as they come, in any order.
+
+    One actor a GPU, or one a CPU core where there is no GPU: on 2 cores two actors of one thread embed faster than one
+    of two (docs/benchmarks.md).
+    """
+    resources = ray.cluster_resources()
+    num_gpus = int(resources.get("GPU", 0))
+    num_cores = max(int(resources.get("CPU", 1)), 1)
+    num_actors = min(num_gpus or num_cores, len(parts))
+    cpus_each = max(num_cores // num_actors, 1) if num_gpus else 1
+    DataContext.get_current().enable_progress_bars = False  # progress is the caller's to draw
+    marks = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
+        EmbedParts,
+        fn_constructor_args=(memory_uri, reservation.model_dump_json(), cpus_each),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=num_actors),
+        num_cpus=cpus_each,
+        num_gpus=1 if num_gpus else None,
+    )
+    try:
+        for row in marks.iter_rows():
+            yield PartMark.model_validate_json(row["mark"])
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, VisualMemoryError):
+            raise error.cause from error
+        raise

@@ -1,0 +1,46 @@
+"""Query images as users hand them over, to vectors that do not depend on what else is asked."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.preprocessing import pixels_of
+from pipeline.embeddings.stream import pixels_of_bytes
+from pipeline.errors import SourceError
+from pipeline.images.decode import Rejected, read_bytes
+from pipeline.images.uris import uri_of_path
+from pipeline.store.identity import Preprocessing
+
+QueryImage = str | Path | bytes | Image.Image
+
+
+def embed_images(encoder: Encoder, images: Sequence[QueryImage]) -> tuple[np.ndarray, list[str | None]]:
+    """Vectors float32 [Q, D] of unit length, and the uri of each image that has one.
+
+    Raises SourceError naming the first image that cannot be read.
+    """
+    loaded = [_pixels(image, encoder.identity.preprocessing) for image in images]
+    vectors_QD = encoder.embed_queries(np.stack([pixels for pixels, _ in loaded]))
+    return vectors_QD, [uri for _, uri in loaded]
+
+
+def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray, str | None]:
+    if isinstance(image, Image.Image):
+        return pixels_of(image.convert("RGB"), preprocessing), None
+    if isinstance(image, bytes):
+        try:
+            return pixels_of_bytes(image, preprocessing).pixels_SS3, None
+        except Rejected as rejected:
+            raise SourceError(f"the image given as bytes cannot be used ({rejected.reason}): give another") from rejected
+    path = os.path.abspath(os.path.expanduser(str(image).removeprefix("file://")))
+    if os.path.isdir(path):
+        raise SourceError(f"{path} is a folder: name image files, such as {os.path.join(str(image), '*.jpg')}")
+    uri = uri_of_path(path)
+    try:
+        return pixels_of_bytes(read_bytes(uri), preprocessing).pixels_SS3, uri
+    except Rejected as rejected:
+        raise SourceError(f"the image {path} cannot be used ({rejected.reason}): check the path or the file") from rejected

@@ -1,0 +1,83 @@
+"""Images by uri to vectors in order, decoding the next batches while the model works on this one.
+
+Batches are cut by position, and an image that cannot be read keeps its place as black pixels whose vector is thrown
+away, so that a vector never depends on which of its neighbours were readable.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.preprocessing import pixels_of
+from pipeline.images.decode import Rejected, decode, read_bytes
+from pipeline.store.identity import Preprocessing
+
+BATCHES_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One image ready for the encoder: uint8 [S, S, 3], with what an entry keeps of the file."""
+
+    pixels_SS3: np.ndarray
+    sha256: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """Consecutive images: vectors float32 [B, D], and for each image its Pixels or why it was rejected.
+
+    The vector of a rejected image means nothing.
+    """
+
+    vectors_BD: np.ndarray
+    images: list[Pixels | Rejected]
+
+
+def load_pixels(uri: str, preprocessing: Preprocessing) -> Pixels | Rejected:
+    """Read, decode, resize and crop one image."""
+    try:
+        return pixels_of_bytes(read_bytes(uri), preprocessing)
+    except Rejected as rejected:
+        return rejected
+
+
+def pixels_of_bytes(data: bytes, preprocessing: Preprocessing) -> Pixels:
+    """Decode, resize and crop the bytes of an image file. Raises Rejected."""
+    decoded = decode(data)
+    width, height = decoded.image.size
+    return Pixels(pixels_of(decoded.image, preprocessing), decoded.sha256, width, height)
+
+
+def embed_uris(encoder: Encoder, uris: Sequence[str], num_threads: int) -> Iterator[EmbeddedBatch]:
+    """Embed images in order, in batches of the encoder's size, with `num_threads` threads reading and decoding."""
+    preprocessing = encoder.identity.preprocessing
+    starts = range(0, len(uris), encoder.batch_size)
+    pending: deque[list[Future[Pixels | Rejected]]] = deque()
+    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
+        try:
+            for start in starts:
+                batch = uris[start : start + encoder.batch_size]
+                pending.append([pool.submit(load_pixels, uri, preprocessing) for uri in batch])
+                if len(pending) > BATCHES_AHEAD:
+                    yield _embedded(encoder, pending.popleft())
+            while pending:
+                yield _embedded(encoder, pending.popleft())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _embedded(encoder: Encoder, futures: list[Future[Pixels | Rejected]]) -> EmbeddedBatch:
+    images = [future.result() for future in futures]
+    crop = encoder.identity.preprocessing.crop
+    batch_BSS3 = np.zeros((len(images), crop, crop, 3), np.uint8)
+    for row, image in enumerate(images):
+        if isinstance(image, Pixels):
+            batch_BSS3[row] = image.pixels_SS3
+    return EmbeddedBatch(encoder.embed(batch_BSS3), images)

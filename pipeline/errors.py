@@ -1,0 +1,60 @@
+"""Every error a user can cause or meet, as one tree.
+
+    VisualMemoryError
+    ├── UsageError          an option has a value that can never work            (exit status 2)
+    ├── SourceError         a source or a query image is missing, empty or unreadable
+    ├── EncoderError        an unknown model, or weights that do not fit it
+    │   └── IdentityMismatch    vectors of two encoders would mix
+    ├── MemoryMissing       there is no memory at this URI, or no such version of it
+    ├── FormatError         the memory was written in a format this release does not read
+    ├── DamagedFile         a file of the memory is missing, cut short or altered
+    ├── UnknownName         an id, uri, label or dataset that the memory does not hold
+    ├── IndexBuildError     no index can be built, or none reaches the recall asked for
+    └── CommitConflict      another writer changed what this one had built upon
+
+Each message is one sentence that says what is wrong, where, and what to do about it.
+"""
+
+
+class VisualMemoryError(Exception):
+    """The root: whatever the library raises on purpose."""
+
+
+class UsageError(VisualMemoryError):
+    """An option has a value that can never work, whatever the memory holds."""
+
+
+class SourceError(VisualMemoryError):
+    """A source or a query image is missing, empty or unreadable."""
+
+
+class EncoderError(VisualMemoryError):
+    """An unknown model, or weights that do not fit it."""
+
+
+class IdentityMismatch(EncoderError):
+    """Vectors of two encoders would mix."""
+
+
+class MemoryMissing(VisualMemoryError):
+    """There is no memory at this URI, or no such version of it."""
+
+
+class FormatError(VisualMemoryError):
+    """The memory was written in a format this release does not read."""
+
+
+class DamagedFile(VisualMemoryError):
+    """A file of the memory is missing, cut short or altered."""
+
+
+class UnknownName(VisualMemoryError):
+    """An id, uri, label or dataset that the memory does not hold."""
+
+
+class IndexBuildError(VisualMemoryError):
+    """No index can be built, or none reaches the recall asked for."""
+
+
+class CommitConflict(VisualMemoryError):
+    """Another writer changed what this one had built upon."""

@@ -1,0 +1,123 @@
+"""From the bytes of an image file to 8-bit RGB, or to the reason why not.
+
+What is fixed here is part of the encoder's identity as pixel path "pillow": EXIF orientation applied, transparency on
+white, the first frame of an animation, 16-bit and float greys scaled to 8 bits, CMYK and CIELAB converted to sRGB;
+embedded colour profiles are not applied (neither timm nor the paper's code applies them).
+"""
+
+import hashlib
+import io
+import os
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageCms
+
+from pipeline.images.uris import path_of_uri
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # "JPEG" opens MPO too
+MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb: twice 1 GiB / 4 / 3 pixels
+ORIENTATION_TAG = 0x0112
+
+_TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Rejected(Exception):
+    """An image that cannot become an entry: the stage it failed in and the reason, as one clause."""
+
+    def __init__(self, stage: str, reason: str) -> None:
+        super().__init__(reason)
+        self.stage = stage
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An RGB image, with the sha256 of the bytes it came from; width and height in pixels as displayed."""
+
+    image: Image.Image
+    sha256: str
+
+
+def read_bytes(uri: str) -> bytes:
+    """The bytes of an image. Raises Rejected at stage "read"."""
+    try:
+        with open(path_of_uri(uri), "rb") as stream:
+            data = stream.read()
+    except FileNotFoundError as error:
+        raise Rejected("read", "the file is gone") from error
+    except OSError as error:
+        raise Rejected("read", f"the file cannot be read: {os.strerror(error.errno or 0)}") from error
+    if not data:
+        raise Rejected("read", "the file is empty")
+    return data
+
+
+def decode(data: bytes) -> Decoded:
+    """Decode the bytes of an image file. Raises Rejected at stage "decode"."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                raise Rejected("decode", f"{opened.width} x {opened.height} pixels is more than {MAX_PIXELS:,}")
+            opened.load()
+            image = _as_displayed(opened)
+    except Rejected:
+        raise
+    except Image.DecompressionBombError as error:
+        raise Rejected("decode", f"more than {MAX_PIXELS:,} pixels") from error
+    except Image.UnidentifiedImageError as error:
+        raise Rejected("decode", f"not an image in {', '.join(FORMATS)}") from error
+    except Exception as error:  # decoders meet hostile bytes with errors of every type; each is a reject, none a crash
+        raise Rejected("decode", " ".join(f"{type(error).__name__}: {error}".split())) from error
+    return Decoded(image, hashlib.sha256(data).hexdigest())
+
+
+def _as_displayed(image: Image.Image) -> Image.Image:
+    rgb = _rgb(image)
+    transposition = _TRANSPOSITIONS.get(_orientation(image))
+    return rgb.transpose(transposition) if transposition is not None else rgb
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ORIENTATION_TAG, 1))
+    except Exception:  # noqa: BLE001  # a broken EXIF block says nothing about the pixels: they are shown as stored
+        return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_grey_to_8_bits(image)).convert("RGB")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        if converted is None:  # only for inPlace=True, says the signature
+            raise Rejected("decode", "the CIELAB image cannot be converted")
+        return converted
+    return image.convert("RGB")
+
+
+def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W] from 16-bit, 32-bit or float greys: floats in [0, 1], else 8 or 16 bits by the largest value."""
+    grey_HW = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    if image.mode.startswith("I;16"):
+        full_scale = 65_535.0
+    else:
+        largest = grey_HW.max(initial=0.0)
+        if image.mode == "F" and largest <= 1.0:
+            full_scale = 1.0
+        else:
+            full_scale = 255.0 if largest <= 255.0 else max(65_535.0, largest)
+    return (np.clip(grey_HW / full_scale, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)

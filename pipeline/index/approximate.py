@@ -1,0 +1,48 @@
+"""Candidates from a FAISS index, whose ids are the dense row numbers of a shard."""
+
+import faiss
+import numpy as np
+
+from pipeline.index import parameters
+
+# Candidates fetched for exact re-ranking, as a multiple of k and at least. Fifty for k = 10 took a fast-scan PQ from
+# .90 to .987 recall@10 on 300,000 vectors; more candidates cost a gather each.
+RERANK_FACTOR = 4
+RERANK_AT_LEAST = 100
+
+
+class ApproximateFinder:
+    """Finds candidates among the allowed rows of one FAISS index."""
+
+    def __init__(self, index: faiss.Index, values: dict[str, int], rows_N: np.ndarray) -> None:
+        self._index = index
+        self._values = values
+        self._num_allowed = len(rows_N)
+        self._selector = None
+        if self._num_allowed < index.ntotal:
+            allowed = np.zeros(index.ntotal, bool)
+            allowed[rows_N] = True
+            self._bits = np.packbits(allowed, bitorder="little")  # the selector reads this buffer in place
+            self._selector = faiss.IDSelectorBitmap(self._bits)
+
+    def find(self, queries_QD: np.ndarray, k: int) -> np.ndarray:
+        """Likely nearest rows of each query, int64 [Q, K] with K >= k; -1 only where fewer than k rows are allowed.
+
+        Where masked rows leave a query with fewer than k, it searches further, in the end through everything.
+        """
+        width = min(max(k * RERANK_FACTOR, RERANK_AT_LEAST), self._num_allowed)
+        if not width:
+            return np.full((len(queries_QD), 0), -1, np.int64)
+        values: dict[str, int] | None = self._values
+        found_QK = self._search(queries_QD, width, self._values)
+        while True:
+            short = np.flatnonzero((found_QK[:, : min(k, width)] < 0).any(axis=1))
+            values = parameters.widened(self._index, values) if len(short) else None
+            if values is None:
+                return found_QK
+            found_QK[short] = self._search(queries_QD[short], width, values)
+
+    def _search(self, queries_QD: np.ndarray, width: int, values: dict[str, int]) -> np.ndarray:
+        params = parameters.search_parameters(self._index, values, self._selector)
+        _, found_QK = self._index.search(queries_QD, width, params=params)
+        return found_QK

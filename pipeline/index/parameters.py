@@ -1,0 +1,62 @@
+"""FAISS search parameters per call, from the notation FAISS and autofaiss use ("nprobe=16,efSearch=32,ht=2048").
+
+Nothing is set on an index, which several threads may be searching.
+"""
+
+import faiss
+
+
+def parsed(parameters: str) -> dict[str, int]:
+    """The values of a parameter string by name."""
+    return {name: int(value) for name, value in (pair.split("=") for pair in parameters.split(",") if pair)}
+
+
+def written(values: dict[str, int]) -> str:
+    """The inverse of `parsed`."""
+    return ",".join(f"{name}={value}" for name, value in values.items())
+
+
+def search_parameters(
+    index: faiss.Index, values: dict[str, int], selector: faiss.IDSelector | None
+) -> faiss.SearchParameters:
+    """Parameters for one call on this index; the caller keeps `selector` alive during it.
+
+    `ht`, which autofaiss adds for product quantizers, is left out: its 2048 is no less than their code size in bits,
+    and FAISS takes that as "no polysemous filtering" (ParameterSpace::set_index_parameter).
+    """
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        inner = search_parameters(index.index, values, selector)
+        return faiss.SearchParametersPreTransform(index_params=inner)
+    options: dict = {"sel": selector} if selector is not None else {}
+    if isinstance(index, faiss.IndexIVF):
+        if "efSearch" in values:
+            options["quantizer_params"] = faiss.SearchParametersHNSW(efSearch=values["efSearch"])
+        kind = faiss.IVFPQSearchParameters if isinstance(index, faiss.IndexIVFPQ) else faiss.SearchParametersIVF
+        return kind(nprobe=values.get("nprobe", 1), **options)
+    if isinstance(index, faiss.IndexHNSW):
+        return faiss.SearchParametersHNSW(efSearch=values.get("efSearch", 16), **options)
+    return faiss.SearchParameters(**options)
+
+
+def widest(index: faiss.Index) -> dict[str, int]:
+    """The parameter that trades speed for recall, at its largest useful value; empty where there is none."""
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return widest(index.index)
+    if isinstance(index, faiss.IndexIVF):
+        return {"nprobe": index.nlist}
+    if isinstance(index, faiss.IndexHNSW):
+        return {"efSearch": max(index.ntotal, 1)}
+    return {}
+
+
+def widened(index: faiss.Index, values: dict[str, int]) -> dict[str, int] | None:
+    """Values that search twice as far, or None when these already go as far as they can."""
+    limits = widest(index)
+    grown = {name: min(max(values.get(name, 1), 1) * 2, limit) for name, limit in limits.items()}
+    if "efSearch" in values and "nprobe" in grown:
+        grown["efSearch"] = max(values["efSearch"], 2 * grown["nprobe"])
+    if all(values.get(name, 1) >= limit for name, limit in limits.items()):
+        return None
+    return values | grown

@@ -1,0 +1,221 @@
+"""Search over all that is live in one version: shards through their indexes, fresh entries exactly, merged.
+
+Shapes: Q queries, K neighbours, D dimensions. Similarities are inner products of unit vectors, scored in float64 from
+the stored float16 and rounded to float32; equal similarities are ordered by id.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.index.blocks import Block, Finder, Scope
+from pipeline.index.exact import ExactFinder, similarities
+from pipeline.index.shards import open_shard
+from pipeline.store.schemas import embedding_matrix, read_table
+from pipeline.store.state import State
+from pipeline.store.storage import Storage
+from pipeline.store.tombstones import read_tombstones
+
+QUERIES_AT_ONCE = 1_024
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Neighbours in order: similarities float32, ids int64, codes int32, blocks and rows int64, all [Q, K].
+
+    Where a query has fewer than K neighbours the rest holds similarity -inf, id -1 and code -1.
+    """
+
+    similarities_QK: np.ndarray
+    ids_QK: np.ndarray
+    codes_QK: np.ndarray
+    blocks_QK: np.ndarray
+    rows_QK: np.ndarray
+
+
+@dataclass(frozen=True)
+class Restrictions:
+    """What a search leaves out or sees otherwise; nothing stored changes.
+
+    `exclude` are ids that take up no rank. `own_Q` is one id a query, left out for that query only (leave-one-out).
+    `assume` gives ids another label code for this question.
+    """
+
+    scope: Scope = "live"
+    exclude: frozenset[int] = frozenset()
+    own_Q: np.ndarray | None = None
+    assume: Mapping[int, int] = field(default_factory=dict)
+
+
+class LiveEntries:
+    """Everything that can be found in one version of a memory. Open with `LiveEntries.open`."""
+
+    def __init__(self, dimension: int, labels: Sequence[str], blocks: Sequence[Block], num_shards: int) -> None:
+        self.dimension = dimension
+        self.labels = tuple(labels)
+        self.blocks = tuple(blocks)
+        self.num_shards = num_shards
+
+    @classmethod
+    def open(cls, storage: Storage, state: State) -> "LiveEntries":
+        """Map the shards and read the fresh entries of a version. Raises DamagedFile."""
+        dimension = state.identity.dimension if state.identity else 0
+        forgotten = read_tombstones(storage, state.tombstones)
+        codes: dict[str, int] = {}
+        shards = state.index.shards if state.index else ()
+        blocks = [open_shard(storage, state.index, s, dimension, codes, forgotten) for s in shards if state.index]
+        fresh = state.fresh_files()
+        if fresh:
+            columns = ["id", "uri", "label", "dataset", "embedding"]
+            tables = [read_table(storage, file, columns).replace_schema_metadata() for file in fresh]
+            blocks.append(_fresh_block(pa.concat_tables(tables), codes, forgotten))
+        return cls(dimension, list(codes), blocks, len(shards))
+
+    def __len__(self) -> int:
+        return sum(int(block.live_N.sum()) for block in self.blocks)
+
+    def label_counts(self) -> np.ndarray:
+        """Live entries of each label, int64 [C], in the order of `labels`."""
+        counts = np.zeros(len(self.labels), np.int64)
+        for block in self.blocks:
+            codes = block.codes_N[block.live_N]
+            counts += np.bincount(codes[codes >= 0], minlength=len(self.labels))
+        return counts
+
+    def dataset_counts(self) -> dict[str, int]:
+        """Live entries of each dataset that has any."""
+        counts: dict[str, int] = {}
+        for block in self.blocks:
+            for pair in pc.value_counts(block.datasets.filter(pa.array(block.live_N))).to_pylist():
+                counts[pair["values"]] = counts.get(pair["values"], 0) + pair["counts"]
+        return dict(sorted(counts.items()))
+
+    def live_ids(self, *, labelled: bool = False) -> np.ndarray:
+        """Ids of the live entries, or of those with a label, int64 [N] in block order."""
+        masks = [block.live_N & (block.codes_N >= 0) if labelled else block.live_N for block in self.blocks]
+        return np.concatenate([b.ids_N[m] for b, m in zip(self.blocks, masks, strict=True)] or [np.empty(0, np.int64)])
+
+    def known(self, ids: np.ndarray) -> np.ndarray:
+        """Which ids are live entries, bool [N]."""
+        return np.isin(ids, self.live_ids())
+
+    def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
+        """Ids of the live entries with this uri, label or dataset (one of them), int64 [N]."""
+        found = []
+        for block in self.blocks:
+            if label is not None:
+                mask = block.codes_N == (self.labels.index(label) if label in self.labels else -2)
+            else:
+                column, wanted = (block.uris, uri) if uri is not None else (block.datasets, dataset)
+                mask = pc.equal(column, wanted).to_numpy()
+            found.append(block.ids_N[mask & block.live_N])
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def entry(self, entry_id: int) -> tuple[int, int] | None:
+        """Block and row of a live entry, or None."""
+        for number, block in enumerate(self.blocks):
+            for row in block.rows_of(np.array([entry_id])):
+                if block.live_N[row]:
+                    return number, int(row)
+        return None
+
+    def vectors_of(self, ids: np.ndarray) -> np.ndarray:
+        """Stored vectors of live entries, float32 [N, D], in the order of `ids`."""
+        vectors_ND = np.empty((len(ids), self.dimension), np.float32)
+        for block, positions, rows in self._located(ids):
+            vectors_ND[positions] = block.vectors_ND[rows]
+        return vectors_ND
+
+    def codes_of(self, ids: np.ndarray) -> np.ndarray:
+        """Label codes of live entries, int32 [N], in the order of `ids`; -1 for none."""
+        codes_N = np.full(len(ids), -1, np.int32)
+        for block, positions, rows in self._located(ids):
+            codes_N[positions] = block.codes_N[rows]
+        return codes_N
+
+    def _located(self, ids: np.ndarray) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
+        """For each block, the positions in `ids` of the entries it holds and their rows in it."""
+        for block in self.blocks:
+            at = np.searchsorted(block.ids_N, ids)
+            inside = at < len(block.ids_N)
+            inside[inside] = block.ids_N[at[inside]] == ids[inside]
+            yield block, np.flatnonzero(inside), at[inside]
+
+    def search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Retrieved:
+        """The k nearest live entries of each query (float32 [Q, D] of unit length) that the restrictions leave."""
+        pieces = [
+            self._search(queries_QD[start : start + QUERIES_AT_ONCE], k, _slice(restrictions, start))
+            for start in range(0, max(len(queries_QD), 1), QUERIES_AT_ONCE)
+        ]
+        columns = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        return Retrieved(*columns)
+
+    def _search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions) -> tuple[np.ndarray, ...]:
+        queries_QD = np.ascontiguousarray(queries_QD, np.float32)
+        exclude = np.array(sorted(restrictions.exclude), np.int64)
+        found = []
+        for number, block in enumerate(self.blocks):
+            excluded_rows = block.rows_of(exclude)
+            asked = k + len(excluded_rows) + (restrictions.own_Q is not None)
+            rows_QK = _finder(block, restrictions).find(queries_QD, asked)
+            similarities_QK = similarities(queries_QD, block.vectors_ND, rows_QK)
+            ids_QK = np.where(rows_QK >= 0, block.ids_N[rows_QK] if len(block.ids_N) else -1, -1)
+            left_out = np.isin(rows_QK, excluded_rows)
+            if restrictions.own_Q is not None:
+                left_out |= ids_QK == restrictions.own_Q[:, None]
+            similarities_QK[left_out] = -np.inf
+            codes_QK = np.where(rows_QK >= 0, block.codes_N[rows_QK] if len(block.ids_N) else -1, -1)
+            found.append((similarities_QK, ids_QK, codes_QK, np.full_like(rows_QK, number), rows_QK))
+        if not found:
+            empty = np.full((len(queries_QD), 0), -1, np.int64)
+            found = [(empty.astype(np.float32), empty, empty.astype(np.int32), empty, empty)]
+        similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK = (
+            np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True)
+        )
+        order = np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k]
+        similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK = (
+            np.take_along_axis(a, order, axis=1) for a in (similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK)
+        )
+        none = np.isneginf(similarities_QK)
+        for array in (ids_QK, codes_QK, rows_QK):
+            array[none] = -1
+        for entry_id, code in restrictions.assume.items():
+            codes_QK[ids_QK == entry_id] = code
+        return similarities_QK, ids_QK, codes_QK.astype(np.int32), blocks_QK, rows_QK
+
+
+def _finder(block: Block, restrictions: Restrictions) -> Finder:
+    """The block's finder; an entry without a label that is assumed to have one must be found too."""
+    assumed = block.rows_of(np.array(sorted(restrictions.assume), np.int64))
+    if restrictions.scope == "labelled" and (block.codes_N[assumed] < 0).any():
+        mask_N = block.codes_N >= 0
+        mask_N[assumed] = True
+        return block.finder_over(mask_N & block.live_N)
+    return block.finder(restrictions.scope)
+
+
+def _slice(restrictions: Restrictions, start: int) -> Restrictions:
+    if restrictions.own_Q is None:
+        return restrictions
+    own = restrictions.own_Q[start : start + QUERIES_AT_ONCE]
+    return Restrictions(restrictions.scope, restrictions.exclude, own, restrictions.assume)
+
+
+def _fresh_block(table: pa.Table, codes: dict[str, int], forgotten: np.ndarray) -> Block:
+    ids_N = table.column("id").to_numpy()
+    encoded = table.column("label").combine_chunks().dictionary_encode()
+    names = [codes.setdefault(name, len(codes)) for name in encoded.dictionary.to_pylist()]
+    translation = np.array([*names, -1], np.int32)
+    vectors_ND = embedding_matrix(table.column("embedding"))
+    return Block(
+        ids_N=ids_N,
+        codes_N=translation[encoded.indices.fill_null(-1).to_numpy()],
+        vectors_ND=vectors_ND,
+        live_N=~np.isin(ids_N, forgotten),
+        uris=table.column("uri"),
+        datasets=table.column("dataset"),
+        make_finder=lambda rows_N: ExactFinder(vectors_ND, rows_N),
+    )

@@ -1,0 +1,160 @@
+"""A shard on disk: dense rows in the order of their ids, side arrays beside the FAISS index, all memory-mapped.
+
+    ids.npy        int64 [N]       row -> entry id
+    labels.npy     int32 [N]       row -> code into the vocabulary kept in entries.arrow's metadata, -1 for none
+    vectors.f16    float16 [N, D]  raw, row-major: exact re-ranking is one gather and one product
+    entries.arrow  Arrow IPC: uri and dataset of each row
+    index.faiss    FAISS ids are row numbers; absent for the key Flat, which searches vectors.f16 itself
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import DamagedFile
+from pipeline.index.approximate import ApproximateFinder
+from pipeline.index.blocks import Block, MakeFinder
+from pipeline.index.exact import ExactFinder
+from pipeline.index.parameters import parsed
+from pipeline.store.files import FileRef, RowsFile, checked_path, describe
+from pipeline.store.schemas import embedding_matrix, read_table
+from pipeline.store.state import Index, Shard
+from pipeline.store.storage import Storage
+
+_LABELS = b"visual_memory.labels"
+
+
+@dataclass(frozen=True)
+class SideFiles:
+    """The files of a shard but for its FAISS index."""
+
+    ids: FileRef
+    labels: FileRef
+    vectors: FileRef
+    entries: FileRef
+
+    @property
+    def rows(self) -> int:
+        return self.ids.rows
+
+
+def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], forgotten: np.ndarray) -> SideFiles:
+    """Gather the live rows of some entries files into the side files of a shard, one file at a time."""
+    ids, uris, datasets, labels = [], [], [], []
+    with storage.publishing(f"{folder}/vectors.f16") as local:
+        with local.open("wb") as stream:
+            for file in files:
+                table = read_table(storage, file, ["id", "uri", "label", "dataset", "embedding"])
+                alive = ~np.isin(table.column("id").to_numpy(), forgotten)
+                table = table.filter(pa.array(alive))
+                stream.write(np.ascontiguousarray(embedding_matrix(table.column("embedding"))).data)
+                ids.append(table.column("id").to_numpy())
+                uris += table.column("uri").chunks
+                datasets += table.column("dataset").chunks
+                labels += table.column("label").chunks
+        ids_N = np.concatenate(ids) if ids else np.empty(0, np.int64)
+        vectors = describe(f"{folder}/vectors.f16", local, len(ids_N))
+    encoded = pa.chunked_array(labels, pa.string()).combine_chunks().dictionary_encode()
+    codes_N = encoded.indices.fill_null(-1).to_numpy().astype(np.int32)
+    schema = pa.schema(
+        [pa.field("uri", pa.string()), pa.field("dataset", pa.string())],
+        metadata={_LABELS: json.dumps(encoded.dictionary.to_pylist())},
+    )
+    table = pa.table([pa.chunked_array(uris, pa.string()), pa.chunked_array(datasets, pa.string())], schema=schema)
+    with storage.publishing(f"{folder}/entries.arrow") as local:
+        with pa.ipc.new_file(str(local), schema) as writer:
+            writer.write_table(table)
+        entries = describe(f"{folder}/entries.arrow", local, len(ids_N))
+    return SideFiles(
+        ids=_write_array(storage, f"{folder}/ids.npy", ids_N),
+        labels=_write_array(storage, f"{folder}/labels.npy", codes_N),
+        vectors=vectors,
+        entries=entries,
+    )
+
+
+def mapped_vectors(storage: Storage, vectors: FileRef, dimension: int) -> np.ndarray:
+    """The vectors of a shard, float16 [N, D], memory-mapped. Raises DamagedFile."""
+    local = checked_path(storage, vectors)
+    if not vectors.rows:
+        return np.empty((0, dimension), np.float16)
+    return np.memmap(local, np.float16, mode="r", shape=(vectors.rows, dimension))
+
+
+def write_faiss(storage: Storage, path: str, index: faiss.Index) -> FileRef:
+    """Publish a FAISS index."""
+    with storage.publishing(path) as local:
+        faiss.write_index(index, str(local))
+        return describe(path, local, index.ntotal)
+
+
+def read_faiss(storage: Storage, file: FileRef) -> faiss.Index:
+    """Map a published FAISS index, or load it where its kind cannot be mapped. Raises DamagedFile."""
+    local = checked_path(storage, file)
+    try:
+        return faiss.read_index(str(local), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise _damaged(storage, file) from error
+
+
+def open_shard(
+    storage: Storage, index: Index, shard: Shard, dimension: int, codes: dict[str, int], forgotten: np.ndarray
+) -> Block:
+    """A shard as a block. Labels new to the vocabulary `codes` are added to it. Raises DamagedFile."""
+    ids_N = _read_array(storage, shard.ids)
+    local_codes = _read_array(storage, shard.labels)
+    table = _mapped_table(storage, shard.entries, checked_path(storage, shard.entries))
+    names = json.loads(table.schema.metadata[_LABELS])
+    translation = np.array([codes.setdefault(name, len(codes)) for name in names] + [-1], np.int32)
+    vectors_ND = mapped_vectors(storage, shard.vectors, dimension)
+    return Block(
+        ids_N=ids_N,
+        codes_N=translation[local_codes],
+        vectors_ND=vectors_ND,
+        live_N=~np.isin(ids_N, forgotten),
+        uris=table.column("uri"),
+        datasets=table.column("dataset"),
+        make_finder=_finder_maker(storage, shard.index, index.parameters, vectors_ND),
+    )
+
+
+def _finder_maker(storage: Storage, file: FileRef | None, parameters: str, vectors_ND: np.ndarray) -> MakeFinder:
+    if file is None:
+        return lambda rows_N: ExactFinder(vectors_ND, rows_N)
+    faiss_index = read_faiss(storage, file)
+    if faiss_index.ntotal != len(vectors_ND):
+        raise _damaged(storage, file)
+    values = parsed(parameters)
+    return lambda rows_N: ApproximateFinder(faiss_index, values, rows_N)
+
+
+def _write_array(storage: Storage, path: str, array: np.ndarray) -> FileRef:
+    with storage.publishing(path) as local:
+        with local.open("wb") as stream:
+            np.save(stream, array)
+        return describe(path, local, len(array))
+
+
+def _read_array(storage: Storage, file: FileRef) -> np.ndarray:
+    try:
+        return np.load(checked_path(storage, file), mmap_mode="r", allow_pickle=False)
+    except ValueError as error:
+        raise _damaged(storage, file) from error
+
+
+def _mapped_table(storage: Storage, file: FileRef, local: Path) -> pa.Table:
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(local))).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(storage, file) from error
+
+
+def _damaged(storage: Storage, file: FileRef) -> DamagedFile:
+    return DamagedFile(
+        f"{file.path} in the memory at {storage.uri} is damaged: run `index --rebuild`, or restore it from a copy"
+    )

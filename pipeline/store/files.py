@@ -1,0 +1,50 @@
+"""References to files of a memory: path, size and hash, as versions and completion marks name them."""
+
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import DamagedFile
+from pipeline.store.storage import Storage
+
+
+class FileRef(BaseModel):
+    """A published file: its path in the memory, rows (0 where it has none), length and hexadecimal sha256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    path: str
+    rows: int = 0
+    num_bytes: int
+    sha256: str
+
+
+class RowsFile(FileRef):
+    """A Parquet file of rows with ids, all of them within [first_id, last_id]."""
+
+    first_id: int
+    last_id: int
+
+
+def describe(path: str, local: Path, rows: int = 0) -> FileRef:
+    """Hash a file that is about to be published as `path`."""
+    with local.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return FileRef(path=path, rows=rows, num_bytes=local.stat().st_size, sha256=digest)
+
+
+def checked_path(storage: Storage, file: FileRef) -> Path:
+    """Where a named file can be read on this machine.
+
+    Raises DamagedFile when it is missing or has not the length it was published with. Contents are checked where
+    they are read (Parquet pages carry checksums); hashing every byte is left to a full verification.
+    """
+    local = storage.local_path(file.path)
+    found = local.stat().st_size
+    if found != file.num_bytes:
+        raise DamagedFile(
+            f"{file.path} in the memory at {storage.uri} has {found:,} bytes where {file.num_bytes:,} were written: "
+            "restore it from a copy of the memory"
+        )
+    return local

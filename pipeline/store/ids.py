@@ -1,0 +1,39 @@
+"""Entry ids: int64, `segment << 39 | part << 20 | row`, fixed by the plan before any image is read.
+
+24 bits of segment, 19 of part and 20 of row leave the sign bit clear. The bits say where an entry came from; which
+file holds it is answered by the version, whose files carry id ranges.
+"""
+
+import numpy as np
+
+from pipeline.errors import UsageError
+
+MAX_SEGMENTS = 1 << 24
+MAX_PARTS = 1 << 19
+MAX_ROWS = 1 << 20
+
+MIN_PART_ROWS = 128
+MAX_PART_ROWS = 16_384
+PARTS_AIMED_AT = 128
+
+
+def first_id(segment: int, part: int) -> int:
+    """The id of row 0 of a part. Raises UsageError when a number does not fit its bits."""
+    if not (0 <= segment < MAX_SEGMENTS and 0 <= part < MAX_PARTS):
+        raise UsageError(f"segment {segment}, part {part} is beyond what an id can hold: split the source in two")
+    return segment << 39 | part << 20
+
+
+def part_ids(segment: int, part: int, num_rows: int) -> np.ndarray:
+    """The ids of a part's planned rows, int64 [num_rows]."""
+    return first_id(segment, part) + np.arange(num_rows, dtype=np.int64)
+
+
+def split_id(entry_id: int) -> tuple[int, int, int]:
+    """Segment, part and row of an id."""
+    return entry_id >> 39, entry_id >> 20 & (MAX_PARTS - 1), entry_id & (MAX_ROWS - 1)
+
+
+def rows_per_part(planned: int) -> int:
+    """Rows in each part of a plan but the last: small enough to resume cheaply, few enough to list quickly."""
+    return min(max(-(-planned // PARTS_AIMED_AT), MIN_PART_ROWS), MAX_PART_ROWS)

@@ -1,0 +1,204 @@
+"""A segment while it is being made: its reserved number, its frozen plan and the completion marks of its parts.
+
+Nothing here is visible to readers until a version names the segment. Its number is never used again, whatever becomes
+of it. A part is done when its mark exists: the mark is created exclusively and names the part's files, so the first
+attempt to finish wins and the files of every other attempt are garbage.
+"""
+
+import contextlib
+import secrets
+import socket
+from collections.abc import Sequence
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import DamagedFile, UsageError
+from pipeline.store import ids
+from pipeline.store.files import FileRef, RowsFile, describe
+from pipeline.store.identity import Identity
+from pipeline.store.schemas import FORMAT, PLAN, REJECTED, entries_schema, read_table, write_table
+from pipeline.store.storage import AlreadyExists, Storage
+
+FOLDER = "segments"
+GIVEN_UP = "given_up.json"
+
+
+class Reservation(BaseModel):
+    """What `segment.json` says: whose work this is, so that the same command can continue it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    number: int
+    fingerprint: str
+    source: str
+    dataset: str
+    identity: Identity
+    planned: int
+    rows_per_part: int
+    plan: FileRef
+
+    @property
+    def num_parts(self) -> int:
+        return -(-self.planned // self.rows_per_part)
+
+
+class PartMark(BaseModel):
+    """What `done/PART.json` says of a finished part: its files, None where it has no such rows."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    part: int
+    attempt: str
+    node: str
+    planned: int
+    entries: RowsFile | None
+    rejected: RowsFile | None
+
+    @property
+    def num_entries(self) -> int:
+        return self.entries.rows if self.entries else 0
+
+    @property
+    def num_rejected(self) -> int:
+        return self.rejected.rows if self.rejected else 0
+
+
+def reserve(
+    storage: Storage, images: pa.Table, *, fingerprint: str, source: str, dataset: str, identity: Identity
+) -> Reservation:
+    """Freeze a plan under the next free segment number.
+
+    `images` has the columns of PLAN but for `id`, in the order to be kept; at least one row.
+    """
+    rows = ids.rows_per_part(images.num_rows)
+    taken = [int(name) for name in storage.list(FOLDER) if name.isdigit()]
+    number = max(taken, default=0) + 1
+    while True:
+        folder = f"{FOLDER}/{number:08d}"
+        plan = _write_plan(storage, f"{folder}/plan/{secrets.token_hex(4)}.parquet", images, number, rows)
+        reservation = Reservation(
+            number=number,
+            fingerprint=fingerprint,
+            source=source,
+            dataset=dataset,
+            identity=identity,
+            planned=images.num_rows,
+            rows_per_part=rows,
+            plan=plan,
+        )
+        try:
+            storage.create(f"{folder}/segment.json", reservation.model_dump_json(indent=1).encode())
+        except AlreadyExists:
+            number += 1
+        else:
+            return reservation
+
+
+def unfinished(storage: Storage, fingerprint: str, committed: Sequence[int]) -> Reservation | None:
+    """The newest reserved segment of this fingerprint that no version names and nobody gave up, or None."""
+    for name in reversed(storage.list(FOLDER)):
+        if not name.isdigit() or int(name) in committed or not storage.exists(f"{FOLDER}/{name}/segment.json"):
+            continue
+        if storage.exists(f"{FOLDER}/{name}/{GIVEN_UP}"):
+            continue
+        reservation = read_reservation(storage, int(name))
+        if reservation.fingerprint == fingerprint:
+            return reservation
+    return None
+
+
+def give_up(storage: Storage, reservation: Reservation) -> None:
+    """Mark a segment that will never be committed, so that the same command starts anew."""
+    with contextlib.suppress(AlreadyExists):
+        storage.create(f"{FOLDER}/{reservation.number:08d}/{GIVEN_UP}", b"{}")
+
+
+def read_reservation(storage: Storage, number: int) -> Reservation:
+    """Raises DamagedFile when the segment's description is missing or unreadable."""
+    path = f"{FOLDER}/{number:08d}/segment.json"
+    try:
+        return Reservation.model_validate_json(storage.read(path))
+    except ValidationError as error:
+        raise _damaged(storage, path) from error
+
+
+def read_plan(storage: Storage, reservation: Reservation, part: int) -> pa.Table:
+    """The planned rows of one part, in order."""
+    return read_table(storage, reservation.plan, row_group=part)
+
+
+def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark]:
+    """The marks of the parts that are done, by part. Raises DamagedFile for one that is unreadable."""
+    folder = f"{FOLDER}/{reservation.number:08d}/done"
+    marks = {}
+    for name in storage.list(folder):
+        mark = _read_mark(storage, f"{folder}/{name}")
+        marks[mark.part] = mark
+    return marks
+
+
+def publish_part(
+    storage: Storage,
+    reservation: Reservation,
+    part: int,
+    entries: pa.Table,
+    rejected: pa.Table,
+) -> PartMark:
+    """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
+    attempt = secrets.token_hex(6)
+    folder = f"{FOLDER}/{reservation.number:08d}"
+    first = ids.first_id(reservation.number, part)
+    planned = min(reservation.rows_per_part, reservation.planned - part * reservation.rows_per_part)
+    if entries.num_rows + rejected.num_rows != planned:
+        raise UsageError(f"part {part} has {entries.num_rows} + {rejected.num_rows} rows of {planned} planned")
+
+    def written(kind: str, table: pa.Table) -> RowsFile | None:
+        if not table.num_rows:
+            return None
+        path = f"{folder}/{kind}/{part:06d}-{attempt}.parquet"
+        with storage.publishing(path) as local:
+            write_table(table, local)
+            file = describe(path, local, table.num_rows)
+        return RowsFile(**file.model_dump(), first_id=first, last_id=first + planned - 1)
+
+    mark = PartMark(
+        part=part,
+        attempt=attempt,
+        node=socket.gethostname(),
+        planned=planned,
+        entries=written("entries", entries.cast(entries_schema(reservation.identity))),
+        rejected=written("rejected", rejected.cast(REJECTED)),
+    )
+    path = f"{folder}/done/{part:06d}.json"
+    try:
+        storage.create(path, mark.model_dump_json(indent=1).encode())
+    except AlreadyExists:
+        return _read_mark(storage, path)
+    return mark
+
+
+def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows: int) -> FileRef:
+    num_rows = images.num_rows
+    entry_ids = [
+        pa.array(ids.part_ids(number, part, min(rows, num_rows - part * rows))) for part in range(-(-num_rows // rows))
+    ]
+    table = images.add_column(0, "id", pa.chunked_array(entry_ids)).cast(PLAN)
+    with storage.publishing(path) as local:
+        write_table(table, local, row_group_rows=rows)  # one row group a part: a part reads its own rows only
+        return describe(path, local, num_rows)
+
+
+def _read_mark(storage: Storage, path: str) -> PartMark:
+    try:
+        return PartMark.model_validate_json(storage.read(path))
+    except ValidationError as error:
+        raise _damaged(storage, path) from error
+
+
+def _damaged(storage: Storage, path: str) -> DamagedFile:
+    return DamagedFile(
+        f"{path} in the memory at {storage.uri} is not whole: remove that file and run the same `add` again"
+    )

@@ -1,0 +1,25 @@
+"""The overlay of forgotten ids: a small file for each version that forgot something."""
+
+import secrets
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.store.files import FileRef, describe
+from pipeline.store.schemas import TOMBSTONES, read_table, write_table
+from pipeline.store.storage import Storage
+
+
+def write_tombstones(storage: Storage, version: int, ids_N: np.ndarray) -> FileRef:
+    """Publish the ids (int64 [N]) that a version is about to forget."""
+    path = f"tombstones/{version:020d}-{secrets.token_hex(4)}.parquet"
+    with storage.publishing(path) as local:
+        write_table(pa.table([pa.array(np.sort(ids_N))], schema=TOMBSTONES), local)
+        return describe(path, local, len(ids_N))
+
+
+def read_tombstones(storage: Storage, files: Sequence[FileRef]) -> np.ndarray:
+    """Every forgotten id, sorted, int64 [N]. Raises DamagedFile."""
+    lists = [read_table(storage, file).column("id").to_numpy() for file in files]
+    return np.unique(np.concatenate(lists)) if lists else np.empty(0, np.int64)

@@ -1,0 +1,395 @@
+"""VisualMemory, the face of it all: one method a verb.
+
+    memory = VisualMemory("photos.memory")
+    memory.add("photos/")
+    [decision] = memory.classify(["new.jpg"])
+
+Every call reads the newest version there is, or the one named by `at`, and answers from that version alone.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from pipeline import asking
+from pipeline.decisions.decision import Decision, Neighbor
+from pipeline.decisions.evaluation import DEFAULT_KS
+from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
+from pipeline.edits import add as adding
+from pipeline.edits import forget as forgetting
+from pipeline.embeddings.encoder import Encoder, EncoderChoice
+from pipeline.embeddings.parts import available_cpus, embed_here
+from pipeline.embeddings.queries import QueryImage, embed_images
+from pipeline.embeddings.stream import Pixels, embed_uris
+from pipeline.errors import SourceError, UsageError
+from pipeline.images.folder import list_folder, parse_labels
+from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
+from pipeline.index.search import LiveEntries
+from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.segments import PartMark, Reservation
+from pipeline.store.state import State
+from pipeline.store.storage import open_storage
+from pipeline.store.versions import VersionLog
+
+MAX_FRESH = 50_000  # beyond this many fresh entries an add builds shards, so that search stays quick
+
+Runner = Literal["here", "ray"]
+
+
+@dataclass(frozen=True)
+class AddReport:
+    """What an add did. `already` names the segment that held the source before, when nothing was added."""
+
+    segment: int | None
+    planned: int
+    entries: int
+    rejects: tuple[adding.Reject, ...]
+    version: int
+    seconds: float
+    already: int | None = None
+
+    @property
+    def rejected(self) -> int:
+        return len(self.rejects)
+
+    @property
+    def images_per_second(self) -> float:
+        return (self.entries + self.rejected) / self.seconds if self.seconds else 0.0
+
+    def to_json(self) -> dict:
+        return {
+            "segment": self.segment,
+            "planned": self.planned,
+            "entries": self.entries,
+            "rejected": self.rejected,
+            "version": self.version,
+            "images_per_second": round(self.images_per_second, 1),
+            "seconds": round(self.seconds, 2),
+            "already": self.already,
+            "rejects": [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects],
+        }
+
+
+@dataclass(frozen=True)
+class ForgetReport:
+    """How many entries were forgotten, and the version that no longer has them."""
+
+    forgotten: int
+    version: int
+
+    def to_json(self) -> dict:
+        return {"forgotten": self.forgotten, "version": self.version, "receipt": None}
+
+
+class VisualMemory:
+    """A memory at a URI; it need not exist before the first `add`. `at` pins a version for reading."""
+
+    def __init__(self, uri: str | Path, at: int | None = None) -> None:
+        self.log = VersionLog(open_storage(str(uri)))
+        self._at = at
+        self._live: tuple[int, LiveEntries] | None = None
+        self._encoder: Encoder | None = None
+
+    @property
+    def uri(self) -> str:
+        return self.log.storage.uri
+
+    def state(self) -> State:
+        """The version that is read. Raises MemoryMissing, FormatError or DamagedFile."""
+        return self.log.at(self._at)
+
+    def live(self, state: State | None = None) -> LiveEntries:
+        """All that can be found in the version that is read."""
+        state = state or self.state()
+        if self._live is None or self._live[0] != state.version:
+            self._live = (state.version, LiveEntries.open(self.log.storage, state))
+        return self._live[1]
+
+    def encoder(self) -> Encoder:
+        """The encoder the memory was made with, loaded once."""
+        identity = self.state().identity
+        if identity is None:
+            raise SourceError(f"the memory at {self.uri} has no entries yet: add images first")
+        if self._encoder is None or self._encoder.identity != identity:
+            self._encoder = Encoder.open(self.log.storage, identity)
+        return self._encoder
+
+    def plan_add(
+        self,
+        source: str | Path,
+        *,
+        labels: str = "folder",
+        dataset: str | None = None,
+        encoder: str | None = None,
+        weights: str | Path | None = None,
+        weights_order: Literal["name", "positional"] = "name",
+        image_size: int | None = None,
+    ) -> adding.AddPlan:
+        """What `add` with these arguments would do. Writes nothing."""
+        self._writable()
+        choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
+        state = self.log.latest() if self.log.exists() else None
+        if state is not None and choice.says_nothing and state.identity is not None:
+            self.encoder()
+        options = adding.AddOptions(labels, dataset, choice)
+        return adding.prepare(self.log, state, str(source), options, self._encoder)
+
+    def add(
+        self,
+        source: str | Path,
+        *,
+        labels: str = "folder",
+        dataset: str | None = None,
+        encoder: str | None = None,
+        weights: str | Path | None = None,
+        weights_order: Literal["name", "positional"] = "name",
+        image_size: int | None = None,
+        runner: Runner = "here",
+        on_progress: OnProgress = ignore_progress,
+    ) -> AddReport:
+        """Remember every image of a source: `plan_add`, then `carry_out`."""
+        plan = self.plan_add(
+            source,
+            labels=labels,
+            dataset=dataset,
+            encoder=encoder,
+            weights=weights,
+            weights_order=weights_order,
+            image_size=image_size,
+        )
+        return self.carry_out(plan, runner=runner, on_progress=on_progress)
+
+    def carry_out(
+        self,
+        plan: adding.AddPlan,
+        *,
+        runner: Runner = "here",
+        command: str = "add",
+        on_progress: OnProgress = ignore_progress,
+    ) -> AddReport:
+        """Embed and commit what was planned.
+
+        `runner` "here" embeds in this process, "ray" on the cluster it is connected to. Killed and called again, it
+        goes on where it was. Beyond 50,000 fresh entries it also indexes.
+        """
+        state = self.log.latest() if self.log.exists() else None
+        started = time.monotonic()
+        added = adding.run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
+        seconds = time.monotonic() - started
+        self._encoder = plan.encoder
+        if added.segment is not None and sum(file.rows for file in added.state.fresh_files()) > MAX_FRESH:
+            added = adding.Added(
+                added.segment, added.planned, added.entries, added.rejects, self._indexed(added.state, on_progress)
+            )
+        return AddReport(
+            segment=added.segment,
+            planned=added.planned,
+            entries=added.entries,
+            rejects=added.rejects,
+            version=added.state.version,
+            seconds=seconds,
+            already=plan.already.number if plan.already else None,
+        )
+
+    def plan_index(self, options: IndexOptions = IndexOptions()) -> IndexPlan:
+        """What `index` would build."""
+        state = self.state()
+        return plan_index(state, options, len(self.live(state)))
+
+    def index(
+        self,
+        options: IndexOptions = IndexOptions(),
+        *,
+        command: str = "index",
+        on_progress: OnProgress = ignore_progress,
+    ) -> State:
+        """Build an index over everything, or shards for the fresh entries of the one there is."""
+        self._writable()
+        state = self.log.latest()
+        plan = plan_index(state, options, len(self.live(state)))
+        if plan.grows and not plan.shards:
+            return state
+        return build_index(self.log, state, plan, options, command, on_progress)
+
+    def search(
+        self, images: Sequence[QueryImage] = (), k: int = 10, *, embeddings: np.ndarray | None = None
+    ) -> list[tuple[Neighbor, ...]]:
+        """The k nearest entries of each image (path, bytes or PIL image) or vector (float [Q, D])."""
+        asking.check_k(k)
+        state = self.state()
+        live = self.live(state)
+        vectors_QD, _ = self._vectors(images, embeddings, live)
+        return asking.search(live, vectors_QD, k)
+
+    def classify(
+        self,
+        images: Sequence[QueryImage] = (),
+        k: int = 50,
+        voting: Voting = "rank",
+        *,
+        embeddings: np.ndarray | None = None,
+        exclude: Sequence[int] = (),
+        weigh: Mapping[int, float] | None = None,
+        assume: Mapping[int, str] | None = None,
+        balance: float | Literal["auto"] = 0.0,
+        abstain_below: float = 0.0,
+    ) -> list[Decision]:
+        """One decision an image or vector, in order. The what-if options change nothing stored."""
+        options = asking.ClassifyOptions(
+            k=k,
+            rule=_rule(voting, balance),
+            auto_balance=balance == "auto",
+            exclude=exclude,
+            weigh=weigh or {},
+            assume=assume or {},
+            abstain_below=abstain_below,
+        )
+        state = self.state()
+        live = self.live(state)
+        vectors_QD, uris = self._vectors(images, embeddings, live)
+        return asking.classify(live, vectors_QD, uris, options, state.version)
+
+    def evaluate(
+        self,
+        source: str | Path,
+        *,
+        ks: Sequence[int] = DEFAULT_KS,
+        votings: Sequence[Voting] = VOTINGS,
+        balance: float | Literal["auto"] = 0.0,
+        on_progress: OnProgress = ignore_progress,
+    ) -> asking.Evaluation:
+        """Accuracy on a folder of labelled images that the memory need not hold. Nothing is stored.
+
+        Raises SourceError when no image of it has a label or none can be read.
+        """
+        state = self.state()
+        listing = list_folder(str(source), parse_labels("folder"))
+        labels = listing.images.column("label").to_pylist()
+        if not listing.labels:
+            raise SourceError(f"no image of {source} has a label: put them into one sub-folder a class")
+        for k in ks:
+            asking.check_k(k)
+        rule = _rule(votings[0], balance)
+        encoder, vectors, truths, done, rejected = self.encoder(), [], [], 0, 0
+        uris = listing.images.column("uri").to_pylist()
+        for batch in embed_uris(encoder, uris, available_cpus()):
+            for image, vector, label in zip(batch.images, batch.vectors_BD, labels[done:], strict=False):
+                if isinstance(image, Pixels) and label is not None:
+                    vectors.append(vector)
+                    truths.append(label)
+                rejected += not isinstance(image, Pixels)
+            done += len(batch.images)
+            on_progress(Progress("embedding", done, len(uris), rejected))
+        if not vectors:
+            raise SourceError(f"none of the {len(uris):,} images of {source} could be read with a label: mend the files")
+        return asking.evaluate(
+            self.live(state),
+            np.stack(vectors),
+            truths,
+            ks,
+            rule,
+            state.version,
+            skipped=len(uris) - len(truths),
+            votings=votings,
+            auto_balance=balance == "auto",
+        )
+
+    def evaluate_leave_one_out(
+        self,
+        *,
+        ks: Sequence[int] = DEFAULT_KS,
+        votings: Sequence[Voting] = VOTINGS,
+        balance: float | Literal["auto"] = 0.0,
+    ) -> asking.Evaluation:
+        """Accuracy of every labelled entry asked about with itself left out."""
+        state = self.state()
+        live = self.live(state)
+        rule = _rule(votings[0], asking.best_balance(live, max(ks), VotingRule()) if balance == "auto" else balance)
+        return asking.evaluate_leave_one_out(live, ks, rule, state.version, votings)
+
+    def forget(
+        self,
+        *,
+        ids: Sequence[int] = (),
+        uris: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        datasets: Sequence[str] = (),
+        command: str = "forget",
+    ) -> ForgetReport:
+        """Forget everything that any of these names; no answer of the next version returns it."""
+        self._writable()
+        selection = forgetting.Selection(ids, uris, labels, datasets)
+        state = self.log.latest()
+        chosen = forgetting.select(self.live(state), selection, self.uri)
+        state = forgetting.forget(self.log, state, chosen, command)
+        return ForgetReport(len(chosen), state.version)
+
+    def status(self) -> dict:
+        """What the version that is read holds, as a JSON object."""
+        state = self.state()
+        live = self.live(state)
+        counts = live.label_counts()
+        stored = sum(segment.num_entries for segment in state.segments)
+        index = state.index
+        return {
+            "uri": self.uri,
+            "version": state.version,
+            "entries": len(live),
+            "fresh": sum(int(block.live_N.sum()) for block in live.blocks[live.num_shards :]),
+            "forgotten": stored - len(live),
+            "rejected": sum(segment.num_rejected for segment in state.segments),
+            "shards": live.num_shards,
+            "dimension": live.dimension,
+            "encoder": state.identity.encoder if state.identity else None,
+            "identity": state.identity.model_dump(mode="json") if state.identity else None,
+            "datasets": live.dataset_counts(),
+            "labels": int((counts > 0).sum()),
+            "entries_by_label": {name: int(n) for name, n in sorted(zip(live.labels, counts, strict=True)) if n},
+            "index": {
+                "key": index.key,
+                "bytes": index.num_bytes,
+                "recall_at_10": index.recall_at_10,
+                "parameters": index.parameters,
+            }
+            if index
+            else None,
+        }
+
+    def _vectors(
+        self, images: Sequence[QueryImage], embeddings: np.ndarray | None, live: LiveEntries
+    ) -> tuple[np.ndarray, list[str | None]]:
+        if embeddings is None:
+            if not len(images):
+                raise UsageError("there is nothing to ask about: give at least one image")
+            return embed_images(self.encoder(), images)
+        vectors_QD = np.asarray(embeddings, np.float32)
+        if vectors_QD.ndim != 2 or vectors_QD.shape[1] != live.dimension:
+            raise UsageError(f"embeddings have the shape {vectors_QD.shape}: give [queries, {live.dimension}]")
+        lengths_Q1 = np.linalg.norm(vectors_QD, axis=1, keepdims=True)
+        if not (np.isfinite(vectors_QD).all() and (lengths_Q1 > 0).all()):
+            raise UsageError("an embedding is zero or not finite: give vectors an encoder made")
+        return vectors_QD / lengths_Q1, [None] * len(vectors_QD)
+
+    def _runner(self, runner: Runner, encoder: Encoder) -> Callable[[Reservation, Sequence[int]], Iterable[PartMark]]:
+        if runner == "ray":
+            from pipeline.embeddings.on_ray import embed_on_ray  # Ray is loaded only where it is used
+
+            return lambda reservation, parts: embed_on_ray(self.uri, reservation, parts) if parts else ()
+        return lambda reservation, parts: embed_here(self.log.storage, reservation, parts, encoder)
+
+    def _indexed(self, state: State, on_progress: OnProgress) -> State:
+        options = IndexOptions()
+        plan = plan_index(state, options, sum(segment.num_entries for segment in state.segments))
+        return build_index(self.log, state, plan, options, "add", on_progress)
+
+    def _writable(self) -> None:
+        if self._at is not None:
+            raise UsageError(f"version {self._at} can only be read: leave out --at to change the memory")
+
+
+def _rule(voting: Voting, balance: float | Literal["auto"]) -> VotingRule:
+    return VotingRule(voting=voting, balance=0.0 if balance == "auto" else balance)
