@@ -1,0 +1,108 @@
+"""`add MEMORY SOURCE`: remember every image of a source."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.arguments import Json, Memory, Source
+from jobs.terminal import note, print_json, progress, say
+
+RAY_FROM = 2_000  # images: below, starting Ray (about eight seconds) costs more than its actors save on two cores
+REJECTS_SHOWN = 10
+
+
+def add(
+    memory: Memory,
+    source: Source,
+    labels: Annotated[
+        str, typer.Option(help="folder: the first sub-folder names the class; none: no labels.", metavar="folder|none")
+    ] = "folder",
+    dataset: Annotated[str | None, typer.Option(help="Name of these images.  [default: the folder's name]")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="timm model, for a new memory.  [default: vit_small_patch14_dinov2.lvd142m]", metavar="NAME"),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="File or URI with the model's weights.  [default: timm's hub]", metavar="URI")
+    ] = None,
+    weights_order: Annotated[
+        str, typer.Option(help="Match weights to the model by name or by position.", metavar="name|positional")
+    ] = "name",
+    image_size: Annotated[
+        int | None, typer.Option(help="Pixels a side the encoder sees.  [default: the model's]", metavar="N")
+    ] = None,
+    runner: Annotated[
+        str, typer.Option(help="Embed in this process, on Ray, or decide by number of images.", metavar="auto|here|ray")
+    ] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Remember every image of SOURCE. The first add fixes the encoder; killed and repeated, it goes on."""
+    if runner not in ("auto", "here", "ray"):
+        raise typer.BadParameter(f"--runner {runner} is unknown: give auto, here or ray")
+    from pipeline import VisualMemory
+
+    target = VisualMemory(memory)
+    plan = target.plan_add(
+        source,
+        labels=labels,
+        dataset=dataset,
+        encoder=encoder,
+        weights=weights,
+        weights_order=weights_order,  # type: ignore[arg-type]  # checked where it is used
+        image_size=image_size,
+    )
+    if dry_run:
+        document = {
+            "planned": plan.planned,
+            "parts": plan.num_parts,
+            "bytes": plan.listing.num_bytes,
+            "skipped": plan.listing.skipped,
+            "labels": len(plan.listing.labels),
+            "dataset": plan.dataset,
+            "encoder": plan.encoder.identity.encoder,
+            "dimension": plan.encoder.identity.dimension,
+            "embedding_bytes": plan.embedding_bytes,
+            "already": plan.already.number if plan.already else None,
+        }
+        if json:
+            print_json(document)
+            return
+        say(
+            f"would add {plan.planned:,} images ({plan.listing.num_bytes / 1e6:,.1f} MB) with {document['labels']} labels as "
+            f"dataset {plan.dataset}, in {plan.num_parts} parts"
+        )
+        say(f"encoder {plan.encoder.identity}; embeddings {plan.embedding_bytes / 1e6:,.1f} MB; nothing was changed")
+        return
+    on_ray = runner == "ray" or (runner == "auto" and plan.planned >= RAY_FROM and plan.already is None)
+    try:
+        with progress() as on_progress:
+            if on_ray:
+                from jobs.on_ray import start_ray
+
+                start_ray()
+            report = target.carry_out(plan, runner="ray" if on_ray else "here", on_progress=on_progress)
+    except KeyboardInterrupt:
+        note("interrupted; run the same command again and it goes on where it was")
+        raise typer.Exit(130) from None
+    if json:
+        print_json(report.to_json() | {"skipped": plan.listing.skipped})
+        return
+    if report.already is not None:
+        say(
+            f"{source} was added before as segment {report.already}: nothing to add; images that are new in it can be "
+            "added from a folder of their own until `reindex` finds them"
+        )
+        return
+    say(
+        f"remembered {report.entries:,} of {report.planned:,} images in {report.seconds:.1f} s "
+        f"({report.images_per_second:,.0f} images/s) as segment {report.segment}; the memory is at version {report.version}"
+    )
+    if plan.listing.skipped:
+        say(f"{plan.listing.skipped:,} files were passed over: their names do not end as images do")
+    if report.rejects:
+        say(f"{report.rejected:,} images were rejected:")
+        for reject in report.rejects[:REJECTS_SHOWN]:
+            say(f"  {reject.uri}: {reject.reason} ({reject.stage})")
+        if report.rejected > REJECTS_SHOWN:
+            say(f"  … and {report.rejected - REJECTS_SHOWN:,} more: add --json to list them all")

@@ -1,0 +1,57 @@
+"""The command line: `visual-memory VERB …`, also `python -m jobs.cli VERB …`.
+
+Errors the library knows become one sentence on stderr; exit status 1 when the work failed, 2 for wrong usage.
+"""
+
+import sys
+
+import typer
+
+from jobs import add, classify, demo, evaluate, explain, forget, index, search, status
+from pipeline.errors import UsageError, VisualMemoryError
+
+app = typer.Typer(
+    name="visual-memory",
+    help="A classifier that is a database: remember images, ask, see the evidence, forget. "
+    "Any verb takes --debug, which shows where an error came from.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("add")(add.add)
+app.command("index")(index.index)
+app.command("search")(search.search)
+app.command("classify")(classify.classify)
+app.command("explain")(explain.explain)
+app.command("evaluate")(evaluate.evaluate)
+app.command("forget")(forget.forget)
+app.command("status")(status.status)
+app.command("demo")(demo.demo)
+
+
+def main() -> None:
+    """Run the verb named on the command line and exit with its status."""
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    try:
+        app(args=arguments)
+    except UsageError as error:
+        _fail(error, debug, status_code=2)
+    except VisualMemoryError as error:
+        _fail(error, debug, status_code=1)
+    except OSError as error:  # a full disk or a folder without the right to write, met while writing
+        named = f" ({error.filename})" if error.filename else ""
+        _fail(VisualMemoryError(f"{error.strerror or error}{named}: mend that and run the command again"), debug, 1, error)
+    except Exception as error:  # what nobody foresaw is told in a line too; --debug shows the rest
+        _fail(VisualMemoryError(f"this should not happen ({type(error).__name__}: {error}): --debug shows where"), debug, 1, error)
+
+
+def _fail(error: Exception, debug: bool, status_code: int, cause: Exception | None = None) -> None:
+    if debug:
+        raise cause or error
+    sys.stderr.write(f"error: {error}\n")
+    sys.exit(status_code)
+
+
+if __name__ == "__main__":
+    main()

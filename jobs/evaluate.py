@@ -1,0 +1,67 @@
+"""`evaluate MEMORY SOURCE`: how often decisions are right, for each voting and number of neighbours."""
+
+from typing import Annotated, cast
+
+import typer
+
+from jobs.arguments import At, Balance, Json, Memory, balance_value
+from jobs.terminal import print_json, progress, say
+from pipeline.asking import Evaluation
+
+
+def evaluate(
+    memory: Memory,
+    source: Annotated[
+        str | None, typer.Argument(metavar="[SOURCE]", help="Folder of labelled images to ask about.", show_default=False)
+    ] = None,
+    leave_one_out: Annotated[
+        bool, typer.Option("--leave-one-out", help="Ask about the memory's own entries, each without itself.")
+    ] = False,
+    k: Annotated[
+        list[int] | None, typer.Option("-k", "--k", help="Neighbours. Repeatable.  [default: 1, 10, 50, 100]", metavar="N")
+    ] = None,
+    voting: Annotated[
+        list[str] | None, typer.Option("--voting", help="Repeatable.  [default: all four]", metavar="VOTING")
+    ] = None,
+    balance: Balance = "0",
+    at: At = None,
+    json: Json = False,
+) -> None:
+    """Measure accuracy on the labelled images of SOURCE, or on the memory's own by leave-one-out."""
+    if (source is None) != leave_one_out:
+        raise typer.BadParameter("give either SOURCE, a folder of labelled images, or --leave-one-out")
+    tau = balance_value(balance)
+    from pipeline import VisualMemory
+    from pipeline.decisions.evaluation import DEFAULT_KS
+    from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
+
+    ks = sorted(set(k or DEFAULT_KS))
+    votings = tuple(VotingRule(voting=cast(Voting, name)).voting for name in dict.fromkeys(voting or VOTINGS))
+    target = VisualMemory(memory, at=at)
+    with progress() as on_progress:
+        if source is None:
+            evaluation = target.evaluate_leave_one_out(ks=ks, votings=votings, balance=tau)  # type: ignore[arg-type]
+        else:
+            evaluation = target.evaluate(
+                source, ks=ks, votings=votings, balance=tau, on_progress=on_progress  # type: ignore[arg-type]
+            )
+    if json:
+        print_json(evaluation.to_json())
+        return
+    show(evaluation)
+
+
+def show(evaluation: Evaluation) -> None:
+    """Print an evaluation as a table."""
+    skipped = f" ({evaluation.skipped:,} skipped: unreadable or without a label)" if evaluation.skipped else ""
+    balance = f", balance {evaluation.balance:g}" if evaluation.balance else ""
+    say(f"{evaluation.num_queries:,} queries{skipped}, version {evaluation.version}{balance}; percent right at k =")
+    ks = list(next(iter(evaluation.accuracy.values())))
+    say(f"  {'voting':<10}" + "".join(f"{k:>8}" for k in ks))
+    for voting, by_k in evaluation.accuracy.items():
+        say(f"  {voting:<10}" + "".join(f"{by_k[k]:>8.1f}" for k in ks))
+    voting, k = evaluation.best
+    labels = sorted(evaluation.by_label[voting][k].items(), key=lambda pair: pair[1])
+    if len(labels) > 1:
+        weakest = ", ".join(f"{label} {percent:.1f}" for label, percent in labels[:3])
+        say(f"best: {voting} at k = {k}, {evaluation.accuracy[voting][k]:.1f}; its weakest classes: {weakest}")

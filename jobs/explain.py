@@ -1,0 +1,61 @@
+"""`explain MEMORY IMAGE`: one decision with every neighbour behind it, as text or as a page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from jobs.arguments import AbstainBelow, Assume, At, Balance, Exclude, Json, Memory, Voting, Weigh
+from jobs.classify import decided
+from jobs.terminal import print_json, say
+from pipeline.decisions.decision import Decision
+
+BAR_WIDTH = 20
+
+
+def explain(
+    memory: Memory,
+    image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image file to ask about.", show_default=False)],
+    k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours vote.", metavar="K")] = 50,
+    voting: Voting = "rank",
+    exclude: Exclude = None,
+    weigh: Weigh = None,
+    assume: Assume = None,
+    balance: Balance = "0",
+    abstain_below: AbstainBelow = 0.0,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a self-contained page with thumbnails.", metavar="FILE")
+    ] = None,
+    at: At = None,
+    json: Json = False,
+) -> None:
+    """Show the decision for IMAGE with every neighbour's label, similarity and weight."""
+    if html is not None and not html.absolute().parent.is_dir():
+        raise typer.BadParameter(f"the folder of {html} does not exist: make it first", param_hint="--html")
+    [decision] = decided(memory, [image], k, voting, exclude, weigh, assume, balance, abstain_below, at)
+    if html is not None:
+        from pipeline.serving.explanation import explanation_page
+
+        html.write_text(explanation_page(decision, memory), encoding="utf-8")
+    if json:
+        print_json(decision.to_json() | ({"html": str(html)} if html else {}))
+        return
+    show(decision, image)
+    if html is not None:
+        say(f"\nwritten as a page: {html}")
+
+
+def show(decision: Decision, image: str) -> None:
+    """Print a decision with its evidence."""
+    verdict = f"abstained: {decision.reason}" if decision.abstained else decision.label
+    say(f"{image}\ndecision: {verdict}")
+    say(f"confidence {decision.confidence:.1%}, margin {decision.margin:.1%}, version {decision.version}")
+    voted = f"{decision.voting} voting of {len(decision.neighbors)} neighbours"
+    say(f"\nvotes ({voted}{f', balance {decision.balance:g}' if decision.balance else ''})")
+    width = max((len(label) for label in decision.votes), default=0)
+    for label, share in decision.votes.items():
+        say(f"  {label:<{width}}  {share:>6.1%}  {'█' * round(share * BAR_WIDTH)}")
+    say("\nneighbours: rank, label, similarity, weight, id, uri")
+    width = max((len(neighbor.label or "") for neighbor in decision.neighbors), default=0)
+    for n in decision.neighbors:
+        say(f"  {n.rank:>3}  {n.label or '':<{width}}  {n.similarity:.4f}  {n.weight or 0.0:>6.1%}  {n.id}  {n.uri}")

@@ -1,0 +1,32 @@
+"""`search MEMORY IMAGE…`: the nearest entries of each image."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.arguments import At, Images, Json, Memory
+from jobs.terminal import note, print_json, say
+
+
+def search(
+    memory: Memory,
+    images: Images,
+    k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours.", metavar="K")] = 10,
+    at: At = None,
+    json: Json = False,
+) -> None:
+    """Show the entries nearest to each IMAGE, whatever their labels."""
+    from pipeline import VisualMemory
+
+    target = VisualMemory(memory, at=at)
+    found = target.search(images, k)
+    if found and len(found[0]) < k:
+        note(f"the memory holds {len(found[0]):,} entries, so there are no {k:,} neighbours to show")
+    if json:
+        print_json([[neighbor.to_json() for neighbor in neighbors] for neighbors in found])
+        return
+    for image, neighbors in zip(images, found, strict=True):
+        say(image)
+        for neighbor in neighbors:
+            label = "(no label)" if neighbor.label is None else neighbor.label
+            say(f"  {neighbor.rank:>4}  {neighbor.similarity:.4f}  {label:<20}  {neighbor.id}  {neighbor.uri}")

@@ -1,0 +1,32 @@
+"""`status MEMORY`: what a memory holds."""
+
+from jobs.arguments import At, Json, Memory
+from jobs.terminal import print_json, say
+
+LABELS_SHOWN = 12
+
+
+def status(memory: Memory, at: At = None, json: Json = False) -> None:
+    """Show what MEMORY holds: entries, datasets, labels, encoder and index."""
+    from pipeline import VisualMemory
+
+    found = VisualMemory(memory, at=at).status()
+    if json:
+        print_json(found)
+        return
+    pixels = found["identity"]["preprocessing"]
+    say(f"memory    {found['uri']}, version {found['version']}")
+    say(f"entries   {found['entries']:,} ({found['forgotten']:,} forgotten, {found['rejected']:,} images rejected)")
+    say(f"datasets  {', '.join(f'{name} ({count:,})' for name, count in found['datasets'].items()) or 'none'}")
+    labels = [f"{name} ({count:,})" for name, count in found["entries_by_label"].items()]
+    more = f", and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
+    say(f"labels    {found['labels']}: {', '.join(labels[:LABELS_SHOWN])}{more}" if labels else "labels    none")
+    say(f"encoder   {found['encoder']}, {found['dimension']} dimensions, resize {pixels['resize']}, crop {pixels['crop']}")
+    if found["index"] is None:
+        say("index     none: every entry is searched exactly")
+        return
+    index = found["index"]
+    say(
+        f"index     {index['key']} with {index['parameters'] or 'no parameters'}: {found['shards']} shards, "
+        f"{index['bytes'] / 1e6:,.1f} MB, recall@10 {index['recall_at_10']:.3f}; {found['fresh']:,} fresh entries beside it"
+    )

@@ -1,0 +1,130 @@
+"""One decision as a self-contained HTML page: the question, the votes, and every neighbour with its weight.
+
+No script and no request to anywhere: thumbnails are embedded, and colours follow the reader's light or dark setting.
+"""
+
+from html import escape
+
+from pipeline.decisions.decision import Decision, Neighbor
+from pipeline.images.thumbnails import thumbnail_data_uri
+
+QUERY_PIXELS = 256
+NEIGHBOR_PIXELS = 112
+
+_STYLE = """
+:root { color-scheme: light dark; --text: #1c2024; --soft: #60646c; --ground: #fcfcfd; --card: #ffffff;
+  --line: #e0e1e6; --for: #0d74ce; --against: #b9bbc6; --for-text: #0d74ce; }
+@media (prefers-color-scheme: dark) { :root { --text: #edeef0; --soft: #b0b4ba; --ground: #111113; --card: #18191b;
+  --line: #363a3f; --for: #3b9eff; --against: #5a6169; --for-text: #70b8ff; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 72rem; padding: 2rem 1.25rem 4rem; background: var(--ground); color: var(--text);
+  font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .25rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 2.25rem 0 .75rem; }
+p { margin: .25rem 0; }
+.soft { color: var(--soft); font-size: .875rem; overflow-wrap: anywhere; }
+header { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: center; }
+header .picture { width: 10rem; height: 10rem; }
+header > div:last-child { flex: 1 1 18rem; min-width: 0; }
+.picture { display: grid; place-items: center; background: var(--card); border: 1px solid var(--line);
+  border-radius: .5rem; overflow: hidden; text-align: center; font-size: .75rem; color: var(--soft); }
+.picture img { width: 100%; height: 100%; object-fit: contain; }
+.votes { display: grid; grid-template-columns: minmax(4rem, max-content) 1fr 4rem; gap: .35rem .75rem;
+  align-items: center; max-width: 40rem; }
+.votes span { overflow-wrap: anywhere; }
+.votes .share { text-align: right; font-variant-numeric: tabular-nums; }
+.bar { height: .6rem; border-radius: .3rem; background: var(--against); min-width: 2px; }
+.for .bar, .bar.for { background: var(--for); }
+ol { list-style: none; margin: 0; padding: 0; display: grid; gap: .75rem;
+  grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
+li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; min-width: 0; }
+li .picture { width: 100%; aspect-ratio: 1; border: 0; background: var(--ground); margin-bottom: .5rem; }
+li .label { font-weight: 600; overflow-wrap: anywhere; }
+li.for .label { color: var(--for-text); }
+li .bar { margin: .3rem 0; }
+li .soft { font-size: .75rem; line-height: 1.35; }
+.figures { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; font-size: .8125rem; }
+"""
+
+
+def explanation_page(decision: Decision, memory: str) -> str:
+    """The page of one decision. Neighbours whose file is gone are shown without a picture."""
+    verdict = "No decision" if decision.abstained else escape(decision.label or "")
+    reason = f"<p>Abstained: {escape(decision.reason)}.</p>" if decision.reason else ""
+    agreeing = sum(neighbor.label == decision.label for neighbor in decision.neighbors)
+    balance = f", balance {decision.balance:g}" if decision.balance else ""
+    summary = (
+        f"<p>confidence {decision.confidence:.1%} · margin {decision.margin:.1%} · "
+        f"{agreeing} of {len(decision.neighbors)} neighbours agree</p>"
+    )
+    heaviest = max((neighbor.weight or 0.0 for neighbor in decision.neighbors), default=0.0)
+    neighbors = "\n".join(_neighbor(neighbor, decision.label, heaviest) for neighbor in decision.neighbors)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{verdict} – why?</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<header>
+<div class="picture">{_picture(decision.uri, QUERY_PIXELS, "the image asked about")}</div>
+<div>
+<h1>{verdict}</h1>
+{reason}{summary}
+<p class="soft">{escape(decision.uri or "an image without a uri")}</p>
+<p class="soft">memory {escape(memory)}, version {decision.version}; {decision.voting} voting at k = {decision.k}{balance};
+{_answered(decision)}</p>
+</div>
+</header>
+<h2>Votes</h2>
+<div class="votes">
+{_votes(decision)}
+</div>
+<h2>The entries that decided, nearest first</h2>
+<ol>
+{neighbors}
+</ol>
+</body>
+</html>
+"""
+
+
+def _votes(decision: Decision) -> str:
+    if not decision.votes:
+        return '<span class="soft">nothing voted</span>'
+    return "\n".join(
+        f'<span>{escape(label)}</span><div class="bar{" for" if label == decision.label else ""}" '
+        f'style="width:{share:.2%}"></div><span class="share">{share:.1%}</span>'
+        for label, share in decision.votes.items()
+    )
+
+
+def _neighbor(neighbor: Neighbor, winner: str | None, heaviest: float) -> str:
+    weight = neighbor.weight or 0.0
+    agrees = neighbor.label is not None and neighbor.label == winner
+    return f"""<li{' class="for"' if agrees else ""}>
+<div class="picture">{_picture(neighbor.uri, NEIGHBOR_PIXELS, neighbor.label or "no label")}</div>
+<div class="label">{escape(neighbor.label or "no label")}</div>
+<div class="bar" style="width:{weight / heaviest if heaviest else 0.0:.2%}"></div>
+<div class="figures"><span title="share of all votes">weight {weight:.1%}</span>
+<span title="cosine similarity">sim {neighbor.similarity:.3f}</span></div>
+<div class="soft" title="{escape(neighbor.uri)}">{escape(_short(neighbor.uri))}<br>id {neighbor.id}</div>
+</li>"""
+
+
+def _picture(uri: str | None, pixels: int, text: str) -> str:
+    source = thumbnail_data_uri(uri, pixels) if uri else None
+    return f'<img src="{source}" alt="{escape(text)}">' if source else "<span>the file is gone</span>"
+
+
+def _answered(decision: Decision) -> str:
+    if not decision.shards_total:
+        return "searched exactly"
+    return f"{decision.shards_answered} of {decision.shards_total} shards answered"
+
+
+def _short(uri: str) -> str:
+    """The last two parts of a path: the class folder and the file name."""
+    return "/".join(uri.rstrip("/").split("/")[-2:])
