@@ -1,11 +1,15 @@
 """`add MEMORY SOURCE`: remember every image of a source."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.arguments import Json, Memory, Source
 from jobs.terminal import note, print_json, progress, say
+
+if TYPE_CHECKING:
+    from pipeline.edits.add import AddPlan
+    from pipeline.visual_memory import AddReport
 
 RAY_FROM = 2_000  # images: below, starting Ray (about eight seconds) costs more than its actors save on two cores
 REJECTS_SHOWN = 10
@@ -53,26 +57,7 @@ def add(
         image_size=image_size,
     )
     if dry_run:
-        document = {
-            "planned": plan.planned,
-            "parts": plan.num_parts,
-            "bytes": plan.listing.num_bytes,
-            "skipped": plan.listing.skipped,
-            "labels": len(plan.listing.labels),
-            "dataset": plan.dataset,
-            "encoder": plan.encoder.identity.encoder,
-            "dimension": plan.encoder.identity.dimension,
-            "embedding_bytes": plan.embedding_bytes,
-            "already": plan.already.number if plan.already else None,
-        }
-        if json:
-            print_json(document)
-            return
-        say(
-            f"would add {plan.planned:,} images ({plan.listing.num_bytes / 1e6:,.1f} MB) with {document['labels']} labels as "
-            f"dataset {plan.dataset}, in {plan.num_parts} parts"
-        )
-        say(f"encoder {plan.encoder.identity}; embeddings {plan.embedding_bytes / 1e6:,.1f} MB; nothing was changed")
+        _show_plan(plan, json=json)
         return
     on_ray = runner == "ray" or (runner == "auto" and plan.planned >= RAY_FROM and plan.already is None)
     try:
@@ -87,16 +72,48 @@ def add(
         raise typer.Exit(130) from None
     if json:
         print_json(report.to_json() | {"skipped": plan.listing.skipped})
+    else:
+        _show(report, plan, source)
+
+
+def _show_plan(plan: "AddPlan", *, json: bool) -> None:
+    identity = plan.encoder.identity
+    document = {
+        "planned": plan.planned,
+        "parts": plan.num_parts,
+        "bytes": plan.listing.num_bytes,
+        "skipped": plan.listing.skipped,
+        "labels": len(plan.listing.labels),
+        "dataset": plan.dataset,
+        "encoder": identity.encoder,
+        "dimension": identity.dimension,
+        "embedding_bytes": plan.embedding_bytes,
+        "already": plan.already.number if plan.already else None,
+    }
+    if json:
+        print_json(document)
         return
+    if plan.already:
+        say(f"{plan.listing.uri} is in the memory already, as segment {plan.already.number}: there is nothing to add")
+        return
+    say(
+        f"would add {plan.planned:,} images ({plan.listing.num_bytes / 1e6:,.1f} MB) with {document['labels']} labels "
+        f"as dataset {plan.dataset}, in {plan.num_parts} parts"
+    )
+    say(f"encoder {identity}; embeddings {plan.embedding_bytes / 1e6:,.1f} MB; nothing was changed")
+
+
+def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
     if report.already is not None:
         say(
-            f"{source} was added before as segment {report.already}: nothing to add; images that are new in it can be "
-            "added from a folder of their own until `reindex` finds them"
+            f"{source} was added before as segment {report.already}, so there is nothing to add: put new images into "
+            "a folder of their own and add that (`reindex`, which finds them here, is yet to come)"
         )
         return
     say(
         f"remembered {report.entries:,} of {report.planned:,} images in {report.seconds:.1f} s "
-        f"({report.images_per_second:,.0f} images/s) as segment {report.segment}; the memory is at version {report.version}"
+        f"({report.images_per_second:,.0f} images/s) as segment {report.segment}; "
+        f"the memory is at version {report.version}"
     )
     if plan.listing.skipped:
         say(f"{plan.listing.skipped:,} files were passed over: their names do not end as images do")

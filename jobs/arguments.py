@@ -1,7 +1,7 @@
 """Arguments and options that several verbs share, and the values written in a way of our own ("16G", "ID=LABEL")."""
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -31,14 +31,16 @@ def weights_by_id(pairs: list[str]) -> dict[int, float]:
         try:
             weights[entry_id] = float(value)
         except ValueError as error:
-            raise typer.BadParameter(f"--weigh {entry_id}={value} is not a number: give a weight such as 0.5") from error
+            raise typer.BadParameter(
+                f"--weigh {entry_id}={value} is not a number: give a weight such as 0.5"
+            ) from error
     return weights
 
 
-def balance_value(text: str) -> float | str:
+def balance_value(text: str) -> float | Literal["auto"]:
     """What `--balance` says: a strength, or "auto"."""
     if text == "auto":
-        return text
+        return "auto"
     try:
         return float(text)
     except ValueError as error:
@@ -50,9 +52,7 @@ Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of images,
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files to ask about.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 At = Annotated[int | None, typer.Option("--at", metavar="VERSION", help="Read this version instead of the newest.")]
-Voting = Annotated[
-    str, typer.Option("--voting", help="plurality, distance, softmax or rank.", metavar="VOTING")
-]
+Voting = Annotated[str, typer.Option("--voting", help="plurality, distance, softmax or rank.", metavar="VOTING")]
 Balance = Annotated[
     str,
     typer.Option(

@@ -73,7 +73,7 @@ def decided(
         exclude=exclude or [],
         weigh=weights,
         assume=labels,
-        balance=tau,  # type: ignore[arg-type]  # a float or "auto"
+        balance=tau,
         abstain_below=abstain_below,
     )
     if decisions and len(decisions[0].neighbors) < k:

@@ -41,9 +41,16 @@ def main() -> None:
         _fail(error, debug, status_code=1)
     except OSError as error:  # a full disk or a folder without the right to write, met while writing
         named = f" ({error.filename})" if error.filename else ""
-        _fail(VisualMemoryError(f"{error.strerror or error}{named}: mend that and run the command again"), debug, 1, error)
+        _fail(
+            VisualMemoryError(f"{error.strerror or error}{named}: mend that and run the command again"), debug, 1, error
+        )
     except Exception as error:  # what nobody foresaw is told in a line too; --debug shows the rest
-        _fail(VisualMemoryError(f"this should not happen ({type(error).__name__}: {error}): --debug shows where"), debug, 1, error)
+        _fail(
+            VisualMemoryError(f"this should not happen ({type(error).__name__}: {error}): --debug shows where"),
+            debug,
+            1,
+            error,
+        )
 
 
 def _fail(error: Exception, debug: bool, status_code: int, cause: Exception | None = None) -> None:

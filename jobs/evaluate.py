@@ -12,13 +12,15 @@ from pipeline.asking import Evaluation
 def evaluate(
     memory: Memory,
     source: Annotated[
-        str | None, typer.Argument(metavar="[SOURCE]", help="Folder of labelled images to ask about.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[SOURCE]", help="Folder of labelled images to ask about.", show_default=False),
     ] = None,
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Ask about the memory's own entries, each without itself.")
     ] = False,
     k: Annotated[
-        list[int] | None, typer.Option("-k", "--k", help="Neighbours. Repeatable.  [default: 1, 10, 50, 100]", metavar="N")
+        list[int] | None,
+        typer.Option("-k", "--k", help="Neighbours. Repeatable.  [default: 1, 10, 50, 100]", metavar="N"),
     ] = None,
     voting: Annotated[
         list[str] | None, typer.Option("--voting", help="Repeatable.  [default: all four]", metavar="VOTING")
@@ -40,10 +42,14 @@ def evaluate(
     target = VisualMemory(memory, at=at)
     with progress() as on_progress:
         if source is None:
-            evaluation = target.evaluate_leave_one_out(ks=ks, votings=votings, balance=tau)  # type: ignore[arg-type]
+            evaluation = target.evaluate_leave_one_out(ks=ks, votings=votings, balance=tau)
         else:
             evaluation = target.evaluate(
-                source, ks=ks, votings=votings, balance=tau, on_progress=on_progress  # type: ignore[arg-type]
+                source,
+                ks=ks,
+                votings=votings,
+                balance=tau,
+                on_progress=on_progress,
             )
     if json:
         print_json(evaluation.to_json())

@@ -19,7 +19,9 @@ def index(
     ] = "16G",
     max_latency_ms: Annotated[float, typer.Option(help="Time a query may take in a shard.", metavar="MS")] = 10.0,
     target_recall: Annotated[float, typer.Option(help="recall@10 every shard must reach.", metavar="R")] = 0.95,
-    shard_rows: Annotated[int | None, typer.Option(help="Most rows of a shard.  [default: 1048576]", metavar="N")] = None,
+    shard_rows: Annotated[
+        int | None, typer.Option(help="Most rows of a shard.  [default: 1048576]", metavar="N")
+    ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew over everything.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built, and build nothing.")] = False,
     json: Json = False,
@@ -37,7 +39,7 @@ def index(
             print_json(document)
         else:
             how = "add to the index" if plan.grows else "build"
-            say(f"would {how} {len(plan.shards)} shards of {plan.rows:,} rows with the key {plan.key}; nothing was changed")
+            say(f"would {how} {len(plan.shards)} shards of {plan.rows:,} rows, key {plan.key}; nothing was changed")
         return
     before = target.state()
     with progress() as on_progress:
@@ -59,7 +61,7 @@ def index(
         )
         return
     if state.version == before.version:
-        say(f"every entry is in the index already ({built.key}, {len(built.shards)} shards): add --rebuild to build it anew")
+        say(f"every entry is in the index already ({built.key}, {len(built.shards)} shards): --rebuild makes a new one")
         return
     say(
         f"built {built.key} with {built.parameters or 'no parameters'}: {len(built.shards)} shards, "

@@ -5,24 +5,26 @@ import os
 
 
 def start_ray() -> None:
-    """Connect this process to Ray, starting it where there is none."""
+    """Connect this process to Ray, starting it where there is none, with its own chatter kept to errors."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # else Ray warns about it on every start
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a known, harmless error (ray#53727)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray  # slow to import, and only large adds need it
+    import ray.data
 
     from pipeline.embeddings.parts import available_cpus
 
+    for name in ("ray", "ray.data"):  # after the import, which sets these levels itself
+        logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    for name in ("ray", "ray.data"):
-        logging.getLogger(name).setLevel(logging.WARNING)
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.WARNING)
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         return
     ray.init(
         num_cpus=available_cpus(),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level=logging.WARNING,
+        logging_level=logging.ERROR,
         _node_ip_address="127.0.0.1",
     )

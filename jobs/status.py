@@ -21,12 +21,14 @@ def status(memory: Memory, at: At = None, json: Json = False) -> None:
     labels = [f"{name} ({count:,})" for name, count in found["entries_by_label"].items()]
     more = f", and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
     say(f"labels    {found['labels']}: {', '.join(labels[:LABELS_SHOWN])}{more}" if labels else "labels    none")
-    say(f"encoder   {found['encoder']}, {found['dimension']} dimensions, resize {pixels['resize']}, crop {pixels['crop']}")
+    seen = f"resize {pixels['resize']}, crop {pixels['crop']}"
+    say(f"encoder   {found['encoder']}, {found['dimension']} dimensions, {seen}")
     if found["index"] is None:
         say("index     none: every entry is searched exactly")
         return
     index = found["index"]
     say(
         f"index     {index['key']} with {index['parameters'] or 'no parameters'}: {found['shards']} shards, "
-        f"{index['bytes'] / 1e6:,.1f} MB, recall@10 {index['recall_at_10']:.3f}; {found['fresh']:,} fresh entries beside it"
+        f"{index['bytes'] / 1e6:,.1f} MB, recall@10 {index['recall_at_10']:.3f}; "
+        f"{found['fresh']:,} fresh entries beside it"
     )

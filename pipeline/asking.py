@@ -202,9 +202,7 @@ def _evaluation(
     )
 
 
-def _assumed_labels(
-    live: LiveEntries, assume: Mapping[int, str]
-) -> tuple[tuple[str, ...], np.ndarray, dict[int, int]]:
+def _assumed_labels(live: LiveEntries, assume: Mapping[int, str]) -> tuple[tuple[str, ...], np.ndarray, dict[int, int]]:
     """Labels, live entries of each, and codes by id, as if the assumed labels were stored."""
     labels = [*live.labels, *sorted(set(assume.values()) - set(live.labels))]
     counts = np.concatenate([live.label_counts(), np.zeros(len(labels) - len(live.labels), np.int64)])

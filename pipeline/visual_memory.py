@@ -285,7 +285,9 @@ class VisualMemory:
             done += len(batch.images)
             on_progress(Progress("embedding", done, len(uris), rejected))
         if not vectors:
-            raise SourceError(f"none of the {len(uris):,} images of {source} could be read with a label: mend the files")
+            raise SourceError(
+                f"none of the {len(uris):,} images of {source} could be read with a label: mend the files"
+            )
         return asking.evaluate(
             self.live(state),
             np.stack(vectors),

@@ -94,19 +94,15 @@ def count_votes(
     num_classes = len(class_counts_C)
     per_class_C = np.maximum(class_counts_C, 1).astype(np.float64) ** rule.balance
     balanced_QK = weights_QK / per_class_C[np.maximum(codes_QK, 0)] if num_classes else weights_QK
-    winners, confidences, margins = [], [], []
+    pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     step = max(CELLS_AT_ONCE // max(num_classes, 1), 1)
-    for start in range(0, len(codes_QK), step):
+    for start in range(0, max(len(codes_QK), 1), step):
         rows = slice(start, start + step)
-        for results, found in zip(
-            (winners, confidences, margins),
-            _winners(weights_QK[rows], codes_QK[rows], per_class_C),
-            strict=True,
-        ):
-            results.append(found)
+        pieces.append(_winners(weights_QK[rows], codes_QK[rows], per_class_C))
+    winners_Q, confidences_Q, margins_Q = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
     totals_Q = balanced_QK.sum(axis=1, keepdims=True)
     shares_QK = np.divide(balanced_QK, totals_Q, out=np.zeros_like(balanced_QK), where=totals_Q > 0)
-    return Votes(shares_QK, _joined(winners, np.int64), _joined(confidences, float), _joined(margins, float))
+    return Votes(shares_QK, winners_Q, confidences_Q, margins_Q)
 
 
 def _winners(
@@ -134,7 +130,3 @@ def _winners(
     confidences_Q = best_Q1[:, 0] / safe_Q
     margins_Q = (best_Q1[:, 0] - others_QC.max(axis=1)) / safe_Q
     return np.where(voted_Q, winners_Q, -1), confidences_Q, margins_Q
-
-
-def _joined(pieces: list[np.ndarray], dtype: type) -> np.ndarray:
-    return np.concatenate(pieces).astype(dtype) if pieces else np.empty(0, dtype)

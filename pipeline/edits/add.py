@@ -47,7 +47,7 @@ class AddPlan:
 
     @property
     def planned(self) -> int:
-        return self.listing.images.num_rows
+        return int(self.listing.images.num_rows)
 
     @property
     def num_parts(self) -> int:

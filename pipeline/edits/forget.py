@@ -45,11 +45,10 @@ def select(live: LiveEntries, selection: Selection, memory_uri: str) -> np.ndarr
         if not len(matched):
             raise UnknownName(f"the memory at {memory_uri} has no entry with uri {uri}: `search` shows uris")
         found.append(matched)
-    for label in selection.labels:
-        found.append(_named(live.matching(label=label), "label", label, live.labels, memory_uri))
-    for dataset in selection.datasets:
-        known = list(live.dataset_counts())
-        found.append(_named(live.matching(dataset=dataset), "dataset", dataset, known, memory_uri))
+    known = [label for label, count in zip(live.labels, live.label_counts(), strict=True) if count]
+    found += [_named(live.matching(label=name), "label", name, known, memory_uri) for name in selection.labels]
+    datasets = list(live.dataset_counts()) if selection.datasets else []
+    found += [_named(live.matching(dataset=name), "dataset", name, datasets, memory_uri) for name in selection.datasets]
     return np.unique(np.concatenate(found))
 
 

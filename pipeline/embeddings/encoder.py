@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import numpy as np
 import timm
-import timm.data
 import torch
+from timm.data.config import resolve_model_data_config
 
 from pipeline.embeddings import weights as weight_files
 from pipeline.embeddings.preprocessing import preprocessing_for
@@ -56,7 +56,7 @@ class Encoder:
     def __init__(self, model: torch.nn.Module, identity: Identity, device: str | None = None) -> None:
         self.identity = identity
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._model = model.eval().to(self.device, memory_format=torch.channels_last)
+        self._model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         self._mean = torch.tensor(identity.preprocessing.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(identity.preprocessing.std, device=self.device).view(1, 3, 1, 1)
 
@@ -71,7 +71,7 @@ class Encoder:
             fit = weight_files.fit_by_name if choice.weights_order == "name" else weight_files.fit_by_position
             fit(model, tensors, choice.weights)
             model.reset_classifier(0)  # type: ignore[operator]  # every timm model has it
-        config = timm.data.resolve_model_data_config(model)
+        config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
         preprocessing = preprocessing_for(config, name, choice.image_size)
         identity = Identity(
             encoder=name,
@@ -86,10 +86,11 @@ class Encoder:
         """The encoder a memory was made with, from the weights kept in it. Raises DamagedFile or EncoderError."""
         tensors = weight_files.kept_weights(storage, identity)
         model = _create(identity.encoder, identity.preprocessing.crop, pretrained=False, headless=True)
-        if {n: t.shape for n, t in weight_files.weights_of(model).items()} != {n: t.shape for n, t in tensors.items()}:
+        built = weight_files.weights_of(model)
+        if {name: t.shape for name, t in built.items()} != {name: t.shape for name, t in tensors.items()}:
             raise EncoderError(
-                f"timm {timm.__version__} builds {identity.encoder} with other tensors than the memory at {storage.uri} "
-                "holds: install the timm release it was made with"
+                f"timm {timm.__version__} builds {identity.encoder} with other tensors than the memory at "
+                f"{storage.uri} holds: install the timm release it was made with"
             )
         model.load_state_dict(tensors, strict=False)
         return cls(model, identity, device)
@@ -145,14 +146,18 @@ def _create(name: str, image_size: int | None, *, pretrained: bool, headless: bo
         if image_size is not None and _has_fixed_input(architecture):
             options["img_size"] = image_size
         return timm.create_model(architecture, pretrained=pretrained, **options)
-    except Exception as error:  # timm, the hub and torch fail in many types; all mean that there is no such encoder here
+    except (
+        Exception
+    ) as error:  # timm, the hub and torch fail in many types; all mean that there is no such encoder here
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if pretrained:
             raise EncoderError(
                 f"the weights of {name} could not be fetched from timm's hub ({reason}): check the network, "
                 "or give --weights FILE"
             ) from error
-        raise EncoderError(f"timm cannot build {name}{f' at {image_size} pixels' if image_size else ''}: {reason}") from error
+        raise EncoderError(
+            f"timm cannot build {name}{f' at {image_size} pixels' if image_size else ''}: {reason}"
+        ) from error
 
 
 def _has_fixed_input(architecture: str) -> bool:
@@ -167,7 +172,9 @@ def _dimension(model: torch.nn.Module, name: str, crop: int) -> int:
             output = model.eval()(torch.zeros(1, 3, crop, crop))
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EncoderError(f"{name} cannot take images of {crop} pixels ({reason}): give another --image-size") from error
+        raise EncoderError(
+            f"{name} cannot take images of {crop} pixels ({reason}): give another --image-size"
+        ) from error
     if output.ndim != 2:
         raise EncoderError(f"{name} gives no single vector an image: choose a model that pools its features")
     return int(output.shape[1])

@@ -34,7 +34,7 @@ def embed_on_ray(memory_uri: str, reservation: Reservation, parts: Sequence[int]
     One actor a GPU, or one a CPU core where there is no GPU: on 2 cores two actors of one thread embed faster than one
     of two (docs/benchmarks.md).
     """
-    resources = ray.cluster_resources()
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_gpus = int(resources.get("GPU", 0))
     num_cores = max(int(resources.get("CPU", 1)), 1)
     num_actors = min(num_gpus or num_cores, len(parts))

@@ -12,6 +12,7 @@ import torch
 
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stream import Pixels, embed_uris
+from pipeline.images.decode import Rejected
 from pipeline.store.schemas import REJECTED, embedding_column, entries_schema
 from pipeline.store.segments import PartMark, Reservation, publish_part, read_plan
 from pipeline.store.storage import Storage
@@ -39,7 +40,7 @@ class PartEmbedder:
         plan = read_plan(self._storage, self._reservation, part)
         uris = plan.column("uri").to_pylist()
         vectors_ND = np.zeros((len(uris), self._reservation.identity.dimension), np.float16)
-        images = []
+        images: list[Pixels | Rejected] = []
         for batch in embed_uris(self._encoder, uris, self._num_cpus):
             vectors_ND[len(images) : len(images) + len(batch.images)] = batch.vectors_BD.astype(np.float16)
             images += batch.images

@@ -31,7 +31,9 @@ def preprocessing_for(data_config: dict, encoder: str, image_size: int | None) -
     """
     channels, height, width = data_config["input_size"]
     if channels != 3 or height != width:
-        raise EncoderError(f"{encoder} takes {channels} x {height} x {width} inputs: choose a model for square RGB images")
+        raise EncoderError(
+            f"{encoder} takes {channels} x {height} x {width} inputs: choose a model for square RGB images"
+        )
     crop, crop_pct = height, data_config["crop_pct"]
     if "dinov2" in encoder:
         crop, crop_pct = DINOV2_CROP, DINOV2_CROP_PCT

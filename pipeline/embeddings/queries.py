@@ -35,7 +35,9 @@ def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray
         try:
             return pixels_of_bytes(image, preprocessing).pixels_SS3, None
         except Rejected as rejected:
-            raise SourceError(f"the image given as bytes cannot be used ({rejected.reason}): give another") from rejected
+            raise SourceError(
+                f"the image given as bytes cannot be used ({rejected.reason}): give another"
+            ) from rejected
     path = os.path.abspath(os.path.expanduser(str(image).removeprefix("file://")))
     if os.path.isdir(path):
         raise SourceError(f"{path} is a folder: name image files, such as {os.path.join(str(image), '*.jpg')}")
@@ -43,4 +45,6 @@ def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray
     try:
         return pixels_of_bytes(read_bytes(uri), preprocessing).pixels_SS3, uri
     except Rejected as rejected:
-        raise SourceError(f"the image {path} cannot be used ({rejected.reason}): check the path or the file") from rejected
+        raise SourceError(
+            f"the image {path} cannot be used ({rejected.reason}): check the path or the file"
+        ) from rejected

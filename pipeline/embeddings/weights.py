@@ -35,7 +35,9 @@ def read_weights(uri: str) -> Tensors:
         raise EncoderError(f"there are no weights at {uri}: check the path given with --weights") from error
     except Exception as error:  # damaged pickles, archives and headers surface as errors of many types
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise EncoderError(f"the weights at {uri} cannot be read ({reason}): give a .safetensors or torch file") from error
+        raise EncoderError(
+            f"the weights at {uri} cannot be read ({reason}): give a .safetensors or torch file"
+        ) from error
     return _tensors_in(loaded, uri)
 
 
@@ -61,12 +63,16 @@ def fit_by_name(model: torch.nn.Module, tensors: Tensors, uri: str) -> None:
     if missing or unexpected or other_shape:
         faults = [
             f"{len(names)} {what} ({names[0]}{', …' if len(names) > 1 else ''})"
-            for names, what in ((missing, "missing"), (unexpected, "not in the model"), (other_shape, "of another shape"))
+            for names, what in (
+                (missing, "missing"),
+                (unexpected, "not in the model"),
+                (other_shape, "of another shape"),
+            )
             if names
         ]
         raise EncoderError(
-            f"the weights at {uri} do not fit the model: {'; '.join(faults)} of {len(wanted)} tensors; give the weights "
-            "of this model, or --weights-order positional if only the names differ"
+            f"the weights at {uri} do not fit the model: {'; '.join(faults)} of {len(wanted)} tensors; give the "
+            "weights of this model, or --weights-order positional if only the names differ"
         )
     model.load_state_dict(tensors, strict=False)
 
@@ -80,7 +86,8 @@ def fit_by_position(model: torch.nn.Module, tensors: Tensors, uri: str) -> None:
     given = [(name, t) for name, t in tensors.items() if not name.endswith(_COUNTERS)]
     if len(wanted) != len(given):
         raise EncoderError(
-            f"the weights at {uri} hold {len(given)} tensors and the model has {len(wanted)}: they belong to another model"
+            f"the weights at {uri} hold {len(given)} tensors and the model has {len(wanted)}: they "
+            "belong to another model"
         )
     for (name, ours), (their_name, theirs) in zip(wanted, given, strict=True):
         if ours.shape != theirs.shape:

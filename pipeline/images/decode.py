@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from pipeline.images.uris import path_of_uri
 
@@ -73,7 +73,7 @@ def decode(data: bytes) -> Decoded:
         raise
     except Image.DecompressionBombError as error:
         raise Rejected("decode", f"more than {MAX_PIXELS:,} pixels") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise Rejected("decode", f"not an image in {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders meet hostile bytes with errors of every type; each is a reject, none a crash
         raise Rejected("decode", " ".join(f"{type(error).__name__}: {error}".split())) from error
@@ -89,7 +89,7 @@ def _as_displayed(image: Image.Image) -> Image.Image:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
-    except Exception:  # noqa: BLE001  # a broken EXIF block says nothing about the pixels: they are shown as stored
+    except Exception:  # a broken EXIF block says nothing about the pixels: they are shown as stored
         return 1
 
 

@@ -33,16 +33,17 @@ class ApproximateFinder:
         width = min(max(k * RERANK_FACTOR, RERANK_AT_LEAST), self._num_allowed)
         if not width:
             return np.full((len(queries_QD), 0), -1, np.int64)
-        values: dict[str, int] | None = self._values
         found_QK = self._search(queries_QD, width, self._values)
-        while True:
+        wider = parameters.widened(self._index, self._values)
+        while wider is not None:
             short = np.flatnonzero((found_QK[:, : min(k, width)] < 0).any(axis=1))
-            values = parameters.widened(self._index, values) if len(short) else None
-            if values is None:
-                return found_QK
-            found_QK[short] = self._search(queries_QD[short], width, values)
+            if not len(short):
+                break
+            found_QK[short] = self._search(queries_QD[short], width, wider)
+            wider = parameters.widened(self._index, wider)
+        return found_QK
 
     def _search(self, queries_QD: np.ndarray, width: int, values: dict[str, int]) -> np.ndarray:
         params = parameters.search_parameters(self._index, values, self._selector)
-        _, found_QK = self._index.search(queries_QD, width, params=params)
+        found_QK: np.ndarray = self._index.search(queries_QD, width, params=params)[1]
         return found_QK

@@ -1,4 +1,6 @@
-"""A block: rows that are searched together, with what is known of each. A shard is one block, the fresh entries another.
+"""A block: rows that are searched together, with what is known of each.
+
+A shard is one block, the fresh entries are another.
 
 Rows are in the order of their ids. Label codes point into a vocabulary shared by all blocks of a memory.
 """
@@ -13,11 +15,15 @@ Scope = Literal["live", "labelled"]
 
 
 class Finder(Protocol):
+    """Finds candidates among the rows it was made for."""
+
     def find(self, queries_QD: np.ndarray, k: int) -> np.ndarray:
         """Candidate rows, int64 [Q, K] with K >= k, -1 where there are no more."""
 
 
 class MakeFinder(Protocol):
+    """How a block makes finders over a choice of its rows."""
+
     def __call__(self, rows_N: np.ndarray) -> Finder:
         """A finder over some of a block's rows."""
 

@@ -69,7 +69,8 @@ def plan_index(state: State, options: IndexOptions, num_live: int) -> IndexPlan:
     if current is not None and grows:
         if options.key not in (None, current.key):
             raise IndexBuildError(
-                f"the index has the key {current.key} and new shards must share it: add --rebuild to build {options.key}"
+                f"the index has the key {current.key} and new shards must share it: "
+                f"add --rebuild to build {options.key}"
             )
         files, key = state.fresh_files(), current.key
     else:
@@ -125,7 +126,8 @@ class _Builder:
         self._folder = f"index/{self._generation:06d}-{secrets.token_hex(4)}"
 
     def build(self) -> Index:
-        sides, total = [], self._plan.rows
+        sides: list[SideFiles] = []
+        total = self._plan.rows
         for number, files in enumerate(self._plan.shards, start=len(self._old.shards) if self._old else 0):
             self._progress(Progress("gathering", sum(side.rows for side in sides), total))
             sides.append(write_side_files(self._storage, f"{self._folder}/shards/{number}", files, self._forgotten))
@@ -185,9 +187,7 @@ class _Builder:
             self._progress(Progress("populating", done + min(start + ADD_ROWS, side.rows), total))
         return index
 
-    def _measured(
-        self, index: faiss.Index, values: dict[str, int], side: SideFiles
-    ) -> tuple[dict[str, int], float]:
+    def _measured(self, index: faiss.Index, values: dict[str, int], side: SideFiles) -> tuple[dict[str, int], float]:
         """Recall@10 of a shard, and parameters widened until it reaches the target."""
         vectors_ND = mapped_vectors(self._storage, side.vectors, self._dimension)
         queries = tuning.query_sample(side.rows, seed=self._generation)

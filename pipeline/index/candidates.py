@@ -21,7 +21,7 @@ def propose_key(num_rows: int, dimension: int, max_memory_bytes: int) -> str:
             f"no index of {num_rows:,} rows in {dimension} dimensions fits into {max_memory_bytes:,} bytes: "
             "allow more with --max-memory"
         )
-    return keys[0]
+    return str(keys[0])
 
 
 def num_centroids(key: str) -> int:

@@ -1,10 +1,10 @@
 """A shard on disk: dense rows in the order of their ids, side arrays beside the FAISS index, all memory-mapped.
 
-    ids.npy        int64 [N]       row -> entry id
-    labels.npy     int32 [N]       row -> code into the vocabulary kept in entries.arrow's metadata, -1 for none
-    vectors.f16    float16 [N, D]  raw, row-major: exact re-ranking is one gather and one product
-    entries.arrow  Arrow IPC: uri and dataset of each row
-    index.faiss    FAISS ids are row numbers; absent for the key Flat, which searches vectors.f16 itself
+ids.npy        int64 [N]       row -> entry id
+labels.npy     int32 [N]       row -> code into the vocabulary kept in entries.arrow's metadata, -1 for none
+vectors.f16    float16 [N, D]  raw, row-major: exact re-ranking is one gather and one product
+entries.arrow  Arrow IPC: uri and dataset of each row
+index.faiss    FAISS ids are row numbers; absent for the key Flat, which searches vectors.f16 itself
 """
 
 import json
@@ -142,9 +142,10 @@ def _write_array(storage: Storage, path: str, array: np.ndarray) -> FileRef:
 
 def _read_array(storage: Storage, file: FileRef) -> np.ndarray:
     try:
-        return np.load(checked_path(storage, file), mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.load(checked_path(storage, file), mmap_mode="r", allow_pickle=False)
     except ValueError as error:
         raise _damaged(storage, file) from error
+    return array
 
 
 def _mapped_table(storage: Storage, file: FileRef, local: Path) -> pa.Table:

@@ -37,9 +37,7 @@ def tuned_parameters(index: faiss.Index, key: str, max_latency_ms: float) -> dic
         logging.getLogger("autofaiss").setLevel(level)
 
 
-def recall(
-    index: faiss.Index, values: dict[str, int], vectors_ND: np.ndarray, query_rows: np.ndarray, k: int
-) -> float:
+def recall(index: faiss.Index, values: dict[str, int], vectors_ND: np.ndarray, query_rows: np.ndarray, k: int) -> float:
     """recall@k of approximate search with exact re-ranking, against exact search over the same rows.
 
     The queries are stored rows, each looking for its k nearest other rows, so that finding itself earns nothing.

@@ -64,7 +64,7 @@ def explanation_page(decision: Decision, memory: str) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{verdict} – why?</title>
+<title>{verdict}: why?</title>
 <style>{_STYLE}</style>
 </head>
 <body>
@@ -74,8 +74,8 @@ def explanation_page(decision: Decision, memory: str) -> str:
 <h1>{verdict}</h1>
 {reason}{summary}
 <p class="soft">{escape(decision.uri or "an image without a uri")}</p>
-<p class="soft">memory {escape(memory)}, version {decision.version}; {decision.voting} voting at k = {decision.k}{balance};
-{_answered(decision)}</p>
+<p class="soft">memory {escape(memory)}, version {decision.version}; {decision.voting} voting at
+k = {decision.k}{balance}; {_answered(decision)}</p>
 </div>
 </header>
 <h2>Votes</h2>

@@ -83,12 +83,16 @@ class Index(_Frozen):
 
 
 class SetIdentity(_Frozen):
+    """The encoder of the memory, fixed by the first add."""
+
     action: Literal["set_identity"] = "set_identity"
     identity: Identity
     weights: FileRef
 
 
 class AddSegment(_Frozen):
+    """A finished segment becomes part of the memory."""
+
     action: Literal["add_segment"] = "add_segment"
     segment: Segment
 
@@ -140,8 +144,9 @@ class State(_Frozen):
         match action:
             case SetIdentity() if self.identity is not None and self.identity != action.identity:
                 return f"another writer made this a memory of {self.identity}"
-            case AddSegment() if any(s.fingerprint == action.segment.fingerprint and s.number == action.segment.number
-                                     for s in self.segments):
+            case AddSegment() if any(
+                s.fingerprint == action.segment.fingerprint and s.number == action.segment.number for s in self.segments
+            ):
                 return "another writer has added the same source"
             case SetIndex():
                 generation = self.index.generation if self.index else None

@@ -6,6 +6,7 @@ newcomer in and tries the next, unless what it prepared no longer fits: then not
 
 import datetime
 import json
+import re
 import secrets
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -20,6 +21,8 @@ from pipeline.store.storage import AlreadyExists, Storage
 FOLDER = "versions"
 CHECKPOINT_EVERY = 100
 MAX_ATTEMPTS = 1_000  # each lost race means that another writer got its commit in
+
+_COMMIT_NAME = re.compile(r"\d{20}\.json")
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -100,7 +103,9 @@ class VersionLog:
                 base = self._folded(base, theirs)
                 for action in commit.actions:
                     if reason := base.conflict(action):
-                        raise CommitConflict(f"{reason} meanwhile, and nothing was changed: run the command again") from None
+                        raise CommitConflict(
+                            f"{reason} meanwhile, and nothing was changed: run the command again"
+                        ) from None
             else:
                 return self._committed(base, commit)
         raise CommitConflict(f"{MAX_ATTEMPTS} other writers were faster: run the command again when fewer are at work")
@@ -119,7 +124,7 @@ class VersionLog:
 
     def _numbers(self) -> list[int]:
         names = self.storage.list(FOLDER)
-        return [int(name[:20]) for name in names if len(name) == 25 and name[:20].isdigit() and name.endswith(".json")]
+        return [int(name[:20]) for name in names if _COMMIT_NAME.fullmatch(name)]
 
     def _newest_checkpoint(self, at_most: int) -> State:
         for name in reversed(self.storage.list(FOLDER)):
@@ -149,7 +154,8 @@ class VersionLog:
 
     def _damaged(self, path: str) -> DamagedFile:
         return DamagedFile(
-            f"{path} in the memory at {self.storage.uri} is not a whole version file: restore it from a copy of the memory"
+            f"{path} in the memory at {self.storage.uri} is not a whole version file: "
+            "restore it from a copy of the memory"
         )
 
 

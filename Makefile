@@ -1,0 +1,29 @@
+# Each target alone does everything from a bare checkout: environment, installation, run.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test slow lint clean
+
+demo: $(VENV)/installed
+	$(BIN)/visual-memory demo
+
+test: $(VENV)/installed lint
+	$(BIN)/pytest -m "not slow and not gpu" tests
+
+slow: $(VENV)/installed
+	$(BIN)/pytest -m "slow and not gpu" tests
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/installed: pyproject.toml
+	@echo "Installing into $(VENV): about 5 GB, most of it PyTorch; a few minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
