@@ -4,6 +4,7 @@ Errors the library knows become one sentence on stderr; exit status 1 when the w
 """
 
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -29,12 +30,12 @@ app.command("status")(status.status)
 app.command("demo")(demo.demo)
 
 
-def main() -> None:
-    """Run the verb named on the command line and exit with its status."""
-    debug = "--debug" in sys.argv[1:]
-    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the verb named by the arguments (None: the command line's) and exit with its status."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    debug = "--debug" in given
     try:
-        app(args=arguments)
+        app(args=[argument for argument in given if argument != "--debug"], prog_name="visual-memory")
     except UsageError as error:
         _fail(error, debug, status_code=2)
     except VisualMemoryError as error:

@@ -36,14 +36,15 @@ header > div:last-child { flex: 1 1 18rem; min-width: 0; }
 .bar { height: .6rem; border-radius: .3rem; background: var(--against); min-width: 2px; }
 .for .bar, .bar.for { background: var(--for); }
 ol { list-style: none; margin: 0; padding: 0; display: grid; gap: .75rem;
-  grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
+  grid-template-columns: repeat(auto-fill, minmax(10.5rem, 1fr)); }
 li { background: var(--card); border: 1px solid var(--line); border-radius: .5rem; padding: .6rem; min-width: 0; }
 li .picture { width: 100%; aspect-ratio: 1; border: 0; background: var(--ground); margin-bottom: .5rem; }
 li .label { font-weight: 600; overflow-wrap: anywhere; }
 li.for .label { color: var(--for-text); }
 li .bar { margin: .3rem 0; }
 li .soft { font-size: .75rem; line-height: 1.35; }
-.figures { display: flex; justify-content: space-between; font-variant-numeric: tabular-nums; font-size: .8125rem; }
+.figures { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 .5rem; font-size: .8125rem;
+  font-variant-numeric: tabular-nums; }
 """
 
 

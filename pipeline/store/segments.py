@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pipeline.errors import DamagedFile, UsageError
+from pipeline.errors import DamagedFile
 from pipeline.store import ids
 from pipeline.store.files import FileRef, RowsFile, describe
 from pipeline.store.identity import Identity
@@ -153,7 +153,7 @@ def publish_part(
     first = ids.first_id(reservation.number, part)
     planned = min(reservation.rows_per_part, reservation.planned - part * reservation.rows_per_part)
     if entries.num_rows + rejected.num_rows != planned:
-        raise UsageError(f"part {part} has {entries.num_rows} + {rejected.num_rows} rows of {planned} planned")
+        raise AssertionError(f"part {part} has {entries.num_rows} + {rejected.num_rows} rows of {planned} planned")
 
     def written(kind: str, table: pa.Table) -> RowsFile | None:
         if not table.num_rows:
