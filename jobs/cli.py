@@ -4,6 +4,7 @@ Errors the library knows become one sentence on stderr; exit status 1 when the w
 """
 
 import sys
+import warnings
 from collections.abc import Sequence
 
 import typer
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the verb named by the arguments (None: the command line's) and exit with its status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given
+    warnings.filterwarnings("ignore", module="PIL")  # what Pillow remarks on damaged files is told as rejects
     try:
         app(args=[argument for argument in given if argument != "--debug"], prog_name="visual-memory")
     except UsageError as error:

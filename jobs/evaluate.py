@@ -13,7 +13,7 @@ def evaluate(
     memory: Memory,
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[SOURCE]", help="Folder of labelled images to ask about.", show_default=False),
+        typer.Argument(metavar="SOURCE", help="Folder of labelled images to ask about.", show_default=False),
     ] = None,
     leave_one_out: Annotated[
         bool, typer.Option("--leave-one-out", help="Ask about the memory's own entries, each without itself.")

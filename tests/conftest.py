@@ -56,9 +56,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def digits_memory(digits: Path, weights: str, tmp_path_factory: pytest.TempPathFactory) -> VisualMemory:
     """A memory of digits/remember. Tests must not change it: they copy it."""
     memory = VisualMemory(tmp_path_factory.mktemp("shared") / "memory")
-    memory.add(
-        digits / "remember", encoder=ENCODER, weights=weights, weights_order="positional", image_size=IMAGE_SIZE
-    )
+    memory.add(digits / "remember", encoder=ENCODER, weights=weights, weights_order="positional", image_size=IMAGE_SIZE)
     return memory
 
 

@@ -1,7 +1,8 @@
 """Images by uri to vectors in order, decoding the next batches while the model works on this one.
 
-Batches are cut by position, and an image that cannot be read keeps its place as black pixels whose vector is thrown
-away, so that a vector never depends on which of its neighbours were readable.
+Batches are cut by position and have one fixed size: an image that cannot be read keeps its place, and the last batch is
+filled up, with black pixels whose vectors are thrown away. So a vector depends neither on which of its neighbours were
+readable nor on the number of threads (oneDNN picks other convolutions, and other last bits, for small batches).
 """
 
 from collections import deque
@@ -76,8 +77,8 @@ def embed_uris(encoder: Encoder, uris: Sequence[str], num_threads: int) -> Itera
 def _embedded(encoder: Encoder, futures: list[Future[Pixels | Rejected]]) -> EmbeddedBatch:
     images = [future.result() for future in futures]
     crop = encoder.identity.preprocessing.crop
-    batch_BSS3 = np.zeros((len(images), crop, crop, 3), np.uint8)
+    batch_BSS3 = np.zeros((encoder.batch_size, crop, crop, 3), np.uint8)
     for row, image in enumerate(images):
         if isinstance(image, Pixels):
             batch_BSS3[row] = image.pixels_SS3
-    return EmbeddedBatch(encoder.embed(batch_BSS3), images)
+    return EmbeddedBatch(encoder.embed(batch_BSS3)[: len(images)], images)

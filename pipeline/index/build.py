@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import faiss
 import numpy as np
 
-from pipeline.errors import IndexBuildError, UsageError
+from pipeline.errors import CommitConflict, IndexBuildError, UsageError
 from pipeline.index import parameters, tuning
 from pipeline.index.candidates import propose_key, training_rows
 from pipeline.index.shards import SideFiles, mapped_vectors, write_faiss, write_side_files
@@ -98,14 +98,22 @@ def build_index(
     if state.identity is None or not plan.shards:
         raise IndexBuildError(f"the memory at {log.storage.uri} has no entries to index: add images first")
     builder = _Builder(log.storage, state, plan, options, on_progress)
-    index = builder.build()
+    try:
+        index = builder.build()
+    except BaseException:  # an interrupt too leaves nothing behind; a kill leaves files that no version names
+        log.storage.remove_folder(builder.folder)
+        raise
     replaces = state.index
     action = SetIndex(
         index=index,
         replaces=replaces.generation if replaces else None,
         replaces_shards=len(replaces.shards) if replaces else 0,
     )
-    return log.commit(state, command, lambda _: [action])
+    try:
+        return log.commit(state, command, lambda _: [action])
+    except CommitConflict:  # and only then: after any other failure the version may have been published
+        log.storage.remove_folder(builder.folder)
+        raise
 
 
 class _Builder:
@@ -123,19 +131,20 @@ class _Builder:
         taken = [int(name.split("-")[0]) for name in storage.list("index")]
         self._generation = self._old.generation if self._old else max(taken, default=0) + 1
         # A private suffix keeps two writers that build at once out of each other's files.
-        self._folder = f"index/{self._generation:06d}-{secrets.token_hex(4)}"
+        self.folder = f"index/{self._generation:06d}-{secrets.token_hex(4)}"
 
     def build(self) -> Index:
+        empty = None if self._plan.key == EXACT else self._empty()  # a key that cannot be is said before any work
         sides: list[SideFiles] = []
         total = self._plan.rows
         for number, files in enumerate(self._plan.shards, start=len(self._old.shards) if self._old else 0):
             self._progress(Progress("gathering", sum(side.rows for side in sides), total))
-            sides.append(write_side_files(self._storage, f"{self._folder}/shards/{number}", files, self._forgotten))
+            sides.append(write_side_files(self._storage, f"{self.folder}/shards/{number}", files, self._forgotten))
         total = sum(side.rows for side in sides)
-        if self._plan.key == EXACT:
+        if empty is None:
             shards = [self._shard(number, None, 1.0, sides) for number in range(len(sides))]
             return self._index("", None, shards)
-        trained, trained_file = self._trained(sides)
+        trained, trained_file = self._trained(empty, sides)
         values: dict[str, int] | None = parameters.parsed(self._old.parameters) if self._old else None
         shards, done = [], 0
         for number, side in enumerate(sides):
@@ -149,25 +158,29 @@ class _Builder:
             shards.append(self._shard(number, index_file, recall, sides))
         return self._index(parameters.written(values or {}), trained_file, shards)
 
-    def _trained(self, sides: Sequence[SideFiles]) -> tuple[faiss.Index, FileRef]:
-        """The empty trained index: the generation's own, or a new one trained on a random sample over all shards."""
+    def _empty(self) -> faiss.Index:
+        if not (self._old and self._old.trained):
+            training_rows(self._plan.key, self._plan.rows, self._dimension, self._options.max_memory_bytes)
+        try:
+            return faiss.index_factory(self._dimension, self._plan.key, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise IndexBuildError(
+                f"FAISS does not know the key {self._plan.key} for {self._dimension} dimensions: "
+                "give one of its index_factory strings, such as IVF256,Flat, or none to have one chosen"
+            ) from error
+
+    def _trained(self, index: faiss.Index, sides: Sequence[SideFiles]) -> tuple[faiss.Index, FileRef]:
+        """The empty trained index: the generation's own, or this one trained on a random sample over all shards."""
         if self._old and self._old.trained:
             path = self._storage.local_path(self._old.trained.path)
             return faiss.read_index(str(path)), self._old.trained
         total = sum(side.rows for side in sides)
         rows = training_rows(self._plan.key, total, self._dimension, self._options.max_memory_bytes)
         self._progress(Progress("training", 0, rows))
-        try:
-            index = faiss.index_factory(self._dimension, self._plan.key, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise IndexBuildError(
-                f"FAISS does not know the key {self._plan.key} for {self._dimension} dimensions: "
-                "give one of its index_factory strings, such as IVF256,Flat, or none to have one chosen"
-            ) from error
         _quiet_clustering(index)
         index.train(self._sample(sides, rows, total))
         self._progress(Progress("training", rows, rows))
-        return index, write_faiss(self._storage, f"{self._folder}/trained.faiss", index)
+        return index, write_faiss(self._storage, f"{self.folder}/trained.faiss", index)
 
     def _sample(self, sides: Sequence[SideFiles], rows: int, total: int) -> np.ndarray:
         chosen = np.sort(np.random.default_rng(self._generation).choice(total, rows, replace=False))
@@ -219,7 +232,7 @@ class _Builder:
         )
 
     def _shard_folder(self, number: int) -> str:
-        return f"{self._folder}/shards/{number + (len(self._old.shards) if self._old else 0)}"
+        return f"{self.folder}/shards/{number + (len(self._old.shards) if self._old else 0)}"
 
     def _index(self, values: str, trained: FileRef | None, shards: Sequence[Shard]) -> Index:
         return Index(

@@ -15,6 +15,7 @@ MAX_ROWS = 1 << 20
 MIN_PART_ROWS = 128
 MAX_PART_ROWS = 16_384
 PARTS_AIMED_AT = 128
+ROWS_MULTIPLE = 16
 
 
 def first_id(segment: int, part: int) -> int:
@@ -35,5 +36,9 @@ def split_id(entry_id: int) -> tuple[int, int, int]:
 
 
 def rows_per_part(planned: int) -> int:
-    """Rows in each part of a plan but the last: small enough to resume cheaply, few enough to list quickly."""
-    return min(max(-(-planned // PARTS_AIMED_AT), MIN_PART_ROWS), MAX_PART_ROWS)
+    """Rows in each part of a plan but the last: small enough to resume cheaply, few enough to list quickly.
+
+    Rounded up to whole batches of a CPU, since the last batch of every part is filled up.
+    """
+    whole_batches = -(-planned // (PARTS_AIMED_AT * ROWS_MULTIPLE)) * ROWS_MULTIPLE
+    return min(max(whole_batches, MIN_PART_ROWS), MAX_PART_ROWS)

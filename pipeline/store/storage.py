@@ -8,6 +8,7 @@ Nothing here knows what the files mean.
 import contextlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +41,9 @@ class Storage(Protocol):
         """Names directly under a folder, sorted; empty when there is no such folder."""
 
     def exists(self, path: str) -> bool: ...
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove everything under a folder that no version names."""
 
     def is_empty(self) -> bool:
         """True when nothing at all lies under the URI."""
@@ -92,6 +96,9 @@ class LocalStorage:
 
     def exists(self, path: str) -> bool:
         return (self.root / path).exists()
+
+    def remove_folder(self, folder: str) -> None:
+        shutil.rmtree(self.root / folder, ignore_errors=True)
 
     def is_empty(self) -> bool:
         return not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir()))

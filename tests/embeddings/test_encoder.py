@@ -66,7 +66,9 @@ def _saved(encoder: Encoder, path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.{k}": v for k, v in s.items()}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s}, lambda s: {f"module.{k}": v for k, v in s.items()}]
+)
 def test_checkpoints_in_their_usual_wrappings(tmp_path: Path, wrap) -> None:
     torch.manual_seed(0)
     model = timm.create_model("resnet10t", pretrained=False)  # with its head, which is left out

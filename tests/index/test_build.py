@@ -125,7 +125,13 @@ def test_keys_that_cannot_be_built(make_memory: MakeMemory, options: dict, error
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_memory_bytes": 0}, {"max_latency_ms": 0.0}, {"target_recall": 1.5}, {"target_recall": 0.0}, {"shard_rows": 0}],
+    [
+        {"max_memory_bytes": 0},
+        {"max_latency_ms": 0.0},
+        {"target_recall": 1.5},
+        {"target_recall": 0.0},
+        {"shard_rows": 0},
+    ],
 )
 def test_impossible_options(options: dict) -> None:
     with pytest.raises(UsageError):

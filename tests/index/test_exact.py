@@ -71,5 +71,7 @@ def test_similarities_do_not_depend_on_the_batch() -> None:
     rows = generator.integers(0, 500, (40, 33))
     together = similarities(queries, vectors, rows)
     for query in range(40):
-        assert (similarities(queries[query : query + 1], vectors, rows[query : query + 1, ::3]) == together[query, ::3]).all()
+        assert (
+            similarities(queries[query : query + 1], vectors, rows[query : query + 1, ::3]) == together[query, ::3]
+        ).all()
     assert together.dtype == np.float32

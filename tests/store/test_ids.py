@@ -9,9 +9,7 @@ from pipeline.errors import UsageError
 from pipeline.store import ids
 
 
-@given(
-    st.integers(0, ids.MAX_SEGMENTS - 1), st.integers(0, ids.MAX_PARTS - 1), st.integers(1, ids.MAX_PART_ROWS)
-)
+@given(st.integers(0, ids.MAX_SEGMENTS - 1), st.integers(0, ids.MAX_PARTS - 1), st.integers(1, ids.MAX_PART_ROWS))
 def test_ids_round_trip_and_fit_int64(segment: int, part: int, rows: int) -> None:
     made = ids.part_ids(segment, part, rows)
     assert made.dtype == np.int64

@@ -1,0 +1,206 @@
+"""Adding: planned equals entries plus rejected, again adds nothing, killed and repeated ends with the same rows."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline import VisualMemory
+from pipeline.errors import IdentityMismatch, MemoryMissing, SourceError, UsageError
+from pipeline.progress import Progress
+from pipeline.store import ids
+from tests.conftest import ENCODER, IMAGE_SIZE
+from tests.images.pictures import encoded, gradient, write_assortment
+
+
+@pytest.fixture
+def options(weights: str) -> dict:
+    return {"encoder": ENCODER, "weights": weights, "weights_order": "positional", "image_size": IMAGE_SIZE}
+
+
+def many_pictures(folder: Path, count: int) -> Path:
+    """Small distinct pictures in three classes, one in fifty unreadable."""
+    generator = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / str(i % 3) / f"{i:05d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shift = int(generator.integers(0, 200))
+        picture = gradient(24, 24).point(lambda value, shift=shift: (value + shift) % 256)
+        path.write_bytes(b"broken" if i % 50 == 7 else encoded(picture, "PNG"))
+    return folder
+
+
+def rows_of(memory: VisualMemory) -> pa.Table:
+    files = [file for segment in memory.state().segments for file in segment.entries]
+    tables = [pq.read_table(memory.log.storage.local_path(file.path)) for file in files]
+    return pa.concat_tables(tables).sort_by("id")
+
+
+def test_every_planned_image_is_an_entry_or_a_reject(tmp_path: Path, options: dict) -> None:
+    good = write_assortment(tmp_path / "photos")
+    moments: list[Progress] = []
+    memory = VisualMemory(tmp_path / "memory")
+    report = memory.add(tmp_path / "photos", on_progress=moments.append, **options)
+    assert report.planned == len(good) == report.entries + report.rejected
+    rejected = {Path(reject.uri).name: reject.reason for reject in report.rejects}
+    assert set(rejected) == {name for name, fine in good.items() if not fine}
+    assert rejected["zero.jpg"] == "the file is empty"
+    assert "truncated" in rejected["truncated.jpg"].lower()
+    assert (moments[-1].done, moments[-1].total, moments[-1].rejected) == (13, 13, report.rejected)
+    [segment] = memory.state().segments
+    stored = pq.read_table(memory.log.storage.local_path(segment.rejected[0].path))
+    assert stored.column_names == ["id", "uri", "stage", "reason"]
+    planned = ids.part_ids(segment.number, 0, 13).tolist()
+    assert sorted(rows_of(memory).column("id").to_pylist() + stored.column("id").to_pylist()) == planned
+
+
+def test_entries_hold_what_the_design_says(digits_memory: VisualMemory, digits: Path) -> None:
+    table = rows_of(digits_memory)
+    assert table.column_names == ["id", "uri", "label", "dataset", "embedding", "sha256", "width", "height"]
+    assert str(table.schema.field("embedding").type) == "fixed_size_list<element: halffloat not null>[1280]"
+    assert set(table.column("dataset").to_pylist()) == {"remember"}
+    assert table.column("uri")[0].as_py() == str(sorted((digits / "remember").rglob("*.png"))[0])
+    assert set(table.column("width").to_pylist()) == {28}
+
+
+def test_adding_again_adds_nothing(digits_memory: VisualMemory, digits: Path) -> None:
+    before = digits_memory.state()
+    report = digits_memory.add(digits / "remember")
+    assert (report.entries, report.already, report.segment) == (0, 1, None)
+    assert digits_memory.state() == before
+
+
+def test_what_was_all_forgotten_can_be_added_again(tmp_path: Path, digits: Path, options: dict) -> None:
+    memory = VisualMemory(tmp_path / "memory")
+    memory.add(digits / "ask", **options)
+    memory.forget(datasets=["ask"])
+    assert memory.status()["entries"] == 0
+    report = memory.add(digits / "ask")
+    assert (report.entries, report.segment) == (50, 2)
+    assert memory.status()["entries"] == 50
+
+
+def test_two_folders_become_two_datasets(tmp_path: Path, digits: Path, options: dict) -> None:
+    memory = VisualMemory(tmp_path / "memory")
+    memory.add(digits / "ask", **options)
+    memory.add(digits / "remember", dataset="train")
+    status = memory.status()
+    assert status["datasets"] == {"ask": 50, "train": 100}
+    assert (status["entries"], status["fresh"], status["labels"], status["version"]) == (150, 150, 5, 2)
+
+
+def test_one_image_counts_at_once(tmp_path: Path, digits: Path, options: dict) -> None:
+    memory = VisualMemory(tmp_path / "memory")
+    memory.add(digits / "remember", **options)
+    image = next((digits / "ask/3").iterdir())
+    memory.add(image)
+    [neighbors] = memory.search([image], k=1)
+    assert neighbors[0].uri == str(image)
+    assert neighbors[0].label == "3"
+    assert neighbors[0].similarity == pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"encoder": "resnet18"}, "not of resnet18 at 64 pixels"),
+        ({"image_size": 96}, "not of tf_efficientnet_lite0 at 96 pixels"),
+    ],
+)
+def test_another_encoder_is_refused(digits_memory: VisualMemory, digits: Path, asked: dict, message: str) -> None:
+    before = digits_memory.state()
+    with pytest.raises(IdentityMismatch, match=message):
+        digits_memory.add(digits / "ask", **asked)
+    assert digits_memory.state() == before
+
+
+def test_other_weights_are_refused(digits_memory: VisualMemory, digits: Path, tmp_path: Path, weights: str) -> None:
+    import torch
+
+    tensors = torch.load(weights, weights_only=True)
+    tensors["_conv_stem.weight"] = tensors["_conv_stem.weight"] * 1.001
+    torch.save(tensors, tmp_path / "other.pth")
+    with pytest.raises(IdentityMismatch, match=r"is one of tf_efficientnet_lite0 \(weights"):
+        digits_memory.add(digits / "ask", weights=tmp_path / "other.pth", weights_order="positional")
+
+
+def test_nothing_readable_adds_nothing_and_can_be_mended(tmp_path: Path, options: dict) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.jpg").write_bytes(b"broken")
+    memory = VisualMemory(tmp_path / "memory")
+    with pytest.raises(SourceError, match=r"none of the 1 images of .* could be read .* nothing was added"):
+        memory.add(tmp_path / "photos", **options)
+    with pytest.raises(MemoryMissing):
+        memory.status()
+    (tmp_path / "photos/a.jpg").write_bytes(encoded(gradient(), "JPEG"))
+    assert memory.add(tmp_path / "photos", **options).entries == 1
+
+
+def test_a_folder_of_other_files_is_not_taken_for_a_memory(tmp_path: Path, digits: Path, options: dict) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/letter.txt").write_text("dear")
+    with pytest.raises(MemoryMissing, match="it comes before SOURCE"):
+        VisualMemory(tmp_path / "home").add(digits / "ask", **options)
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["letter.txt"]
+
+
+def test_the_past_cannot_be_changed(digits_memory: VisualMemory, digits: Path) -> None:
+    with pytest.raises(UsageError, match="can only be read"):
+        VisualMemory(digits_memory.uri, at=1).add(digits / "ask")
+
+
+def test_ray_and_this_process_make_the_same_rows(tmp_path: Path, options: dict) -> None:
+    from jobs.on_ray import start_ray
+
+    source = many_pictures(tmp_path / "pictures", 300)
+    here, there = VisualMemory(tmp_path / "here"), VisualMemory(tmp_path / "there")
+    here.add(source, **options)
+    start_ray()
+    moments: list[Progress] = []
+    report = there.add(source, runner="ray", on_progress=moments.append, **options)
+    assert (report.entries, report.rejected) == (294, 6)
+    assert [moment.done for moment in moments][-1] == 300
+    assert rows_of(there).equals(rows_of(here))
+
+
+KILLED = """
+import sys
+from pipeline import VisualMemory
+source, memory, weights = sys.argv[1:]
+VisualMemory(memory).add(source, encoder={encoder!r}, weights=weights, weights_order="positional", image_size={size})
+"""
+
+
+@pytest.mark.timeout(300)
+def test_killed_and_repeated_ends_with_the_rows_of_an_undisturbed_run(
+    tmp_path: Path, options: dict, weights: str
+) -> None:
+    source = many_pictures(tmp_path / "pictures", 1_000)
+    undisturbed = VisualMemory(tmp_path / "undisturbed")
+    undisturbed.add(source, **options)
+    memory = VisualMemory(tmp_path / "killed")
+    marks = Path(memory.uri) / "segments/00000001/done"
+    script = KILLED.format(encoder=ENCODER, size=IMAGE_SIZE)
+    process = subprocess.Popen([sys.executable, "-c", script, str(source), memory.uri, weights])
+    deadline = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < deadline:
+        if marks.is_dir() and len([path for path in marks.iterdir() if path.suffix == ".json"]) >= 2:
+            break
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not memory.log.exists()
+    finished = len(memory.log.storage.list("segments/00000001/done"))
+    assert 2 <= finished < 8
+    times = {path.name: path.stat().st_mtime_ns for path in marks.iterdir() if path.suffix == ".json"}
+    report = memory.add(source, **options)
+    assert (report.segment, report.entries, report.rejected) == (1, 980, 20)
+    assert {name: (marks / name).stat().st_mtime_ns for name in times} == times
+    assert rows_of(memory).equals(rows_of(undisturbed))

@@ -1,0 +1,334 @@
+"""The verbs as a user meets them: documents on stdout, one sentence for each mistake, nothing changed by it."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jobs.cli import main
+from pipeline import VisualMemory
+from tests.conftest import ENCODER, IMAGE_SIZE
+from tests.images.pictures import write_assortment
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run a verb: exit status, stdout, stderr."""
+
+    def run_verb(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(exited.value.code or 0), printed.out, printed.err
+
+    return run_verb
+
+
+@pytest.fixture
+def document(run: Run) -> Callable[..., object]:
+    """Run a verb with --json: the document, which must be all there is on stdout."""
+
+    def run_json(*arguments: object) -> object:
+        status, out, err = run(*arguments, "--json")
+        assert status == 0, err
+        return json.loads(out)
+
+    return run_json
+
+
+@pytest.fixture
+def memory(digits_memory: VisualMemory, tmp_path: Path) -> Path:
+    """A copy of the digits' memory that a test may change."""
+    return Path(shutil.copytree(digits_memory.uri, tmp_path / "memory"))
+
+
+@pytest.fixture
+def asked(digits: Path) -> list[Path]:
+    return [next((digits / "ask" / str(digit)).iterdir()) for digit in range(5)]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_add_reports_what_it_did(document: Callable, tmp_path: Path, weights: str) -> None:
+    write_assortment(tmp_path / "photos")
+    flags = ["--encoder", ENCODER, "--weights", weights, "--weights-order", "positional", "--image-size", IMAGE_SIZE]
+    plan = document("add", tmp_path / "memory", tmp_path / "photos", *flags, "--dry-run")
+    assert (plan["planned"], plan["parts"], plan["dataset"], plan["dimension"]) == (13, 1, "photos", 1280)
+    assert not (tmp_path / "memory").exists()
+    added = document("add", tmp_path / "memory", tmp_path / "photos", *flags)
+    assert added["entries"] + added["rejected"] == added["planned"] == 13
+    assert {"segment", "version", "images_per_second"} <= set(added)
+    again = document("add", tmp_path / "memory", tmp_path / "photos")
+    assert (again["entries"], again["already"]) == (0, 1)
+
+
+def test_status(document: Callable, memory: Path) -> None:
+    status = document("status", memory)
+    assert {"version", "entries", "fresh", "forgotten", "rejected", "shards", "dimension", "encoder"} <= set(status)
+    assert (status["entries"], status["labels"], status["datasets"]) == (100, 5, {"remember": 100})
+    assert status["index"] is None
+    document("index", memory)
+    assert {"key", "bytes", "recall_at_10"} <= set(document("status", memory)["index"])
+
+
+def test_search_is_a_list_a_query(document: Callable, memory: Path, asked: list[Path]) -> None:
+    found = document("search", memory, *asked, "-k", 3)
+    assert [len(neighbors) for neighbors in found] == [3] * 5
+    first = found[0][0]
+    assert {"rank", "id", "uri", "label", "similarity"} <= set(first)
+    assert first["rank"] == 0
+    similarities = [neighbor["similarity"] for neighbor in found[0]]
+    assert similarities == sorted(similarities, reverse=True)
+
+
+def test_classify_gives_decisions_in_the_order_asked(document: Callable, memory: Path, asked: list[Path]) -> None:
+    decisions = document("classify", memory, *asked, "-k", 20)
+    assert [Path(decision["uri"]) for decision in decisions] == asked
+    decision = decisions[0]
+    expected = "uri label confidence margin abstained voting k votes neighbors version shards_answered shards_total"
+    assert set(expected.split()) <= set(decision)
+    assert sum(decision["votes"].values()) == pytest.approx(1.0)
+    assert sum(neighbor["weight"] for neighbor in decision["neighbors"]) == pytest.approx(1.0)
+    assert decision["confidence"] == decision["votes"][decision["label"]]
+    assert {"rank", "id", "uri", "label", "similarity", "reliability", "weight"} == set(decision["neighbors"][0]) - {
+        "dataset"
+    }
+    for image, together in zip(asked, decisions, strict=True):
+        assert document("classify", memory, image, "-k", 20) == [together]
+
+
+def test_what_ifs_move_the_decision(document: Callable, memory: Path, asked: list[Path]) -> None:
+    [before] = document("classify", memory, asked[0], "-k", 5)
+    own = [n["id"] for n in before["neighbors"] if n["label"] == before["label"]]
+    [without] = document("classify", memory, asked[0], "-k", 5, *[f for i in own for f in ("--exclude", i)])
+    assert not {n["id"] for n in without["neighbors"]} & set(own)
+    first = before["neighbors"][0]["id"]
+    [heavy] = document("classify", memory, asked[0], "-k", 5, "--weigh", f"{first}=0")
+    assert heavy["neighbors"][0]["weight"] == 0
+    [assumed] = document("classify", memory, asked[0], "-k", 1, "--assume", f"{first}=seven")
+    assert assumed["label"] == "seven"
+    [abstained] = document("classify", memory, asked[0], "--abstain-below", 1.0, "--balance", "auto")
+    assert abstained["abstained"]
+    assert abstained["label"] is None
+    assert abstained["votes"]
+    assert document("classify", memory, asked[0], "-k", 5) == [before]
+
+
+def test_explain_as_text_and_as_a_page(run: Run, memory: Path, asked: list[Path], tmp_path: Path) -> None:
+    status, out, _ = run("explain", memory, asked[2], "-k", 7, "--html", tmp_path / "why.html")
+    assert status == 0
+    assert re.search(r"decision: \d", out)
+    assert len(re.findall(r"^ +\d+  \d +0\.\d{4} +\d+\.\d%  \d+  /", out, re.MULTILINE)) == 7
+    page = (tmp_path / "why.html").read_text()
+    assert page.count("<li") == 7
+    assert page.count("data:image/jpeg;base64,") == 8
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+
+def test_explain_says_when_a_picture_is_gone(
+    run: Run, document: Callable, tmp_path: Path, digits: Path, weights: str, asked: list[Path]
+) -> None:
+    shutil.copytree(digits / "ask", tmp_path / "<moved> & gone")
+    flags = ["--encoder", ENCODER, "--weights", weights, "--weights-order", "positional", "--image-size", IMAGE_SIZE]
+    document("add", tmp_path / "m", tmp_path / "<moved> & gone", *flags)
+    shutil.rmtree(tmp_path / "<moved> & gone")
+    assert run("explain", tmp_path / "m", asked[0], "-k", 4, "--html", tmp_path / "why.html")[0] == 0
+    page = (tmp_path / "why.html").read_text()
+    assert page.count("the file is gone") == 4
+    assert "&lt;moved&gt; &amp; gone" in page
+
+
+def test_evaluate(document: Callable, run: Run, memory: Path, digits: Path) -> None:
+    found = document(
+        "evaluate", memory, digits / "ask", "--k", 1, "--k", 10, "--voting", "rank", "--voting", "plurality"
+    )
+    assert found["num_queries"] == 50
+    assert set(found["accuracy"]) == {"rank", "plurality"}
+    assert set(found["accuracy"]["rank"]) == {"1", "10"}
+    assert found["accuracy"]["rank"]["1"] == found["accuracy"]["plurality"]["1"] > 60
+    classified = document("classify", memory, *sorted((digits / "ask").rglob("*.png")), "-k", 10)
+    right = np.mean([decision["label"] == Path(decision["uri"]).parent.name for decision in classified]) * 100
+    assert found["accuracy"]["rank"]["10"] == pytest.approx(right)
+    left_out = document("evaluate", memory, "--leave-one-out", "--k", 1)
+    assert left_out["num_queries"] == 100
+    assert left_out["accuracy"]["plurality"]["1"] < 100  # an entry that found itself would always be right
+    assert "voting" in run("evaluate", memory, digits / "ask")[1]
+
+
+def test_forget_and_the_past(document: Callable, memory: Path, asked: list[Path]) -> None:
+    forgotten = document("forget", memory, "--label", "3", "--label", "4")
+    assert (forgotten["forgotten"], forgotten["version"]) == (40, 2)
+    assert document("status", memory)["entries"] == 60
+    assert document("status", memory, "--at", 1)["entries"] == 100
+    labels = {n["label"] for found in document("search", memory, *asked, "-k", 60) for n in found}
+    assert labels == {"0", "1", "2"}
+
+
+def test_progress_goes_to_stderr(run: Run, tmp_path: Path, digits: Path, weights: str) -> None:
+    flags = ["--encoder", ENCODER, "--weights", weights, "--weights-order", "positional", "--image-size", IMAGE_SIZE]
+    _, out, err = run("add", tmp_path / "m", digits / "remember", *flags)
+    assert "embedding: 100 of 100" in err
+    assert "remembered 100 of 100 images" in out
+
+
+def test_fewer_entries_than_k_is_noted_and_answered(run: Run, memory: Path, asked: list[Path]) -> None:
+    status, out, err = run("classify", memory, asked[0], "-k", 500, "--json")
+    assert status == 0
+    assert len(json.loads(out)[0]["neighbors"]) == 100
+    assert "note: 100 entries can vote, fewer than -k 500" in err
+    assert "holds 100 entries" in run("search", memory, asked[0], "-k", 500)[2]
+
+
+MISTAKES: list[tuple[list[str], int, str]] = [
+    (["add", "{new}", "{tmp}/nowhere"], 1, "there is no source at"),
+    (["add", "{new}", "{tmp}/empty"], 1, "is empty: give a folder"),
+    (["add", "{new}", "{tmp}/texts"], 1, "holds 1 files but no image"),
+    (["add", "{new}", "{ask}", "--encoder", "resnet5000"], 1, "has no model named resnet5000"),
+    (["add", "{new}", "{ask}", "--encoder", "resnet10t", "--weights", "{weights}"], 1, "do not fit the model"),
+    (["add", "{new}", "{ask}", "--encoder", "resnet10t", "--weights", "{tmp}/nowhere"], 1, "there are no weights at"),
+    (["add", "{new}", "{ask}", "--encoder", "resnet10t", "--weights", "{tmp}/texts/a.txt"], 1, "cannot be read"),
+    (["add", "{new}", "{ask}", "--labels", "file"], 2, "give folder"),
+    (["add", "{new}", "{ask}", "--image-size", "0"], 2, "not a number of pixels"),
+    (["add", "{new}", "{ask}", "--weights-order", "random"], 2, "give name or positional"),
+    (["add", "{new}", "{ask}", "--runner", "spark"], 2, "give auto, here or ray"),
+    (["add", "{tmp}/texts", "{ask}"], 1, "it comes before SOURCE"),
+    (["add", "{memory}", "{ask}", "--encoder", "resnet18"], 1, "is one of tf_efficientnet_lite0"),
+    (["add", "{memory}", "{ask}", "--dataset", " "], 2, "--dataset is empty"),
+    (["index", "{new}"], 1, "there is no memory at"),
+    (["index", "{memory}", "--key", "IVF4096,Flat"], 1, "at least 4,096 rows"),
+    (["index", "{memory}", "--key", "Banana"], 1, "FAISS does not know the key Banana"),
+    (["index", "{memory}", "--max-memory", "much"], 2, "is not a size"),
+    (["index", "{memory}", "--max-memory", "0"], 2, "is no room for an index"),
+    (["index", "{memory}", "--target-recall", "95"], 2, "is not a share"),
+    (["index", "{memory}", "--shard-rows", "0"], 2, "not a number of rows"),
+    (["index", "{memory}", "--max-latency-ms", "-1"], 2, "not a time"),
+    (["search", "{new}", "{image}"], 1, "there is no memory at"),
+    (["search", "{memory}", "{tmp}/nowhere.png"], 1, "cannot be used (the file is gone)"),
+    (["search", "{memory}", "{ask}"], 1, "is a folder: name image files"),
+    (["search", "{memory}", "{image}", "-k", "0"], 2, "not a number of neighbours"),
+    (["search", "{memory}", "{image}", "-k", "many"], 2, "valid integer"),
+    (["search", "{memory}", "{image}", "--at", "9"], 1, "has no version 9"),
+    (["search", "{memory}"], 2, "Missing argument"),
+    (["classify", "{memory}", "{image}", "--voting", "majority"], 2, "give one of plurality"),
+    (["classify", "{memory}", "{image}", "--exclude", "5"], 1, "names id 5, which is no entry"),
+    (["classify", "{memory}", "{image}", "--weigh", "5=2"], 1, "names id 5"),
+    (["classify", "{memory}", "{image}", "--weigh", "5=heavy"], 2, "is not a number"),
+    (["classify", "{memory}", "{image}", "--weigh", "{id}=-1"], 2, "is not a weight"),
+    (["classify", "{memory}", "{image}", "--assume", "5"], 2, "is not ID=VALUE"),
+    (["classify", "{memory}", "{image}", "--balance", "strong"], 2, "neither a number nor auto"),
+    (["classify", "{memory}", "{image}", "--balance", "-1"], 2, "is not a strength"),
+    (["classify", "{memory}", "{image}", "--abstain-below", "60"], 2, "is not a share"),
+    (["classify", "{memory}", "{tmp}/texts/a.txt"], 1, "not an image in JPEG"),
+    (["explain", "{memory}", "{image}", "--html", "{tmp}/no/such/why.html"], 2, "does not exist: make it first"),
+    (["explain", "{memory}", "{tmp}/nowhere.png"], 1, "the file is gone"),
+    (["evaluate", "{memory}"], 2, "give either SOURCE"),
+    (["evaluate", "{memory}", "{ask}", "--leave-one-out"], 2, "give either SOURCE"),
+    (["evaluate", "{memory}", "{ask}/0"], 1, "has a label: put them into one sub-folder a class"),
+    (["evaluate", "{memory}", "{ask}", "--k", "0"], 2, "not a number of neighbours"),
+    (["evaluate", "{memory}", "{ask}", "--voting", "loud"], 2, "is unknown"),
+    (["evaluate", "{memory}", "{tmp}/empty"], 1, "is empty"),
+    (["forget", "{memory}"], 2, "nothing was named to forget"),
+    (["forget", "{memory}", "--label", "33"], 1, "has no entry with label 33: it has 3"),
+    (["forget", "{memory}", "--id", "12"], 1, "has no entry with id 12"),
+    (["forget", "{memory}", "--uri", "{tmp}/nowhere.png"], 1, "has no entry with uri"),
+    (["forget", "{memory}", "--dataset", "remembr"], 1, "it has remember"),
+    (["forget", "{new}", "--label", "3"], 1, "there is no memory at"),
+    (["status", "{new}"], 1, "there is no memory at"),
+    (["status", "{image}"], 2, "is a file: a memory is a folder"),
+    (["status", "s3://bucket/memory"], 2, "local folder"),
+    (["status", "{memory}", "--at", "0"], 1, "has no version 0"),
+    (["demo", "--out", "{tmp}/texts"], 1, "holds something that is not an earlier demo"),
+    (["remember", "{memory}"], 2, "No such command"),
+    (["status", "{memory}", "--jsn"], 2, "No such option"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "message"), MISTAKES, ids=lambda value: str(value)[:80])
+def test_mistakes_are_named_and_change_nothing(
+    run: Run, arguments: list[str], status: int, message: str, memory: Path, digits: Path, asked: list[Path],
+    tmp_path: Path, weights: str,
+) -> None:  # fmt: skip
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").write_text("no image, no weights")
+    places = {
+        "new": tmp_path / "new",
+        "tmp": tmp_path,
+        "ask": digits / "ask",
+        "memory": memory,
+        "image": asked[0],
+        "weights": weights,
+        "id": VisualMemory(memory).live().live_ids()[0],
+    }
+    before = contents(tmp_path)
+    code, out, err = run(*[argument.format(**places) for argument in arguments])
+    shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", err).split())
+    assert code == status, shown
+    assert message in shown
+    assert "Traceback" not in err
+    assert out == ""
+    if status == 1:
+        assert re.fullmatch(r"error: [^\n]+\n", err), err
+    assert contents(tmp_path) == before
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        ("versions/*.json", "is not a whole version file: restore it"),
+        ("segments/*/entries/*.parquet", "bytes where"),
+        ("encoder/*.safetensors", "does not hold the weights it is named after"),
+    ],
+)
+def test_damaged_files_are_named(run: Run, memory: Path, asked: list[Path], pattern: str, message: str) -> None:
+    [path] = memory.glob(pattern)
+    path.write_bytes(path.read_bytes()[:-100])
+    before = contents(memory)
+    code, out, err = run("classify", memory, asked[0])
+    assert (code, out) == (1, "")
+    assert path.name in err
+    assert message in err
+    assert contents(memory) == before
+
+
+@pytest.mark.parametrize("pattern", ["versions/*.json", "segments/*/entries/*.parquet", "encoder/*.safetensors"])
+def test_missing_files_are_named(run: Run, memory: Path, asked: list[Path], pattern: str) -> None:
+    [path] = memory.glob(pattern)
+    path.unlink()
+    code, _, err = run("classify", memory, asked[0])
+    assert code == 1
+    assert "there is no memory at" in err if "versions" in pattern else f"{path.name} is missing" in err
+
+
+def test_another_format_is_named(run: Run, memory: Path) -> None:
+    [path] = memory.glob("versions/*.json")
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    code, _, err = run("status", memory)
+    assert code == 1
+    assert "is in format 2 and this release reads format 1" in err
+
+
+def test_debug_shows_where_an_error_came_from(memory: Path) -> None:
+    from pipeline.errors import UnknownName
+
+    with pytest.raises(UnknownName):
+        main(["forget", str(memory), "--id", "12", "--debug"])
+
+
+@pytest.mark.parametrize(
+    "verb", ["add", "index", "search", "classify", "explain", "evaluate", "forget", "status", "demo"]
+)
+def test_every_verb_has_help(run: Run, verb: str) -> None:
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert "Usage" in out
