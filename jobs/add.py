@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 RAY_FROM = 2_000  # images: below, starting Ray (about eight seconds) costs more than its actors save on two cores
 REJECTS_SHOWN = 10
 
+_NEW_IMAGES = "put them into a folder of their own and add that (`reindex`, which finds them here, is yet to come)"
+
 
 def add(
     memory: Memory,
@@ -106,8 +108,8 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
 def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
     if report.already is not None:
         say(
-            f"{source} was added before as segment {report.already}, so there is nothing to add: put new images into "
-            "a folder of their own and add that (`reindex`, which finds them here, is yet to come)"
+            f"{source} was added before as segment {report.already}, so there is nothing to add"
+            + (f"; {report.unplanned:,} images are new in it: {_NEW_IMAGES}" if report.unplanned else "")
         )
         return
     say(
@@ -115,6 +117,10 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         f"({report.images_per_second:,.0f} images/s) as segment {report.segment}; "
         f"the memory is at version {report.version}"
     )
+    if report.unplanned:
+        say(f"{report.unplanned:,} images came after this add was begun and are not in it: {_NEW_IMAGES}")
+    if report.index_error:
+        note(f"no index was built after the add: {report.index_error}")
     if plan.listing.skipped:
         say(f"{plan.listing.skipped:,} files were passed over: their names do not end as images do")
     if report.rejects:

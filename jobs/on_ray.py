@@ -1,4 +1,4 @@
-"""Ray for a verb: the cluster named by RAY_ADDRESS, or one of this machine alone, listening on loopback only."""
+"""Ray for a verb: the cluster named by RAY_ADDRESS, or one of this machine alone, addressed through loopback."""
 
 import contextlib
 import logging
@@ -6,6 +6,9 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+
+# Ray turns 127.0.0.1 into the machine's own address; only Linux answers to other loopback addresses unasked.
+LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
 
 
 def start_ray() -> None:
@@ -31,7 +34,7 @@ def start_ray() -> None:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
+            _node_ip_address=LOOPBACK,
         )
 
 

@@ -17,6 +17,7 @@ from pipeline.index.search import LiveEntries, Restrictions, Retrieved
 
 BALANCE_QUERIES = 2_000  # entries asked to choose a balance, drawn evenly from the classes
 MAX_K = 10_000
+MAX_WEIGHT = 1e6
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,8 @@ class ClassifyOptions:
         if not 0 <= self.abstain_below <= 1:
             raise UsageError(f"--abstain-below {self.abstain_below} is not a share: give 0 to 1")
         for entry_id, weight in self.weigh.items():
-            if not (np.isfinite(weight) and weight >= 0):
-                raise UsageError(f"--weigh {entry_id}={weight} is not a weight: give 0 or more")
+            if not 0 <= weight <= MAX_WEIGHT:
+                raise UsageError(f"--weigh {entry_id}={weight} is not a weight: give 0 to {MAX_WEIGHT:,.0f}")
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,9 @@ def classify(
 ) -> list[Decision]:
     """One decision a query, in order. Raises UnknownName for a what-if about an id that is not there."""
     for option, ids in (("exclude", options.exclude), ("weigh", options.weigh), ("assume", options.assume)):
-        wanted = np.array(list(ids), np.int64)
-        unknown = wanted[~live.known(wanted)]
-        if len(unknown):
-            raise UnknownName(f"--{option} names id {unknown[0]}, which is no entry: `search` shows the ids there are")
+        unknown = live.unknown(ids)
+        if unknown is not None:
+            raise UnknownName(f"--{option} names id {unknown}, which is no entry: `search` shows the ids there are")
     labels, counts, assume = _assumed_labels(live, options.assume)
     rule = options.rule
     if options.auto_balance:

@@ -10,6 +10,7 @@
     ├── DamagedFile         a file of the memory is missing, cut short or altered
     ├── UnknownName         an id, uri, label or dataset that the memory does not hold
     ├── IndexBuildError     no index can be built, or none reaches the recall asked for
+    ├── WorkerError         a process that worked for this one died
     └── CommitConflict      another writer changed what this one had built upon
 
 Each message is one sentence that says what is wrong, where, and what to do about it.
@@ -54,6 +55,10 @@ class UnknownName(VisualMemoryError):
 
 class IndexBuildError(VisualMemoryError):
     """No index can be built, or none reaches the recall asked for."""
+
+
+class WorkerError(VisualMemoryError):
+    """A process that worked for this one died."""
 
 
 class CommitConflict(VisualMemoryError):

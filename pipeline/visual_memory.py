@@ -24,8 +24,8 @@ from pipeline.edits import forget as forgetting
 from pipeline.embeddings.encoder import Encoder, EncoderChoice
 from pipeline.embeddings.parts import available_cpus, embed_here
 from pipeline.embeddings.queries import QueryImage, embed_images
-from pipeline.embeddings.stream import Pixels, embed_uris
-from pipeline.errors import SourceError, UsageError
+from pipeline.embeddings.stream import ImageFacts, embed_uris
+from pipeline.errors import CommitConflict, IndexBuildError, SourceError, UsageError
 from pipeline.images.folder import list_folder, parse_labels
 from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
 from pipeline.index.search import LiveEntries
@@ -42,7 +42,11 @@ Runner = Literal["here", "ray"]
 
 @dataclass(frozen=True)
 class AddReport:
-    """What an add did. `already` names the segment that held the source before, when nothing was added."""
+    """What an add did. `already` names the segment that held the source before, when nothing was added.
+
+    `unplanned` images came after the plan was frozen and are not in the memory; `index_error` says why the index that
+    so large an add builds afterwards was not built.
+    """
 
     segment: int | None
     planned: int
@@ -51,6 +55,8 @@ class AddReport:
     version: int
     seconds: float
     already: int | None = None
+    unplanned: int = 0
+    index_error: str | None = None
 
     @property
     def rejected(self) -> int:
@@ -70,6 +76,8 @@ class AddReport:
             "images_per_second": round(self.images_per_second, 1),
             "seconds": round(self.seconds, 2),
             "already": self.already,
+            "unplanned": self.unplanned,
+            "index_error": self.index_error,
             "rejects": [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects],
         }
 
@@ -181,18 +189,22 @@ class VisualMemory:
         added = adding.run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
         seconds = time.monotonic() - started
         self._encoder = plan.encoder
+        version, index_error = added.state.version, None
         if added.segment is not None and sum(file.rows for file in added.state.fresh_files()) > MAX_FRESH:
-            added = adding.Added(
-                added.segment, added.planned, added.entries, added.rejects, self._indexed(added.state, on_progress)
-            )
+            try:
+                version = self._indexed(added.state, on_progress).version
+            except (CommitConflict, IndexBuildError) as error:  # the images are in the memory all the same
+                index_error = str(error)
         return AddReport(
             segment=added.segment,
             planned=added.planned,
             entries=added.entries,
             rejects=added.rejects,
-            version=added.state.version,
+            version=version,
             seconds=seconds,
-            already=plan.already.number if plan.already else None,
+            already=added.already,
+            unplanned=added.unplanned,
+            index_error=index_error,
         )
 
     def plan_index(self, options: IndexOptions = IndexOptions()) -> IndexPlan:
@@ -278,10 +290,10 @@ class VisualMemory:
         uris = listing.images.column("uri").to_pylist()
         for batch in embed_uris(encoder, uris, available_cpus()):
             for image, vector, label in zip(batch.images, batch.vectors_BD, labels[done:], strict=False):
-                if isinstance(image, Pixels) and label is not None:
+                if isinstance(image, ImageFacts) and label is not None:
                     vectors.append(vector)
                     truths.append(label)
-                rejected += not isinstance(image, Pixels)
+                rejected += not isinstance(image, ImageFacts)
             done += len(batch.images)
             on_progress(Progress("embedding", done, len(uris), rejected))
         if not vectors:
@@ -310,7 +322,8 @@ class VisualMemory:
         """Accuracy of every labelled entry asked about with itself left out."""
         state = self.state()
         live = self.live(state)
-        rule = _rule(votings[0], asking.best_balance(live, max(ks), VotingRule()) if balance == "auto" else balance)
+        tau = asking.best_balance(live, max(ks), VotingRule(votings[0])) if balance == "auto" else balance
+        rule = _rule(votings[0], tau)
         return asking.evaluate_leave_one_out(live, ks, rule, state.version, votings)
 
     def forget(

@@ -111,6 +111,7 @@ def add_vectors(
         number=reservation.number,
         source=f"/{name}",
         dataset=dataset,
+        identity=identity.fingerprint,
         fingerprint=name,
         planned=len(labels),
         plan=reservation.plan,

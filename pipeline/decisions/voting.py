@@ -15,6 +15,8 @@ from pipeline.errors import UsageError
 Voting = Literal["plurality", "distance", "softmax", "rank"]
 VOTINGS: tuple[Voting, ...] = get_args(Voting)
 
+MAX_BALANCE = 10  # a billion entries to this power is still a number
+
 CELLS_AT_ONCE = 1 << 24  # queries x classes summed at a time: 128 MB of float64
 
 
@@ -36,8 +38,8 @@ class VotingRule:
             raise UsageError(f"--voting {self.voting} is unknown: give one of {', '.join(VOTINGS)}")
         if not (self.temperature > 0 and self.offset > 0 and np.isfinite([self.exponent, self.temperature]).all()):
             raise UsageError("temperature and offset must be more than 0, and the exponent a finite number")
-        if not (np.isfinite(self.balance) and self.balance >= 0):
-            raise UsageError(f"--balance {self.balance} is not a strength: give 0 (none) or more, 1 for full, or auto")
+        if not 0 <= self.balance <= MAX_BALANCE:
+            raise UsageError(f"--balance {self.balance} is not a strength: give 0 (none) to {MAX_BALANCE}, or auto")
 
 
 @dataclass(frozen=True)

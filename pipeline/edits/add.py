@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import pyarrow as pa
+
 from pipeline.embeddings.encoder import Encoder, EncoderChoice
 from pipeline.embeddings.weights import read_weights
 from pipeline.errors import DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
@@ -22,6 +24,11 @@ from pipeline.store.segments import PartMark, Reservation, give_up, read_marks, 
 from pipeline.store.state import AddSegment, Segment, SetIdentity, State
 from pipeline.store.tombstones import read_tombstones
 from pipeline.store.versions import VersionLog
+
+OWN_NAMES = {"encoder", "index", "segments", "tombstones", "versions"}  # all that a memory's folder holds
+
+# An interrupted add goes on with its frozen plan as long as this share of its images is still as it was.
+STILL_THERE = 0.5
 
 EmbedParts = Callable[[Reservation, Sequence[int]], Iterable[PartMark]]
 
@@ -70,13 +77,18 @@ class Reject:
 
 @dataclass(frozen=True)
 class Added:
-    """What an add came to; `segment` None when the source was there already and nothing was added."""
+    """What an add came to; `segment` None when the source was there already, as segment `already`.
+
+    `unplanned` counts images of the source that came after its plan was frozen, and so are not in the memory.
+    """
 
     segment: int | None
     planned: int
     entries: int
     rejects: tuple[Reject, ...]
     state: State
+    already: int | None = None
+    unplanned: int = 0
 
 
 def prepare(
@@ -87,7 +99,7 @@ def prepare(
     Raises SourceError, EncoderError or UsageError.
     """
     listing = list_folder(source, parse_labels(options.labels))
-    if state is None and not log.storage.is_empty() and not log.storage.list("segments"):
+    if state is None and not set(log.storage.list("")) <= OWN_NAMES:
         raise MemoryMissing(
             f"{log.storage.uri} is a folder with other files in it and no memory: "
             "name an empty or new folder for MEMORY (it comes before SOURCE)"
@@ -132,11 +144,26 @@ def run(
 
     Raises SourceError when no image at all could be read; then nothing is committed.
     """
-    if plan.already is not None and state is not None:
-        return Added(None, plan.planned, 0, (), state)
+    identity = plan.encoder.identity
+    if state is not None and state.identity is not None:
+        _refuse_mix(log.storage.uri, state.identity, identity)  # it may have been made by another since it was planned
     storage = log.storage
+    already = _already_there(log, state, plan.fingerprint)
+    if already is not None and state is not None:
+        unplanned = len(
+            _differences(plan.listing, read_table(storage, already.plan, ["uri", "num_bytes", "modified"]))[0]
+        )
+        return Added(None, plan.planned, 0, (), state, already.number, unplanned)
     weights = plan.encoder.keep(storage)
     reservation = unfinished(storage, plan.fingerprint, [s.number for s in state.segments] if state else [])
+    unplanned = 0
+    if reservation is not None:
+        frozen = read_table(storage, reservation.plan, ["uri", "num_bytes", "modified"])
+        new, gone = _differences(plan.listing, frozen)
+        unplanned = len(new)
+        if len(gone) > (1 - STILL_THERE) * frozen.num_rows:
+            give_up(storage, reservation)
+            reservation, unplanned = None, 0
     if reservation is None:
         reservation = reserve(
             storage,
@@ -144,7 +171,7 @@ def run(
             fingerprint=plan.fingerprint,
             source=plan.listing.uri,
             dataset=plan.dataset,
-            identity=plan.encoder.identity,
+            identity=identity,
         )
     marks = read_marks(storage, reservation)
     _report(on_progress, reservation, marks)
@@ -163,11 +190,24 @@ def run(
             f"none of the {segment.planned:,} images of {plan.listing.uri} could be read (the first, {rejects[0].uri}: "
             f"{rejects[0].reason}), so nothing was added: mend the files and run the command again"
         )
-    actions: list[AddSegment | SetIdentity] = [AddSegment(segment=segment)]
+    same = [s.number for s in state.segments if s.fingerprint == plan.fingerprint] if state else []
+    actions: list[AddSegment | SetIdentity] = [AddSegment(segment=segment, beside=tuple(same))]
     if state is None or state.identity is None:
-        actions.insert(0, SetIdentity(identity=plan.encoder.identity, weights=weights))
+        actions.insert(0, SetIdentity(identity=identity, weights=weights))
     committed = log.commit(state or State(), command, lambda _: actions)
-    return Added(segment.number, segment.planned, segment.num_entries, rejects, committed)
+    return Added(segment.number, segment.planned, segment.num_entries, rejects, committed, None, unplanned)
+
+
+def _differences(listing: Listing, frozen: pa.Table) -> tuple[set[str], set[str]]:
+    """Uris that are listed but not planned, and planned ones that are gone or another file by size or time."""
+    listed = _files(listing.images)
+    planned = _files(frozen)
+    return listed.keys() - planned.keys(), {uri for uri, file in planned.items() if listed.get(uri) != file}
+
+
+def _files(table: pa.Table) -> dict[str, tuple[int | None, object]]:
+    columns = (table.column(name).to_pylist() for name in ("uri", "num_bytes", "modified"))
+    return {uri: (num_bytes, modified) for uri, num_bytes, modified in zip(*columns, strict=True)}
 
 
 def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
@@ -179,6 +219,7 @@ def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
         number=reservation.number,
         source=reservation.source,
         dataset=reservation.dataset,
+        identity=reservation.identity.fingerprint,
         fingerprint=reservation.fingerprint,
         planned=reservation.planned,
         plan=reservation.plan,

@@ -31,13 +31,12 @@ class Selection:
 
 def select(live: LiveEntries, selection: Selection, memory_uri: str) -> np.ndarray:
     """Ids of the live entries selected, sorted, int64 [N]. Raises UnknownName for any name that matches none."""
-    ids = np.array(sorted(set(selection.ids)), np.int64)
-    unknown = ids[~live.known(ids)]
-    if len(unknown):
+    unknown = live.unknown(selection.ids)
+    if unknown is not None:
         raise UnknownName(
-            f"the memory at {memory_uri} has no entry with id {unknown[0]}: `search` and `classify --json` show ids"
+            f"the memory at {memory_uri} has no entry with id {unknown}: `search` and `classify --json` show ids"
         )
-    found = [ids]
+    found = [np.array(sorted(set(selection.ids)), np.int64)]
     for uri in selection.uris:
         matched = live.matching(uri=uri)
         if not len(matched):

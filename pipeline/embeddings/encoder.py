@@ -26,6 +26,8 @@ CPU_BATCH = 16
 GPU_BATCH = 256
 GPU_QUERY_BATCH = 16
 
+MAX_PATCH_EMBEDDINGS = 2  # convolutions a transformer may have, to cut the image into patches
+
 
 @dataclasses.dataclass(frozen=True)
 class EncoderChoice:
@@ -57,6 +59,8 @@ class Encoder:
         self.identity = identity
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
+        self._convolutional = convolutions > MAX_PATCH_EMBEDDINGS
         self._mean = torch.tensor(identity.preprocessing.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(identity.preprocessing.std, device=self.device).view(1, 3, 1, 1)
 
@@ -122,8 +126,19 @@ class Encoder:
     def embed_queries(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         """The same, float32 [B, D], with bits that do not depend on which queries are asked together.
 
-        Every forward pass has one fixed shape: a single image on a CPU, a padded batch on a GPU.
+        Every forward pass has one fixed shape: a single image on a CPU, a padded batch on a GPU. Convolutions on a CPU
+        also run on one thread, because their last bits depend on the number of threads; for one image more threads
+        gain nothing (docs/benchmarks.md). Transformers, whose products came out the same on any number, use all.
         """
+        threads = torch.get_num_threads()
+        if self._convolutional and self.device.type == "cpu":
+            torch.set_num_threads(1)
+        try:
+            return self._embed_one_shape(pixels_BSS3)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _embed_one_shape(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         step = 1 if self.device.type == "cpu" else GPU_QUERY_BATCH
         vectors = []
         for start in range(0, len(pixels_BSS3), step):

@@ -11,21 +11,34 @@ import ray.data
 import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
+from pipeline import errors
 from pipeline.embeddings.parts import PartEmbedder
-from pipeline.errors import VisualMemoryError
+from pipeline.errors import VisualMemoryError, WorkerError
 from pipeline.store.segments import PartMark, Reservation
 from pipeline.store.storage import open_storage
 
 
 class EmbedParts:
-    """A Ray Data UDF: a batch is one row, the number of a part."""
+    """A Ray Data UDF: a batch is one row, the number of a part.
+
+    The library's own errors travel as rows, since Ray would keep only their text, under a page of its own. For the same
+    reason the encoder is loaded with the first part rather than in the constructor.
+    """
 
     def __init__(self, memory_uri: str, reservation_json: str, num_cpus: int) -> None:
-        reservation = Reservation.model_validate_json(reservation_json)
-        self._embedder = PartEmbedder(open_storage(memory_uri), reservation, num_cpus)
+        self._memory_uri = memory_uri
+        self._reservation = Reservation.model_validate_json(reservation_json)
+        self._num_cpus = num_cpus
+        self._embedder: PartEmbedder | None = None
 
     def __call__(self, batch: dict) -> dict:
-        return {"mark": [self._embedder.embed(int(part)).model_dump_json() for part in batch["part"]]}
+        try:
+            if self._embedder is None:
+                self._embedder = PartEmbedder(open_storage(self._memory_uri), self._reservation, self._num_cpus)
+            marks = [self._embedder.embed(int(part)).model_dump_json() for part in batch["part"]]
+        except VisualMemoryError as error:
+            return {"mark": [""], "failure": [type(error).__name__], "message": [str(error)]}
+        return {"mark": marks, "failure": [""], "message": [""]}
 
 
 def embed_on_ray(memory_uri: str, reservation: Reservation, parts: Sequence[int]) -> Iterator[PartMark]:
@@ -50,8 +63,11 @@ def embed_on_ray(memory_uri: str, reservation: Reservation, parts: Sequence[int]
     )
     try:
         for row in marks.iter_rows():
+            if row["failure"]:
+                raise getattr(errors, row["failure"])(row["message"])
             yield PartMark.model_validate_json(row["mark"])
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, VisualMemoryError):
-            raise error.cause from error
-        raise
+    except ray.exceptions.RayError as error:  # an actor died, or raised what the library does not know
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise WorkerError(
+            f"an embedding actor failed ({reason}): run the command again and it goes on where it was"
+        ) from error

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.embeddings.encoder import Encoder
-from pipeline.embeddings.stream import Pixels, embed_uris
+from pipeline.embeddings.stream import ImageFacts, embed_uris
 from pipeline.images.decode import Rejected
 from pipeline.store.schemas import REJECTED, embedding_column, entries_schema
 from pipeline.store.segments import PartMark, Reservation, publish_part, read_plan
@@ -40,13 +40,13 @@ class PartEmbedder:
         plan = read_plan(self._storage, self._reservation, part)
         uris = plan.column("uri").to_pylist()
         vectors_ND = np.zeros((len(uris), self._reservation.identity.dimension), np.float16)
-        images: list[Pixels | Rejected] = []
+        images: list[ImageFacts | Rejected] = []
         for batch in embed_uris(self._encoder, uris, self._num_cpus):
             vectors_ND[len(images) : len(images) + len(batch.images)] = batch.vectors_BD.astype(np.float16)
             images += batch.images
         entry_ids = plan.column("id").to_numpy()
-        kept = np.array([row for row, image in enumerate(images) if isinstance(image, Pixels)], np.int64)
-        pixels = [image for image in images if isinstance(image, Pixels)]
+        kept = np.array([row for row, image in enumerate(images) if isinstance(image, ImageFacts)], np.int64)
+        facts = [image for image in images if isinstance(image, ImageFacts)]
         entries = pa.table(
             [
                 pa.array(entry_ids[kept]),
@@ -54,13 +54,13 @@ class PartEmbedder:
                 plan.column("label").take(kept),
                 pa.array([self._reservation.dataset] * len(kept), pa.string()),
                 embedding_column(vectors_ND[kept]),
-                pa.array([image.sha256 for image in pixels], pa.string()),
-                pa.array([image.width for image in pixels], pa.int32()),
-                pa.array([image.height for image in pixels], pa.int32()),
+                pa.array([image.sha256 for image in facts], pa.string()),
+                pa.array([image.width for image in facts], pa.int32()),
+                pa.array([image.height for image in facts], pa.int32()),
             ],
             schema=entries_schema(self._reservation.identity),
         )
-        rejects = [(row, image) for row, image in enumerate(images) if not isinstance(image, Pixels)]
+        rejects = [(row, image) for row, image in enumerate(images) if not isinstance(image, ImageFacts)]
         rejected = pa.table(
             [
                 pa.array(np.delete(entry_ids, kept)),

@@ -11,7 +11,7 @@ from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
 from pipeline.embeddings.stream import pixels_of_bytes
 from pipeline.errors import SourceError
-from pipeline.images.decode import Rejected, read_bytes
+from pipeline.images.decode import Rejected, as_displayed, read_bytes
 from pipeline.images.uris import uri_of_path
 from pipeline.store.identity import Preprocessing
 
@@ -30,7 +30,7 @@ def embed_images(encoder: Encoder, images: Sequence[QueryImage]) -> tuple[np.nda
 
 def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray, str | None]:
     if isinstance(image, Image.Image):
-        return pixels_of(image.convert("RGB"), preprocessing), None
+        return pixels_of(as_displayed(image), preprocessing), None
     if isinstance(image, bytes):
         try:
             return pixels_of_bytes(image, preprocessing).pixels_SS3, None

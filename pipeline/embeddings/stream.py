@@ -21,24 +21,31 @@ BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
-class Pixels:
-    """One image ready for the encoder: uint8 [S, S, 3], with what an entry keeps of the file."""
+class ImageFacts:
+    """What an entry keeps of its image file; width and height in pixels as displayed."""
 
-    pixels_SS3: np.ndarray
     sha256: str
     width: int
     height: int
 
 
 @dataclass(frozen=True)
+class Pixels:
+    """One image ready for the encoder: uint8 [S, S, 3]."""
+
+    pixels_SS3: np.ndarray
+    facts: ImageFacts
+
+
+@dataclass(frozen=True)
 class EmbeddedBatch:
-    """Consecutive images: vectors float32 [B, D], and for each image its Pixels or why it was rejected.
+    """Consecutive images: vectors float32 [B, D], and for each image its facts or why it was rejected.
 
     The vector of a rejected image means nothing.
     """
 
     vectors_BD: np.ndarray
-    images: list[Pixels | Rejected]
+    images: list[ImageFacts | Rejected]
 
 
 def load_pixels(uri: str, preprocessing: Preprocessing) -> Pixels | Rejected:
@@ -53,7 +60,7 @@ def pixels_of_bytes(data: bytes, preprocessing: Preprocessing) -> Pixels:
     """Decode, resize and crop the bytes of an image file. Raises Rejected."""
     decoded = decode(data)
     width, height = decoded.image.size
-    return Pixels(pixels_of(decoded.image, preprocessing), decoded.sha256, width, height)
+    return Pixels(pixels_of(decoded.image, preprocessing), ImageFacts(decoded.sha256, width, height))
 
 
 def embed_uris(encoder: Encoder, uris: Sequence[str], num_threads: int) -> Iterator[EmbeddedBatch]:
@@ -75,10 +82,14 @@ def embed_uris(encoder: Encoder, uris: Sequence[str], num_threads: int) -> Itera
 
 
 def _embedded(encoder: Encoder, futures: list[Future[Pixels | Rejected]]) -> EmbeddedBatch:
-    images = [future.result() for future in futures]
     crop = encoder.identity.preprocessing.crop
     batch_BSS3 = np.zeros((encoder.batch_size, crop, crop, 3), np.uint8)
-    for row, image in enumerate(images):
-        if isinstance(image, Pixels):
-            batch_BSS3[row] = image.pixels_SS3
+    images: list[ImageFacts | Rejected] = []
+    for row, future in enumerate(futures):
+        loaded = future.result()
+        if isinstance(loaded, Pixels):
+            batch_BSS3[row] = loaded.pixels_SS3
+            images.append(loaded.facts)
+        else:
+            images.append(loaded)
     return EmbeddedBatch(encoder.embed(batch_BSS3)[: len(images)], images)

@@ -16,6 +16,8 @@ from pipeline.store.storage import Storage
 
 Tensors = dict[str, torch.Tensor]
 
+SAFETENSORS = ".safetensors"
+
 _COUNTERS = "num_batches_tracked"
 _NESTED_UNDER = ("state_dict", "state_dict_ema", "model", "model_ema", "teacher", "student")
 _WRAPPERS = ("module.", "backbone.", "_orig_mod.")
@@ -28,7 +30,7 @@ def read_weights(uri: str) -> Tensors:
     """
     try:
         with fsspec.open(uri, "rb") as stream:
-            if uri.endswith(".safetensors"):
+            if uri.endswith(SAFETENSORS):
                 return safetensors.torch.load(stream.read())
             loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
@@ -82,6 +84,11 @@ def fit_by_position(model: torch.nn.Module, tensors: Tensors, uri: str) -> None:
 
     `num_batches_tracked` counters take no part: inference does not use them. Raises EncoderError.
     """
+    if uri.endswith(SAFETENSORS):
+        raise EncoderError(
+            f"the weights at {uri} cannot be matched by position, since safetensors keep no order: "
+            "give a torch file, or weights whose names are the model's"
+        )
     wanted = list(weights_of(model).items())
     given = [(name, t) for name, t in tensors.items() if not name.endswith(_COUNTERS)]
     if len(wanted) != len(given):
@@ -114,9 +121,11 @@ def weights_sha256(tensors: Tensors) -> str:
 
 
 def keep_weights(storage: Storage, identity: Identity, tensors: Tensors) -> FileRef:
-    """Copy the weights in use into the memory, unless they are there."""
+    """Copy the weights in use into the memory, unless they are there and whole."""
     path = identity.weights_path
-    if not storage.exists(path):
+    try:
+        kept_weights(storage, identity)
+    except DamagedFile:
         with storage.publishing(path) as local:
             safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, str(local))
     return describe(path, storage.local_path(path))

@@ -68,7 +68,7 @@ def decode(data: bytes) -> Decoded:
             if opened.width * opened.height > MAX_PIXELS:
                 raise Rejected("decode", f"{opened.width} x {opened.height} pixels is more than {MAX_PIXELS:,}")
             opened.load()
-            image = _as_displayed(opened)
+            image = as_displayed(opened)
     except Rejected:
         raise
     except Image.DecompressionBombError as error:
@@ -80,7 +80,8 @@ def decode(data: bytes) -> Decoded:
     return Decoded(image, hashlib.sha256(data).hexdigest())
 
 
-def _as_displayed(image: Image.Image) -> Image.Image:
+def as_displayed(image: Image.Image) -> Image.Image:
+    """An opened image as 8-bit RGB, turned as its EXIF orientation says."""
     rgb = _rgb(image)
     transposition = _TRANSPOSITIONS.get(_orientation(image))
     return rgb.transpose(transposition) if transposition is not None else rgb
@@ -94,12 +95,12 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_grey_to_8_bits(image)).convert("RGB")
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_grey_to_8_bits(image)).convert("RGB")
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
@@ -110,14 +111,21 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W] from 16-bit, 32-bit or float greys: floats in [0, 1], else 8 or 16 bits by the largest value."""
+    """uint8 [H, W] from 16-bit, 32-bit or float greys; a grey marked transparent becomes white.
+
+    Floats up to 2 are taken to have the full scale 1; larger values that of 8 bits, 16 bits, or their own maximum.
+    """
     grey_HW = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
     if image.mode.startswith("I;16"):
         full_scale = 65_535.0
     else:
         largest = grey_HW.max(initial=0.0)
-        if image.mode == "F" and largest <= 1.0:
+        if image.mode == "F" and largest <= 2.0:
             full_scale = 1.0
         else:
             full_scale = 255.0 if largest <= 255.0 else max(65_535.0, largest)
-    return (np.clip(grey_HW / full_scale, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    scaled_HW = (np.clip(grey_HW / full_scale, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        scaled_HW[grey_HW == transparent] = 255
+    return scaled_HW

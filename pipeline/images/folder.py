@@ -13,7 +13,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.errors import SourceError, UsageError
-from pipeline.images.uris import uri_of_path
+from pipeline.images.uris import printable, uri_of_path
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 
@@ -53,7 +53,7 @@ def list_folder(source: str, labels: Labels) -> Listing:
     image directly in the source has none, and a single file is labelled by the folder that holds it. Symbolic links
     are followed, each folder once. Raises SourceError when the source is missing, unreadable or without an image.
     """
-    root = Path(source.removeprefix("file://")).expanduser().absolute()
+    root = Path(os.path.abspath(os.path.expanduser(source.removeprefix("file://"))))
     if "://" in source and not source.startswith("file://"):
         raise SourceError(f"the source {source} is not a local path, and only folders on this machine can be read yet")
     if not root.exists():
@@ -75,7 +75,7 @@ def list_folder(source: str, labels: Labels) -> Listing:
         what = f"holds {skipped:,} files but no image" if skipped else "is empty"
         raise SourceError(f"the source {root} {what}: give a folder with files ending in {_endings()}")
     rows = sorted((uri_of_path(path), path) for path in found)
-    return Listing(uri_of_path(str(root)), name or "root", _table(rows, str(top), labels), skipped)
+    return Listing(uri_of_path(str(root)), printable(name) or "root", _table(rows, str(top), labels), skipped)
 
 
 def _table(rows: list[tuple[str, str]], top: str, labels: Labels) -> pa.Table:
@@ -93,7 +93,7 @@ def _table(rows: list[tuple[str, str]], top: str, labels: Labels) -> pa.Table:
 
 def _label(path: str, top: str) -> str | None:
     inside = os.path.relpath(path, top).split(os.sep)
-    return uri_of_path(inside[0]) if len(inside) > 1 else None
+    return printable(inside[0]) if len(inside) > 1 else None
 
 
 def _walk(root: Path) -> Iterator[str]:
@@ -110,7 +110,11 @@ def _walk(root: Path) -> Iterator[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
+        for name in files:
+            path = os.path.join(folder, name)
+            # A link that leads nowhere is listed, and rejected with its reason; a pipe would hang whoever opened it.
+            if not name.startswith(".") and (os.path.isfile(path) or not os.path.exists(path)):
+                yield path
 
 
 def _endings() -> str:

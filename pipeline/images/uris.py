@@ -8,11 +8,17 @@ import re
 import urllib.parse
 
 _RESERVED = re.compile("[%#\udc80-\udcff]")  # the last range: bytes os.fsdecode could not decode
+_UNDECODABLE = re.compile("[\udc80-\udcff]")
 
 
 def uri_of_path(path: str) -> str:
     """The uri under which the image at an absolute local path is remembered."""
     return _RESERVED.sub(lambda found: f"%{os.fsencode(found[0])[0]:02X}", path)
+
+
+def printable(name: str) -> str:
+    """A file name as a label or a dataset's name: as it is, but for undecodable bytes, which are percent-encoded."""
+    return _UNDECODABLE.sub(lambda found: f"%{os.fsencode(found[0])[0]:02X}", name)
 
 
 def path_of_uri(uri: str) -> str:

@@ -41,6 +41,8 @@ class Block:
     make_finder: MakeFinder
 
     def __post_init__(self) -> None:
+        if (np.diff(self.ids_N) <= 0).any():
+            raise AssertionError("rows of a block must be in the order of their ids: they are found by bisection")
         self._finders: dict[str, Finder] = {}
 
     def finder(self, scope: Scope) -> Finder:

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.errors import CommitConflict, IndexBuildError, UsageError
 from pipeline.index import parameters, tuning
 from pipeline.index.candidates import propose_key, training_rows
-from pipeline.index.shards import SideFiles, mapped_vectors, write_faiss, write_side_files
+from pipeline.index.shards import SideFiles, mapped_vectors, read_faiss, write_faiss, write_side_files
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.state import Index, SetIndex, Shard, State
@@ -74,7 +74,7 @@ def plan_index(state: State, options: IndexOptions, num_live: int) -> IndexPlan:
             )
         files, key = state.fresh_files(), current.key
     else:
-        files = [file for segment in state.segments for file in segment.entries]
+        files = state.entries_files()
         dimension = state.identity.dimension if state.identity else 0
         key = options.key or propose_key(max(num_live, 1), dimension, options.max_memory_bytes)
     limit = options.shard_rows or DEFAULT_SHARD_ROWS
@@ -144,10 +144,15 @@ class _Builder:
         if empty is None:
             shards = [self._shard(number, None, 1.0, sides) for number in range(len(sides))]
             return self._index("", None, shards)
+        if not total:
+            raise IndexBuildError("every entry to be indexed is forgotten: add images first")
         trained, trained_file = self._trained(empty, sides)
         values: dict[str, int] | None = parameters.parsed(self._old.parameters) if self._old else None
         shards, done = [], 0
         for number, side in enumerate(sides):
+            if not side.rows:  # all forgotten: nothing to search, but its parts are no fresh entries any more
+                shards.append(self._shard(number, None, 1.0, sides))
+                continue
             populated = self._populated(faiss.clone_index(trained), side, done, total)
             index_file = write_faiss(self._storage, f"{self._shard_folder(number)}/index.faiss", populated)
             done += side.rows
@@ -162,18 +167,23 @@ class _Builder:
         if not (self._old and self._old.trained):
             training_rows(self._plan.key, self._plan.rows, self._dimension, self._options.max_memory_bytes)
         try:
-            return faiss.index_factory(self._dimension, self._plan.key, faiss.METRIC_INNER_PRODUCT)
+            index = faiss.index_factory(self._dimension, self._plan.key, faiss.METRIC_INNER_PRODUCT)
         except RuntimeError as error:
             raise IndexBuildError(
                 f"FAISS does not know the key {self._plan.key} for {self._dimension} dimensions: "
                 "give one of its index_factory strings, such as IVF256,Flat, or none to have one chosen"
             ) from error
+        if not parameters.searchable(index):
+            raise IndexBuildError(
+                f"the key {self._plan.key} is of a kind whose forgotten rows cannot be masked: "
+                "give Flat, a key with IVF or HNSW (OPQ, PCA and RR may come before), or none to have one chosen"
+            )
+        return index
 
     def _trained(self, index: faiss.Index, sides: Sequence[SideFiles]) -> tuple[faiss.Index, FileRef]:
         """The empty trained index: the generation's own, or this one trained on a random sample over all shards."""
         if self._old and self._old.trained:
-            path = self._storage.local_path(self._old.trained.path)
-            return faiss.read_index(str(path)), self._old.trained
+            return read_faiss(self._storage, self._old.trained, mapped=False), self._old.trained
         total = sum(side.rows for side in sides)
         rows = training_rows(self._plan.key, total, self._dimension, self._options.max_memory_bytes)
         self._progress(Progress("training", 0, rows))

@@ -12,7 +12,7 @@ import numpy as np
 CHUNK_ROWS = 65_536  # rows converted to float32 at a time: 335 MB at 1,280 dimensions
 CACHED_ROWS = 65_536  # matrices up to this long stay converted between calls
 SLACK = 32  # candidates asked beyond k, so that the border is usually clear at the first try
-RESCORED_QUERIES = 16  # queries rescored at a time, which keeps the gathered vectors near the cache
+GATHERED_BYTES = 16 << 20  # float64 vectors gathered at a time for rescoring, which keeps them near the cache
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 
@@ -84,11 +84,13 @@ def similarities(queries_QD: np.ndarray, vectors_ND: np.ndarray, rows_QK: np.nda
     -inf where the row is -1. The sum runs in one order whatever Q and K are, so that a query's similarities do not
     depend on what else is asked with it.
     """
-    result_QK = np.empty(rows_QK.shape, np.float32)
-    for start in range(0, len(rows_QK), RESCORED_QUERIES):
-        rows = rows_QK[start : start + RESCORED_QUERIES]
-        gathered = vectors_ND[np.maximum(rows, 0)].astype(np.float64)
-        queries = queries_QD[start : start + RESCORED_QUERIES].astype(np.float64)
-        result_QK[start : start + RESCORED_QUERIES] = np.einsum("qkd,qd->qk", gathered, queries, optimize=False)
-    result_QK[rows_QK < 0] = -np.inf
+    result_QK = np.full(rows_QK.shape, -np.inf, np.float32)
+    width = max(GATHERED_BYTES // (8 * vectors_ND.shape[1]), 1)  # vectors gathered at a time
+    queries = queries_QD.astype(np.float64)
+    for start in range(0, rows_QK.size, width):
+        flat = np.arange(start, min(start + width, rows_QK.size))
+        flat = flat[rows_QK.ravel()[flat] >= 0]
+        gathered = vectors_ND[rows_QK.ravel()[flat]].astype(np.float64)
+        asked = queries[flat // rows_QK.shape[1]]
+        result_QK.ravel()[flat] = np.einsum("nd,nd->n", gathered, asked, optimize=False)
     return result_QK

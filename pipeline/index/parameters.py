@@ -39,6 +39,17 @@ def search_parameters(
     return faiss.SearchParameters(**options)
 
 
+def searchable(index: faiss.Index) -> bool:
+    """Whether this kind of index takes a selector of rows with each call, on which forgetting rests.
+
+    IndexIDMap over IndexRefine, for one, ignores it and returns forgotten rows.
+    """
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexPreTransform):
+        return searchable(index.index)
+    return isinstance(index, faiss.IndexIVF | faiss.IndexHNSW)
+
+
 def widest(index: faiss.Index) -> dict[str, int]:
     """The parameter that trades speed for recall, at its largest useful value; empty where there is none."""
     index = faiss.downcast_index(index)

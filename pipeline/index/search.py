@@ -4,7 +4,7 @@ Shapes: Q queries, K neighbours, D dimensions. Similarities are inner products o
 the stored float16 and rounded to float32; equal similarities are ordered by id.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -98,9 +98,9 @@ class LiveEntries:
         masks = [block.live_N & (block.codes_N >= 0) if labelled else block.live_N for block in self.blocks]
         return np.concatenate([b.ids_N[m] for b, m in zip(self.blocks, masks, strict=True)] or [np.empty(0, np.int64)])
 
-    def known(self, ids: np.ndarray) -> np.ndarray:
-        """Which ids are live entries, bool [N]."""
-        return np.isin(ids, self.live_ids())
+    def unknown(self, ids: Iterable[int]) -> int | None:
+        """The first of these ids that is no live entry, or None."""
+        return next((entry_id for entry_id in ids if self.entry(entry_id) is None), None)
 
     def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
         """Ids of the live entries with this uri, label or dataset (one of them), int64 [N]."""
@@ -116,6 +116,8 @@ class LiveEntries:
 
     def entry(self, entry_id: int) -> tuple[int, int] | None:
         """Block and row of a live entry, or None."""
+        if not 0 <= entry_id < 1 << 63:
+            return None
         for number, block in enumerate(self.blocks):
             for row in block.rows_of(np.array([entry_id])):
                 if block.live_N[row]:

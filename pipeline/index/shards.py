@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import faiss
 import numpy as np
@@ -93,11 +94,14 @@ def write_faiss(storage: Storage, path: str, index: faiss.Index) -> FileRef:
         return describe(path, local, index.ntotal)
 
 
-def read_faiss(storage: Storage, file: FileRef) -> faiss.Index:
-    """Map a published FAISS index, or load it where its kind cannot be mapped. Raises DamagedFile."""
+def read_faiss(storage: Storage, file: FileRef, *, mapped: bool = True) -> faiss.Index:
+    """Map a published FAISS index, or load it where that is asked for or its kind cannot be mapped.
+
+    Raises DamagedFile.
+    """
     local = checked_path(storage, file)
     try:
-        return faiss.read_index(str(local), faiss.IO_FLAG_MMAP_IFC)
+        return faiss.read_index(str(local), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
     except RuntimeError as error:
         raise _damaged(storage, file) from error
 
@@ -142,7 +146,8 @@ def _write_array(storage: Storage, path: str, array: np.ndarray) -> FileRef:
 
 def _read_array(storage: Storage, file: FileRef) -> np.ndarray:
     try:
-        array: np.ndarray = np.load(checked_path(storage, file), mmap_mode="r", allow_pickle=False)
+        mapped: Literal["r"] | None = "r" if file.rows else None  # no bytes cannot be mapped
+        array: np.ndarray = np.load(checked_path(storage, file), mmap_mode=mapped, allow_pickle=False)
     except ValueError as error:
         raise _damaged(storage, file) from error
     return array

@@ -27,6 +27,8 @@ def tuned_parameters(index: faiss.Index, key: str, max_latency_ms: float) -> dic
 
     The tuner sets parameters on the index while it tries them, so `index` must not be in use elsewhere.
     """
+    if "_HNSW" in key and "OPQ" not in key:  # autofaiss takes IVFn_HNSWm for a plain HNSW and sets no nprobe
+        return _tuned_beyond_heuristics(index, max_latency_ms)
     level = logging.getLogger("autofaiss").level
     logging.getLogger("autofaiss").setLevel(logging.ERROR)
     try:

@@ -14,8 +14,8 @@ class Preprocessing(BaseModel):
     """From decoded RGB pixels to the encoder's input; every field changes the vectors.
 
     `resize` is the length in pixels of the shorter side before the centre crop of `crop` x `crop` pixels; with
-    `crop_mode` "squash" both sides become `crop` and nothing is cut. `pixel_path` names the decoding and resampling
-    code, so that a faster path which drifts becomes another identity.
+    `crop_mode` "squash" both sides become `resize`, whatever the image's shape. `pixel_path` names the decoding and
+    resampling code, so that a faster path which drifts becomes another identity.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

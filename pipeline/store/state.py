@@ -18,11 +18,15 @@ class _Frozen(BaseModel):
 
 
 class Segment(_Frozen):
-    """All parts of one `add`. `fingerprint` is over source, options and identity; `entries + rejected = planned`."""
+    """All parts of one `add`; entries + rejected = planned.
+
+    `identity` is the encoder's fingerprint, `fingerprint` is over source, options and identity.
+    """
 
     number: int
     source: str
     dataset: str
+    identity: str
     fingerprint: str
     planned: int
     plan: FileRef
@@ -91,10 +95,14 @@ class SetIdentity(_Frozen):
 
 
 class AddSegment(_Frozen):
-    """A finished segment becomes part of the memory."""
+    """A finished segment becomes part of the memory.
+
+    `beside` numbers the segments of the same fingerprint that the writer knew of, all of whose entries are forgotten.
+    """
 
     action: Literal["add_segment"] = "add_segment"
     segment: Segment
+    beside: tuple[int, ...] = ()
 
 
 class Forget(_Frozen):
@@ -133,7 +141,9 @@ class State(_Frozen):
             case SetIdentity():
                 return self.model_copy(update={"identity": action.identity, "weights": action.weights})
             case AddSegment():
-                return self.model_copy(update={"segments": (*self.segments, action.segment)})
+                # In order of their numbers, so that entries files are in order of their ids, whoever came first.
+                segments = sorted((*self.segments, action.segment), key=lambda segment: segment.number)
+                return self.model_copy(update={"segments": tuple(segments)})
             case Forget():
                 return self.model_copy(update={"tombstones": (*self.tombstones, action.tombstones)})
             case SetIndex():
@@ -144,8 +154,11 @@ class State(_Frozen):
         match action:
             case SetIdentity() if self.identity is not None and self.identity != action.identity:
                 return f"another writer made this a memory of {self.identity}"
+            case AddSegment() if self.identity is not None and self.identity.fingerprint != action.segment.identity:
+                return f"another writer made this a memory of {self.identity}"
             case AddSegment() if any(
-                s.fingerprint == action.segment.fingerprint and s.number == action.segment.number for s in self.segments
+                segment.fingerprint == action.segment.fingerprint and segment.number not in action.beside
+                for segment in self.segments
             ):
                 return "another writer has added the same source"
             case SetIndex():
@@ -155,9 +168,13 @@ class State(_Frozen):
                     return "another writer has changed the index"
         return None
 
+    def entries_files(self) -> list[RowsFile]:
+        """All entries files, in order of their ids."""
+        return [file for segment in self.segments for file in segment.entries]
+
     def fresh_files(self) -> list[RowsFile]:
         """Entries files that no shard covers, in order of their ids."""
-        files = [file for segment in self.segments for file in segment.entries]
+        files = self.entries_files()
         covers = [span for shard in self.index.shards for span in shard.covers] if self.index else []
         if not covers:
             return files

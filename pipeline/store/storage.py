@@ -106,7 +106,7 @@ class LocalStorage:
     @contextlib.contextmanager
     def _aside(self, target: Path) -> Iterator[Path]:
         """A private name in the target's folder, gone afterwards whatever happened."""
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_folder(target.parent)
         aside = target.with_name(f".{target.name}.{secrets.token_hex(6)}.aside")
         try:
             yield aside
@@ -128,6 +128,15 @@ def open_storage(uri: str) -> Storage:
 
 def _missing(uri: str, path: str) -> DamagedFile:
     return DamagedFile(f"{path} is missing from the memory at {uri}: restore it from a copy of the memory")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each of them to stay after a power cut."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
 
 
 def _sync(path: Path) -> None:

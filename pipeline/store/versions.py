@@ -87,12 +87,16 @@ class VersionLog:
         nonce = secrets.token_hex(8)
         for _ in range(MAX_ATTEMPTS):
             number = base.version + 1
+            actions = tuple(prepare(number))
+            for action in actions:
+                if reason := base.conflict(action):
+                    raise CommitConflict(f"{reason} meanwhile, and nothing was changed: run the command again")
             commit = Commit(
                 version=number,
                 nonce=nonce,
                 committed_at=datetime.datetime.now(datetime.UTC),
                 command=command,
-                actions=tuple(prepare(number)),
+                actions=actions,
             )
             try:
                 self.storage.create(_commit_path(number), commit.model_dump_json(indent=1).encode())
@@ -101,11 +105,6 @@ class VersionLog:
                 if theirs.nonce == nonce:
                     return self._committed(base, theirs)
                 base = self._folded(base, theirs)
-                for action in commit.actions:
-                    if reason := base.conflict(action):
-                        raise CommitConflict(
-                            f"{reason} meanwhile, and nothing was changed: run the command again"
-                        ) from None
             else:
                 return self._committed(base, commit)
         raise CommitConflict(f"{MAX_ATTEMPTS} other writers were faster: run the command again when fewer are at work")

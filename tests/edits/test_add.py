@@ -13,7 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import VisualMemory
-from pipeline.errors import IdentityMismatch, MemoryMissing, SourceError, UsageError
+from pipeline.errors import (
+    CommitConflict,
+    DamagedFile,
+    IdentityMismatch,
+    MemoryMissing,
+    SourceError,
+    UsageError,
+)
 from pipeline.progress import Progress
 from pipeline.store import ids
 from tests.conftest import ENCODER, IMAGE_SIZE
@@ -154,6 +161,106 @@ def test_a_folder_of_other_files_is_not_taken_for_a_memory(tmp_path: Path, digit
 def test_the_past_cannot_be_changed(digits_memory: VisualMemory, digits: Path) -> None:
     with pytest.raises(UsageError, match="can only be read"):
         VisualMemory(digits_memory.uri, at=1).add(digits / "ask")
+
+
+def interrupted(memory: VisualMemory, source: Path, parts: int, **options: object) -> None:
+    """An add that is stopped once some parts are done."""
+
+    def stop(moment: Progress) -> None:
+        if moment.done >= parts * 128:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        memory.add(source, on_progress=stop, **options)
+
+
+def test_segments_that_finish_out_of_order_are_found_as_well(tmp_path: Path, options: dict, digits: Path) -> None:
+    memory = VisualMemory(tmp_path / "memory")
+    late = many_pictures(tmp_path / "late", 200)
+    interrupted(memory, late, 1, **options)
+    memory.add(digits / "ask", **options)
+    memory.add(late)
+    assert [segment.number for segment in memory.state().segments] == [1, 2]
+    for _ in range(2):
+        live = memory.live()
+        ids = live.live_ids()
+        truth = dict(
+            zip(rows_of(memory).column("id").to_pylist(), rows_of(memory).column("label").to_pylist(), strict=True)
+        )
+        assert [live.labels[code] for code in live.codes_of(ids)] == [truth[i] for i in ids.tolist()]
+        [decision] = memory.classify([next((digits / "ask/0").iterdir())], k=5, exclude=ids[:3].tolist())
+        assert not {n.id for n in decision.neighbors} & set(ids[:3].tolist())
+        memory.index()
+
+
+def test_another_encoder_set_meanwhile_is_refused(tmp_path: Path, options: dict, digits: Path) -> None:
+    ours, theirs = VisualMemory(tmp_path / "memory"), VisualMemory(tmp_path / "memory")
+    plan = ours.plan_add(digits / "ask", **options)
+    theirs.add(digits / "remember", **options | {"image_size": 32})
+    with pytest.raises(IdentityMismatch):
+        ours.carry_out(plan)
+    assert len(ours.state().segments) == 1
+
+
+def test_the_same_source_added_meanwhile_is_not_added_twice(tmp_path: Path, options: dict, digits: Path) -> None:
+    ours, theirs = VisualMemory(tmp_path / "memory"), VisualMemory(tmp_path / "memory")
+    plan = ours.plan_add(digits / "ask", **options)
+    theirs.add(digits / "ask", **options)
+    assert ours.carry_out(plan).already == 1
+
+    def other_writer(_: Progress) -> None:
+        if "second" not in theirs.status()["datasets"]:
+            theirs.add(digits / "ask", dataset="second")
+
+    with pytest.raises(CommitConflict, match="another writer has added the same source"):
+        ours.add(digits / "ask", dataset="second", on_progress=other_writer)
+    assert ours.status()["datasets"] == {"ask": 50, "second": 50}
+
+
+def test_a_crash_before_the_first_reservation_does_not_lock_the_memory(
+    tmp_path: Path, options: dict, digits: Path
+) -> None:
+    memory = VisualMemory(tmp_path / "memory")
+    plan = memory.plan_add(digits / "ask", **options)
+    path = memory.log.storage.local_path(plan.encoder.keep(memory.log.storage).path)
+    path.write_bytes(path.read_bytes()[:-100])  # not even the weights came to their end
+    assert memory.add(digits / "ask", **options).entries == 50
+    assert VisualMemory(memory.uri).classify([next((digits / "ask/2").iterdir())], k=1)[0].label == "2"
+
+
+def test_an_interrupted_add_goes_on_with_its_frozen_plan(tmp_path: Path, options: dict) -> None:
+    source = many_pictures(tmp_path / "pictures", 200)
+    memory = VisualMemory(tmp_path / "memory")
+    interrupted(memory, source, 1, **options)
+    (source / "0/new.png").write_bytes(encoded(gradient(), "PNG"))
+    report = memory.add(source, **options)
+    assert (report.segment, report.planned, report.unplanned) == (1, 200, 1)
+    assert memory.add(source).unplanned == 1
+
+
+def test_a_plan_whose_images_are_gone_is_given_up(tmp_path: Path, options: dict) -> None:
+    source = many_pictures(tmp_path / "pictures", 200)
+    memory = VisualMemory(tmp_path / "memory")
+    interrupted(memory, source, 1, **options)
+    for path in list(source.rglob("*.png"))[:150]:
+        path.unlink()
+    report = memory.add(source, **options)
+    assert (report.segment, report.planned, report.unplanned) == (2, 50, 0)
+
+
+def test_an_actor_tells_what_the_library_would(tmp_path: Path, options: dict, digits: Path) -> None:
+    from jobs.on_ray import start_ray
+
+    memory = VisualMemory(tmp_path / "memory")
+    plan = memory.plan_add(digits / "ask", **options)
+
+    def damage(_: Progress) -> None:
+        [path] = Path(memory.uri).glob("encoder/*.safetensors")
+        path.write_bytes(path.read_bytes()[:-100])
+
+    start_ray()
+    with pytest.raises(DamagedFile, match="does not hold the weights it is named after"):
+        memory.carry_out(plan, runner="ray", on_progress=damage)
 
 
 def test_ray_and_this_process_make_the_same_rows(tmp_path: Path, options: dict) -> None:

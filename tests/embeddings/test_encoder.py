@@ -7,14 +7,17 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from PIL import Image
 
 from pipeline.embeddings.encoder import Encoder, EncoderChoice
-from pipeline.embeddings.stream import Pixels, embed_uris, load_pixels
+from pipeline.embeddings.queries import embed_images
+from pipeline.embeddings.stream import ImageFacts, Pixels, embed_uris, load_pixels
 from pipeline.embeddings.weights import weights_of, weights_sha256
 from pipeline.errors import DamagedFile, EncoderError
 from pipeline.images.decode import Rejected
 from pipeline.store.storage import LocalStorage
 from tests.conftest import ENCODER, IMAGE_SIZE
+from tests.images.pictures import gradient
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +37,30 @@ def test_a_query_does_not_depend_on_what_is_asked_with_it(encoder: Encoder, pixe
     for query in range(0, 19, 6):
         assert (encoder.embed_queries(pixels[query : query + 1])[0] == together[query]).all()
     assert (encoder.embed_queries(pixels[::-1])[::-1] == together).all()
+
+
+def test_a_query_does_not_depend_on_the_number_of_threads(encoder: Encoder, pixels: np.ndarray) -> None:
+    threads = torch.get_num_threads()
+    found = []
+    for number in (1, 2, threads):
+        torch.set_num_threads(number)
+        found.append(encoder.embed_queries(pixels[:4]))
+        assert torch.get_num_threads() == number
+    assert (found[0] == found[1]).all()
+    assert (found[0] == found[2]).all()
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "CMYK", "P"])
+def test_a_pil_image_is_seen_as_its_file_would_be(encoder: Encoder, tmp_path: Path, mode: str) -> None:
+    picture = gradient().convert(mode)
+    if mode == "RGBA":
+        picture.putalpha(gradient().convert("L"))
+    path = tmp_path / "picture.tiff"
+    picture.save(path)
+    vectors, uris = embed_images(encoder, [path, path.read_bytes(), Image.open(path)])
+    assert (vectors[0] == vectors[1]).all()
+    assert (vectors[0] == vectors[2]).all()
+    assert uris == [str(path), None, None]
 
 
 def test_an_encoder_opened_from_a_memory_is_the_same(encoder: Encoder, pixels: np.ndarray, tmp_path: Path) -> None:
@@ -106,6 +133,7 @@ class Code:
         (EncoderChoice("resnet10t", "{lite0}"), "do not fit the model: .* missing .*positional"),
         (EncoderChoice("resnet10t", "{lite0}", "positional"), "247 tensors and the model has"),
         (EncoderChoice("vit_tiny_patch16_224", "{tmp}/empty.pth"), "do not fit the model"),
+        (EncoderChoice("resnet10t", "{tmp}/w.safetensors", "positional"), "safetensors keep no order"),
     ],
 )
 def test_wrong_encoders_are_named(choice: EncoderChoice, message: str, weights: str, tmp_path: Path) -> None:
@@ -113,6 +141,7 @@ def test_wrong_encoders_are_named(choice: EncoderChoice, message: str, weights: 
     torch.save(Code(), tmp_path / "code.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({}, tmp_path / "empty.pth")
+    safetensors.torch.save_file({"a": torch.zeros(1)}, str(tmp_path / "w.safetensors"))
     path = choice.weights.format(tmp=tmp_path, lite0=weights) if choice.weights else None
     with pytest.raises(EncoderError, match=message):
         Encoder.load(EncoderChoice(choice.name, path, choice.weights_order))
@@ -129,12 +158,12 @@ def test_an_unreadable_image_does_not_touch_its_neighbours(encoder: Encoder, dig
     assert (vectors[keep] == gapped[keep]).all()
     images = [image for batch in gap for image in batch.images]
     assert isinstance(images[3], Rejected)
-    assert sum(isinstance(image, Pixels) for image in images) == 19
+    assert sum(isinstance(image, ImageFacts) for image in images) == 19
 
 
 def test_loaded_pixels_say_what_an_entry_keeps(encoder: Encoder, digits: Path) -> None:
     path = next((digits / "ask/0").iterdir())
     loaded = load_pixels(str(path), encoder.identity.preprocessing)
     assert isinstance(loaded, Pixels)
-    assert (loaded.width, loaded.height) == (28, 28)
+    assert (loaded.facts.width, loaded.facts.height) == (28, 28)
     assert loaded.pixels_SS3.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)

@@ -62,7 +62,7 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
     assert np.abs(found[:, :, 0] - np.round(grey / 257.0)).max() <= 1
 
 
-@pytest.mark.parametrize(("scale", "expected"), [(1.0, 255), (255.0, 255), (65_535.0, 255)])
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, 255), (1.001, 255), (255.0, 255), (65_535.0, 255)])
 def test_float_tiff_is_scaled_by_its_range(scale: float, expected: int) -> None:
     grey = np.linspace(0, scale, 64, dtype=np.float32).reshape(8, 8)
     grey[0, 0] = np.nan
@@ -79,6 +79,13 @@ def test_transparency_is_laid_on_white() -> None:
     assert found[0, 0].tolist() == [255, 0, 0]
     assert found[0, 1].tolist() == pytest.approx([127, 127, 127], abs=1)
     assert found[3, 3].tolist() == [255, 255, 255]
+
+
+def test_a_transparent_grey_of_16_bits_is_white_and_the_rest_as_it_was() -> None:
+    grey = np.linspace(0, 65_535, 256).astype(np.uint16).reshape(16, 16)
+    found = pixels(encoded(Image.fromarray(grey), "PNG", transparency=0))
+    assert found[0, 0].tolist() == [255, 255, 255]
+    assert np.abs(found[1:, :, 0] - np.round(grey[1:] / 257.0)).max() <= 1
 
 
 def test_palette_transparency_is_laid_on_white() -> None:

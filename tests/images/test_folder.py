@@ -76,6 +76,24 @@ def test_unknown_labels_option() -> None:
         parse_labels("column:breed")
 
 
+def test_labels_are_the_folders_names_as_they_are(tmp_path: Path) -> None:
+    make(tmp_path, "C#/a.jpg", "100%/b.jpg")
+    assert list_folder(str(tmp_path), "folder").labels == ["100%", "C#"]
+    with open(os.path.join(os.fsencode(tmp_path), b"caf\xe9.jpg"), "wb"):
+        pass
+    os.rename(os.path.join(os.fsencode(tmp_path), b"C#"), os.path.join(os.fsencode(tmp_path), b"\xe9t\xe9"))
+    assert list_folder(str(tmp_path), "folder").labels == ["%E9t%E9", "100%"]
+
+
+def test_pipes_are_no_images_and_paths_are_normalised(tmp_path: Path) -> None:
+    make(tmp_path, "a/x.jpg")
+    os.mkfifo(tmp_path / "a/pipe.jpg")
+    direct = list_folder(str(tmp_path / "a"), "none")
+    detour = list_folder(f"{tmp_path}/b/../a", "none")
+    assert direct.images.num_rows == 1
+    assert (direct.uri, direct.images) == (detour.uri, detour.images)
+
+
 def test_undecodable_and_reserved_names_keep_their_files(tmp_path: Path) -> None:
     names = [b"100%.jpg", b"a#b.jpg", b"caf\xe9.jpg", "ünï çødé.jpg".encode()]
     for name in names:

@@ -138,6 +138,48 @@ def test_impossible_options(options: dict) -> None:
         IndexOptions(**options)
 
 
+@pytest.mark.parametrize("key", ["Flat", "IVF4,Flat"])
+def test_shards_whose_rows_are_all_forgotten(make_memory: MakeMemory, key: str) -> None:
+    vectors, labels = clustered(400)
+    memory = make_memory(vectors, labels)
+    memory.forget(ids=memory.live().live_ids()[:128].tolist())  # all of part 0
+    index = memory.index(IndexOptions(key=key, shard_rows=128)).index
+    assert index is not None
+    assert [shard.rows for shard in index.shards] == [0, 128, 128, 16]
+    assert memory.status()["fresh"] == 0
+    assert len(memory.search(embeddings=vectors[:1], k=400)[0]) == 272
+    memory.forget(datasets=["given"])
+    if key != "Flat":
+        with pytest.raises(IndexBuildError, match="every entry to be indexed is forgotten"):
+            memory.index(IndexOptions(key=key, rebuild=True))
+    assert memory.search(embeddings=vectors[:1], k=5) == [()]
+
+
+@pytest.mark.parametrize("key", ["IDMap,Flat", "IVF4,SQ8,RFlat", "PQ8x8", "SQ8", "NSG16"])
+def test_kinds_that_cannot_mask_rows_are_refused(make_memory: MakeMemory, key: str) -> None:
+    memory = make_memory(*clustered(300))
+    with pytest.raises(IndexBuildError, match="forgotten rows cannot be masked"):
+        memory.index(IndexOptions(key=key))
+    assert not (Path(memory.uri) / "index").exists() or not list((Path(memory.uri) / "index").iterdir())
+
+
+def test_an_ivf_with_a_graph_for_quantizer_is_tuned_by_nprobe(make_memory: MakeMemory) -> None:
+    memory = make_memory(*clustered(2_000))
+    index = memory.index(IndexOptions(key="IVF32_HNSW16,Flat", max_latency_ms=0.05, target_recall=0.3)).index
+    assert index is not None
+    assert "nprobe" in parameters.parsed(index.parameters)
+
+
+def test_a_damaged_trained_index_is_named(make_memory: MakeMemory) -> None:
+    memory = make_memory(*clustered(400))
+    memory.index(IndexOptions(key="IVF4,Flat"))
+    add_vectors(memory.log, *clustered(200, seed=3), name="more")
+    [path] = (Path(memory.uri) / "index").rglob("trained.faiss")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DamagedFile, match=r"trained\.faiss"):
+        memory.index()
+
+
 @pytest.mark.parametrize("name", ["index.faiss", "ids.npy", "labels.npy", "vectors.f16", "entries.arrow"])
 def test_a_shard_file_cut_short_is_named(make_memory: MakeMemory, name: str) -> None:
     memory = make_memory(*clustered(300))

@@ -1,5 +1,7 @@
 """Exact search against a float64 sort of everything, with duplicates and near-ties at the border."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -51,6 +53,19 @@ def test_many_duplicates_at_the_border_are_ordered_by_row() -> None:
     rows = np.arange(2_000)
     found = top(ExactFinder(vectors, rows), queries, vectors, 50)
     assert found == [list(range(100, 150))]
+
+
+def test_a_memory_of_copies_needs_no_more_room_than_any_other() -> None:
+    vectors = np.repeat(unit(np.random.default_rng(0).normal(size=(1, 512))), 20_000, axis=0)
+    finder = ExactFinder(vectors, np.arange(20_000))
+    queries = vectors[:4].astype(np.float32)
+    finder.find(queries, 10)  # converts and keeps the matrix
+    tracemalloc.start()
+    found = top(finder, queries, vectors, 10)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found == [list(range(10))] * 4
+    assert peak < 100 << 20  # gathering all of them as float64 took 328 MB
 
 
 def test_chunks_and_caching_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
