@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from pipeline.edits.add import AddPlan
     from pipeline.visual_memory import AddReport
 
-RAY_FROM = 2_000  # images: below, starting Ray (about eight seconds) costs more than its actors save on two cores
+# Images from which an add runs on Ray. Starting it and its actors took 12 s on two cores (docs/benchmarks.md), in which
+# this process would have embedded 6,000 small images; with more cores the actors win sooner.
+RAY_FROM = 10_000
 REJECTS_SHOWN = 10
 
 _NEW_IMAGES = "put them into a folder of their own and add that (`reindex`, which finds them here, is yet to come)"

@@ -20,8 +20,8 @@ from pipeline.store.storage import Storage
 
 DEFAULT_ENCODER = "vit_small_patch14_dinov2.lvd142m"
 
-# On a CPU small batches stay in cache: tf_efficientnet_lite0 at 96 pixels, channels-last, 2 threads, embeds 949
-# images/s at 16 and 416 at 64 (docs/benchmarks.md). A GPU gains nothing above 256 with ViT-L (timm's benchmarks).
+# On a CPU small batches stay in cache: tf_efficientnet_lite0 at 96 pixels, channels-last, 2 threads, embeds 578
+# images/s at 16 and 297 at 64 (docs/benchmarks.md). A GPU gains nothing above 256 with ViT-L (timm's benchmarks).
 CPU_BATCH = 16
 GPU_BATCH = 256
 GPU_QUERY_BATCH = 16

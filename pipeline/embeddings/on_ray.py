@@ -44,8 +44,7 @@ class EmbedParts:
 def embed_on_ray(memory_uri: str, reservation: Reservation, parts: Sequence[int]) -> Iterator[PartMark]:
     """Embed parts on the Ray cluster this process is connected to, yielding marks as they come, in any order.
 
-    One actor a GPU, or one a CPU core where there is no GPU: on 2 cores two actors of one thread embed faster than one
-    of two (docs/benchmarks.md).
+    One actor a GPU, or one a CPU core where there is no GPU: batches small enough for the cache keep few threads busy.
     """
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_gpus = int(resources.get("GPU", 0))
