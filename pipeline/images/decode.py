@@ -76,7 +76,7 @@ def decode(data: bytes) -> Decoded:
     except UnidentifiedImageError as error:
         raise Rejected("decode", f"not an image in {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders meet hostile bytes with errors of every type; each is a reject, none a crash
-        raise Rejected("decode", " ".join(f"{type(error).__name__}: {error}".split())) from error
+        raise Rejected("decode", " ".join(str(error).split()) or type(error).__name__) from error
     return Decoded(image, hashlib.sha256(data).hexdigest())
 
 
