@@ -1,6 +1,6 @@
 """`add MEMORY SOURCE`: remember every image of a source."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -8,8 +8,7 @@ from jobs.arguments import Json, Memory, Source
 from jobs.terminal import note, print_json, progress, say
 
 if TYPE_CHECKING:
-    from pipeline.edits.add import AddPlan
-    from pipeline.visual_memory import AddReport
+    from pipeline.edits.add import AddPlan, AddReport
 
 # Images from which an add runs on Ray. Starting it and its actors took 12 s on two cores (docs/benchmarks.md), in which
 # this process would have embedded 6,000 small images; with more cores the actors win sooner.
@@ -49,17 +48,12 @@ def add(
     if runner not in ("auto", "here", "ray"):
         raise typer.BadParameter(f"--runner {runner} is unknown: give auto, here or ray")
     from pipeline import VisualMemory
+    from pipeline.edits.add import AddOptions
+    from pipeline.embeddings.encoder import EncoderChoice, WeightsOrder
 
     target = VisualMemory(memory)
-    plan = target.plan_add(
-        source,
-        labels=labels,
-        dataset=dataset,
-        encoder=encoder,
-        weights=weights,
-        weights_order=weights_order,  # type: ignore[arg-type]  # checked where it is used
-        image_size=image_size,
-    )
+    choice = EncoderChoice(encoder, weights, cast(WeightsOrder, weights_order), image_size)
+    plan = target.plan_add(source, AddOptions(labels, dataset, choice))
     if dry_run:
         _show_plan(plan, json=json)
         return
@@ -114,9 +108,10 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
             + (f"; {report.unplanned:,} images are new in it: {_NEW_IMAGES}" if report.unplanned else "")
         )
         return
+    before = f"; {report.resumed:,} were done before" if report.resumed else ""
     say(
         f"remembered {report.entries:,} of {report.planned:,} images in {report.seconds:.1f} s "
-        f"({report.images_per_second:,.0f} images/s) as segment {report.segment}; "
+        f"({report.images_per_second:,.0f} images/s{before}) as segment {report.segment}; "
         f"the memory is at version {report.version}"
     )
     if report.unplanned:

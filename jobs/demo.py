@@ -110,14 +110,11 @@ class _Tour:
 
     def _remember(self) -> None:
         self._step("Remember the digits 0 to 8: embedded by Ray Data actors, nothing is trained")
-        plan = self._memory.plan_add(
-            self._at.remember,
-            dataset="digits",
-            encoder=ENCODER,
-            weights=_weights_file(),
-            weights_order="positional",
-            image_size=IMAGE_SIZE,
-        )
+        from pipeline.edits.add import AddOptions
+        from pipeline.embeddings.encoder import EncoderChoice
+
+        choice = EncoderChoice(ENCODER, _weights_file(), "positional", IMAGE_SIZE)
+        plan = self._memory.plan_add(self._at.remember, AddOptions(dataset="digits", encoder=choice))
         self._check_golden(plan.encoder)
         with progress() as on_progress:
             start_ray()

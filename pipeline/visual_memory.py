@@ -7,9 +7,8 @@
 Every call reads the newest version there is, or the one named by `at`, and answers from that version alone.
 """
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +20,8 @@ from pipeline.decisions.evaluation import DEFAULT_KS
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.edits import add as adding
 from pipeline.edits import forget as forgetting
-from pipeline.embeddings.encoder import Encoder, EncoderChoice
+from pipeline.edits.add import AddOptions, AddPlan, AddReport
+from pipeline.embeddings.encoder import Encoder, EncoderChoice, WeightsOrder
 from pipeline.embeddings.parts import available_cpus, embed_here
 from pipeline.embeddings.queries import QueryImage, embed_images
 from pipeline.embeddings.stream import ImageFacts, embed_uris
@@ -38,48 +38,6 @@ from pipeline.store.versions import VersionLog
 MAX_FRESH = 50_000  # beyond this many fresh entries an add builds shards, so that search stays quick
 
 Runner = Literal["here", "ray"]
-
-
-@dataclass(frozen=True)
-class AddReport:
-    """What an add did. `already` names the segment that held the source before, when nothing was added.
-
-    `unplanned` images came after the plan was frozen and are not in the memory; `index_error` says why the index that
-    so large an add builds afterwards was not built.
-    """
-
-    segment: int | None
-    planned: int
-    entries: int
-    rejects: tuple[adding.Reject, ...]
-    version: int
-    seconds: float
-    already: int | None = None
-    unplanned: int = 0
-    index_error: str | None = None
-
-    @property
-    def rejected(self) -> int:
-        return len(self.rejects)
-
-    @property
-    def images_per_second(self) -> float:
-        return (self.entries + self.rejected) / self.seconds if self.seconds else 0.0
-
-    def to_json(self) -> dict:
-        return {
-            "segment": self.segment,
-            "planned": self.planned,
-            "entries": self.entries,
-            "rejected": self.rejected,
-            "version": self.version,
-            "images_per_second": round(self.images_per_second, 1),
-            "seconds": round(self.seconds, 2),
-            "already": self.already,
-            "unplanned": self.unplanned,
-            "index_error": self.index_error,
-            "rejects": [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects],
-        }
 
 
 @dataclass(frozen=True)
@@ -126,25 +84,12 @@ class VisualMemory:
             self._encoder = Encoder.open(self.log.storage, identity)
         return self._encoder
 
-    def plan_add(
-        self,
-        source: str | Path,
-        *,
-        labels: str = "folder",
-        dataset: str | None = None,
-        encoder: str | None = None,
-        weights: str | Path | None = None,
-        weights_order: Literal["name", "positional"] = "name",
-        image_size: int | None = None,
-    ) -> adding.AddPlan:
-        """What `add` with these arguments would do. Writes nothing."""
+    def plan_add(self, source: str | Path, options: AddOptions = AddOptions()) -> AddPlan:
+        """What adding a source would do. Writes nothing."""
         self._writable()
-        choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
         state = self.log.latest() if self.log.exists() else None
-        if state is not None and choice.says_nothing and state.identity is not None:
-            self.encoder()
-        options = adding.AddOptions(labels, dataset, choice)
-        return adding.prepare(self.log, state, str(source), options, self._encoder)
+        own = self.encoder() if state is not None and options.encoder.says_nothing else None
+        return adding.prepare(self.log, state, str(source), options, own)
 
     def add(
         self,
@@ -154,26 +99,19 @@ class VisualMemory:
         dataset: str | None = None,
         encoder: str | None = None,
         weights: str | Path | None = None,
-        weights_order: Literal["name", "positional"] = "name",
+        weights_order: WeightsOrder = "name",
         image_size: int | None = None,
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> AddReport:
         """Remember every image of a source: `plan_add`, then `carry_out`."""
-        plan = self.plan_add(
-            source,
-            labels=labels,
-            dataset=dataset,
-            encoder=encoder,
-            weights=weights,
-            weights_order=weights_order,
-            image_size=image_size,
-        )
+        choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
+        plan = self.plan_add(source, AddOptions(labels, dataset, choice))
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
 
     def carry_out(
         self,
-        plan: adding.AddPlan,
+        plan: AddPlan,
         *,
         runner: Runner = "here",
         command: str = "add",
@@ -185,27 +123,14 @@ class VisualMemory:
         goes on where it was. Beyond 50,000 fresh entries it also indexes.
         """
         state = self.log.latest() if self.log.exists() else None
-        started = time.monotonic()
-        added = adding.run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
-        seconds = time.monotonic() - started
+        report = adding.run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
         self._encoder = plan.encoder
-        version, index_error = added.state.version, None
-        if added.segment is not None and sum(file.rows for file in added.state.fresh_files()) > MAX_FRESH:
+        if report.segment is not None and sum(file.rows for file in report.state.fresh_files()) > MAX_FRESH:
             try:
-                version = self._indexed(added.state, on_progress).version
+                return replace(report, state=self._indexed(report.state, on_progress))
             except (CommitConflict, IndexBuildError) as error:  # the images are in the memory all the same
-                index_error = str(error)
-        return AddReport(
-            segment=added.segment,
-            planned=added.planned,
-            entries=added.entries,
-            rejects=added.rejects,
-            version=version,
-            seconds=seconds,
-            already=added.already,
-            unplanned=added.unplanned,
-            index_error=index_error,
-        )
+                return replace(report, index_error=str(error))
+        return report
 
     def plan_index(self, options: IndexOptions = IndexOptions()) -> IndexPlan:
         """What `index` would build."""

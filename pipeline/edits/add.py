@@ -7,6 +7,7 @@ no completion mark.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ OWN_NAMES = {"encoder", "index", "segments", "tombstones", "versions"}  # all th
 
 # An interrupted add goes on with its frozen plan as long as this share of its images is still as it was.
 STILL_THERE = 0.5
+
+_FILE_COLUMNS = ("uri", "num_bytes", "modified")
 
 EmbedParts = Callable[[Reservation, Sequence[int]], Iterable[PartMark]]
 
@@ -76,10 +79,12 @@ class Reject:
 
 
 @dataclass(frozen=True)
-class Added:
-    """What an add came to; `segment` None when the source was there already, as segment `already`.
+class AddReport:
+    """What an add came to.
 
-    `unplanned` counts images of the source that came after its plan was frozen, and so are not in the memory.
+    `resumed` images were done by an earlier, interrupted run. `segment` is None when the source was there already, as
+    segment `already`. `unplanned` images came after the plan was frozen and are not in the memory. `index_error` says
+    why the index that so large an add builds afterwards was not built.
     """
 
     segment: int | None
@@ -87,8 +92,41 @@ class Added:
     entries: int
     rejects: tuple[Reject, ...]
     state: State
+    seconds: float
+    resumed: int = 0
     already: int | None = None
     unplanned: int = 0
+    index_error: str | None = None
+
+    @property
+    def version(self) -> int:
+        return self.state.version
+
+    @property
+    def rejected(self) -> int:
+        return len(self.rejects)
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this run alone."""
+        return (self.entries + self.rejected - self.resumed) / self.seconds if self.seconds else 0.0
+
+    def to_json(self) -> dict:
+        """The report as a JSON object."""
+        return {
+            "segment": self.segment,
+            "planned": self.planned,
+            "entries": self.entries,
+            "rejected": self.rejected,
+            "version": self.version,
+            "images_per_second": round(self.images_per_second, 1),
+            "seconds": round(self.seconds, 2),
+            "resumed": self.resumed,
+            "already": self.already,
+            "unplanned": self.unplanned,
+            "index_error": self.index_error,
+            "rejects": [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects],
+        }
 
 
 def prepare(
@@ -139,51 +177,30 @@ def run(
     embed: EmbedParts,
     command: str,
     on_progress: OnProgress = ignore_progress,
-) -> Added:
+) -> AddReport:
     """Do what the plan says and commit it. `embed` embeds the parts it is given, in any order.
 
-    Raises SourceError when no image at all could be read; then nothing is committed.
+    Raises SourceError when no image at all could be read, IdentityMismatch or CommitConflict when another writer came
+    first; then nothing is committed.
     """
-    identity = plan.encoder.identity
+    began = time.monotonic()
+    identity, storage = plan.encoder.identity, log.storage
     if state is not None and state.identity is not None:
-        _refuse_mix(log.storage.uri, state.identity, identity)  # it may have been made by another since it was planned
-    storage = log.storage
+        _refuse_mix(storage.uri, state.identity, identity)  # it may have been made by another since it was planned
     already = _already_there(log, state, plan.fingerprint)
     if already is not None and state is not None:
-        unplanned = len(
-            _differences(plan.listing, read_table(storage, already.plan, ["uri", "num_bytes", "modified"]))[0]
-        )
-        return Added(None, plan.planned, 0, (), state, already.number, unplanned)
+        new, _ = _differences(plan.listing, read_table(storage, already.plan, _FILE_COLUMNS))
+        return AddReport(None, plan.planned, 0, (), state, time.monotonic() - began, 0, already.number, len(new))
     weights = plan.encoder.keep(storage)
-    reservation = unfinished(storage, plan.fingerprint, [s.number for s in state.segments] if state else [])
-    unplanned = 0
-    if reservation is not None:
-        frozen = read_table(storage, reservation.plan, ["uri", "num_bytes", "modified"])
-        new, gone = _differences(plan.listing, frozen)
-        unplanned = len(new)
-        if len(gone) > (1 - STILL_THERE) * frozen.num_rows:
-            give_up(storage, reservation)
-            reservation, unplanned = None, 0
-    if reservation is None:
-        reservation = reserve(
-            storage,
-            plan.listing.images,
-            fingerprint=plan.fingerprint,
-            source=plan.listing.uri,
-            dataset=plan.dataset,
-            identity=identity,
-        )
+    reservation, unplanned = _reserved(log, state, plan)
     marks = read_marks(storage, reservation)
     _report(on_progress, reservation, marks)
+    done_before = sum(mark.planned for mark in marks.values())
     for mark in embed(reservation, [part for part in range(reservation.num_parts) if part not in marks]):
         marks[mark.part] = mark
         _report(on_progress, reservation, marks)
     segment = _segment(reservation, marks)
-    rejects = tuple(
-        Reject(row["uri"], row["stage"], row["reason"])
-        for file in segment.rejected
-        for row in read_table(storage, file, ["uri", "stage", "reason"]).to_pylist()
-    )
+    rejects = _rejects(log, segment)
     if not segment.entries:
         give_up(storage, reservation)
         raise SourceError(
@@ -195,7 +212,41 @@ def run(
     if state is None or state.identity is None:
         actions.insert(0, SetIdentity(identity=identity, weights=weights))
     committed = log.commit(state or State(), command, lambda _: actions)
-    return Added(segment.number, segment.planned, segment.num_entries, rejects, committed, None, unplanned)
+    return AddReport(
+        segment=segment.number,
+        planned=segment.planned,
+        entries=segment.num_entries,
+        rejects=rejects,
+        state=committed,
+        seconds=time.monotonic() - began,
+        resumed=done_before,
+        unplanned=unplanned,
+    )
+
+
+def _reserved(log: VersionLog, state: State | None, plan: AddPlan) -> tuple[Reservation, int]:
+    """The unfinished segment of this source to go on with, or a new one; and how many images its plan lacks."""
+    found = unfinished(log.storage, plan.fingerprint, [s.number for s in state.segments] if state else [])
+    if found is not None:
+        frozen = read_table(log.storage, found.plan, _FILE_COLUMNS)
+        new, gone = _differences(plan.listing, frozen)
+        if len(gone) <= (1 - STILL_THERE) * frozen.num_rows:
+            return found, len(new)
+        give_up(log.storage, found)
+    reservation = reserve(
+        log.storage,
+        plan.listing.images,
+        fingerprint=plan.fingerprint,
+        source=plan.listing.uri,
+        dataset=plan.dataset,
+        identity=plan.encoder.identity,
+    )
+    return reservation, 0
+
+
+def _rejects(log: VersionLog, segment: Segment) -> tuple[Reject, ...]:
+    tables = [read_table(log.storage, file, ["uri", "stage", "reason"]) for file in segment.rejected]
+    return tuple(Reject(row["uri"], row["stage"], row["reason"]) for table in tables for row in table.to_pylist())
 
 
 def _differences(listing: Listing, frozen: pa.Table) -> tuple[set[str], set[str]]:
@@ -206,7 +257,7 @@ def _differences(listing: Listing, frozen: pa.Table) -> tuple[set[str], set[str]
 
 
 def _files(table: pa.Table) -> dict[str, tuple[int | None, object]]:
-    columns = (table.column(name).to_pylist() for name in ("uri", "num_bytes", "modified"))
+    columns = (table.column(name).to_pylist() for name in _FILE_COLUMNS)
     return {uri: (num_bytes, modified) for uri, num_bytes, modified in zip(*columns, strict=True)}
 
 

@@ -29,6 +29,9 @@ GPU_QUERY_BATCH = 16
 MAX_PATCH_EMBEDDINGS = 2  # convolutions a transformer may have, to cut the image into patches
 
 
+WeightsOrder = Literal["name", "positional"]
+
+
 @dataclasses.dataclass(frozen=True)
 class EncoderChoice:
     """What a user may say about the encoder; None means the memory's own, or the default for a new memory.
@@ -38,7 +41,7 @@ class EncoderChoice:
 
     name: str | None = None
     weights: str | None = None
-    weights_order: Literal["name", "positional"] = "name"
+    weights_order: WeightsOrder = "name"
     image_size: int | None = None
 
     def __post_init__(self) -> None:

@@ -100,7 +100,14 @@ class LiveEntries:
 
     def unknown(self, ids: Iterable[int]) -> int | None:
         """The first of these ids that is no live entry, or None."""
-        return next((entry_id for entry_id in ids if self.entry(entry_id) is None), None)
+        given = [int(entry_id) for entry_id in ids]
+        for entry_id in given:
+            if not 0 <= entry_id < 1 << 63:
+                return entry_id
+        known = np.zeros(len(given), bool)
+        for block, positions, rows in self._located(np.array(given, np.int64)):
+            known[positions] |= block.live_N[rows]
+        return None if known.all() else given[int(known.argmin())]
 
     def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
         """Ids of the live entries with this uri, label or dataset (one of them), int64 [N]."""
@@ -113,16 +120,6 @@ class LiveEntries:
                 mask = pc.equal(column, wanted).to_numpy()
             found.append(block.ids_N[mask & block.live_N])
         return np.concatenate(found) if found else np.empty(0, np.int64)
-
-    def entry(self, entry_id: int) -> tuple[int, int] | None:
-        """Block and row of a live entry, or None."""
-        if not 0 <= entry_id < 1 << 63:
-            return None
-        for number, block in enumerate(self.blocks):
-            for row in block.rows_of(np.array([entry_id])):
-                if block.live_N[row]:
-                    return number, int(row)
-        return None
 
     def vectors_of(self, ids: np.ndarray) -> np.ndarray:
         """Stored vectors of live entries, float32 [N, D], in the order of `ids`."""

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import DamagedFile
 from pipeline.store import ids
-from pipeline.store.files import FileRef, RowsFile, describe
+from pipeline.store.files import FileRef, RowsFile, checked_path, describe
 from pipeline.store.identity import Identity
 from pipeline.store.schemas import FORMAT, PLAN, REJECTED, entries_schema, read_table, write_table
 from pipeline.store.storage import AlreadyExists, Storage
@@ -131,11 +131,17 @@ def read_plan(storage: Storage, reservation: Reservation, part: int) -> pa.Table
 
 
 def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark]:
-    """The marks of the parts that are done, by part. Raises DamagedFile for one that is unreadable."""
+    """The marks of the parts that are done, by part. Raises DamagedFile for one that, or whose files, are not whole."""
     folder = f"{FOLDER}/{reservation.number:08d}/done"
     marks = {}
     for name in storage.list(folder):
         mark = _read_mark(storage, f"{folder}/{name}")
+        for file in (mark.entries, mark.rejected):
+            if file is not None:
+                try:
+                    checked_path(storage, file)
+                except DamagedFile as error:
+                    raise _damaged(storage, f"{folder}/{name}") from error
         marks[mark.part] = mark
     return marks
 
@@ -200,5 +206,6 @@ def _read_mark(storage: Storage, path: str) -> PartMark:
 
 def _damaged(storage: Storage, path: str) -> DamagedFile:
     return DamagedFile(
-        f"{path} in the memory at {storage.uri} is not whole: remove that file and run the same `add` again"
+        f"{path} in the memory at {storage.uri}, or a file it names, is not whole: "
+        "remove it and run the same `add` again"
     )

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import VisualMemory
+from pipeline.edits.add import AddOptions
+from pipeline.embeddings.encoder import EncoderChoice
 from pipeline.errors import (
     CommitConflict,
     DamagedFile,
@@ -30,6 +32,10 @@ from tests.images.pictures import encoded, gradient, write_assortment
 @pytest.fixture
 def options(weights: str) -> dict:
     return {"encoder": ENCODER, "weights": weights, "weights_order": "positional", "image_size": IMAGE_SIZE}
+
+
+def _choice(options: dict) -> dict:
+    return {"name" if key == "encoder" else key: value for key, value in options.items()}
 
 
 def many_pictures(folder: Path, count: int) -> Path:
@@ -195,7 +201,7 @@ def test_segments_that_finish_out_of_order_are_found_as_well(tmp_path: Path, opt
 
 def test_another_encoder_set_meanwhile_is_refused(tmp_path: Path, options: dict, digits: Path) -> None:
     ours, theirs = VisualMemory(tmp_path / "memory"), VisualMemory(tmp_path / "memory")
-    plan = ours.plan_add(digits / "ask", **options)
+    plan = ours.plan_add(digits / "ask", AddOptions(encoder=EncoderChoice(**_choice(options))))
     theirs.add(digits / "remember", **options | {"image_size": 32})
     with pytest.raises(IdentityMismatch):
         ours.carry_out(plan)
@@ -204,7 +210,7 @@ def test_another_encoder_set_meanwhile_is_refused(tmp_path: Path, options: dict,
 
 def test_the_same_source_added_meanwhile_is_not_added_twice(tmp_path: Path, options: dict, digits: Path) -> None:
     ours, theirs = VisualMemory(tmp_path / "memory"), VisualMemory(tmp_path / "memory")
-    plan = ours.plan_add(digits / "ask", **options)
+    plan = ours.plan_add(digits / "ask", AddOptions(encoder=EncoderChoice(**_choice(options))))
     theirs.add(digits / "ask", **options)
     assert ours.carry_out(plan).already == 1
 
@@ -221,7 +227,7 @@ def test_a_crash_before_the_first_reservation_does_not_lock_the_memory(
     tmp_path: Path, options: dict, digits: Path
 ) -> None:
     memory = VisualMemory(tmp_path / "memory")
-    plan = memory.plan_add(digits / "ask", **options)
+    plan = memory.plan_add(digits / "ask", AddOptions(encoder=EncoderChoice(**_choice(options))))
     path = memory.log.storage.local_path(plan.encoder.keep(memory.log.storage).path)
     path.write_bytes(path.read_bytes()[:-100])  # not even the weights came to their end
     assert memory.add(digits / "ask", **options).entries == 50
@@ -252,7 +258,7 @@ def test_an_actor_tells_what_the_library_would(tmp_path: Path, options: dict, di
     from jobs.on_ray import start_ray
 
     memory = VisualMemory(tmp_path / "memory")
-    plan = memory.plan_add(digits / "ask", **options)
+    plan = memory.plan_add(digits / "ask", AddOptions(encoder=EncoderChoice(**_choice(options))))
 
     def damage(_: Progress) -> None:
         [path] = Path(memory.uri).glob("encoder/*.safetensors")
@@ -309,5 +315,6 @@ def test_killed_and_repeated_ends_with_the_rows_of_an_undisturbed_run(
     times = {path.name: path.stat().st_mtime_ns for path in marks.iterdir() if path.suffix == ".json"}
     report = memory.add(source, **options)
     assert (report.segment, report.entries, report.rejected) == (1, 980, 20)
+    assert report.resumed == finished * 128
     assert {name: (marks / name).stat().st_mtime_ns for name in times} == times
     assert rows_of(memory).equals(rows_of(undisturbed))
