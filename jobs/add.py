@@ -49,7 +49,7 @@ def add(
         raise typer.BadParameter(f"--runner {runner} is unknown: give auto, here or ray")
     from pipeline import VisualMemory
     from pipeline.edits.add import AddOptions
-    from pipeline.embeddings.encoder import EncoderChoice, WeightsOrder
+    from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 
     target = VisualMemory(memory)
     choice = EncoderChoice(encoder, weights, cast(WeightsOrder, weights_order), image_size)

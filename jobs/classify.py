@@ -76,6 +76,6 @@ def decided(
         balance=tau,
         abstain_below=abstain_below,
     )
-    if decisions and len(decisions[0].neighbors) < k:
+    if decisions and 0 < len(decisions[0].neighbors) < k:
         note(f"{len(decisions[0].neighbors):,} entries can vote, fewer than -k {k:,}: all of them do")
     return decisions

@@ -111,7 +111,7 @@ class _Tour:
     def _remember(self) -> None:
         self._step("Remember the digits 0 to 8: embedded by Ray Data actors, nothing is trained")
         from pipeline.edits.add import AddOptions
-        from pipeline.embeddings.encoder import EncoderChoice
+        from pipeline.embeddings.choice import EncoderChoice
 
         choice = EncoderChoice(ENCODER, _weights_file(), "positional", IMAGE_SIZE)
         plan = self._memory.plan_add(self._at.remember, AddOptions(dataset="digits", encoder=choice))

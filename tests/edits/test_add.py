@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.edits.add import AddOptions
-from pipeline.embeddings.encoder import EncoderChoice
+from pipeline.embeddings.choice import EncoderChoice
 from pipeline.errors import (
     CommitConflict,
     DamagedFile,

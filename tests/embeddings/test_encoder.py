@@ -9,7 +9,8 @@ import timm
 import torch
 from PIL import Image
 
-from pipeline.embeddings.encoder import Encoder, EncoderChoice
+from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.queries import embed_images
 from pipeline.embeddings.stream import ImageFacts, Pixels, embed_uris, load_pixels
 from pipeline.embeddings.weights import weights_of, weights_sha256

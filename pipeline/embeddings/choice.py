@@ -1,0 +1,33 @@
+"""What a user may say about the encoder. Kept apart from the encoder itself, which takes seconds to import."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import UsageError
+
+DEFAULT_ENCODER = "vit_small_patch14_dinov2.lvd142m"
+
+WeightsOrder = Literal["name", "positional"]
+
+
+@dataclass(frozen=True)
+class EncoderChoice:
+    """What a user may say about the encoder; None means the memory's own, or the default for a new memory.
+
+    `weights` is a path or URI (None: timm's hub); `weights_order` says how its tensors are matched to the model's.
+    """
+
+    name: str | None = None
+    weights: str | None = None
+    weights_order: WeightsOrder = "name"
+    image_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights_order not in ("name", "positional"):
+            raise UsageError(f"--weights-order {self.weights_order} is unknown: give name or positional")
+        if self.image_size is not None and self.image_size < 1:
+            raise UsageError(f"--image-size {self.image_size} is not a number of pixels: give 1 or more")
+
+    @property
+    def says_nothing(self) -> bool:
+        return self == EncoderChoice()
