@@ -1,6 +1,8 @@
 """The floors of the house: no import runs up, none in a circle, and the heavy libraries stay in their rooms."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -116,3 +118,9 @@ def test_embeddings_import_without_ray_and_faiss() -> None:
                 if target.startswith("pipeline.") and file.exists() and target not in seen:
                     seen.add(target)
                     todo.append(file)
+
+
+def test_verbs_without_an_encoder_wait_for_neither_torch_nor_ray() -> None:
+    code = "import sys, jobs.cli; from pipeline import VisualMemory; print({'torch', 'timm', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "set()"
