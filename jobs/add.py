@@ -38,6 +38,9 @@ def add(
     image_size: Annotated[
         int | None, typer.Option(help="Pixels a side the encoder sees.  [default: the model's]", metavar="N")
     ] = None,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails", help="Keep small pictures, for pages that outlive the files.")
+    ] = False,
     runner: Annotated[
         str, typer.Option(help="Embed in this process, on Ray, or decide by number of images.", metavar="auto|here|ray")
     ] = "auto",
@@ -53,7 +56,7 @@ def add(
 
     target = VisualMemory(memory)
     choice = EncoderChoice(encoder, weights, cast(WeightsOrder, weights_order), image_size)
-    plan = target.plan_add(source, AddOptions(labels, dataset, choice))
+    plan = target.plan_add(source, AddOptions(labels, dataset, choice, thumbnails))
     if dry_run:
         _show_plan(plan, json=json)
         return

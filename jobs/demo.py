@@ -179,14 +179,12 @@ class _Tour:
 
     def _explain(self, asked: list[str]) -> None:
         self._step("Explain one decision")
-        from pipeline.serving.explanation import explanation_page
-
         balance = self._figures["taught_balanced"]["balance"]
         decisions = self._memory.classify(asked, K, balance=balance)
         decision = next((d for d in decisions if d.label == NEW_DIGIT), decisions[0])
         self._at.pages.mkdir()
         page = self._at.pages / "nine.html"
-        page.write_text(explanation_page(decision, self._memory.uri), encoding="utf-8")
+        page.write_text(self._memory.explanation_page(decision), encoding="utf-8")
         self._tell(f"  {decision.uri} is a {decision.label} with {decision.confidence:.0%} of the votes; the heaviest:")
         for neighbor in sorted(decision.neighbors, key=lambda n: -(n.weight or 0.0))[:5]:
             near = f"a {neighbor.label} at similarity {neighbor.similarity:.3f}"

@@ -34,9 +34,9 @@ def explain(
         raise typer.BadParameter(f"the folder of {html} does not exist: make it first", param_hint="--html")
     [decision] = decided(memory, [image], k, voting, exclude, weigh, assume, balance, abstain_below, at)
     if html is not None:
-        from pipeline.serving.explanation import explanation_page
+        from pipeline import VisualMemory
 
-        html.write_text(explanation_page(decision, memory), encoding="utf-8")
+        html.write_text(VisualMemory(memory, at=at).explanation_page(decision), encoding="utf-8")
     if json:
         print_json(decision.to_json() | ({"html": str(html)} if html else {}))
         return

@@ -23,6 +23,7 @@ from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.edits import forget as forgetting
 from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, SourceError, UsageError
+from pipeline.explanation import explanation_page
 from pipeline.images.folder import list_folder, parse_labels
 from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
 from pipeline.index.search import LiveEntries
@@ -30,6 +31,7 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.segments import PartMark, Reservation
 from pipeline.store.state import State
 from pipeline.store.storage import open_storage
+from pipeline.store.thumbnails import read_thumbnails
 from pipeline.store.versions import VersionLog
 
 if TYPE_CHECKING:
@@ -108,6 +110,7 @@ class VisualMemory:
         weights: str | Path | None = None,
         weights_order: WeightsOrder = "name",
         image_size: int | None = None,
+        thumbnails: bool = False,
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
@@ -115,7 +118,7 @@ class VisualMemory:
         from pipeline.edits.add import AddOptions
 
         choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
-        plan = self.plan_add(source, AddOptions(labels, dataset, choice))
+        plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails))
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
 
     def carry_out(
@@ -200,6 +203,39 @@ class VisualMemory:
         live = self.live(state)
         vectors_QD, uris = self._vectors(images, embeddings, live)
         return asking.classify(live, vectors_QD, uris, options, state.version)
+
+    def explain(
+        self,
+        image: "QueryImage",
+        k: int = 50,
+        voting: Voting = "rank",
+        *,
+        exclude: Sequence[int] = (),
+        weigh: Mapping[int, float] | None = None,
+        assume: Mapping[int, str] | None = None,
+        balance: float | Literal["auto"] = 0.0,
+        abstain_below: float = 0.0,
+        html: str | Path | None = None,
+    ) -> Decision:
+        """One decision with all its evidence; with `html` also as a self-contained page at that path."""
+        [decision] = self.classify(
+            [image],
+            k,
+            voting,
+            exclude=exclude,
+            weigh=weigh,
+            assume=assume,
+            balance=balance,
+            abstain_below=abstain_below,
+        )
+        if html is not None:
+            Path(html).write_text(self.explanation_page(decision), encoding="utf-8")
+        return decision
+
+    def explanation_page(self, decision: Decision) -> str:
+        """A decision as a self-contained HTML page: thumbnails kept with the entries, else made from their files."""
+        kept = read_thumbnails(self.log.storage, self.state(), [neighbor.id for neighbor in decision.neighbors])
+        return explanation_page(decision, self.uri, kept)
 
     def evaluate(
         self,

@@ -16,7 +16,7 @@ FLOORS: list[set[str]] = [
     {"pipeline.store"},
     {"pipeline.images", "pipeline.index"},
     {"pipeline.embeddings"},
-    {"pipeline.edits", "pipeline.asking"},
+    {"pipeline.edits", "pipeline.asking", "pipeline.explanation"},
     {"pipeline.visual_memory", "pipeline.serving"},
     {"jobs"},
 ]

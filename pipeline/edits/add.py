@@ -44,6 +44,7 @@ class AddOptions:
     labels: str = "folder"
     dataset: str | None = None
     encoder: EncoderChoice = EncoderChoice()
+    thumbnails: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class AddPlan:
     listing: Listing
     dataset: str
     encoder: Encoder
+    thumbnails: bool
     fingerprint: str
     already: Segment | None
 
@@ -147,10 +149,10 @@ def prepare(
     if not dataset.strip():
         raise UsageError("--dataset is empty: give a name, or leave it out to take the folder's")
     encoder = loaded if loaded and options.encoder.says_nothing else settle_encoder(log, state, options.encoder)
-    about = {"source": listing.uri, "labels": options.labels, "dataset": dataset}
+    about = {"source": listing.uri, "labels": options.labels, "dataset": dataset, "thumbnails": options.thumbnails}
     canonical = json.dumps(about | {"identity": encoder.identity.fingerprint}, sort_keys=True)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-    return AddPlan(listing, dataset, encoder, fingerprint, _already_there(log, state, fingerprint))
+    return AddPlan(listing, dataset, encoder, options.thumbnails, fingerprint, _already_there(log, state, fingerprint))
 
 
 def settle_encoder(log: VersionLog, state: State | None, choice: EncoderChoice) -> Encoder:
@@ -241,6 +243,7 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan) -> tuple[Rese
         source=plan.listing.uri,
         dataset=plan.dataset,
         identity=plan.encoder.identity,
+        thumbnails=plan.thumbnails,
     )
     return reservation, 0
 
@@ -277,6 +280,7 @@ def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
         plan=reservation.plan,
         entries=tuple(mark.entries for mark in ordered if mark.entries),
         rejected=tuple(mark.rejected for mark in ordered if mark.rejected),
+        thumbnails=tuple(mark.thumbnails for mark in ordered if mark.thumbnails),
     )
 
 

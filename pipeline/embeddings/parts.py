@@ -13,7 +13,7 @@ import torch
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stream import ImageFacts, embed_uris
 from pipeline.images.decode import Rejected
-from pipeline.store.schemas import REJECTED, embedding_column, entries_schema
+from pipeline.store.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
 from pipeline.store.segments import PartMark, Reservation, publish_part, read_plan
 from pipeline.store.storage import Storage
 
@@ -41,7 +41,7 @@ class PartEmbedder:
         uris = plan.column("uri").to_pylist()
         vectors_ND = np.zeros((len(uris), self._reservation.identity.dimension), np.float16)
         images: list[ImageFacts | Rejected] = []
-        for batch in embed_uris(self._encoder, uris, self._num_cpus):
+        for batch in embed_uris(self._encoder, uris, self._num_cpus, thumbnails=self._reservation.thumbnails):
             vectors_ND[len(images) : len(images) + len(batch.images)] = batch.vectors_BD.astype(np.float16)
             images += batch.images
         entry_ids = plan.column("id").to_numpy()
@@ -70,7 +70,11 @@ class PartEmbedder:
             ],
             schema=REJECTED,
         )
-        return publish_part(self._storage, self._reservation, part, entries, rejected)
+        thumbnails = None
+        if self._reservation.thumbnails:
+            columns = [pa.array(entry_ids[kept]), pa.array([image.thumbnail for image in facts], pa.binary())]
+            thumbnails = pa.table(columns, schema=THUMBNAILS)
+        return publish_part(self._storage, self._reservation, part, entries, rejected, thumbnails)
 
 
 def embed_here(

@@ -5,6 +5,7 @@ filled up, with black pixels whose vectors are thrown away. So a vector depends 
 readable nor on the number of threads (oneDNN picks other convolutions, and other last bits, for small batches).
 """
 
+import functools
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ import numpy as np
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
 from pipeline.images.decode import Rejected, decode, read_bytes
+from pipeline.images.thumbnails import thumbnail
 from pipeline.store.identity import Preprocessing
 
 BATCHES_AHEAD = 2
@@ -22,11 +24,12 @@ BATCHES_AHEAD = 2
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What an entry keeps of its image file; width and height in pixels as displayed."""
+    """What an entry keeps of its image file; width and height in pixels as displayed, the thumbnail if asked for."""
 
     sha256: str
     width: int
     height: int
+    thumbnail: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -48,31 +51,34 @@ class EmbeddedBatch:
     images: list[ImageFacts | Rejected]
 
 
-def load_pixels(uri: str, preprocessing: Preprocessing) -> Pixels | Rejected:
+def load_pixels(uri: str, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels | Rejected:
     """Read, decode, resize and crop one image."""
     try:
-        return pixels_of_bytes(read_bytes(uri), preprocessing)
+        return pixels_of_bytes(read_bytes(uri), preprocessing, thumbnails=thumbnails)
     except Rejected as rejected:
         return rejected
 
 
-def pixels_of_bytes(data: bytes, preprocessing: Preprocessing) -> Pixels:
+def pixels_of_bytes(data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels:
     """Decode, resize and crop the bytes of an image file. Raises Rejected."""
     decoded = decode(data)
     width, height = decoded.image.size
-    return Pixels(pixels_of(decoded.image, preprocessing), ImageFacts(decoded.sha256, width, height))
+    small = thumbnail(decoded.image) if thumbnails else None
+    return Pixels(pixels_of(decoded.image, preprocessing), ImageFacts(decoded.sha256, width, height, small))
 
 
-def embed_uris(encoder: Encoder, uris: Sequence[str], num_threads: int) -> Iterator[EmbeddedBatch]:
+def embed_uris(
+    encoder: Encoder, uris: Sequence[str], num_threads: int, *, thumbnails: bool = False
+) -> Iterator[EmbeddedBatch]:
     """Embed images in order, in batches of the encoder's size, with `num_threads` threads reading and decoding."""
-    preprocessing = encoder.identity.preprocessing
+    load = functools.partial(load_pixels, preprocessing=encoder.identity.preprocessing, thumbnails=thumbnails)
     starts = range(0, len(uris), encoder.batch_size)
     pending: deque[list[Future[Pixels | Rejected]]] = deque()
     with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
         try:
             for start in starts:
                 batch = uris[start : start + encoder.batch_size]
-                pending.append([pool.submit(load_pixels, uri, preprocessing) for uri in batch])
+                pending.append([pool.submit(load, uri) for uri in batch])
                 if len(pending) > BATCHES_AHEAD:
                     yield _embedded(encoder, pending.popleft())
             while pending:

@@ -8,21 +8,33 @@ from PIL import Image
 from pipeline.images.decode import Rejected, decode, read_bytes
 
 JPEG_QUALITY = 80
+KEPT_PIXELS = 112  # a side of the thumbnails kept in a memory: about 3 KB each
 
 
-def thumbnail_data_uri(uri: str, pixels: int) -> str | None:
-    """The image at `uri` as a data URI of a JPEG at most `pixels` a side; None when its file is gone or unreadable.
+def thumbnail(image: Image.Image, pixels: int = KEPT_PIXELS) -> bytes:
+    """An RGB image as a JPEG at most `pixels` a side.
 
     Images smaller than half of that are enlarged without smoothing, so that their pixels can be seen.
     """
-    try:
-        image = decode(read_bytes(uri)).image
-    except Rejected:
-        return None
     if max(image.size) <= pixels // 2:
         factor = pixels // max(image.size)
-        image = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    image.thumbnail((pixels, pixels))
+        small = image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    else:
+        small = image.copy()
+        small.thumbnail((pixels, pixels))
     stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    small.save(stream, "JPEG", quality=JPEG_QUALITY)
+    return stream.getvalue()
+
+
+def thumbnail_of(uri: str, pixels: int) -> bytes | None:
+    """The thumbnail of the image at `uri`; None when its file is gone or unreadable."""
+    try:
+        return thumbnail(decode(read_bytes(uri)).image, pixels)
+    except Rejected:
+        return None
+
+
+def data_uri(jpeg: bytes) -> str:
+    """A JPEG as a data URI, for a page that asks nothing of anywhere."""
+    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

@@ -38,10 +38,14 @@ REJECTED = pa.schema(
         pa.field("reason", pa.string(), nullable=False),
     ]
 )
+THUMBNAILS = pa.schema(
+    [pa.field("id", pa.int64(), nullable=False), pa.field("jpeg", pa.binary(), nullable=False)],
+)
 TOMBSTONES = pa.schema([pa.field("id", pa.int64(), nullable=False)])
 
 _ENCODED_AS_DICTIONARY = {"label", "dataset", "stage", "reason"}
-_WITHOUT_STATISTICS = {"embedding", "sha256", "reason"}
+_WITHOUT_STATISTICS = {"embedding", "sha256", "reason", "jpeg"}
+_UNCOMPRESSED = {"embedding", "jpeg"}  # neither gets smaller
 
 
 def entries_schema(identity: Identity) -> pa.Schema:
@@ -89,7 +93,7 @@ def write_table(table: pa.Table, path: Path, row_group_rows: int = ROW_GROUP_ROW
         path,
         row_group_size=row_group_rows,
         data_page_size=PAGE_BYTES,
-        compression={leaf: "none" if name == "embedding" else "zstd" for name, leaf in leaves.items()},
+        compression={leaf: "none" if name in _UNCOMPRESSED else "zstd" for name, leaf in leaves.items()},
         use_dictionary=[name for name in leaves if name in _ENCODED_AS_DICTIONARY],
         write_statistics=[leaf for name, leaf in leaves.items() if name not in _WITHOUT_STATISTICS],
         write_page_checksum=True,

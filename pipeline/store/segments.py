@@ -17,7 +17,7 @@ from pipeline.errors import DamagedFile
 from pipeline.store import ids
 from pipeline.store.files import FileRef, RowsFile, checked_path, describe
 from pipeline.store.identity import Identity
-from pipeline.store.schemas import FORMAT, PLAN, REJECTED, entries_schema, read_table, write_table
+from pipeline.store.schemas import FORMAT, PLAN, REJECTED, THUMBNAILS, entries_schema, read_table, write_table
 from pipeline.store.storage import AlreadyExists, Storage
 
 FOLDER = "segments"
@@ -38,6 +38,7 @@ class Reservation(BaseModel):
     planned: int
     rows_per_part: int
     plan: FileRef
+    thumbnails: bool = False
 
     @property
     def num_parts(self) -> int:
@@ -56,6 +57,7 @@ class PartMark(BaseModel):
     planned: int
     entries: RowsFile | None
     rejected: RowsFile | None
+    thumbnails: RowsFile | None = None
 
     @property
     def num_entries(self) -> int:
@@ -67,7 +69,14 @@ class PartMark(BaseModel):
 
 
 def reserve(
-    storage: Storage, images: pa.Table, *, fingerprint: str, source: str, dataset: str, identity: Identity
+    storage: Storage,
+    images: pa.Table,
+    *,
+    fingerprint: str,
+    source: str,
+    dataset: str,
+    identity: Identity,
+    thumbnails: bool = False,
 ) -> Reservation:
     """Freeze a plan under the next free segment number.
 
@@ -88,6 +97,7 @@ def reserve(
             planned=images.num_rows,
             rows_per_part=rows,
             plan=plan,
+            thumbnails=thumbnails,
         )
         try:
             storage.create(f"{folder}/segment.json", reservation.model_dump_json(indent=1).encode())
@@ -136,7 +146,7 @@ def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark
     marks = {}
     for name in storage.list(folder):
         mark = _read_mark(storage, f"{folder}/{name}")
-        for file in (mark.entries, mark.rejected):
+        for file in (mark.entries, mark.rejected, mark.thumbnails):
             if file is not None:
                 try:
                     checked_path(storage, file)
@@ -152,6 +162,7 @@ def publish_part(
     part: int,
     entries: pa.Table,
     rejected: pa.Table,
+    thumbnails: pa.Table | None = None,
 ) -> PartMark:
     """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
     attempt = secrets.token_hex(6)
@@ -177,6 +188,7 @@ def publish_part(
         planned=planned,
         entries=written("entries", entries.cast(entries_schema(reservation.identity))),
         rejected=written("rejected", rejected.cast(REJECTED)),
+        thumbnails=written("thumbnails", thumbnails.cast(THUMBNAILS)) if thumbnails is not None else None,
     )
     path = f"{folder}/done/{part:06d}.json"
     try:

@@ -32,6 +32,7 @@ class Segment(_Frozen):
     plan: FileRef
     entries: tuple[RowsFile, ...]
     rejected: tuple[RowsFile, ...]
+    thumbnails: tuple[RowsFile, ...] = ()
 
     @property
     def num_entries(self) -> int:

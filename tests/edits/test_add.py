@@ -1,6 +1,8 @@
 """Adding: planned equals entries plus rejected, again adds nothing, killed and repeated ends with the same rows."""
 
+import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline import VisualMemory
 from pipeline.edits.add import AddOptions
@@ -25,6 +28,7 @@ from pipeline.errors import (
 )
 from pipeline.progress import Progress
 from pipeline.store import ids
+from pipeline.store.thumbnails import read_thumbnails
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.images.pictures import encoded, gradient, write_assortment
 
@@ -107,6 +111,22 @@ def test_two_folders_become_two_datasets(tmp_path: Path, digits: Path, options: 
     status = memory.status()
     assert status["datasets"] == {"ask": 50, "train": 100}
     assert (status["entries"], status["fresh"], status["labels"], status["version"]) == (150, 150, 5, 2)
+
+
+def test_thumbnails_outlive_the_files(tmp_path: Path, digits: Path, options: dict) -> None:
+    shutil.copytree(digits / "ask", tmp_path / "photos")
+    memory = VisualMemory(tmp_path / "memory")
+    report = memory.add(tmp_path / "photos", thumbnails=True, **options)
+    shutil.rmtree(tmp_path / "photos")
+    asked = next((digits / "remember/1").iterdir())
+    decision = memory.explain(asked, k=6, html=tmp_path / "why.html")
+    page = (tmp_path / "why.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 7
+    assert "no picture" not in page
+    ids = [neighbor.id for neighbor in decision.neighbors]
+    kept = read_thumbnails(memory.log.storage, report.state, ids)
+    assert list(kept) == sorted(ids)
+    assert {Image.open(io.BytesIO(jpeg)).size for jpeg in kept.values()} == {(112, 112)}
 
 
 def test_one_image_counts_at_once(tmp_path: Path, digits: Path, options: dict) -> None:

@@ -3,13 +3,13 @@
 No script and no request to anywhere: thumbnails are embedded, and colours follow the reader's light or dark setting.
 """
 
+from collections.abc import Mapping
 from html import escape
 
 from pipeline.decisions.decision import Decision, Neighbor
-from pipeline.images.thumbnails import thumbnail_data_uri
+from pipeline.images.thumbnails import KEPT_PIXELS, data_uri, thumbnail_of
 
 QUERY_PIXELS = 256
-NEIGHBOR_PIXELS = 112
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2024; --soft: #60646c; --ground: #fcfcfd; --card: #ffffff;
@@ -48,8 +48,12 @@ li .soft { font-size: .75rem; line-height: 1.35; }
 """
 
 
-def explanation_page(decision: Decision, memory: str) -> str:
-    """The page of one decision. Neighbours whose file is gone are shown without a picture."""
+def explanation_page(decision: Decision, memory: str, kept: Mapping[int, bytes]) -> str:
+    """The page of one decision. `kept` are thumbnails (JPEG) by id; other neighbours are shown from their files.
+
+    A neighbour without either is shown without a picture.
+    """
+    asked = thumbnail_of(decision.uri, QUERY_PIXELS) if decision.uri else None
     verdict = "No decision" if decision.abstained else escape(decision.label or "")
     reason = f"<p>Abstained: {escape(decision.reason)}.</p>" if decision.reason else ""
     agreeing = sum(neighbor.label == decision.label for neighbor in decision.neighbors)
@@ -59,7 +63,7 @@ def explanation_page(decision: Decision, memory: str) -> str:
         f"{agreeing} of {len(decision.neighbors)} neighbours agree</p>"
     )
     heaviest = max((neighbor.weight or 0.0 for neighbor in decision.neighbors), default=0.0)
-    neighbors = "\n".join(_neighbor(neighbor, decision.label, heaviest) for neighbor in decision.neighbors)
+    neighbors = "\n".join(_neighbor(neighbor, decision.label, heaviest, kept) for neighbor in decision.neighbors)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -70,7 +74,7 @@ def explanation_page(decision: Decision, memory: str) -> str:
 </head>
 <body>
 <header>
-<div class="picture">{_picture(decision.uri, QUERY_PIXELS, "the image asked about")}</div>
+<div class="picture">{_picture(asked, "the image asked about")}</div>
 <div>
 <h1>{verdict}</h1>
 {reason}{summary}
@@ -102,11 +106,12 @@ def _votes(decision: Decision) -> str:
     )
 
 
-def _neighbor(neighbor: Neighbor, winner: str | None, heaviest: float) -> str:
+def _neighbor(neighbor: Neighbor, winner: str | None, heaviest: float, kept: Mapping[int, bytes]) -> str:
+    jpeg = kept.get(neighbor.id) or thumbnail_of(neighbor.uri, KEPT_PIXELS)
     weight = neighbor.weight or 0.0
     agrees = neighbor.label is not None and neighbor.label == winner
     return f"""<li{' class="for"' if agrees else ""}>
-<div class="picture">{_picture(neighbor.uri, NEIGHBOR_PIXELS, neighbor.label or "no label")}</div>
+<div class="picture">{_picture(jpeg, neighbor.label or "no label")}</div>
 <div class="label">{escape(neighbor.label or "no label")}</div>
 <div class="bar" style="width:{weight / heaviest if heaviest else 0.0:.2%}"></div>
 <div class="figures"><span title="share of all votes">weight {weight:.1%}</span>
@@ -115,9 +120,8 @@ def _neighbor(neighbor: Neighbor, winner: str | None, heaviest: float) -> str:
 </li>"""
 
 
-def _picture(uri: str | None, pixels: int, text: str) -> str:
-    source = thumbnail_data_uri(uri, pixels) if uri else None
-    return f'<img src="{source}" alt="{escape(text)}">' if source else "<span>the file is gone</span>"
+def _picture(jpeg: bytes | None, text: str) -> str:
+    return f'<img src="{data_uri(jpeg)}" alt="{escape(text)}">' if jpeg else "<span>no picture</span>"
 
 
 def _answered(decision: Decision) -> str:

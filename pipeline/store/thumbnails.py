@@ -1,0 +1,22 @@
+"""Small pictures kept beside the entries, so that a page can show a neighbour whose file is gone."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store.schemas import read_table
+from pipeline.store.state import State
+from pipeline.store.storage import Storage
+
+
+def read_thumbnails(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, bytes]:
+    """JPEG bytes by id, for those of the ids whose segment keeps thumbnails. Raises DamagedFile."""
+    kept: dict[int, bytes] = {}
+    for file in (file for segment in state.segments for file in segment.thumbnails):
+        wanted = [entry_id for entry_id in ids if file.first_id <= entry_id <= file.last_id]
+        if wanted:
+            table = read_table(storage, file)
+            table = table.filter(pc.is_in(table.column("id"), pa.array(wanted, pa.int64())))
+            kept |= dict(zip(table.column("id").to_pylist(), table.column("jpeg").to_pylist(), strict=True))
+    return kept
