@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from jobs.arguments import Json, Memory, Source
-from jobs.terminal import note, print_json, progress, say
+from jobs.terminal import counted, note, print_json, progress, say
 
 if TYPE_CHECKING:
     from pipeline.edits.add import AddPlan, AddReport
@@ -24,19 +24,21 @@ def add(
     labels: Annotated[
         str, typer.Option(help="folder: the first sub-folder names the class; none: no labels.", metavar="folder|none")
     ] = "folder",
-    dataset: Annotated[str | None, typer.Option(help="Name of these images.  [default: the folder's name]")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Name of these images.  \\[default: the folder's name]")] = None,
     encoder: Annotated[
         str | None,
-        typer.Option(help="timm model, for a new memory.  [default: vit_small_patch14_dinov2.lvd142m]", metavar="NAME"),
+        typer.Option(
+            help="timm model, for a new memory.  \\[default: vit_small_patch14_dinov2.lvd142m]", metavar="NAME"
+        ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(help="File or URI with the model's weights.  [default: timm's hub]", metavar="URI")
+        str | None, typer.Option(help="File or URI with the model's weights.  \\[default: timm's hub]", metavar="URI")
     ] = None,
     weights_order: Annotated[
         str, typer.Option(help="Match weights to the model by name or by position.", metavar="name|positional")
     ] = "name",
     image_size: Annotated[
-        int | None, typer.Option(help="Pixels a side the encoder sees.  [default: the model's]", metavar="N")
+        int | None, typer.Option(help="Pixels a side the encoder sees.  \\[default: the model's]", metavar="N")
     ] = None,
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails", help="Keep small pictures, for pages that outlive the files.")
@@ -61,16 +63,12 @@ def add(
         _show_plan(plan, json=json)
         return
     on_ray = runner == "ray" or (runner == "auto" and plan.planned >= RAY_FROM and plan.already is None)
-    try:
-        with progress() as on_progress:
-            if on_ray:
-                from jobs.on_ray import start_ray
+    with progress() as on_progress:
+        if on_ray:
+            from jobs.on_ray import start_ray
 
-                start_ray()
-            report = target.carry_out(plan, runner="ray" if on_ray else "here", on_progress=on_progress)
-    except KeyboardInterrupt:
-        note("interrupted; run the same command again and it goes on where it was")
-        raise typer.Exit(130) from None
+            start_ray()
+        report = target.carry_out(plan, runner="ray" if on_ray else "here", on_progress=on_progress)
     if json:
         print_json(report.to_json() | {"skipped": plan.listing.skipped})
     else:
@@ -108,7 +106,7 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
     if report.already is not None:
         say(
             f"{source} was added before as segment {report.already}, so there is nothing to add"
-            + (f"; {report.unplanned:,} images are new in it: {_NEW_IMAGES}" if report.unplanned else "")
+            + (f"; {counted(report.unplanned, 'new image')} in it: {_NEW_IMAGES}" if report.unplanned else "")
         )
         return
     before = f"; {report.resumed:,} were done before" if report.resumed else ""
@@ -118,13 +116,13 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         f"the memory is at version {report.version}"
     )
     if report.unplanned:
-        say(f"{report.unplanned:,} images came after this add was begun and are not in it: {_NEW_IMAGES}")
+        say(f"{counted(report.unplanned, 'image')} came after this add was begun, not in it: {_NEW_IMAGES}")
     if report.index_error:
         note(f"no index was built after the add: {report.index_error}")
     if plan.listing.skipped:
-        say(f"{plan.listing.skipped:,} files were passed over: their names do not end as images do")
+        say(f"{counted(plan.listing.skipped, 'file')} passed over: names that do not end as images do")
     if report.rejects:
-        say(f"{report.rejected:,} images were rejected:")
+        say(f"{counted(report.rejected, 'image')} rejected:")
         for reject in report.rejects[:REJECTS_SHOWN]:
             say(f"  {reject.uri}: {reject.reason} ({reject.stage})")
         if report.rejected > REJECTS_SHOWN:

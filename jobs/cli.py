@@ -10,7 +10,10 @@ from collections.abc import Sequence
 import typer
 
 from jobs import add, classify, demo, evaluate, explain, forget, index, search, status
+from jobs.terminal import note
 from pipeline.errors import UsageError, VisualMemoryError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 app = typer.Typer(
     name="visual-memory",
@@ -37,7 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     debug = "--debug" in given
     warnings.filterwarnings("ignore", module="PIL")  # what Pillow remarks on damaged files is told as rejects
     try:
-        app(args=[argument for argument in given if argument != "--debug"], prog_name="visual-memory")
+        arguments = [argument for argument in given if argument != "--debug"]
+        app(args=arguments, prog_name="visual-memory")
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:
+            note("interrupted: run the same command again; an add goes on where it was")
+        raise
+    except KeyboardInterrupt:
+        note("interrupted: run the same command again; an add goes on where it was")
+        sys.exit(INTERRUPTED)
     except UsageError as error:
         _fail(error, debug, status_code=2)
     except VisualMemoryError as error:

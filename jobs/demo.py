@@ -1,4 +1,4 @@
-"""`demo`: the five-minute tour on real images. Every figure it prints is measured while it runs."""
+"""`demo`: the tour on real images. Every figure it prints is measured while it runs."""
 
 import json as json_format
 import shutil
@@ -17,6 +17,7 @@ from jobs.terminal import print_json, progress, say
 from pipeline.errors import SourceError, VisualMemoryError
 from pipeline.images.decode import Rejected
 
+FOLDERS = ("remember", "ask", "teach", "memory", "pages")  # all that the tour writes, and removes before another
 MARKER = ".visual-memory-demo"
 ENCODER, IMAGE_SIZE = "tf_efficientnet_lite0", 96
 K = 50
@@ -52,7 +53,7 @@ class _Tour:
         from pipeline import VisualMemory
 
         self._root = root
-        self._at = _Folders(*(root / name for name in ("remember", "ask", "teach", "memory", "pages")))
+        self._at = _Folders(*(root / name for name in FOLDERS))
         self._tell = tell
         self._memory = VisualMemory(self._at.memory)
         self._figures: dict[str, Any] = {}
@@ -142,7 +143,7 @@ class _Tour:
                 "something else, so install the versions README names"
             )
         self._figures["golden_drift"] = drift
-        self._tell(f"  the encoder's similarities agree with those on record to {drift:.1e}")
+        self._tell(f"  (a check of the encoder: similarities of five digits are those on record to {drift:.1e})")
 
     def _index(self) -> None:
         self._step("Index them with FAISS: the key and its parameters are chosen by autofaiss, recall is measured")
@@ -150,7 +151,9 @@ class _Tour:
             index = self._memory.index(on_progress=on_progress).index
         assert index is not None  # noqa: S101  # index() either builds one or raises
         self._figures["index"] = {"key": index.key, "recall_at_10": index.recall_at_10}
-        self._tell(f"  {index.key} with {index.parameters}, recall@10 {index.recall_at_10:.3f} against exact search")
+        self._tell(
+            f"  key {index.key}, parameters {index.parameters}: recall@10 {index.recall_at_10:.3f} against exact search"
+        )
 
     def _evaluate(self, name: str, balance: Any) -> None:
         with progress() as on_progress:
@@ -175,7 +178,10 @@ class _Tour:
         self._tell(f"  {report.entries} entries added and used in a decision after {seconds:.1f} s")
         self._evaluate("taught", balance=0.0)
         self._evaluate("taught_balanced", balance="auto")
-        self._tell("  (balance divides a class's votes by its size to a power that leave-one-out found best)")
+        self._tell(
+            f"  (without balance {TAUGHT} nines are outvoted by {REMEMBERED} of each other digit; balance divides a"
+        )
+        self._tell("  class's votes by its size to a power, which leave-one-out over the memory chose)")
 
     def _explain(self, asked: list[str]) -> None:
         self._step("Explain one decision")
@@ -185,7 +191,9 @@ class _Tour:
         self._at.pages.mkdir()
         page = self._at.pages / "nine.html"
         page.write_text(self._memory.explanation_page(decision), encoding="utf-8")
-        self._tell(f"  {decision.uri} is a {decision.label} with {decision.confidence:.0%} of the votes; the heaviest:")
+        self._tell(
+            f"  {decision.uri} was taken for a {decision.label} with {decision.confidence:.0%} of the votes, first:"
+        )
         for neighbor in sorted(decision.neighbors, key=lambda n: -(n.weight or 0.0))[:5]:
             near = f"a {neighbor.label} at similarity {neighbor.similarity:.3f}"
             self._tell(f"    {neighbor.weight:6.1%}  {near}  {neighbor.uri}")
@@ -204,7 +212,7 @@ class _Tour:
             f"  {report.forgotten} entries forgotten; asked for all {len(everything[0]):,} neighbours of {len(asked)} "
             f"nines, {returned} of them came back"
         )
-        self._tell(f"  {same} of {len(asked)} decisions are to the last digit those from before the lesson")
+        self._tell(f"  {same} of {len(asked)} decisions are in every figure those from before the lesson")
 
     def _step(self, title: str) -> None:
         self._tell(f"\n{title}")
@@ -230,7 +238,11 @@ def _fresh_folder(out: Path) -> Path:
     out = out.absolute()
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).exists())):
         raise SourceError(f"{out} holds something that is not an earlier demo: name another folder with --out")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    for name in FOLDERS:
+        shutil.rmtree(out / name, ignore_errors=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SourceError(f"{out} cannot be made ({error.strerror}): name another folder with --out") from error
     (out / MARKER).touch()
     return out

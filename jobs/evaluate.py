@@ -5,7 +5,7 @@ from typing import Annotated, cast
 import typer
 
 from jobs.arguments import At, Balance, Json, Memory, balance_value
-from jobs.terminal import print_json, progress, say
+from jobs.terminal import counted, print_json, progress, say
 from pipeline.asking import Evaluation
 
 
@@ -20,10 +20,15 @@ def evaluate(
     ] = False,
     k: Annotated[
         list[int] | None,
-        typer.Option("-k", "--k", help="Neighbours. Repeatable.  [default: 1, 10, 50, 100]", metavar="N"),
+        typer.Option("-k", "--k", help="Neighbours. Repeatable.  \\[default: 1, 10, 50, 100]", metavar="N"),
     ] = None,
     voting: Annotated[
-        list[str] | None, typer.Option("--voting", help="Repeatable.  [default: all four]", metavar="VOTING")
+        list[str] | None,
+        typer.Option(
+            "--voting",
+            help="plurality, distance, softmax or rank. Repeatable.  \\[default: all four]",
+            metavar="VOTING",
+        ),
     ] = None,
     balance: Balance = "0",
     at: At = None,
@@ -54,14 +59,15 @@ def evaluate(
     if json:
         print_json(evaluation.to_json())
         return
-    show(evaluation)
+    show(evaluation, auto=tau == "auto")
 
 
-def show(evaluation: Evaluation) -> None:
+def show(evaluation: Evaluation, *, auto: bool) -> None:
     """Print an evaluation as a table."""
     skipped = f" ({evaluation.skipped:,} skipped: unreadable or without a label)" if evaluation.skipped else ""
-    balance = f", balance {evaluation.balance:g}" if evaluation.balance else ""
-    say(f"{evaluation.num_queries:,} queries{skipped}, version {evaluation.version}{balance}; percent right at k =")
+    balance = f", balance {evaluation.balance:g}" if evaluation.balance or auto else ""
+    queries = counted(evaluation.num_queries, "query")
+    say(f"{queries}{skipped}, version {evaluation.version}{balance}; percent right at k =")
     ks = list(next(iter(evaluation.accuracy.values())))
     say(f"  {'voting':<10}" + "".join(f"{k:>8}" for k in ks))
     for voting, by_k in evaluation.accuracy.items():

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from jobs.arguments import Json, Memory
-from jobs.terminal import print_json, say
+from jobs.terminal import counted, print_json, say
 
 
 def forget(
@@ -27,5 +27,4 @@ def forget(
     if json:
         print_json(report.to_json())
         return
-    entries = "1 entry" if report.forgotten == 1 else f"{report.forgotten:,} entries"
-    say(f"forgot {entries}; nothing returns them from version {report.version} on")
+    say(f"forgot {counted(report.forgotten, 'entry')}: no answer from version {report.version} on returns any of them")

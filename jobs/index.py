@@ -5,14 +5,14 @@ from typing import Annotated
 import typer
 
 from jobs.arguments import Json, Memory, size_in_bytes
-from jobs.terminal import print_json, progress, say
+from jobs.terminal import counted, print_json, progress, say
 
 
 def index(
     memory: Memory,
     key: Annotated[
         str | None,
-        typer.Option(help="FAISS index_factory key; Flat is exact.  [default: autofaiss chooses]", metavar="FACTORY"),
+        typer.Option(help="FAISS index_factory key; Flat is exact.  \\[default: autofaiss chooses]", metavar="FACTORY"),
     ] = None,
     max_memory: Annotated[
         str, typer.Option(help="Room for the whole index, such as 500M or 16G.", metavar="SIZE")
@@ -20,7 +20,7 @@ def index(
     max_latency_ms: Annotated[float, typer.Option(help="Time a query may take in a shard.", metavar="MS")] = 10.0,
     target_recall: Annotated[float, typer.Option(help="recall@10 every shard must reach.", metavar="R")] = 0.95,
     shard_rows: Annotated[
-        int | None, typer.Option(help="Most rows of a shard.  [default: 1048576]", metavar="N")
+        int | None, typer.Option(help="Most rows of a shard.  \\[default: 1048576]", metavar="N")
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew over everything.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built, and build nothing.")] = False,
@@ -39,7 +39,8 @@ def index(
             print_json(document)
         else:
             how = "add to the index" if plan.grows else "build"
-            say(f"would {how} {len(plan.shards)} shards of {plan.rows:,} rows, key {plan.key}; nothing was changed")
+            shards = counted(len(plan.shards), "shard")
+            say(f"would {how} {shards} of {plan.rows:,} rows, key {plan.key}; nothing was changed")
         return
     before = target.state()
     with progress() as on_progress:
@@ -64,7 +65,7 @@ def index(
         say(f"every entry is in the index already ({built.key}, {len(built.shards)} shards): --rebuild makes a new one")
         return
     say(
-        f"built {built.key} with {built.parameters or 'no parameters'}: {len(built.shards)} shards, "
+        f"built {built.key} with {built.parameters or 'no parameters'}: {counted(len(built.shards), 'shard')}, "
         f"{sum(shard.rows for shard in built.shards):,} rows, {built.num_bytes / 1e6:,.1f} MB, "
         f"recall@10 {built.recall_at_10:.3f}; the memory is at version {state.version}"
     )

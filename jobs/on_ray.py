@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ def start_ray() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    with _held_back_stderr():
+    with _held_back_stderr(), _deferred_interrupt():
         if os.environ.get("RAY_ADDRESS"):
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
             return
@@ -36,6 +37,16 @@ def start_ray() -> None:
             logging_level=logging.ERROR,
             _node_ip_address=LOOPBACK,
         )
+
+
+@contextlib.contextmanager
+def _deferred_interrupt() -> Iterator[None]:
+    """Let Ctrl-C wait until Ray has started: in the middle of it Ray's core dies with a segmentation fault."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 @contextlib.contextmanager

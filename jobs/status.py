@@ -1,7 +1,7 @@
 """`status MEMORY`: what a memory holds."""
 
 from jobs.arguments import At, Json, Memory
-from jobs.terminal import print_json, say
+from jobs.terminal import counted, print_json, say
 
 LABELS_SHOWN = 12
 
@@ -16,7 +16,8 @@ def status(memory: Memory, at: At = None, json: Json = False) -> None:
         return
     pixels = found["identity"]["preprocessing"]
     say(f"memory    {found['uri']}, version {found['version']}")
-    say(f"entries   {found['entries']:,} ({found['forgotten']:,} forgotten, {found['rejected']:,} images rejected)")
+    rejected = counted(found["rejected"], "image")
+    say(f"entries   {found['entries']:,} ({found['forgotten']:,} forgotten, {rejected} rejected)")
     say(f"datasets  {', '.join(f'{name} ({count:,})' for name, count in found['datasets'].items()) or 'none'}")
     labels = [f"{name} ({count:,})" for name, count in found["entries_by_label"].items()]
     more = f", and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
@@ -28,7 +29,7 @@ def status(memory: Memory, at: At = None, json: Json = False) -> None:
         return
     index = found["index"]
     say(
-        f"index     {index['key']} with {index['parameters'] or 'no parameters'}: {found['shards']} shards, "
+        f"index     {index['key']} with {index['parameters'] or 'no parameters'}: {counted(found['shards'], 'shard')}, "
         f"{index['bytes'] / 1e6:,.1f} MB, recall@10 {index['recall_at_10']:.3f}; "
-        f"{found['fresh']:,} fresh entries beside it"
+        f"{counted(found['fresh'], 'fresh entry')} beside it"
     )

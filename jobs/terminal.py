@@ -38,6 +38,12 @@ def say(text: str) -> None:
     stdout.print(text, markup=False)
 
 
+def counted(number: int, thing: str) -> str:
+    """A number with its noun: "1 file", "2,000 files", "1 entry", "2 entries"."""
+    many = f"{thing[:-1]}ies" if thing.endswith("ry") else f"{thing}s"
+    return f"{number:,} {thing if number == 1 else many}"
+
+
 def note(text: str) -> None:
     """A remark on stderr."""
     stderr.print(f"note: {text}", markup=False)
@@ -88,8 +94,11 @@ class _Bars:
         new, rate = self._clock.rate(moment)
         rejected = f", {moment.rejected:,} rejected" if moment.rejected else ""
         if new or self._task is None:
+            if self._task is not None:
+                self._bars.remove_task(self._task)
             self._task = self._bars.add_task(moment.stage, total=moment.total, rate="")
-        self._bars.update(self._task, completed=moment.done, total=moment.total, rate=f"{rate:,.0f}/s{rejected}")
+        speed = f"{rate:,.0f}/s" if rate else ""
+        self._bars.update(self._task, completed=moment.done, total=moment.total, rate=f"{speed}{rejected}")
 
 
 class _Lines:

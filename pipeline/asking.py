@@ -39,10 +39,10 @@ class ClassifyOptions:
     def __post_init__(self) -> None:
         check_k(self.k)
         if not 0 <= self.abstain_below <= 1:
-            raise UsageError(f"--abstain-below {self.abstain_below} is not a share: give 0 to 1")
+            raise UsageError(f"abstain_below {self.abstain_below} is not a share: give 0 to 1")
         for entry_id, weight in self.weigh.items():
             if not 0 <= weight <= MAX_WEIGHT:
-                raise UsageError(f"--weigh {entry_id}={weight} is not a weight: give 0 to {MAX_WEIGHT:,.0f}")
+                raise UsageError(f"weight {weight} of id {entry_id} cannot be: give 0 to {MAX_WEIGHT:,.0f}")
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,24 @@ class Evaluation:
 
 def check_k(k: int) -> None:
     """Raises UsageError for a number of neighbours no search can return."""
-    if not 1 <= k <= MAX_K:
-        raise UsageError(f"-k {k} is not a number of neighbours to ask for: give 1 to {MAX_K:,}")
+    if not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
+        raise UsageError(f"k = {k} is not a number of neighbours to ask for: give 1 to {MAX_K:,}")
+
+
+def unit_vectors(embeddings: np.ndarray, dimension: int) -> np.ndarray:
+    """Query vectors scaled to unit length, float32 [Q, D]. Raises UsageError for what no encoder could have made."""
+    try:
+        given_QD = np.asarray(embeddings, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"the embeddings are no array of numbers ({error}): give [queries, {dimension}]") from error
+    if given_QD.ndim != 2 or given_QD.shape[1] != dimension:
+        raise UsageError(f"the embeddings have the shape {list(given_QD.shape)}: give [queries, {dimension}]")
+    largest_Q1 = np.abs(given_QD).max(axis=1, keepdims=True, initial=0.0)
+    if not (np.isfinite(largest_Q1).all() and (largest_Q1 > 0).all()):
+        raise UsageError("an embedding is zero or not finite: give vectors an encoder made")
+    scaled_QD = given_QD / largest_Q1  # so that no square can overflow
+    units_QD: np.ndarray = scaled_QD / np.linalg.norm(scaled_QD, axis=1, keepdims=True)
+    return units_QD.astype(np.float32)
 
 
 def search(live: LiveEntries, vectors_QD: np.ndarray, k: int) -> list[tuple[Neighbor, ...]]:
@@ -96,7 +112,7 @@ def classify(
     for option, ids in (("exclude", options.exclude), ("weigh", options.weigh), ("assume", options.assume)):
         unknown = live.unknown(ids)
         if unknown is not None:
-            raise UnknownName(f"--{option} names id {unknown}, which is no entry: `search` shows the ids there are")
+            raise UnknownName(f"{option} names id {unknown}, which is no entry: `search` shows the ids there are")
     labels, counts, assume = _assumed_labels(live, options.assume)
     rule = options.rule
     if options.auto_balance:

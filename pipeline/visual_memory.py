@@ -12,7 +12,7 @@ torch and timm take seconds to import and only some verbs need them, so what lea
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -32,6 +32,7 @@ from pipeline.store.segments import PartMark, Reservation
 from pipeline.store.state import State
 from pipeline.store.storage import open_storage
 from pipeline.store.thumbnails import read_thumbnails
+from pipeline.store.tombstones import read_tombstones
 from pipeline.store.versions import VersionLog
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     from pipeline.embeddings.queries import QueryImage
 
 MAX_FRESH = 50_000  # beyond this many fresh entries an add builds shards, so that search stays quick
+
+SHOWN_CHARACTERS = 80
 
 Runner = Literal["here", "ray"]
 
@@ -96,7 +99,7 @@ class VisualMemory:
 
         options = options or AddOptions()
         self._writable()
-        state = self.log.latest() if self.log.exists() else None
+        state = self.log.newest()
         own = self.encoder() if state is not None and options.encoder.says_nothing else None
         return prepare(self.log, state, str(source), options, own)
 
@@ -136,7 +139,7 @@ class VisualMemory:
         """
         from pipeline.edits.add import run
 
-        state = self.log.latest() if self.log.exists() else None
+        state = self.log.newest()
         report = run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
         self._encoder = plan.encoder
         if report.segment is not None and sum(file.rows for file in report.state.fresh_files()) > MAX_FRESH:
@@ -149,7 +152,7 @@ class VisualMemory:
     def plan_index(self, options: IndexOptions = IndexOptions()) -> IndexPlan:
         """What `index` would build."""
         state = self.state()
-        return plan_index(state, options, len(self.live(state)))
+        return plan_index(state, options, self._num_live(state))
 
     def index(
         self,
@@ -161,7 +164,7 @@ class VisualMemory:
         """Build an index over everything, or shards for the fresh entries of the one there is."""
         self._writable()
         state = self.log.latest()
-        plan = plan_index(state, options, len(self.live(state)))
+        plan = plan_index(state, options, self._num_live(state))
         if plan.grows and not plan.shards:
             return state
         return build_index(self.log, state, plan, options, command, on_progress)
@@ -190,6 +193,7 @@ class VisualMemory:
         abstain_below: float = 0.0,
     ) -> list[Decision]:
         """One decision an image or vector, in order. The what-if options change nothing stored."""
+        check_list("exclude", exclude)
         options = asking.ClassifyOptions(
             k=k,
             rule=_rule(voting, balance),
@@ -253,7 +257,11 @@ class VisualMemory:
         from pipeline.embeddings.parts import available_cpus
         from pipeline.embeddings.stream import ImageFacts, embed_uris
 
+        check_list("ks", ks)
+        check_list("votings", votings)
         state = self.state()
+        if not self.live(state).label_counts().any():
+            raise SourceError(f"the memory at {self.uri} has no entry with a label: add images in class sub-folders")
         listing = list_folder(str(source), parse_labels("folder"))
         labels = listing.images.column("label").to_pylist()
         if not listing.labels:
@@ -312,7 +320,9 @@ class VisualMemory:
     ) -> ForgetReport:
         """Forget everything that any of these names; no answer of the next version returns it."""
         self._writable()
-        selection = forgetting.Selection(ids, uris, labels, datasets)
+        for name, values in (("ids", ids), ("uris", uris), ("labels", labels), ("datasets", datasets)):
+            check_list(name, values)
+        selection = forgetting.Selection(ids, [str(uri) for uri in uris], labels, datasets)
         state = self.log.latest()
         chosen = forgetting.select(self.live(state), selection, self.uri)
         state = forgetting.forget(self.log, state, chosen, command)
@@ -349,24 +359,29 @@ class VisualMemory:
             else None,
         }
 
+    def _num_live(self, state: State) -> int:
+        """Live entries, counted without opening a shard: a damaged index must not stand in the way of a new one."""
+        stored = sum(segment.num_entries for segment in state.segments)
+        return stored - len(read_tombstones(self.log.storage, state.tombstones))
+
     def _vectors(
         self, images: "Sequence[QueryImage]", embeddings: np.ndarray | None, live: LiveEntries
     ) -> tuple[np.ndarray, list[str | None]]:
         if embeddings is None:
+            check_list("images", images)
             if not len(images):
                 raise UsageError("there is nothing to ask about: give at least one image")
             from pipeline.embeddings.queries import embed_images
 
             return embed_images(self.encoder(), images)
-        vectors_QD = np.asarray(embeddings, np.float32)
-        if vectors_QD.ndim != 2 or vectors_QD.shape[1] != live.dimension:
-            raise UsageError(f"embeddings have the shape {vectors_QD.shape}: give [queries, {live.dimension}]")
-        lengths_Q1 = np.linalg.norm(vectors_QD, axis=1, keepdims=True)
-        if not (np.isfinite(vectors_QD).all() and (lengths_Q1 > 0).all()):
-            raise UsageError("an embedding is zero or not finite: give vectors an encoder made")
-        return vectors_QD / lengths_Q1, [None] * len(vectors_QD)
+        if len(images):
+            raise UsageError("both images and embeddings were given: give one of them")
+        vectors_QD = asking.unit_vectors(embeddings, live.dimension)
+        return vectors_QD, [None] * len(vectors_QD)
 
     def _runner(self, runner: Runner, encoder: "Encoder") -> Callable[[Reservation, Sequence[int]], Iterable[PartMark]]:
+        if runner not in get_args(Runner):
+            raise UsageError(f"runner {runner} is unknown: give here or ray")
         if runner == "ray":
             from pipeline.embeddings.on_ray import embed_on_ray  # Ray is loaded only where it is used
 
@@ -383,6 +398,17 @@ class VisualMemory:
     def _writable(self) -> None:
         if self._at is not None:
             raise UsageError(f"version {self._at} can only be read: leave out --at to change the memory")
+
+
+def check_list(name: str, values: object) -> None:
+    """Raises UsageError for a single value where several are asked for: of a string each letter would be taken."""
+    if isinstance(values, str | bytes | Path) or not hasattr(values, "__len__"):
+        raise UsageError(f"{name} is {_short(values)}: give a list, such as [{_short(values)}]")
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"one {type(value).__name__}"
 
 
 def _rule(voting: Voting, balance: float | Literal["auto"]) -> VotingRule:

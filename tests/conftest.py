@@ -76,7 +76,7 @@ def add_vectors(
 ) -> State:
     """Commit a segment of given float16 vectors through the store's own functions."""
     storage = log.storage
-    state = log.latest() if log.exists() else None
+    state = log.newest()
     identity = identity_of(vectors_ND.shape[1])
     images = pa.table(
         {

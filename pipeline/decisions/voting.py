@@ -34,12 +34,12 @@ class VotingRule:
     balance: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.voting not in VOTINGS:
-            raise UsageError(f"--voting {self.voting} is unknown: give one of {', '.join(VOTINGS)}")
+        if not isinstance(self.voting, str) or self.voting not in VOTINGS:
+            raise UsageError(f"voting {self.voting} is unknown: give one of {', '.join(VOTINGS)}")
         if not (self.temperature > 0 and self.offset > 0 and np.isfinite([self.exponent, self.temperature]).all()):
             raise UsageError("temperature and offset must be more than 0, and the exponent a finite number")
-        if not 0 <= self.balance <= MAX_BALANCE:
-            raise UsageError(f"--balance {self.balance} is not a strength: give 0 (none) to {MAX_BALANCE}, or auto")
+        if not isinstance(self.balance, int | float) or not 0 <= self.balance <= MAX_BALANCE:
+            raise UsageError(f"balance {self.balance} is not a strength: give 0 (none) to {MAX_BALANCE}, or auto")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Selection:
     datasets: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if not (self.ids or self.uris or self.labels or self.datasets):
+        if not any(len(names) for names in (self.ids, self.uris, self.labels, self.datasets)):
             raise UsageError("nothing was named to forget: give --id, --uri, --label or --dataset")
 
 
@@ -40,9 +40,10 @@ def select(live: LiveEntries, selection: Selection, memory_uri: str) -> np.ndarr
     for uri in selection.uris:
         matched = live.matching(uri=uri)
         if not len(matched):
-            matched = live.matching(uri=uri_of_path(os.path.abspath(os.path.expanduser(uri))))
+            path = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
+            matched = live.matching(uri=uri_of_path(path))
         if not len(matched):
-            raise UnknownName(f"the memory at {memory_uri} has no entry with uri {uri}: `search` shows uris")
+            raise UnknownName(f"the memory at {memory_uri} has no entry with uri '{uri}': `search` shows uris")
         found.append(matched)
     known = [label for label, count in zip(live.labels, live.label_counts(), strict=True) if count]
     found += [_named(live.matching(label=name), "label", name, known, memory_uri) for name in selection.labels]
@@ -64,7 +65,7 @@ def unknown_name(kind: str, name: str, known: Sequence[str], memory_uri: str) ->
     """The error for a label or dataset that is not there, with the nearest ones that are."""
     similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or list(known)[:3]
     hint = f"it has {', '.join(similar)}{', …' if len(known) > len(similar) else ''}" if known else "it has none"
-    return UnknownName(f"the memory at {memory_uri} has no entry with {kind} {name}: {hint}")
+    return UnknownName(f"the memory at {memory_uri} has no entry with {kind} '{name}': {hint}")
 
 
 def _named(matched: np.ndarray, kind: str, name: str, known: Sequence[str], memory_uri: str) -> np.ndarray:

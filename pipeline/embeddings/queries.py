@@ -30,7 +30,10 @@ def embed_images(encoder: Encoder, images: Sequence[QueryImage]) -> tuple[np.nda
 
 def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray, str | None]:
     if isinstance(image, Image.Image):
-        return pixels_of(as_displayed(image), preprocessing), None
+        try:
+            return pixels_of(as_displayed(image), preprocessing), None
+        except (ValueError, OSError, ZeroDivisionError) as error:
+            raise SourceError(f"the PIL image given cannot be used ({error}): give another") from error
     if isinstance(image, bytes):
         try:
             return pixels_of_bytes(image, preprocessing).pixels_SS3, None
@@ -38,6 +41,8 @@ def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray
             raise SourceError(
                 f"the image given as bytes cannot be used ({rejected.reason}): give another"
             ) from rejected
+    if not isinstance(image, str | Path):
+        raise SourceError(f"a query image is a {type(image).__name__}: give a path, bytes, or a PIL image")
     path = os.path.abspath(os.path.expanduser(str(image).removeprefix("file://")))
     if os.path.isdir(path):
         raise SourceError(f"{path} is a folder: name image files, such as {os.path.join(str(image), '*.jpg')}")

@@ -7,7 +7,6 @@ embedded colour profiles are not applied (neither timm nor the paper's code appl
 
 import hashlib
 import io
-import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,9 +52,9 @@ def read_bytes(uri: str) -> bytes:
         with open(path_of_uri(uri), "rb") as stream:
             data = stream.read()
     except FileNotFoundError as error:
-        raise Rejected("read", "the file is gone") from error
-    except OSError as error:
-        raise Rejected("read", f"the file cannot be read: {os.strerror(error.errno or 0)}") from error
+        raise Rejected("read", "there is no such file") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise Rejected("read", f"the file cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not data:
         raise Rejected("read", "the file is empty")
     return data

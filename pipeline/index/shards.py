@@ -22,7 +22,7 @@ from pipeline.index.approximate import ApproximateFinder
 from pipeline.index.blocks import Block, MakeFinder
 from pipeline.index.exact import ExactFinder
 from pipeline.index.parameters import parsed
-from pipeline.store.files import FileRef, RowsFile, checked_path, describe
+from pipeline.store.files import FileRef, RowsFile, checked_path, describe, way_out
 from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import Index, Shard
 from pipeline.store.storage import Storage
@@ -161,6 +161,4 @@ def _mapped_table(storage: Storage, file: FileRef, local: Path) -> pa.Table:
 
 
 def _damaged(storage: Storage, file: FileRef) -> DamagedFile:
-    return DamagedFile(
-        f"{file.path} in the memory at {storage.uri} is damaged: run `index --rebuild`, or restore it from a copy"
-    )
+    return DamagedFile(f"{file.path} in the memory at {storage.uri} is damaged: {way_out(file.path)}")

@@ -45,6 +45,13 @@ def checked_path(storage: Storage, file: FileRef) -> Path:
     if found != file.num_bytes:
         raise DamagedFile(
             f"{file.path} in the memory at {storage.uri} has {found:,} bytes where {file.num_bytes:,} were written: "
-            "restore it from a copy of the memory"
+            f"{way_out(file.path)}"
         )
     return local
+
+
+def way_out(path: str) -> str:
+    """What to do about a damaged file of a memory."""
+    if path.startswith("index/"):
+        return "run `index --rebuild`, which makes the index anew from the entries"
+    return "restore it from a copy of the memory"

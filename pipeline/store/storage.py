@@ -127,7 +127,8 @@ def open_storage(uri: str) -> Storage:
 
 
 def _missing(uri: str, path: str) -> DamagedFile:
-    return DamagedFile(f"{path} is missing from the memory at {uri}: restore it from a copy of the memory")
+    way_out = "run `index --rebuild`" if path.startswith("index/") else "restore it from a copy of the memory"
+    return DamagedFile(f"{path} is missing from the memory at {uri}: {way_out}")
 
 
 def _make_folder(folder: Path) -> None:

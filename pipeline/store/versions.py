@@ -55,9 +55,12 @@ class VersionLog:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
 
-    def exists(self) -> bool:
-        """True when at least one version was committed."""
-        return bool(self._numbers())
+    def newest(self) -> State | None:
+        """The newest state, or None where no version was committed yet. Raises DamagedFile or FormatError."""
+        try:
+            return self.at(None)
+        except MemoryMissing:
+            return None
 
     def latest(self) -> State:
         """The newest state. Raises MemoryMissing, DamagedFile or FormatError."""
@@ -66,6 +69,8 @@ class VersionLog:
     def at(self, version: int | None) -> State:
         """The state at a version (None: the newest). Raises MemoryMissing, DamagedFile or FormatError."""
         numbers = self._numbers()
+        if not numbers and self.storage.list("tombstones") + self.storage.list("index"):
+            raise DamagedFile(f"the memory at {self.storage.uri} has lost its versions/: restore them from a copy")
         if not numbers:
             raise MemoryMissing(f"there is no memory at {self.storage.uri}: make one with `add`")
         wanted = numbers[-1] if version is None else version
@@ -133,7 +138,10 @@ class VersionLog:
         return State()
 
     def _read(self, number: int) -> Commit:
-        return self._parsed(_commit_path(number), Commit)
+        commit = self._parsed(_commit_path(number), Commit)
+        if commit.version != number:
+            raise self._damaged(_commit_path(number))
+        return commit
 
     def _parsed(self, path: str, model: type[Model]) -> Model:
         data = self.storage.read(path)

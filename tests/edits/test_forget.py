@@ -64,10 +64,10 @@ def test_a_reader_that_was_open_before_sees_it_go(memory: VisualMemory) -> None:
     ("selection", "message"),
     [
         ({"ids": [5]}, "has no entry with id 5"),
-        ({"uris": ["/a/99.png"]}, "has no entry with uri /a/99.png"),
-        ({"labels": ["cot"]}, "has no entry with label cot: it has cat"),
-        ({"datasets": ["secnd"]}, "has no entry with dataset secnd: it has second"),
-        ({"labels": ["cat", "cow"]}, "has no entry with label cow"),
+        ({"uris": ["/a/99.png"]}, "has no entry with uri '/a/99.png'"),
+        ({"labels": ["cot"]}, "has no entry with label 'cot': it has cat"),
+        ({"datasets": ["secnd"]}, "has no entry with dataset 'secnd': it has second"),
+        ({"labels": ["cat", "cow"]}, "has no entry with label 'cow'"),
     ],
 )
 def test_unknown_names_forget_nothing(memory: VisualMemory, selection: dict, message: str) -> None:
@@ -84,5 +84,5 @@ def test_nothing_named_is_wrong_usage(memory: VisualMemory) -> None:
 
 def test_what_is_forgotten_is_unknown(memory: VisualMemory) -> None:
     memory.forget(labels=["cat"])
-    with pytest.raises(UnknownName, match="has no entry with label cat: it has"):
+    with pytest.raises(UnknownName, match="has no entry with label 'cat': it has"):
         memory.forget(labels=["cat"])

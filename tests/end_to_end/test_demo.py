@@ -24,7 +24,7 @@ def test_the_demo_runs_to_the_end(tmp_path: Path) -> None:
     assert float(re.search(r"recall@10 (\d\.\d+)", printed)[1]) >= 0.95  # type: ignore[index]
     assert "5 entries forgotten" in printed
     assert "0 of them came back" in printed
-    assert "20 of 20 decisions are to the last digit those from before the lesson" in printed
+    assert "20 of 20 decisions are in every figure those from before the lesson" in printed
     assert str(tmp_path / "tour") in printed
     page = (tmp_path / "tour/pages/nine.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 51

@@ -38,7 +38,7 @@ def test_the_commands_for_ones_own_photos(photos: Path, weights: str) -> None:
     assert outputs[1].startswith("new.jpg: ")
     assert "written as a page: why.html" in outputs[2]
     assert "remembered 50 of 50 images" in outputs[3]
-    assert "forgot 20 entries" in outputs[4]
+    assert "forgot 20 entries:" in outputs[4]
 
 
 @pytest.mark.timeout(300)

@@ -3,6 +3,10 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,7 +216,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["index", "{memory}", "--shard-rows", "0"], 2, "not a number of rows"),
     (["index", "{memory}", "--max-latency-ms", "-1"], 2, "not a time"),
     (["search", "{new}", "{image}"], 1, "there is no memory at"),
-    (["search", "{memory}", "{tmp}/nowhere.png"], 1, "cannot be used (the file is gone)"),
+    (["search", "{memory}", "{tmp}/nowhere.png"], 1, "cannot be used (there is no such file)"),
     (["search", "{memory}", "{ask}"], 1, "is a folder: name image files"),
     (["search", "{memory}", "{image}", "-k", "0"], 2, "not a number of neighbours"),
     (["search", "{memory}", "{image}", "-k", "many"], 2, "valid integer"),
@@ -222,14 +226,14 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["classify", "{memory}", "{image}", "--exclude", "5"], 1, "names id 5, which is no entry"),
     (["classify", "{memory}", "{image}", "--weigh", "5=2"], 1, "names id 5"),
     (["classify", "{memory}", "{image}", "--weigh", "5=heavy"], 2, "is not a number"),
-    (["classify", "{memory}", "{image}", "--weigh", "{id}=-1"], 2, "is not a weight"),
+    (["classify", "{memory}", "{image}", "--weigh", "{id}=-1"], 2, "cannot be: give 0 to"),
     (["classify", "{memory}", "{image}", "--assume", "5"], 2, "is not ID=VALUE"),
     (["classify", "{memory}", "{image}", "--balance", "strong"], 2, "neither a number nor auto"),
     (["classify", "{memory}", "{image}", "--balance", "-1"], 2, "is not a strength"),
     (["classify", "{memory}", "{image}", "--abstain-below", "60"], 2, "is not a share"),
     (["classify", "{memory}", "{tmp}/texts/a.txt"], 1, "not an image in JPEG"),
     (["explain", "{memory}", "{image}", "--html", "{tmp}/no/such/why.html"], 2, "does not exist: make it first"),
-    (["explain", "{memory}", "{tmp}/nowhere.png"], 1, "the file is gone"),
+    (["explain", "{memory}", "{tmp}/nowhere.png"], 1, "there is no such file"),
     (["evaluate", "{memory}"], 2, "give either SOURCE"),
     (["evaluate", "{memory}", "{ask}", "--leave-one-out"], 2, "give either SOURCE"),
     (["evaluate", "{memory}", "{ask}/0"], 1, "has a label: put them into one sub-folder a class"),
@@ -237,12 +241,12 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["evaluate", "{memory}", "{ask}", "--voting", "loud"], 2, "is unknown"),
     (["evaluate", "{memory}", "{tmp}/empty"], 1, "is empty"),
     (["forget", "{memory}"], 2, "nothing was named to forget"),
-    (["forget", "{memory}", "--label", "33"], 1, "has no entry with label 33: it has 3"),
+    (["forget", "{memory}", "--label", "33"], 1, "has no entry with label '33': it has 3"),
     (["forget", "{memory}", "--id", "12"], 1, "has no entry with id 12"),
     (["forget", "{memory}", "--id", "99999999999999999999"], 1, "has no entry with id 99999999999999999999"),
     (["classify", "{memory}", "{image}", "--exclude", "99999999999999999999"], 1, "which is no entry"),
     (["classify", "{memory}", "{image}", "--balance", "200"], 2, "is not a strength"),
-    (["classify", "{memory}", "{image}", "--weigh", "{id}=1.7e308"], 2, "is not a weight"),
+    (["classify", "{memory}", "{image}", "--weigh", "{id}=1.7e308"], 2, "cannot be: give 0 to"),
     (["forget", "{memory}", "--uri", "{tmp}/nowhere.png"], 1, "has no entry with uri"),
     (["forget", "{memory}", "--dataset", "remembr"], 1, "it has remember"),
     (["forget", "{new}", "--label", "3"], 1, "there is no memory at"),
@@ -312,6 +316,40 @@ def test_missing_files_are_named(run: Run, memory: Path, asked: list[Path], patt
     code, _, err = run("classify", memory, asked[0])
     assert code == 1
     assert "there is no memory at" in err if "versions" in pattern else f"{path.name} is missing" in err
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "ids.npy", "labels.npy", "vectors.f16", "entries.arrow"])
+def test_a_damaged_index_is_rebuilt_as_the_message_says(run: Run, memory: Path, asked: list[Path], name: str) -> None:
+    assert run("index", memory, "--key", "IVF4,Flat")[0] == 0
+    [path] = memory.glob(f"index/*/shards/0/{name}")
+    path.unlink()
+    code, _, err = run("classify", memory, asked[0])
+    assert code == 1
+    assert f"{name} is missing" in err
+    assert "run `index --rebuild`" in err
+    assert run("index", memory, "--rebuild")[0] == 0
+    assert run("classify", memory, asked[0])[0] == 0
+
+
+def test_lost_versions_are_no_invitation_to_start_over(run: Run, memory: Path, digits: Path) -> None:
+    assert run("index", memory)[0] == 0
+    shutil.rmtree(memory / "versions")
+    for arguments in (["status", memory], ["add", memory, digits / "ask"]):
+        code, _, err = run(*arguments)
+        assert code == 1
+        assert "has lost its versions/" in err
+
+
+def test_an_interrupt_is_told(run: Run, memory: Path, digits: Path) -> None:
+    # Asked through a process of its own, because the signal would stop the tests.
+    command = [sys.executable, "-m", "jobs.cli", "evaluate", str(memory), str(digits / "ask")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "note: interrupted: run the same command again" in err
+    assert "Traceback" not in err
 
 
 def test_another_format_is_named(run: Run, memory: Path) -> None:

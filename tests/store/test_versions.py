@@ -115,6 +115,16 @@ def test_a_damaged_version_is_named(log: VersionLog, damage: bytes) -> None:
         log.latest()
 
 
+def test_a_version_under_another_number_is_named(log: VersionLog) -> None:
+    state = forget(log, forget(log, State(), 1), 2)
+    first, second = (log.storage.local_path(f"versions/{number:020d}.json") for number in (1, 2))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(DamagedFile, match=second.name):
+        log.latest()
+    with pytest.raises(DamagedFile, match=second.name):
+        forget(log, state.model_copy(update={"version": 1}), 3)
+
+
 def test_another_format_is_named(log: VersionLog) -> None:
     forget(log, State(), 1)
     path = log.storage.local_path(f"versions/{1:020d}.json")
