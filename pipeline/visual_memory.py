@@ -322,7 +322,9 @@ class VisualMemory:
         self._writable()
         for name, values in (("ids", ids), ("uris", uris), ("labels", labels), ("datasets", datasets)):
             check_list(name, values)
-        selection = forgetting.Selection(ids, [str(uri) for uri in uris], labels, datasets)
+        selection = forgetting.Selection(
+            ids, [str(uri) for uri in uris], [str(name) for name in labels], [str(name) for name in datasets]
+        )
         state = self.log.latest()
         chosen = forgetting.select(self.live(state), selection, self.uri)
         state = forgetting.forget(self.log, state, chosen, command)
