@@ -115,6 +115,8 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         f"({report.images_per_second:,.0f} images/s{before}) as segment {report.segment}; "
         f"the memory is at version {report.version}"
     )
+    if plan.labels == "folder" and not plan.listing.labels:
+        note("none of these images has a label, which `classify` needs: they lie in no sub-folders, one a class")
     if report.unplanned:
         say(f"{counted(report.unplanned, 'image')} came after this add was begun, not in it: {_NEW_IMAGES}")
     if report.index_error:

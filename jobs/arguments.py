@@ -8,11 +8,11 @@ import typer
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-def size_in_bytes(text: str | int) -> int:
+def size_in_bytes(option: str, text: str) -> int:
     """The bytes that "16G", "500M" or "1024" name."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(text).strip(), re.IGNORECASE)
     if not found:
-        raise typer.BadParameter(f"{text} is not a size: write a number with K, M, G or T, such as 16G")
+        raise typer.BadParameter(f"{option} {text} is not a size: write a number with K, M, G or T, such as 16G")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
@@ -44,7 +44,7 @@ def balance_value(text: str) -> float | Literal["auto"]:
     try:
         return float(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text} is neither a number nor auto") from error
+        raise typer.BadParameter(f"--balance {text} is neither a number nor auto") from error
 
 
 Memory = Annotated[str, typer.Argument(metavar="MEMORY", help="Folder of the memory.", show_default=False)]

@@ -3,6 +3,7 @@
 Errors the library knows become one sentence on stderr; exit status 1 when the work failed, 2 for wrong usage.
 """
 
+import logging
 import sys
 import warnings
 from collections.abc import Sequence
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the verb named by the arguments (None: the command line's) and exit with its status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries end in an error that says it all
     warnings.filterwarnings("ignore", module="PIL")  # what Pillow remarks on damaged files is told as rejects
     try:
         arguments = [argument for argument in given if argument != "--debug"]

@@ -35,8 +35,9 @@ def explain(
     [decision] = decided(memory, [image], k, voting, exclude, weigh, assume, balance, abstain_below, at)
     if html is not None:
         from pipeline import VisualMemory
+        from pipeline.explanation import write_page
 
-        html.write_text(VisualMemory(memory, at=at).explanation_page(decision), encoding="utf-8")
+        write_page(VisualMemory(memory, at=at).explanation_page(decision), html)
     if json:
         print_json(decision.to_json() | ({"html": str(html)} if html else {}))
         return

@@ -20,7 +20,10 @@ def index(
     max_latency_ms: Annotated[float, typer.Option(help="Time a query may take in a shard.", metavar="MS")] = 10.0,
     target_recall: Annotated[float, typer.Option(help="recall@10 every shard must reach.", metavar="R")] = 0.95,
     shard_rows: Annotated[
-        int | None, typer.Option(help="Most rows of a shard.  \\[default: 1048576]", metavar="N")
+        int | None,
+        typer.Option(
+            help="Rows of a shard, cut at the borders of parts: one part at least.  \\[default: 1048576]", metavar="N"
+        ),
     ] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew over everything.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built, and build nothing.")] = False,
@@ -30,7 +33,9 @@ def index(
     from pipeline import VisualMemory
     from pipeline.index.build import IndexOptions
 
-    options = IndexOptions(key, size_in_bytes(max_memory), max_latency_ms, target_recall, shard_rows, rebuild)
+    options = IndexOptions(
+        key, size_in_bytes("--max-memory", max_memory), max_latency_ms, target_recall, shard_rows, rebuild
+    )
     target = VisualMemory(memory)
     if dry_run:
         plan = target.plan_index(options)

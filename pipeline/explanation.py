@@ -5,11 +5,14 @@ No script and no request to anywhere: thumbnails are embedded, and colours follo
 
 from collections.abc import Mapping
 from html import escape
+from pathlib import Path
 
 from pipeline.decisions.decision import Decision, Neighbor
+from pipeline.errors import UsageError
 from pipeline.images.thumbnails import KEPT_PIXELS, data_uri, thumbnail_of
 
 QUERY_PIXELS = 256
+DOCTYPE = "<!doctype html>"
 
 _STYLE = """
 :root { color-scheme: light dark; --text: #1c2024; --soft: #60646c; --ground: #fcfcfd; --card: #ffffff;
@@ -64,7 +67,7 @@ def explanation_page(decision: Decision, memory: str, kept: Mapping[int, bytes])
     )
     heaviest = max((neighbor.weight or 0.0 for neighbor in decision.neighbors), default=0.0)
     neighbors = "\n".join(_neighbor(neighbor, decision.label, heaviest, kept) for neighbor in decision.neighbors)
-    return f"""<!doctype html>
+    return f"""{DOCTYPE}
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -94,6 +97,20 @@ k = {decision.k}{balance}; {_answered(decision)}</p>
 </body>
 </html>
 """
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write a page, whole or not at all, over an older page but over nothing else. Raises UsageError."""
+    if path.is_dir() or (path.exists() and not path.read_bytes()[: len(DOCTYPE)].decode(errors="replace") == DOCTYPE):
+        raise UsageError(f"{path} is there already and is no page: name another file for the page")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"the folder of {path} does not exist: make it first")
+    aside = path.with_name(f".{path.name}.aside")
+    try:
+        aside.write_text(page, encoding="utf-8")
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _votes(decision: Decision) -> str:

@@ -23,7 +23,7 @@ from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.edits import forget as forgetting
 from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, SourceError, UsageError
-from pipeline.explanation import explanation_page
+from pipeline.explanation import explanation_page, write_page
 from pipeline.images.folder import list_folder, parse_labels
 from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
 from pipeline.index.search import LiveEntries
@@ -233,7 +233,7 @@ class VisualMemory:
             abstain_below=abstain_below,
         )
         if html is not None:
-            Path(html).write_text(self.explanation_page(decision), encoding="utf-8")
+            write_page(self.explanation_page(decision), Path(html))
         return decision
 
     def explanation_page(self, decision: Decision) -> str:

@@ -7,6 +7,7 @@ no completion mark.
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -54,6 +55,7 @@ class AddPlan:
     listing: Listing
     dataset: str
     encoder: Encoder
+    labels: str
     thumbnails: bool
     fingerprint: str
     already: Segment | None
@@ -139,6 +141,8 @@ def prepare(
 
     Raises SourceError, EncoderError or UsageError.
     """
+    if os.path.isdir(source) and {"versions", "segments"} <= set(os.listdir(source)):
+        raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
     listing = list_folder(source, parse_labels(options.labels))
     if state is None and not set(log.storage.list("")) <= OWN_NAMES:
         raise MemoryMissing(
@@ -152,7 +156,15 @@ def prepare(
     about = {"source": listing.uri, "labels": options.labels, "dataset": dataset, "thumbnails": options.thumbnails}
     canonical = json.dumps(about | {"identity": encoder.identity.fingerprint}, sort_keys=True)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-    return AddPlan(listing, dataset, encoder, options.thumbnails, fingerprint, _already_there(log, state, fingerprint))
+    return AddPlan(
+        listing,
+        dataset,
+        encoder,
+        options.labels,
+        options.thumbnails,
+        fingerprint,
+        _already_there(log, state, fingerprint),
+    )
 
 
 def settle_encoder(log: VersionLog, state: State | None, choice: EncoderChoice) -> Encoder:

@@ -43,6 +43,8 @@ def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray
             ) from rejected
     if not isinstance(image, str | Path):
         raise SourceError(f"a query image is a {type(image).__name__}: give a path, bytes, or a PIL image")
+    if "://" in str(image) and not str(image).startswith("file://"):
+        raise SourceError(f"{image} is not on this machine: download the image first and give its path")
     path = os.path.abspath(os.path.expanduser(str(image).removeprefix("file://")))
     if os.path.isdir(path):
         raise SourceError(f"{path} is a folder: name image files, such as {os.path.join(str(image), '*.jpg')}")

@@ -1,5 +1,6 @@
 """Weights: read from a file or URI, fitted to a timm model by name or by position, hashed, kept in the memory."""
 
+import errno
 import hashlib
 import sys
 from typing import Any
@@ -36,9 +37,8 @@ def read_weights(uri: str) -> Tensors:
     except FileNotFoundError as error:
         raise EncoderError(f"there are no weights at {uri}: check the path given with --weights") from error
     except Exception as error:  # damaged pickles, archives and headers surface as errors of many types
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EncoderError(
-            f"the weights at {uri} cannot be read ({reason}): give a .safetensors or torch file"
+            f"the weights at {uri} cannot be read: they are no .safetensors or torch file of tensors alone, or damaged"
         ) from error
     return _tensors_in(loaded, uri)
 
@@ -127,7 +127,10 @@ def keep_weights(storage: Storage, identity: Identity, tensors: Tensors) -> File
         kept_weights(storage, identity)
     except DamagedFile:
         with storage.publishing(path) as local:
-            safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, str(local))
+            try:
+                safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, str(local))
+            except safetensors.SafetensorError as error:  # how it tells a full disk
+                raise OSError(errno.EIO, f"the weights cannot be written: {error}", path) from error
     return describe(path, storage.local_path(path))
 
 

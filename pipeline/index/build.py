@@ -142,19 +142,21 @@ class _Builder:
             sides.append(write_side_files(self._storage, f"{self.folder}/shards/{number}", files, self._forgotten))
         total = sum(side.rows for side in sides)
         if empty is None:
-            shards = [self._shard(number, None, 1.0, sides) for number in range(len(sides))]
-            return self._index("", None, shards)
+            self._held(sum(side.vectors.num_bytes for side in sides))
+            return self._index("", None, [self._shard(number, None, 1.0, sides) for number in range(len(sides))])
         if not total:
             raise IndexBuildError("every entry to be indexed is forgotten: add images first")
         trained, trained_file = self._trained(empty, sides)
         values: dict[str, int] | None = parameters.parsed(self._old.parameters) if self._old else None
-        shards, done = [], 0
+        shards: list[Shard] = []
+        done = 0
         for number, side in enumerate(sides):
             if not side.rows:  # all forgotten: nothing to search, but its parts are no fresh entries any more
                 shards.append(self._shard(number, None, 1.0, sides))
                 continue
             populated = self._populated(faiss.clone_index(trained), side, done, total)
             index_file = write_faiss(self._storage, f"{self._shard_folder(number)}/index.faiss", populated)
+            self._held(sum(shard.index.num_bytes for shard in shards if shard.index) + index_file.num_bytes)
             done += side.rows
             self._progress(Progress("tuning", number, len(sides)))
             if values is None:
@@ -162,6 +164,14 @@ class _Builder:
             values, recall = self._measured(populated, values, side)
             shards.append(self._shard(number, index_file, recall, sides))
         return self._index(parameters.written(values or {}), trained_file, shards)
+
+    def _held(self, num_bytes: int) -> None:
+        """Refuse an index that outgrows the memory allowed."""
+        if num_bytes > self._options.max_memory_bytes:
+            raise IndexBuildError(
+                f"the index {self._plan.key} takes {num_bytes:,} bytes or more and {self._options.max_memory_bytes:,} "
+                "are allowed: allow more with --max-memory, or give a smaller --key"
+            )
 
     def _empty(self) -> faiss.Index:
         if not (self._old and self._old.trained):

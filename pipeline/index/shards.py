@@ -22,7 +22,7 @@ from pipeline.index.approximate import ApproximateFinder
 from pipeline.index.blocks import Block, MakeFinder
 from pipeline.index.exact import ExactFinder
 from pipeline.index.parameters import parsed
-from pipeline.store.files import FileRef, RowsFile, checked_path, describe, way_out
+from pipeline.store.files import FileRef, RowsFile, checked_path, describe, unaltered_path, way_out
 from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import Index, Shard
 from pipeline.store.storage import Storage
@@ -147,7 +147,7 @@ def _write_array(storage: Storage, path: str, array: np.ndarray) -> FileRef:
 def _read_array(storage: Storage, file: FileRef) -> np.ndarray:
     try:
         mapped: Literal["r"] | None = "r" if file.rows else None  # no bytes cannot be mapped
-        array: np.ndarray = np.load(checked_path(storage, file), mmap_mode=mapped, allow_pickle=False)
+        array: np.ndarray = np.load(unaltered_path(storage, file), mmap_mode=mapped, allow_pickle=False)
     except ValueError as error:
         raise _damaged(storage, file) from error
     return array

@@ -50,6 +50,17 @@ def checked_path(storage: Storage, file: FileRef) -> Path:
     return local
 
 
+def unaltered_path(storage: Storage, file: FileRef) -> Path:
+    """Where a named file can be read, every byte of it hashed: for small files that carry no checksum of their own.
+
+    Raises DamagedFile.
+    """
+    local = checked_path(storage, file)
+    if describe(file.path, local).sha256 != file.sha256:
+        raise DamagedFile(f"{file.path} in the memory at {storage.uri} was altered: {way_out(file.path)}")
+    return local
+
+
 def way_out(path: str) -> str:
     """What to do about a damaged file of a memory."""
     if path.startswith("index/"):

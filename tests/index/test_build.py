@@ -190,6 +190,18 @@ def test_a_shard_file_cut_short_is_named(make_memory: MakeMemory, name: str) -> 
         type(memory)(memory.uri).live()
 
 
+@pytest.mark.parametrize("name", ["ids.npy", "labels.npy"])
+def test_altered_ids_and_labels_are_found(make_memory: MakeMemory, name: str) -> None:
+    memory = make_memory(*clustered(300))
+    memory.index(IndexOptions(key="IVF4,Flat"))
+    [path] = (Path(memory.uri) / "index").rglob(name)
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(DamagedFile, match=rf"{name} .* was altered: run `index --rebuild`"):
+        type(memory)(memory.uri).live()
+
+
 def test_training_takes_what_memory_allows() -> None:
     assert training_rows("IVF1024,Flat", 10**6, 256, 16 << 30) == 102_400
     assert training_rows("IVF1024,Flat", 10**6, 256, 20 << 20) == 10_240
