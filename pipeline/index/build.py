@@ -17,6 +17,7 @@ from pipeline.index.candidates import propose_key, training_rows
 from pipeline.index.shards import SideFiles, mapped_vectors, read_faiss, write_faiss, write_side_files
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.ids import split_id
 from pipeline.store.state import Index, SetIndex, Shard, State
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
@@ -268,7 +269,7 @@ def _spans(files: Sequence[RowsFile]) -> Iterator[tuple[int, int]]:
     """The id ranges of some files, neighbouring ones of a segment joined."""
     current: tuple[int, int] | None = None
     for file in files:
-        if current and file.first_id >> 39 == current[0] >> 39:
+        if current and split_id(file.first_id)[0] == split_id(current[0])[0]:
             current = (current[0], file.last_id)
             continue
         if current:

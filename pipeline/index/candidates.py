@@ -6,8 +6,6 @@ from autofaiss.external.optimize import get_optimal_index_keys_v2
 
 from pipeline.errors import IndexBuildError
 
-# What FAISS warns below: k-means wants this many training rows a centroid (ClusteringParameters).
-MIN_ROWS_PER_CENTROID = 39
 TRAINING_ROWS_PER_CENTROID = 100  # what autofaiss trains on where memory allows
 
 

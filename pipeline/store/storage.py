@@ -45,9 +45,6 @@ class Storage(Protocol):
     def remove_folder(self, folder: str) -> None:
         """Remove everything under a folder that no version names."""
 
-    def is_empty(self) -> bool:
-        """True when nothing at all lies under the URI."""
-
 
 class LocalStorage:
     """A memory in a folder of this machine."""
@@ -99,9 +96,6 @@ class LocalStorage:
 
     def remove_folder(self, folder: str) -> None:
         shutil.rmtree(self.root / folder, ignore_errors=True)
-
-    def is_empty(self) -> bool:
-        return not self.root.exists() or (self.root.is_dir() and not any(self.root.iterdir()))
 
     @contextlib.contextmanager
     def _aside(self, target: Path) -> Iterator[Path]:
