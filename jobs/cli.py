@@ -3,36 +3,38 @@
 Errors the library knows become one sentence on stderr; exit status 1 when the work failed, 2 for wrong usage.
 """
 
+import importlib
 import logging
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import typer
-
-from jobs import add, classify, demo, evaluate, explain, forget, index, search, status
-from jobs.terminal import note
 from pipeline.errors import UsageError, VisualMemoryError
+
+if TYPE_CHECKING:
+    import typer
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
-app = typer.Typer(
-    name="visual-memory",
-    help="A classifier that is a database: remember images, ask, see the evidence, forget. "
-    "Any verb takes --debug, which shows where an error came from.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-app.command("add")(add.add)
-app.command("index")(index.index)
-app.command("search")(search.search)
-app.command("classify")(classify.classify)
-app.command("explain")(explain.explain)
-app.command("evaluate")(evaluate.evaluate)
-app.command("forget")(forget.forget)
-app.command("status")(status.status)
-app.command("demo")(demo.demo)
+VERBS = ("add", "index", "search", "classify", "explain", "evaluate", "forget", "status", "demo")
+
+
+def application() -> "typer.Typer":
+    """The verbs. Loaded within `main`, so that an interrupt is told from the first moment on."""
+    import typer
+
+    app = typer.Typer(
+        name="visual-memory",
+        help="A classifier that is a database: remember images, ask, see the evidence, forget. "
+        "Any verb takes --debug, which shows where an error came from.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for verb in VERBS:
+        app.command(verb)(getattr(importlib.import_module(f"jobs.{verb}"), verb))
+    return app
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,13 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module="PIL")  # what Pillow remarks on damaged files is told as rejects
     try:
         arguments = [argument for argument in given if argument != "--debug"]
-        app(args=arguments, prog_name="visual-memory")
+        application()(args=arguments, prog_name="visual-memory")
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
-            note("interrupted: run the same command again; an add goes on where it was")
+            _tell_interrupted()
         raise
     except KeyboardInterrupt:
-        note("interrupted: run the same command again; an add goes on where it was")
+        _tell_interrupted()
         sys.exit(INTERRUPTED)
     except UsageError as error:
         _fail(error, debug, status_code=2)
@@ -67,6 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             1,
             error,
         )
+
+
+def _tell_interrupted() -> None:
+    sys.stderr.write("note: interrupted: run the same command again; an add goes on where it was\n")
 
 
 def _fail(error: Exception, debug: bool, status_code: int, cause: Exception | None = None) -> None:

@@ -345,16 +345,42 @@ def test_lost_versions_are_no_invitation_to_start_over(run: Run, memory: Path, d
         assert "has lost its versions/" in err
 
 
-def test_an_interrupt_is_told(run: Run, memory: Path, digits: Path) -> None:
-    # Asked through a process of its own, because the signal would stop the tests.
-    command = [sys.executable, "-m", "jobs.cli", "evaluate", str(memory), str(digits / "ask")]
+def test_an_interrupt_is_told(run: Run, memory: Path, digits: Path, tmp_path: Path) -> None:
+    # Asked through a process of its own, because the signal would stop the tests; interrupted as soon as work is done.
+    [image, *_] = sorted((digits / "ask" / "3").iterdir())
+    (tmp_path / "many").mkdir()
+    for number in range(8_000):
+        (tmp_path / "many" / f"{number}.png").symlink_to(image)
+    command = [sys.executable, "-m", "jobs.cli", "add", str(memory), str(tmp_path / "many"), "--runner", "here"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    time.sleep(3)
+    wait_for(lambda: any(memory.glob("segments/00000002/done/*.json")), process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "note: interrupted: run the same command again" in err
     assert "Traceback" not in err
+
+
+def test_an_interrupt_while_modules_load_is_told(memory: Path) -> None:
+    command = [sys.executable, "-m", "jobs.cli", "status", str(memory)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    maps = Path(f"/proc/{process.pid}/maps")
+    wait_for(lambda: "numpy" in maps.read_text(), process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "note: interrupted" in err
+    assert "Traceback" not in err
+
+
+def wait_for(reached: Callable[[], bool], process: subprocess.Popen) -> None:
+    for _ in range(6_000):
+        if reached():
+            return
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.01)
+    process.kill()
+    raise AssertionError("the process did not come to the moment waited for")
 
 
 def test_another_format_is_named(run: Run, memory: Path) -> None:
