@@ -6,6 +6,7 @@
     ├── EncoderError        an unknown model, or weights that do not fit it
     │   └── IdentityMismatch    vectors of two encoders would mix
     ├── MemoryMissing       there is no memory at this URI, or no such version of it
+    ├── StorageError        the place of a memory cannot be reached, written to, or relied upon
     ├── FormatError         the memory was written in a format this release does not read
     ├── DamagedFile         a file of the memory is missing, cut short or altered
     ├── UnknownName         an id, uri, label or dataset that the memory does not hold
@@ -39,6 +40,10 @@ class IdentityMismatch(EncoderError):
 
 class MemoryMissing(VisualMemoryError):
     """There is no memory at this URI, or no such version of it."""
+
+
+class StorageError(VisualMemoryError):
+    """The place of a memory cannot be reached, refuses the credentials, or lacks what a memory needs of it."""
 
 
 class FormatError(VisualMemoryError):

@@ -6,10 +6,7 @@ Nothing here knows what the files mean.
 """
 
 import contextlib
-import os
-import secrets
-import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +18,10 @@ class AlreadyExists(Exception):
 
 
 class Storage(Protocol):
-    """What a place that holds a memory must be able to do."""
+    """What a place that holds a memory must be able to do.
+
+    Every method raises StorageError when the store cannot be reached, refuses the credentials or has not room.
+    """
 
     uri: str
 
@@ -30,6 +30,9 @@ class Storage(Protocol):
 
     def create(self, path: str, data: bytes) -> None:
         """Publish a file durably, only if the name is free; else AlreadyExists. Never seen half-written."""
+
+    def replace(self, path: str, data: bytes) -> None:
+        """Publish a small file durably, whatever was there before. Never seen half-written."""
 
     def publishing(self, path: str) -> contextlib.AbstractContextManager[Path]:
         """Yield a local path to write a large file to; on leaving, publish it durably, replacing what was there."""
@@ -40,104 +43,41 @@ class Storage(Protocol):
     def list(self, folder: str) -> list[str]:
         """Names directly under a folder, sorted; empty when there is no such folder."""
 
+    def walk(self, folder: str = "") -> dict[str, int]:
+        """Every file below a folder with its bytes, those that are just being written included."""
+
     def exists(self, path: str) -> bool: ...
+
+    def delete(self, paths: Iterable[str]) -> None:
+        """Remove files, in the order given, with every older state of them that the store keeps; gone ones are fine."""
 
     def remove_folder(self, folder: str) -> None:
         """Remove everything under a folder that no version names."""
 
+    def abandoned(self) -> Sequence[str]:
+        """Files that a process which has died was writing: no reader sees them, and nobody will finish them."""
 
-class LocalStorage:
-    """A memory in a folder of this machine."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.uri = str(root)
-
-    def read(self, path: str) -> bytes:
-        try:
-            return (self.root / path).read_bytes()
-        except FileNotFoundError as error:
-            raise _missing(self.uri, path) from error
-
-    def create(self, path: str, data: bytes) -> None:
-        target = self.root / path
-        with self._aside(target) as aside:
-            aside.write_bytes(data)
-            _sync(aside)
-            try:
-                os.link(aside, target)  # fails if the name is taken, which a rename would not
-            except FileExistsError as error:
-                raise AlreadyExists(path) from error
-            _sync(target.parent)
-
-    @contextlib.contextmanager
-    def publishing(self, path: str) -> Iterator[Path]:
-        target = self.root / path
-        with self._aside(target) as aside:
-            yield aside
-            _sync(aside)
-            aside.replace(target)
-            _sync(target.parent)
-
-    def local_path(self, path: str) -> Path:
-        target = self.root / path
-        if not target.exists():
-            raise _missing(self.uri, path)
-        return target
-
-    def list(self, folder: str) -> list[str]:
-        target = self.root / folder
-        if not target.is_dir():
-            return []
-        return sorted(name for name in os.listdir(target) if not name.endswith(".aside"))
-
-    def exists(self, path: str) -> bool:
-        return (self.root / path).exists()
-
-    def remove_folder(self, folder: str) -> None:
-        shutil.rmtree(self.root / folder, ignore_errors=True)
-
-    @contextlib.contextmanager
-    def _aside(self, target: Path) -> Iterator[Path]:
-        """A private name in the target's folder, gone afterwards whatever happened."""
-        _make_folder(target.parent)
-        aside = target.with_name(f".{target.name}.{secrets.token_hex(6)}.aside")
-        try:
-            yield aside
-        finally:
-            aside.unlink(missing_ok=True)
+    def noncurrent(self) -> Sequence[str]:
+        """Paths of which the store keeps an older state or a delete marker (S3 versioning); empty where it keeps none."""
 
 
 def open_storage(uri: str) -> Storage:
-    """The storage behind a URI. Raises UsageError for a scheme this release cannot write to."""
+    """The storage behind a path or an fsspec URI. Raises UsageError for one that cannot hold a memory."""
+    from pipeline.store.local import LocalStorage
+
     if uri.startswith("file://"):
         uri = uri.removeprefix("file://")
     if "://" in uri:
-        raise UsageError(f"a memory cannot be kept at {uri} yet: give the path of a local folder")
+        from pipeline.store.objects import ObjectStorage
+
+        return ObjectStorage.open(uri)
     root = Path(uri).expanduser().absolute()
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file: a memory is a folder, so give the path of one")
     return LocalStorage(root)
 
 
-def _missing(uri: str, path: str) -> DamagedFile:
+def missing_file(uri: str, path: str) -> DamagedFile:
+    """The error for a file that should be in the memory and is not."""
     way_out = "run `index --rebuild`" if path.startswith("index/") else "restore it from a copy of the memory"
     return DamagedFile(f"{path} is missing from the memory at {uri}: {way_out}")
-
-
-def _make_folder(folder: Path) -> None:
-    """Make a folder and those above it, each of them to stay after a power cut."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
-
-
-def _sync(path: Path) -> None:
-    """Make a file's bytes, or a folder's names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

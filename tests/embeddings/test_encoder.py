@@ -16,7 +16,7 @@ from pipeline.embeddings.stream import ImageFacts, Pixels, embed_uris, load_pixe
 from pipeline.embeddings.weights import weights_of, weights_sha256
 from pipeline.errors import DamagedFile, EncoderError
 from pipeline.images.decode import Rejected
-from pipeline.store.storage import LocalStorage
+from pipeline.store.local import LocalStorage
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.images.pictures import gradient
 

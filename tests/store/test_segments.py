@@ -10,7 +10,7 @@ import pytest
 from pipeline.errors import DamagedFile
 from pipeline.store import segments
 from pipeline.store.schemas import REJECTED, embedding_column, entries_schema
-from pipeline.store.storage import LocalStorage
+from pipeline.store.local import LocalStorage
 from tests.conftest import identity_of
 
 IDENTITY = identity_of(4)

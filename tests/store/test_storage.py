@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DamagedFile, UsageError
-from pipeline.store.storage import AlreadyExists, LocalStorage, open_storage
+from pipeline.store.local import LocalStorage
+from pipeline.store.storage import AlreadyExists, open_storage
 
 
 def test_create_is_exclusive_among_threads(tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from pipeline.errors import CommitConflict, DamagedFile, FormatError, MemoryMissing
 from pipeline.store.state import Forget, Index, SetIndex, State
-from pipeline.store.storage import AlreadyExists, LocalStorage
+from pipeline.store.local import LocalStorage
+from pipeline.store.storage import AlreadyExists
 from pipeline.store.tombstones import read_tombstones, write_tombstones
 from pipeline.store.versions import VersionLog
 

@@ -1,0 +1,168 @@
+"""A memory in a folder of this machine.
+
+A file is written under a private name, made durable and only then linked or renamed to its own, so that no reader ever
+sees half of it and a crash leaves at most a private file. Its name tells which process was writing.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pipeline.errors import StorageError
+from pipeline.store.processes import Process
+from pipeline.store.storage import AlreadyExists, missing_file
+
+_ASIDE = re.compile(r"\..*\.(?P<place>[0-9a-f]{8})-(?P<owner>\d+-\d*)-[0-9a-f]{12}\.aside")
+
+
+MAX_ATTEMPTS = 100
+
+
+class LocalStorage:
+    """Storage in a folder of this machine, or of a file system mounted on it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.uri = str(root)
+
+    def read(self, path: str) -> bytes:
+        try:
+            return (self.root / path).read_bytes()
+        except FileNotFoundError as error:
+            raise missing_file(self.uri, path) from error
+
+    def create(self, path: str, data: bytes) -> None:
+        target = self.root / path
+        with self._aside(target) as aside:
+            aside.write_bytes(data)
+            _sync(aside)
+            try:
+                os.link(aside, target)  # fails if the name is taken, which a rename would not
+            except FileExistsError as error:
+                raise AlreadyExists(path) from error
+            except PermissionError as error:  # EPERM: the file system has no hard links
+                raise StorageError(
+                    f"the file system of {self.uri} cannot create a file only if its name is free (no hard links), "
+                    "without which two writers could overwrite each other: keep the memory on another"
+                ) from error
+            _sync(target.parent)
+
+    def replace(self, path: str, data: bytes) -> None:
+        with self.publishing(path) as local:
+            local.write_bytes(data)
+
+    @contextlib.contextmanager
+    def publishing(self, path: str) -> Iterator[Path]:
+        target = self.root / path
+        with self._aside(target) as aside:
+            yield aside
+            _sync(aside)
+            aside.replace(target)
+            _sync(target.parent)
+
+    def local_path(self, path: str) -> Path:
+        target = self.root / path
+        if not target.exists():
+            raise missing_file(self.uri, path)
+        return target
+
+    def list(self, folder: str) -> list[str]:
+        try:
+            names = os.listdir(self.root / folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for name in names if not name.endswith(".aside"))
+
+    def walk(self, folder: str = "") -> dict[str, int]:
+        found = {}
+        for above, _, names in os.walk(self.root / folder):
+            for name in names:
+                path = os.path.join(above, name)
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    status = os.lstat(path)
+                    if stat.S_ISREG(status.st_mode):
+                        found[os.path.relpath(path, self.root).replace(os.sep, "/")] = status.st_size
+        return found
+
+    def exists(self, path: str) -> bool:
+        return (self.root / path).exists()
+
+    def delete(self, paths: Iterable[str]) -> None:
+        folders = set()
+        for path in paths:
+            target = self.root / path
+            target.unlink(missing_ok=True)
+            folders.add(target.parent)
+        for folder in folders:
+            while folder != self.root and folder.is_dir():
+                try:
+                    folder.rmdir()  # only if nothing is left in it
+                except OSError:
+                    _sync(folder)
+                    break
+                folder = folder.parent
+
+    def remove_folder(self, folder: str) -> None:
+        shutil.rmtree(self.root / folder, ignore_errors=True)
+
+    def abandoned(self) -> Sequence[str]:
+        found = []
+        for path in self.walk():
+            aside = _ASIDE.fullmatch(path.rpartition("/")[2])
+            if aside and aside["place"] == _place(Process.this()):
+                pid, _, started = aside["owner"].partition("-")
+                owner = Process.this().model_copy(update={"pid": int(pid), "started": started})
+                if not owner.is_alive():
+                    found.append(path)
+        return found
+
+    def noncurrent(self) -> Sequence[str]:
+        return []
+
+    @contextlib.contextmanager
+    def _aside(self, target: Path) -> Iterator[Path]:
+        """A private name in the target's folder, gone afterwards whatever happened."""
+        process = Process.this()
+        owner = f"{_place(process)}-{process.pid}-{process.started}"
+        aside = target.with_name(f".{target.name}.{owner}-{secrets.token_hex(6)}.aside")
+        for attempt in range(MAX_ATTEMPTS):
+            try:
+                _make_folder(target.parent)
+                aside.touch()
+                break
+            except FileNotFoundError:  # the folder was empty and another process has just removed it
+                if attempt == MAX_ATTEMPTS - 1:
+                    raise
+        try:
+            yield aside
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _place(process: Process) -> str:
+    """Short for the table of process numbers that a process's number is in."""
+    return hashlib.sha256(f"{process.host} {process.namespace}".encode()).hexdigest()[:8]
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each of them to stay after a power cut."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

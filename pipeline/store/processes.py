@@ -1,0 +1,69 @@
+"""Which process is at work, so that another can tell whether it still is without trusting any clock."""
+
+import functools
+import os
+import socket
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+_STARTED_FIELD = 19  # of /proc/PID/stat after the name in brackets: proc(5) counts it as field 22
+
+
+class Process(BaseModel):
+    """One process: its number means something within `namespace`, and `started` (in ticks since boot) tells two
+    processes apart that were given the same number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    host: str
+    namespace: str
+    pid: int
+    started: str
+
+    @classmethod
+    def this(cls) -> "Process":
+        """The process that asks."""
+        return _this(os.getpid())
+
+    def is_alive(self) -> bool | None:
+        """Whether it still runs; None where that cannot be seen from here (another machine or container)."""
+        here = Process.this()
+        if (self.host, self.namespace) != (here.host, here.namespace):
+            return None
+        if self.started and _started(self.pid) != self.started:
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+@functools.lru_cache(maxsize=1)  # asked for with every file written; a fork has another number
+def _this(pid: int) -> Process:
+    return Process(host=socket.gethostname(), namespace=_namespace(), pid=pid, started=_started(pid))
+
+
+def _namespace() -> str:
+    """Names the table of process numbers and the boot it belongs to; the host alone where there is no /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{os.readlink('/proc/self/ns/pid')} {boot}"
+    except OSError:
+        return "host"
+
+
+def _started(pid: int) -> str:
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ""
+    if after_name[0] in "ZX":  # dead, and not yet waited for by its parent
+        return ""
+    return after_name[_STARTED_FIELD]
