@@ -32,7 +32,6 @@ from pipeline.store.segments import PartMark, Reservation
 from pipeline.store.state import State
 from pipeline.store.storage import open_storage
 from pipeline.store.thumbnails import read_thumbnails
-from pipeline.store.tombstones import read_tombstones
 from pipeline.store.versions import VersionLog
 
 if TYPE_CHECKING:
@@ -79,7 +78,8 @@ class VisualMemory:
         """All that can be found in the version that is read."""
         state = state or self.state()
         if self._live is None or self._live[0] != state.version:
-            self._live = (state.version, LiveEntries.open(self.log.storage, state))
+            before = self._live[1] if self._live else None
+            self._live = (state.version, LiveEntries.open(self.log.storage, state, before))
         return self._live[1]
 
     def encoder(self) -> "Encoder":
@@ -142,7 +142,7 @@ class VisualMemory:
         state = self.log.newest()
         report = run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
         self._encoder = plan.encoder
-        if report.segment is not None and sum(file.rows for file in report.state.fresh_files()) > MAX_FRESH:
+        if report.segment is not None and report.state.num_fresh > MAX_FRESH:
             try:
                 return replace(report, state=self._indexed(report.state, on_progress))
             except (CommitConflict, IndexBuildError) as error:  # the images are in the memory all the same
@@ -152,7 +152,7 @@ class VisualMemory:
     def plan_index(self, options: IndexOptions = IndexOptions()) -> IndexPlan:
         """What `index` would build."""
         state = self.state()
-        return plan_index(state, options, self._num_live(state))
+        return plan_index(state, options)
 
     def index(
         self,
@@ -164,7 +164,7 @@ class VisualMemory:
         """Build an index over everything, or shards for the fresh entries of the one there is."""
         self._writable()
         state = self.log.latest()
-        plan = plan_index(state, options, self._num_live(state))
+        plan = plan_index(state, options)
         if plan.grows and not plan.shards:
             return state
         return build_index(self.log, state, plan, options, command, on_progress)
@@ -327,22 +327,21 @@ class VisualMemory:
         )
         state = self.log.latest()
         chosen = forgetting.select(self.live(state), selection, self.uri)
-        state = forgetting.forget(self.log, state, chosen, command)
-        return ForgetReport(len(chosen), state.version)
+        state, forgotten = forgetting.forget(self.log, state, chosen, command)
+        return ForgetReport(forgotten, state.version)
 
     def status(self) -> dict:
         """What the version that is read holds, as a JSON object."""
         state = self.state()
         live = self.live(state)
         counts = live.label_counts()
-        stored = sum(segment.num_entries for segment in state.segments)
         index = state.index
         return {
             "uri": self.uri,
             "version": state.version,
             "entries": len(live),
             "fresh": sum(int(block.live_N.sum()) for block in live.blocks[live.num_shards :]),
-            "forgotten": stored - len(live),
+            "forgotten": state.num_entries - len(live),
             "rejected": sum(segment.num_rejected for segment in state.segments),
             "shards": live.num_shards,
             "dimension": live.dimension,
@@ -360,11 +359,6 @@ class VisualMemory:
             if index
             else None,
         }
-
-    def _num_live(self, state: State) -> int:
-        """Live entries, counted without opening a shard: a damaged index must not stand in the way of a new one."""
-        stored = sum(segment.num_entries for segment in state.segments)
-        return stored - len(read_tombstones(self.log.storage, state.tombstones))
 
     def _vectors(
         self, images: "Sequence[QueryImage]", embeddings: np.ndarray | None, live: LiveEntries
@@ -394,7 +388,7 @@ class VisualMemory:
 
     def _indexed(self, state: State, on_progress: OnProgress) -> State:
         options = IndexOptions()
-        plan = plan_index(state, options, sum(segment.num_entries for segment in state.segments))
+        plan = plan_index(state, options)
         return build_index(self.log, state, plan, options, "add", on_progress)
 
     def _writable(self) -> None:

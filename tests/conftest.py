@@ -16,11 +16,13 @@ from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.store.files import FileRef
 from pipeline.store.identity import Identity, Preprocessing
+from pipeline.store.leases import Lease
 from pipeline.store.schemas import REJECTED, embedding_column, entries_schema
 from pipeline.store.segments import publish_part, read_plan, reserve
 from pipeline.store.state import AddSegment, Segment, SetIdentity, State
 from pipeline.store.storage import open_storage
 from pipeline.store.versions import VersionLog
+from tests.store.seaweed import s3  # noqa: F401, a fixture
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
@@ -86,7 +88,10 @@ def add_vectors(
             "modified": pa.array([None] * len(labels), pa.timestamp("us", tz="UTC")),
         }
     )
-    reservation = reserve(storage, images, fingerprint=name, source=f"/{name}", dataset=dataset, identity=identity)
+    with Lease(storage, "test") as lease:
+        reservation = reserve(
+            storage, images, fingerprint=name, source=f"/{name}", dataset=dataset, identity=identity, lease=lease
+        )
     entries, start = [], 0
     for part in range(reservation.num_parts):
         plan = read_plan(storage, reservation, part)
@@ -115,6 +120,8 @@ def add_vectors(
         identity=identity.fingerprint,
         fingerprint=name,
         planned=len(labels),
+        num_entries=len(labels),
+        num_rejected=0,
         plan=reservation.plan,
         entries=tuple(entries),
         rejected=(),
@@ -123,7 +130,7 @@ def add_vectors(
     if state is None:
         weights = FileRef(path=identity.weights_path, num_bytes=0, sha256="0" * 64)
         actions.insert(0, SetIdentity(identity=identity, weights=weights))
-    return log.commit(state or State(), "add", lambda _: actions)
+    return log.commit(state or State(), "add", lambda _number, _state: actions)
 
 
 @pytest.fixture

@@ -17,18 +17,28 @@ import pyarrow as pa
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.weights import read_weights
-from pipeline.errors import DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
+from pipeline.errors import CommitConflict, DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
 from pipeline.images.folder import Listing, list_folder, parse_labels
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import ids
 from pipeline.store.identity import Identity
+from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import read_table
-from pipeline.store.segments import PartMark, Reservation, give_up, read_marks, reserve, unfinished
+from pipeline.store.segments import (
+    PartMark,
+    Reservation,
+    give_up,
+    read_marks,
+    reserve,
+    segment_folder,
+    unfinished,
+)
 from pipeline.store.state import AddSegment, Segment, SetIdentity, State
 from pipeline.store.tombstones import read_tombstones
 from pipeline.store.versions import VersionLog
 
-OWN_NAMES = {"encoder", "index", "segments", "tombstones", "versions"}  # all that a memory's folder holds
+# All that a memory's folder holds.
+OWN_NAMES = {"encoder", "erasures", "index", "labels", "leases", "packs", "segments", "tombstones", "versions"}
 
 # An interrupted add goes on with its frozen plan as long as this share of its images is still as it was.
 STILL_THERE = 0.5
@@ -204,10 +214,27 @@ def run(
         _refuse_mix(storage.uri, state.identity, identity)  # it may have been made by another since it was planned
     already = _already_there(log, state, plan.fingerprint)
     if already is not None and state is not None:
+        assert already.plan is not None  # noqa: S101  # single adds, which have none, have a fingerprint of their own
         new, _ = _differences(plan.listing, read_table(storage, already.plan, _FILE_COLUMNS))
         return AddReport(None, plan.planned, 0, (), state, time.monotonic() - began, 0, already.number, len(new))
+    with Lease(storage, f"add {plan.listing.uri}") as lease:
+        return _added(log, state, plan, embed, command, on_progress, lease, began)
+
+
+def _added(
+    log: VersionLog,
+    state: State | None,
+    plan: AddPlan,
+    embed: EmbedParts,
+    command: str,
+    on_progress: OnProgress,
+    lease: Lease,
+    began: float,
+) -> AddReport:
+    identity, storage = plan.encoder.identity, log.storage
+    lease.hold("encoder/")
     weights = plan.encoder.keep(storage)
-    reservation, unplanned = _reserved(log, state, plan)
+    reservation, unplanned = _reserved(log, state, plan, lease)
     marks = read_marks(storage, reservation)
     _report(on_progress, reservation, marks)
     done_before = sum(mark.planned for mark in marks.values())
@@ -217,7 +244,7 @@ def run(
     segment = _segment(reservation, marks)
     rejects = _rejects(log, segment)
     if not segment.entries:
-        give_up(storage, reservation)
+        give_up(storage, reservation.number)
         raise SourceError(
             f"none of the {segment.planned:,} images of {plan.listing.uri} could be read (the first, {rejects[0].uri}: "
             f"{rejects[0].reason}), so nothing was added: mend the files and run the command again"
@@ -226,7 +253,7 @@ def run(
     actions: list[AddSegment | SetIdentity] = [AddSegment(segment=segment, beside=tuple(same))]
     if state is None or state.identity is None:
         actions.insert(0, SetIdentity(identity=identity, weights=weights))
-    committed = log.commit(state or State(), command, lambda _: actions)
+    committed = log.commit(state or State(), command, lambda _number, _state: actions, lease)
     return AddReport(
         segment=segment.number,
         planned=segment.planned,
@@ -239,15 +266,21 @@ def run(
     )
 
 
-def _reserved(log: VersionLog, state: State | None, plan: AddPlan) -> tuple[Reservation, int]:
-    """The unfinished segment of this source to go on with, or a new one; and how many images its plan lacks."""
-    found = unfinished(log.storage, plan.fingerprint, [s.number for s in state.segments] if state else [])
+def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease) -> tuple[Reservation, int]:
+    """The unfinished segment of this source to go on with, or a new one; and how many images its plan lacks.
+
+    Raises CommitConflict when another process is at work on it.
+    """
+    used = {*(s.number for s in state.segments), *state.retired} if state else set()
+    found = unfinished(log.storage, plan.fingerprint, used)
     if found is not None:
+        _refuse_held(log, found)
         frozen = read_table(log.storage, found.plan, _FILE_COLUMNS)
         new, gone = _differences(plan.listing, frozen)
         if len(gone) <= (1 - STILL_THERE) * frozen.num_rows:
+            lease.hold(segment_folder(found.number))
             return found, len(new)
-        give_up(log.storage, found)
+        give_up(log.storage, found.number)
     reservation = reserve(
         log.storage,
         plan.listing.images,
@@ -255,9 +288,20 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan) -> tuple[Rese
         source=plan.listing.uri,
         dataset=plan.dataset,
         identity=plan.encoder.identity,
+        lease=lease,
         thumbnails=plan.thumbnails,
     )
     return reservation, 0
+
+
+def _refuse_held(log: VersionLog, reservation: Reservation) -> None:
+    folder = segment_folder(reservation.number)
+    holding = [record for record in standing(log.storage) if folder in record.holds]
+    for record in live(log.storage, holding):
+        raise CommitConflict(
+            f"{record.process} is adding {reservation.source} right now: wait until it is done, or stop it and run "
+            "the command again, which goes on where it was"
+        )
 
 
 def _rejects(log: VersionLog, segment: Segment) -> tuple[Reject, ...]:
@@ -289,6 +333,8 @@ def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
         identity=reservation.identity.fingerprint,
         fingerprint=reservation.fingerprint,
         planned=reservation.planned,
+        num_entries=sum(mark.num_entries for mark in ordered),
+        num_rejected=sum(mark.num_rejected for mark in ordered),
         plan=reservation.plan,
         entries=tuple(mark.entries for mark in ordered if mark.entries),
         rejected=tuple(mark.rejected for mark in ordered if mark.rejected),

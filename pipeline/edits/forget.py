@@ -10,8 +10,9 @@ import numpy as np
 from pipeline.errors import UnknownName, UsageError
 from pipeline.images.uris import uri_of_path
 from pipeline.index.search import LiveEntries
+from pipeline.store.leases import Lease
 from pipeline.store.state import Forget, State
-from pipeline.store.tombstones import write_tombstones
+from pipeline.store.tombstones import FOLD_EVERY, read_tombstones, write_tombstones
 from pipeline.store.versions import VersionLog
 
 
@@ -52,13 +53,22 @@ def select(live: LiveEntries, selection: Selection, memory_uri: str) -> np.ndarr
     return np.unique(np.concatenate(found))
 
 
-def forget(log: VersionLog, state: State, ids: np.ndarray, command: str) -> State:
-    """Commit tombstones for these ids."""
+def forget(log: VersionLog, state: State, ids: np.ndarray, command: str) -> tuple[State, int]:
+    """Commit tombstones for these ids (int64 [N]); return the state and how many of them were live until then."""
+    written: list[Forget] = []
 
-    def prepare(version: int) -> list[Forget]:
-        return [Forget(tombstones=write_tombstones(log.storage, version, ids), forgotten=len(ids))]
+    def prepare(version: int, state: State) -> list[Forget]:
+        log.storage.delete(action.tombstones.path for action in written)
+        forgotten = read_tombstones(log.storage, state.tombstones)
+        fresh = np.setdiff1d(ids, forgotten)
+        folds = len(state.tombstones) >= FOLD_EVERY - 1
+        tombstones = write_tombstones(log.storage, lease, version, np.union1d(fresh, forgotten) if folds else fresh)
+        written[:] = [Forget(tombstones=tombstones, forgotten=len(fresh), folds=folds)]
+        return written
 
-    return log.commit(state, command, prepare)
+    with Lease(log.storage, "forget") as lease:
+        state = log.commit(state, command, prepare, lease)
+    return state, written[0].forgotten
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str], memory_uri: str) -> UnknownName:

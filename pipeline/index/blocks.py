@@ -1,11 +1,11 @@
 """A block: rows that are searched together, with what is known of each.
 
-A shard is one block, the fresh entries are another.
+A shard is one block; the fresh entries are others.
 
 Rows are in the order of their ids. Label codes point into a vocabulary shared by all blocks of a memory.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -58,8 +58,25 @@ class Block:
         """A finder over an occasional choice of rows, not kept."""
         return self.make_finder(rows_N=np.flatnonzero(mask_N))
 
+    def with_codes(self, codes_N: np.ndarray) -> "Block":
+        """The same rows under other labels."""
+        block = replace(self, codes_N=codes_N)
+        block.keep_finders(self)
+        return block
+
+    def keep_finders(self, other: "Block") -> None:
+        """Take over the finders made for other overlays on these rows, where they find the same ones."""
+        if np.array_equal(self.live_N, other.live_N):
+            same_labelled = np.array_equal(self.codes_N < 0, other.codes_N < 0)
+            self._finders = {scope: f for scope, f in other._finders.items() if scope == "live" or same_labelled}
+
+    def located(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which of some ids this block holds, forgotten ones included: their positions in `ids`, and their rows."""
+        at = np.searchsorted(self.ids_N, ids)
+        inside = at < len(self.ids_N)
+        inside[inside] = self.ids_N[at[inside]] == ids[inside]
+        return np.flatnonzero(inside), at[inside]
+
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
         """The rows of those ids that this block holds, forgotten ones included."""
-        at = np.searchsorted(self.ids_N, ids)
-        at = at[at < len(self.ids_N)]
-        return at[np.isin(self.ids_N[at], ids)]
+        return self.located(ids)[1]

@@ -4,7 +4,6 @@ A first build, or `rebuild`, makes a new generation over everything; otherwise s
 from the trained index there is. Nothing is committed unless every shard reaches the recall asked for.
 """
 
-import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from pipeline.index.shards import SideFiles, mapped_vectors, read_faiss, write_f
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.ids import split_id
+from pipeline.store.leases import Lease
 from pipeline.store.state import Index, SetIndex, Shard, State
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
@@ -60,10 +60,10 @@ class IndexPlan:
     grows: bool
 
 
-def plan_index(state: State, options: IndexOptions, num_live: int) -> IndexPlan:
+def plan_index(state: State, options: IndexOptions) -> IndexPlan:
     """Decide the key and cut shards at the borders of parts: as many rows as allowed, at least one part each.
 
-    `num_live` counts the live entries, which are fewer than the rows of the files once some are forgotten.
+    Single adds that no file holds yet stay fresh.
     """
     current = state.index
     grows = current is not None and not options.rebuild
@@ -77,7 +77,7 @@ def plan_index(state: State, options: IndexOptions, num_live: int) -> IndexPlan:
     else:
         files = state.entries_files()
         dimension = state.identity.dimension if state.identity else 0
-        key = options.key or propose_key(max(num_live, 1), dimension, options.max_memory_bytes)
+        key = options.key or propose_key(max(state.num_live, 1), dimension, options.max_memory_bytes)
     limit = options.shard_rows or DEFAULT_SHARD_ROWS
     shards: list[list[RowsFile]] = []
     for file in files:
@@ -98,7 +98,11 @@ def build_index(
     """Build what the plan says and commit it. Raises IndexBuildError, DamagedFile or CommitConflict."""
     if state.identity is None or not plan.shards:
         raise IndexBuildError(f"the memory at {log.storage.uri} has no entries to index: add images first")
-    builder = _Builder(log.storage, state, plan, options, on_progress)
+    with Lease(log.storage, "index") as lease:
+        return _built(log, state, _Builder(log.storage, state, plan, options, on_progress, lease), command, lease)
+
+
+def _built(log: VersionLog, state: State, builder: "_Builder", command: str, lease: Lease) -> State:
     try:
         index = builder.build()
     except BaseException:  # an interrupt too leaves nothing behind; a kill leaves files that no version names
@@ -111,7 +115,7 @@ def build_index(
         replaces_shards=len(replaces.shards) if replaces else 0,
     )
     try:
-        return log.commit(state, command, lambda _: [action])
+        return log.commit(state, command, lambda _number, _state: [action], lease)
     except CommitConflict:  # and only then: after any other failure the version may have been published
         log.storage.remove_folder(builder.folder)
         raise
@@ -119,7 +123,13 @@ def build_index(
 
 class _Builder:
     def __init__(
-        self, storage: Storage, state: State, plan: IndexPlan, options: IndexOptions, on_progress: OnProgress
+        self,
+        storage: Storage,
+        state: State,
+        plan: IndexPlan,
+        options: IndexOptions,
+        on_progress: OnProgress,
+        lease: Lease,
     ) -> None:
         assert state.identity is not None  # noqa: S101  # checked by build_index
         self._storage = storage
@@ -131,8 +141,8 @@ class _Builder:
         self._old = state.index if plan.grows else None
         taken = [int(name.split("-")[0]) for name in storage.list("index")]
         self._generation = self._old.generation if self._old else max(taken, default=0) + 1
-        # A private suffix keeps two writers that build at once out of each other's files.
-        self.folder = f"index/{self._generation:06d}-{secrets.token_hex(4)}"
+        # The lease's nonce keeps two writers that build at once out of each other's files.
+        self.folder = f"index/{self._generation:06d}-{lease.nonce}"
 
     def build(self) -> Index:
         empty = None if self._plan.key == EXACT else self._empty()  # a key that cannot be is said before any work

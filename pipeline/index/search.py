@@ -11,13 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import UnknownName
 from pipeline.index.blocks import Block, Finder, Scope
-from pipeline.index.exact import ExactFinder, similarities
-from pipeline.index.shards import open_shard
-from pipeline.store.schemas import embedding_matrix, read_table
+from pipeline.index.exact import similarities
+from pipeline.index.live import OpenedBlocks, in_label_set, open_blocks
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
-from pipeline.store.tombstones import read_tombstones
 
 QUERIES_AT_ONCE = 1_024
 
@@ -53,26 +52,38 @@ class Restrictions:
 class LiveEntries:
     """Everything that can be found in one version of a memory. Open with `LiveEntries.open`."""
 
-    def __init__(self, dimension: int, labels: Sequence[str], blocks: Sequence[Block], num_shards: int) -> None:
+    def __init__(
+        self,
+        dimension: int,
+        labels: Sequence[str],
+        blocks: Sequence[Block],
+        num_shards: int,
+        opened: OpenedBlocks | None = None,
+    ) -> None:
         self.dimension = dimension
         self.labels = tuple(labels)
         self.blocks = tuple(blocks)
         self.num_shards = num_shards
+        self._opened = opened or OpenedBlocks()
+        self._label_sets: dict[str, LiveEntries] = {}
 
     @classmethod
-    def open(cls, storage: Storage, state: State) -> "LiveEntries":
-        """Map the shards and read the fresh entries of a version. Raises DamagedFile."""
+    def open(cls, storage: Storage, state: State, before: "LiveEntries | None" = None) -> "LiveEntries":
+        """Map the shards and read the fresh entries, but for what `before` has read. Raises DamagedFile."""
+        opened = open_blocks(storage, state, before._opened if before else None)
         dimension = state.identity.dimension if state.identity else 0
-        forgotten = read_tombstones(storage, state.tombstones)
-        codes: dict[str, int] = {}
-        shards = state.index.shards if state.index else ()
-        blocks = [open_shard(storage, state.index, s, dimension, codes, forgotten) for s in shards if state.index]
-        fresh = state.fresh_files()
-        if fresh:
-            columns = ["id", "uri", "label", "dataset", "embedding"]
-            tables = [read_table(storage, file, columns).replace_schema_metadata() for file in fresh]
-            blocks.append(_fresh_block(pa.concat_tables(tables), codes, forgotten))
-        return cls(dimension, list(codes), blocks, len(shards))
+        return cls(dimension, list(opened.codes), opened.blocks, opened.num_shards, opened)
+
+    def in_label_set(self, storage: Storage, state: State, name: str) -> "LiveEntries":
+        """The same entries under the labels of a label set of the version. Raises UnknownName or DamagedFile."""
+        if name not in self._label_sets:
+            maps = {label_set.name: label_set.map for label_set in state.label_sets}
+            if name not in maps:
+                hint = f"it has {', '.join(sorted(maps))}" if maps else "it has none: `relabel --label-set` makes one"
+                raise UnknownName(f"the memory at {storage.uri} has no label set '{name}': {hint}")
+            blocks, labels = in_label_set(storage, self._opened, maps[name], name)
+            self._label_sets[name] = LiveEntries(self.dimension, labels, blocks, self.num_shards)
+        return self._label_sets[name]
 
     def __len__(self) -> int:
         return sum(int(block.live_N.sum()) for block in self.blocks)
@@ -138,10 +149,7 @@ class LiveEntries:
     def _located(self, ids: np.ndarray) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
         """For each block, the positions in `ids` of the entries it holds and their rows in it."""
         for block in self.blocks:
-            at = np.searchsorted(block.ids_N, ids)
-            inside = at < len(block.ids_N)
-            inside[inside] = block.ids_N[at[inside]] == ids[inside]
-            yield block, np.flatnonzero(inside), at[inside]
+            yield block, *block.located(ids)
 
     def search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Retrieved:
         """The k nearest live entries of each query (float32 [Q, D] of unit length) that the restrictions leave."""
@@ -201,20 +209,3 @@ def _slice(restrictions: Restrictions, start: int) -> Restrictions:
         return restrictions
     own = restrictions.own_Q[start : start + QUERIES_AT_ONCE]
     return Restrictions(restrictions.scope, restrictions.exclude, own, restrictions.assume)
-
-
-def _fresh_block(table: pa.Table, codes: dict[str, int], forgotten: np.ndarray) -> Block:
-    ids_N = table.column("id").to_numpy()
-    encoded = table.column("label").combine_chunks().dictionary_encode()
-    names = [codes.setdefault(name, len(codes)) for name in encoded.dictionary.to_pylist()]
-    translation = np.array([*names, -1], np.int32)
-    vectors_ND = embedding_matrix(table.column("embedding"))
-    return Block(
-        ids_N=ids_N,
-        codes_N=translation[encoded.indices.fill_null(-1).to_numpy()],
-        vectors_ND=vectors_ND,
-        live_N=~np.isin(ids_N, forgotten),
-        uris=table.column("uri"),
-        datasets=table.column("dataset"),
-        make_finder=lambda rows_N: ExactFinder(vectors_ND, rows_N),
-    )

@@ -106,9 +106,7 @@ def read_faiss(storage: Storage, file: FileRef, *, mapped: bool = True) -> faiss
         raise _damaged(storage, file) from error
 
 
-def open_shard(
-    storage: Storage, index: Index, shard: Shard, dimension: int, codes: dict[str, int], forgotten: np.ndarray
-) -> Block:
+def open_shard(storage: Storage, index: Index, shard: Shard, dimension: int, codes: dict[str, int]) -> Block:
     """A shard as a block. Labels new to the vocabulary `codes` are added to it. Raises DamagedFile."""
     ids_N = _read_array(storage, shard.ids)
     local_codes = _read_array(storage, shard.labels)
@@ -120,7 +118,7 @@ def open_shard(
         ids_N=ids_N,
         codes_N=translation[local_codes],
         vectors_ND=vectors_ND,
-        live_N=~np.isin(ids_N, forgotten),
+        live_N=np.ones(len(ids_N), bool),
         uris=table.column("uri"),
         datasets=table.column("dataset"),
         make_finder=_finder_maker(storage, shard.index, index.parameters, vectors_ND),

@@ -100,13 +100,7 @@ class LocalStorage:
             target.unlink(missing_ok=True)
             folders.add(target.parent)
         for folder in folders:
-            while folder != self.root and folder.is_dir():
-                try:
-                    folder.rmdir()  # only if nothing is left in it
-                except OSError:
-                    _sync(folder)
-                    break
-                folder = folder.parent
+            self._tidy(folder)
 
     def remove_folder(self, folder: str) -> None:
         shutil.rmtree(self.root / folder, ignore_errors=True)
@@ -124,6 +118,16 @@ class LocalStorage:
 
     def noncurrent(self) -> Sequence[str]:
         return []
+
+    def _tidy(self, folder: Path) -> None:
+        """Remove a folder if nothing is left in it, and those above it likewise."""
+        while folder != self.root and folder.is_dir():
+            try:
+                folder.rmdir()
+            except OSError:
+                _sync(folder)
+                return
+            folder = folder.parent
 
     @contextlib.contextmanager
     def _aside(self, target: Path) -> Iterator[Path]:

@@ -11,8 +11,11 @@ _STARTED_FIELD = 19  # of /proc/PID/stat after the name in brackets: proc(5) cou
 
 
 class Process(BaseModel):
-    """One process: its number means something within `namespace`, and `started` (in ticks since boot) tells two
-    processes apart that were given the same number."""
+    """One process of one machine.
+
+    `pid` means something within `namespace`; `started`, in ticks since boot, tells two processes apart that were given
+    the same number.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

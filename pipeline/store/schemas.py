@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedFile
-from pipeline.store.files import FileRef, checked_path
+from pipeline.store.files import FileRef, RowsFile, checked_path, describe
 from pipeline.store.identity import Identity
 from pipeline.store.storage import Storage
 
@@ -41,9 +41,19 @@ REJECTED = pa.schema(
 THUMBNAILS = pa.schema(
     [pa.field("id", pa.int64(), nullable=False), pa.field("jpeg", pa.binary(), nullable=False)],
 )
+LABELS = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("label_set", pa.string()),
+        pa.field("label", pa.string()),
+    ]
+)
+LABEL_MAP = pa.schema(
+    [pa.field("label", pa.string(), nullable=False), pa.field("mapped", pa.string(), nullable=False)],
+)
 TOMBSTONES = pa.schema([pa.field("id", pa.int64(), nullable=False)])
 
-_ENCODED_AS_DICTIONARY = {"label", "dataset", "stage", "reason"}
+_ENCODED_AS_DICTIONARY = {"label", "label_set", "dataset", "stage", "reason"}
 _WITHOUT_STATISTICS = {"embedding", "sha256", "reason", "jpeg"}
 _UNCOMPRESSED = {"embedding", "jpeg"}  # neither gets smaller
 
@@ -99,6 +109,15 @@ def write_table(table: pa.Table, path: Path, row_group_rows: int = ROW_GROUP_ROW
         write_page_checksum=True,
         store_schema=True,
     )
+
+
+def write_rows(storage: Storage, path: str, table: pa.Table) -> RowsFile:
+    """Publish rows with ids, in the order of their ids, at least one."""
+    with storage.publishing(path) as local:
+        write_table(table, local)
+        file = describe(path, local, table.num_rows)
+    entry_ids = table.column("id")
+    return RowsFile(**file.model_dump(), first_id=entry_ids[0].as_py(), last_id=entry_ids[-1].as_py())
 
 
 def read_table(

@@ -6,9 +6,10 @@ attempt to finish wins and the files of every other attempt are garbage.
 """
 
 import contextlib
+import json
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -17,10 +18,22 @@ from pipeline.errors import DamagedFile
 from pipeline.store import ids
 from pipeline.store.files import FileRef, RowsFile, checked_path, describe
 from pipeline.store.identity import Identity
-from pipeline.store.schemas import FORMAT, PLAN, REJECTED, THUMBNAILS, entries_schema, read_table, write_table
+from pipeline.store.leases import Lease
+from pipeline.store.schemas import (
+    FORMAT,
+    PLAN,
+    REJECTED,
+    THUMBNAILS,
+    entries_schema,
+    read_table,
+    write_rows,
+    write_table,
+)
+from pipeline.store.state import SINGLES
 from pipeline.store.storage import AlreadyExists, Storage
 
 FOLDER = "segments"
+DESCRIPTION = "segment.json"
 GIVEN_UP = "given_up.json"
 
 
@@ -76,18 +89,18 @@ def reserve(
     source: str,
     dataset: str,
     identity: Identity,
+    lease: Lease,
     thumbnails: bool = False,
 ) -> Reservation:
-    """Freeze a plan under the next free segment number.
+    """Freeze a plan under the next free segment number, and hold the segment's folder.
 
     `images` has the columns of PLAN but for `id`, in the order to be kept; at least one row.
     """
     rows = ids.rows_per_part(images.num_rows)
-    taken = [int(name) for name in storage.list(FOLDER) if name.isdigit()]
-    number = max(taken, default=0) + 1
+    number = _next_number(storage)
     while True:
-        folder = f"{FOLDER}/{number:08d}"
-        plan = _write_plan(storage, f"{folder}/plan/{secrets.token_hex(4)}.parquet", images, number, rows)
+        folder = segment_folder(number)
+        plan = _write_plan(storage, f"{folder}plan/{lease.nonce}.parquet", images, number, rows)
         reservation = Reservation(
             number=number,
             fingerprint=fingerprint,
@@ -100,38 +113,71 @@ def reserve(
             thumbnails=thumbnails,
         )
         try:
-            storage.create(f"{folder}/segment.json", reservation.model_dump_json(indent=1).encode())
+            storage.create(f"{folder}{DESCRIPTION}", reservation.model_dump_json(indent=1).encode())
         except AlreadyExists:
+            storage.delete([plan.path])
             number += 1
         else:
+            lease.hold(folder)
             return reservation
 
 
-def unfinished(storage: Storage, fingerprint: str, committed: Sequence[int]) -> Reservation | None:
+def reserve_for_singles(storage: Storage) -> int:
+    """The number of a new segment for entries that are added by themselves and have no plan."""
+    number = _next_number(storage)
+    while True:
+        described = json.dumps({"format": FORMAT, "number": number, "fingerprint": SINGLES}, indent=1)
+        try:
+            storage.create(f"{segment_folder(number)}{DESCRIPTION}", described.encode())
+        except AlreadyExists:
+            number += 1
+        else:
+            return number
+
+
+def unfinished(storage: Storage, fingerprint: str, committed: Collection[int]) -> Reservation | None:
     """The newest reserved segment of this fingerprint that no version names and nobody gave up, or None."""
-    for name in reversed(storage.list(FOLDER)):
-        if not name.isdigit() or int(name) in committed or not storage.exists(f"{FOLDER}/{name}/segment.json"):
+    for number in reversed(reserved(storage)):
+        if number in committed or is_given_up(storage, number):
             continue
-        if storage.exists(f"{FOLDER}/{name}/{GIVEN_UP}"):
-            continue
-        reservation = read_reservation(storage, int(name))
-        if reservation.fingerprint == fingerprint:
+        if not storage.exists(f"{segment_folder(number)}{DESCRIPTION}"):
+            continue  # whoever took it died before it was described
+        reservation = read_reservation(storage, number)
+        if reservation is not None and reservation.fingerprint == fingerprint:
             return reservation
     return None
 
 
-def give_up(storage: Storage, reservation: Reservation) -> None:
+def reserved(storage: Storage) -> list[int]:
+    """Every segment number that was ever taken, ascending."""
+    return [int(name) for name in storage.list(FOLDER) if name.isdigit()]
+
+
+def is_given_up(storage: Storage, number: int) -> bool:
+    """Whether the segment was marked as one that will never be committed."""
+    return storage.exists(f"{segment_folder(number)}{GIVEN_UP}")
+
+
+def give_up(storage: Storage, number: int) -> None:
     """Mark a segment that will never be committed, so that the same command starts anew."""
     with contextlib.suppress(AlreadyExists):
-        storage.create(f"{FOLDER}/{reservation.number:08d}/{GIVEN_UP}", b"{}")
+        storage.create(f"{segment_folder(number)}{GIVEN_UP}", b"{}")
 
 
-def read_reservation(storage: Storage, number: int) -> Reservation:
-    """Raises DamagedFile when the segment's description is missing or unreadable."""
-    path = f"{FOLDER}/{number:08d}/segment.json"
+def segment_folder(number: int) -> str:
+    """The folder of a segment, with its closing slash."""
+    return f"{FOLDER}/{number:08d}/"
+
+
+def read_reservation(storage: Storage, number: int) -> Reservation | None:
+    """What a segment was reserved for; None for single adds. Raises DamagedFile when that is missing or unreadable."""
+    path = f"{segment_folder(number)}{DESCRIPTION}"
+    data = storage.read(path)
     try:
-        return Reservation.model_validate_json(storage.read(path))
-    except ValidationError as error:
+        if json.loads(data).get("fingerprint") == SINGLES:
+            return None
+        return Reservation.model_validate_json(data)
+    except (ValueError, AttributeError, ValidationError) as error:
         raise _damaged(storage, path) from error
 
 
@@ -142,7 +188,7 @@ def read_plan(storage: Storage, reservation: Reservation, part: int) -> pa.Table
 
 def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark]:
     """The marks of the parts that are done, by part. Raises DamagedFile for one that, or whose files, are not whole."""
-    folder = f"{FOLDER}/{reservation.number:08d}/done"
+    folder = f"{segment_folder(reservation.number)}done"
     marks = {}
     for name in storage.list(folder):
         mark = _read_mark(storage, f"{folder}/{name}")
@@ -166,8 +212,7 @@ def publish_part(
 ) -> PartMark:
     """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
     attempt = secrets.token_hex(6)
-    folder = f"{FOLDER}/{reservation.number:08d}"
-    first = ids.first_id(reservation.number, part)
+    folder = segment_folder(reservation.number)
     planned = min(reservation.rows_per_part, reservation.planned - part * reservation.rows_per_part)
     if entries.num_rows + rejected.num_rows != planned:
         raise AssertionError(f"part {part} has {entries.num_rows} + {rejected.num_rows} rows of {planned} planned")
@@ -175,11 +220,7 @@ def publish_part(
     def written(kind: str, table: pa.Table) -> RowsFile | None:
         if not table.num_rows:
             return None
-        path = f"{folder}/{kind}/{part:06d}-{attempt}.parquet"
-        with storage.publishing(path) as local:
-            write_table(table, local)
-            file = describe(path, local, table.num_rows)
-        return RowsFile(**file.model_dump(), first_id=first, last_id=first + planned - 1)
+        return write_rows(storage, f"{folder}{kind}/{part:06d}-{attempt}.parquet", table)
 
     mark = PartMark(
         part=part,
@@ -190,12 +231,16 @@ def publish_part(
         rejected=written("rejected", rejected.cast(REJECTED)),
         thumbnails=written("thumbnails", thumbnails.cast(THUMBNAILS)) if thumbnails is not None else None,
     )
-    path = f"{folder}/done/{part:06d}.json"
+    path = f"{folder}done/{part:06d}.json"
     try:
         storage.create(path, mark.model_dump_json(indent=1).encode())
     except AlreadyExists:
         return _read_mark(storage, path)
     return mark
+
+
+def _next_number(storage: Storage) -> int:
+    return max(reserved(storage), default=0) + 1
 
 
 def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows: int) -> FileRef:

@@ -4,6 +4,7 @@ A commit lists actions; the state is what they add up to. Both are written as JS
 that a file of a later release is named rather than misread.
 """
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import numpy as np
@@ -11,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.identity import Identity
+
+SINGLES = "single adds"  # stands for the fingerprint of the segment they go to
+MAX_BROKEN = 1_000  # a lease broken longer ago than this many others belongs to no process that still runs
 
 
 class _Frozen(BaseModel):
@@ -20,7 +24,8 @@ class _Frozen(BaseModel):
 class Segment(_Frozen):
     """All parts of one `add`; entries + rejected = planned.
 
-    `identity` is the encoder's fingerprint, `fingerprint` is over source, options and identity.
+    `identity` is the encoder's fingerprint, `fingerprint` is over source, options and identity. `entries` is empty once
+    they were compacted into packs. The segment of single adds has no plan, and grows.
     """
 
     number: int
@@ -29,18 +34,42 @@ class Segment(_Frozen):
     identity: str
     fingerprint: str
     planned: int
-    plan: FileRef
+    num_entries: int
+    num_rejected: int
+    plan: FileRef | None
     entries: tuple[RowsFile, ...]
     rejected: tuple[RowsFile, ...]
     thumbnails: tuple[RowsFile, ...] = ()
 
-    @property
-    def num_entries(self) -> int:
-        return sum(file.rows for file in self.entries)
 
-    @property
-    def num_rejected(self) -> int:
-        return sum(file.rows for file in self.rejected)
+class Single(_Frozen):
+    """An entry that was added by itself, kept in its commit until it is folded into a file.
+
+    `embedding` is the base64 of float16 [D], little-endian.
+    """
+
+    id: int
+    uri: str
+    label: str | None
+    dataset: str
+    embedding: str
+    sha256: str
+    width: int
+    height: int
+
+
+class Singles(_Frozen):
+    """Where single adds go: their segment, and the offset from its first id of the next entry."""
+
+    segment: int
+    next_row: int = 0
+
+
+class LabelSet(_Frozen):
+    """A view on labels: `map` translates the labels as stored, entries may have one of their own besides."""
+
+    name: str
+    map: FileRef | None = None
 
 
 class Shard(_Frozen):
@@ -106,12 +135,50 @@ class AddSegment(_Frozen):
     beside: tuple[int, ...] = ()
 
 
+class AddSingles(_Frozen):
+    """Entries added by themselves; `segment` is the one of single adds."""
+
+    action: Literal["add_singles"] = "add_singles"
+    segment: int
+    identity: str
+    entries: tuple[Single, ...]
+
+
+class FoldSingles(_Frozen):
+    """All single adds so far lie in these files from now on."""
+
+    action: Literal["fold_singles"] = "fold_singles"
+    segment: int
+    files: tuple[RowsFile, ...]
+
+
 class Forget(_Frozen):
-    """Tombstones for the ids listed in a file. `forgotten` counts those that were live before."""
+    """Tombstones for the ids listed in a file. `forgotten` counts those that were live before.
+
+    With `folds` the file also lists every id forgotten before, and stands for the files that did.
+    """
 
     action: Literal["forget"] = "forget"
     tombstones: FileRef
     forgotten: int
+    folds: bool = False
+
+
+class Relabel(_Frozen):
+    """Other labels for the ids listed in a file; `folds` as in Forget. `label_set` None is the labels as stored."""
+
+    action: Literal["relabel"] = "relabel"
+    labels: FileRef
+    relabelled: int
+    label_set: str | None = None
+    folds: bool = False
+
+
+class SetLabelSet(_Frozen):
+    """A label set is made, or its map exchanged."""
+
+    action: Literal["set_label_set"] = "set_label_set"
+    label_set: LabelSet
 
 
 class SetIndex(_Frozen):
@@ -123,55 +190,155 @@ class SetIndex(_Frozen):
     replaces_shards: int = 0
 
 
-Action = Annotated[SetIdentity | AddSegment | Forget | SetIndex, Field(discriminator="action")]
+class BreakLeases(_Frozen):
+    """Whoever worked under these leases is taken for dead, and its files may be removed: it cannot commit any more."""
+
+    action: Literal["break_leases"] = "break_leases"
+    leases: tuple[str, ...]
+
+
+class SetState(_Frozen):
+    """The memory is as given here from now on; `why` says which verb wrote it."""
+
+    action: Literal["set_state"] = "set_state"
+    why: Literal["rollback", "erase", "compact"]
+    state: "State"
+
+
+Action = Annotated[
+    SetIdentity
+    | AddSegment
+    | AddSingles
+    | FoldSingles
+    | Forget
+    | Relabel
+    | SetLabelSet
+    | SetIndex
+    | BreakLeases
+    | SetState,
+    Field(discriminator="action"),
+]
 
 
 class State(_Frozen):
-    """A memory at one version."""
+    """A memory at one version.
+
+    `packs` hold the entries of compacted segments, `pending` those of single adds that no file holds yet. `retired`
+    are segments that a rollback took away; their numbers stay used. `rewrites` counts rollbacks and erasures, after
+    which work prepared before them does not fit any more; `erasures` names those whose traces are to be removed from
+    older versions. `broken` are the last leases whose holders were taken for dead.
+    """
 
     version: int = 0
     identity: Identity | None = None
     weights: FileRef | None = None
     segments: tuple[Segment, ...] = ()
+    packs: tuple[RowsFile, ...] = ()
+    singles: Singles | None = None
+    pending: tuple[Single, ...] = ()
     tombstones: tuple[FileRef, ...] = ()
+    labels: tuple[FileRef, ...] = ()
+    label_sets: tuple[LabelSet, ...] = ()
     index: Index | None = None
+    num_live: int = 0
+    retired: tuple[int, ...] = ()
+    rewrites: int = 0
+    erasures: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()
 
-    def after(self, action: SetIdentity | AddSegment | Forget | SetIndex) -> "State":
+    @property
+    def num_entries(self) -> int:
+        """Entries stored, forgotten ones included."""
+        return sum(segment.num_entries for segment in self.segments)
+
+    def after(self, action: Action) -> "State":
         """The state once an action is added to it."""
+        return self.model_copy(update=self._changes(action))
+
+    def _changes(self, action: Action) -> dict[str, object]:  # noqa: C901, PLR0911  # one line or two an action
         match action:
             case SetIdentity():
-                return self.model_copy(update={"identity": action.identity, "weights": action.weights})
+                return {"identity": action.identity, "weights": action.weights}
             case AddSegment():
-                # In order of their numbers, so that entries files are in order of their ids, whoever came first.
-                segments = sorted((*self.segments, action.segment), key=lambda segment: segment.number)
-                return self.model_copy(update={"segments": tuple(segments)})
+                return {
+                    "segments": self._with(action.segment),
+                    "num_live": self.num_live + action.segment.num_entries,
+                }
+            case AddSingles():
+                return self._with_singles(action)
+            case FoldSingles():
+                [folded] = [segment for segment in self.segments if segment.number == action.segment]
+                return {
+                    "segments": self._with(folded.model_copy(update={"entries": action.files})),
+                    "pending": (),
+                }
             case Forget():
-                return self.model_copy(update={"tombstones": (*self.tombstones, action.tombstones)})
+                before = () if action.folds else self.tombstones
+                return {"tombstones": (*before, action.tombstones), "num_live": self.num_live - action.forgotten}
+            case Relabel():
+                sets = self.label_sets
+                if action.label_set is not None and action.label_set not in {s.name for s in sets}:
+                    sets = (*sets, LabelSet(name=action.label_set))
+                return {"labels": (*(() if action.folds else self.labels), action.labels), "label_sets": sets}
+            case SetLabelSet():
+                others = tuple(s for s in self.label_sets if s.name != action.label_set.name)
+                return {"label_sets": (*others, action.label_set)}
             case SetIndex():
-                return self.model_copy(update={"index": action.index})
+                return {"index": action.index}
+            case BreakLeases():
+                return {"broken": (*self.broken, *action.leases)[-MAX_BROKEN:]}
+            case SetState():
+                return dict(action.state)
 
-    def conflict(self, action: SetIdentity | AddSegment | Forget | SetIndex) -> str | None:
-        """Why an action prepared on an older state cannot follow this one; None when it can."""
+    def _with(self, segment: Segment) -> tuple[Segment, ...]:
+        """The segments in order of their numbers, so that ids ascend from file to file, whoever came first."""
+        others = [known for known in self.segments if known.number != segment.number]
+        return tuple(sorted((*others, segment), key=lambda known: known.number))
+
+    def _with_singles(self, action: AddSingles) -> dict[str, object]:
+        number, added = action.segment, len(action.entries)
+        known = [segment for segment in self.segments if segment.number == number]
+        segment = known[0] if known else _segment_of_singles(number, action.identity)
+        grown = {"planned": segment.planned + added, "num_entries": segment.num_entries + added}
+        next_row = action.entries[-1].id - (number << 39) + 1 if added else 0
+        return {
+            "segments": self._with(segment.model_copy(update=grown)),
+            "singles": Singles(segment=number, next_row=next_row),
+            "pending": (*self.pending, *action.entries),
+            "num_live": self.num_live + added,
+        }
+
+    def conflict(self, action: Action, base: "State") -> str | None:
+        """Why an action prepared on `base` cannot follow this state; None when it can."""
         match action:
             case SetIdentity() if self.identity is not None and self.identity != action.identity:
                 return f"another writer made this a memory of {self.identity}"
-            case AddSegment() if self.identity is not None and self.identity.fingerprint != action.segment.identity:
-                return f"another writer made this a memory of {self.identity}"
-            case AddSegment() if any(
-                segment.fingerprint == action.segment.fingerprint and segment.number not in action.beside
-                for segment in self.segments
-            ):
-                return "another writer has added the same source"
+            case AddSegment() | AddSingles():
+                return self._conflict_of_add(action)
             case SetIndex():
                 generation = self.index.generation if self.index else None
                 shards = len(self.index.shards) if self.index else 0
                 if (generation, shards) != (action.replaces, action.replaces_shards):
                     return "another writer has changed the index"
+        if not isinstance(action, SetIdentity) and self.rewrites != base.rewrites:
+            return "another writer has erased entries or rolled the memory back"
+        return None
+
+    def _conflict_of_add(self, action: AddSegment | AddSingles) -> str | None:
+        added = action.segment.identity if isinstance(action, AddSegment) else action.identity
+        if self.identity is not None and self.identity.fingerprint != added:
+            return f"another writer made this a memory of {self.identity}"
+        if isinstance(action, AddSegment):
+            number = action.segment.number
+            same = {s.number for s in self.segments if s.fingerprint == action.segment.fingerprint}
+            if same - set(action.beside) or number in self.retired:
+                return "another writer has added the same source"
         return None
 
     def entries_files(self) -> list[RowsFile]:
         """All entries files, in order of their ids."""
-        return [file for segment in self.segments for file in segment.entries]
+        files = [*self.packs, *(file for segment in self.segments for file in segment.entries)]
+        return sorted(files, key=lambda file: file.first_id)
 
     def fresh_files(self) -> list[RowsFile]:
         """Entries files that no shard covers, in order of their ids."""
@@ -184,3 +351,39 @@ class State(_Frozen):
         at = np.searchsorted(spans[:, 0], firsts, side="right") - 1
         covered = (at >= 0) & (firsts <= spans[np.maximum(at, 0), 1])
         return [file for file, inside in zip(files, covered, strict=True) if not inside]
+
+    @property
+    def num_fresh(self) -> int:
+        """Entries that no shard covers, forgotten ones included."""
+        return sum(file.rows for file in self.fresh_files()) + len(self.pending)
+
+
+def _segment_of_singles(number: int, identity: str) -> Segment:
+    return Segment(
+        number=number,
+        source="",
+        dataset="",
+        identity=identity,
+        fingerprint=SINGLES,
+        planned=0,
+        num_entries=0,
+        num_rejected=0,
+        plan=None,
+        entries=(),
+        rejected=(),
+    )
+
+
+def file_refs(part: object) -> Iterator[FileRef]:
+    """Every file that a state, an action or any piece of them names."""
+    if isinstance(part, FileRef):
+        yield part
+    elif isinstance(part, BaseModel):
+        for _, value in part:
+            yield from file_refs(value)
+    elif isinstance(part, tuple):
+        for value in part:
+            yield from file_refs(value)
+
+
+SetState.model_rebuild()

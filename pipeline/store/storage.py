@@ -58,7 +58,7 @@ class Storage(Protocol):
         """Files that a process which has died was writing: no reader sees them, and nobody will finish them."""
 
     def noncurrent(self) -> Sequence[str]:
-        """Paths of which the store keeps an older state or a delete marker (S3 versioning); empty where it keeps none."""
+        """Paths of which the store keeps an older state or a delete marker (S3 versioning)."""
 
 
 def open_storage(uri: str) -> Storage:

@@ -1,21 +1,23 @@
-"""The overlay of forgotten ids: a small file for each version that forgot something."""
+"""The overlay of forgotten ids: a small file for each version that forgot something, all in one now and then."""
 
-import secrets
 from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.store.files import FileRef, describe
+from pipeline.store.leases import Lease
 from pipeline.store.schemas import TOMBSTONES, read_table, write_table
 from pipeline.store.storage import Storage
 
+FOLD_EVERY = 64  # files; the next one says again what they said
 
-def write_tombstones(storage: Storage, version: int, ids_N: np.ndarray) -> FileRef:
+
+def write_tombstones(storage: Storage, lease: Lease, version: int, ids_N: np.ndarray) -> FileRef:
     """Publish the ids (int64 [N]) that a version is about to forget."""
-    path = f"tombstones/{version:020d}-{secrets.token_hex(4)}.parquet"
+    path = f"tombstones/{version:020d}-{lease.nonce}.parquet"
     with storage.publishing(path) as local:
-        write_table(pa.table([pa.array(np.sort(ids_N))], schema=TOMBSTONES), local)
+        write_table(pa.table([pa.array(np.unique(ids_N))], schema=TOMBSTONES), local)
         return describe(path, local, len(ids_N))
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.errors import DamagedFile
 from pipeline.store import segments
-from pipeline.store.schemas import REJECTED, embedding_column, entries_schema
+from pipeline.store.leases import Lease
 from pipeline.store.local import LocalStorage
+from pipeline.store.schemas import REJECTED, embedding_column, entries_schema
 from tests.conftest import identity_of
 
 IDENTITY = identity_of(4)
@@ -28,9 +29,10 @@ def images(num_rows: int) -> pa.Table:
 
 
 def reserve(storage: LocalStorage, num_rows: int = 300, fingerprint: str = "f") -> segments.Reservation:
-    return segments.reserve(
-        storage, images(num_rows), fingerprint=fingerprint, source="/", dataset="d", identity=IDENTITY
-    )
+    with Lease(storage, "test") as lease:
+        return segments.reserve(
+            storage, images(num_rows), fingerprint=fingerprint, source="/", dataset="d", identity=IDENTITY, lease=lease
+        )
 
 
 def entries_of(plan: pa.Table, value: float) -> pa.Table:
@@ -95,7 +97,7 @@ def test_unfinished_work_is_found_by_its_fingerprint(tmp_path: Path) -> None:
     reserve(storage, fingerprint="theirs")
     assert segments.unfinished(storage, "ours", committed=[]) == ours
     assert segments.unfinished(storage, "ours", committed=[ours.number]) is None
-    segments.give_up(storage, ours)
+    segments.give_up(storage, ours.number)
     assert segments.unfinished(storage, "ours", committed=[]) is None
 
 

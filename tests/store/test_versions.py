@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CommitConflict, DamagedFile, FormatError, MemoryMissing
-from pipeline.store.state import Forget, Index, SetIndex, State
+from pipeline.store.leases import Lease
 from pipeline.store.local import LocalStorage
+from pipeline.store.state import Forget, Index, SetIndex, State
 from pipeline.store.storage import AlreadyExists
 from pipeline.store.tombstones import read_tombstones, write_tombstones
 from pipeline.store.versions import VersionLog
@@ -17,11 +18,12 @@ from pipeline.store.versions import VersionLog
 
 def forget(log: VersionLog, base: State, *entry_ids: int) -> State:
     ids = np.array(entry_ids, np.int64)
-    return log.commit(
-        base,
-        "forget",
-        lambda version: [Forget(tombstones=write_tombstones(log.storage, version, ids), forgotten=len(ids))],
-    )
+
+    def prepare(version: int, _: State) -> list[Forget]:
+        return [Forget(tombstones=write_tombstones(log.storage, lease, version, ids), forgotten=len(ids))]
+
+    with Lease(log.storage, "test") as lease:
+        return log.commit(base, "forget", prepare, lease)
 
 
 @pytest.fixture
@@ -70,9 +72,9 @@ def index(generation: int) -> Index:
 
 def test_an_index_built_beside_another_is_a_conflict(log: VersionLog) -> None:
     base = forget(log, State(), 1)
-    log.commit(base, "index", lambda _: [SetIndex(index=index(1), replaces=None)])
+    log.commit(base, "index", lambda *_: [SetIndex(index=index(1), replaces=None)])
     with pytest.raises(CommitConflict, match="another writer has changed the index"):
-        log.commit(base, "index", lambda _: [SetIndex(index=index(2), replaces=None)])
+        log.commit(base, "index", lambda *_: [SetIndex(index=index(2), replaces=None)])
     assert log.latest().index == index(1)
 
 
@@ -96,7 +98,7 @@ def test_checkpoints_stand_for_the_commits_before_them(log: VersionLog) -> None:
     assert log.storage.exists(f"versions/{100:020d}.checkpoint.json")
     for number in range(1, 100):
         (log.storage.local_path(f"versions/{number:020d}.json")).unlink()
-    assert log.latest() == state
+    assert VersionLog(log.storage).latest() == state
 
 
 def test_no_memory_and_no_such_version_are_said(log: VersionLog) -> None:
@@ -113,7 +115,7 @@ def test_a_damaged_version_is_named(log: VersionLog, damage: bytes) -> None:
     path = log.storage.local_path(f"versions/{1:020d}.json")
     path.write_bytes(damage)
     with pytest.raises(DamagedFile, match=rf"{path.name}.*restore it"):
-        log.latest()
+        VersionLog(log.storage).latest()
 
 
 def test_a_version_under_another_number_is_named(log: VersionLog) -> None:
@@ -121,7 +123,7 @@ def test_a_version_under_another_number_is_named(log: VersionLog) -> None:
     first, second = (log.storage.local_path(f"versions/{number:020d}.json") for number in (1, 2))
     second.write_bytes(first.read_bytes())
     with pytest.raises(DamagedFile, match=second.name):
-        log.latest()
+        VersionLog(log.storage).latest()
     with pytest.raises(DamagedFile, match=second.name):
         forget(log, state.model_copy(update={"version": 1}), 3)
 
@@ -131,4 +133,4 @@ def test_another_format_is_named(log: VersionLog) -> None:
     path = log.storage.local_path(f"versions/{1:020d}.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
     with pytest.raises(FormatError, match="in format 7 and this release reads format 1"):
-        log.latest()
+        VersionLog(log.storage).latest()

@@ -1,0 +1,63 @@
+"""What an object store, or the way to it, has against a request: one sentence for each, with the way out."""
+
+import errno
+import tempfile
+
+from botocore import exceptions as botocore
+
+REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "RequestTimeTooSkewed"}
+DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
+ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+NO_ROOM = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "500", "InternalError"}
+UNSUPPORTED = {"NotImplemented", "501", "MethodNotAllowed", "405"}
+
+_NO_CREDENTIALS = (
+    botocore.NoCredentialsError,
+    botocore.PartialCredentialsError,
+    botocore.CredentialRetrievalError,
+    botocore.TokenRetrievalError,
+    botocore.NoAuthTokenError,
+    botocore.ProfileNotFound,
+)
+_UNREACHABLE = (botocore.ConnectionError, botocore.HTTPClientError, OSError)
+
+
+def code_of(error: BaseException) -> str:
+    """What S3 calls an error, which s3fs keeps as the cause of its own; empty for those that did not come from S3."""
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return str(answer.get("Error", {}).get("Code", "")) if isinstance(answer, dict) else ""
+
+
+def explanation(error: Exception, uri: str, doing: str, where: str) -> str:
+    """The sentence for an error met while `doing` ("read", "write to") what is `where` in the memory at `uri`."""
+    code, said = code_of(error), " ".join(str(error).split())
+    if code:
+        return _answer(code, said, uri, doing, where)
+    if isinstance(error, _NO_CREDENTIALS):
+        return f"there are no credentials for {uri} ({said}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret"
+    if isinstance(error, PermissionError):
+        return _may_not(doing, where)
+    if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return f"there is no room for a copy of {where} in {tempfile.gettempdir()}: make room there, or set TMPDIR"
+    if isinstance(error, _UNREACHABLE):
+        return f"the store of {uri} cannot be reached ({said}): look at the network and at AWS_ENDPOINT_URL"
+    return f"the store could not {doing} {where} ({type(error).__name__}: {said}): correct the URI, or the settings"
+
+
+def _answer(code: str, said: str, uri: str, doing: str, where: str) -> str:
+    """The sentence for what S3 itself answered."""
+    if code in REFUSED:
+        return f"the store of {uri} refuses these credentials ({code}): correct or renew them"
+    if code in DENIED:
+        return _may_not(doing, where)
+    if code == "NoSuchBucket":
+        return f"there is no bucket for {uri}: create it, or correct the URI"
+    if code in ELSEWHERE:
+        return f"the bucket of {uri} is in another region ({said}): set AWS_DEFAULT_REGION to its own"
+    if code in NO_ROOM:
+        return f"the store could not {doing} {where} ({code}): look whether it has room left, then try again"
+    return f"the store could not {doing} {where} ({code}: {said}): try again, and look at the store if it stays so"
+
+
+def _may_not(doing: str, where: str) -> str:
+    return f"these credentials may not {doing} {where}: have them allowed to, or use others"

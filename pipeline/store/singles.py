@@ -1,0 +1,78 @@
+"""Entries added by themselves: written into their commits, and folded into files now and then.
+
+A single add so costs one small file, whatever the memory holds. The files they are folded into are merged in tiers, so
+that a hundred thousand single adds lie in a few dozen files.
+"""
+
+import base64
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.store.files import RowsFile
+from pipeline.store.identity import Identity
+from pipeline.store.leases import Lease
+from pipeline.store.schemas import embedding_column, entries_schema, read_table, write_rows
+from pipeline.store.segments import segment_folder
+from pipeline.store.state import FoldSingles, Single, State
+from pipeline.store.storage import Storage
+
+FOLD_EVERY = 64
+TIER_ROWS = (FOLD_EVERY * 64, FOLD_EVERY * 1024)  # files below the first are merged into one above it, and so on
+FILES_A_TIER = (63, 15)
+
+
+def encoded_vector(vector_D: np.ndarray) -> str:
+    """A vector as an entry in a commit holds it: base64 of float16 [D], little-endian."""
+    return base64.b64encode(np.ascontiguousarray(vector_D, "<f2").tobytes()).decode()
+
+
+def vectors_of_singles(singles: Sequence[Single], dimension: int) -> np.ndarray:
+    """The vectors of some single adds, float16 [N, D]."""
+    data = b"".join(base64.b64decode(single.embedding) for single in singles)
+    return np.frombuffer(data, "<f2").reshape(len(singles), dimension)
+
+
+def table_of_singles(singles: Sequence[Single], identity: Identity) -> pa.Table:
+    """Single adds as rows of an entries file."""
+    return pa.table(
+        [
+            pa.array([single.id for single in singles], pa.int64()),
+            pa.array([single.uri for single in singles], pa.string()),
+            pa.array([single.label for single in singles], pa.string()),
+            pa.array([single.dataset for single in singles], pa.string()),
+            embedding_column(vectors_of_singles(singles, identity.dimension)),
+            pa.array([single.sha256 for single in singles], pa.string()),
+            pa.array([single.width for single in singles], pa.int32()),
+            pa.array([single.height for single in singles], pa.int32()),
+        ],
+        schema=entries_schema(identity),
+    )
+
+
+def fold(storage: Storage, lease: Lease, state: State) -> FoldSingles:
+    """Write the pending single adds of a state into a file, with as many of the files before as make a tier full."""
+    if state.singles is None or state.identity is None:
+        raise AssertionError("there is nothing to fold")
+    number = state.singles.segment
+    [files] = [segment.entries for segment in state.segments if segment.number == number]
+    merged = _full_tiers(files)
+    tables = [read_table(storage, file) for file in files[len(files) - merged :]]
+    table = pa.concat_tables([*tables, table_of_singles(state.pending, state.identity)])
+    path = f"{segment_folder(number)}entries/{state.version:020d}-{lease.nonce}.parquet"
+    file = write_rows(storage, path, table)
+    return FoldSingles(segment=number, files=(*files[: len(files) - merged], file))
+
+
+def _full_tiers(files: Sequence[RowsFile]) -> int:
+    """How many of the last files are to be merged with what is folded now."""
+    merged = 0
+    for below, most in zip(TIER_ROWS, FILES_A_TIER, strict=True):
+        small = 0
+        while merged + small < len(files) and files[-1 - merged - small].rows < below:
+            small += 1
+        if small < most:
+            break
+        merged += small
+    return merged
