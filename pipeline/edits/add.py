@@ -21,6 +21,7 @@ from pipeline.errors import CommitConflict, DamagedFile, IdentityMismatch, Memor
 from pipeline.images.folder import Listing, list_folder, parse_labels
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import ids
+from pipeline.store.garbage import FOLDERS
 from pipeline.store.identity import Identity
 from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import read_table
@@ -36,9 +37,6 @@ from pipeline.store.segments import (
 from pipeline.store.state import AddSegment, Segment, SetIdentity, State
 from pipeline.store.tombstones import read_tombstones
 from pipeline.store.versions import VersionLog
-
-# All that a memory's folder holds.
-OWN_NAMES = {"encoder", "erasures", "index", "labels", "leases", "packs", "segments", "tombstones", "versions"}
 
 # An interrupted add goes on with its frozen plan as long as this share of its images is still as it was.
 STILL_THERE = 0.5
@@ -154,7 +152,7 @@ def prepare(
     if os.path.isdir(source) and {"versions", "segments"} <= set(os.listdir(source)):
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
     listing = list_folder(source, parse_labels(options.labels))
-    if state is None and not set(log.storage.list("")) <= OWN_NAMES:
+    if state is None and not set(log.storage.list("")) <= FOLDERS:
         raise MemoryMissing(
             f"{log.storage.uri} is a folder with other files in it and no memory: "
             "name an empty or new folder for MEMORY (it comes before SOURCE)"

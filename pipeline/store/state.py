@@ -240,7 +240,6 @@ class State(_Frozen):
     labels: tuple[FileRef, ...] = ()
     label_sets: tuple[LabelSet, ...] = ()
     index: Index | None = None
-    num_live: int = 0
     retired: tuple[int, ...] = ()
     rewrites: int = 0
     erasures: tuple[str, ...] = ()
@@ -251,6 +250,11 @@ class State(_Frozen):
         """Entries stored, forgotten ones included."""
         return sum(segment.num_entries for segment in self.segments)
 
+    @property
+    def num_live(self) -> int:
+        """Entries that are not forgotten: an id is listed in one file of tombstones at most."""
+        return self.num_entries - sum(file.rows for file in self.tombstones)
+
     def after(self, action: Action) -> "State":
         """The state once an action is added to it."""
         return self.model_copy(update=self._changes(action))
@@ -260,10 +264,7 @@ class State(_Frozen):
             case SetIdentity():
                 return {"identity": action.identity, "weights": action.weights}
             case AddSegment():
-                return {
-                    "segments": self._with(action.segment),
-                    "num_live": self.num_live + action.segment.num_entries,
-                }
+                return {"segments": self._with(action.segment)}
             case AddSingles():
                 return self._with_singles(action)
             case FoldSingles():
@@ -274,7 +275,7 @@ class State(_Frozen):
                 }
             case Forget():
                 before = () if action.folds else self.tombstones
-                return {"tombstones": (*before, action.tombstones), "num_live": self.num_live - action.forgotten}
+                return {"tombstones": (*before, action.tombstones)}
             case Relabel():
                 sets = self.label_sets
                 if action.label_set is not None and action.label_set not in {s.name for s in sets}:
@@ -305,7 +306,6 @@ class State(_Frozen):
             "segments": self._with(segment.model_copy(update=grown)),
             "singles": Singles(segment=number, next_row=next_row),
             "pending": (*self.pending, *action.entries),
-            "num_live": self.num_live + added,
         }
 
     def conflict(self, action: Action, base: "State") -> str | None:

@@ -1,0 +1,134 @@
+"""What lies in a memory and belongs to nobody: files that no version names and no live lease holds.
+
+They are left by processes that were killed, by writers that lost a race, and by versions that were dropped. The order
+of looking makes it safe beside writers: files first, then leases, then versions. A file seen that is in use has either
+its writer's lease standing, or a version naming it by the time versions are read.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import MemoryMissing
+from pipeline.store import segments
+from pipeline.store.leases import LeaseRecord, live, standing
+from pipeline.store.state import AddSegment, AddSingles, BreakLeases, SetState, State, file_refs
+from pipeline.store.versions import HINT, Commit, VersionLog, checkpoint_path, commit_path
+
+# All that a memory's folder holds. What else lies in it is somebody's, and left alone.
+FOLDERS = {"encoder", "erasures", "index", "labels", "leases", "packs", "segments", "tombstones", "versions"}
+
+_SEGMENT_FILE = re.compile(r"segments/(\d{8})/(.*)")
+
+
+@dataclass(frozen=True)
+class Census:
+    """Every file of a memory with its bytes, and whose it is.
+
+    `named` are the files of the versions that can be read; `working` and `dead` the leases that stand; `unfinished` are
+    segments that were reserved and neither committed nor given up, without a live lease.
+    """
+
+    files: dict[str, int]
+    named: set[str]
+    working: tuple[LeaseRecord, ...]
+    dead: tuple[LeaseRecord, ...]
+    garbage: tuple[str, ...]
+    unfinished: tuple[int, ...]
+    foreign: tuple[str, ...]
+
+    @property
+    def garbage_bytes(self) -> int:
+        return sum(self.files.get(path, 0) for path in self.garbage)
+
+
+def take_census(log: VersionLog) -> Census:
+    """Look at every file, lease and version. Raises MemoryMissing, DamagedFile or FormatError."""
+    storage = log.storage
+    files = storage.walk()
+    leases = standing(storage)
+    working = live(storage, leases)
+    abandoned = set(storage.abandoned())
+    named, committed = _named(log)
+    reserved = segments.reserved(storage)
+    ours = {path for path in files if path.split("/")[0] in FOLDERS}
+    kept_marks = {number for number in reserved if number in committed}
+
+    def is_garbage(path: str) -> bool:
+        if path.endswith(".aside"):
+            return path in abandoned
+        if path in named or any(record.covers(path) or path == record.path for record in working):
+            return False
+        inside = _SEGMENT_FILE.fullmatch(path)
+        if inside and inside[2] in (segments.DESCRIPTION, segments.GIVEN_UP):
+            return False  # that a number was taken is remembered for ever
+        return not (inside and inside[2].startswith("done/") and int(inside[1]) in kept_marks)
+
+    garbage = tuple(sorted(filter(is_garbage, ours)))
+    held = {number for number in reserved if any(r.covers(segments.segment_folder(number)) for r in working)}
+    unfinished = tuple(
+        number
+        for number in reserved
+        if number not in committed
+        and number not in held
+        and not segments.is_given_up(storage, number)
+        and any(path.startswith(segments.segment_folder(number)) for path in garbage)
+    )
+    dead = tuple(record for record in leases if record not in working)
+    return Census(files, named, tuple(working), dead, garbage, unfinished, tuple(sorted(set(files) - ours)))
+
+
+def remove_garbage(
+    log: VersionLog, census: Census, command: str, wanted: Callable[[str], bool] = lambda _: True
+) -> Sequence[str]:
+    """Remove the garbage that is wanted away, having made sure that nobody taken for dead can commit it any more.
+
+    Returns the paths removed.
+    """
+    removed = [path for path in census.garbage if wanted(path)]
+    broken = tuple(record.nonce for record in census.dead)
+    if broken:
+        log.commit(log.latest(), command, lambda *_: [BreakLeases(leases=broken)])
+    for number in census.unfinished:
+        folder = segments.segment_folder(number)
+        if any(path.startswith(folder) for path in removed):
+            segments.give_up(log.storage, number)
+    log.storage.delete(record.path for record in census.dead)
+    log.storage.delete(removed)
+    return removed
+
+
+def _named(log: VersionLog) -> tuple[set[str], set[int]]:
+    """Paths that the versions to be read need, and the numbers of the segments they hold."""
+    named: set[str] = {HINT}
+    committed: set[int] = set()
+    try:
+        kept = log.kept()
+    except MemoryMissing:
+        return named, committed
+    first: State | None = None
+    for commit in log.commits(kept):
+        if first is None:
+            first = log.at(commit.version)
+            _note_state(first, named, committed)
+        _note_commit(commit, named, committed)
+    named |= {checkpoint_path(number) for number in log.checkpoints() if number >= kept[0]}
+    named |= {f"erasures/{nonce}.json" for nonce in log.latest().erasures}
+    return named, committed
+
+
+def _note_commit(commit: Commit, named: set[str], committed: set[int]) -> None:
+    named.add(commit_path(commit.version))
+    for action in commit.actions:
+        named |= {file.path for file in file_refs(action)}
+        if isinstance(action, AddSegment):
+            committed.add(action.segment.number)
+        elif isinstance(action, AddSingles):
+            committed.add(action.segment)
+        elif isinstance(action, SetState):
+            _note_state(action.state, named, committed)
+
+
+def _note_state(state: State, named: set[str], committed: set[int]) -> None:
+    named |= {file.path for file in file_refs(state)}
+    committed |= {segment.number for segment in state.segments}
