@@ -73,6 +73,11 @@ class AddPlan:
         return int(self.listing.images.num_rows)
 
     @property
+    def is_single(self) -> bool:
+        """Whether the source is one image file, which goes to the log of single adds."""
+        return self.listing.is_file and not self.thumbnails
+
+    @property
     def num_parts(self) -> int:
         return -(-self.planned // ids.rows_per_part(self.planned))
 

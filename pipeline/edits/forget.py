@@ -55,20 +55,20 @@ def select(live: LiveEntries, selection: Selection, memory_uri: str) -> np.ndarr
 
 def forget(log: VersionLog, state: State, ids: np.ndarray, command: str) -> tuple[State, int]:
     """Commit tombstones for these ids (int64 [N]); return the state and how many of them were live until then."""
-    written: list[Forget] = []
+    newly = 0
 
     def prepare(version: int, state: State) -> list[Forget]:
-        log.storage.delete(action.tombstones.path for action in written)
+        nonlocal newly
         forgotten = read_tombstones(log.storage, state.tombstones)
         fresh = np.setdiff1d(ids, forgotten)
         folds = len(state.tombstones) >= FOLD_EVERY - 1
         tombstones = write_tombstones(log.storage, lease, version, np.union1d(fresh, forgotten) if folds else fresh)
-        written[:] = [Forget(tombstones=tombstones, forgotten=len(fresh), folds=folds)]
-        return written
+        newly = len(fresh)
+        return [Forget(tombstones=tombstones, forgotten=newly, folds=folds)]
 
     with Lease(log.storage, "forget") as lease:
         state = log.commit(state, command, prepare, lease)
-    return state, written[0].forgotten
+    return state, newly
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str], memory_uri: str) -> UnknownName:

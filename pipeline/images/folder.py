@@ -22,12 +22,16 @@ Labels = Literal["folder", "none"]
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds: `images` has columns uri, label, num_bytes, modified; `skipped` counts other files."""
+    """What a source holds: `images` has columns uri, label, num_bytes, modified; `skipped` counts other files.
+
+    `is_file` tells a source that is one image from a folder of one.
+    """
 
     uri: str
     name: str
     images: pa.Table
     skipped: int
+    is_file: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -75,7 +79,8 @@ def list_folder(source: str, labels: Labels) -> Listing:
         what = f"holds {skipped:,} files but no image" if skipped else "is empty"
         raise SourceError(f"the source {root} {what}: give a folder with files ending in {_endings()}")
     rows = sorted((uri_of_path(path), path) for path in found)
-    return Listing(uri_of_path(str(root)), printable(name) or "root", _table(rows, str(top), labels), skipped)
+    images = _table(rows, str(top), labels)
+    return Listing(uri_of_path(str(root)), printable(name) or "root", images, skipped, root.is_file())
 
 
 def _table(rows: list[tuple[str, str]], top: str, labels: Labels) -> pa.Table:

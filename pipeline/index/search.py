@@ -132,6 +132,14 @@ class LiveEntries:
             found.append(block.ids_N[mask & block.live_N])
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
+    def is_called(self, entry_id: int, label: str | None, dataset: str) -> bool:
+        """Whether an entry has this label (None: none) and is of this dataset."""
+        for block, _, rows in self._located(np.array([entry_id], np.int64)):
+            for row in rows:
+                code = int(block.codes_N[row])
+                return (self.labels[code] if code >= 0 else None) == label and block.datasets[row].as_py() == dataset
+        return False
+
     def vectors_of(self, ids: np.ndarray) -> np.ndarray:
         """Stored vectors of live entries, float32 [N, D], in the order of `ids`."""
         vectors_ND = np.empty((len(ids), self.dimension), np.float32)

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.errors import CommitConflict, DamagedFile, FormatError, MemoryMissing
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import FORMAT
-from pipeline.store.state import Action, BreakLeases, State
+from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, State, file_refs
 from pipeline.store.storage import AlreadyExists, Storage
 
 FOLDER = "versions"
@@ -145,11 +145,14 @@ class VersionLog:
         """
         nonce = secrets.token_hex(8)
         state = self._caught_up(base, lease)
+        actions: tuple[Action, ...] = ()
         for _ in range(MAX_ATTEMPTS):
             number = state.version + 1
-            actions = tuple(prepare(number, state))
+            lost, actions = actions, tuple(prepare(number, state))
+            self._discard(lost, actions, lease)
             for action in actions:
                 if reason := state.conflict(action, base):
+                    self._discard(actions, (), lease)
                     raise CommitConflict(f"{reason} meanwhile, and nothing was changed: run the command again")
             after = self._after(state, number, actions)
             commit = Commit(
@@ -195,6 +198,14 @@ class VersionLog:
     def read_checkpoint(self, number: int) -> State:
         """The state in a checkpoint. Raises DamagedFile."""
         return self._parsed(checkpoint_path(number), Checkpoint).state
+
+    def _discard(self, lost: Sequence[Action], kept: Sequence[Action], lease: Lease | None) -> None:
+        """Remove what was written for actions that will not be committed; a segment stays, to go on from."""
+        named = {file.path for action in kept for file in file_refs(action)}
+        for action in lost:
+            if lease is not None and not isinstance(action, AddSegment | SetIdentity):
+                paths = {file.path for file in file_refs(action) if lease.nonce in file.path}
+                self.storage.delete(sorted(paths - named))
 
     def _caught_up(self, base: State, lease: Lease | None) -> State:
         """The newest state, having seen that nobody broke the lease meanwhile."""

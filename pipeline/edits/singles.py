@@ -1,0 +1,150 @@
+"""Adding images by themselves: each call is one commit that carries its entries, whatever the memory holds already.
+
+There is no plan, no segment of its own and no completion mark: the commit is the whole of it, so a kill leaves either
+nothing or everything. What lies in commits is folded into files now and then (store/singles.py).
+"""
+
+import contextlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.stream import Pixels, pixels_of_bytes
+from pipeline.errors import CommitConflict, SourceError, UsageError
+from pipeline.images.decode import Rejected, read_bytes
+from pipeline.images.uris import uri_of_path
+from pipeline.store.ids import first_id
+from pipeline.store.leases import Lease
+from pipeline.store.segments import reserve_for_singles
+from pipeline.store.singles import FOLD_EVERY, encoded_vector, fold
+from pipeline.store.state import AddSingles, FoldSingles, SetIdentity, Single, State
+from pipeline.store.versions import VersionLog
+
+MAX_AT_ONCE = 256  # entries in one commit, which every reader that follows has to read
+
+
+@dataclass(frozen=True)
+class NewEntry:
+    """An image about to be remembered: its vector float32 [D] of unit length, and what an entry keeps besides."""
+
+    uri: str
+    label: str | None
+    dataset: str
+    vector_D: np.ndarray
+    sha256: str
+    width: int
+    height: int
+
+
+def embed_singles(
+    encoder: Encoder,
+    images: Sequence[bytes | str | Path],
+    uris: Sequence[str | None],
+    labels: Sequence[str | None],
+    dataset: str,
+) -> list[NewEntry]:
+    """Entries from image files, given by path or as their bytes.
+
+    Where no uri is given it is the path's, or made of the hash of the bytes. A vector is that of the same image asked
+    about, to the last bit. Raises SourceError naming the first image that cannot be read.
+    """
+    if len(images) > MAX_AT_ONCE:
+        raise UsageError(f"{len(images):,} images are many for one call: give at most {MAX_AT_ONCE}, or add a folder")
+    loaded = [_loaded(encoder, image) for image in images]
+    vectors_ND = encoder.embed_queries(np.stack([pixels.pixels_SS3 for pixels in loaded]))
+    return [
+        NewEntry(
+            uri=uri or _own_uri(image, pixels.facts.sha256),
+            label=label,
+            dataset=dataset,
+            vector_D=vector_D,
+            sha256=pixels.facts.sha256,
+            width=pixels.facts.width,
+            height=pixels.facts.height,
+        )
+        for image, pixels, uri, label, vector_D in zip(images, loaded, uris, labels, vectors_ND, strict=True)
+    ]
+
+
+def add_singles(
+    log: VersionLog, state: State | None, encoder: Encoder, entries: Sequence[NewEntry], command: str
+) -> tuple[State, list[int]]:
+    """Commit entries by themselves; return the state and their ids. Raises CommitConflict for another identity."""
+    if state is not None and state.identity is not None:
+        committed, ids = _commit(log, state, encoder, entries, command, None)
+    else:
+        with Lease(log.storage, "add") as lease:  # it holds the weights until a version names them
+            lease.hold("encoder/")
+            committed, ids = _commit(log, state or State(), encoder, entries, command, lease)
+    if len(committed.pending) >= FOLD_EVERY:
+        with contextlib.suppress(CommitConflict):  # another writer has folded them, or the next one will
+            committed = fold_singles(log, committed)
+    return committed, ids
+
+
+def fold_singles(log: VersionLog, state: State, command: str = "fold single adds") -> State:
+    """Move the entries that lie in commits into a file. Raises CommitConflict when another writer has done so."""
+
+    def prepare(_: int, now: State) -> list[FoldSingles]:
+        if now.pending[: len(state.pending)] != state.pending:
+            raise CommitConflict("another writer has folded the single adds meanwhile: there is nothing to do")
+        return [fold(log.storage, lease, now)]
+
+    if not state.pending:
+        return state
+    with Lease(log.storage, "fold single adds") as lease:
+        return log.commit(state, command, prepare, lease)
+
+
+def _commit(
+    log: VersionLog, state: State, encoder: Encoder, entries: Sequence[NewEntry], command: str, lease: Lease | None
+) -> tuple[State, list[int]]:
+    identity = encoder.identity
+    own = [] if state.identity else [SetIdentity(identity=identity, weights=encoder.keep(log.storage))]
+    reserved = None if state.singles else reserve_for_singles(log.storage)
+    ids: list[int] = []
+
+    def prepare(_: int, now: State) -> list[SetIdentity | AddSingles]:
+        segment = now.singles.segment if now.singles else reserved
+        if segment is None:
+            raise CommitConflict("the memory was made anew meanwhile, and nothing was changed: run the command again")
+        first = first_id(segment, 0) + (now.singles.next_row if now.singles else 0)
+        ids[:] = range(first, first + len(entries))
+        singles = tuple(_single(entry_id, entry) for entry_id, entry in zip(ids, entries, strict=True))
+        return [*own, AddSingles(segment=segment, identity=identity.fingerprint, entries=singles)]
+
+    return log.commit(state, command, prepare, lease), ids
+
+
+def _single(entry_id: int, entry: NewEntry) -> Single:
+    return Single(
+        id=entry_id,
+        uri=entry.uri,
+        label=entry.label,
+        dataset=entry.dataset,
+        embedding=encoded_vector(entry.vector_D),
+        sha256=entry.sha256,
+        width=entry.width,
+        height=entry.height,
+    )
+
+
+def _loaded(encoder: Encoder, image: bytes | str | Path) -> Pixels:
+    try:
+        data = image if isinstance(image, bytes) else read_bytes(_uri_of_file(image))
+        return pixels_of_bytes(data, encoder.identity.preprocessing)
+    except Rejected as rejected:
+        named = "given as bytes" if isinstance(image, bytes) else image
+        raise SourceError(f"the image {named} cannot be used ({rejected.reason}): check the path or the file") from None
+
+
+def _own_uri(image: bytes | str | Path, sha256: str) -> str:
+    return f"sha256:{sha256}" if isinstance(image, bytes) else _uri_of_file(image)
+
+
+def _uri_of_file(path: str | Path) -> str:
+    return uri_of_path(os.path.abspath(os.path.expanduser(str(path).removeprefix("file://"))))
