@@ -70,6 +70,10 @@ Weigh = Annotated[
 Assume = Annotated[
     list[str] | None, typer.Option("--assume", metavar="ID=LABEL", help="What if it had this label? Repeatable.")
 ]
+LabelSet = Annotated[
+    str | None,
+    typer.Option("--label-set", metavar="NAME", help="Use the labels of this label set.  \\[default: as stored]"),
+]
 AbstainBelow = Annotated[
     float, typer.Option("--abstain-below", metavar="P", help="Abstain when the winner's share is below this.")
 ]

@@ -12,6 +12,7 @@ from jobs.arguments import (
     Exclude,
     Images,
     Json,
+    LabelSet,
     Memory,
     Voting,
     Weigh,
@@ -30,6 +31,7 @@ def classify(
     images: Images,
     k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours vote.", metavar="K")] = 50,
     voting: Voting = "rank",
+    label_set: LabelSet = None,
     exclude: Exclude = None,
     weigh: Weigh = None,
     assume: Assume = None,
@@ -39,7 +41,7 @@ def classify(
     json: Json = False,
 ) -> None:
     """Decide what each IMAGE is, by the votes of its nearest entries."""
-    decisions = decided(memory, images, k, voting, exclude, weigh, assume, balance, abstain_below, at)
+    decisions = decided(memory, images, k, voting, label_set, exclude, weigh, assume, balance, abstain_below, at)
     if json:
         print_json([decision.to_json() for decision in decisions])
         return
@@ -54,6 +56,7 @@ def decided(
     images: list[str],
     k: int,
     voting: str,
+    label_set: str | None,
     exclude: list[int] | None,
     weigh: list[str] | None,
     assume: list[str] | None,
@@ -75,6 +78,7 @@ def decided(
         assume=labels,
         balance=tau,
         abstain_below=abstain_below,
+        label_set=label_set,
     )
     if decisions and 0 < len(decisions[0].neighbors) < k:
         note(f"{len(decisions[0].neighbors):,} entries can vote, fewer than -k {k:,}: all of them do")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
-VERBS = ("add", "index", "search", "classify", "explain", "evaluate", "forget", "status", "demo")
+VERBS = ("add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "demo")
 
 
 def application() -> "typer.Typer":

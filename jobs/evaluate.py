@@ -4,7 +4,7 @@ from typing import Annotated, cast
 
 import typer
 
-from jobs.arguments import At, Balance, Json, Memory, balance_value
+from jobs.arguments import At, Balance, Json, LabelSet, Memory, balance_value
 from jobs.terminal import counted, print_json, progress, say
 from pipeline.asking import Evaluation
 
@@ -30,6 +30,7 @@ def evaluate(
             metavar="VOTING",
         ),
     ] = None,
+    label_set: LabelSet = None,
     balance: Balance = "0",
     at: At = None,
     json: Json = False,
@@ -47,13 +48,14 @@ def evaluate(
     target = VisualMemory(memory, at=at)
     with progress() as on_progress:
         if source is None:
-            evaluation = target.evaluate_leave_one_out(ks=ks, votings=votings, balance=tau)
+            evaluation = target.evaluate_leave_one_out(ks=ks, votings=votings, balance=tau, label_set=label_set)
         else:
             evaluation = target.evaluate(
                 source,
                 ks=ks,
                 votings=votings,
                 balance=tau,
+                label_set=label_set,
                 on_progress=on_progress,
             )
     if json:
@@ -67,7 +69,8 @@ def show(evaluation: Evaluation, *, auto: bool) -> None:
     skipped = f" ({evaluation.skipped:,} skipped: unreadable or without a label)" if evaluation.skipped else ""
     balance = f", balance {evaluation.balance:g}" if evaluation.balance or auto else ""
     queries = counted(evaluation.num_queries, "query")
-    say(f"{queries}{skipped}, version {evaluation.version}{balance}; percent right at k =")
+    label_set = f", label set {evaluation.label_set}" if evaluation.label_set is not None else ""
+    say(f"{queries}{skipped}{label_set}, version {evaluation.version}{balance}; percent right at k =")
     ks = list(next(iter(evaluation.accuracy.values())))
     say(f"  {'voting':<10}" + "".join(f"{k:>8}" for k in ks))
     for voting, by_k in evaluation.accuracy.items():

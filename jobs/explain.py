@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import AbstainBelow, Assume, At, Balance, Exclude, Json, Memory, Voting, Weigh
+from jobs.arguments import AbstainBelow, Assume, At, Balance, Exclude, Json, LabelSet, Memory, Voting, Weigh
 from jobs.classify import decided
 from jobs.terminal import print_json, say
 from pipeline.decisions.decision import Decision
@@ -18,6 +18,7 @@ def explain(
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image file to ask about.", show_default=False)],
     k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours vote.", metavar="K")] = 50,
     voting: Voting = "rank",
+    label_set: LabelSet = None,
     exclude: Exclude = None,
     weigh: Weigh = None,
     assume: Assume = None,
@@ -32,7 +33,7 @@ def explain(
     """Show the decision for IMAGE with every neighbour's label, similarity and weight."""
     if html is not None and not html.absolute().parent.is_dir():
         raise typer.BadParameter(f"the folder of {html} does not exist: make it first", param_hint="--html")
-    [decision] = decided(memory, [image], k, voting, exclude, weigh, assume, balance, abstain_below, at)
+    [decision] = decided(memory, [image], k, voting, label_set, exclude, weigh, assume, balance, abstain_below, at)
     if html is not None:
         from pipeline import VisualMemory
         from pipeline.explanation import write_page
@@ -52,6 +53,8 @@ def show(decision: Decision, image: str) -> None:
     say(f"{image}\ndecision: {verdict}")
     say(f"confidence {decision.confidence:.1%}, margin {decision.margin:.1%}, version {decision.version}")
     voted = f"{decision.voting} voting of {len(decision.neighbors)} neighbours"
+    if decision.label_set is not None:
+        voted += f", label set {decision.label_set}"
     say(f"\nvotes ({voted}{f', balance {decision.balance:g}' if decision.balance else ''})")
     width = max((len(label) for label in decision.votes), default=0)
     for label, share in decision.votes.items():

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import At, Images, Json, Memory
+from jobs.arguments import At, Images, Json, LabelSet, Memory
 from jobs.terminal import note, print_json, say
 
 
@@ -12,6 +12,7 @@ def search(
     memory: Memory,
     images: Images,
     k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours.", metavar="K")] = 10,
+    label_set: LabelSet = None,
     at: At = None,
     json: Json = False,
 ) -> None:
@@ -19,7 +20,7 @@ def search(
     from pipeline import VisualMemory
 
     target = VisualMemory(memory, at=at)
-    found = target.search(images, k)
+    found = target.search(images, k, label_set=label_set)
     if found and len(found[0]) < k:
         note(f"the memory holds {len(found[0]):,} entries, so there are no {k:,} neighbours to show")
     if json:

@@ -22,6 +22,9 @@ def status(memory: Memory, at: At = None, json: Json = False) -> None:
     labels = [f"{name} ({count:,})" for name, count in found["entries_by_label"].items()]
     more = f", and {len(labels) - LABELS_SHOWN} more" if len(labels) > LABELS_SHOWN else ""
     say(f"labels    {found['labels']}: {', '.join(labels[:LABELS_SHOWN])}{more}" if labels else "labels    none")
+    if found["label_sets"]:
+        sets = [f"{name} ({counted(number, 'label')})" for name, number in found["label_sets"].items()]
+        say(f"sets      {', '.join(sets)}")
     seen = f"resize {pixels['resize']}, crop {pixels['crop']}"
     say(f"encoder   {found['encoder']}, {found['dimension']} dimensions, {seen}")
     if found["index"] is None:

@@ -6,6 +6,7 @@ server answer alike.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from pipeline.index.search import LiveEntries, Restrictions, Retrieved
 
 BALANCE_QUERIES = 2_000  # entries asked to choose a balance, drawn evenly from the classes
 MAX_K = 10_000
+K_FOR_FORGOTTEN = 50
+DECISIONS_ABOUT_FORGOTTEN = 200
 MAX_WEIGHT = 1e6
 
 
@@ -60,6 +63,7 @@ class Evaluation:
     by_label: dict[Voting, dict[int, dict[str, float]]]
     balance: float
     version: int
+    label_set: str | None = None
 
     def to_json(self) -> dict:
         """Accuracies in percent; keys of the inner objects are k as strings."""
@@ -72,6 +76,7 @@ class Evaluation:
             "best": {"voting": voting, "k": k, "accuracy": self.accuracy[voting][k]},
             "by_label": self.by_label[voting][k],
             "balance": self.balance,
+            "label_set": self.label_set,
             "version": self.version,
         }
 
@@ -123,7 +128,9 @@ def classify(
     for entry_id, weight in options.weigh.items():
         reliabilities[retrieved.ids_QK == entry_id] = weight
     votes = count_votes(retrieved.similarities_QK, retrieved.codes_QK, rule, counts, reliabilities)
-    question = Question(rule, options.k, version, live.num_shards, options.abstain_below, _why_empty(live, options))
+    question = Question(
+        rule, options.k, version, live.num_shards, options.abstain_below, _why_empty(live, options), live.label_set
+    )
     decisions = []
     for query, uri in enumerate(uris):
         neighbors = _neighbors(live, labels, retrieved, query, options.weigh)
@@ -156,7 +163,21 @@ def evaluate(
     truths_Q = np.array([(codes | extra)[label] for label in truths], np.int64)
     counts = np.concatenate([live.label_counts(), np.zeros(len(extra), np.int64)])
     asked = LabelledNeighbors(retrieved.similarities_QK, retrieved.codes_QK, truths_Q, counts)
-    return _evaluation(asked, names, rule, ks, votings, version, skipped)
+    return replace(_evaluation(asked, names, rule, ks, votings, version, skipped), label_set=live.label_set)
+
+
+def truths_in_label_set(
+    labels: Sequence[str | None], stored: LiveEntries, live: LiveEntries, mapped: Mapping[str, str]
+) -> list[str | None]:
+    """The labels of queries in a label set, None for those it has no word for.
+
+    A label means in the set what it means for an entry stored with it: the map translates it, and one that entries are
+    stored under but that the set leaves out asks nothing. Otherwise it is taken for a label of the set itself; one that
+    nobody knows stays, and counts as wrong.
+    """
+    in_set = {label for label, count in zip(live.labels, live.label_counts(), strict=True) if count}
+    left_out = {label for label, count in zip(stored.labels, stored.label_counts(), strict=True) if count} - in_set
+    return [mapped.get(label, None if label in left_out else label) if label is not None else None for label in labels]
 
 
 def evaluate_leave_one_out(
@@ -167,9 +188,10 @@ def evaluate_leave_one_out(
         check_k(k)
     ids = live.live_ids(labelled=True)
     if not len(ids):
-        raise SourceError("the memory has no entry with a label to ask about: add images in class sub-folders")
+        way = "`relabel --label-set` gives some" if live.label_set else "add images in class sub-folders"
+        raise SourceError(f"the memory has no entry with a label{_in_set(live)} to ask about: {way}")
     asked = _leave_one_out(live, ids, max(ks))
-    return _evaluation(asked, live.labels, rule, ks, votings, version, 0)
+    return replace(_evaluation(asked, live.labels, rule, ks, votings, version, 0), label_set=live.label_set)
 
 
 def best_balance(live: LiveEntries, k: int, rule: VotingRule) -> float:
@@ -182,6 +204,24 @@ def best_balance(live: LiveEntries, k: int, rule: VotingRule) -> float:
     each = max(BALANCE_QUERIES // max(len(np.unique(codes)), 1), 1)
     chosen = [generator.permutation(ids[codes == code])[:each] for code in np.unique(codes)]
     return choose_balance(_leave_one_out(live, np.concatenate(chosen), k), rule, k)
+
+
+def ask_about_forgotten(live: LiveEntries, vectors_ND: np.ndarray, ids_N: np.ndarray, version: int) -> dict[str, Any]:
+    """Ask with the vectors of forgotten entries (float16 [N, D]) under every voting, and count those that come back.
+
+    All are searched for; a voting weighs what a search finds, so some decisions under each are enough beside that.
+    """
+    returned: set[int] = set()
+    if len(vectors_ND) and live.blocks:
+        queries_QD = unit_vectors(vectors_ND, live.dimension)
+        returned |= set(live.search(queries_QD, K_FOR_FORGOTTEN).ids_QK.ravel().tolist())
+        some = queries_QD[:DECISIONS_ABOUT_FORGOTTEN]
+        for voting in VOTINGS:
+            options = ClassifyOptions(k=K_FOR_FORGOTTEN, rule=VotingRule(voting))
+            for decision in classify(live, some, [None] * len(some), options, version):
+                returned |= {neighbor.id for neighbor in decision.neighbors}
+    came_back = len(returned & set(ids_N.tolist()))
+    return {"queries": len(vectors_ND), "k": K_FOR_FORGOTTEN, "votings": list(VOTINGS), "returned": came_back}
 
 
 def _leave_one_out(live: LiveEntries, ids: np.ndarray, k: int) -> LabelledNeighbors:
@@ -252,11 +292,15 @@ def _neighbors(
     return tuple(neighbors)
 
 
+def _in_set(live: LiveEntries) -> str:
+    return f" in the label set '{live.label_set}'" if live.label_set is not None else ""
+
+
 def _why_empty(live: LiveEntries, options: ClassifyOptions) -> str:
     if not len(live):
         return "the memory holds no entries"
     if not live.label_counts().any():
-        return "no entry of the memory has a label"
+        return f"no entry of the memory has a label{_in_set(live)}"
     return "every entry with a label is excluded" if options.exclude else Question.nothing_found
 
 

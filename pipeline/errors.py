@@ -2,14 +2,14 @@
 
     VisualMemoryError
     ├── UsageError          an option has a value that can never work            (exit status 2)
-    ├── SourceError         a source or a query image is missing, empty or unreadable
+    ├── SourceError         a source, a query image or a file of labels is missing, empty or unreadable
     ├── EncoderError        an unknown model, or weights that do not fit it
     │   └── IdentityMismatch    vectors of two encoders would mix
     ├── MemoryMissing       there is no memory at this URI, or no such version of it
     ├── StorageError        the place of a memory cannot be reached, written to, or relied upon
     ├── FormatError         the memory was written in a format this release does not read
     ├── DamagedFile         a file of the memory is missing, cut short or altered
-    ├── UnknownName         an id, uri, label or dataset that the memory does not hold
+    ├── UnknownName         an id, uri, label, dataset or label set that the memory does not hold
     ├── IndexBuildError     no index can be built, or none reaches the recall asked for
     ├── WorkerError         a process that worked for this one died
     └── CommitConflict      another writer changed what this one had built upon
@@ -27,7 +27,7 @@ class UsageError(VisualMemoryError):
 
 
 class SourceError(VisualMemoryError):
-    """A source or a query image is missing, empty or unreadable."""
+    """A source, a query image or a file of labels is missing, empty or unreadable."""
 
 
 class EncoderError(VisualMemoryError):
@@ -55,7 +55,7 @@ class DamagedFile(VisualMemoryError):
 
 
 class UnknownName(VisualMemoryError):
-    """An id, uri, label or dataset that the memory does not hold."""
+    """An id, uri, label, dataset or label set that the memory does not hold."""
 
 
 class IndexBuildError(VisualMemoryError):

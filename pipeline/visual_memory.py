@@ -9,10 +9,11 @@ Every call reads the newest version there is, or the one named by `at`, and answ
 torch and timm take seconds to import and only some verbs need them, so what leads to them is imported where it is used.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -21,21 +22,26 @@ from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.decisions.evaluation import DEFAULT_KS
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.edits import forget as forgetting
+from pipeline.edits import relabel as relabelling
 from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, SourceError, UsageError
 from pipeline.explanation import explanation_page, write_page
 from pipeline.images.folder import list_folder, parse_labels
+from pipeline.images.uris import path_of_uri
 from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
 from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.ids import split_id
+from pipeline.store.labels import read_label_map
+from pipeline.store.places import open_storage
 from pipeline.store.segments import PartMark, Reservation
-from pipeline.store.state import State
-from pipeline.store.storage import open_storage
+from pipeline.store.state import Segment, State
 from pipeline.store.thumbnails import read_thumbnails
 from pipeline.store.versions import VersionLog
 
 if TYPE_CHECKING:
     from pipeline.edits.add import AddOptions, AddPlan, AddReport
+    from pipeline.edits.proof import Receipt
     from pipeline.embeddings.encoder import Encoder
     from pipeline.embeddings.queries import QueryImage
 
@@ -48,13 +54,24 @@ Runner = Literal["here", "ray"]
 
 @dataclass(frozen=True)
 class ForgetReport:
-    """How many entries were forgotten, and the version that no longer has them."""
+    """How many live entries were forgotten, and the version that no longer has them.
+
+    `erased` counts the entries whose bytes are gone, those forgotten before included; None where none was to go.
+    """
 
     forgotten: int
     version: int
+    erased: int | None = None
+    receipt: "Receipt | None" = None
 
     def to_json(self) -> dict:
-        return {"forgotten": self.forgotten, "version": self.version, "receipt": None}
+        """The report as a JSON object."""
+        return {
+            "forgotten": self.forgotten,
+            "version": self.version,
+            "erased": self.erased,
+            "receipt": self.receipt.to_json() if self.receipt else None,
+        }
 
 
 class VisualMemory:
@@ -101,7 +118,10 @@ class VisualMemory:
         self._writable()
         state = self.log.newest()
         own = self.encoder() if state is not None and options.encoder.says_nothing else None
-        return prepare(self.log, state, str(source), options, own)
+        plan = prepare(self.log, state, str(source), options, own)
+        if plan.is_single and state is not None:
+            return replace(plan, already=self._segment_of(plan, state))
+        return plan
 
     def add(
         self,
@@ -140,7 +160,10 @@ class VisualMemory:
         from pipeline.edits.add import run
 
         state = self.log.newest()
-        report = run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
+        if plan.is_single:
+            report = self._add_file(plan, state, command)
+        else:
+            report = run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
         self._encoder = plan.encoder
         if report.segment is not None and report.state.num_fresh > MAX_FRESH:
             try:
@@ -148,6 +171,34 @@ class VisualMemory:
             except (CommitConflict, IndexBuildError) as error:  # the images are in the memory all the same
                 return replace(report, index_error=str(error))
         return report
+
+    def add_images(
+        self,
+        images: "Sequence[bytes | str | Path]",
+        *,
+        labels: Sequence[str | None] | None = None,
+        uris: Sequence[str] | None = None,
+        dataset: str = "single",
+        command: str = "add_images",
+    ) -> list[int]:
+        """Remember some images (paths, or bytes of image files) at once, in one commit; return their ids.
+
+        The memory must have an encoder. Bytes without a uri get one from their hash; several entries may share a uri.
+        """
+        from pipeline.edits.singles import add_singles, embed_singles
+
+        self._writable()
+        for name, values in (("images", images), ("labels", labels or ()), ("uris", uris or ())):
+            check_list(name, values)
+        for name, given in (("labels", labels), ("uris", uris)):
+            if given is not None and len(given) != len(images):
+                raise UsageError(f"there are {len(images)} images and {len(given)} {name}: give one for each")
+        if not images:
+            raise UsageError("there is nothing to add: give at least one image")
+        encoder = self.encoder()
+        none = [None] * len(images)
+        entries = embed_singles(encoder, images, uris or none, labels or none, dataset)
+        return add_singles(self.log, self.log.latest(), encoder, entries, command)[1]
 
     def plan_index(self, options: IndexOptions = IndexOptions()) -> IndexPlan:
         """What `index` would build."""
@@ -170,12 +221,20 @@ class VisualMemory:
         return build_index(self.log, state, plan, options, command, on_progress)
 
     def search(
-        self, images: "Sequence[QueryImage]" = (), k: int = 10, *, embeddings: np.ndarray | None = None
+        self,
+        images: "Sequence[QueryImage]" = (),
+        k: int = 10,
+        *,
+        embeddings: np.ndarray | None = None,
+        label_set: str | None = None,
     ) -> list[tuple[Neighbor, ...]]:
-        """The k nearest entries of each image (path, bytes or PIL image) or vector (float [Q, D])."""
+        """The k nearest entries of each image (path, bytes or PIL image) or vector (float [Q, D]).
+
+        With `label_set` they show their labels in it; those that have none are found all the same.
+        """
         asking.check_k(k)
         state = self.state()
-        live = self.live(state)
+        live = self._live_in(label_set, state)
         vectors_QD, _ = self._vectors(images, embeddings, live)
         return asking.search(live, vectors_QD, k)
 
@@ -191,8 +250,12 @@ class VisualMemory:
         assume: Mapping[int, str] | None = None,
         balance: float | Literal["auto"] = 0.0,
         abstain_below: float = 0.0,
+        label_set: str | None = None,
     ) -> list[Decision]:
-        """One decision an image or vector, in order. The what-if options change nothing stored."""
+        """One decision an image or vector, in order. The what-if options change nothing stored.
+
+        With `label_set` everything is about the labels of that set, `assume` and `balance` too.
+        """
         check_list("exclude", exclude)
         options = asking.ClassifyOptions(
             k=k,
@@ -204,7 +267,7 @@ class VisualMemory:
             abstain_below=abstain_below,
         )
         state = self.state()
-        live = self.live(state)
+        live = self._live_in(label_set, state)
         vectors_QD, uris = self._vectors(images, embeddings, live)
         return asking.classify(live, vectors_QD, uris, options, state.version)
 
@@ -219,6 +282,7 @@ class VisualMemory:
         assume: Mapping[int, str] | None = None,
         balance: float | Literal["auto"] = 0.0,
         abstain_below: float = 0.0,
+        label_set: str | None = None,
         html: str | Path | None = None,
     ) -> Decision:
         """One decision with all its evidence; with `html` also as a self-contained page at that path."""
@@ -231,6 +295,7 @@ class VisualMemory:
             assume=assume,
             balance=balance,
             abstain_below=abstain_below,
+            label_set=label_set,
         )
         if html is not None:
             write_page(self.explanation_page(decision), Path(html))
@@ -248,11 +313,14 @@ class VisualMemory:
         ks: Sequence[int] = DEFAULT_KS,
         votings: Sequence[Voting] = VOTINGS,
         balance: float | Literal["auto"] = 0.0,
+        label_set: str | None = None,
         on_progress: OnProgress = ignore_progress,
     ) -> asking.Evaluation:
         """Accuracy on a folder of labelled images that the memory need not hold. Nothing is stored.
 
-        Raises SourceError when no image of it has a label or none can be read.
+        With `label_set` a sub-folder's name may be a label as stored, which the set's map translates, or a label of the
+        set. Images under a label of the memory that the set has no word for are skipped; a label that neither knows is
+        wrong. Raises SourceError when no image has a label or none can be read.
         """
         from pipeline.embeddings.parts import available_cpus
         from pipeline.embeddings.stream import ImageFacts, embed_uris
@@ -260,12 +328,20 @@ class VisualMemory:
         check_list("ks", ks)
         check_list("votings", votings)
         state = self.state()
-        if not self.live(state).label_counts().any():
+        live = self._live_in(label_set, state)
+        if not live.label_counts().any():
+            if label_set is not None:
+                raise SourceError(
+                    f"no entry of the memory at {self.uri} has a label in the label set '{label_set}': give it some "
+                    "with `relabel --label-set`"
+                )
             raise SourceError(f"the memory at {self.uri} has no entry with a label: add images in class sub-folders")
         listing = list_folder(str(source), parse_labels("folder"))
         labels = listing.images.column("label").to_pylist()
         if not listing.labels:
             raise SourceError(f"no image of {source} has a label: put them into one sub-folder a class")
+        if label_set is not None:
+            labels = self._truths_in(label_set, labels, live, state, source)
         for k in ks:
             asking.check_k(k)
         rule = _rule(votings[0], balance)
@@ -284,7 +360,7 @@ class VisualMemory:
                 f"none of the {len(uris):,} images of {source} could be read with a label: mend the files"
             )
         return asking.evaluate(
-            self.live(state),
+            live,
             np.stack(vectors),
             truths,
             ks,
@@ -301,10 +377,11 @@ class VisualMemory:
         ks: Sequence[int] = DEFAULT_KS,
         votings: Sequence[Voting] = VOTINGS,
         balance: float | Literal["auto"] = 0.0,
+        label_set: str | None = None,
     ) -> asking.Evaluation:
         """Accuracy of every labelled entry asked about with itself left out."""
         state = self.state()
-        live = self.live(state)
+        live = self._live_in(label_set, state)
         tau = asking.best_balance(live, max(ks), VotingRule(votings[0])) if balance == "auto" else balance
         rule = _rule(votings[0], tau)
         return asking.evaluate_leave_one_out(live, ks, rule, state.version, votings)
@@ -316,19 +393,72 @@ class VisualMemory:
         uris: Sequence[str] = (),
         labels: Sequence[str] = (),
         datasets: Sequence[str] = (),
+        file: str | Path | None = None,
+        erase: bool = False,
+        verify: bool = False,
         command: str = "forget",
+        on_progress: OnProgress = ignore_progress,
     ) -> ForgetReport:
-        """Forget everything that any of these names; no answer of the next version returns it."""
+        """Forget everything that any of these names; no answer of the next version returns it.
+
+        `file` lists ids or uris. With `erase` the bytes go too, from every file and every version, also of entries
+        forgotten before; with `verify` the report holds a receipt of the proof.
+        """
+        from pipeline.edits.erase import erase as erase_entries
+        from pipeline.edits.everything import Catalogue, Everything, facts_of
+        from pipeline.edits.proof import prove
+
         self._writable()
         for name, values in (("ids", ids), ("uris", uris), ("labels", labels), ("datasets", datasets)):
             check_list(name, values)
+        listed = forgetting.read_selection(file) if file is not None else None
         selection = forgetting.Selection(
-            ids, [str(uri) for uri in uris], [str(name) for name in labels], [str(name) for name in datasets]
+            [*ids, *(listed.ids if listed else ())],
+            [*(str(uri) for uri in uris), *(listed.uris if listed else ())],
+            [str(name) for name in labels],
+            [str(name) for name in datasets],
         )
+        before = self.log.latest()
+        named = Catalogue(self.log, before) if erase else self.live(before)
+        chosen = forgetting.select(named, selection, self.uri)
+        facts, erasure = None, None
+        if erase:
+            facts, erasure = erase_entries(self.log, chosen, command, on_progress)
+            report = ForgetReport(erasure.forgotten, erasure.state.version, len(chosen))
+        else:
+            state, forgotten = forgetting.forget(self.log, before, chosen, command)
+            report = ForgetReport(forgotten, state.version)
+        if not verify:
+            return report
+        newest = self.log.latest()
+        facts = facts or facts_of(self.log, Everything.of(self.log, newest.version), chosen)
+        answers = asking.ask_about_forgotten(self.live(newest), facts.vectors_ND, facts.ids_N, newest.version)
+        return replace(
+            report, receipt=prove(self.log, newest, facts, selection.to_json(), answers, erasure, on_progress)
+        )
+
+    def relabel(
+        self,
+        *,
+        ids: Sequence[int] = (),
+        label: str | None = None,
+        file: str | Path | None = None,
+        label_set: str | None = None,
+        map: str | Path | Mapping[str, Any] | None = None,  # noqa: A002, the word DESIGN has for it
+        command: str = "relabel",
+    ) -> relabelling.RelabelReport:
+        """Give entries other labels, those of `ids` or of the rows of `file`; or make a label set by a map.
+
+        Without `label_set` the labels as stored are corrected. Where an entry was relabelled before, the last counts.
+        """
+        self._writable()
+        check_list("ids", ids)
+        given = None if label is None else str(label)
+        correction = relabelling.Correction(ids, given, file, label_set, map)
         state = self.log.latest()
-        chosen = forgetting.select(self.live(state), selection, self.uri)
-        state, forgotten = forgetting.forget(self.log, state, chosen, command)
-        return ForgetReport(forgotten, state.version)
+        live, report = relabelling.correct(self.log, state, self.live(state), correction, command)
+        self._live = (report.version, live)
+        return report
 
     def status(self) -> dict:
         """What the version that is read holds, as a JSON object."""
@@ -349,6 +479,10 @@ class VisualMemory:
             "identity": state.identity.model_dump(mode="json") if state.identity else None,
             "datasets": live.dataset_counts(),
             "labels": int((counts > 0).sum()),
+            "label_sets": {
+                name: int((live.in_label_set(self.log.storage, state, name).label_counts() > 0).sum())
+                for name in sorted(label_set.name for label_set in state.label_sets)
+            },
             "entries_by_label": {name: int(n) for name, n in sorted(zip(live.labels, counts, strict=True)) if n},
             "index": {
                 "key": index.key,
@@ -359,6 +493,26 @@ class VisualMemory:
             if index
             else None,
         }
+
+    def _live_in(self, label_set: str | None, state: State) -> LiveEntries:
+        """All that can be found in a version under the labels of a label set (None: as stored). Raises UnknownName."""
+        live = self.live(state)
+        return live if label_set is None else live.in_label_set(self.log.storage, state, label_set)
+
+    def _truths_in(
+        self, name: str, labels: Sequence[str | None], live: LiveEntries, state: State, source: str | Path
+    ) -> list[str | None]:
+        """Labels of a source's images in a label set. Raises SourceError where it has a word for none of them."""
+        [file] = [label_set.map for label_set in state.label_sets if label_set.name == name]
+        mapped = read_label_map(self.log.storage, file) if file is not None else {}
+        truths = asking.truths_in_label_set(labels, self.live(state), live, mapped)
+        if not any(truth is not None for truth in truths):
+            known = [label for label, count in zip(live.labels, live.label_counts(), strict=True) if count]
+            raise SourceError(
+                f"no sub-folder of {source} is named by a label that the label set '{name}' has a word for: it has "
+                f"{', '.join(sorted(known)[:3])}{', …' if len(known) > 3 else ''}"
+            )
+        return truths
 
     def _vectors(
         self, images: "Sequence[QueryImage]", embeddings: np.ndarray | None, live: LiveEntries
@@ -385,6 +539,30 @@ class VisualMemory:
         from pipeline.embeddings.parts import embed_here
 
         return lambda reservation, parts: embed_here(self.log.storage, reservation, parts, encoder)
+
+    def _add_file(self, plan: "AddPlan", state: State | None, command: str) -> "AddReport":
+        from pipeline.edits.add import AddReport
+        from pipeline.edits.singles import add_singles, embed_singles
+
+        began = time.monotonic()
+        already = self._segment_of(plan, state) if state is not None else None
+        if already is not None and state is not None:
+            return AddReport(None, 1, 0, (), state, time.monotonic() - began, already=already.number)
+        [image] = plan.listing.images.to_pylist()
+        path = path_of_uri(image["uri"])
+        entries = embed_singles(plan.encoder, [path], [image["uri"]], [image["label"]], plan.dataset)
+        after, [entry_id] = add_singles(self.log, state, plan.encoder, entries, command)
+        return AddReport(split_id(entry_id)[0], 1, 1, (), after, time.monotonic() - began)
+
+    def _segment_of(self, plan: "AddPlan", state: State) -> Segment | None:
+        """The segment that holds the one image of a plan under the same dataset and label, if any does."""
+        [image] = plan.listing.images.to_pylist()
+        live = self.live(state)
+        for entry_id in live.matching(uri=image["uri"]):
+            if live.is_called(entry_id, image["label"], plan.dataset):
+                number, _, _ = split_id(int(entry_id))
+                return next(segment for segment in state.segments if segment.number == number)
+        return None
 
     def _indexed(self, state: State, on_progress: OnProgress) -> State:
         options = IndexOptions()

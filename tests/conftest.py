@@ -17,10 +17,10 @@ from pipeline.embeddings.encoder import Encoder
 from pipeline.store.files import FileRef
 from pipeline.store.identity import Identity, Preprocessing
 from pipeline.store.leases import Lease
+from pipeline.store.places import open_storage
 from pipeline.store.schemas import REJECTED, embedding_column, entries_schema
 from pipeline.store.segments import publish_part, read_plan, reserve
 from pipeline.store.state import AddSegment, Segment, SetIdentity, State
-from pipeline.store.storage import open_storage
 from pipeline.store.versions import VersionLog
 from tests.store.seaweed import s3  # noqa: F401, a fixture
 

@@ -50,6 +50,7 @@ class Decision:
     shards_total: int
     balance: float = 0.0
     reason: str | None = None
+    label_set: str | None = None
 
     def to_json(self) -> dict:
         """The decision as a JSON object."""
@@ -63,6 +64,7 @@ class Decision:
             "voting": self.voting,
             "balance": self.balance,
             "k": self.k,
+            "label_set": self.label_set,
             "votes": self.votes,
             "neighbors": [neighbor.to_json() for neighbor in self.neighbors],
             "version": self.version,
@@ -81,6 +83,7 @@ class Question:
     num_shards: int
     abstain_below: float = 0.0
     nothing_found: str = "no entry with a label is left to vote"
+    label_set: str | None = None
 
 
 def decision_of(
@@ -116,4 +119,5 @@ def decision_of(
         shards_total=question.num_shards,
         balance=question.rule.balance,
         reason=reason,
+        label_set=question.label_set,
     )

@@ -124,7 +124,9 @@ def _winners(
     best_Q1 = sums_QC.max(axis=1, keepdims=True)
     reached_QC = np.where(sums_QC == best_Q1, reached.reshape(num_queries, num_classes), weights_QK.shape[1])
     winners_Q = reached_QC.argmin(axis=1)
-    total_Q = sums_QC.sum(axis=1)
+    # Summed in the order in which the classes reached their sums: the codes have another order in another process.
+    last = reached[cells] == ranks
+    total_Q = np.bincount(queries[last], sums_QC[queries[last], codes_QK[queries, ranks][last]], minlength=num_queries)
     voted_Q = total_Q > 0
     others_QC = sums_QC.copy()
     others_QC[np.arange(num_queries), winners_Q] = 0.0

@@ -29,6 +29,7 @@ from pipeline.store.segments import (
     PartMark,
     Reservation,
     give_up,
+    is_given_up,
     read_marks,
     reserve,
     segment_folder,
@@ -282,7 +283,9 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
         new, gone = _differences(plan.listing, frozen)
         if len(gone) <= (1 - STILL_THERE) * frozen.num_rows:
             lease.hold(segment_folder(found.number))
-            return found, len(new)
+            # A clean-up gives a segment up before it looks who holds it: one of the two sees the other.
+            if not is_given_up(log.storage, found.number):
+                return found, len(new)
         give_up(log.storage, found.number)
     reservation = reserve(
         log.storage,

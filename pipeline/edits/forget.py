@@ -2,14 +2,16 @@
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
-from pipeline.errors import UnknownName, UsageError
+from pipeline.edits.label_files import read_names
+from pipeline.errors import SourceError, UnknownName, UsageError
 from pipeline.images.uris import uri_of_path
-from pipeline.index.search import LiveEntries
 from pipeline.store.leases import Lease
 from pipeline.store.state import Forget, State
 from pipeline.store.tombstones import FOLD_EVERY, read_tombstones, write_tombstones
@@ -27,11 +29,28 @@ class Selection:
 
     def __post_init__(self) -> None:
         if not any(len(names) for names in (self.ids, self.uris, self.labels, self.datasets)):
-            raise UsageError("nothing was named to forget: give --id, --uri, --label or --dataset")
+            raise UsageError("nothing was named to forget: give --id, --uri, --label, --dataset or --file")
+
+    def to_json(self) -> dict:
+        """What was asked for, as a JSON object."""
+        return {"ids": [*self.ids], "uris": [*self.uris], "labels": [*self.labels], "datasets": [*self.datasets]}
 
 
-def select(live: LiveEntries, selection: Selection, memory_uri: str) -> np.ndarray:
-    """Ids of the live entries selected, sorted, int64 [N]. Raises UnknownName for any name that matches none."""
+class Named(Protocol):
+    """Entries that can be picked by what they are called."""
+
+    labels: tuple[str, ...]
+
+    def unknown(self, ids: Iterable[int]) -> int | None: ...
+    def matching(
+        self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None
+    ) -> np.ndarray: ...
+    def label_counts(self) -> np.ndarray: ...
+    def dataset_counts(self) -> dict[str, int]: ...
+
+
+def select(live: Named, selection: Selection, memory_uri: str) -> np.ndarray:
+    """Ids of the entries selected, sorted, int64 [N]. Raises UnknownName for any name that matches none."""
     unknown = live.unknown(selection.ids)
     if unknown is not None:
         raise UnknownName(
@@ -69,6 +88,18 @@ def forget(log: VersionLog, state: State, ids: np.ndarray, command: str) -> tupl
     with Lease(log.storage, "forget") as lease:
         state = log.commit(state, command, prepare, lease)
     return state, newly
+
+
+def read_selection(path: str | Path) -> Selection:
+    """The ids and uris that a file lists: one a line, or a column `id` or `uri` of a .csv, .tsv or .parquet file.
+
+    Raises SourceError.
+    """
+    names = read_names(path)
+    if not names:
+        raise SourceError(f"{path} lists nothing to forget: write an id or a uri a line")
+    ids = [int(name) for name in names if name.isascii() and name.isdigit()]
+    return Selection(ids=ids, uris=[name for name in names if not (name.isascii() and name.isdigit())])
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str], memory_uri: str) -> UnknownName:

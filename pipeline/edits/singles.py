@@ -112,10 +112,11 @@ def _commit(
         segment = now.singles.segment if now.singles else reserved
         if segment is None:
             raise CommitConflict("the memory was made anew meanwhile, and nothing was changed: run the command again")
-        first = first_id(segment, 0) + (now.singles.next_row if now.singles else 0)
-        ids[:] = range(first, first + len(entries))
+        row = now.singles.next_row if now.singles else 0
+        ids[:] = range(first_id(segment, 0) + row, first_id(segment, 0) + row + len(entries))
         singles = tuple(_single(entry_id, entry) for entry_id, entry in zip(ids, entries, strict=True))
-        return [*own, AddSingles(segment=segment, identity=identity.fingerprint, entries=singles)]
+        added = AddSingles(segment=segment, next_row=row + len(entries), identity=identity.fingerprint, entries=singles)
+        return [*own, added]
 
     return log.commit(state, command, prepare, lease), ids
 

@@ -14,8 +14,8 @@ from ray.data import ActorPoolStrategy, DataContext
 from pipeline import errors
 from pipeline.embeddings.parts import PartEmbedder
 from pipeline.errors import VisualMemoryError, WorkerError
+from pipeline.store.places import open_storage
 from pipeline.store.segments import PartMark, Reservation
-from pipeline.store.storage import open_storage
 
 
 class EmbedParts:

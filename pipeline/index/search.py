@@ -59,9 +59,11 @@ class LiveEntries:
         blocks: Sequence[Block],
         num_shards: int,
         opened: OpenedBlocks | None = None,
+        label_set: str | None = None,
     ) -> None:
         self.dimension = dimension
         self.labels = tuple(labels)
+        self.label_set = label_set
         self.blocks = tuple(blocks)
         self.num_shards = num_shards
         self._opened = opened or OpenedBlocks()
@@ -82,8 +84,13 @@ class LiveEntries:
                 hint = f"it has {', '.join(sorted(maps))}" if maps else "it has none: `relabel --label-set` makes one"
                 raise UnknownName(f"the memory at {storage.uri} has no label set '{name}': {hint}")
             blocks, labels = in_label_set(storage, self._opened, maps[name], name)
-            self._label_sets[name] = LiveEntries(self.dimension, labels, blocks, self.num_shards)
+            self._label_sets[name] = LiveEntries(self.dimension, labels, blocks, self.num_shards, label_set=name)
         return self._label_sets[name]
+
+    @property
+    def own_labels(self) -> pa.Table:
+        """What the version says of labels over those stored: rows of the overlay, oldest first."""
+        return self._opened.overlay.own_labels
 
     def __len__(self) -> int:
         return sum(int(block.live_N.sum()) for block in self.blocks)
@@ -139,6 +146,18 @@ class LiveEntries:
                 code = int(block.codes_N[row])
                 return (self.labels[code] if code >= 0 else None) == label and block.datasets[row].as_py() == dataset
         return False
+
+    def with_uris(self, uris: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The live entries with any of these uris, in one pass: positions in `uris` and ids, int64 [N] each."""
+        wanted = pa.array(uris, pa.string())
+        none = np.empty(0, np.int64)
+        positions, ids = [none], [none]
+        for block in self.blocks:
+            at_N = pc.fill_null(pc.index_in(block.uris, value_set=wanted), -1).to_numpy()
+            rows = np.flatnonzero((at_N >= 0) & block.live_N)
+            positions.append(at_N[rows].astype(np.int64))
+            ids.append(block.ids_N[rows])
+        return np.concatenate(positions), np.concatenate(ids)
 
     def vectors_of(self, ids: np.ndarray) -> np.ndarray:
         """Stored vectors of live entries, float32 [N, D], in the order of `ids`."""

@@ -27,6 +27,8 @@ from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import Index, Shard
 from pipeline.store.storage import Storage
 
+ROWS_COPIED = 65_536  # vectors converted or copied at a time
+
 _LABELS = b"visual_memory.labels"
 
 
@@ -67,15 +69,11 @@ def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], f
         metadata={_LABELS: json.dumps(encoded.dictionary.to_pylist())},
     )
     table = pa.table([pa.chunked_array(uris, pa.string()), pa.chunked_array(datasets, pa.string())], schema=schema)
-    with storage.publishing(f"{folder}/entries.arrow") as local:
-        with pa.ipc.new_file(str(local), schema) as writer:
-            writer.write_table(table)
-        entries = describe(f"{folder}/entries.arrow", local, len(ids_N))
     return SideFiles(
         ids=_write_array(storage, f"{folder}/ids.npy", ids_N),
         labels=_write_array(storage, f"{folder}/labels.npy", codes_N),
         vectors=vectors,
-        entries=entries,
+        entries=_write_ipc(storage, f"{folder}/entries.arrow", table),
     )
 
 
@@ -142,6 +140,13 @@ def _write_array(storage: Storage, path: str, array: np.ndarray) -> FileRef:
         return describe(path, local, len(array))
 
 
+def _write_ipc(storage: Storage, path: str, table: pa.Table) -> FileRef:
+    with storage.publishing(path) as local:
+        with pa.ipc.new_file(str(local), table.schema) as writer:
+            writer.write_table(table)
+        return describe(path, local, table.num_rows)
+
+
 def _read_array(storage: Storage, file: FileRef) -> np.ndarray:
     try:
         mapped: Literal["r"] | None = "r" if file.rows else None  # no bytes cannot be mapped
@@ -160,3 +165,71 @@ def _mapped_table(storage: Storage, file: FileRef, local: Path) -> pa.Table:
 
 def _damaged(storage: Storage, file: FileRef) -> DamagedFile:
     return DamagedFile(f"{file.path} in the memory at {storage.uri} is damaged: {way_out(file.path)}")
+
+
+def without_entries(
+    storage: Storage, folder: str, index: Index, shard: Shard, dimension: int, erased: np.ndarray
+) -> Shard | None:
+    """Write a shard anew below `folder` without some entries (ids int64 [N]); None when no row is left.
+
+    The trained quantizer is the same. Raises DamagedFile.
+    """
+    ids_N = _read_array(storage, shard.ids)
+    kept_N = np.flatnonzero(~np.isin(ids_N, erased))
+    if not len(kept_N):
+        return None
+    table = _mapped_table(storage, shard.entries, checked_path(storage, shard.entries))
+    vectors_ND = mapped_vectors(storage, shard.vectors, dimension)
+    changes: dict[str, object] = {
+        "rows": len(kept_N),
+        "ids": _write_array(storage, f"{folder}/ids.npy", ids_N[kept_N]),
+        "labels": _write_array(storage, f"{folder}/labels.npy", _read_array(storage, shard.labels)[kept_N]),
+        "entries": _write_ipc(storage, f"{folder}/entries.arrow", table.take(pa.array(kept_N))),
+    }
+    with storage.publishing(f"{folder}/vectors.f16") as local:
+        with local.open("wb") as stream:
+            for start in range(0, len(kept_N), ROWS_COPIED):
+                stream.write(np.ascontiguousarray(vectors_ND[kept_N[start : start + ROWS_COPIED]]).data)
+        changes["vectors"] = describe(f"{folder}/vectors.f16", local, len(kept_N))
+    if shard.index is not None and index.trained is not None:
+        populated = read_faiss(storage, index.trained, mapped=False)
+        for start in range(0, len(kept_N), ROWS_COPIED):
+            rows = kept_N[start : start + ROWS_COPIED]
+            populated.add(np.ascontiguousarray(vectors_ND[rows], np.float32))
+        changes["index"] = write_faiss(storage, f"{folder}/index.faiss", populated)
+    return shard.model_copy(update=changes)
+
+
+def shard_ids(storage: Storage, shard: Shard) -> np.ndarray:
+    """The entry ids of a shard, int64 [N] ascending. Raises DamagedFile."""
+    return _read_array(storage, shard.ids)
+
+
+def holds_any_vector(storage: Storage, file: FileRef, vectors_ND: np.ndarray) -> bool:
+    """Whether any of some vectors (float16 [N, D]) stands in a file, as float16 or as float32, at any offset."""
+    with storage.local_path(file.path).open("rb") as stream:
+        data = stream.read()
+    return any(find_rows(data, np.ascontiguousarray(vectors_ND, dtype)) for dtype in (np.float16, np.float32))
+
+
+def find_rows(data: bytes, rows_ND: np.ndarray) -> list[int]:
+    """Which rows of an array stand in some bytes, whole and at whatever offset.
+
+    Eight telling bytes of each row are looked for at every offset at once; only where they are found is the rest
+    compared.
+    """
+    wanted = [row.tobytes() for row in rows_ND]
+    tells = [max(range(0, len(text) - 7, 8), key=lambda at: 8 - text[at : at + 8].count(0)) for text in wanted]
+    heads: dict[int, list[int]] = {}
+    for row, (text, tell) in enumerate(zip(wanted, tells, strict=True)):
+        heads.setdefault(int.from_bytes(text[tell : tell + 8], "little"), []).append(row)
+    keys = np.array(list(heads), np.uint64)
+    found = set()
+    for shift in range(min(8, len(data))):
+        words = np.frombuffer(data, "<u8", count=(len(data) - shift) // 8, offset=shift)
+        for at in np.flatnonzero(np.isin(words, keys)).tolist():
+            for row in heads[int(words[at])]:
+                start = shift + 8 * at - tells[row]
+                if start >= 0 and data[start : start + len(wanted[row])] == wanted[row]:
+                    found.add(row)
+    return sorted(found)

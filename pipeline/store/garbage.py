@@ -25,10 +25,12 @@ _SEGMENT_FILE = re.compile(r"segments/(\d{8})/(.*)")
 class Census:
     """Every file of a memory with its bytes, and whose it is.
 
-    `named` are the files of the versions that can be read; `working` and `dead` the leases that stand; `unfinished` are
-    segments that were reserved and neither committed nor given up, without a live lease.
+    `version` is the newest, 0 where there is none. `named` are the files of the versions that can be read; `working`
+    and `dead` the leases that stand; `unfinished` are segments that were reserved and neither committed nor given up,
+    without a live lease.
     """
 
+    version: int
     files: dict[str, int]
     named: set[str]
     working: tuple[LeaseRecord, ...]
@@ -42,14 +44,17 @@ class Census:
         return sum(self.files.get(path, 0) for path in self.garbage)
 
 
-def take_census(log: VersionLog) -> Census:
-    """Look at every file, lease and version. Raises MemoryMissing, DamagedFile or FormatError."""
+def take_census(log: VersionLog, first: int | None = None) -> Census:
+    """Look at every file, lease and version. Raises MemoryMissing, DamagedFile or FormatError.
+
+    With `first` as if the versions before it had been dropped already.
+    """
     storage = log.storage
     files = storage.walk()
     leases = standing(storage)
     working = live(storage, leases)
     abandoned = set(storage.abandoned())
-    named, committed = _named(log)
+    version, named, committed = _named(log, first)
     reserved = segments.reserved(storage)
     ours = {path for path in files if path.split("/")[0] in FOLDERS}
     kept_marks = {number for number in reserved if number in committed}
@@ -75,7 +80,7 @@ def take_census(log: VersionLog) -> Census:
         and any(path.startswith(segments.segment_folder(number)) for path in garbage)
     )
     dead = tuple(record for record in leases if record not in working)
-    return Census(files, named, tuple(working), dead, garbage, unfinished, tuple(sorted(set(files) - ours)))
+    return Census(version, files, named, tuple(working), dead, garbage, unfinished, tuple(sorted(set(files) - ours)))
 
 
 def remove_garbage(
@@ -94,18 +99,37 @@ def remove_garbage(
         if any(path.startswith(folder) for path in removed):
             segments.give_up(log.storage, number)
     log.storage.delete(record.path for record in census.dead)
+    claimed = _claimed_since(log, census, removed)
+    removed = [path for path in removed if path not in claimed]
     log.storage.delete(removed)
     return removed
 
 
-def _named(log: VersionLog) -> tuple[set[str], set[int]]:
-    """Paths that the versions to be read need, and the numbers of the segments they hold."""
+def _claimed_since(log: VersionLog, census: Census, paths: Sequence[str]) -> set[str]:
+    """Those of some files that a lease has come to hold since the census, or a version to name: garbage no more.
+
+    Leases first, as in the census. Whoever takes one later finds the segment given up, or the version dropped.
+    """
+    leases = standing(log.storage)
+    claimed = {path for path in paths if any(record.covers(path) for record in leases)}
+    newest = log.newest()
+    if newest is not None and newest.version > census.version:
+        for commit in log.commits(range(max(census.version + 1, log.kept()[0]), newest.version + 1)):
+            _note_commit(commit, claimed, set())
+        _note_state(newest, claimed, set())
+    return claimed
+
+
+def _named(log: VersionLog, start: int | None) -> tuple[int, set[str], set[int]]:
+    """The newest version, paths that the versions to be read need, and the numbers of the segments they hold."""
     named: set[str] = {HINT}
     committed: set[int] = set()
     try:
         kept = log.kept()
     except MemoryMissing:
-        return named, committed
+        return 0, named, committed
+    if start is not None:
+        kept = range(start, kept[-1] + 1)
     first: State | None = None
     for commit in log.commits(kept):
         if first is None:
@@ -114,7 +138,7 @@ def _named(log: VersionLog) -> tuple[set[str], set[int]]:
         _note_commit(commit, named, committed)
     named |= {checkpoint_path(number) for number in log.checkpoints() if number >= kept[0]}
     named |= {f"erasures/{nonce}.json" for nonce in log.latest().erasures}
-    return named, committed
+    return kept[-1], named, committed
 
 
 def _note_commit(commit: Commit, named: set[str], committed: set[int]) -> None:

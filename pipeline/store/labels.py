@@ -49,6 +49,13 @@ def newest_labels(rows: pa.Table, label_set: str | None) -> OwnLabels:
     return OwnLabels(ids_N, rows.column("label").combine_chunks().take(pa.array(len(backwards) - 1 - first)))
 
 
+def newest_rows(rows: pa.Table) -> pa.Table:
+    """The last row of each id and label set, in the order of the rows."""
+    numbered = rows.append_column("row", pa.array(np.arange(rows.num_rows)))
+    last = numbered.group_by(["id", "label_set"]).aggregate([("row", "max")]).column("row_max")
+    return rows.take(np.sort(last.to_numpy()))
+
+
 def write_label_map(storage: Storage, lease: Lease, version: int, names: Mapping[str, str]) -> FileRef:
     """Publish the map of a label set: from a label as stored to the label in the set."""
     path = f"labels/{version:020d}-{lease.nonce}.map.parquet"

@@ -136,10 +136,11 @@ class AddSegment(_Frozen):
 
 
 class AddSingles(_Frozen):
-    """Entries added by themselves; `segment` is the one of single adds."""
+    """Entries added by themselves; `segment` is the one of single adds, `next_row` the row that comes after them."""
 
     action: Literal["add_singles"] = "add_singles"
     segment: int
+    next_row: int
     identity: str
     entries: tuple[Single, ...]
 
@@ -268,11 +269,9 @@ class State(_Frozen):
             case AddSingles():
                 return self._with_singles(action)
             case FoldSingles():
-                [folded] = [segment for segment in self.segments if segment.number == action.segment]
-                return {
-                    "segments": self._with(folded.model_copy(update={"entries": action.files})),
-                    "pending": (),
-                }
+                folded = [segment for segment in self.segments if segment.number == action.segment]
+                moved = [self._with(segment.model_copy(update={"entries": action.files})) for segment in folded]
+                return {"segments": moved[0] if moved else self.segments, "pending": ()}  # none is left once erased
             case Forget():
                 before = () if action.folds else self.tombstones
                 return {"tombstones": (*before, action.tombstones)}
@@ -301,10 +300,9 @@ class State(_Frozen):
         known = [segment for segment in self.segments if segment.number == number]
         segment = known[0] if known else _segment_of_singles(number, action.identity)
         grown = {"planned": segment.planned + added, "num_entries": segment.num_entries + added}
-        next_row = action.entries[-1].id - (number << 39) + 1 if added else 0
         return {
             "segments": self._with(segment.model_copy(update=grown)),
-            "singles": Singles(segment=number, next_row=next_row),
+            "singles": Singles(segment=number, next_row=action.next_row),
             "pending": (*self.pending, *action.entries),
         }
 

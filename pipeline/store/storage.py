@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import DamagedFile, UsageError
+from pipeline.errors import DamagedFile
 
 
 class AlreadyExists(Exception):
@@ -40,6 +40,9 @@ class Storage(Protocol):
     def local_path(self, path: str) -> Path:
         """Where the file can be memory-mapped on this machine. Raises DamagedFile when it is not there."""
 
+    def release(self, path: str) -> None:
+        """The caller is done with `local_path`: a copy made for it need not be kept."""
+
     def list(self, folder: str) -> list[str]:
         """Names directly under a folder, sorted; empty when there is no such folder."""
 
@@ -59,22 +62,6 @@ class Storage(Protocol):
 
     def noncurrent(self) -> Sequence[str]:
         """Paths of which the store keeps an older state or a delete marker (S3 versioning)."""
-
-
-def open_storage(uri: str) -> Storage:
-    """The storage behind a path or an fsspec URI. Raises UsageError for one that cannot hold a memory."""
-    from pipeline.store.local import LocalStorage
-
-    if uri.startswith("file://"):
-        uri = uri.removeprefix("file://")
-    if "://" in uri:
-        from pipeline.store.objects import ObjectStorage
-
-        return ObjectStorage.open(uri)
-    root = Path(uri).expanduser().absolute()
-    if root.exists() and not root.is_dir():
-        raise UsageError(f"{root} is a file: a memory is a folder, so give the path of one")
-    return LocalStorage(root)
 
 
 def missing_file(uri: str, path: str) -> DamagedFile:

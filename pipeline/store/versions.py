@@ -3,20 +3,24 @@
 A reader folds commits into a State, starting at a checkpoint. A writer that finds its number taken folds the newcomer
 in and tries the next, unless what it prepared no longer fits: then nothing is written and it says so.
 
+Every file ends with the hash of what it says, so that an altered one is told from a whole one.
+
 The versions kept are a row of numbers without a gap, from 1 or from the checkpoint at which older ones were dropped,
 to the newest. `latest` is a hint where to begin looking, and nothing depends on it.
 """
 
 import datetime
 import getpass
+import hashlib
 import json
 import re
 import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import CommitConflict, DamagedFile, FormatError, MemoryMissing
 from pipeline.store.leases import Lease
@@ -29,6 +33,9 @@ HINT = f"{FOLDER}/latest"
 CHECKPOINT_EVERY = 100
 HINT_EVERY = 16
 MAX_ATTEMPTS = 1_000  # each lost race means that another writer got its commit in
+MAX_LISTINGS = 10  # of a folder that others change meanwhile
+READ_AHEAD = 32  # commits asked for at once, which over a network costs as much as asking for one
+UNFINISHED_COPY = "copying.json"  # lies in what is not a memory yet
 
 _COMMIT_NAME = re.compile(r"\d{20}\.json")
 _CHECKPOINT_NAME = re.compile(r"\d{20}\.checkpoint\.json")
@@ -84,11 +91,18 @@ class VersionLog:
         state = self._known or self._hinted()
         if state is not None:
             newer = self._followed(state)
-            # A version that is gone was dropped with all before it: what comes after cannot be found from here.
-            if newer.version > state.version or self.storage.exists(commit_path(newer.version)):
+            # Versions are dropped in order. While the one begun from is there, none was dropped on the way; once it is
+            # gone, what comes after cannot be found from here.
+            if self.storage.exists(commit_path(state.version)):
                 self._known = newer
                 return newer
-        self._known = self._folded_to(self.kept()[-1])
+        newest = self.kept()[-1]
+        try:
+            self._known = self._folded_to(newest)
+        except DamagedFile:
+            if newest in self.kept():
+                raise
+            return self.latest()  # it was dropped meanwhile, for there is a newer one
         return self._known
 
     def at(self, version: int | None) -> State:
@@ -96,36 +110,51 @@ class VersionLog:
         if version is None:
             return self.latest()
         kept = self.kept()
-        if version not in kept:
-            raise MemoryMissing(
-                f"the memory at {self.storage.uri} has no version {version}: it goes from {kept[0]} to {kept[-1]}"
-            )
-        return self._folded_to(version)
+        if version in kept:
+            try:
+                return self._folded_to(version)
+            except DamagedFile:
+                kept = self.kept()
+                if version in kept:
+                    raise
+        raise MemoryMissing(
+            f"the memory at {self.storage.uri} has no version {version}: it goes from {kept[0]} to {kept[-1]}"
+        )
 
     def kept(self) -> range:
         """The numbers of the versions that can be read. Raises MemoryMissing or DamagedFile."""
-        names = self.storage.list(FOLDER)
-        numbers = {int(name[:20]) for name in names if _COMMIT_NAME.fullmatch(name)}
-        if not numbers:
-            if self.storage.list("tombstones") + self.storage.list("index"):
-                raise DamagedFile(f"the memory at {self.storage.uri} has lost its versions/: restore them from a copy")
-            raise MemoryMissing(f"there is no memory at {self.storage.uri}: make one with `add`")
-        lowest = newest = max(numbers)
-        while lowest - 1 in numbers:
-            lowest -= 1
-        starts = [int(name[:20]) for name in names if _CHECKPOINT_NAME.fullmatch(name) and int(name[:20]) >= lowest]
-        if lowest != 1 and not starts:
-            raise DamagedFile(
-                f"{commit_path(lowest - 1)} is missing from the memory at {self.storage.uri}: "
-                "restore it from a copy of the memory"
-            )
-        first = 1 if lowest == 1 else starts[0]
-        return range(first, newest + 1)
+        for attempt in range(MAX_LISTINGS):
+            names = self.storage.list(FOLDER)
+            numbers = {int(name[:20]) for name in names if _COMMIT_NAME.fullmatch(name)}
+            if not numbers:
+                raise self._nothing_here()
+            lowest = newest = max(numbers)
+            while lowest - 1 in numbers:
+                lowest -= 1
+            if lowest == 1:
+                return range(1, newest + 1)
+            starts = [int(name[:20]) for name in names if _CHECKPOINT_NAME.fullmatch(name) and int(name[:20]) >= lowest]
+            # A listing is no snapshot: it may lack a commit, or the checkpoint written before older ones were dropped,
+            # and show what came after. What it lacks is asked for, or looked for in a listing begun since.
+            if self.storage.exists(commit_path(lowest - 1)) or not (lowest in starts or attempt):
+                continue
+            if starts:
+                return range(starts[0], newest + 1)
+            break
+        self._refuse_unfinished_copy()
+        raise DamagedFile(
+            f"{commit_path(lowest - 1)} is missing from the memory at {self.storage.uri}: "
+            "restore it from a copy of the memory"
+        )
 
     def commits(self, numbers: Sequence[int]) -> Iterator[Commit]:
-        """The commits of some versions, in the order given."""
-        for number in numbers:
-            yield self._read(number)
+        """The commits of some versions, in the order given, the next ones being read meanwhile."""
+        if len(numbers) < READ_AHEAD:
+            yield from map(self._read, numbers)
+            return
+        with ThreadPoolExecutor(READ_AHEAD) as pool:
+            for start in range(0, len(numbers), READ_AHEAD):
+                yield from pool.map(self._read, numbers[start : start + READ_AHEAD])
 
     def states(self) -> Iterator[tuple[Commit, State]]:
         """Every version that can be read, oldest first, with its state."""
@@ -166,7 +195,7 @@ class VersionLog:
                 actions=actions,
             )
             try:
-                self.storage.create(commit_path(number), commit.model_dump_json(indent=1).encode())
+                self.storage.create(commit_path(number), _sealed(commit))
             except AlreadyExists:
                 theirs = self._read(number)
                 if theirs.nonce != nonce:
@@ -177,19 +206,18 @@ class VersionLog:
                 number
             ):  # the name was free because older versions are: this commit counts for nothing
                 self.storage.delete([commit_path(number)])
-                self._known = None
-                state = self.newest() or State()
+                state = self._caught_up(State(), lease)
                 continue
             return self._committed(after)
         raise CommitConflict(f"{MAX_ATTEMPTS} other writers were faster: run the command again when fewer are at work")
 
     def rewrite(self, commit: Commit) -> None:
-        """Put another commit in the place of the one of this number: an erasure does, and nothing else may."""
-        self.storage.replace(commit_path(commit.version), commit.model_dump_json(indent=1).encode())
+        """Put another commit in the place of the one of this number: an erasure does, and what makes a copy."""
+        self.storage.replace(commit_path(commit.version), _sealed(commit))
 
     def rewrite_checkpoint(self, state: State) -> None:
         """Write the checkpoint of a version, whatever was there."""
-        self.storage.replace(checkpoint_path(state.version), Checkpoint(state=state).model_dump_json().encode())
+        self.storage.replace(checkpoint_path(state.version), _sealed(Checkpoint(state=state), indent=None))
 
     def checkpoints(self) -> list[int]:
         """The versions that have a checkpoint."""
@@ -214,7 +242,7 @@ class VersionLog:
             while (theirs := self._read_if_there(state.version + 1)) is not None:
                 _refuse_broken(lease, theirs)
                 state = self._folded(state, theirs)
-            if self.storage.exists(commit_path(state.version)):
+            if self.storage.exists(commit_path(base.version)):  # else some on the way may be none of those kept
                 return state
         self._known = None
         state = self.newest() or State()
@@ -225,7 +253,7 @@ class VersionLog:
     def _was_dropped(self, number: int) -> bool:
         """Whether a number that was free lies among those dropped. They go in order, so its neighbour went first."""
         if number == 1:
-            return any(kept > 1 for kept in self.checkpoints())
+            return number not in self.kept()
         return not self.storage.exists(commit_path(number - 1))
 
     def _committed(self, state: State) -> State:
@@ -260,11 +288,36 @@ class VersionLog:
 
     def _folded_to(self, version: int) -> State:
         """The state at a version that is known to be kept."""
-        checkpoints = [number for number in self.checkpoints() if number <= version]
-        state = self.read_checkpoint(checkpoints[-1]) if checkpoints else State()
-        for commit in self.commits(range(state.version + 1, version + 1)):
-            state = self._folded(state, commit)
-        return state
+        start = self._nearest_checkpoint(version)
+        while True:
+            try:
+                state = self.read_checkpoint(start) if start else State()
+                for commit in self.commits(range(start + 1, version + 1)):
+                    state = self._folded(state, commit)
+            except DamagedFile:
+                now = self._nearest_checkpoint(version)
+                if now == start:
+                    raise
+                start = now  # older versions were dropped meanwhile, the one begun at among them
+            else:
+                return state
+
+    def _nearest_checkpoint(self, version: int) -> int:
+        """The last version up to this one that has a checkpoint; 0 where none has."""
+        return max((number for number in self.checkpoints() if number <= version), default=0)
+
+    def _nothing_here(self) -> MemoryMissing | DamagedFile:
+        """Why there is no version at all."""
+        self._refuse_unfinished_copy()
+        if self.storage.list("tombstones") + self.storage.list("index"):
+            return DamagedFile(f"the memory at {self.storage.uri} has lost its versions/: restore them from a copy")
+        return MemoryMissing(f"there is no memory at {self.storage.uri}: make one with `add`")
+
+    def _refuse_unfinished_copy(self) -> None:
+        if self.storage.exists(UNFINISHED_COPY):
+            raise DamagedFile(
+                f"{self.storage.uri} holds a copy of a memory that was not finished: run the same `copy` again"
+            )
 
     def _folded(self, state: State, commit: Commit) -> State:
         return self._after(state, commit.version, commit.actions)
@@ -302,8 +355,8 @@ class VersionLog:
                 "use the release of visual-memory that wrote it"
             )
         try:
-            return model.model_validate_json(data)
-        except ValidationError as error:
+            return model.model_validate_json(_unsealed(data))
+        except ValueError as error:
             raise self._damaged(path) from error
 
     def _damaged(self, path: str) -> DamagedFile:
@@ -321,6 +374,24 @@ def commit_path(number: int) -> str:
 def checkpoint_path(number: int) -> str:
     """Where the whole state at a version lies, for those that have it."""
     return f"{FOLDER}/{number:020d}.checkpoint.json"
+
+
+def _sealed(document: BaseModel, indent: int | None = 1) -> bytes:
+    """A version file: JSON whose last field is the sha256 of all that comes before, so that no change goes unseen."""
+    body = document.model_dump_json(indent=indent).encode().removesuffix(b"}").rstrip()
+    return body + _seal(body)
+
+
+def _unsealed(data: bytes) -> bytes:
+    """The document in a version file. Raises ValueError when it is not as it was written."""
+    body = data[: -len(_seal(b""))]
+    if _seal(body) != data[len(body) :]:
+        raise ValueError("the seal does not fit")
+    return body + b"\n}"
+
+
+def _seal(body: bytes) -> bytes:
+    return b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
 
 
 def _refuse_broken(lease: Lease | None, commit: Commit) -> None:

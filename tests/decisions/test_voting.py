@@ -205,3 +205,20 @@ def test_many_queries_are_counted_as_each_alone() -> None:
             alone = count_votes(similarities[query : query + 1], codes[query : query + 1], rule, np.ones(5))
             assert alone.winners_Q[0] == together.winners_Q[query]
             assert alone.confidences_Q[0] == together.confidences_Q[query]
+
+
+@pytest.mark.parametrize("voting", VOTINGS)
+def test_the_order_of_the_codes_changes_not_a_digit(voting: str) -> None:
+    generator = np.random.default_rng(0)
+    codes_QK = generator.integers(0, 40, (200, 50))
+    similarities_QK = -np.sort(-generator.uniform(0.2, 1.0, (200, 50)).astype(np.float32), axis=1)
+    counts_C = generator.integers(1, 100, 40)
+    rule = VotingRule(voting=voting, balance=0.5)  # type: ignore[arg-type]
+    renumbered = generator.permutation(60)[:40]  # as in a process that has met labels which are gone now
+    others_C = np.zeros(60, np.int64)
+    others_C[renumbered] = counts_C
+    one = count_votes(similarities_QK, codes_QK, rule, counts_C)
+    other = count_votes(similarities_QK, renumbered[codes_QK], rule, others_C)
+    assert (renumbered[one.winners_Q] == other.winners_Q).all()
+    for name in ("confidences_Q", "margins_Q", "weights_QK"):
+        assert (getattr(one, name) == getattr(other, name)).all()

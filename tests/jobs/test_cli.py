@@ -177,6 +177,38 @@ def test_forget_and_the_past(document: Callable, memory: Path, asked: list[Path]
     assert labels == {"0", "1", "2"}
 
 
+def test_relabel_and_label_sets(
+    run: Run, document: Callable, memory: Path, digits: Path, asked: list[Path], tmp_path: Path
+) -> None:
+    first, second = (n["id"] for n in document("search", memory, asked[0], "-k", 2)[0])
+    done = document("relabel", memory, "--id", first, "--id", second, "--label", "seven")
+    assert {"relabelled": 2, "version": 2, "label_set": None, "labels": 6}.items() <= done.items()
+    assert document("classify", memory, asked[0], "-k", 2)[0]["label"] == "seven"
+    assert document("search", memory, asked[0], "-k", 1, "--at", 1)[0][0]["label"] == "0"
+    (tmp_path / "parity.json").write_text(json.dumps({"even": ["0", "2", "4"], "odd": ["1", "3"], "none": ["9"]}))
+    status, out, err = run("relabel", memory, "--label-set", "parity", "--map", tmp_path / "parity.json")
+    assert (status, out.count("\n")) == (0, 1)
+    assert "label set parity: 2 labels, 98 entries relabelled" in out
+    assert "covers 5 of 6 labels" in err
+    assert "seven" in err
+    assert "1 label of the map belongs to no entry: 9" in err
+    assert "nothing to change" in run("relabel", memory, "--label-set", "parity", "--map", tmp_path / "parity.json")[1]
+    by_parity = document("classify", memory, *asked, "--label-set", "parity", "--assume", f"{first}=even")
+    assert {decision["label"] for decision in by_parity} <= {"even", "odd"}
+    assert {decision["label_set"] for decision in by_parity} == {"parity"}
+    (tmp_path / "labels.csv").write_text(f"id,label\n{first},even\n{second},even\n")
+    _, out, _ = run("relabel", memory, "--file", tmp_path / "labels.csv", "--label-set", "parity")
+    assert out == "relabelled 2 entries in the label set parity: every answer from version 4 on knows it\n"
+    assert document("status", memory)["label_sets"] == {"parity": 2}
+    assert "parity (2 labels)" in run("status", memory)[1]
+    assert document("evaluate", memory, digits / "ask", "--k", 5, "--label-set", "parity")["label_set"] == "parity"
+    assert document("evaluate", memory, "--leave-one-out", "--k", 5, "--label-set", "parity")["num_queries"] == 100
+    found = document("search", memory, asked[0], "-k", 5, "--label-set", "parity")
+    assert {neighbor["label"] for neighbor in found[0]} <= {"even", "odd"}
+    assert run("explain", memory, asked[0], "--label-set", "parity", "--html", tmp_path / "why.html")[0] == 0
+    assert "label set parity" in (tmp_path / "why.html").read_text()
+
+
 def test_progress_goes_to_stderr(run: Run, tmp_path: Path, digits: Path, weights: str) -> None:
     flags = ["--encoder", ENCODER, "--weights", weights, "--weights-order", "positional", "--image-size", IMAGE_SIZE]
     _, out, err = run("add", tmp_path / "m", digits / "remember", *flags)
@@ -255,6 +287,26 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["forget", "{memory}", "--uri", "{tmp}/nowhere.png"], 1, "has no entry with uri"),
     (["forget", "{memory}", "--dataset", "remembr"], 1, "it has remember"),
     (["forget", "{new}", "--label", "3"], 1, "there is no memory at"),
+    (["relabel", "{memory}"], 2, "nothing was named to relabel"),
+    (["relabel", "{memory}", "--id", "{id}"], 2, "with no --label"),
+    (["relabel", "{memory}", "--id", "{id}", "--label", ""], 2, "with an empty --label"),
+    (["relabel", "{memory}", "--id", "nan", "--label", "a"], 2, "valid integer"),
+    (["relabel", "{memory}", "--id", "12", "--label", "a"], 1, "has no entry with id 12"),
+    (["relabel", "{memory}", "--label", "a"], 2, "--label was given without --id"),
+    (["relabel", "{memory}", "--id", "{id}", "--label", "a", "--file", "{labels}"], 2, "two of --id, --file and --map"),
+    (["relabel", "{memory}", "--file", "{tmp}/nowhere.csv"], 1, "there is no file"),
+    (["relabel", "{memory}", "--file", "{tmp}/texts"], 1, "is a folder: give a .csv"),
+    (["relabel", "{memory}", "--file", "{tmp}/texts/a.txt"], 1, "is no file of labels"),
+    (["relabel", "{memory}", "--file", "s3://bucket/labels.csv"], 1, "is not on this machine"),
+    (["relabel", "{memory}", "--file", "{labels}"], 1, "has no entry with uri '/nowhere.png'"),
+    (["relabel", "{memory}", "--map", "{labels}"], 2, "--map was given without --label-set"),
+    (["relabel", "{memory}", "--label-set", "", "--map", "{labels}"], 2, "--label-set is empty"),
+    (["relabel", "{memory}", "--label-set", "x", "--map", "{labels}"], 1, "has no column mapped, but 'uri', 'label'"),
+    (["relabel", "{memory}", "--label-set", "x"], 2, "nothing was named to relabel"),
+    (["relabel", "{new}", "--id", "5", "--label", "a"], 1, "there is no memory at"),
+    (["classify", "{memory}", "{image}", "--label-set", "coarse"], 1, "no label set 'coarse': it has none"),
+    (["evaluate", "{memory}", "--leave-one-out", "--label-set", "coarse"], 1, "no label set 'coarse'"),
+    (["search", "{memory}", "{image}", "--label-set", ""], 1, "no label set ''"),
     (["status", "{new}"], 1, "there is no memory at"),
     (["status", "{image}"], 2, "is a file: a memory is a folder"),
     (["status", "s3://bucket/memory"], 2, "local folder"),
@@ -273,6 +325,7 @@ def test_mistakes_are_named_and_change_nothing(
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text("no image, no weights")
+    (tmp_path / "labels.csv").write_text("uri,label\n/nowhere.png,a\n")
     places = {
         "new": tmp_path / "new",
         "tmp": tmp_path,
@@ -280,6 +333,7 @@ def test_mistakes_are_named_and_change_nothing(
         "memory": memory,
         "image": asked[0],
         "weights": weights,
+        "labels": tmp_path / "labels.csv",
         "id": VisualMemory(memory).live().live_ids()[0],
     }
     before = contents(tmp_path)
@@ -399,7 +453,7 @@ def test_debug_shows_where_an_error_came_from(memory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["add", "index", "search", "classify", "explain", "evaluate", "forget", "status", "demo"]
+    "verb", ["add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "demo"]
 )
 def test_every_verb_has_help(run: Run, verb: str) -> None:
     code, out, _ = run(verb, "--help")

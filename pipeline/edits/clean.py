@@ -1,0 +1,31 @@
+"""Removing what belongs to nobody. What a version names, a live lease holds or somebody else put there stays."""
+
+from dataclasses import dataclass
+
+from pipeline.edits.erase import finish_erasures
+from pipeline.store.chain import read_chain
+from pipeline.store.findings import Finding
+from pipeline.store.garbage import remove_garbage, take_census
+from pipeline.store.versions import FOLDER, VersionLog
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """How many files were removed, and why none were if that was refused."""
+
+    removed: int
+    refusal: Finding | None = None
+
+
+def clean(log: VersionLog, command: str) -> Cleaned:
+    """Finish erasures that were cut off, then remove garbage.
+
+    Nothing is removed while a version cannot be read, for what it names is not known. Raises CommitConflict while
+    another process is erasing.
+    """
+    damaged = read_chain(log).findings
+    if damaged:
+        what = f"nothing was removed: what {damaged[0].path} names is not known"
+        return Cleaned(0, Finding("note", f"{FOLDER}/", what, "mend the versions, then clean up"))
+    finish_erasures(log)
+    return Cleaned(len(remove_garbage(log, take_census(log), command)))

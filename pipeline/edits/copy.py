@@ -1,0 +1,282 @@
+"""Copying a memory whole, with every version that can be read, to another place.
+
+The first thing written there is a marker that says whose copy this is, the last is the version file without which none
+of the others can be read; so an interrupted copy is no memory yet, and the same command goes on with it. Leases and
+garbage are not copied, and adds that were interrupted stay with the memory they were begun in.
+"""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
+from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store import segments
+from pipeline.store.erasure import refuse_unfinished
+from pipeline.store.files import FileRef, checked_path, describe, way_out
+from pipeline.store.garbage import FOLDERS
+from pipeline.store.leases import FOLDER as LEASES
+from pipeline.store.leases import Lease, live, standing
+from pipeline.store.schemas import FORMAT
+from pipeline.store.state import AddSegment, AddSingles, SetState, State, file_refs
+from pipeline.store.storage import AlreadyExists, Storage
+from pipeline.store.versions import (
+    CHECKPOINT_EVERY,
+    HINT,
+    UNFINISHED_COPY,
+    VersionLog,
+    checkpoint_path,
+    commit_path,
+)
+
+THREADS = 8  # files on their way at once: most of the time is waiting for the two places
+CHUNK_BYTES = 1 << 20
+
+
+class CopyMarker(BaseModel):
+    """What `copying.json` says: of which memory this is a copy, and up to which version it was to go."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    source: str
+    version: int
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """What a copy holds; `files` and `num_bytes` were brought over now, `already` files were there before."""
+
+    uri: str
+    first_version: int
+    version: int
+    files: int
+    num_bytes: int
+    already: int
+    seconds: float
+
+    def to_json(self) -> dict:
+        document = asdict(self)
+        return {"versions": self.version - self.first_version + 1, "bytes": document.pop("num_bytes")} | document
+
+
+@dataclass(frozen=True)
+class _Contents:
+    """What a copy must hold: files that versions name, small ones that none names, and segments it must not go on with.
+
+    `erasures` tells whether any was made while the copy was.
+    """
+
+    kept: range
+    erasures: tuple[str, ...]
+    files: dict[str, FileRef]
+    small: tuple[str, ...]
+    given_up: tuple[int, ...]
+
+    @property
+    def paths(self) -> set[str]:
+        marks = {f"{segments.segment_folder(number)}{segments.GIVEN_UP}" for number in self.given_up}
+        return {*self.files, *self.small, *marks}
+
+
+def copy(log: VersionLog, target: Storage, on_progress: OnProgress = ignore_progress) -> CopyReport:
+    """Copy a memory to a place that is empty, or holds an unfinished copy of it.
+
+    Raises UsageError for any other place, DamagedFile naming the first file that is not as it was written, and
+    CommitConflict when an erasure is unfinished or another process is copying there.
+    """
+    newest = log.latest()
+    refuse_unfinished(log.storage)
+    _refuse_overlap(log.storage.uri, target.uri)
+    _claim(target, CopyMarker(source=log.storage.uri, version=newest.version))
+    with Lease(target, f"copy of {log.storage.uri}") as lease:
+        dead = [record for record in standing(target) if record.nonce != lease.nonce]
+        for record in live(target, dead):
+            raise CommitConflict(f"{record.process} is copying to {target.uri} right now: wait until it is done")
+        target.delete(record.path for record in dead)
+        return _Copier(log, target, on_progress).run()
+
+
+def _refuse_overlap(source: str, target: str) -> None:
+    ours, theirs = (f"{uri if '://' in uri else os.path.realpath(uri)}/" for uri in (source, target))
+    if theirs.startswith(ours) or ours.startswith(theirs):
+        raise UsageError(f"{target} and the memory at {source} lie in one another: name another place for the copy")
+
+
+def _claim(target: Storage, marker: CopyMarker) -> None:
+    """Make sure that the place is free, or holds an unfinished copy of this memory."""
+    there = target.list("")
+    if UNFINISHED_COPY not in there:
+        if there:
+            raise UsageError(f"{target.uri} is not empty: name an empty or new place for the copy")
+        try:
+            target.create(UNFINISHED_COPY, marker.model_dump_json(indent=1).encode())
+        except AlreadyExists as error:
+            raise CommitConflict(f"another process has just begun to copy to {target.uri}") from error
+        return
+    try:
+        found = CopyMarker.model_validate_json(target.read(UNFINISHED_COPY))
+    except ValidationError as error:
+        raise DamagedFile(f"{UNFINISHED_COPY} in {target.uri} is not whole: empty the place and copy again") from error
+    if found.source != marker.source:
+        raise UsageError(
+            f"{target.uri} holds an unfinished copy of the memory at {found.source}: finish that one, or name another "
+            "place"
+        )
+
+
+class _Copier:
+    def __init__(self, log: VersionLog, target: Storage, on_progress: OnProgress) -> None:
+        self._log = log
+        self._source = log.storage
+        self._target = target
+        self._copied = VersionLog(target)
+        self._progress = on_progress
+        self._began = time.monotonic()
+        self._files = self._bytes = self._already = 0
+
+    def run(self) -> CopyReport:
+        kept = self._complete() or self._brought_over()
+        self._finish()
+        seconds = time.monotonic() - self._began
+        return CopyReport(self._target.uri, kept[0], kept[-1], self._files, self._bytes, self._already, seconds)
+
+    def _complete(self) -> range | None:
+        """The versions that are there, if all that was missing when the copy was interrupted is the finish."""
+        try:
+            return self._copied.kept()
+        except (DamagedFile, MemoryMissing):
+            return None
+
+    def _brought_over(self) -> range:
+        """Copy what there is, and again what changed under our hands, until nothing did."""
+        while True:
+            first, erasures = self._log.kept()[0], self._log.latest().erasures
+            try:
+                contents = self._contents()
+                if self._bring_over(contents):
+                    return contents.kept
+            except (DamagedFile, MemoryMissing):
+                if self._log.kept()[0] == first and self._log.latest().erasures == erasures:
+                    raise
+
+    def _bring_over(self, contents: _Contents) -> bool:
+        """Whether all is there and readable; False when an erasure came in between."""
+        first, *others = contents.kept
+        self._copy_files(list(contents.files.values()))
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(lambda path: self._target.replace(path, self._source.read(path)), contents.small))
+        for number in contents.given_up:
+            segments.give_up(self._target, number)
+        self._remove_strays(contents.paths | {commit_path(number) for number in contents.kept})
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(self._copy_commit, others))
+        start = self._log.at(first)
+        [commit] = self._log.commits([first])
+        refuse_unfinished(self._source)
+        if self._log.latest().erasures != contents.erasures:
+            return False
+        # Without the first version, or without its checkpoint where it is not the very first, none can be read.
+        self._copied.rewrite(commit)
+        if first != 1:
+            self._copied.rewrite_checkpoint(start)
+        return True
+
+    def _contents(self) -> _Contents:
+        refuse_unfinished(self._source)
+        erasures = self._log.latest().erasures
+        kept = self._log.kept()
+        start = self._log.at(kept[0])
+        files = {file.path: file for file in file_refs(start)}
+        committed = {segment.number for segment in start.segments}
+        for commit in self._log.commits(kept):
+            for action in commit.actions:
+                files |= {file.path: file for file in file_refs(action)}
+                committed |= set(_segments(action))
+        there = self._source.walk(segments.FOLDER)
+        reserved = segments.reserved(self._source)
+        marks = [
+            segments.segment_folder(n) + kind for n in reserved for kind in (segments.DESCRIPTION, segments.GIVEN_UP)
+        ]
+        small = [path for path in marks if path in there]
+        done = tuple(f"{segments.segment_folder(number)}done/" for number in committed)
+        small += [path for path in there if path.startswith(done) and not path.endswith(".aside")]
+        given_up = tuple(number for number in reserved if number not in committed)
+        return _Contents(kept, erasures, files, tuple(small), given_up)
+
+    def _copy_files(self, files: list[FileRef]) -> None:
+        there = self._target.walk()
+        with ThreadPoolExecutor(THREADS) as pool:
+            running = [pool.submit(self._copy_file, file, there.get(file.path)) for file in files]
+            try:
+                for done, copied in enumerate(as_completed(running)):
+                    self._progress(Progress("copying", done, len(files)))
+                    num_bytes = copied.result()
+                    self._files += num_bytes is not None
+                    self._already += num_bytes is None
+                    self._bytes += num_bytes or 0
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        self._progress(Progress("copying", len(files), len(files)))
+
+    def _copy_file(self, file: FileRef, there: int | None) -> int | None:
+        """Copy one file; its bytes, or None when it was there, whole."""
+        if there == file.num_bytes and self._is_whole(file):
+            return None
+        local = checked_path(self._source, file)
+        digest = hashlib.sha256()
+        try:
+            with self._target.publishing(file.path) as aside, local.open("rb") as read, aside.open("wb") as written:
+                while chunk := read.read(CHUNK_BYTES):
+                    digest.update(chunk)
+                    written.write(chunk)
+                if digest.hexdigest() != file.sha256:  # raised in here, so that nothing is published
+                    raise DamagedFile(
+                        f"{file.path} in the memory at {self._source.uri} was altered: {way_out(file.path)}"
+                    )
+        finally:
+            self._source.release(file.path)
+        return file.num_bytes
+
+    def _is_whole(self, file: FileRef) -> bool:
+        try:
+            return describe(file.path, self._target.local_path(file.path)).sha256 == file.sha256
+        finally:
+            self._target.release(file.path)
+
+    def _copy_commit(self, number: int) -> None:
+        [commit] = self._log.commits([number])
+        self._copied.rewrite(commit)
+
+    def _remove_strays(self, wanted: set[str]) -> None:
+        """Remove what an earlier attempt brought over and the memory no longer has, and what it left half-written."""
+        there = [path for path in self._target.walk() if path.split("/")[0] in FOLDERS - {LEASES}]
+        strays = [path for path in there if path not in wanted and not path.endswith(".aside")]
+        self._target.delete(sorted({*strays, *self._target.abandoned()}))
+
+    def _finish(self) -> None:
+        """Read every version there once more, write the other checkpoints, and take the marker away."""
+        newest = State()
+        for _, newest in self._copied.states():
+            path = checkpoint_path(newest.version)
+            if newest.version % CHECKPOINT_EVERY == 0 and not self._target.exists(path):
+                self._copied.rewrite_checkpoint(newest)
+        self._target.replace(HINT, str(newest.version).encode())
+        self._target.delete([UNFINISHED_COPY])
+
+
+def _segments(action: object) -> Iterator[int]:
+    """The numbers of the segments that an action commits."""
+    match action:
+        case AddSegment():
+            yield action.segment.number
+        case AddSingles():
+            yield action.segment
+        case SetState():
+            yield from (segment.number for segment in action.state.segments)

@@ -1,0 +1,157 @@
+"""All that any version to be read holds, forgotten entries and those of older versions included."""
+
+import base64
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.labels import newest_labels, read_label_rows
+from pipeline.store.schemas import embedding_matrix, read_table
+from pipeline.store.state import AddSingles, SetIndex, SetState, Shard, Single, State, file_refs
+from pipeline.store.versions import VersionLog
+
+
+@dataclass
+class Everything:
+    """All that any version to be read holds: files by path, shards by the path of their ids, single adds by id."""
+
+    files: dict[str, FileRef] = field(default_factory=dict)
+    shards: dict[str, Shard] = field(default_factory=dict)
+    singles: dict[int, Single] = field(default_factory=dict)
+    version: int = 0
+
+    @classmethod
+    def of(cls, log: VersionLog, upto: int) -> "Everything":
+        """What the versions up to one hold."""
+        everything = cls()
+        everything.look(log, upto)
+        return everything
+
+    def look(self, log: VersionLog, upto: int) -> None:
+        """Take in the versions that came since, up to one."""
+        kept = log.kept()
+        if not self.version:
+            self._note(log.at(kept[0]))
+        for commit in log.commits(range(max(self.version + 1, kept[0]), upto + 1)):
+            for action in commit.actions:
+                self._note(action)
+        self.version = upto
+
+    def of_kind(self, *kinds: str) -> list[FileRef]:
+        return [file for path, file in self.files.items() if kind_of(path) in kinds]
+
+    def _note(self, part: object) -> None:
+        for file in file_refs(part):
+            self.files[file.path] = file
+        if isinstance(part, SetState):
+            part = part.state
+        if isinstance(part, AddSingles | State):
+            singles = part.entries if isinstance(part, AddSingles) else part.pending
+            self.singles |= {single.id: single for single in singles}
+        if isinstance(part, SetIndex | State) and part.index is not None:
+            self.shards |= {shard.ids.path: shard for shard in part.index.shards}
+
+
+def kind_of(path: str) -> str:
+    """Which rows a file holds: entries, plan, rejected, thumbnails, tombstones, labels, or another word for none."""
+    if path.startswith("packs/"):
+        return "entries"
+    parts = path.split("/")
+    if parts[0] == "segments":
+        return parts[2]
+    return "map" if path.endswith(".map.parquet") else parts[0]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What some entries are, row by row: ids int64 [N] ascending, vectors float16 [N, D]."""
+
+    ids_N: np.ndarray
+    uris: tuple[str, ...]
+    hashes: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    datasets: tuple[str, ...]
+    vectors_ND: np.ndarray
+
+
+def facts_of(log: VersionLog, everything: Everything, ids_N: np.ndarray) -> Facts:
+    """What some entries are (ids int64 [N] ascending), from the versions looked at. Raises DamagedFile."""
+    wanted = pa.array(ids_N)
+    found: dict[int, tuple[str, str, str | None, str, np.ndarray]] = {}
+    for file in everything.of_kind("entries"):
+        if not may_hold(file, ids_N):
+            continue
+        table = read_table(log.storage, file)
+        table = table.filter(pc.is_in(table.column("id"), wanted))
+        columns = [table.column(name).to_pylist() for name in ("id", "uri", "sha256", "label", "dataset")]
+        for entry, vector in zip(zip(*columns, strict=True), embedding_matrix(table.column("embedding")), strict=True):
+            found[entry[0]] = (*entry[1:], vector.copy())
+    for single in (everything.singles[i] for i in ids_N.tolist() if i in everything.singles):
+        vector_D = np.frombuffer(base64.b64decode(single.embedding), "<f2")
+        found[single.id] = (single.uri, single.sha256, single.label, single.dataset, vector_D)
+    known = {entry_id: found[entry_id] for entry_id in ids_N.tolist() if entry_id in found}
+    if not known:
+        return Facts(ids_N[:0], (), (), (), (), np.empty((0, 0), np.float16))
+    uris, hashes, labels, datasets, vectors = zip(*known.values(), strict=True)
+    return Facts(np.array(list(known), np.int64), uris, hashes, labels, datasets, np.stack(vectors))
+
+
+def may_hold(file: FileRef, ids_N: np.ndarray) -> bool:
+    """Whether a file may have rows with any of some ids (int64 [N] ascending), going by its range of ids."""
+    if not isinstance(file, RowsFile):
+        return True
+    at = int(np.searchsorted(ids_N, file.first_id))
+    return at < len(ids_N) and bool(ids_N[at] <= file.last_id)
+
+
+class Catalogue:
+    """What every entry of every version is called: by its newest label, forgotten or not."""
+
+    def __init__(self, log: VersionLog, state: State) -> None:
+        everything = Everything.of(log, state.version)
+        columns = ["id", "uri", "label", "dataset"]
+        singles = list(everything.singles.values())
+        inline = {name: pa.array([getattr(s, name) for s in singles], _TYPES[name]) for name in columns}
+        files = everything.of_kind("entries")
+        tables = [read_table(log.storage, file, columns).replace_schema_metadata() for file in files]
+        schema = pa.schema(list(_TYPES.items()))
+        rows = pa.concat_tables([pa.table(inline), *(table.cast(schema) for table in tables)])
+        self._ids_N, first = np.unique(
+            rows.column("id").to_numpy(), return_index=True
+        )  # compacted rows are there twice
+        rows = rows.take(pa.array(first))
+        self._uris, self._datasets = rows.column("uri"), rows.column("dataset")
+        names = np.array(rows.column("label").to_pylist(), object)
+        own = newest_labels(read_label_rows(log.storage, state.labels), None)
+        here = np.isin(own.ids_N, self._ids_N)
+        names[np.searchsorted(self._ids_N, own.ids_N[here])] = own.labels.filter(pa.array(here)).to_pylist()
+        self._names = pa.array(names.tolist(), pa.string())
+        self.labels = tuple(sorted(set(self._names.drop_null().to_pylist())))
+
+    def unknown(self, ids: Iterable[int]) -> int | None:
+        """The first of these ids that no version holds, or None."""
+        known = set(self._ids_N.tolist())
+        return next((int(entry_id) for entry_id in ids if int(entry_id) not in known), None)
+
+    def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
+        """Ids of the entries with this uri, label or dataset (one of them), int64 [N]."""
+        asked = ((self._names, label), (self._uris, uri), (self._datasets, dataset))
+        [(column, wanted)] = [(column, name) for column, name in asked if name is not None]
+        found_N: np.ndarray = self._ids_N[np.asarray(pc.fill_null(pc.equal(column, wanted), False))]
+        return found_N
+
+    def label_counts(self) -> np.ndarray:
+        """Entries of each label, int64 [C], in the order of `labels`."""
+        counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(self._names).to_pylist()}
+        return np.array([counts[label] for label in self.labels], np.int64)
+
+    def dataset_counts(self) -> dict[str, int]:
+        """Entries of each dataset."""
+        return {pair["values"]: pair["counts"] for pair in pc.value_counts(self._datasets).to_pylist()}
+
+
+_TYPES = {"id": pa.int64(), "uri": pa.string(), "label": pa.string(), "dataset": pa.string()}

@@ -1,0 +1,199 @@
+"""Files of labels as users write them: a label for each entry, or a map from labels to those of a label set.
+
+CSV and TSV with a header, Parquet, and JSON objects. Names are read as they are written: 007 stays 007, and only the
+spaces around a label that is to be given are taken away.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from pipeline.errors import SourceError
+from pipeline.images.uris import printable
+
+SUFFIXES = (".csv", ".tsv", ".parquet", ".json")
+FORMS = "give a .csv or .tsv file with a header, a .parquet file, or a .json object"
+_NAMES = ("id", "uri", "label", "mapped")
+_AN_ID = re.compile(r"\s*[0-9]{1,30}\s*")
+
+Key = TypeVar("Key", int, str)
+
+
+class _Object(list):
+    """A JSON object as pairs, so that a name given twice is seen."""
+
+
+def read_entry_labels(path: str | Path) -> tuple[dict[int, str], dict[str, str]]:
+    """A label for each id, or a label for each uri: one of the two is empty.
+
+    Columns `id` or `uri` (where there are both, `id` counts) and `label`; in JSON {id: label} or {uri: label}.
+    Raises SourceError.
+    """
+    local = _local(path)
+    if local.endswith(".json"):
+        pairs = [(key, _text_of(value, f"the label of '{key}' in {path}")) for key, value in _read_object(local, path)]
+        names, labels = [key for key, _ in pairs], [label for _, label in pairs]
+        column = "id" if names and _AN_ID.fullmatch(names[0]) else "uri"
+    else:
+        table = _read_table(local, path)
+        column = "id" if "id" in table.column_names else "uri"
+        if column not in table.column_names:
+            raise SourceError(f"{path} has no column id or uri, but {_listed(table.column_names)}: name one of them so")
+        names, labels = _texts(table, column, path), _texts(table, "label", path)
+    if not names:
+        raise SourceError(f"{path} names no entry: give a row for each entry to be labelled")
+    by_id: dict[int, str] = {}
+    by_uri: dict[str, str] = {}
+    for row, (name, text) in enumerate(zip(names, labels, strict=True), start=1):
+        label = given_label(text)
+        if label is None:
+            raise SourceError(f"the label of {column} {name} in row {row} of {path} is empty: give it a label")
+        if column == "uri":
+            put(by_uri, name, label, f"uri '{name}'", path)
+            continue
+        if not _AN_ID.fullmatch(name):
+            raise SourceError(
+                f"id '{name}' in row {row} of {path} is not a whole number: give ids as `search --json` shows them"
+            )
+        put(by_id, int(name), label, f"id {name.strip()}", path)
+    return by_id, by_uri
+
+
+def read_map(source: str | Path | Mapping[str, Any]) -> dict[str, str]:
+    """A label of a label set for each label as stored.
+
+    Columns `label` and `mapped`; in JSON, and as a mapping, {label: mapped} or {mapped: [label, …]}.
+    Raises SourceError.
+    """
+    place = "the map" if isinstance(source, Mapping) else str(source)
+    if isinstance(source, Mapping):
+        pairs = list(_pairs(source.items(), place))
+    elif (local := _local(source)).endswith(".json"):
+        pairs = list(_pairs(_read_object(local, source), place))
+    else:
+        table = _read_table(local, source)
+        pairs = list(zip(_texts(table, "label", source), _texts(table, "mapped", source), strict=True))
+    if not pairs:
+        raise SourceError(f"{place} is empty: give a label of the set for each label as stored")
+    names: dict[str, str] = {}
+    for label, text in pairs:
+        mapped = given_label(text)
+        if mapped is None or not label.strip():
+            raise SourceError(f"{place} maps '{label}' to '{text}': neither may be empty")
+        put(names, label, mapped, f"the label '{label}'", place)
+    return names
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Ids or uris of entries: a column `id` or `uri` of a table, else one a line. Raises SourceError."""
+    if str(path).endswith((".csv", ".tsv", ".parquet")):
+        table = _read_table(_local(path), path)
+        return _texts(table, "id" if "id" in table.column_names else "uri", path)
+    local = os.path.expanduser(str(path).removeprefix("file://"))
+    try:
+        with open(local, encoding="utf-8-sig") as stream:
+            return [line.strip() for line in stream if line.strip()]
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise SourceError(f"{path} cannot be read ({reason}): give a file with an id or a uri a line") from error
+
+
+def given_label(text: str) -> str | None:
+    """A label as it will be stored, or None for one that says nothing."""
+    return printable(text).strip() or None
+
+
+def put(labels: dict[Key, str], key: Key, label: str, what: str, place: str | Path) -> None:
+    """Give a key its label. Raises SourceError when it has another already."""
+    if labels.setdefault(key, label) != label:
+        raise SourceError(f"{place} gives {what} both '{labels[key]}' and '{label}': keep one of them")
+
+
+def _local(path: str | Path) -> str:
+    text = str(path)
+    if "://" in text and not text.startswith("file://"):
+        raise SourceError(f"{text} is not on this machine: download the file first and give its path")
+    local = os.path.expanduser(text.removeprefix("file://"))
+    if os.path.isdir(local):
+        raise SourceError(f"{text} is a folder: {FORMS}")
+    if not os.path.exists(local):
+        raise SourceError(f"there is no file {text}: check the path")
+    if not local.endswith(SUFFIXES):
+        raise SourceError(f"{text} is no file of labels: {FORMS}")
+    return local
+
+
+def _read_table(local: str, path: str | Path) -> pa.Table:
+    try:
+        if local.endswith(".parquet"):
+            with parquet.ParquetFile(local) as file:
+                return file.read()
+        separator = "\t" if local.endswith(".tsv") else ","
+        return csv.read_csv(
+            local,
+            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(_NAMES, pa.string())),
+        )
+    except (OSError, pa.ArrowException) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise SourceError(f"{path} cannot be read ({first}): {FORMS}") from error
+
+
+def _read_object(local: str, path: str | Path) -> _Object:
+    try:
+        with open(local, encoding="utf-8-sig") as stream:
+            found = json.load(stream, object_pairs_hook=_Object)
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path} cannot be read as JSON ({error}): {FORMS}") from error
+    if not isinstance(found, _Object):
+        raise SourceError(f"{path} is no JSON object: write it as a name and a label for each")
+    for name, _ in found:
+        _text_of(name, f"a name in {path}")
+    return found
+
+
+def _pairs(items: Iterable[tuple[Any, Any]], place: str) -> Iterator[tuple[str, str]]:
+    """Pairs of label and mapped, of {label: mapped} and of {mapped: [label, …]} alike."""
+    for key, value in items:
+        name = _text_of(key, f"a name in {place}")
+        if isinstance(value, list | tuple) and not isinstance(value, _Object):
+            yield from ((_text_of(label, f"a label under '{name}' in {place}"), name) for label in value)
+        else:
+            yield name, _text_of(value, f"what '{name}' is mapped to in {place}")
+
+
+def _texts(table: pa.Table, name: str, path: str | Path) -> list[str]:
+    """A column of names as text."""
+    if table.column_names.count(name) != 1:
+        problem = f"two columns {name}" if name in table.column_names else f"no column {name}"
+        raise SourceError(f"{path} has {problem}, but {_listed(table.column_names)}: mend its header")
+    column = table.column(name)
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (kind in (pa.string(), pa.large_string(), pa.null()) or pa.types.is_integer(kind)):
+        raise SourceError(f"the column {name} of {path} holds {kind}: write it as strings or whole numbers")
+    texts: list[str | None] = column.cast(kind).cast(pa.string()).to_pylist()
+    if None in texts:
+        raise SourceError(f"row {texts.index(None) + 1} of {path} has no {name}: give it one or take the row out")
+    return [text for text in texts if text is not None]
+
+
+def _text_of(value: object, what: str) -> str:
+    """A name given in JSON or by a caller, as text."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise SourceError(f"{what} is {str(value)[:40]}: give a string")
+    text = str(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"{what} is no text ({error.reason}): write it in UTF-8") from error
+    return text
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names[:8]) + (", …" if len(names) > 8 else "") if names else "none at all"

@@ -1,0 +1,286 @@
+"""Correcting: other labels for entries, or a label set by a map; in the very next version, and nothing stored changes.
+
+Labels as stored are those of `label_set` None. In a label set an entry's own label comes before what the map makes of
+its label as stored, and stays when the map is exchanged.
+"""
+
+import operator
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.edits.label_files import given_label, put, read_entry_labels, read_map
+from pipeline.errors import UnknownName, UsageError
+from pipeline.images.uris import uri_of_path
+from pipeline.index.search import LiveEntries
+from pipeline.store.labels import (
+    label_rows,
+    newest_labels,
+    newest_rows,
+    read_label_map,
+    write_label_map,
+    write_labels,
+)
+from pipeline.store.leases import Lease
+from pipeline.store.state import LabelSet, Relabel, SetLabelSet, State
+from pipeline.store.tombstones import FOLD_EVERY
+from pipeline.store.versions import VersionLog
+
+WAYS = "give --id with --label, --file, or --label-set with --map"
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What to correct: some ids by one label, or what a file or a map says. Raises UsageError."""
+
+    ids: Sequence[int] = ()
+    label: str | None = None
+    file: str | Path | None = None
+    label_set: str | None = None
+    map: str | Path | Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        given = [len(self.ids) > 0, self.file is not None, self.map is not None]
+        if sum(given) > 1:
+            raise UsageError(f"two of --id, --file and --map were given: {WAYS}")
+        if self.label_set is not None and given_label(self.label_set) is None:
+            raise UsageError("--label-set is empty: give the set a name")
+        if self.map is not None and self.label_set is None:
+            raise UsageError("--map was given without --label-set: name the label set that it makes")
+        if self.label is not None and not len(self.ids):
+            other = "a file and a map say the labels" if any(given) else "name the entries with --id"
+            raise UsageError(f"--label was given without --id: {other}")
+        if len(self.ids) and (self.label is None or given_label(self.label) is None):
+            raise UsageError(f"--id was given with {'no' if self.label is None else 'an empty'} --label: say which")
+        if not any(given):
+            raise UsageError(f"nothing was named to relabel: {WAYS}")
+        for entry_id in self.ids:
+            try:
+                operator.index(entry_id)
+            except TypeError as error:
+                raise UsageError(f"id {entry_id!r} is not a whole number: `search` shows the ids") from error
+
+
+@dataclass(frozen=True)
+class MapCoverage:
+    """How a map fits a memory: labels of entries that it has (`covered`) and lacks, and those it has in vain."""
+
+    covered: int
+    lacking: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RelabelReport:
+    """What was changed: entries that have another label than before, and those that had the label wanted already.
+
+    `labels` are those that live entries have now in the label set (None: as stored).
+    """
+
+    relabelled: int
+    unchanged: int
+    version: int
+    committed: bool
+    label_set: str | None
+    labels: int
+    coverage: MapCoverage | None = None
+
+    def to_json(self) -> dict:
+        fields: dict[str, Any] = {
+            "relabelled": self.relabelled,
+            "unchanged": self.unchanged,
+            "version": self.version,
+            "committed": self.committed,
+            "label_set": self.label_set,
+            "labels": self.labels,
+        }
+        if self.coverage is not None:
+            fields |= {
+                "covered": self.coverage.covered,
+                "lacking": list(self.coverage.lacking),
+                "unused": list(self.coverage.unused),
+            }
+        return fields
+
+
+def select(live: LiveEntries, correction: Correction, memory_uri: str) -> dict[int, str]:
+    """The label wanted for each live entry named. Raises UnknownName for what matches none, or SourceError."""
+    if correction.file is None:
+        label = given_label(correction.label or "") or ""
+        wanted = {operator.index(entry_id): label for entry_id in correction.ids}
+        named = ""
+    else:
+        wanted, by_uri = read_entry_labels(correction.file)
+        named = f" that {correction.file} names"
+        if by_uri:
+            return _by_uri(live, by_uri, correction.file, memory_uri)
+    unknown = live.unknown(wanted)
+    if unknown is not None:
+        raise UnknownName(
+            f"the memory at {memory_uri} has no entry with id {unknown}{named}: `search` and `classify --json` show ids"
+        )
+    return wanted
+
+
+def relabel(
+    log: VersionLog, state: State, live: LiveEntries, wanted: Mapping[int, str], label_set: str | None, command: str
+) -> tuple[State, int]:
+    """Commit these labels; return the state and how many entries have another label than before.
+
+    Nothing is committed where every entry has the label wanted, in a label set as its own.
+    """
+    ids_N = np.array(sorted(wanted), np.int64)
+    labels_N = np.array([wanted[entry_id] for entry_id in ids_N.tolist()], object)
+    seen, relabelled = live, 0
+    written: list[Relabel] = []
+
+    def prepare(version: int, at: State) -> list[Relabel]:
+        nonlocal seen, relabelled
+        log.storage.delete(action.labels.path for action in written)
+        left_N = np.ones(len(ids_N), bool)
+        if at.version != state.version:  # some may have been forgotten meanwhile, or relabelled
+            seen = LiveEntries.open(log.storage, at, seen)
+            left_N = np.isin(ids_N, seen.live_ids())
+        relabelled = int((left_N & (_labels_now(log, at, seen, ids_N, label_set) != labels_N)).sum())
+        new_N = left_N & (_own_labels(seen, ids_N, label_set) != labels_N)
+        rows = label_rows(ids_N[new_N], labels_N[new_N].tolist(), label_set)
+        folds = len(at.labels) >= FOLD_EVERY - 1
+        if folds:
+            rows = newest_rows(pa.concat_tables([seen.own_labels, rows]))
+        file = write_labels(log.storage, lease, version, rows)
+        written[:] = [Relabel(labels=file, relabelled=relabelled, label_set=label_set, folds=folds)]
+        return written
+
+    if (_own_labels(live, ids_N, label_set) == labels_N).all():
+        return state, 0
+    with Lease(log.storage, "relabel") as lease:
+        return log.commit(state, command, prepare, lease), relabelled
+
+
+def set_label_set(
+    log: VersionLog, state: State, live: LiveEntries, name: str, names: Mapping[str, str], command: str
+) -> tuple[State, int]:
+    """Commit the map of a label set; return the state and how many entries have another label in it than before.
+
+    Nothing is committed where the set has this very map.
+    """
+    if _map_of(log, state, name) == names:
+        return state, 0
+    seen, relabelled = live, 0
+    written: list[SetLabelSet] = []
+
+    def prepare(version: int, at: State) -> list[SetLabelSet]:
+        nonlocal seen, relabelled
+        log.storage.delete(action.label_set.map.path for action in written if action.label_set.map)
+        if at.version != state.version:
+            seen = LiveEntries.open(log.storage, at, seen)
+        before = _map_of(log, at, name) or {}
+        other = [code for code, label in enumerate(seen.labels) if before.get(label) != names.get(label)]
+        ids_N = seen.live_ids()
+        own_N = newest_labels(seen.own_labels, name).ids_N
+        relabelled = int((np.isin(seen.codes_of(ids_N), other) & ~np.isin(ids_N, own_N)).sum())
+        file = write_label_map(log.storage, lease, version, names)
+        written[:] = [SetLabelSet(label_set=LabelSet(name=name, map=file))]
+        return written
+
+    with Lease(log.storage, "relabel") as lease:
+        return log.commit(state, command, prepare, lease), relabelled
+
+
+def coverage_of(live: LiveEntries, names: Mapping[str, str]) -> MapCoverage:
+    """How a map fits the labels as stored of the live entries."""
+    known = {label for label, count in zip(live.labels, live.label_counts(), strict=True) if count}
+    return MapCoverage(len(known & set(names)), tuple(sorted(known - set(names))), tuple(sorted(set(names) - known)))
+
+
+def correct(
+    log: VersionLog, state: State, live: LiveEntries, correction: Correction, command: str
+) -> tuple[LiveEntries, RelabelReport]:
+    """Carry a correction out; return what is live then.
+
+    Raises UnknownName, SourceError or CommitConflict, and then nothing was changed.
+    """
+    name = given_label(correction.label_set) if correction.label_set is not None else None
+    coverage = None
+    if correction.map is not None and name is not None:
+        names = read_map(correction.map)
+        coverage = coverage_of(live, names)
+        after, relabelled = set_label_set(log, state, live, name, names, command)
+        asked = 0
+    else:
+        wanted = select(live, correction, log.storage.uri)
+        asked = len(wanted)
+        after, relabelled = relabel(log, state, live, wanted, name, command)
+    live = LiveEntries.open(log.storage, after, live)
+    seen = live if name is None else live.in_label_set(log.storage, after, name)
+    return live, RelabelReport(
+        relabelled=relabelled,
+        unchanged=max(asked - relabelled, 0),
+        version=after.version,
+        committed=after.version != state.version,
+        label_set=name,
+        labels=int((seen.label_counts() > 0).sum()),
+        coverage=coverage,
+    )
+
+
+def _by_uri(live: LiveEntries, labels: Mapping[str, str], file: str | Path, memory_uri: str) -> dict[int, str]:
+    """The label wanted for each live entry with one of these uris, which may also be paths as the shell has them."""
+    found = _found(live, list(labels))
+    paths = {
+        uri: uri_of_path(os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
+        for uri in labels
+        if uri not in found
+    }
+    found_by_path = _found(live, list(dict.fromkeys(paths.values())))
+    wanted: dict[int, str] = {}
+    for uri, label in labels.items():
+        ids = found.get(uri) or found_by_path.get(paths.get(uri, ""), [])
+        if not ids:
+            raise UnknownName(f"the memory at {memory_uri} has no entry with uri '{uri}' that {file} names")
+        for entry_id in ids:
+            put(wanted, entry_id, label, f"uri '{uri}'", file)
+    return wanted
+
+
+def _found(live: LiveEntries, uris: Sequence[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for position, entry_id in zip(*(array.tolist() for array in live.with_uris(uris)), strict=True):
+        found.setdefault(uris[position], []).append(entry_id)
+    return found
+
+
+def _map_of(log: VersionLog, state: State, name: str) -> dict[str, str] | None:
+    """The map of a label set, None where there is none."""
+    [file] = [known.map for known in state.label_sets if known.name == name] or [None]
+    return read_label_map(log.storage, file) if file is not None else None
+
+
+def _labels_now(
+    log: VersionLog, state: State, live: LiveEntries, ids_N: np.ndarray, label_set: str | None
+) -> np.ndarray:
+    """Labels of live entries in a label set, object [N], None for none."""
+    if label_set is None:
+        return _names(live, ids_N)
+    if label_set not in {known.name for known in state.label_sets}:
+        return np.full(len(ids_N), None, object)
+    return _names(live.in_label_set(log.storage, state, label_set), ids_N)
+
+
+def _own_labels(live: LiveEntries, ids_N: np.ndarray, label_set: str | None) -> np.ndarray:
+    """The same without what the map of the label set gives."""
+    if label_set is None:
+        return _names(live, ids_N)
+    own = newest_labels(live.own_labels, label_set)
+    names = dict(zip(own.ids_N.tolist(), own.labels.to_pylist(), strict=True))
+    return np.array([names.get(entry_id) for entry_id in ids_N.tolist()], object)
+
+
+def _names(live: LiveEntries, ids_N: np.ndarray) -> np.ndarray:
+    labels_N: np.ndarray = np.array([*live.labels, None], object)[live.codes_of(ids_N)]
+    return labels_N

@@ -1,0 +1,72 @@
+"""Rolling back: a new version that is what an older one was, so that the versions in between stay to be seen."""
+
+from dataclasses import asdict, dataclass
+
+from pipeline.errors import CommitConflict, MemoryMissing, UsageError
+from pipeline.store.erasure import refuse_unfinished
+from pipeline.store.garbage import FOLDERS
+from pipeline.store.leases import Lease
+from pipeline.store.state import SetState, State
+from pipeline.store.versions import FOLDER as VERSIONS
+from pipeline.store.versions import VersionLog
+
+
+@dataclass(frozen=True)
+class RollbackReport:
+    """The version committed, the one it repeats, and the live entries before and after."""
+
+    version: int
+    rolled_back_to: int
+    entries_before: int
+    entries: int
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+def roll_back(log: VersionLog, version: int, command: str) -> RollbackReport:
+    """Commit the state at a version as the newest.
+
+    Raises MemoryMissing for a version that was never there or was dropped, UsageError for the newest, and
+    CommitConflict when another writer commits meanwhile.
+    """
+    decided = log.latest()
+    if version == decided.version:
+        raise UsageError(f"version {version} is the newest one already: there is nothing to roll back")
+    log.at(version)  # says what is wrong with it before anything is written
+
+    def prepare(_: int, now: State) -> list[SetState]:
+        if now.version != decided.version:
+            raise CommitConflict(
+                f"another writer has committed version {now.version} meanwhile, and nothing was changed: look at "
+                "`history` and run the command again"
+            )
+        refuse_unfinished(log.storage)
+        return [SetState(why="rollback", state=rolled_back(now, log.at(version)))]
+
+    with Lease(log.storage, f"rollback to version {version}") as lease:
+        # From here on a clean-up spares the files of the version, were it dropped; if it was before, `at` says so.
+        lease.hold(*sorted(f"{folder}/" for folder in FOLDERS - {"leases", VERSIONS}))
+        try:
+            committed = log.commit(decided, command, prepare, lease)
+        except MemoryMissing as error:
+            raise CommitConflict(f"{error}; another process has dropped it meanwhile, nothing was changed") from error
+    return RollbackReport(committed.version, version, decided.num_live, committed.num_live)
+
+
+def rolled_back(now: State, target: State) -> State:
+    """What `target` was, but for what must never go back: ids taken, leases broken, erasures and rewrites counted."""
+    there = {segment.number for segment in target.segments}
+    growing = {now.singles.segment} if now.singles else set()
+    taken_away = {*now.retired, *(segment.number for segment in now.segments)} - there - growing
+    return target.model_copy(
+        update={
+            "identity": target.identity or now.identity,
+            "weights": target.weights or now.weights,
+            "singles": now.singles,
+            "retired": tuple(sorted(taken_away)),
+            "rewrites": now.rewrites + 1,
+            "erasures": now.erasures,
+            "broken": now.broken,
+        }
+    )

@@ -1,0 +1,30 @@
+"""What the verification of a store cannot know of an index: whether FAISS can open its files, and what is in them."""
+
+from collections.abc import Collection, Iterable, Iterator
+
+from pipeline.errors import DamagedFile
+from pipeline.index.shards import read_faiss
+from pipeline.store.files import FileRef
+from pipeline.store.findings import Finding, damage
+from pipeline.store.state import Index
+from pipeline.store.storage import Storage
+
+
+def verify_faiss(
+    storage: Storage, indexes: Iterable[Index], dimension: int, broken: Collection[str]
+) -> Iterator[Finding]:
+    """Open each FAISS file once, those known to be broken left out; it must hold the rows its version tells of."""
+    files: dict[str, FileRef] = {}
+    for index in indexes:
+        for file in (index.trained, *(shard.index for shard in index.shards)):
+            if file is not None and file.path not in broken:
+                files[file.path] = file
+    for file in files.values():
+        try:
+            found = read_faiss(storage, file)
+        except DamagedFile:
+            yield damage(file.path, "cannot be opened by FAISS")
+            continue
+        if (found.ntotal, found.d) != (file.rows, dimension):
+            what = f"holds {found.ntotal:,} vectors of {found.d} dimensions where versions tell of {file.rows:,}"
+            yield damage(file.path, f"{what} of {dimension}")

@@ -1,0 +1,300 @@
+"""Whether what the versions say and what the files hold agree, version by version.
+
+Versions have most of what they say in common. Only what a version changed is looked at, except where one was set as a
+whole. What cannot be known, because a file is damaged, is not held against the rest.
+"""
+
+import itertools
+from collections.abc import Generator, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from pipeline.store.chain import Step
+from pipeline.store.contents import Facts, off_unit
+from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.findings import Finding, damage
+from pipeline.store.ids import first_id, split_id
+from pipeline.store.singles import vectors_of_singles
+from pipeline.store.state import SINGLES, Index, Segment, Shard, Single, State
+from pipeline.store.versions import commit_path
+
+_NONE = np.empty(0, np.int64)
+
+
+class Agreement:
+    """Checks one version after the other; `facts` are what is known of the files with ids that are whole."""
+
+    def __init__(self, facts: Mapping[str, Facts]) -> None:
+        self._facts = facts
+        self._seen: dict[tuple[int, ...], object] = {}  # by identity; kept alive, so that no other gets its number
+        self._tombstones: tuple[FileRef, ...] = ()
+        self._forgotten = _NONE
+        self.numbers: set[int] = set()
+
+    def check(self, step: Step) -> Iterator[Finding]:
+        """What does not agree in one version. Versions are to be given in order."""
+        state = step.after
+        if state is None:
+            return
+        before = State() if step.before is None or step.is_whole else step.before
+        path = commit_path(step.number)
+        for what in self._disagreements(state, before, step.is_whole):
+            yield damage(path, what)
+
+    def _disagreements(self, state: State, before: State, wholly: bool) -> Iterator[str]:
+        self.numbers |= {segment.number for segment in state.segments} | set(state.retired)
+        if state.singles is not None:
+            self.numbers.add(state.singles.segment)
+        yield from self._identity(state)
+        if state.segments is not before.segments or state.packs is not before.packs:
+            yield from self._segments(state)
+        yield from self._pending(state, before)
+        forgotten_now = yield from self._forget(state, wholly)
+        missing = self._missing(state, forgotten_now)
+        if len(missing):
+            yield f"forgets {len(missing):,} ids that are no entries, the first {missing[0]}"
+        yield from self._labels(state, before)
+        if state.index is not None:
+            moved = state.segments is not before.segments or state.packs is not before.packs
+            yield from self._index(state, state.index, wholly, moved)
+
+    def _is_new(self, *parts: object) -> bool:
+        """Whether these very objects have not been looked at together yet."""
+        key = tuple(id(part) for part in parts)
+        if key in self._seen:
+            return False
+        self._seen[key] = parts
+        return True
+
+    # Segments
+
+    def _identity(self, state: State) -> Iterator[str]:
+        if state.identity is None:
+            if state.segments:
+                yield "has entries and names no encoder"
+            return
+        if state.weights is None or state.weights.path != state.identity.weights_path:
+            yield "names other weights than its encoder's"
+
+    def _segments(self, state: State) -> Iterator[str]:
+        numbers = [segment.number for segment in state.segments]
+        if len(set(numbers)) != len(numbers):
+            yield "holds a segment twice"
+        for number in set(numbers) & set(state.retired):
+            yield f"holds segment {number}, which was retired"
+        packed = {segment.number for segment in state.segments if _may_be_packed(segment)}
+        if self._is_new(state.packs):
+            yield from self._order("packs", state.packs)
+        for file in state.packs:
+            if file.path in self._facts:
+                strangers = set(np.unique(self._facts[file.path].ids_N >> 39).tolist()) - packed
+                for number in strangers:
+                    yield f"has entries of segment {number} in {file.path}, which are no part of that segment"
+        for segment in state.segments:
+            own = (segment, state.packs) if _may_be_packed(segment) else (segment,)
+            if segment.fingerprint == SINGLES:
+                yield from self._singles(state, segment)
+            elif self._is_new(*own):
+                yield from self._segment(state, segment)
+
+    def _singles(self, state: State, segment: Segment) -> Iterator[str]:
+        pending = sum(split_id(single.id)[0] == segment.number for single in state.pending)
+        stored = sum(file.rows for file in segment.entries)
+        if state.packs:
+            ids = self._entries(state, segment)
+            stored = len(ids) if ids is not None else segment.num_entries - pending
+        if not segment.planned == segment.num_entries == stored + pending:
+            yield f"tells of {segment.num_entries:,} single adds where {stored + pending:,} are there"
+        if state.singles is None:
+            yield "has single adds and does not say where the next goes"
+            return
+        if state.singles.segment == segment.number:
+            last = max([*(file.last_id for file in segment.entries), *(s.id for s in state.pending)], default=-1)
+            if last >= first_id(segment.number, 0) + state.singles.next_row:
+                yield "would give an id of a single add to another"
+        if self._is_new(segment.entries):
+            yield from self._order(f"segment {segment.number}", segment.entries)
+
+    def _segment(self, state: State, segment: Segment) -> Iterator[str]:
+        """A segment made from a plan: entries and rejected images are the planned ones, each once."""
+        name = f"segment {segment.number}"
+        if state.identity is not None and segment.identity != state.identity.fingerprint:
+            yield f"holds {name} of another encoder than its own"
+        for files in (segment.entries, segment.rejected, segment.thumbnails):
+            yield from self._order(name, files)
+        if segment.planned != segment.num_entries + segment.num_rejected:
+            ends = f"{segment.num_entries:,} entries and {segment.num_rejected:,} rejected images"
+            yield f"tells of {ends} in {name} where {segment.planned:,} were planned"
+        planned = self._ids(segment.plan) if segment.plan is not None else _NONE
+        entries, rejected = self._entries(state, segment), self._all(segment.rejected)
+        for found, told, thing in (
+            (planned, segment.planned, "planned images"),
+            (entries, segment.num_entries, "entries"),
+            (rejected, segment.num_rejected, "rejected images"),
+        ):
+            if found is not None and len(found) != told:
+                yield f"tells of {told:,} {thing} in {name} where {len(found):,} are there"
+        if planned is None or entries is None or rejected is None:
+            return
+        if len(planned) and (planned[0] >> 39 != segment.number or planned[-1] >> 39 != segment.number):
+            yield f"has a plan of {name} with ids of another"
+        if not np.array_equal(np.sort(np.concatenate([entries, rejected])), planned):
+            yield f"has other entries and rejected images in {name} than were planned"
+        pictures = self._all(segment.thumbnails)
+        if pictures is not None and not np.isin(pictures, entries).all():
+            yield f"keeps thumbnails in {name} of what is no entry"
+
+    def _order(self, name: str, files: Sequence[RowsFile]) -> Iterator[str]:
+        for below, above in itertools.pairwise(files):
+            if below.last_id >= above.first_id:
+                yield f"has files in {name} whose ids overlap or do not ascend: {below.path}, {above.path}"
+
+    # Entries and what is laid over them
+
+    def _pending(self, state: State, before: State) -> Iterator[str]:
+        """Single adds that no file holds yet, those of them that came with this version."""
+        known = len(before.pending) if state.pending[: len(before.pending)] == before.pending else 0
+        singles = state.pending[known:]
+        if not singles or state.identity is None:
+            return
+        ids = np.array([single.id for single in state.pending], np.int64)
+        if (np.diff(ids) <= 0).any():
+            yield "has single adds whose ids do not ascend"
+        if any(not single.uri or not single.dataset for single in singles):
+            yield "has single adds without a uri or a dataset"
+        yield from self._vectors(singles, state.identity.dimension)
+        stored = state.model_copy(update={"pending": ()})
+        in_files = len(singles) - len(self._missing(stored, ids[known:], unknown_is_there=False))
+        if in_files:
+            yield f"has {in_files:,} single adds that lie in files too"
+
+    def _vectors(self, singles: Sequence[Single], dimension: int) -> Iterator[str]:
+        try:
+            wrong = off_unit(vectors_of_singles(singles, dimension))
+        except ValueError:  # binascii.Error is one
+            yield "has single adds whose vectors cannot be read"
+            return
+        if len(wrong):
+            yield f"has single adds whose vectors are not of unit length, the first of entry {singles[wrong[0]].id}"
+
+    def _forget(self, state: State, wholly: bool) -> Generator[str, None, np.ndarray]:
+        """Yields ids forgotten twice; returns those to look up among the entries."""
+        known = self._tombstones
+        if state.tombstones == known:
+            return self._forgotten if wholly else _NONE
+        grows = state.tombstones[: len(known)] == known
+        before = self._forgotten if grows else _NONE
+        added = state.tombstones[len(known) :] if grows else state.tombstones
+        ids = np.concatenate([_NONE, *(self._facts[f.path].ids_N for f in added if f.path in self._facts)])
+        self._tombstones, self._forgotten = state.tombstones, np.union1d(before, ids)
+        if len(self._forgotten) != len(before) + len(ids):
+            yield "forgets an id twice"
+        return self._forgotten if wholly else ids
+
+    def _labels(self, state: State, before: State) -> Iterator[str]:
+        known = before.labels
+        added = state.labels[len(known) :] if state.labels[: len(known)] == known else state.labels
+        sets = {label_set.name for label_set in state.label_sets} | {None}
+        for file in added:
+            facts = self._facts.get(file.path)
+            if facts is None:
+                continue
+            missing = self._missing(state, facts.ids_N)
+            if len(missing):
+                yield f"labels {len(missing):,} ids that are no entries, the first {missing[0]}"
+            for name in facts.label_sets - sets:
+                yield f"gives labels in the label set {name}, which it does not have"
+
+    def _missing(self, state: State, ids: np.ndarray, *, unknown_is_there: bool = True) -> np.ndarray:
+        """Those of some ids that are no entries of a state."""
+        if not len(ids):
+            return _NONE
+        ids = np.unique(ids)
+        there = np.isin(ids, [single.id for single in state.pending])
+        segments = {segment.number: segment for segment in state.segments}
+        for number in np.unique(ids >> 39).tolist():
+            segment = segments.get(number)
+            if segment is None:
+                continue
+            of_it = ids >> 39 == number
+            for file in _files_of(state, segment):
+                within = of_it & (ids >= file.first_id) & (ids <= file.last_id)
+                if within.any():
+                    held = self._ids(file)
+                    there[within] |= unknown_is_there if held is None else np.isin(ids[within], held)
+        return ids[~there]
+
+    # The index
+
+    def _index(self, state: State, index: Index, wholly: bool, moved: bool) -> Iterator[str]:
+        new = [shard for shard in index.shards if self._is_new(shard) or wholly]
+        if new or moved:
+            yield from self._covers(state, index)
+        for shard in new:
+            yield from self._shard(state, shard)
+
+    def _covers(self, state: State, index: Index) -> Iterator[str]:
+        """A file of entries is searched through one shard or exactly: no part of it otherwise than the rest."""
+        spans = np.array(sorted(span for shard in index.shards for span in shard.covers), np.int64).reshape(-1, 2)
+        if (spans[:-1, 1] >= spans[1:, 0]).any():
+            yield "searches entries through two shards"
+        for file in state.entries_files():
+            at = int(np.searchsorted(spans[:, 0], file.first_id, "right")) - 1
+            inside = at >= 0 and file.first_id <= spans[at, 1]
+            if inside and file.last_id > spans[at, 1]:
+                yield f"does not search all of {file.path}: a shard covers only its first entries"
+            elif not inside and at + 1 < len(spans) and file.last_id >= spans[at + 1, 0]:
+                yield f"searches part of {file.path} twice: a shard covers only its last entries"
+
+    def _shard(self, state: State, shard: Shard) -> Iterator[str]:
+        ids = self._ids(shard.ids)
+        if ids is None:
+            return
+        if shard.index is not None and shard.index.rows != shard.rows:
+            yield f"tells of {shard.index.rows:,} rows in {shard.index.path} where the shard has {shard.rows:,}"
+        missing = self._missing(state, ids)
+        if len(missing):
+            yield f"searches {len(missing):,} ids in shard {shard.number} that are no entries, the first {missing[0]}"
+        covered = np.zeros(len(ids), bool)
+        for first, last in shard.covers:
+            covered |= (ids >= first) & (ids <= last)
+            for file in state.entries_files():
+                held = self._ids(file) if file.last_id >= first and file.first_id <= last else None
+                if held is not None:
+                    held = held[(held >= first) & (held <= last)]
+                    lost = np.setdiff1d(held[~np.isin(held, ids)], self._forgotten)
+                    if len(lost):
+                        yield f"covers {len(lost):,} entries of {file.path} with a shard that has not got them"
+        if not covered.all():
+            yield f"has entries in shard {shard.number} that its ranges do not cover"
+
+    # Ids by file
+
+    def _ids(self, file: FileRef) -> np.ndarray | None:
+        facts = self._facts.get(file.path)
+        return facts.ids_N if facts is not None else None
+
+    def _all(self, files: Sequence[FileRef]) -> np.ndarray | None:
+        """The ids of some files, None where one of them is not whole."""
+        lists = [self._ids(file) for file in files]
+        known = [ids for ids in lists if ids is not None]
+        return np.concatenate([_NONE, *known]) if len(known) == len(lists) else None
+
+    def _entries(self, state: State, segment: Segment) -> np.ndarray | None:
+        """The ids of a segment's entries, in files of its own or in packs; None where they cannot be known."""
+        first, end = first_id(segment.number, 0), (segment.number + 1) << 39
+        ids = self._all(_files_of(state, segment))
+        return ids[(ids >= first) & (ids < end)] if ids is not None else None
+
+
+def _may_be_packed(segment: Segment) -> bool:
+    """Whether entries of it may lie in packs: all or none of a segment's do, but for single adds, which go on."""
+    return not segment.entries or segment.fingerprint == SINGLES
+
+
+def _files_of(state: State, segment: Segment) -> list[RowsFile]:
+    """The files that entries of a segment lie in; those of packs hold others too."""
+    if not _may_be_packed(segment):
+        return [*segment.entries]
+    first, last = first_id(segment.number, 0), first_id(segment.number + 1, 0) - 1
+    return [*segment.entries, *(file for file in state.packs if file.last_id >= first and file.first_id <= last)]

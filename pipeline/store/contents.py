@@ -1,0 +1,301 @@
+"""What every file that a version names holds: read once, hashed, and checked by itself and against its plan.
+
+What is needed to see whether files agree with each other (ids, mostly) is kept; embeddings are not. A file whose bytes
+are not those that were written is named once, and nothing more is asked of it.
+"""
+
+import functools
+import hashlib
+import io
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from pipeline.errors import DamagedFile
+from pipeline.progress import OnProgress, Progress
+from pipeline.store.chain import Chain
+from pipeline.store.counterparts import PlanRows, ShardSides
+from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.findings import Finding, damage
+from pipeline.store.identity import Identity
+from pipeline.store.schemas import (
+    LABEL_MAP,
+    LABELS,
+    PLAN,
+    REJECTED,
+    THUMBNAILS,
+    TOMBSTONES,
+    embedding_matrix,
+    entries_schema,
+)
+from pipeline.store.state import Segment, Shard
+from pipeline.store.storage import Storage
+
+THREADS = 3  # hashing and reading let go of the interpreter; more would hold more files in memory
+MAPPED_BYTES = 64 << 20  # larger files, and those of an index, are mapped where they lie instead of read
+PLANS_OPEN = 8
+MAX_NORM_ERROR = 0.01  # float16 has 11 significant bits: rounding moves the length of a unit vector by less than 0.001
+
+_SCHEMAS = {
+    "plan": PLAN,
+    "rejected": REJECTED,
+    "thumbnails": THUMBNAILS,
+    "tombstones": TOMBSTONES,
+    "labels": LABELS,
+    "map": LABEL_MAP,
+}
+_KINDS = {
+    ("Segment", "plan"): "plan",
+    ("Segment", "entries"): "entries",
+    ("FoldSingles", "files"): "entries",
+    ("State", "packs"): "entries",
+    ("Segment", "rejected"): "rejected",
+    ("Segment", "thumbnails"): "thumbnails",
+    ("Forget", "tombstones"): "tombstones",
+    ("State", "tombstones"): "tombstones",
+    ("Relabel", "labels"): "labels",
+    ("State", "labels"): "labels",
+    ("LabelSet", "map"): "map",
+    ("Shard", "ids"): "shard ids",
+    ("Shard", "labels"): "shard labels",
+    ("Shard", "vectors"): "shard vectors",
+    ("Shard", "entries"): "shard entries",
+}
+
+
+@dataclass
+class Named:
+    """What the versions name: files by path with their kind, the plans of each segment, and the shards."""
+
+    files: dict[str, tuple[FileRef, str]] = field(default_factory=dict)
+    plans: dict[int, set[str]] = field(default_factory=dict)
+    shards: dict[str, Shard] = field(default_factory=dict)
+    identity: Identity | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found in a file that is as it was written; `label_sets` are those that an overlay of labels names."""
+
+    ids_N: np.ndarray
+    label_sets: frozenset[str | None] = frozenset()
+
+
+def named_by(chain: Chain) -> Named:
+    """Everything that the commits and checkpoints that can be read name."""
+    named = Named()
+    for state in chain.checkpoints.values():
+        _note(named, state)
+    for commit in chain.commits.values():
+        for action in commit.actions:
+            _note(named, action)
+    return named
+
+
+def _note(named: Named, part: object) -> None:
+    if isinstance(part, Identity):
+        named.identity = part
+    elif isinstance(part, BaseModel):
+        if isinstance(part, Segment) and part.plan is not None:
+            named.plans.setdefault(part.number, set()).add(part.plan.path)
+        elif isinstance(part, Shard):
+            named.shards[part.ids.path] = part
+        for name, value in part:
+            for file in value if isinstance(value, tuple) else (value,):
+                if isinstance(file, FileRef):
+                    _note_file(named, file, _KINDS.get((type(part).__name__, name), "other"))
+                elif isinstance(file, BaseModel):
+                    _note(named, file)
+
+
+def _note_file(named: Named, file: FileRef, kind: str) -> None:
+    known, _ = named.files.setdefault(file.path, (file, kind))
+    if known != file:
+        named.findings.append(damage(file.path, "is described in two ways by two versions"))
+
+
+class Contents:
+    """Reads what `named` lists; `facts` are known afterwards of each file with ids that is whole."""
+
+    def __init__(self, storage: Storage, named: Named) -> None:
+        self._storage = storage
+        self._named = named
+        self._schema = entries_schema(named.identity) if named.identity else None
+        self._open_plan = functools.lru_cache(PLANS_OPEN)(self._opened_plan)
+        self._shards = [ShardSides(shard) for shard in named.shards.values()]
+        self._sides = {
+            file.path: shard
+            for shard in self._shards
+            for file in (shard.shard.ids, shard.shard.labels, shard.shard.vectors, shard.shard.entries)
+        }
+        self.facts: dict[str, Facts] = {}
+        self.broken: set[str] = set()
+
+    def read(self, on_progress: OnProgress) -> Iterator[Finding]:
+        """Read every file, those that others are compared with first. Yields what is wrong with each."""
+        files = sorted(self._named.files.values(), key=lambda each: each[0].path)
+        first = [kind == "plan" or file.path in self._sides for file, kind in files]
+        waves = [list(itertools.compress(files, first)), list(itertools.compress(files, (not each for each in first)))]
+        done = 0
+        with ThreadPoolExecutor(THREADS) as pool:
+            for wave in waves:
+                for findings in pool.map(self._checked, wave):
+                    yield from dict.fromkeys(findings)
+                    done += 1
+                    on_progress(Progress("verifying files", done, len(files)))
+
+    def _checked(self, each: tuple[FileRef, str]) -> list[Finding]:
+        file, kind = each
+        try:
+            data = self._data(file)
+            if hashlib.sha256(memoryview(data)).hexdigest() != file.sha256:
+                raise DamagedFile("was altered: its bytes are not those that were written")
+        except DamagedFile as error:
+            self.broken.add(file.path)
+            return [damage(file.path, "is missing" if "is missing" in str(error) else str(error))]
+        try:
+            return list(self._findings(file, kind, data))
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            self.broken.add(file.path)
+            return [damage(file.path, f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")]
+
+    def _data(self, file: FileRef) -> pa.Buffer:
+        if file.num_bytes > MAPPED_BYTES or file.path in self._sides:
+            local = self._storage.local_path(file.path)
+            found = local.stat().st_size
+            data = pa.memory_map(str(local)).read_buffer() if found else pa.py_buffer(b"")
+        else:
+            data = pa.py_buffer(self._storage.read(file.path))
+            found = data.size
+        if found != file.num_bytes:
+            raise DamagedFile(f"has {found:,} bytes where {file.num_bytes:,} were written")
+        return data
+
+    def _findings(self, file: FileRef, kind: str, data: pa.Buffer) -> Iterator[Finding]:
+        if file.path in self._sides:
+            yield from (damage(file.path, what) for what in self._read_side(file, kind, data, self._sides[file.path]))
+        elif kind == "entries":
+            yield from self._read_entries(file, data)
+        elif kind in _SCHEMAS:
+            yield from (damage(file.path, what) for what in self._read_rows(file, kind, data))
+
+    def _read_rows(self, file: FileRef, kind: str, data: pa.Buffer) -> Iterator[str]:
+        columns = [name for name in _SCHEMAS[kind].names if name not in ("jpeg", "num_bytes", "modified")]
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            if not parquet.schema_arrow.equals(_SCHEMAS[kind]):
+                yield "has other columns than such a file has"
+                return
+            rows = parquet.metadata.num_rows
+            if kind == "map":
+                labels = parquet.read(["label"])["label"]
+                if pc.count_distinct(labels).as_py() != rows:
+                    yield "maps a label twice"
+            else:
+                ids_N, names = np.empty(rows, np.int64), set[str | None]()
+                for start, table in _row_groups(parquet, columns):
+                    ids_N[start : start + table.num_rows] = table["id"].to_numpy()
+                    if kind == "labels":
+                        names |= set(pc.unique(table["label_set"]).to_pylist())
+                    if kind == "rejected":
+                        yield from self._against_plans(table, table["id"].to_numpy(), ["uri"])
+                if kind != "labels":
+                    yield from _check_ids(file, ids_N)
+                self.facts[file.path] = Facts(ids_N, frozenset(names))
+        if rows != file.rows:
+            yield f"has {rows:,} rows where versions tell of {file.rows:,}"
+
+    def _read_entries(self, file: FileRef, data: pa.Buffer) -> Iterator[Finding]:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            found, wanted = parquet.schema_arrow, self._schema
+            if wanted is None or not found.equals(wanted):
+                yield damage(file.path, "has other columns than entries of this memory have")
+                return
+            told = {key: (found.metadata or {}).get(key) for key in wanted.metadata}
+            if told != wanted.metadata:
+                yield damage(file.path, "holds vectors of another encoder than the memory's")
+            ids_N = np.empty(parquet.metadata.num_rows, np.int64)
+            for start, table in _row_groups(parquet, None):
+                ids_N[start : start + table.num_rows] = table["id"].to_numpy()
+                yield from self._check_entries(file, table)
+        for what in _check_ids(file, ids_N):
+            yield damage(file.path, what)
+        if len(ids_N) != file.rows:
+            yield damage(file.path, f"has {len(ids_N):,} rows where versions tell of {file.rows:,}")
+        self.facts[file.path] = Facts(ids_N)
+
+    def _check_entries(self, file: FileRef, table: pa.Table) -> Iterator[Finding]:
+        """One row group of an entries file."""
+        ids_N, vectors_ND = table["id"].to_numpy(), embedding_matrix(table["embedding"])
+        wrong = off_unit(vectors_ND)
+        if len(wrong):
+            what = f"has {len(wrong):,} vectors that are not of unit length, the first of entry {ids_N[wrong[0]]}"
+            yield damage(file.path, what)
+        for name in ("uri", "dataset"):
+            if pc.any(pc.equal(table[name], "")).as_py():
+                yield damage(file.path, f"has entries without a {name}")
+        if len(ids_N) and (np.diff(ids_N) > 0).all():  # or else it is said, and rows cannot be found by id
+            for what in self._against_plans(table, ids_N, ["uri", "label"]):
+                yield damage(file.path, what)
+            for shard in self._shards:
+                yield from shard.differences(table, ids_N, vectors_ND)
+
+    def _against_plans(self, table: pa.Table, ids_N: np.ndarray, columns: list[str]) -> Iterator[str]:
+        for number in np.unique(ids_N >> 39).tolist():
+            for path in self._named.plans.get(number, ()):
+                if path in self.facts:
+                    yield from self._open_plan(path).differences(table, ids_N, columns)
+
+    def _opened_plan(self, path: str) -> PlanRows:
+        file, _ = self._named.files[path]
+        return PlanRows(self._data(file), self.facts[path].ids_N)
+
+    def _read_side(self, file: FileRef, kind: str, data: pa.Buffer, side: ShardSides) -> Iterator[str]:
+        """One of the files beside a shard's FAISS index."""
+        if kind == "shard ids":
+            side.ids_N = np.load(io.BytesIO(data), allow_pickle=False)
+            self.facts[file.path] = Facts(side.ids_N)
+            rows = len(side.ids_N)
+            if (np.diff(side.ids_N) <= 0).any():
+                yield "has ids that do not ascend"
+                side.ids_N = None
+        elif kind == "shard vectors":
+            dimension = self._named.identity.dimension if self._named.identity else 0
+            side.vectors_ND = np.frombuffer(data, np.float16).reshape(-1, dimension)
+            rows = len(side.vectors_ND)
+        elif kind == "shard labels":
+            side.codes_N = np.load(io.BytesIO(data), allow_pickle=False)
+            rows = len(side.codes_N)
+        else:
+            side.entries = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+            rows = side.entries.num_rows
+        if not rows == file.rows == side.shard.rows:
+            yield f"has {rows:,} rows where versions tell of {file.rows:,}, and {side.shard.rows:,} in the shard"
+
+
+def off_unit(vectors_ND: np.ndarray) -> np.ndarray:
+    """The rows, int64 [M], of float16 [N, D] that are not finite or not of unit length."""
+    norms_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float32))
+    return np.flatnonzero(~(np.abs(norms_N - 1) < MAX_NORM_ERROR))
+
+
+def _check_ids(file: FileRef, ids_N: np.ndarray) -> Iterator[str]:
+    if (np.diff(ids_N) <= 0).any():
+        yield "has ids that do not ascend"
+    elif isinstance(file, RowsFile) and (not len(ids_N) or (ids_N[0], ids_N[-1]) != (file.first_id, file.last_id)):
+        yield f"has other ids than the {file.first_id} to {file.last_id} that versions tell of"
+
+
+def _row_groups(parquet: pq.ParquetFile, columns: list[str] | None) -> Iterator[tuple[int, pa.Table]]:
+    start = 0
+    for group in range(parquet.num_row_groups):
+        table = parquet.read_row_group(group, columns=columns)
+        yield start, table
+        start += table.num_rows

@@ -1,0 +1,176 @@
+"""Checking every invariant of a memory: its versions, every file they name, and whether all of it agrees.
+
+Nothing is changed. What is wrong is listed with what to do about it, and no damage keeps the rest from being looked at.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.errors import DamagedFile
+from pipeline.progress import OnProgress, ignore_progress
+from pipeline.store import segments
+from pipeline.store.agreement import Agreement
+from pipeline.store.chain import Chain, check_hint, check_steps, read_chain
+from pipeline.store.contents import Contents, named_by
+from pipeline.store.findings import CLEAN, RESTORE, Finding, damage
+from pipeline.store.garbage import Census, take_census
+from pipeline.store.state import Index, file_refs
+from pipeline.store.storage import Storage
+from pipeline.store.versions import FOLDER as VERSIONS
+from pipeline.store.versions import VersionLog
+
+ERASURES = "erasures"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at and found. `removed` counts the files that a clean-up removed before, None without one.
+
+    `indexes` are those of the versions kept, whose FAISS files only pipeline/index can open; `broken` are the files
+    that are not as they were written.
+    """
+
+    findings: tuple[Finding, ...]
+    version: int
+    versions: int
+    files: int
+    num_bytes: int
+    garbage_bytes: int
+    indexes: tuple[Index, ...]
+    broken: frozenset[str]
+    removed: int | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether no invariant is broken; garbage breaks none."""
+        return not any(finding.severity == "damage" for finding in self.findings)
+
+    def to_json(self) -> dict:
+        return {
+            "sound": self.sound,
+            "version": self.version,
+            "versions": self.versions,
+            "files": self.files,
+            "bytes": self.num_bytes,
+            "findings": [finding.to_json() for finding in self.findings],
+            "garbage_bytes": self.garbage_bytes,
+            "removed": self.removed,
+        }
+
+
+def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verification:
+    """Look at all there is. Raises MemoryMissing, StorageError, or DamagedFile when no version is left at all."""
+    chain = read_chain(log)
+    named = named_by(chain)
+    contents = Contents(log.storage, named)
+    findings = [*chain.findings, *check_steps(chain), *check_hint(log, chain), *named.findings]
+    findings += _with_way_out(contents.read(on_progress), chain)
+    agreement = Agreement(contents.facts)
+    for step in chain.steps():
+        findings += agreement.check(step)
+    findings += _numbers(log.storage, agreement.numbers)
+    if any(finding.severity == "damage" for finding in findings):
+        findings = _still_true(log, findings)
+    garbage_bytes = 0
+    if chain.findings:
+        what = "what is garbage cannot be told while versions are missing or cannot be read"
+        findings.append(Finding("note", f"{VERSIONS}/", what, "mend the versions first"))
+    else:
+        census = take_census(log)
+        garbage_bytes = census.garbage_bytes
+        findings += _whose(log.storage, chain, census)
+    version_bytes = sum(log.storage.walk(VERSIONS).values())
+    return Verification(
+        findings=tuple(dict.fromkeys(findings)),
+        version=chain.newest,
+        versions=chain.newest - chain.first + 1,
+        files=len(named.files) + len(chain.commits) + len(chain.checkpoints),
+        num_bytes=version_bytes + sum(file.num_bytes for file, _ in named.files.values()),
+        garbage_bytes=garbage_bytes,
+        indexes=_indexes(chain),
+        broken=frozenset(contents.broken),
+    )
+
+
+def _with_way_out(findings: Iterator[Finding], chain: Chain) -> Iterator[Finding]:
+    """Say where the newest version does without a damaged file."""
+    newest = chain.newest_state
+    needed = {file.path for file in file_refs(newest)} if newest else None
+    for finding in findings:
+        if needed is None or finding.path in needed:
+            yield finding
+        else:
+            advice = f"{RESTORE}, or `expire` the older versions: the newest does without it"
+            yield Finding(finding.severity, finding.path, finding.what, advice)
+
+
+def _still_true(log: VersionLog, findings: list[Finding]) -> list[Finding]:
+    """Without what is no damage any more, because other writers have dropped or redacted versions meanwhile."""
+    now = read_chain(log)
+    named = named_by(now).files
+    versions = {f"{VERSIONS}/{name}" for name in log.storage.list(VERSIONS)} | {f.path for f in now.findings}
+
+    def counts(finding: Finding) -> bool:
+        return finding.path in (versions if finding.path.startswith(f"{VERSIONS}/") else named)
+
+    return [f for f in findings if f.severity != "damage" or counts(f) or f.path.endswith(segments.DESCRIPTION)]
+
+
+def _numbers(storage: Storage, numbers: set[int]) -> Iterator[Finding]:
+    """Every number of a segment is remembered, so that none is ever given twice."""
+    for number in sorted(numbers):
+        path = f"{segments.segment_folder(number)}{segments.DESCRIPTION}"
+        try:
+            reservation = segments.read_reservation(storage, number)
+        except DamagedFile as error:
+            yield damage(path, "is missing" if "is missing" in str(error) else "is not whole", RESTORE)
+            continue
+        if reservation is not None and reservation.number != number:
+            yield damage(path, f"tells of segment {reservation.number}", RESTORE)
+
+
+def _whose(storage: Storage, chain: Chain, census: Census) -> Iterator[Finding]:
+    """What belongs to nobody, what somebody is working on, and what is not a memory's at all."""
+    for record in census.working:
+        yield Finding("note", record.path, f"{record} is at work", "nothing: what it writes is left to it")
+    for number in census.unfinished:
+        folder = segments.segment_folder(number)
+        advice = f"run the same `add` again, which goes on with it, or {CLEAN}"
+        yield _waste(census, [path for path in census.garbage if path.startswith(folder)], folder, "unfinished", advice)
+    unfinished = tuple(segments.segment_folder(number) for number in census.unfinished)
+    by_folder = defaultdict(list)
+    for path in census.garbage:
+        if not path.startswith(unfinished):
+            by_folder[path.rpartition("/")[0]].append(path)
+    for folder, paths in by_folder.items():
+        place = paths[0] if len(paths) == 1 else f"{folder}/"
+        yield _waste(census, paths, place, "named by no version and held by no live lease", CLEAN)
+    for path in _interrupted_erasures(storage, chain, census):
+        yield Finding("waste", path, "an erasure was cut off after its commit", f"{CLEAN}, which finishes it")
+    for top, count in Counter(path.split("/")[0] for path in census.foreign).items():
+        what = f"is not a memory's ({count:,} files)" if count > 1 else "is not a memory's"
+        yield Finding("note", top, what, "nothing: it is left alone")
+
+
+def _waste(census: Census, paths: list[str], place: str, why: str, advice: str) -> Finding:
+    size = sum(census.files.get(path, 0) for path in paths)
+    files = "1 file" if len(paths) == 1 else f"{len(paths):,} files"
+    return Finding("waste", place, f"{files} of {size:,} bytes {why}", advice)
+
+
+def _interrupted_erasures(storage: Storage, chain: Chain, census: Census) -> Iterator[str]:
+    """The plans of erasures that were committed, and that nobody is carrying out."""
+    committed = set(chain.newest_state.erasures) if chain.newest_state else set()
+    working = {record.nonce for record in census.working}
+    for name in storage.list(ERASURES):
+        if name.removesuffix(".json") in committed - working:
+            yield f"{ERASURES}/{name}"
+
+
+def _indexes(chain: Chain) -> tuple[Index, ...]:
+    found: dict[int, Index] = {}
+    for step in chain.steps():
+        if step.after is not None and step.after.index is not None:
+            found[id(step.after.index)] = step.after.index
+    return tuple(found.values())
