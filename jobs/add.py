@@ -1,10 +1,10 @@
 """`add MEMORY SOURCE`: remember every image of a source."""
 
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from jobs.arguments import Json, Memory, Source
+from jobs.arguments import Json, Memory, Source, command_line
 from jobs.terminal import counted, note, print_json, progress, say
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ def add(
             from jobs.on_ray import start_ray
 
             start_ray()
-        report = target.carry_out(plan, runner="ray" if on_ray else "here", on_progress=on_progress)
+        where: Literal["ray", "here"] = "ray" if on_ray else "here"
+        report = target.carry_out(plan, runner=where, command=command_line(memory), on_progress=on_progress)
     if json:
         print_json(report.to_json() | {"skipped": plan.listing.skipped})
     else:

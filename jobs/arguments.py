@@ -1,10 +1,20 @@
 """Arguments and options that several verbs share, and the values written in a way of our own ("16G", "ID=LABEL")."""
 
+import contextvars
+import datetime
 import re
+import shlex
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import typer
 
+TYPED: contextvars.ContextVar[Sequence[str]] = contextvars.ContextVar("TYPED", default=())  # the command line at work
+
+MAX_COMMAND = 1_000  # characters of a command that a version keeps
+_UNSAID = {"--json", "--debug"}  # say nothing of what was done
+_SECRET = {"--weights", "--token"}  # may carry what gives access, with the value that follows
+_AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -14,6 +24,42 @@ def size_in_bytes(option: str, text: str) -> int:
     if not found:
         raise typer.BadParameter(f"{option} {text} is not a size: write a number with K, M, G or T, such as 16G")
     return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def command_line(memory: str) -> str:
+    """What was typed, as a version records it: the verb and its arguments, without MEMORY and without secrets."""
+    words = list(TYPED.get())
+    if memory in words[1:]:
+        words.pop(words.index(memory, 1))
+    said: list[str] = []
+    length = 0
+    while words:
+        word = words.pop(0)
+        if word.partition("=")[0] in _SECRET:
+            words = words if "=" in word else words[1:]
+        elif word not in _UNSAID:
+            # An address may carry a password before the host, or a signature after the path.
+            open_part = re.sub(r"(?<=://)[^/@]*@|(?<=\S)\?.*$", "", word) if "://" in word else word
+            said.append(shlex.quote(open_part))
+            length += len(said[-1]) + 1
+        if length > MAX_COMMAND:
+            return " ".join([*said[:-1], "…"])
+    return " ".join(said)
+
+
+def age_or_count(option: str, text: str) -> datetime.timedelta | int:
+    """What "30d" (an age; s, m, h, d and w) or "100" and "100v" (so many versions) say."""
+    found = re.fullmatch(r"(\d+)\s*([smhdwv]?)", str(text).strip())
+    try:
+        if found and found[2] in _AGES:
+            return datetime.timedelta(**{_AGES[found[2]]: int(found[1])})
+        if found:
+            return int(found[1])
+    except OverflowError as error:
+        raise typer.BadParameter(f"{option} {text} is longer ago than any clock tells") from error
+    raise typer.BadParameter(
+        f"{option} {text} is neither an age nor a number of versions: write 30d (or s, m, h, w), or 100"
+    )
 
 
 def pair(text: str) -> tuple[int, str]:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
-VERBS = ("add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "demo")
+VERBS = (
+    *("add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "verify"),
+    *("history", "rollback", "expire", "copy", "demo"),
+)
 
 
 def application() -> "typer.Typer":
@@ -45,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", module="PIL")  # what Pillow remarks on damaged files is told as rejects
     try:
         arguments = [argument for argument in given if argument != "--debug"]
-        application()(args=arguments, prog_name="visual-memory")
+        app = application()
+        _remember(arguments)
+        app(args=arguments, prog_name="visual-memory")
     except SystemExit as ended:
         if ended.code == INTERRUPTED:
             _tell_interrupted()
@@ -69,6 +74,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             1,
             error,
         )
+
+
+def _remember(arguments: Sequence[str]) -> None:
+    """Keep what was typed for `command_line`, by which a version says how it came about."""
+    from jobs.arguments import TYPED  # with typer, which takes a moment to load
+
+    TYPED.set(arguments)
 
 
 def _tell_interrupted() -> None:

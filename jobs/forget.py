@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import Json, Memory
+from jobs.arguments import Json, Memory, command_line
 from jobs.terminal import counted, print_json, say
 
 
@@ -23,7 +23,9 @@ def forget(
     """Forget the entries that any of the options names."""
     from pipeline import VisualMemory
 
-    report = VisualMemory(memory).forget(ids=id or [], uris=uri or [], labels=label or [], datasets=dataset or [])
+    report = VisualMemory(memory).forget(
+        ids=id or [], uris=uri or [], labels=label or [], datasets=dataset or [], command=command_line(memory)
+    )
     if json:
         print_json(report.to_json())
         return

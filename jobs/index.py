@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import Json, Memory, size_in_bytes
+from jobs.arguments import Json, Memory, command_line, size_in_bytes
 from jobs.terminal import counted, print_json, progress, say
 
 
@@ -49,7 +49,7 @@ def index(
         return
     before = target.state()
     with progress() as on_progress:
-        state = target.index(options, on_progress=on_progress)
+        state = target.index(options, command=command_line(memory), on_progress=on_progress)
     built = state.index
     assert built is not None  # noqa: S101  # index() either builds one or raises
     if json:

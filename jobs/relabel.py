@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import Json, Memory
+from jobs.arguments import Json, Memory, command_line
 from jobs.terminal import counted, note, print_json, say
 from pipeline.edits.relabel import RelabelReport
 
@@ -38,7 +38,9 @@ def relabel(
     """Correct the labels of entries, or make a label set to ask by; the entries stay as they are."""
     from pipeline import VisualMemory
 
-    report = VisualMemory(memory).relabel(ids=id or [], label=label, file=file, label_set=label_set, map=map)
+    report = VisualMemory(memory).relabel(
+        ids=id or [], label=label, file=file, label_set=label_set, map=map, command=command_line(memory)
+    )
     if json:
         print_json(report.to_json())
         return

@@ -23,6 +23,9 @@ from pipeline.decisions.evaluation import DEFAULT_KS
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.edits import forget as forgetting
 from pipeline.edits import relabel as relabelling
+from pipeline.edits.copy import CopyReport, copy
+from pipeline.edits.expire import ExpireReport, Keep, expire, plan_expire
+from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, SourceError, UsageError
 from pipeline.explanation import explanation_page, write_page
@@ -31,6 +34,7 @@ from pipeline.images.uris import path_of_uri
 from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
 from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.history import VersionSummary, history
 from pipeline.store.ids import split_id
 from pipeline.store.labels import read_label_map
 from pipeline.store.places import open_storage
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from pipeline.edits.proof import Receipt
     from pipeline.embeddings.encoder import Encoder
     from pipeline.embeddings.queries import QueryImage
+    from pipeline.store.verify import Verification
 
 MAX_FRESH = 50_000  # beyond this many fresh entries an add builds shards, so that search stays quick
 
@@ -160,14 +165,15 @@ class VisualMemory:
         from pipeline.edits.add import run
 
         state = self.log.newest()
+        embed = self._runner(runner, plan.encoder)
         if plan.is_single:
             report = self._add_file(plan, state, command)
         else:
-            report = run(self.log, state, plan, self._runner(runner, plan.encoder), command, on_progress)
+            report = run(self.log, state, plan, embed, command, on_progress)
         self._encoder = plan.encoder
         if report.segment is not None and report.state.num_fresh > MAX_FRESH:
             try:
-                return replace(report, state=self._indexed(report.state, on_progress))
+                return replace(report, state=self._indexed(report.state, command, on_progress))
             except (CommitConflict, IndexBuildError) as error:  # the images are in the memory all the same
                 return replace(report, index_error=str(error))
         return report
@@ -460,6 +466,50 @@ class VisualMemory:
         self._live = (report.version, live)
         return report
 
+    def verify(
+        self, *, clean: bool = False, command: str = "verify --clean", on_progress: OnProgress = ignore_progress
+    ) -> "Verification":
+        """Check every invariant of all versions and their files; with `clean` remove garbage before.
+
+        What is damaged is listed in the report, not raised, but for a memory that has lost every version.
+        """
+        from pipeline.edits.clean import clean as remove_garbage
+        from pipeline.index.verify import verify_faiss
+        from pipeline.store.verify import verify
+
+        if clean:
+            self._writable()
+        cleaned = remove_garbage(self.log, command) if clean else None
+        found = verify(self.log, on_progress)
+        findings = [*found.findings, *verify_faiss(self.log.storage, found.indexes, found.dimension, found.broken)]
+        if cleaned and cleaned.refusal:
+            findings.append(cleaned.refusal)
+        return replace(found, findings=tuple(findings), removed=cleaned.removed if cleaned else None)
+
+    def history(self, limit: int | None = None) -> list[VersionSummary]:
+        """The versions that can be read, newest first, no more than `limit`."""
+        return history(self.log, self._at, limit)
+
+    def rollback(self, version: int, *, command: str = "rollback") -> RollbackReport:
+        """Commit a new version that is what an older one was. Raises CommitConflict when another writer comes first."""
+        self._writable()
+        return roll_back(self.log, version, command)
+
+    def plan_expire(self, keep: Keep) -> ExpireReport:
+        """What `expire` would drop and remove. Changes nothing."""
+        return plan_expire(self.log, keep)
+
+    def expire(
+        self, keep: Keep, *, command: str = "expire", on_progress: OnProgress = ignore_progress
+    ) -> ExpireReport:
+        """Drop old versions: those past before an age (timedelta), or all but so many (int)."""
+        self._writable()
+        return expire(self.log, keep, command, on_progress)
+
+    def copy(self, target: str | Path, *, on_progress: OnProgress = ignore_progress) -> CopyReport:
+        """Copy the memory whole, with all its versions, to an empty place; repeated, an interrupted copy goes on."""
+        return copy(self.log, open_storage(str(target)), on_progress)
+
     def status(self) -> dict:
         """What the version that is read holds, as a JSON object."""
         state = self.state()
@@ -564,10 +614,10 @@ class VisualMemory:
                 return next(segment for segment in state.segments if segment.number == number)
         return None
 
-    def _indexed(self, state: State, on_progress: OnProgress) -> State:
+    def _indexed(self, state: State, command: str, on_progress: OnProgress) -> State:
         options = IndexOptions()
         plan = plan_index(state, options)
-        return build_index(self.log, state, plan, options, "add", on_progress)
+        return build_index(self.log, state, plan, options, command, on_progress)
 
     def _writable(self) -> None:
         if self._at is not None:

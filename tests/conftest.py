@@ -1,5 +1,6 @@
 """Shared by all tests: real digits, the real encoder, and memories made of given vectors by the real store."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,7 +129,8 @@ def add_vectors(
     )
     actions: list[AddSegment | SetIdentity] = [AddSegment(segment=segment)]
     if state is None:
-        weights = FileRef(path=identity.weights_path, num_bytes=0, sha256="0" * 64)
+        storage.replace(identity.weights_path, b"")
+        weights = FileRef(path=identity.weights_path, num_bytes=0, sha256=hashlib.sha256(b"").hexdigest())
         actions.insert(0, SetIdentity(identity=identity, weights=weights))
     return log.commit(state or State(), "add", lambda _number, _state: actions)
 

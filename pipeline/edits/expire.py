@@ -82,8 +82,9 @@ def expire(log: VersionLog, keep: Keep, command: str, on_progress: OnProgress = 
 def first_to_keep(log: VersionLog, keep: Keep) -> int:
     """The first version to be kept: of those older than an age the last one, which was the memory at that age.
 
-    So whatever the memory was since then can be rolled back to. What counts is the order of versions. The first that is young enough ends the search, whatever later ones say of
-    when they were committed; so a clock that was wrong keeps too much rather than too little.
+    So whatever the memory was since then can be rolled back to. What counts is the order of versions: the first that is
+    young enough ends the search, whatever later ones say of when they were committed. A clock that was wrong so keeps
+    too much rather than too little.
     """
     kept = log.kept()
     if isinstance(keep, int):

@@ -29,6 +29,7 @@ class Agreement:
         self._seen: dict[tuple[int, ...], object] = {}  # by identity; kept alive, so that no other gets its number
         self._tombstones: tuple[FileRef, ...] = ()
         self._forgotten = _NONE
+        self._all_forgotten_known = True
         self.numbers: set[int] = set()
 
     def check(self, step: Step) -> Iterator[Finding]:
@@ -187,6 +188,7 @@ class Agreement:
         added = state.tombstones[len(known) :] if grows else state.tombstones
         ids = np.concatenate([_NONE, *(self._facts[f.path].ids_N for f in added if f.path in self._facts)])
         self._tombstones, self._forgotten = state.tombstones, np.union1d(before, ids)
+        self._all_forgotten_known = all(file.path in self._facts for file in state.tombstones)
         if len(self._forgotten) != len(before) + len(ids):
             yield "forgets an id twice"
         return self._forgotten if wholly else ids
@@ -260,7 +262,7 @@ class Agreement:
             covered |= (ids >= first) & (ids <= last)
             for file in state.entries_files():
                 held = self._ids(file) if file.last_id >= first and file.first_id <= last else None
-                if held is not None:
+                if held is not None and self._all_forgotten_known:
                     held = held[(held >= first) & (held <= last)]
                     lost = np.setdiff1d(held[~np.isin(held, ids)], self._forgotten)
                     if len(lost):

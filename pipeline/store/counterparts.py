@@ -35,7 +35,9 @@ class ShardSides:
         if self._labels is not None and not _same(self._labels.take(pa.array(rows_N)), table["label"].filter(mask)):
             yield damage(self.shard.labels.path, _differs("labels"))
         for name in ("uri", "dataset"):
-            if self.entries is not None and not _same(self.entries[name].take(pa.array(rows_N)), table[name].filter(mask)):
+            if self.entries is not None and not _same(
+                self.entries[name].take(pa.array(rows_N)), table[name].filter(mask)
+            ):
                 yield damage(self.shard.entries.path, _differs(f"{name}s"))
 
     @cached_property

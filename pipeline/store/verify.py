@@ -27,8 +27,8 @@ ERASURES = "erasures"
 class Verification:
     """What was looked at and found. `removed` counts the files that a clean-up removed before, None without one.
 
-    `indexes` are those of the versions kept, whose FAISS files only pipeline/index can open; `broken` are the files
-    that are not as they were written.
+    `indexes` are those of the versions kept, over vectors of `dimension`: pipeline/index alone can open their files.
+    `broken` are the files that are not as they were written.
     """
 
     findings: tuple[Finding, ...]
@@ -38,6 +38,7 @@ class Verification:
     num_bytes: int
     garbage_bytes: int
     indexes: tuple[Index, ...]
+    dimension: int
     broken: frozenset[str]
     removed: int | None = None
 
@@ -89,6 +90,7 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
         num_bytes=version_bytes + sum(file.num_bytes for file, _ in named.files.values()),
         garbage_bytes=garbage_bytes,
         indexes=_indexes(chain),
+        dimension=named.identity.dimension if named.identity else 0,
         broken=frozenset(contents.broken),
     )
 

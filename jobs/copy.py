@@ -1,0 +1,26 @@
+"""`copy MEMORY TARGET`: a memory whole, in another place."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.arguments import Json, Memory
+from jobs.terminal import counted, print_json, progress, say
+
+
+def copy(
+    memory: Memory,
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="Empty or new folder, or s3://…", show_default=False)],
+    json: Json = False,
+) -> None:
+    """Copy MEMORY with all its versions to TARGET, every file checked. Killed and repeated, it goes on."""
+    from pipeline import VisualMemory
+
+    with progress() as on_progress:
+        report = VisualMemory(memory).copy(target, on_progress=on_progress)
+    if json:
+        print_json(report.to_json())
+        return
+    done = f"{counted(report.files, 'file')} with {report.num_bytes / 1e6:,.1f} MB in {report.seconds:.1f} s"
+    before = f" ({counted(report.already, 'file')} had been before)" if report.already else ""
+    say(f"copied {done}{before}: {report.uri} holds versions {report.first_version} to {report.version}")

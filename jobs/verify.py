@@ -1,0 +1,40 @@
+"""`verify MEMORY`: check every invariant, and remove what belongs to nobody."""
+
+import time
+from typing import Annotated
+
+import typer
+
+from jobs.arguments import Json, Memory
+from jobs.terminal import counted, print_json, progress, say
+
+
+def verify(
+    memory: Memory,
+    clean: Annotated[
+        bool, typer.Option("--clean", help="First remove files that no version names and no live process works on.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Check every version of MEMORY, every file they name, and that all of it agrees. Exit status 1 if it does not."""
+    from pipeline import VisualMemory
+
+    began = time.monotonic()
+    with progress() as on_progress:
+        report = VisualMemory(memory).verify(clean=clean, on_progress=on_progress)
+    if json:
+        print_json(report.to_json())
+    else:
+        for finding in report.findings:
+            say(f"{finding.severity:<6}  {finding.path}: {finding.what}; {finding.advice}")
+        if report.removed is not None:
+            say(f"removed {counted(report.removed, 'file')} that belonged to nobody")
+        damaged = sum(finding.severity == "damage" for finding in report.findings)
+        verdict = "sound" if report.sound else f"not sound ({damaged:,} damaged)"
+        checked = f"{counted(report.versions, 'version')} up to {report.version}, {counted(report.files, 'file')}"
+        garbage = f", {report.garbage_bytes / 1e6:,.1f} MB of garbage" if report.garbage_bytes else ""
+        say(
+            f"{verdict}: {checked} of {report.num_bytes / 1e6:,.1f} MB checked in {time.monotonic() - began:.1f} s{garbage}"
+        )
+    if not report.sound:
+        raise typer.Exit(1)
