@@ -74,7 +74,8 @@ def take_census(log: VersionLog, first: int | None = None) -> Census:
     unfinished = tuple(
         number
         for number in reserved
-        if number not in committed
+        if f"{segments.segment_folder(number)}{segments.DESCRIPTION}" in files  # else it was not even reserved
+        and number not in committed
         and number not in held
         and not segments.is_given_up(storage, number)
         and any(path.startswith(segments.segment_folder(number)) for path in garbage)
