@@ -16,6 +16,7 @@ import faiss
 import torch
 
 from pipeline import VisualMemory
+from pipeline.edits import clean, erase, everything, expire, proof, relabel, rollback, singles  # noqa: F401, once for all
 from pipeline.edits.compact import compact
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
