@@ -19,7 +19,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 VERBS = (
     *("add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "verify"),
-    *("history", "rollback", "expire", "copy", "demo"),
+    *("compact", "history", "rollback", "expire", "copy", "demo"),
 )
 
 

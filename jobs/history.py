@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 WIDTH = 80
 INDENT = 9  # the second line of a version begins below the time of the first
-_WHOLE_WORDS = {"break_long_words": False, "break_on_hyphens": False}
 
 
 def history(
@@ -39,6 +38,11 @@ def _show(version: "VersionSummary") -> None:
     when = f"{version.committed_at:%Y-%m-%d %H:%M:%S}"
     say(f"{version.version:>7}  {when}  {version.rows_after:>11,}  {change:>9}  {version.author}")
     done = f"{version.command} -> {', '.join(version.actions) or 'nothing left of it'}"
-    indent = " " * INDENT
-    lines = textwrap.wrap(done, WIDTH, initial_indent=indent, subsequent_indent=f"{indent}  ", **_WHOLE_WORDS)
-    say("\n".join(lines))
+    whole_words = textwrap.TextWrapper(
+        WIDTH,
+        initial_indent=" " * INDENT,
+        subsequent_indent=" " * (INDENT + 2),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    say(whole_words.fill(done))

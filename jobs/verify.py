@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import Json, Memory
+from jobs.arguments import Json, Memory, command_line
 from jobs.terminal import counted, print_json, progress, say
 
 
@@ -21,7 +21,7 @@ def verify(
 
     began = time.monotonic()
     with progress() as on_progress:
-        report = VisualMemory(memory).verify(clean=clean, on_progress=on_progress)
+        report = VisualMemory(memory).verify(clean=clean, command=command_line(memory), on_progress=on_progress)
     if json:
         print_json(report.to_json())
     else:
@@ -33,8 +33,7 @@ def verify(
         verdict = "sound" if report.sound else f"not sound ({damaged:,} damaged)"
         checked = f"{counted(report.versions, 'version')} up to {report.version}, {counted(report.files, 'file')}"
         garbage = f", {report.garbage_bytes / 1e6:,.1f} MB of garbage" if report.garbage_bytes else ""
-        say(
-            f"{verdict}: {checked} of {report.num_bytes / 1e6:,.1f} MB checked in {time.monotonic() - began:.1f} s{garbage}"
-        )
+        seconds = time.monotonic() - began
+        say(f"{verdict}: {checked} of {report.num_bytes / 1e6:,.1f} MB checked in {seconds:.1f} s{garbage}")
     if not report.sound:
         raise typer.Exit(1)

@@ -9,9 +9,10 @@ Every call reads the newest version there is, or the one named by `at`, and answ
 torch and timm take seconds to import and only some verbs need them, so what leads to them is imported where it is used.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -23,11 +24,12 @@ from pipeline.decisions.evaluation import DEFAULT_KS
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.edits import forget as forgetting
 from pipeline.edits import relabel as relabelling
+from pipeline.edits.compact import CompactReport, compact
 from pipeline.edits.copy import CopyReport, copy
 from pipeline.edits.expire import ExpireReport, Keep, expire, plan_expire
 from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
-from pipeline.errors import CommitConflict, IndexBuildError, SourceError, UsageError
+from pipeline.errors import CommitConflict, DamagedFile, IndexBuildError, SourceError, UsageError
 from pipeline.explanation import explanation_page, write_page
 from pipeline.images.folder import list_folder, parse_labels
 from pipeline.images.uris import path_of_uri
@@ -45,16 +47,17 @@ from pipeline.store.versions import VersionLog
 
 if TYPE_CHECKING:
     from pipeline.edits.add import AddOptions, AddPlan, AddReport
+    from pipeline.edits.everything import Duplicate
     from pipeline.edits.proof import Receipt
     from pipeline.embeddings.encoder import Encoder
     from pipeline.embeddings.queries import QueryImage
     from pipeline.store.verify import Verification
 
-MAX_FRESH = 50_000  # beyond this many fresh entries an add builds shards, so that search stays quick
-
 SHOWN_CHARACTERS = 80
 
 Runner = Literal["here", "ray"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,16 @@ class ForgetReport:
     """How many live entries were forgotten, and the version that no longer has them.
 
     `erased` counts the entries whose bytes are gone, those forgotten before included; None where none was to go.
+    `duplicates` have the uri or the bytes of an erased entry, and stay. `index_dropped`: a vector stood in its trained
+    part, so that an index has to be built anew.
     """
 
     forgotten: int
     version: int
     erased: int | None = None
     receipt: "Receipt | None" = None
+    duplicates: "Sequence[Duplicate]" = ()
+    index_dropped: bool = False
 
     def to_json(self) -> dict:
         """The report as a JSON object."""
@@ -76,6 +83,8 @@ class ForgetReport:
             "version": self.version,
             "erased": self.erased,
             "receipt": self.receipt.to_json() if self.receipt else None,
+            "live_duplicates": [asdict(duplicate) for duplicate in self.duplicates],
+            "index_dropped": self.index_dropped,
         }
 
 
@@ -85,8 +94,9 @@ class VisualMemory:
     def __init__(self, uri: str | Path, at: int | None = None) -> None:
         self.log = VersionLog(open_storage(str(uri)))
         self._at = at
-        self._live: tuple[int, LiveEntries] | None = None
+        self._live: tuple[State, LiveEntries] | None = None
         self._encoder: Encoder | None = None
+        self._indexed_from = 0  # fresh entries from which on indexing them is worth another try
 
     @property
     def uri(self) -> str:
@@ -97,11 +107,12 @@ class VisualMemory:
         return self.log.at(self._at)
 
     def live(self, state: State | None = None) -> LiveEntries:
-        """All that can be found in the version that is read."""
-        state = state or self.state()
-        if self._live is None or self._live[0] != state.version:
+        """All that can be found in the version that is read, or in the one given. Raises DamagedFile."""
+        if state is None:
+            return self._reading()[1]
+        if self._live is None or self._live[0] != state:  # an erasure makes another of the same version
             before = self._live[1] if self._live else None
-            self._live = (state.version, LiveEntries.open(self.log.storage, state, before))
+            self._live = (state, LiveEntries.open(self.log.storage, state, before))
         return self._live[1]
 
     def encoder(self) -> "Encoder":
@@ -125,7 +136,7 @@ class VisualMemory:
         own = self.encoder() if state is not None and options.encoder.says_nothing else None
         plan = prepare(self.log, state, str(source), options, own)
         if plan.is_single and state is not None:
-            return replace(plan, already=self._segment_of(plan, state))
+            return replace(plan, already=self._segment_of(plan))
         return plan
 
     def add(
@@ -171,12 +182,10 @@ class VisualMemory:
         else:
             report = run(self.log, state, plan, embed, command, on_progress)
         self._encoder = plan.encoder
-        if report.segment is not None and report.state.num_fresh > MAX_FRESH:
-            try:
-                return replace(report, state=self._indexed(report.state, command, on_progress))
-            except (CommitConflict, IndexBuildError) as error:  # the images are in the memory all the same
-                return replace(report, index_error=str(error))
-        return report
+        if report.segment is None:
+            return report
+        after, index_error = self._indexed(report.state, command, on_progress)
+        return replace(report, state=after, index_error=index_error)
 
     def add_images(
         self,
@@ -204,12 +213,17 @@ class VisualMemory:
         encoder = self.encoder()
         none = [None] * len(images)
         entries = embed_singles(encoder, images, uris or none, labels or none, dataset)
-        return add_singles(self.log, self.log.latest(), encoder, entries, command)[1]
+        after, ids = add_singles(self.log, self.log.latest(), encoder, entries, command)
+        _, index_error = self._indexed(after, command, ignore_progress)
+        if index_error:
+            logger.warning("no index was built after the add: %s", index_error)
+        return ids
 
     def plan_index(self, options: IndexOptions = IndexOptions()) -> IndexPlan:
         """What `index` would build."""
-        state = self.state()
-        return plan_index(state, options)
+        from pipeline.edits.index_growth import plan_with_all_in_files
+
+        return plan_with_all_in_files(self.state(), options)
 
     def index(
         self,
@@ -219,8 +233,10 @@ class VisualMemory:
         on_progress: OnProgress = ignore_progress,
     ) -> State:
         """Build an index over everything, or shards for the fresh entries of the one there is."""
+        from pipeline.edits.index_growth import with_all_in_files
+
         self._writable()
-        state = self.log.latest()
+        state = with_all_in_files(self.log, self.log.latest())
         plan = plan_index(state, options)
         if plan.grows and not plan.shards:
             return state
@@ -239,8 +255,7 @@ class VisualMemory:
         With `label_set` they show their labels in it; those that have none are found all the same.
         """
         asking.check_k(k)
-        state = self.state()
-        live = self._live_in(label_set, state)
+        _, live = self._reading(label_set)
         vectors_QD, _ = self._vectors(images, embeddings, live)
         return asking.search(live, vectors_QD, k)
 
@@ -272,8 +287,7 @@ class VisualMemory:
             assume=assume or {},
             abstain_below=abstain_below,
         )
-        state = self.state()
-        live = self._live_in(label_set, state)
+        state, live = self._reading(label_set)
         vectors_QD, uris = self._vectors(images, embeddings, live)
         return asking.classify(live, vectors_QD, uris, options, state.version)
 
@@ -333,8 +347,7 @@ class VisualMemory:
 
         check_list("ks", ks)
         check_list("votings", votings)
-        state = self.state()
-        live = self._live_in(label_set, state)
+        state, live = self._reading(label_set)
         if not live.label_counts().any():
             if label_set is not None:
                 raise SourceError(
@@ -386,8 +399,7 @@ class VisualMemory:
         label_set: str | None = None,
     ) -> asking.Evaluation:
         """Accuracy of every labelled entry asked about with itself left out."""
-        state = self.state()
-        live = self._live_in(label_set, state)
+        state, live = self._reading(label_set)
         tau = asking.best_balance(live, max(ks), VotingRule(votings[0])) if balance == "auto" else balance
         rule = _rule(votings[0], tau)
         return asking.evaluate_leave_one_out(live, ks, rule, state.version, votings)
@@ -413,6 +425,7 @@ class VisualMemory:
         from pipeline.edits.erase import erase as erase_entries
         from pipeline.edits.everything import Catalogue, Everything, facts_of
         from pipeline.edits.proof import prove
+        from pipeline.edits.redact import finish_erasures
 
         self._writable()
         for name, values in (("ids", ids), ("uris", uris), ("labels", labels), ("datasets", datasets)):
@@ -424,13 +437,23 @@ class VisualMemory:
             [str(name) for name in labels],
             [str(name) for name in datasets],
         )
-        before = self.log.latest()
-        named = Catalogue(self.log, before) if erase else self.live(before)
-        chosen = forgetting.select(named, selection, self.uri)
+        if erase:
+            finish_erasures(self.log)  # what one that was killed has left in older versions is no choice
+            before = self.log.latest()
+            chosen = forgetting.select(Catalogue(self.log, before), selection, self.uri)
+        else:
+            before, live = self._reading()
+            chosen = forgetting.select(live, selection, self.uri)
         facts, erasure = None, None
         if erase:
             facts, erasure = erase_entries(self.log, chosen, command, on_progress)
-            report = ForgetReport(erasure.forgotten, erasure.state.version, len(chosen))
+            report = ForgetReport(
+                erasure.forgotten,
+                erasure.state.version,
+                len(chosen),
+                duplicates=erasure.duplicates,
+                index_dropped=erasure.index_dropped,
+            )
         else:
             state, forgotten = forgetting.forget(self.log, before, chosen, command)
             report = ForgetReport(forgotten, state.version)
@@ -461,9 +484,11 @@ class VisualMemory:
         check_list("ids", ids)
         given = None if label is None else str(label)
         correction = relabelling.Correction(ids, given, file, label_set, map)
-        state = self.log.latest()
-        live, report = relabelling.correct(self.log, state, self.live(state), correction, command)
-        self._live = (report.version, live)
+        state, live = self._reading()
+        live, report = relabelling.correct(self.log, state, live, correction, command)
+        newest = self.log.latest()
+        if newest.version == report.version:
+            self._live = (newest, live)
         return report
 
     def verify(
@@ -485,6 +510,11 @@ class VisualMemory:
         if cleaned and cleaned.refusal:
             findings.append(cleaned.refusal)
         return replace(found, findings=tuple(findings), removed=cleaned.removed if cleaned else None)
+
+    def compact(self, *, command: str = "compact", on_progress: OnProgress = ignore_progress) -> CompactReport:
+        """Pack small files into few. Ids, labels and answers stay; nothing is committed where nothing is to pack."""
+        self._writable()
+        return compact(self.log, command, on_progress)
 
     def history(self, limit: int | None = None) -> list[VersionSummary]:
         """The versions that can be read, newest first, no more than `limit`."""
@@ -512,8 +542,7 @@ class VisualMemory:
 
     def status(self) -> dict:
         """What the version that is read holds, as a JSON object."""
-        state = self.state()
-        live = self.live(state)
+        state, live = self._reading()
         counts = live.label_counts()
         index = state.index
         return {
@@ -543,6 +572,20 @@ class VisualMemory:
             if index
             else None,
         }
+
+    def _reading(self, label_set: str | None = None) -> tuple[State, LiveEntries]:
+        """The version that is read, with all that can be found in it under the labels of a label set.
+
+        Raises UnknownName or DamagedFile.
+        """
+        state = self.state()
+        try:
+            return state, self._live_in(label_set, state)
+        except DamagedFile:  # or another process has erased entries or dropped versions since, and their files went
+            newer = self.state()
+            if newer.version == state.version:
+                raise
+            return newer, self._live_in(label_set, newer)
 
     def _live_in(self, label_set: str | None, state: State) -> LiveEntries:
         """All that can be found in a version under the labels of a label set (None: as stored). Raises UnknownName."""
@@ -595,7 +638,7 @@ class VisualMemory:
         from pipeline.edits.singles import add_singles, embed_singles
 
         began = time.monotonic()
-        already = self._segment_of(plan, state) if state is not None else None
+        already = self._segment_of(plan) if state is not None else None
         if already is not None and state is not None:
             return AddReport(None, 1, 0, (), state, time.monotonic() - began, already=already.number)
         [image] = plan.listing.images.to_pylist()
@@ -604,20 +647,30 @@ class VisualMemory:
         after, [entry_id] = add_singles(self.log, state, plan.encoder, entries, command)
         return AddReport(split_id(entry_id)[0], 1, 1, (), after, time.monotonic() - began)
 
-    def _segment_of(self, plan: "AddPlan", state: State) -> Segment | None:
-        """The segment that holds the one image of a plan under the same dataset and label, if any does."""
+    def _segment_of(self, plan: "AddPlan") -> Segment | None:
+        """The segment that holds the one image of a plan, added with the same dataset and label, if any does."""
         [image] = plan.listing.images.to_pylist()
-        live = self.live(state)
+        state, live = self._reading()
         for entry_id in live.matching(uri=image["uri"]):
-            if live.is_called(entry_id, image["label"], plan.dataset):
+            if live.was_stored_as(entry_id, image["label"], plan.dataset):
                 number, _, _ = split_id(int(entry_id))
                 return next(segment for segment in state.segments if segment.number == number)
         return None
 
-    def _indexed(self, state: State, command: str, on_progress: OnProgress) -> State:
-        options = IndexOptions()
-        plan = plan_index(state, options)
-        return build_index(self.log, state, plan, options, command, on_progress)
+    def _indexed(self, state: State, command: str, on_progress: OnProgress) -> tuple[State, str | None]:
+        """The state with its fresh entries indexed where they are many, and why they are not if that failed."""
+        from pipeline.edits import index_growth
+
+        limit = max(index_growth.limit(state), self._indexed_from)
+        if state.num_entries <= limit or state.num_fresh <= limit or index_growth.is_being_indexed(self.log.storage):
+            return state, None
+        try:
+            state = index_growth.grow_index(self.log, state, command, on_progress)
+        except (CommitConflict, IndexBuildError) as error:  # the images are in the memory all the same
+            self._indexed_from = state.num_fresh + index_growth.GROWS_FROM
+            return state, str(error)
+        self._indexed_from = 0
+        return state, None
 
     def _writable(self) -> None:
         if self._at is not None:

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 
-from pipeline.edits.erase import finish_erasures
+from pipeline.edits.redact import finish_erasures
 from pipeline.store.chain import read_chain
 from pipeline.store.findings import Finding
 from pipeline.store.garbage import remove_garbage, take_census
+from pipeline.store.leases import FOLDER as LEASES
 from pipeline.store.versions import FOLDER, VersionLog
 
 
@@ -27,5 +28,13 @@ def clean(log: VersionLog, command: str) -> Cleaned:
     if damaged:
         what = f"nothing was removed: what {damaged[0].path} names is not known"
         return Cleaned(0, Finding("note", f"{FOLDER}/", what, "mend the versions, then clean up"))
+    before = {path for path in log.storage.walk() if not _comes_and_goes(path)}
     finish_erasures(log)
-    return Cleaned(len(remove_garbage(log, take_census(log), command)))
+    removed = remove_garbage(log, take_census(log), command)
+    gone = before - set(log.storage.walk())
+    return Cleaned(len(gone.union(removed)))
+
+
+def _comes_and_goes(path: str) -> bool:
+    """Whether a file may be gone by the doing of others."""
+    return path.startswith(f"{LEASES}/") or path.endswith(".aside")

@@ -5,11 +5,12 @@ become one file each. Older versions keep the files they name until they are dro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.files import FileRef, RowsFile
@@ -17,30 +18,42 @@ from pipeline.store.ids import split_id
 from pipeline.store.labels import newest_rows, read_label_rows, write_labels
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import read_table, write_rows
-from pipeline.store.singles import fold
-from pipeline.store.state import SetState, Shard, State
+from pipeline.store.singles import files_of_singles, fold
+from pipeline.store.state import FoldSingles, Index, Segment, SetState, Shard, State
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones, write_tombstones
 from pipeline.store.versions import VersionLog
 
 SMALL_ROWS = 8_192  # a file below this is worth packing
 PACK_ROWS = 65_536
+PACKS = "packs"
 
 
 @dataclass(frozen=True)
 class CompactReport:
-    """Files of entries and overlays that the memory is read from, before and after."""
+    """Files of entries and overlays that the memory is read from, before and after.
+
+    `pending` single adds lay in their commits before. `committed` is whether there was anything to pack.
+    """
 
     state: State
     files_before: int
     files_after: int
+    pending: int = 0
+    committed: bool = False
+
+    @property
+    def version(self) -> int:
+        return self.state.version
 
     def to_json(self) -> dict:
         """The report as a JSON object."""
         return {
-            "version": self.state.version,
+            "version": self.version,
+            "committed": self.committed,
             "files_before": self.files_before,
             "files_after": self.files_after,
+            "pending": self.pending,
             "entries": self.state.num_live,
         }
 
@@ -48,111 +61,192 @@ class CompactReport:
 def compact(log: VersionLog, command: str = "compact", on_progress: OnProgress = ignore_progress) -> CompactReport:
     """Pack small files of the newest version. Commits nothing where there is nothing to pack. Raises CommitConflict."""
     base = log.latest()
+    before = _num_files(base)
+    if not _has_work(log.storage, base):
+        return CompactReport(base, before, before)
     with Lease(log.storage, "compact") as lease:
-        compactor = _Compactor(log.storage, lease, on_progress)
-        if not compactor.has_work(base):
-            return CompactReport(base, _num_files(base), _num_files(base))
+        packer = _Packer(log.storage, lease, on_progress)
 
         def prepare(_: int, now: State) -> list[SetState]:
-            return [SetState(why="compact", state=compactor.compacted(now))]
+            # Writers beside this one commit in milliseconds, so what was packed once is used again if it still fits.
+            if packer.packed is None or not packer.packed.fits(now):
+                packer.pack(now)
+            assert packer.packed is not None  # noqa: S101
+            return [SetState(why="compact", state=packer.packed.applied(now))]
 
         state = log.commit(base, command, prepare, lease)
-        return CompactReport(state, _num_files(base), _num_files(state))
+        return CompactReport(state, before, _num_files(state), len(base.pending), committed=True)
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """Files that become one. `segment` is the one they are of, None where they are of several."""
+
+    paths: tuple[str, ...]
+    file: RowsFile
+    segment: int | None
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """What was written for a state, and how it stands for what is in that state, or in one that came after it."""
+
+    base: State
+    fold: FoldSingles | None
+    packs: tuple[_Pack, ...]
+    tombstones: FileRef | None
+    labels: FileRef | None
+
+    def fits(self, now: State) -> bool:
+        """Whether other writers only added to the state that this was made for."""
+        files = {file.path for file in now.entries_files()}
+        return (
+            all(file.path in files for file in self.base.entries_files())
+            and files_of_singles(now) == files_of_singles(self.base)
+            and now.index == self.base.index
+            and now.pending[: len(self.base.pending)] == self.base.pending
+            and now.tombstones[: len(self.base.tombstones)] == self.base.tombstones
+            and now.labels[: len(self.base.labels)] == self.base.labels
+        )
+
+    def applied(self, now: State) -> State:
+        """A state that this fits, packed."""
+        if self.fold is not None:
+            now = now.after(self.fold)
+        for pack in self.packs:
+            now = _with_pack(now, pack)
+        changes: dict[str, object] = {}
+        if self.tombstones is not None:
+            changes["tombstones"] = (self.tombstones, *now.tombstones[len(self.base.tombstones) :])
+        if self.labels is not None:
+            changes["labels"] = (self.labels, *now.labels[len(self.base.labels) :])
+        return now.model_copy(update=changes)
 
 
 @dataclass
-class _Compactor:
+class _Packer:
     storage: Storage
     lease: Lease
     on_progress: OnProgress
-    packed: dict[tuple[str, ...], RowsFile] = field(default_factory=dict)
+    packed: _Packed | None = None
 
-    def has_work(self, state: State) -> bool:
-        overlays = len(state.tombstones) > 1 or len(state.labels) > 1
-        return bool(state.pending or overlays or self._groups(state))
-
-    def compacted(self, state: State) -> State:
-        """The state with its files packed, the new files written."""
-        if state.pending:
-            state = state.after(fold(self.storage, self.lease, state))
-        groups = self._groups(state)
+    def pack(self, state: State) -> None:
+        """Write the files of `packed`, but for packs that were written before and are wanted again."""
+        known = {pack.paths: pack for pack in self.packed.packs} if self.packed else {}
+        folded = fold(self.storage, self.lease, state) if state.pending else None
+        after = state.after(folded) if folded is not None else state
+        groups = _groups(self.storage, after)
+        packs = []
         for done, group in enumerate(groups):
             self.on_progress(Progress("packing", done, len(groups)))
-            state = self._with_pack(state, group)
-        return state.model_copy(
-            update={"tombstones": self._one_of_tombstones(state), "labels": self._one_of_labels(state)}
-        )
+            paths = tuple(file.path for file in group)
+            packs.append(known[paths] if paths in known else self._written(paths, group, state.version))
+        if folded is not None and any(folded.files[-1].path in pack.paths for pack in packs):
+            self.storage.delete([folded.files[-1].path])  # it has gone on into a pack
+        tombstones = labels = None
+        if len(state.tombstones) > 1:
+            ids_N = read_tombstones(self.storage, state.tombstones)
+            tombstones = write_tombstones(self.storage, self.lease, state.version, ids_N)
+        if len(state.labels) > 1:
+            rows = newest_rows(read_label_rows(self.storage, state.labels))
+            labels = write_labels(self.storage, self.lease, state.version, rows)
+        self.packed = _Packed(state, folded, tuple(packs), tombstones, labels)
 
-    def _groups(self, state: State) -> list[list[RowsFile]]:
-        """Runs of small files that may become one: searched through the same shard, and no id may come between."""
-        barriers = self._numbers_to_come(state)
-        groups: list[list[RowsFile]] = [[]]
-        for file in state.entries_files():
-            group = groups[-1]
-            if group and not (
-                sum(f.rows for f in group) + file.rows <= PACK_ROWS
-                and _shard_of(state, group[-1]) is _shard_of(state, file)
-                and not _between(barriers, group[-1], file)
-                and file.rows < SMALL_ROWS
-            ):
-                groups.append([])
-            if file.rows < SMALL_ROWS:
-                groups[-1].append(file)
-        return [group for group in groups if len(group) > 1]
+    def _written(self, paths: tuple[str, ...], group: Sequence[RowsFile], version: int) -> _Pack:
+        first, last = split_id(group[0].first_id)[0], split_id(group[-1].last_id)[0]
+        folder = f"{segments.segment_folder(first)}entries" if first == last else PACKS
+        table = pa.concat_tables([read_table(self.storage, file) for file in group])
+        # The version tells apart what was written for different states: each has ids of its own to begin with.
+        path = f"{folder}/{version:020d}-{group[0].first_id:019d}-{self.lease.nonce}.parquet"
+        return _Pack(paths, write_rows(self.storage, path, table), first if first == last else None)
 
-    def _numbers_to_come(self, state: State) -> np.ndarray:
-        """Segments that may get entries yet: single adds go to one, others are being added."""
-        used = {*(segment.number for segment in state.segments), *state.retired}
-        coming = {
-            number
-            for number in segments.reserved(self.storage)
-            if number not in used and not segments.is_given_up(self.storage, number)
+
+def _has_work(storage: Storage, state: State) -> bool:
+    return bool(state.pending or len(state.tombstones) > 1 or len(state.labels) > 1 or _groups(storage, state))
+
+
+def _groups(storage: Storage, state: State) -> list[list[RowsFile]]:
+    """Runs of small files that may become one: searched through the same shard, and no id may come between."""
+    barriers = _numbers_to_come(storage, state)
+    groups: list[list[RowsFile]] = [[]]
+    for file in state.entries_files():
+        group = groups[-1]
+        if group and not (
+            sum(f.rows for f in group) + file.rows <= PACK_ROWS
+            and _shard_of(state, group[-1]) is _shard_of(state, file)
+            and not _between(barriers, group[-1], file)
+            and file.rows < SMALL_ROWS
+        ):
+            groups.append([])
+        if file.rows < SMALL_ROWS:
+            groups[-1].append(file)
+    return [group for group in groups if len(group) > 1]
+
+
+def _numbers_to_come(storage: Storage, state: State) -> np.ndarray:
+    """Segments that may get entries yet: single adds go to one, others are being added."""
+    used = {*(segment.number for segment in state.segments), *state.retired}
+    coming = {
+        number for number in segments.reserved(storage) if number not in used and _may_come(storage, state, number)
+    }
+    if state.singles is not None:
+        coming.add(state.singles.segment)
+    return np.array(sorted(coming), np.int64)
+
+
+def _may_come(storage: Storage, state: State, number: int) -> bool:
+    """Whether a segment that was reserved may be committed yet."""
+    if segments.is_given_up(storage, number):
+        return False
+    try:
+        reservation = segments.read_reservation(storage, number)
+    except DamagedFile:  # whoever took the number has not described it yet, or died before
+        return True
+    return reservation is not None or state.singles is None  # one was meant for single adds, which go elsewhere now
+
+
+def _with_pack(state: State, pack: _Pack) -> State:
+    """The state with one file in the place of those it was made of."""
+    mine = [file for file in state.entries_files() if file.path in pack.paths]
+    named = set(pack.paths)
+
+    def without(files: tuple[RowsFile, ...]) -> tuple[RowsFile, ...]:
+        return tuple(file for file in files if file.path not in named) if named & {f.path for f in files} else files
+
+    def placed(segment: Segment) -> Segment:
+        entries = without(segment.entries)
+        if segment.number == pack.segment:
+            entries = _in_order((*entries, pack.file))
+        return segment if entries is segment.entries else segment.model_copy(update={"entries": entries})
+
+    packs = without(state.packs)
+    return state.model_copy(
+        update={
+            "segments": tuple(placed(segment) for segment in state.segments),
+            "packs": packs if pack.segment is not None else _in_order((*packs, pack.file)),
+            "index": _covering(state.index, mine[0], mine[-1]),
         }
-        if state.singles is not None:
-            coming.add(state.singles.segment)
-        return np.array(sorted(coming), np.int64)
-
-    def _with_pack(self, state: State, group: Sequence[RowsFile]) -> State:
-        paths = tuple(file.path for file in group)
-        numbers = {split_id(file.first_id)[0] for file in group} | {split_id(file.last_id)[0] for file in group}
-        folder = f"{segments.segment_folder(numbers.copy().pop())}entries" if len(numbers) == 1 else "packs"
-        if paths not in self.packed:
-            table = pa.concat_tables([read_table(self.storage, file) for file in group])
-            path = f"{folder}/{self.lease.nonce}-{len(self.packed):06d}.parquet"
-            self.packed[paths] = write_rows(self.storage, path, table)
-        pack = self.packed[paths]
-        own = folder != "packs"
-        return state.model_copy(
-            update={
-                "segments": tuple(
-                    segment.model_copy(update={"entries": _replaced(segment.entries, paths, [pack] if own else [])})
-                    for segment in state.segments
-                ),
-                "packs": _replaced(state.packs, paths, [] if own else [pack], always=not own),
-            }
-        )
-
-    def _one_of_tombstones(self, state: State) -> tuple[FileRef, ...]:
-        if len(state.tombstones) < 2:
-            return state.tombstones
-        ids_N = read_tombstones(self.storage, state.tombstones)
-        return (write_tombstones(self.storage, self.lease, state.version, ids_N),)
-
-    def _one_of_labels(self, state: State) -> tuple[FileRef, ...]:
-        if len(state.labels) < 2:
-            return state.labels
-        rows = newest_rows(read_label_rows(self.storage, state.labels))
-        return (write_labels(self.storage, self.lease, state.version, rows),)
+    )
 
 
-def _replaced(
-    files: tuple[RowsFile, ...], gone: tuple[str, ...], new: list[RowsFile], *, always: bool = False
-) -> tuple[RowsFile, ...]:
-    """Files with some of them taken out, and the new one put in where any was (or always)."""
-    kept = [file for file in files if file.path not in gone]
-    if len(kept) == len(files) and not always:
-        return files
-    return tuple(sorted([*kept, *new], key=lambda file: file.first_id))
+def _covering(index: Index | None, first: RowsFile, last: RowsFile) -> Index | None:
+    """The index with the ranges of a shard joined from one file to another: nothing that is fresh lies between."""
+    if index is None:
+        return None
+    shards = []
+    for shard in index.shards:
+        inside = [span for span in shard.covers if span[0] <= last.last_id and first.first_id <= span[1]]
+        if len(inside) > 1 and inside[0][0] <= first.first_id:
+            joined = (inside[0][0], inside[-1][1])
+            covers = tuple(sorted({*shard.covers} - {*inside} | {joined}))
+            shards.append(shard.model_copy(update={"covers": covers}))
+        else:
+            shards.append(shard)
+    return index.model_copy(update={"shards": tuple(shards)})
+
+
+def _in_order(files: tuple[RowsFile, ...]) -> tuple[RowsFile, ...]:
+    return tuple(sorted(files, key=lambda file: file.first_id))
 
 
 def _shard_of(state: State, file: RowsFile) -> Shard | None:

@@ -1,29 +1,28 @@
 """Erasing: what was forgotten leaves every file and every version, so that not even its bytes are left.
 
-New files are written without it, a version naming them is committed, older versions are redacted to name them too, and
-only then the old files go. A plan written before the commit lets whoever comes next finish an erasure that was killed;
-one that was killed before its commit has changed nothing.
+New files are written without it and a version naming them is committed; older versions are redacted to name them too,
+and only then the old files go (redact.py). A plan written before the commit lets whoever comes next finish an erasure
+that was killed; one that was killed before its commit has changed nothing.
 """
 
-from collections.abc import Iterable, Iterator
+import contextlib
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.edits.everything import Everything, Facts, facts_of, kind_of, may_hold
-from pipeline.errors import CommitConflict
-from pipeline.index.shards import holds_any_vector, shard_ids, without_entries
+from pipeline.edits.everything import Duplicate, Everything, Facts, facts_of, kind_of, may_hold
+from pipeline.edits.redact import finish, finish_erasures
+from pipeline.errors import CommitConflict, VisualMemoryError
+from pipeline.index.shards import shard_ids, without_entries
+from pipeline.index.vector_bytes import quantizer_holds
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store import segments
-from pipeline.store.erasure import FOLDER, ErasurePlan, Rewritten
+from pipeline.store.erasure import ErasurePlan, Rewritten
 from pipeline.store.files import FileRef, RowsFile, describe
-from pipeline.store.garbage import remove_garbage, take_census
-from pipeline.store.leases import Lease, live, standing
+from pipeline.store.leases import Lease
 from pipeline.store.schemas import read_table, write_rows, write_table
-from pipeline.store.state import Index, SetState, Shard, State
-from pipeline.store.storage import Storage
+from pipeline.store.state import Index, SetState, Shard, State, file_refs
 from pipeline.store.versions import VersionLog
 
 
@@ -31,7 +30,8 @@ from pipeline.store.versions import VersionLog
 class ErasureReport:
     """What an erasure did: the version without the entries, files written anew and removed, versions redacted.
 
-    `forgotten` counts the entries that were live until then. `index_dropped`: the trained quantizer was one of the vectors itself, so the index had to go.
+    `forgotten` counts the entries that were live until then. `index_dropped`: the trained quantizer was one of the
+    vectors itself, so the index had to go. `duplicates` have the uri or the hash of an erased entry, and stay.
     """
 
     state: State
@@ -40,6 +40,7 @@ class ErasureReport:
     removed: tuple[str, ...]
     redacted: int
     index_dropped: bool
+    duplicates: tuple[Duplicate, ...]
 
 
 def erase(
@@ -55,8 +56,16 @@ def erase(
 
         base = log.latest()
         eraser.gather(base)
-        committed = log.commit(base, eraser.plan.command(command), prepare, lease)
-        redacted, removed = _finish(log, eraser.plan, "forget --erase", on_progress)
+        try:
+            committed = log.commit(base, eraser.plan.command(command), prepare, lease)
+        except CommitConflict:
+            eraser.give_up()
+            raise
+        except BaseException:
+            if not eraser.is_prepared:  # else the version may have been published
+                eraser.give_up()
+            raise
+        redacted, removed = finish(log, eraser.plan, "forget --erase", on_progress)
         report = ErasureReport(
             state=committed,
             forgotten=eraser.forgotten,
@@ -64,26 +73,9 @@ def erase(
             removed=tuple(removed),
             redacted=redacted,
             index_dropped=eraser.index_dropped,
+            duplicates=tuple(eraser.duplicates.values()),
         )
         return eraser.facts, report
-
-
-def finish_erasures(log: VersionLog) -> int:
-    """Carry on with erasures that were committed and killed; how many. Raises CommitConflict for one under way."""
-    finished = 0
-    for name in log.storage.list(FOLDER):
-        nonce = name.removesuffix(".json")
-        holders = [record for record in standing(log.storage) if record.nonce == nonce]
-        for record in live(log.storage, holders):
-            raise CommitConflict(f"{record.process} is erasing right now: wait until it is done")
-        state = log.newest()
-        if state is not None and nonce in state.erasures:
-            plan = ErasurePlan.model_validate_json(log.storage.read(f"{FOLDER}/{name}"))
-            _finish(log, plan, "verify --clean", ignore_progress)
-            finished += 1
-        else:
-            log.storage.delete([f"{FOLDER}/{name}"])
-    return finished
 
 
 class _Eraser:
@@ -96,21 +88,32 @@ class _Eraser:
         self._ids = pa.array(self._ids_N)
         self._all = Everything()
         self._seen: set[str] = set()
+        self._compared: set[str] = set()
+        self._sound: set[str] = set()
+        self._uris_of_others: set[str] = set()
         self.plan = ErasurePlan(nonce=lease.nonce, ids=frozenset(self._ids_N.tolist()), uris=frozenset())
         self.facts = Facts(self._ids_N, (), (), (), (), np.empty((0, 0), np.float16))
+        self.duplicates: dict[int, Duplicate] = {}
         self.index_dropped = False
+        self.is_prepared = False
         self.forgotten = 0
 
     def gather(self, state: State) -> None:
         """Read what the entries are, and which of their uris nothing else has."""
         self._all.look(self._log, state.version)
         self.facts = facts_of(self._log, self._all, self._ids_N)
-        uris = set(self.facts.uris)
-        self.plan.uris = frozenset(uris) - self._uris_of_others(pa.array(sorted(uris), pa.string()))
+        if len(self.facts.ids_N) < len(self._ids_N):
+            raise CommitConflict(
+                "another process has erased some of these entries meanwhile, and nothing was changed: run the command "
+                "again"
+            )
+        self._compare()
 
     def prepared(self, now: State) -> State:
         """The state to commit, every file of it that held something written anew, and the plan that says so."""
+        self.is_prepared = False
         self._all.look(self._log, now.version)
+        self._compare()  # what others added meanwhile may have a uri that was the erased entries' alone
         rows = ("entries", "plan", "rejected", "thumbnails", "tombstones", "labels")
         todo = [file for file in self._all.of_kind(*rows) if file.path not in self._seen]
         for done, file in enumerate(todo):
@@ -119,21 +122,40 @@ class _Eraser:
             rewritten = self._rewritten(file)
             if rewritten is not None:
                 self.plan.files[file.path] = rewritten
+        self._give_up_indexes(now)
         self._rewrite_shards(now)
         self._storage.replace(self.plan.path, self.plan.model_dump_json().encode())
         erased = self.plan.state(now)
         self.forgotten = now.num_live - erased.num_live
         erasures = (*now.erasures, self.plan.nonce)
+        self.is_prepared = True
         return erased.model_copy(update={"rewrites": now.rewrites + 1, "erasures": erasures})
 
-    def _uris_of_others(self, uris: pa.Array) -> set[str]:
-        """Those of the uris that entries have which are not erased."""
-        others = {single.uri for single in self._all.singles.values() if single.id not in self.plan.ids}
+    def give_up(self) -> None:
+        """Remove what was written for an erasure that did not come about."""
+        shards = [file for shard in self.plan.shards.values() for file in file_refs(shard)]
+        written = [*(rewritten.by for rewritten in self.plan.files.values()), *shards]
+        paths = {file.path for file in written if file is not None and self._lease.nonce in file.path}
+        with contextlib.suppress(VisualMemoryError, OSError):  # it is garbage, then
+            self._storage.delete([self.plan.path, *sorted(paths)])
+
+    def _compare(self) -> None:
+        """Note which entries that stay have a uri or a hash of those that are erased."""
+        uris, hashes = frozenset(self.facts.uris), frozenset(self.facts.hashes)
+        wanted = pa.array(sorted(uris), pa.string()), pa.array(sorted(hashes), pa.string())
+        found = [(s.id, s.uri, s.sha256) for s in self._all.singles.values() if s.uri in uris or s.sha256 in hashes]
         for file in self._all.of_kind("entries"):
-            table = read_table(self._storage, file, ["id", "uri"])
-            stay = pc.and_(pc.is_in(table.column("uri"), uris), pc.invert(pc.is_in(table.column("id"), self._ids)))
-            others |= set(table.column("uri").filter(stay).to_pylist())
-        return others
+            if file.path not in self._compared:
+                table = read_table(self._storage, file, ["id", "uri", "sha256"])
+                same = pc.or_(pc.is_in(table.column("uri"), wanted[0]), pc.is_in(table.column("sha256"), wanted[1]))
+                found += [(row["id"], row["uri"], row["sha256"]) for row in table.filter(same).to_pylist()]
+                self._compared.add(file.path)
+        for entry_id, uri, sha256 in found:
+            if entry_id not in self.plan.ids:
+                same_as = [name for name, is_same in (("uri", uri in uris), ("hash", sha256 in hashes)) if is_same]
+                self.duplicates[entry_id] = Duplicate(entry_id, uri, " and ".join(same_as))
+                self._uris_of_others.add(uri)
+        self.plan.uris = uris - self._uris_of_others
 
     def _rewritten(self, file: FileRef) -> Rewritten | None:
         """The file without what is erased, or None when it holds nothing of it."""
@@ -163,127 +185,31 @@ class _Eraser:
             write_table(table, local)
             return describe(path, local, table.num_rows)
 
+    def _give_up_indexes(self, now: State) -> None:
+        """Give up every index in whose trained quantizer one of the vectors stands as it is."""
+        for file, shards in self._all.quantizers.values():
+            if shards <= self.plan.stale or file.path in self._sound:
+                continue
+            if quantizer_holds(self._storage, file, self.facts.vectors_ND):
+                self.plan.stale |= shards
+                self.index_dropped |= now.index is not None and now.index.trained == file
+            else:
+                self._sound.add(file.path)
+
     def _rewrite_shards(self, now: State) -> None:
         """Write the shards of the index in use anew; those of indexes past are given up where they held anything."""
-        current = {shard.ids.path: shard for shard in now.index.shards} if now.index else {}
+        current = {shard.ids.path for shard in now.index.shards} if now.index else set()
         for path, shard in self._all.shards.items():
-            if path in self.plan.shards or path in self.plan.stale:
+            if path in self.plan.shards or path in self.plan.stale or path in self._seen:
                 continue
-            holds = np.isin(shard_ids(self._storage, shard), self._ids_N).any()
-            if holds and path not in current:
-                self.plan.stale |= {path}
-            elif holds and now.index is not None:
+            if not np.isin(shard_ids(self._storage, shard), self._ids_N).any():
+                self._seen.add(path)
+            elif path in current and now.index is not None:
                 self.plan.shards[path] = self._shard_anew(now.index, shard, now)
-            elif self._at_border(shard):
-                self.plan.shards[path] = self._with_covers(shard, now)
-        if now.index is not None and self._quantizer_holds(now.index):
-            self.index_dropped = True
-            self.plan.stale |= set(current)
+            else:
+                self.plan.stale |= {path}
 
     def _shard_anew(self, index: Index, shard: Shard, now: State) -> Shard | None:
         assert now.identity is not None  # noqa: S101  # there are entries
         folder = f"{shard.ids.path.rpartition('/')[0]}-{self._lease.nonce}"
-        anew = without_entries(self._storage, folder, index, shard, now.identity.dimension, self._ids_N)
-        return self._with_covers(anew, now) if anew is not None else None
-
-    def _at_border(self, shard: Shard) -> bool:
-        return any(border in self.plan.ids for span in shard.covers for border in span)
-
-    def _with_covers(self, shard: Shard, now: State) -> Shard:
-        """A shard whose ranges begin and end with entries that stay."""
-        files = self.plan.state(now.model_copy(update={"index": None})).entries_files()
-        spans = []
-        for first, last in shard.covers:
-            inside = [file for file in files if first <= file.first_id and file.last_id <= last]
-            if inside:
-                spans.append((inside[0].first_id, inside[-1].last_id))
-        return shard.model_copy(update={"covers": tuple(spans)})
-
-    def _quantizer_holds(self, index: Index) -> bool:
-        """Whether one of the vectors stands in the trained quantizer as it is: a centroid of a single row."""
-        return index.trained is not None and holds_any_vector(self._storage, index.trained, self.facts.vectors_ND)
-
-
-def _finish(log: VersionLog, plan: ErasurePlan, command: str, on_progress: OnProgress) -> tuple[int, list[str]]:
-    """Redact the older versions, then remove the files that none of them needs any more, and last the plan.
-
-    Each step leaves things so that beginning anew ends the same. Returns how many versions were redacted, and the paths
-    removed.
-    """
-    redacted = _redact(log, plan, on_progress)
-    removed = [path for path in _stale_marks(log, plan) if log.storage.exists(path)]
-    log.storage.delete(removed)
-    _redact_reservations(log, plan)
-    census = take_census(log)
-    hiding = {number for number in census.unfinished if _plans_erased(log.storage, number, plan)}
-    spared = tuple(segments.segment_folder(number) for number in census.unfinished if number not in hiding)
-    removed += remove_garbage(log, census, command, lambda path: not path.startswith(spared))
-    log.storage.delete([plan.path])
-    return redacted, removed
-
-
-def _redact(log: VersionLog, plan: ErasurePlan, on_progress: OnProgress) -> int:
-    kept = log.kept()
-    redacted = 0
-    for number in log.checkpoints():
-        checkpoint = log.read_checkpoint(number)
-        if (erased := plan.state(checkpoint)) != checkpoint:
-            log.rewrite_checkpoint(erased)
-    before = State() if kept[0] == 1 else log.read_checkpoint(kept[0])
-    for commit in log.commits(kept):
-        on_progress(Progress("redacting", commit.version - kept[0], len(kept)))
-        if commit.version == kept[0] != 1:
-            without, _ = plan.commit(commit, before)
-            rows = {"rows_before": commit.rows_before, "rows_after": before.num_live}
-            without = without.model_copy(update=rows)
-        else:
-            without, before = plan.commit(commit, before)
-        if without != commit:
-            log.rewrite(without)
-            redacted += 1
-    return redacted
-
-
-def _touched_segments(plan: ErasurePlan) -> set[int]:
-    return {int(path.split("/")[1]) for path in plan.files if path.startswith("segments/")}
-
-
-def _stale_marks(log: VersionLog, plan: ErasurePlan) -> Iterator[str]:
-    """Completion marks that name files which are no more: they have served since the segment was committed."""
-    for number in _touched_segments(plan):
-        folder = f"{segments.segment_folder(number)}done"
-        yield from (f"{folder}/{name}" for name in log.storage.list(folder))
-
-
-def _redact_reservations(log: VersionLog, plan: ErasurePlan) -> None:
-    for number in segments.reserved(log.storage):
-        path = f"{segments.segment_folder(number)}{segments.DESCRIPTION}"
-        if not log.storage.exists(path):
-            continue
-        reservation = segments.read_reservation(log.storage, number)
-        if reservation is not None and plan.source(reservation.source) != reservation.source:
-            redacted = reservation.model_copy(update={"source": plan.source(reservation.source)})
-            log.storage.replace(path, redacted.model_dump_json(indent=1).encode())
-
-
-def _plans_erased(storage: Storage, number: int, plan: ErasurePlan) -> bool:
-    """Whether an add that was interrupted was to remember what is erased: then it cannot go on."""
-    reservation = segments.read_reservation(storage, number)
-    if reservation is None or not storage.exists(reservation.plan.path):
-        return True
-    uris = read_table(storage, reservation.plan, ["uri"]).column("uri")
-    return bool(pc.any(pc.is_in(uris, pa.array(sorted(plan.uris), pa.string()))).as_py())
-
-
-def working_on_erased(storage: Storage, uris: Iterable[str]) -> list[str]:
-    """Adds under way, by living processes, that plan some of these uris."""
-    wanted = pa.array(sorted(set(uris)), pa.string())
-    found = []
-    for record in live(storage, standing(storage)):
-        for number in (int(folder.split("/")[1]) for folder in record.holds if folder.startswith("segments/")):
-            reservation = segments.read_reservation(storage, number)
-            if reservation is not None:
-                planned = read_table(storage, reservation.plan, ["uri"]).column("uri")
-                if pc.any(pc.is_in(planned, wanted)).as_py():
-                    found.append(str(record))
-    return found
+        return without_entries(self._storage, folder, index, shard, now.identity.dimension, self._ids_N)

@@ -1,7 +1,7 @@
 """All that any version to be read holds, forgotten entries and those of older versions included."""
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,10 +17,14 @@ from pipeline.store.versions import VersionLog
 
 @dataclass
 class Everything:
-    """All that any version to be read holds: files by path, shards by the path of their ids, single adds by id."""
+    """All that any version to be read holds: files by path, shards by the path of their ids, single adds by id.
+
+    `quantizers` are trained indexes by path, with the shards (by the path of their ids) that were populated from each.
+    """
 
     files: dict[str, FileRef] = field(default_factory=dict)
     shards: dict[str, Shard] = field(default_factory=dict)
+    quantizers: dict[str, tuple[FileRef, set[str]]] = field(default_factory=dict)
     singles: dict[int, Single] = field(default_factory=dict)
     version: int = 0
 
@@ -53,7 +57,11 @@ class Everything:
             singles = part.entries if isinstance(part, AddSingles) else part.pending
             self.singles |= {single.id: single for single in singles}
         if isinstance(part, SetIndex | State) and part.index is not None:
-            self.shards |= {shard.ids.path: shard for shard in part.index.shards}
+            shards = {shard.ids.path: shard for shard in part.index.shards}
+            self.shards |= shards
+            if part.index.trained is not None:
+                file = part.index.trained
+                self.quantizers.setdefault(file.path, (file, set()))[1].update(shards)
 
 
 def kind_of(path: str) -> str:
@@ -64,6 +72,15 @@ def kind_of(path: str) -> str:
     if parts[0] == "segments":
         return parts[2]
     return "map" if path.endswith(".map.parquet") else parts[0]
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """An entry that has the uri, the hash or the vector of a forgotten one, and stays; `same` says which of them."""
+
+    id: int
+    uri: str
+    same: str
 
 
 @dataclass(frozen=True)
@@ -120,9 +137,8 @@ class Catalogue:
         tables = [read_table(log.storage, file, columns).replace_schema_metadata() for file in files]
         schema = pa.schema(list(_TYPES.items()))
         rows = pa.concat_tables([pa.table(inline), *(table.cast(schema) for table in tables)])
-        self._ids_N, first = np.unique(
-            rows.column("id").to_numpy(), return_index=True
-        )  # compacted rows are there twice
+        # Rows that were compacted are there twice.
+        self._ids_N, first = np.unique(rows.column("id").to_numpy(), return_index=True)
         rows = rows.take(pa.array(first))
         self._uris, self._datasets = rows.column("uri"), rows.column("dataset")
         names = np.array(rows.column("label").to_pylist(), object)
@@ -143,6 +159,11 @@ class Catalogue:
         [(column, wanted)] = [(column, name) for column, name in asked if name is not None]
         found_N: np.ndarray = self._ids_N[np.asarray(pc.fill_null(pc.equal(column, wanted), False))]
         return found_N
+
+    def with_uris(self, uris: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The entries with any of these uris, in one pass: positions in `uris` and ids, int64 [N] each."""
+        at_N = pc.fill_null(pc.index_in(self._uris, value_set=pa.array(uris, pa.string())), -1).to_numpy()
+        return at_N[at_N >= 0].astype(np.int64), self._ids_N[at_N >= 0]
 
     def label_counts(self) -> np.ndarray:
         """Entries of each label, int64 [C], in the order of `labels`."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 
-from pipeline.errors import UsageError
+from pipeline.errors import DamagedFile, MemoryMissing, UsageError
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.erasure import refuse_unfinished
@@ -44,7 +44,7 @@ def plan_expire(log: VersionLog, keep: Keep) -> ExpireReport:
     check_keep(keep)
     newest = log.latest()
     refuse_unfinished(log.storage)
-    first = first_to_keep(log, keep)
+    first = _first(log, keep).version
     census = take_census(log, first)
     doomed = [path for path in census.garbage if _wanted(census, newest)(path)]
     dropped = sum(_COMMIT.fullmatch(path) is not None for path in doomed)
@@ -60,14 +60,12 @@ def expire(log: VersionLog, keep: Keep, command: str, on_progress: OnProgress = 
     check_keep(keep)
     log.latest()
     refuse_unfinished(log.storage)
-    first = first_to_keep(log, keep)
+    first = _first(log, keep)
     files = log.storage.walk(FOLDER)
-    commits = _below(first, _COMMIT, files)
-    checkpoints = _below(first, _CHECKPOINT, files)
-    if commits:
-        state = log.at(first)
-        if not log.storage.exists(checkpoint_path(first)):
-            log.rewrite_checkpoint(state)
+    commits = _below(first.version, _COMMIT, files)
+    checkpoints = _below(first.version, _CHECKPOINT, files)
+    if commits and not log.storage.exists(checkpoint_path(first.version)):
+        log.rewrite_checkpoint(first)
     for done, path in enumerate([*checkpoints, *commits]):
         on_progress(Progress("dropping", done, len(checkpoints) + len(commits)))
         log.storage.delete([path])  # one by one, for a store may remove what it is given together in any order
@@ -99,6 +97,17 @@ def first_to_keep(log: VersionLog, keep: Keep) -> int:
             break
         first = commit.version
     return first
+
+
+def _first(log: VersionLog, keep: Keep) -> State:
+    """The state at the first version to be kept."""
+    start = log.kept()[0]
+    try:
+        return log.at(first_to_keep(log, keep))
+    except (DamagedFile, MemoryMissing):
+        if log.kept()[0] == start:
+            raise
+        return _first(log, keep)  # another process is dropping versions too
 
 
 def check_keep(keep: Keep) -> None:

@@ -45,6 +45,7 @@ class Named(Protocol):
     def matching(
         self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None
     ) -> np.ndarray: ...
+    def with_uris(self, uris: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
     def label_counts(self) -> np.ndarray: ...
     def dataset_counts(self) -> dict[str, int]: ...
 
@@ -57,14 +58,8 @@ def select(live: Named, selection: Selection, memory_uri: str) -> np.ndarray:
             f"the memory at {memory_uri} has no entry with id {unknown}: `search` and `classify --json` show ids"
         )
     found = [np.array(sorted(set(selection.ids)), np.int64)]
-    for uri in selection.uris:
-        matched = live.matching(uri=uri)
-        if not len(matched):
-            path = os.path.abspath(os.path.expanduser(uri.removeprefix("file://")))
-            matched = live.matching(uri=uri_of_path(path))
-        if not len(matched):
-            raise UnknownName(f"the memory at {memory_uri} has no entry with uri '{uri}': `search` shows uris")
-        found.append(matched)
+    if selection.uris:
+        found.append(_with_uris(live, selection.uris, memory_uri))
     known = [label for label, count in zip(live.labels, live.label_counts(), strict=True) if count]
     found += [_named(live.matching(label=name), "label", name, known, memory_uri) for name in selection.labels]
     datasets = list(live.dataset_counts()) if selection.datasets else []
@@ -107,6 +102,21 @@ def unknown_name(kind: str, name: str, known: Sequence[str], memory_uri: str) ->
     similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or list(known)[:3]
     hint = f"it has {', '.join(similar)}{', …' if len(known) > len(similar) else ''}" if known else "it has none"
     return UnknownName(f"the memory at {memory_uri} has no entry with {kind} '{name}': {hint}")
+
+
+def _with_uris(live: Named, given: Sequence[str], memory_uri: str) -> np.ndarray:
+    """Ids of the entries with some uris, each given as it is or as the path of a file."""
+    uris = [*dict.fromkeys(given)]
+    at_N, ids_N = live.with_uris(uris)
+    missed = sorted(set(range(len(uris))) - set(at_N.tolist()))
+    paths = [os.path.abspath(os.path.expanduser(uris[at].removeprefix("file://"))) for at in missed]
+    unique = [*dict.fromkeys(map(uri_of_path, paths))]
+    at_M, ids_M = live.with_uris(unique)
+    known = {unique[at] for at in at_M.tolist()}
+    for at, path in zip(missed, paths, strict=True):
+        if uri_of_path(path) not in known:
+            raise UnknownName(f"the memory at {memory_uri} has no entry with uri '{uris[at]}': `search` shows uris")
+    return np.concatenate([ids_N, ids_M])
 
 
 def _named(matched: np.ndarray, kind: str, name: str, known: Sequence[str], memory_uri: str) -> np.ndarray:

@@ -5,13 +5,14 @@ vectors; the forgotten vectors themselves are asked about under every voting. No
 believes to have done.
 """
 
-import base64
 import datetime
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import shlex
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.edits.erase import ErasureReport, working_on_erased
-from pipeline.edits.everything import Facts, kind_of
-from pipeline.index.shards import find_rows, holds_any_vector
+from pipeline.edits.erase import ErasureReport
+from pipeline.edits.everything import Duplicate, Everything, Facts, kind_of
+from pipeline.edits.redact import working_on_erased
+from pipeline.errors import DamagedFile
+from pipeline.index.vector_bytes import VectorSearch, quantizer_holds
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.leases import live, standing
 from pipeline.store.schemas import embedding_matrix
-from pipeline.store.singles import encoded_vector
-from pipeline.store.state import Single, State
+from pipeline.store.singles import encoded_vector, vectors_of_singles
+from pipeline.store.state import State
 from pipeline.store.versions import VersionLog
 
 _IDS = re.compile(rb"\d{9,19}")
@@ -38,15 +42,6 @@ class Found:
     path: str
     what: str
     count: int
-
-
-@dataclass(frozen=True)
-class Duplicate:
-    """A live entry that has the uri, the hash or the vector of a forgotten one, and is not forgotten itself."""
-
-    id: int
-    uri: str
-    same: str
 
 
 @dataclass(frozen=True)
@@ -74,7 +69,8 @@ class Receipt:
     @property
     def proven(self) -> bool:
         """For what was asked: of an erasure the bytes too, of forgetting alone the answers."""
-        gone = not (self.found or self.noncurrent_versions or self.work_under_way)
+        held = self.quantizer is not None and self.quantizer["holds_a_vector"]
+        gone = not (self.found or self.noncurrent_versions or self.work_under_way or held)
         return not self.answers["returned"] and (gone or not self.erased)
 
     def to_json(self) -> dict:
@@ -135,6 +131,9 @@ def prove(
     for done, path in enumerate(sorted(files)):
         on_progress(Progress("proving", done, len(files)))
         traces.look_into(path)
+    on_progress(Progress("proving", len(files), len(files)))
+    work = live(log.storage, [record for record in standing(log.storage) if traces.any_held_by(record.covers)])
+    under_way = {*working_on_erased(log.storage, erased.uris), *map(str, work)}
     columns = zip(erased.ids_N.tolist(), erased.uris, erased.hashes, erased.labels, erased.datasets, strict=True)
     names = ("id", "uri", "sha256", "label", "dataset")
     return Receipt(
@@ -151,113 +150,149 @@ def prove(
         files_scanned=len(files),
         bytes_scanned=sum(files.values()),
         found=traces.found,
-        live_duplicates=traces.duplicates,
-        quantizer=_quantizer(log, state, erased),
+        live_duplicates=[*traces.duplicates.values()],
+        quantizer=_quantizer(log, state, traces.own_vectors),
         noncurrent_versions=tuple(log.storage.noncurrent()),
-        work_under_way=working_on_erased(log.storage, erased.uris),
+        work_under_way=sorted(under_way),
     )
 
 
-@dataclass
 class _Traces:
-    log: VersionLog
-    state: State
-    erased: Facts
-    found: list[Found] = field(default_factory=list)
-    duplicates: list[Duplicate] = field(default_factory=list)
+    """What of some entries stands in files, but for what entries that stay have as well."""
 
-    def __post_init__(self) -> None:
-        self._ids = pa.array(self.erased.ids_N)
-        self._id_set = set(self.erased.ids_N.tolist())
-        self._uris, self._hashes = set(self.erased.uris), set(self.erased.hashes)  # and of these, no other entry's:
-        self._own_uris, self._own_hashes = set(self._uris), set(self._hashes)
-        self._vectors_ND = np.ascontiguousarray(self.erased.vectors_ND)
-        self._own = np.ones(len(self._vectors_ND), bool)  # vectors that no live entry has as well
-        for single in self.state.pending:
-            self._note_duplicate(single.id, single.uri, single.sha256, self._bytes_of(single))
+    def __init__(self, log: VersionLog, state: State, erased: Facts) -> None:
+        self._log = log
+        self._state = state
+        self._erased = erased
+        self._ids = pa.array(erased.ids_N)
+        self._id_set = set(erased.ids_N.tolist())
+        self._uris, self._hashes = frozenset(erased.uris), frozenset(erased.hashes)
+        self._rows_of: dict[bytes, list[int]] = {}
+        for row, vector in enumerate(erased.vectors_ND):
+            self._rows_of.setdefault(vector.tobytes(), []).append(row)
+        self.found: list[Found] = []
+        self.duplicates: dict[int, Duplicate] = {}
 
     def note_duplicates(self, paths: Sequence[str]) -> None:
         """Find the entries that have something of the forgotten ones and stay, before anything is held against them."""
-        for path in paths:
-            self._note_duplicates(pq.read_table(io.BytesIO(self.log.storage.read(path))))
+        own_uris, own_hashes = set(self._uris), set(self._hashes)
+        own_N = np.ones(len(self._erased.ids_N), bool)
+        search = VectorSearch(self._erased.vectors_ND)
+        singles = Everything.of(self._log, self._state.version).singles.values()
+        others = [(s.id, s.uri, s.sha256, vectors_of_singles([s], -1)[0].tobytes()) for s in singles]
+        for table in filter(None, map(self._table_in, paths)):
+            others += self._like_erased(table, search)
+        for entry_id, uri, sha256, vector in others:
+            rows = self._rows_of.get(vector, [])
+            is_same = {"uri": uri in self._uris, "hash": sha256 in self._hashes, "vector": bool(rows)}
+            if entry_id not in self._id_set and any(is_same.values()):
+                own_N[rows] = False
+                own_uris.discard(uri)
+                own_hashes.discard(sha256)
+                same = " and ".join(name for name, is_it in is_same.items() if is_it)
+                self.duplicates[entry_id] = Duplicate(entry_id, uri, same)
+        self.own_vectors = self._erased.vectors_ND[own_N]
+        self._own_uris = own_uris | {urllib.parse.unquote(uri) for uri in own_uris}
+        self._own_hashes = own_hashes
+        self._own_texts = {encoded_vector(vector) for vector in self.own_vectors}
+        self._search = VectorSearch(self.own_vectors)
 
     def look_into(self, path: str) -> None:
         """Read a file and note what of the forgotten stands in it."""
-        if path == (self.state.weights.path if self.state.weights else ""):
+        if path == (self._state.weights.path if self._state.weights else ""):
             return  # named by the hash of its tensors, which no image has a part in
-        data = self.log.storage.read(path)
-        if path.endswith(".parquet"):
-            self._look_into_rows(path, pq.read_table(io.BytesIO(data)))
-        elif path.endswith(".arrow"):
-            self._look_into_rows(path, pa.ipc.open_file(data).read_all())
-        elif path.endswith("ids.npy"):
-            ids_N = np.load(io.BytesIO(data), allow_pickle=False)
-            self._note(path, "id", int(np.isin(ids_N, self.erased.ids_N).sum()))
-        elif path.endswith((".faiss", ".f16")):
-            self._look_for_vectors(path, data)
-        else:
+        data = self._read(path)
+        table = _as_table(data)
+        if table is not None:
+            self._look_into_rows(path, table)
+        elif data.startswith(b"\x93NUMPY"):
+            self._look_into_array(path, data)
+        elif path.endswith(".json"):
             self._look_into_text(path, data)
+        else:
+            self._look_for_vectors(path, data)
+            if not path.endswith((".faiss", ".f16")):
+                self._look_into_text(path, data)
+
+    def any_held_by(self, covers: Callable[[str], bool]) -> bool:
+        """Whether anything was found in a file that a lease covers."""
+        return any(covers(found.path) for found in self.found)
+
+    def _read(self, path: str) -> bytes:
+        """The bytes of a file, none for one that is gone since it was listed."""
+        try:
+            return self._log.storage.read(path)
+        except DamagedFile:
+            if self._log.storage.exists(path):
+                raise
+            return b""
+
+    def _table_in(self, path: str) -> pa.Table | None:
+        return _as_table(self._read(path))
+
+    def _like_erased(self, table: pa.Table, search: VectorSearch) -> Iterator[tuple[int, str, str, bytes]]:
+        """Rows of an entries file that have the uri, the hash or the vector of an erased entry: id and these three."""
+        vectors_ND = np.ascontiguousarray(embedding_matrix(table.column("embedding")))
+        same_N = pc.or_(
+            pc.is_in(table.column("uri"), pa.array(sorted(self._uris), pa.string())),
+            pc.is_in(table.column("sha256"), pa.array(sorted(self._hashes), pa.string())),
+        ).to_numpy()
+        if search.rows_in(vectors_ND.tobytes()):
+            same_N = same_N | np.array([vector.tobytes() in self._rows_of for vector in vectors_ND], bool)
+        for row in np.flatnonzero(same_N).tolist():
+            entry_id, uri, sha256 = (table.column(name)[row].as_py() for name in ("id", "uri", "sha256"))
+            yield entry_id, uri, sha256, vectors_ND[row].tobytes()
 
     def _look_into_rows(self, path: str, table: pa.Table) -> None:
-        names = set(table.column_names)
-        if "id" in names:
-            self._note(path, "id", pc.sum(pc.is_in(table.column("id"), self._ids)).as_py() or 0)
-        for name, wanted in (("uri", self._own_uris), ("sha256", self._own_hashes)):
-            if name in names:
-                hits = pc.is_in(table.column(name), pa.array(sorted(wanted), pa.string()))
-                self._note(path, name, pc.sum(hits).as_py() or 0)
-        if "embedding" in names:
-            self._look_for_vectors(path, np.ascontiguousarray(embedding_matrix(table.column("embedding"))).tobytes())
+        """Every column, whatever it is called."""
+        strings = pa.array(sorted(self._own_uris | self._own_hashes), pa.string())
+        for name, column in zip(table.column_names, table.columns, strict=True):
+            if pa.types.is_int64(column.type):
+                self._note(path, "id", pc.sum(pc.is_in(column, self._ids)).as_py() or 0)
+            elif pa.types.is_string(column.type):
+                what = "sha256" if name == "sha256" else "uri"
+                self._note(path, what, pc.sum(pc.is_in(column, strings)).as_py() or 0)
+            elif pa.types.is_fixed_size_list(column.type):
+                self._look_for_vectors(path, np.ascontiguousarray(embedding_matrix(column)).tobytes())
+
+    def _look_into_array(self, path: str, data: bytes) -> None:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+        if array.dtype.kind in "iu":
+            self._note(path, "id", int(np.isin(array, self._erased.ids_N).sum()))
+        else:
+            self._look_for_vectors(path, data)
 
     def _look_into_text(self, path: str, data: bytes) -> None:
         self._note(path, "id", sum(int(found) in self._id_set for found in _IDS.findall(data)))
-        text = data.decode("utf-8", errors="replace")
-        strings = set(_strings(text))
+        strings = set(_strings(data.decode("utf-8", errors="replace")))
         self._note(path, "uri", len(strings & self._own_uris))
         self._note(path, "sha256", len(strings & self._own_hashes))
-        for row, vector in enumerate(self._vectors_ND):
-            if self._own[row] and encoded_vector(vector) in text:
-                self._note(path, "vector", 1)
+        self._note(path, "vector", len(strings & self._own_texts))
 
     def _look_for_vectors(self, path: str, data: bytes) -> None:
-        own = self._vectors_ND[self._own]
-        for dtype in (np.float16, np.float32):
-            self._note(path, "vector", len(find_rows(data, np.ascontiguousarray(own, dtype))))
+        self._note(path, "vector", len(self._search.rows_in(data)))
 
     def _note(self, path: str, what: str, count: int) -> None:
         if count:
             self.found.append(Found(path, what, count))
 
-    def _note_duplicates(self, table: pa.Table) -> None:
-        rows = table.filter(pc.invert(pc.is_in(table.column("id"), self._ids)))
-        vectors = embedding_matrix(rows.column("embedding"))
-        own = set(find_rows(np.ascontiguousarray(vectors).tobytes(), self._vectors_ND))
-        wanted = pa.array(sorted(self._uris), pa.string()), pa.array(sorted(self._hashes), pa.string())
-        same = pc.or_(pc.is_in(rows.column("uri"), wanted[0]), pc.is_in(rows.column("sha256"), wanted[1]))
-        known = {self._vectors_ND[row].tobytes() for row in own}
-        hits = np.flatnonzero(same.to_numpy() | np.array([bool(known) and v.tobytes() in known for v in vectors], bool))
-        for row in hits.tolist():
-            entry = {name: rows.column(name)[row].as_py() for name in ("id", "uri", "sha256")}
-            self._note_duplicate(entry["id"], entry["uri"], entry["sha256"], vectors[row].tobytes())
 
-    def _note_duplicate(self, entry_id: int, uri: str, sha256: str, vector: bytes) -> None:
-        same = [name for name, is_same in (("uri", uri in self._uris), ("sha256", sha256 in self._hashes)) if is_same]
-        rows = [row for row, own in enumerate(self._vectors_ND) if own.tobytes() == vector]
-        if same or rows:
-            self._own[rows] = False
-            self._own_uris.discard(uri)
-            self._own_hashes.discard(sha256)
-            words = [*same, *(["vector"] if rows else [])]
-            self.duplicates.append(Duplicate(entry_id, uri, " and ".join(words)))
-
-    def _bytes_of(self, single: Single) -> bytes:
-        return base64.b64decode(single.embedding)
+def _as_table(data: bytes) -> pa.Table | None:
+    """The rows of a Parquet or Arrow file, known by its first bytes; None for what is neither, or not whole."""
+    try:
+        if data.startswith(b"PAR1"):
+            return pq.read_table(io.BytesIO(data))
+        if data.startswith(b"ARROW1"):
+            return pa.ipc.open_file(data).read_all()
+    except (OSError, pa.ArrowException):
+        return None
+    return None
 
 
-def _quantizer(log: VersionLog, state: State, erased: Facts) -> dict[str, Any] | None:
+def _quantizer(log: VersionLog, state: State, own_vectors_ND: np.ndarray) -> dict[str, Any] | None:
     if state.index is None or state.index.trained is None:
         return None
-    held = holds_any_vector(log.storage, state.index.trained, erased.vectors_ND)
+    held = quantizer_holds(log.storage, state.index.trained, own_vectors_ND)
     return {
         "key": state.index.key,
         "path": state.index.trained.path,
@@ -270,7 +305,7 @@ def _quantizer(log: VersionLog, state: State, erased: Facts) -> dict[str, Any] |
 
 
 def _strings(text: str) -> list[str]:
-    """Every string of a JSON document, or the words of what is none."""
+    """Every string of a JSON document and every word of those with several, or the words of what is no JSON."""
     try:
         document = json.loads(text)
     except ValueError:
@@ -280,9 +315,20 @@ def _strings(text: str) -> list[str]:
     while todo:
         value = todo.pop()
         if isinstance(value, str):
-            found += [value, *value.split()]
+            found.append(value)
+            if len(words := value.split()) > 1:
+                found += words + _words_of_a_shell(value)
         elif isinstance(value, Mapping):
             todo += [*value.keys(), *value.values()]
         elif isinstance(value, list):
             todo += value
     return found
+
+
+def _words_of_a_shell(text: str) -> list[str]:
+    """The words of a command, and what follows "=" in each."""
+    try:
+        words = shlex.split(text)
+    except ValueError:  # no closing quotation: it is no command
+        return []
+    return words + [word.partition("=")[2] for word in words]

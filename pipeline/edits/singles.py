@@ -9,22 +9,37 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
+from pipeline.edits.fold import fold_singles
+from pipeline.edits.label_files import given_label
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stream import Pixels, pixels_of_bytes
 from pipeline.errors import CommitConflict, SourceError, UsageError
 from pipeline.images.decode import Rejected, read_bytes
-from pipeline.images.uris import uri_of_path
+from pipeline.images.uris import printable, uri_of_path
+from pipeline.store.files import FileRef
+from pipeline.store.identity import Identity
 from pipeline.store.ids import first_id
 from pipeline.store.leases import Lease
-from pipeline.store.segments import reserve_for_singles
-from pipeline.store.singles import FOLD_EVERY, encoded_vector, fold
-from pipeline.store.state import AddSingles, FoldSingles, SetIdentity, Single, State
+from pipeline.store.segments import give_up, reserve_for_singles
+from pipeline.store.singles import FOLD_EVERY, encoded_vector
+from pipeline.store.state import AddSingles, SetIdentity, Single, State
+from pipeline.store.storage import Storage
 from pipeline.store.versions import VersionLog
 
 MAX_AT_ONCE = 256  # entries in one commit, which every reader that follows has to read
+
+
+class Origin(Protocol):
+    """Where vectors come from: an encoder, or whatever else has an identity and can put its weights into a memory."""
+
+    @property
+    def identity(self) -> Identity: ...
+
+    def keep(self, storage: Storage) -> FileRef: ...
 
 
 @dataclass(frozen=True)
@@ -50,61 +65,53 @@ def embed_singles(
     """Entries from image files, given by path or as their bytes.
 
     Where no uri is given it is the path's, or made of the hash of the bytes. A vector is that of the same image asked
-    about, to the last bit. Raises SourceError naming the first image that cannot be read.
+    about, as float16 to the last bit. Raises SourceError naming the first image that cannot be read.
     """
     if len(images) > MAX_AT_ONCE:
         raise UsageError(f"{len(images):,} images are many for one call: give at most {MAX_AT_ONCE}, or add a folder")
+    if not printable(dataset).strip():
+        raise UsageError("the dataset is empty: give a name")
+    names = [None if label is None else given_label(str(label)) for label in labels]
+    for label, name in zip(labels, names, strict=True):
+        if label is not None and name is None:
+            raise UsageError("a label is empty: give its name, or None for an image without a label")
     loaded = [_loaded(encoder, image) for image in images]
     vectors_ND = encoder.embed_queries(np.stack([pixels.pixels_SS3 for pixels in loaded]))
     return [
         NewEntry(
-            uri=uri or _own_uri(image, pixels.facts.sha256),
+            uri=printable(str(uri)) if uri else _own_uri(image, pixels.facts.sha256),
             label=label,
-            dataset=dataset,
+            dataset=printable(dataset),
             vector_D=vector_D,
             sha256=pixels.facts.sha256,
             width=pixels.facts.width,
             height=pixels.facts.height,
         )
-        for image, pixels, uri, label, vector_D in zip(images, loaded, uris, labels, vectors_ND, strict=True)
+        for image, pixels, uri, label, vector_D in zip(images, loaded, uris, names, vectors_ND, strict=True)
     ]
 
 
 def add_singles(
-    log: VersionLog, state: State | None, encoder: Encoder, entries: Sequence[NewEntry], command: str
+    log: VersionLog, state: State | None, origin: Origin, entries: Sequence[NewEntry], command: str
 ) -> tuple[State, list[int]]:
     """Commit entries by themselves; return the state and their ids. Raises CommitConflict for another identity."""
     if state is not None and state.identity is not None:
-        committed, ids = _commit(log, state, encoder, entries, command, None)
+        committed, ids = _commit(log, state, origin, entries, command, None)
     else:
         with Lease(log.storage, "add") as lease:  # it holds the weights until a version names them
             lease.hold("encoder/")
-            committed, ids = _commit(log, state or State(), encoder, entries, command, lease)
+            committed, ids = _commit(log, state or State(), origin, entries, command, lease)
     if len(committed.pending) >= FOLD_EVERY:
         with contextlib.suppress(CommitConflict):  # another writer has folded them, or the next one will
             committed = fold_singles(log, committed)
     return committed, ids
 
 
-def fold_singles(log: VersionLog, state: State, command: str = "fold single adds") -> State:
-    """Move the entries that lie in commits into a file. Raises CommitConflict when another writer has done so."""
-
-    def prepare(_: int, now: State) -> list[FoldSingles]:
-        if now.pending[: len(state.pending)] != state.pending:
-            raise CommitConflict("another writer has folded the single adds meanwhile: there is nothing to do")
-        return [fold(log.storage, lease, now)]
-
-    if not state.pending:
-        return state
-    with Lease(log.storage, "fold single adds") as lease:
-        return log.commit(state, command, prepare, lease)
-
-
 def _commit(
-    log: VersionLog, state: State, encoder: Encoder, entries: Sequence[NewEntry], command: str, lease: Lease | None
+    log: VersionLog, state: State, origin: Origin, entries: Sequence[NewEntry], command: str, lease: Lease | None
 ) -> tuple[State, list[int]]:
-    identity = encoder.identity
-    own = [] if state.identity else [SetIdentity(identity=identity, weights=encoder.keep(log.storage))]
+    identity = origin.identity
+    own = [] if state.identity else [SetIdentity(identity=identity, weights=origin.keep(log.storage))]
     reserved = None if state.singles else reserve_for_singles(log.storage)
     ids: list[int] = []
 
@@ -118,7 +125,10 @@ def _commit(
         added = AddSingles(segment=segment, next_row=row + len(entries), identity=identity.fingerprint, entries=singles)
         return [*own, added]
 
-    return log.commit(state, command, prepare, lease), ids
+    committed = log.commit(state, command, prepare, lease)
+    if reserved is not None and committed.singles is not None and committed.singles.segment != reserved:
+        give_up(log.storage, reserved)  # another writer's first one came before
+    return committed, ids
 
 
 def _single(entry_id: int, entry: NewEntry) -> Single:
@@ -135,6 +145,10 @@ def _single(entry_id: int, entry: NewEntry) -> Single:
 
 
 def _loaded(encoder: Encoder, image: bytes | str | Path) -> Pixels:
+    if not isinstance(image, bytes | str | Path):
+        raise SourceError(f"an image to add is a {type(image).__name__}: give a path, or the bytes of an image file")
+    if not isinstance(image, bytes) and "://" in str(image) and not str(image).startswith("file://"):
+        raise SourceError(f"{image} is not on this machine: download the image first and give its path")
     try:
         data = image if isinstance(image, bytes) else read_bytes(_uri_of_file(image))
         return pixels_of_bytes(data, encoder.identity.preprocessing)

@@ -25,6 +25,7 @@ from pipeline.store.versions import VersionLog
 
 ADD_ROWS = 65_536  # vectors converted to float32 at a time
 DEFAULT_SHARD_ROWS = 1 << 20
+MERGED_UP_TO = 4  # times the rows that are new: so shards are few, and a row is gathered anew a few times
 EXACT = "Flat"
 
 
@@ -52,19 +53,26 @@ class IndexOptions:
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What `build` would do: the key, and the entries files of each shard to be made."""
+    """What `build` would do: the key, and the entries files of each shard to be made.
+
+    `merged` is how many of the last shards there are will be made anew together with what is fresh.
+    """
 
     key: str
     rows: int
     shards: tuple[tuple[RowsFile, ...], ...]
     grows: bool
+    merged: int = 0
 
 
-def plan_index(state: State, options: IndexOptions) -> IndexPlan:
+def plan_index(state: State, options: IndexOptions, *, merging: bool = False) -> IndexPlan:
     """Decide the key and cut shards at the borders of parts: as many rows as allowed, at least one part each.
 
-    Single adds that no file holds yet stay fresh.
+    With `merging` the last shards, while they are small beside what is new, become one with it. Single adds that no
+    file holds yet stay fresh.
     """
+    merged = 0
+    limit = options.shard_rows or DEFAULT_SHARD_ROWS
     current = state.index
     grows = current is not None and not options.rebuild
     if current is not None and grows:
@@ -74,17 +82,31 @@ def plan_index(state: State, options: IndexOptions) -> IndexPlan:
                 f"add --rebuild to build {options.key}"
             )
         files, key = state.fresh_files(), current.key
+        if merging and files:
+            files, merged = _with_last_shards(state, current, files, limit)
     else:
         files = state.entries_files()
         dimension = state.identity.dimension if state.identity else 0
         key = options.key or propose_key(max(state.num_live, 1), dimension, options.max_memory_bytes)
-    limit = options.shard_rows or DEFAULT_SHARD_ROWS
     shards: list[list[RowsFile]] = []
     for file in files:
         if not shards or sum(f.rows for f in shards[-1]) + file.rows > limit:
             shards.append([])
         shards[-1].append(file)
-    return IndexPlan(key, sum(file.rows for file in files), tuple(tuple(shard) for shard in shards), grows)
+    return IndexPlan(key, sum(file.rows for file in files), tuple(tuple(shard) for shard in shards), grows, merged)
+
+
+def _with_last_shards(
+    state: State, index: Index, files: list[RowsFile], limit: int
+) -> tuple[list[RowsFile], int]:
+    """Fresh files with those of the last shards that are to become one with them, and how many shards these are."""
+    merged, rows = 0, sum(file.rows for file in files)
+    for shard in reversed(index.shards):
+        if shard.rows > MERGED_UP_TO * rows or shard.rows + rows > limit:
+            break
+        merged, rows = merged + 1, rows + shard.rows
+    left = index.model_copy(update={"shards": index.shards[: len(index.shards) - merged]})
+    return state.model_copy(update={"index": left}).fresh_files(), merged
 
 
 def build_index(
@@ -139,8 +161,10 @@ class _Builder:
         self._dimension = state.identity.dimension
         self._forgotten = read_tombstones(storage, state.tombstones)
         self._old = state.index if plan.grows else None
+        self._kept = self._old.shards[: len(self._old.shards) - plan.merged] if self._old else ()
         taken = [int(name.split("-")[0]) for name in storage.list("index")]
         self._generation = self._old.generation if self._old else max(taken, default=0) + 1
+        self._first = max((shard.number for shard in self._kept), default=-1) + 1
         # The lease's nonce keeps two writers that build at once out of each other's files.
         self.folder = f"index/{self._generation:06d}-{lease.nonce}"
 
@@ -148,7 +172,7 @@ class _Builder:
         empty = None if self._plan.key == EXACT else self._empty()  # a key that cannot be is said before any work
         sides: list[SideFiles] = []
         total = self._plan.rows
-        for number, files in enumerate(self._plan.shards, start=len(self._old.shards) if self._old else 0):
+        for number, files in enumerate(self._plan.shards, start=self._first):
             self._progress(Progress("gathering", sum(side.rows for side in sides), total))
             sides.append(write_side_files(self._storage, f"{self.folder}/shards/{number}", files, self._forgotten))
         total = sum(side.rows for side in sides)
@@ -251,7 +275,7 @@ class _Builder:
     def _shard(self, number: int, index: FileRef | None, recall: float, sides: Sequence[SideFiles]) -> Shard:
         side = sides[number]
         return Shard(
-            number=number + (len(self._old.shards) if self._old else 0),
+            number=number + self._first,
             rows=side.rows,
             covers=tuple(_spans(self._plan.shards[number])),
             index=index,
@@ -263,7 +287,7 @@ class _Builder:
         )
 
     def _shard_folder(self, number: int) -> str:
-        return f"{self.folder}/shards/{number + (len(self._old.shards) if self._old else 0)}"
+        return f"{self.folder}/shards/{number + self._first}"
 
     def _index(self, values: str, trained: FileRef | None, shards: Sequence[Shard]) -> Index:
         return Index(
@@ -271,7 +295,7 @@ class _Builder:
             key=self._plan.key,
             parameters=values,
             trained=trained,
-            shards=(*(self._old.shards if self._old else ()), *shards),
+            shards=(*self._kept, *shards),
         )
 
 

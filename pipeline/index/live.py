@@ -15,10 +15,11 @@ from pipeline.index.blocks import Block
 from pipeline.index.exact import ExactFinder
 from pipeline.index.shards import open_shard
 from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.identity import Identity
 from pipeline.store.labels import OwnLabels, newest_labels, read_label_map, read_label_rows
 from pipeline.store.schemas import LABELS, embedding_matrix, read_table
 from pipeline.store.singles import table_of_singles
-from pipeline.store.state import State
+from pipeline.store.state import Single, State
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
 
@@ -48,7 +49,8 @@ class OpenedBlocks:
     """The blocks of one version.
 
     `codes` numbers the labels and only ever grows. `stored` are the blocks as stored and `laid` those with the overlay,
-    by what they were read from; `tables` are the files of the last fresh block, to which others may come.
+    by what they were read from; `tables` are the files of the last fresh block, to which others may come, and
+    `pending_table` the rows of `pending`, single adds that no file holds yet.
     """
 
     codes: dict[str, int] = field(default_factory=dict)
@@ -57,6 +59,8 @@ class OpenedBlocks:
     overlay: Overlay = field(default_factory=lambda: Overlay((), (), np.empty(0, np.int64), LABELS.empty_table()))
     laid: dict[_Key, Block] = field(default_factory=dict)
     num_shards: int = 0
+    pending: tuple[Single, ...] = ()
+    pending_table: pa.Table | None = None
 
     @property
     def blocks(self) -> list[Block]:
@@ -84,15 +88,10 @@ def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = No
             opened.stored[key] = _fresh_block(pa.concat_tables(opened.tables.values()), opened.codes)
     if state.pending and state.identity is not None:
         key = tuple(f"single {single.id}" for single in state.pending)
-        if key not in before.stored:
-            table = table_of_singles(state.pending, state.identity).select(_COLUMNS).replace_schema_metadata()
-            opened.stored[key] = _fresh_block(table, opened.codes)
-        else:
-            opened.stored[key] = before.stored[key]
-    unchanged = opened.overlay.same_as(before.overlay)
-    for key, block in opened.stored.items():
-        known = before.laid.get(key) if before.stored.get(key) is block else None
-        opened.laid[key] = known if known and unchanged else _laid_over(block, opened.overlay, opened.codes, known)
+        opened.pending, opened.pending_table = state.pending, _pending_table(state.pending, state.identity, before)
+        known = before.stored.get(key)
+        opened.stored[key] = known or _fresh_block(opened.pending_table, opened.codes)
+    _lay_over(opened, before)
     return opened
 
 
@@ -133,10 +132,24 @@ def _overlay(storage: Storage, state: State, before: Overlay) -> Overlay:
     return Overlay(state.tombstones, state.labels, forgotten, own_labels)
 
 
-def _laid_over(block: Block, overlay: Overlay, codes: dict[str, int], known: Block | None) -> Block:
+def _lay_over(opened: OpenedBlocks, before: OpenedBlocks) -> None:
+    """Lay the overlay over the stored blocks, but for those that have it from before."""
+    unchanged = opened.overlay.same_as(before.overlay)
+    own: OwnLabels | None = None
+    for key, block in opened.stored.items():
+        known = before.laid.get(key) if before.stored.get(key) is block else None
+        if known is not None and unchanged:
+            opened.laid[key] = known
+            continue
+        own = own or newest_labels(opened.overlay.own_labels, None)
+        opened.laid[key] = _laid_over(block, opened.overlay.forgotten, own, opened.codes, known)
+
+
+def _laid_over(
+    block: Block, forgotten: np.ndarray, own: OwnLabels, codes: dict[str, int], known: Block | None
+) -> Block:
     live_N = np.ones(len(block.ids_N), bool)
-    live_N[block.rows_of(overlay.forgotten)] = False
-    own = newest_labels(overlay.own_labels, None)
+    live_N[block.rows_of(forgotten)] = False
     codes_N = block.codes_N
     if len(block.rows_of(own.ids_N)):
         codes_N = codes_N.copy()
@@ -170,6 +183,16 @@ def _read(storage: Storage, file: RowsFile, known: Mapping[str, pa.Table]) -> pa
     if file.path in known:
         return known[file.path]
     return read_table(storage, file, _COLUMNS).replace_schema_metadata()
+
+
+def _pending_table(pending: tuple[Single, ...], identity: Identity, before: OpenedBlocks) -> pa.Table:
+    """The rows of single adds that no file holds, those known before not decoded again."""
+    known = before.pending if pending[: len(before.pending)] == before.pending else ()
+    added = pending[len(known) :]
+    tables = [before.pending_table] if known and before.pending_table is not None else []
+    if added:
+        tables.append(table_of_singles(added, identity).select(_COLUMNS).replace_schema_metadata())
+    return pa.concat_tables(tables).combine_chunks()
 
 
 def _fresh_block(table: pa.Table, codes: dict[str, int]) -> Block:

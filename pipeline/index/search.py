@@ -72,7 +72,7 @@ class LiveEntries:
     @classmethod
     def open(cls, storage: Storage, state: State, before: "LiveEntries | None" = None) -> "LiveEntries":
         """Map the shards and read the fresh entries, but for what `before` has read. Raises DamagedFile."""
-        opened = open_blocks(storage, state, before._opened if before else None)
+        opened = open_blocks(storage, state, before._opened if before is not None else None)
         dimension = state.identity.dimension if state.identity else 0
         return cls(dimension, list(opened.codes), opened.blocks, opened.num_shards, opened)
 
@@ -139,10 +139,10 @@ class LiveEntries:
             found.append(block.ids_N[mask & block.live_N])
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
-    def is_called(self, entry_id: int, label: str | None, dataset: str) -> bool:
-        """Whether an entry has this label (None: none) and is of this dataset."""
-        for block, _, rows in self._located(np.array([entry_id], np.int64)):
-            for row in rows:
+    def was_stored_as(self, entry_id: int, label: str | None, dataset: str) -> bool:
+        """Whether an entry was stored with this label (None: none) and in this dataset, whatever it is called now."""
+        for block in self._opened.stored.values():
+            for row in block.rows_of(np.array([entry_id], np.int64)):
                 code = int(block.codes_N[row])
                 return (self.labels[code] if code >= 0 else None) == label and block.datasets[row].as_py() == dataset
         return False
@@ -197,7 +197,7 @@ class LiveEntries:
             rows_QK = _finder(block, restrictions).find(queries_QD, asked)
             similarities_QK = similarities(queries_QD, block.vectors_ND, rows_QK)
             ids_QK = np.where(rows_QK >= 0, block.ids_N[rows_QK] if len(block.ids_N) else -1, -1)
-            left_out = np.isin(rows_QK, excluded_rows)
+            left_out = np.isin(rows_QK, excluded_rows) if len(excluded_rows) else np.zeros(rows_QK.shape, bool)
             if restrictions.own_Q is not None:
                 left_out |= ids_QK == restrictions.own_Q[:, None]
             similarities_QK[left_out] = -np.inf
@@ -223,11 +223,12 @@ class LiveEntries:
 
 def _finder(block: Block, restrictions: Restrictions) -> Finder:
     """The block's finder; an entry without a label that is assumed to have one must be found too."""
-    assumed = block.rows_of(np.array(sorted(restrictions.assume), np.int64))
-    if restrictions.scope == "labelled" and (block.codes_N[assumed] < 0).any():
-        mask_N = block.codes_N >= 0
-        mask_N[assumed] = True
-        return block.finder_over(mask_N & block.live_N)
+    if restrictions.assume and restrictions.scope == "labelled":
+        assumed = block.rows_of(np.array(sorted(restrictions.assume), np.int64))
+        if (block.codes_N[assumed] < 0).any():
+            mask_N = block.codes_N >= 0
+            mask_N[assumed] = True
+            return block.finder_over(mask_N & block.live_N)
     return block.finder(restrictions.scope)
 
 

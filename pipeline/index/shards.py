@@ -172,18 +172,22 @@ def without_entries(
 ) -> Shard | None:
     """Write a shard anew below `folder` without some entries (ids int64 [N]); None when no row is left.
 
-    The trained quantizer is the same. Raises DamagedFile.
+    The trained quantizer is the same; labels that only erased entries had are gone. Raises DamagedFile.
     """
     ids_N = _read_array(storage, shard.ids)
     kept_N = np.flatnonzero(~np.isin(ids_N, erased))
     if not len(kept_N):
         return None
     table = _mapped_table(storage, shard.entries, checked_path(storage, shard.entries))
+    names = json.loads(table.schema.metadata[_LABELS])
+    codes_N = _read_array(storage, shard.labels)[kept_N]
+    used = np.unique(codes_N[codes_N >= 0])
+    table = table.replace_schema_metadata({_LABELS: json.dumps([names[code] for code in used])})
     vectors_ND = mapped_vectors(storage, shard.vectors, dimension)
     changes: dict[str, object] = {
         "rows": len(kept_N),
         "ids": _write_array(storage, f"{folder}/ids.npy", ids_N[kept_N]),
-        "labels": _write_array(storage, f"{folder}/labels.npy", _read_array(storage, shard.labels)[kept_N]),
+        "labels": _write_array(storage, f"{folder}/labels.npy", _renumbered(codes_N, used)),
         "entries": _write_ipc(storage, f"{folder}/entries.arrow", table.take(pa.array(kept_N))),
     }
     with storage.publishing(f"{folder}/vectors.f16") as local:
@@ -205,31 +209,7 @@ def shard_ids(storage: Storage, shard: Shard) -> np.ndarray:
     return _read_array(storage, shard.ids)
 
 
-def holds_any_vector(storage: Storage, file: FileRef, vectors_ND: np.ndarray) -> bool:
-    """Whether any of some vectors (float16 [N, D]) stands in a file, as float16 or as float32, at any offset."""
-    with storage.local_path(file.path).open("rb") as stream:
-        data = stream.read()
-    return any(find_rows(data, np.ascontiguousarray(vectors_ND, dtype)) for dtype in (np.float16, np.float32))
-
-
-def find_rows(data: bytes, rows_ND: np.ndarray) -> list[int]:
-    """Which rows of an array stand in some bytes, whole and at whatever offset.
-
-    Eight telling bytes of each row are looked for at every offset at once; only where they are found is the rest
-    compared.
-    """
-    wanted = [row.tobytes() for row in rows_ND]
-    tells = [max(range(0, len(text) - 7, 8), key=lambda at: 8 - text[at : at + 8].count(0)) for text in wanted]
-    heads: dict[int, list[int]] = {}
-    for row, (text, tell) in enumerate(zip(wanted, tells, strict=True)):
-        heads.setdefault(int.from_bytes(text[tell : tell + 8], "little"), []).append(row)
-    keys = np.array(list(heads), np.uint64)
-    found = set()
-    for shift in range(min(8, len(data))):
-        words = np.frombuffer(data, "<u8", count=(len(data) - shift) // 8, offset=shift)
-        for at in np.flatnonzero(np.isin(words, keys)).tolist():
-            for row in heads[int(words[at])]:
-                start = shift + 8 * at - tells[row]
-                if start >= 0 and data[start : start + len(wanted[row])] == wanted[row]:
-                    found.add(row)
-    return sorted(found)
+def _renumbered(codes_N: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Label codes int32 [N] as positions in the codes in use (ascending); -1 stays."""
+    positions: np.ndarray = np.where(codes_N >= 0, np.searchsorted(used, codes_N), -1).astype(np.int32)
+    return positions

@@ -15,7 +15,7 @@ from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.findings import Finding, damage
 from pipeline.store.ids import first_id, split_id
 from pipeline.store.singles import vectors_of_singles
-from pipeline.store.state import SINGLES, Index, Segment, Shard, Single, State
+from pipeline.store.state import SINGLES, Index, Segment, Shard, Single, State, shards_of
 from pipeline.store.versions import commit_path
 
 _NONE = np.empty(0, np.int64)
@@ -83,19 +83,16 @@ class Agreement:
             yield "holds a segment twice"
         for number in set(numbers) & set(state.retired):
             yield f"holds segment {number}, which was retired"
-        packed = {segment.number for segment in state.segments if _may_be_packed(segment)}
         if self._is_new(state.packs):
             yield from self._order("packs", state.packs)
         for file in state.packs:
             if file.path in self._facts:
-                strangers = set(np.unique(self._facts[file.path].ids_N >> 39).tolist()) - packed
-                for number in strangers:
-                    yield f"has entries of segment {number} in {file.path}, which are no part of that segment"
+                for number in set(np.unique(self._facts[file.path].ids_N >> 39).tolist()) - set(numbers):
+                    yield f"has entries of segment {number} in {file.path}, and no such segment"
         for segment in state.segments:
-            own = (segment, state.packs) if _may_be_packed(segment) else (segment,)
             if segment.fingerprint == SINGLES:
                 yield from self._singles(state, segment)
-            elif self._is_new(*own):
+            elif self._is_new(segment, state.packs):
                 yield from self._segment(state, segment)
 
     def _singles(self, state: State, segment: Segment) -> Iterator[str]:
@@ -240,13 +237,14 @@ class Agreement:
         spans = np.array(sorted(span for shard in index.shards for span in shard.covers), np.int64).reshape(-1, 2)
         if (spans[:-1, 1] >= spans[1:, 0]).any():
             yield "searches entries through two shards"
+            return
         for file in state.entries_files():
-            at = int(np.searchsorted(spans[:, 0], file.first_id, "right")) - 1
-            inside = at >= 0 and file.first_id <= spans[at, 1]
-            if inside and file.last_id > spans[at, 1]:
-                yield f"does not search all of {file.path}: a shard covers only its first entries"
-            elif not inside and at + 1 < len(spans) and file.last_id >= spans[at + 1, 0]:
-                yield f"searches part of {file.path} twice: a shard covers only its last entries"
+            begin, end = (int(np.searchsorted(spans[:, 0], at, "right")) for at in (file.first_id, file.last_id))
+            inside = begin > 0 and file.last_id <= spans[begin - 1, 1]
+            outside = begin == end and (begin == 0 or file.first_id > spans[begin - 1, 1])
+            ids = None if inside or outside else self._ids(file)
+            if ids is not None and len(np.unique(shards_of(ids, index))) > 1:
+                yield f"does not search all of {file.path} in one way: a shard covers some of its entries"
 
     def _shard(self, state: State, shard: Shard) -> Iterator[str]:
         ids = self._ids(shard.ids)
@@ -289,14 +287,7 @@ class Agreement:
         return ids[(ids >= first) & (ids < end)] if ids is not None else None
 
 
-def _may_be_packed(segment: Segment) -> bool:
-    """Whether entries of it may lie in packs: all or none of a segment's do, but for single adds, which go on."""
-    return not segment.entries or segment.fingerprint == SINGLES
-
-
 def _files_of(state: State, segment: Segment) -> list[RowsFile]:
-    """The files that entries of a segment lie in; those of packs hold others too."""
-    if not _may_be_packed(segment):
-        return [*segment.entries]
+    """The files that entries of a segment lie in; packs hold those of others too."""
     first, last = first_id(segment.number, 0), first_id(segment.number + 1, 0) - 1
     return [*segment.entries, *(file for file in state.packs if file.last_id >= first and file.first_id <= last)]

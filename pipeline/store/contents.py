@@ -8,6 +8,7 @@ import functools
 import hashlib
 import io
 import itertools
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -136,6 +137,7 @@ class Contents:
             for shard in self._shards
             for file in (shard.shard.ids, shard.shard.labels, shard.shard.vectors, shard.shard.entries)
         }
+        self._loading = threading.Lock()
         self.facts: dict[str, Facts] = {}
         self.broken: set[str] = set()
 
@@ -260,7 +262,7 @@ class Contents:
     def _read_side(self, file: FileRef, kind: str, data: pa.Buffer, side: ShardSides) -> Iterator[str]:
         """One of the files beside a shard's FAISS index."""
         if kind == "shard ids":
-            side.ids_N = np.load(io.BytesIO(data), allow_pickle=False)
+            side.ids_N = self._array(data)
             self.facts[file.path] = Facts(side.ids_N)
             rows = len(side.ids_N)
             if (np.diff(side.ids_N) <= 0).any():
@@ -271,13 +273,18 @@ class Contents:
             side.vectors_ND = np.frombuffer(data, np.float16).reshape(-1, dimension)
             rows = len(side.vectors_ND)
         elif kind == "shard labels":
-            side.codes_N = np.load(io.BytesIO(data), allow_pickle=False)
+            side.codes_N = self._array(data)
             rows = len(side.codes_N)
         else:
             side.entries = pa.ipc.open_file(pa.BufferReader(data)).read_all()
             rows = side.entries.num_rows
         if not rows == file.rows == side.shard.rows:
             yield f"has {rows:,} rows where versions tell of {file.rows:,}, and {side.shard.rows:,} in the shard"
+
+    def _array(self, data: pa.Buffer) -> np.ndarray:
+        with self._loading:  # NumPy has its header parsed by ast, which Python 3.11 gets wrong in two threads at once
+            array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+        return array
 
 
 def off_unit(vectors_ND: np.ndarray) -> np.ndarray:

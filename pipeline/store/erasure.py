@@ -4,8 +4,12 @@ A plan is written before the erasing commit and removed when nothing is left to 
 finished by whoever comes next. While it lies there it names what is to be erased; afterwards nothing does.
 """
 
+import functools
+import posixpath
 import re
-from collections.abc import Iterable, Sequence
+import shlex
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
@@ -34,6 +38,10 @@ from pipeline.store.versions import Commit
 
 FOLDER = "erasures"
 REDACTED = "…"
+
+_ID = re.compile(r"(?<!\d)\d[\d_]{8,40}")  # as int() takes it
+_WORD = re.compile(r"""(?:[^\s'"\\]|'[^']*'|"(?:\\.|[^"\\])*"|\\.|['"\\])+""")  # of a shell, its quotes included
+_FROM_HERE = re.compile(r"(?:~[^/]*/)?(?:\.\./)*")  # how a path begins that is relative to somewhere
 
 File = TypeVar("File", FileRef, RowsFile)
 
@@ -94,10 +102,18 @@ class ErasurePlan(BaseModel):
 
     def commit(self, commit: Commit, before: State) -> tuple[Commit, State]:
         """A commit without what is erased, on a state without it; and the state after it."""
-        actions = [redacted for action in commit.actions if (redacted := self._action(action)) is not None]
+        actions: list[Action] = []
         after = before
-        for action in actions:
-            after = after.after(action)
+        for action in commit.actions:
+            redacted = self._action(action)
+            if redacted is None and isinstance(action, Relabel):
+                redacted = _label_set_made(action, after)
+            if redacted is None:
+                continue
+            was, after = after, after.after(redacted)
+            if isinstance(redacted, Forget) and redacted != action:
+                redacted = redacted.model_copy(update={"forgotten": was.num_live - after.num_live})
+            actions.append(redacted)
         after = after.model_copy(update={"version": commit.version})
         changes = {
             "actions": tuple(actions),
@@ -108,13 +124,16 @@ class ErasurePlan(BaseModel):
         return commit.model_copy(update=changes), after
 
     def command(self, command: str) -> str:
-        """A command without the ids and uris that are erased."""
-        endings = {uri.rpartition("/")[2] for uri in self.uris}
-        for word in command.split():
-            path = word.strip("'\"").removeprefix("./")
-            if path.rpartition("/")[2] in endings and any(f"/{uri}".endswith(f"/{path}") for uri in self.uris):
-                command = command.replace(word, REDACTED)
-        return re.sub(r"\d{9,}", lambda found: REDACTED if int(found[0]) in self.ids else found[0], command)
+        """A command without the ids and uris that are erased, relative paths that lead to one included."""
+        endings = _by_ending(self.uris)
+
+        def redacted(found: re.Match[str]) -> str:
+            return REDACTED if _names_any(found[0], endings) else found[0]
+
+        command = _WORD.sub(redacted, command)
+        for uri in _with_spaces(self.uris):  # which nobody put into quotes
+            command = command.replace(uri, REDACTED)
+        return _ID.sub(lambda found: REDACTED if int(found[0].replace("_", "")) in self.ids else found[0], command)
 
     def source(self, source: str) -> str:
         """A segment's source, unless it is an erased image itself."""
@@ -128,7 +147,7 @@ class ErasurePlan(BaseModel):
                 return action.model_copy(update={"segment": self._segment(action.segment, lost)})
             case AddSingles():
                 kept = tuple(single for single in action.entries if single.id not in self.ids)
-                return action.model_copy(update={"entries": kept}) if kept else None
+                return action.model_copy(update={"entries": kept})  # even none: rows are counted on from it
             case FoldSingles():
                 return action.model_copy(update={"files": self._kept(action.files)})
             case Forget():
@@ -136,7 +155,11 @@ class ErasurePlan(BaseModel):
                 return action.model_copy(update={"tombstones": kept_files[0]}) if kept_files else None
             case Relabel():
                 kept_files = self._kept([action.labels])
-                return action.model_copy(update={"labels": kept_files[0]}) if kept_files else None
+                if not kept_files:
+                    return None
+                lost_rows = 0 if action.folds else len(self._lost([action.labels]))
+                relabelled = min(action.relabelled - lost_rows, kept_files[0].rows)
+                return action.model_copy(update={"labels": kept_files[0], "relabelled": relabelled})
             case SetLabelSet():
                 return action.model_copy(update={"label_set": self._label_set(action.label_set)})
             case SetIndex():
@@ -180,7 +203,63 @@ class ErasurePlan(BaseModel):
         return label_set.model_copy(update={"map": kept[0] if kept else None})
 
     def _index(self, index: Index | None) -> Index | None:
+        """None for an index that is given up, or of which no shard is left."""
         if index is None or any(shard.ids.path in self.stale for shard in index.shards):
             return None
-        shards = (self.shards.get(shard.ids.path, shard) for shard in index.shards)
-        return index.model_copy(update={"shards": tuple(shard for shard in shards if shard is not None)})
+        found = (self._shard(shard) for shard in index.shards)
+        shards = tuple(shard for shard in found if shard is not None)
+        return index.model_copy(update={"shards": shards}) if shards or not index.shards else None
+
+    def _shard(self, shard: Shard) -> Shard | None:
+        """A shard with ranges of its own, for versions differ in them: they begin and end with ids that stay."""
+        now = self.shards.get(shard.ids.path, shard)
+        spans = [self._within(*span) for span in shard.covers]
+        covers = tuple((first, last) for first, last in spans if first <= last)
+        return now if now is None or covers == now.covers else now.model_copy(update={"covers": covers})
+
+    def _within(self, first: int, last: int) -> tuple[int, int]:
+        while first <= last and first in self.ids:
+            first += 1
+        while first <= last and last in self.ids:
+            last -= 1
+        return first, last
+
+
+def _label_set_made(action: Relabel, before: State) -> SetLabelSet | None:
+    """What is left of giving labels that are gone: the label set, where it was made so."""
+    known = {label_set.name for label_set in before.label_sets}
+    if action.label_set is None or action.label_set in known:
+        return None
+    return SetLabelSet(label_set=LabelSet(name=action.label_set))
+
+
+def _names_any(word: str, endings: Mapping[str, frozenset[str]]) -> bool:
+    """Whether a word of a command, alone or as the value of an option, is one of some uris or a path to one."""
+    try:
+        [said] = shlex.split(word)
+    except ValueError:  # quotes that are none, or several words
+        said = word.strip("'\"")
+    return any(_leads_to(text.removeprefix("file://"), endings) for text in (said, said.partition("=")[2]) if text)
+
+
+def _leads_to(text: str, endings: Mapping[str, frozenset[str]]) -> bool:
+    same_ending = endings.get(text.rpartition("/")[2], frozenset())
+    if not same_ending or text in same_ending:
+        return bool(same_ending)
+    path = _FROM_HERE.sub("", posixpath.normpath(text), count=1)
+    return any(uri == path if path.startswith("/") else f"/{uri}".endswith(f"/{path}") for uri in same_ending)
+
+
+@functools.lru_cache(maxsize=4)
+def _by_ending(uris: frozenset[str]) -> Mapping[str, frozenset[str]]:
+    """Uris, as they are and as the paths they stand for, by what follows their last slash."""
+    endings: dict[str, set[str]] = {}
+    for uri in uris:
+        for text in (uri, urllib.parse.unquote(uri, errors="surrogateescape")):
+            endings.setdefault(text.rpartition("/")[2], set()).add(text)
+    return {ending: frozenset(texts) for ending, texts in endings.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _with_spaces(uris: frozenset[str]) -> Sequence[str]:
+    return [text for texts in _by_ending(uris).values() for text in texts if len(text.split()) > 1]

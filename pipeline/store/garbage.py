@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import MemoryMissing
+from pipeline.errors import DamagedFile, MemoryMissing
 from pipeline.store import segments
 from pipeline.store.leases import LeaseRecord, live, standing
 from pipeline.store.state import AddSegment, AddSingles, BreakLeases, SetState, State, file_refs
@@ -123,14 +123,21 @@ def _claimed_since(log: VersionLog, census: Census, paths: Sequence[str]) -> set
 
 def _named(log: VersionLog, start: int | None) -> tuple[int, set[str], set[int]]:
     """The newest version, paths that the versions to be read need, and the numbers of the segments they hold."""
-    named: set[str] = {HINT}
-    committed: set[int] = set()
     try:
         kept = log.kept()
     except MemoryMissing:
-        return 0, named, committed
-    if start is not None:
-        kept = range(start, kept[-1] + 1)
+        return 0, {HINT}, set()
+    try:
+        return _named_by(log, kept if start is None else range(max(start, kept[0]), kept[-1] + 1))
+    except (DamagedFile, MemoryMissing):
+        if log.kept()[0] == kept[0]:
+            raise
+        return _named(log, start)  # older ones were dropped while they were read
+
+
+def _named_by(log: VersionLog, kept: range) -> tuple[int, set[str], set[int]]:
+    named: set[str] = {HINT}
+    committed: set[int] = set()
     first: State | None = None
     for commit in log.commits(kept):
         if first is None:

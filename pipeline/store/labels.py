@@ -42,6 +42,8 @@ def read_label_rows(storage: Storage, files: Sequence[FileRef]) -> pa.Table:
 
 def newest_labels(rows: pa.Table, label_set: str | None) -> OwnLabels:
     """What a label set says of single entries: the last row of each id counts."""
+    if not rows.num_rows:
+        return OwnLabels(np.empty(0, np.int64), pa.nulls(0, pa.string()))
     name = rows.column("label_set")
     rows = rows.filter(pc.is_null(name) if label_set is None else pc.equal(name, label_set))
     backwards = rows.column("id").to_numpy()[::-1]

@@ -5,6 +5,8 @@ that a hundred thousand single adds lie in a few dozen files.
 """
 
 import base64
+import functools
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,21 +49,42 @@ def table_of_singles(singles: Sequence[Single], identity: Identity) -> pa.Table:
             pa.array([single.width for single in singles], pa.int32()),
             pa.array([single.height for single in singles], pa.int32()),
         ],
-        schema=entries_schema(identity),
+        schema=_schema(identity),
     )
 
 
-def fold(storage: Storage, lease: Lease, state: State) -> FoldSingles:
-    """Write the pending single adds of a state into a file, with as many of the files before as make a tier full."""
+def files_of_singles(state: State) -> list[RowsFile]:
+    """The files of single adds, but for those in packs, in the order of their ids."""
+    number = state.singles.segment if state.singles else None
+    return [file for segment in state.segments if segment.number == number for file in segment.entries]
+
+
+def fresh_singles(state: State) -> list[RowsFile]:
+    """The last of these files, which no shard covers: what is folded may be put into one file with them."""
+    fresh = {file.path for file in state.fresh_files()}
+    return [*itertools.takewhile(lambda file: file.path in fresh, reversed(files_of_singles(state)))][::-1]
+
+
+@functools.lru_cache(maxsize=4)
+def _schema(identity: Identity) -> pa.Schema:
+    return entries_schema(identity)  # a reader that follows single adds asks for it with each
+
+
+def fold(storage: Storage, lease: Lease, state: State, *, wholly: bool = False) -> FoldSingles:
+    """Write the pending single adds of a state into a file, with as many of the files before as make a tier full.
+
+    With `wholly` with all files before that no shard covers.
+    """
     if state.singles is None or state.identity is None:
         raise AssertionError("there is nothing to fold")
-    number = state.singles.segment
-    [files] = [segment.entries for segment in state.segments if segment.number == number]
-    merged = _full_tiers(files)
+    files, fresh = files_of_singles(state), fresh_singles(state)
+    merged = len(fresh) if wholly else _full_tiers(fresh)
     tables = [read_table(storage, file) for file in files[len(files) - merged :]]
-    table = pa.concat_tables([*tables, table_of_singles(state.pending, state.identity)])
+    if state.pending:
+        tables.append(table_of_singles(state.pending, state.identity))
+    number = state.singles.segment
     path = f"{segment_folder(number)}entries/{state.version:020d}-{lease.nonce}.parquet"
-    file = write_rows(storage, path, table)
+    file = write_rows(storage, path, pa.concat_tables(tables))
     return FoldSingles(segment=number, files=(*files[: len(files) - merged], file))
 
 

@@ -146,7 +146,7 @@ class AddSingles(_Frozen):
 
 
 class FoldSingles(_Frozen):
-    """All single adds so far lie in these files from now on."""
+    """Single adds lie in these files from now on, up to the last id in them; later ones stay in their commits."""
 
     action: Literal["fold_singles"] = "fold_singles"
     segment: int
@@ -271,7 +271,9 @@ class State(_Frozen):
             case FoldSingles():
                 folded = [segment for segment in self.segments if segment.number == action.segment]
                 moved = [self._with(segment.model_copy(update={"entries": action.files})) for segment in folded]
-                return {"segments": moved[0] if moved else self.segments, "pending": ()}  # none is left once erased
+                last = action.files[-1].last_id if action.files else -1  # none is left where all were erased
+                later = tuple(single for single in self.pending if single.id > last)
+                return {"segments": moved[0] if moved else self.segments, "pending": later}
             case Forget():
                 before = () if action.folds else self.tombstones
                 return {"tombstones": (*before, action.tombstones)}
@@ -318,6 +320,8 @@ class State(_Frozen):
                 shards = len(self.index.shards) if self.index else 0
                 if (generation, shards) != (action.replaces, action.replaces_shards):
                     return "another writer has changed the index"
+                if self._is_cut_by(action.index):
+                    return "another writer has moved entries that were being indexed into one file with others"
         if not isinstance(action, SetIdentity) and self.rewrites != base.rewrites:
             return "another writer has erased entries or rolled the memory back"
         return None
@@ -341,19 +345,32 @@ class State(_Frozen):
     def fresh_files(self) -> list[RowsFile]:
         """Entries files that no shard covers, in order of their ids."""
         files = self.entries_files()
-        covers = [span for shard in self.index.shards for span in shard.covers] if self.index else []
-        if not covers:
-            return files
-        spans = np.array(sorted(covers), dtype=np.int64)
-        firsts = np.array([file.first_id for file in files], dtype=np.int64)
-        at = np.searchsorted(spans[:, 0], firsts, side="right") - 1
-        covered = (at >= 0) & (firsts <= spans[np.maximum(at, 0), 1])
-        return [file for file, inside in zip(files, covered, strict=True) if not inside]
+        shards = shards_of(np.array([file.first_id for file in files], np.int64), self.index)
+        return [file for file, shard in zip(files, shards.tolist(), strict=True) if shard < 0]
+
+    def _is_cut_by(self, index: Index) -> bool:
+        """Whether a shard covers the beginning of an entries file and not its end, which would never be searched."""
+        files = self.entries_files()
+        begin = shards_of(np.array([file.first_id for file in files], np.int64), index)
+        end = shards_of(np.array([file.last_id for file in files], np.int64), index)
+        return bool(((begin >= 0) & (begin != end)).any())
 
     @property
     def num_fresh(self) -> int:
         """Entries that no shard covers, forgotten ones included."""
         return sum(file.rows for file in self.fresh_files()) + len(self.pending)
+
+
+def shards_of(ids_N: np.ndarray, index: Index | None) -> np.ndarray:
+    """The position of the shard that covers each of some ids (int64 [N]), -1 where none does."""
+    covers = sorted((*span, at) for at, shard in enumerate(index.shards) for span in shard.covers) if index else []
+    if not covers:
+        return np.full(len(ids_N), -1)
+    spans = np.array(covers, np.int64)
+    at = np.maximum(np.searchsorted(spans[:, 0], ids_N, side="right") - 1, 0)
+    inside = (ids_N >= spans[at, 0]) & (ids_N <= spans[at, 1])
+    shards: np.ndarray = np.where(inside, spans[at, 2], -1)
+    return shards
 
 
 def _segment_of_singles(number: int, identity: str) -> Segment:

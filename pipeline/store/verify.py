@@ -164,10 +164,10 @@ def _waste(census: Census, paths: list[str], place: str, why: str, advice: str) 
 def _interrupted_erasures(storage: Storage, chain: Chain, census: Census) -> Iterator[str]:
     """The plans of erasures that were committed, and that nobody is carrying out."""
     committed = set(chain.newest_state.erasures) if chain.newest_state else set()
-    working = {record.nonce for record in census.working}
     for name in storage.list(ERASURES):
-        if name.removesuffix(".json") in committed - working:
-            yield f"{ERASURES}/{name}"
+        path = f"{ERASURES}/{name}"
+        if name.removesuffix(".json") in committed and not any(record.covers(path) for record in census.working):
+            yield path
 
 
 def _indexes(chain: Chain) -> tuple[Index, ...]:

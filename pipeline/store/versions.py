@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import CommitConflict, DamagedFile, FormatError, MemoryMissing
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import FORMAT
-from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, State, file_refs
+from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
 from pipeline.store.storage import AlreadyExists, Storage
 
 FOLDER = "versions"
@@ -177,7 +177,12 @@ class VersionLog:
         actions: tuple[Action, ...] = ()
         for _ in range(MAX_ATTEMPTS):
             number = state.version + 1
-            lost, actions = actions, tuple(prepare(number, state))
+            lost = actions
+            try:
+                actions = tuple(prepare(number, state))
+            except BaseException:
+                self._discard(lost, (), lease)
+                raise
             self._discard(lost, actions, lease)
             for action in actions:
                 if reason := state.conflict(action, base):
@@ -228,10 +233,14 @@ class VersionLog:
         return self._parsed(checkpoint_path(number), Checkpoint).state
 
     def _discard(self, lost: Sequence[Action], kept: Sequence[Action], lease: Lease | None) -> None:
-        """Remove what was written for actions that will not be committed; a segment stays, to go on from."""
+        """Remove what was written for actions that will not be committed; a segment stays, to go on from.
+
+        What an erasure wrote stays too, for older versions are to name it: it sees to that itself.
+        """
         named = {file.path for action in kept for file in file_refs(action)}
         for action in lost:
-            if lease is not None and not isinstance(action, AddSegment | SetIdentity):
+            erases = isinstance(action, SetState) and action.why == "erase"
+            if lease is not None and not erases and not isinstance(action, AddSegment | SetIdentity):
                 paths = {file.path for file in file_refs(action) if lease.nonce in file.path}
                 self.storage.delete(sorted(paths - named))
 
@@ -252,9 +261,9 @@ class VersionLog:
 
     def _was_dropped(self, number: int) -> bool:
         """Whether a number that was free lies among those dropped. They go in order, so its neighbour went first."""
-        if number == 1:
-            return number not in self.kept()
-        return not self.storage.exists(commit_path(number - 1))
+        if number > 1 and self.storage.exists(commit_path(number - 1)):
+            return False
+        return number not in self.kept()  # it may be the first that is kept
 
     def _committed(self, state: State) -> State:
         self._known = state

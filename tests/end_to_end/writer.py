@@ -7,6 +7,7 @@ to do and each file it is about to publish, so that it can be told afterwards wh
 
 import json
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from pipeline.edits import clean, erase, everything, expire, proof, relabel, rol
 from pipeline.edits.compact import compact
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
-from pipeline.errors import CommitConflict, MemoryMissing, UnknownName, UsageError
+from pipeline.errors import CommitConflict, MemoryMissing, StorageError, UnknownName, UsageError
 from pipeline.store.local import LocalStorage
 from pipeline.store.objects import ObjectStorage
 
@@ -55,18 +56,30 @@ def write(encoder: Encoder, uri: str, operations: list[dict], journal: str) -> N
     """Carry out operations one after another. Nothing that goes wrong may be silent."""
     note = _journal(journal)
     try:
-        trace_files(note)
+        if not any("limit" in operation for operation in operations):  # the journal is a file too
+            trace_files(note)
         for operation in operations:
             memory = VisualMemory(uri)
             memory._encoder = encoder  # loaded before the fork
             note({"begin": operation["name"]})
+            refused: str | None = None
             try:
+                limit_files(operation.get("limit", resource.RLIM_INFINITY))
                 perform(memory, operation)
-            except (CommitConflict, UnknownName, MemoryMissing, UsageError) as error:
-                note({"refused": operation["name"], "why": f"{type(error).__name__}: {error}"})
+            except (CommitConflict, UnknownName, MemoryMissing, UsageError, StorageError, OSError) as error:
+                refused = f"{type(error).__name__}: {error}"
+            finally:
+                limit_files(resource.RLIM_INFINITY)
+            if refused is not None:
+                note({"refused": operation["name"], "why": refused})
             note({"end": operation["name"]})
     except BaseException:
         note({"failed": traceback.format_exc()})
+
+
+def limit_files(num_bytes: int) -> None:
+    """Let no file grow beyond a size, as a disk that fills: the write that would is cut off there, and fails."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
 
 
 def perform(memory: VisualMemory, operation: dict[str, Any]) -> None:

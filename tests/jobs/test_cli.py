@@ -84,6 +84,31 @@ def test_status(document: Callable, memory: Path) -> None:
     assert {"key", "bytes", "recall_at_10"} <= set(document("status", memory)["index"])
 
 
+def test_verify(document: Callable, run: Run, memory: Path) -> None:
+    found = document("verify", memory)
+    assert (found["sound"], found["findings"], found["version"], found["removed"]) == (True, [], 1, None)
+    assert found["files"] == 4  # a version, the weights, a plan and one file of entries
+    kinds = ("versions", "encoder", "segments/*/plan", "segments/*/entries")
+    named = [path for kind in kinds for path in memory.glob(f"{kind}/*")]
+    assert found["bytes"] == sum(path.stat().st_size for path in named)
+    (memory / "packs").mkdir()
+    (memory / "packs" / "loose.parquet").write_bytes(b"loose")
+    status, out, _ = run("verify", memory)
+    assert status == 0
+    assert "waste   packs/loose.parquet: 1 file of 5 bytes named by no version" in out
+    assert "sound: 1 version up to 1, 4 files of" in out
+    status, out, _ = run("verify", memory, "--clean")
+    assert (status, "removed 1 file that belonged to nobody" in out) == (0, True)
+    [entries] = memory.glob("segments/*/entries/*.parquet")
+    entries.write_bytes(entries.read_bytes()[:-1])
+    status, out, _ = run("verify", memory)
+    assert status == 1
+    assert re.search(r"^damage  segments/.*parquet: has [\d,]+ bytes .*restore it from a copy", out, re.MULTILINE)
+    assert "not sound (1 damaged)" in out
+    status, out, _ = run("verify", memory, "--json")
+    assert (status, json.loads(out)["sound"]) == (1, False)
+
+
 def test_search_is_a_list_a_query(document: Callable, memory: Path, asked: list[Path]) -> None:
     found = document("search", memory, *asked, "-k", 3)
     assert [len(neighbors) for neighbors in found] == [3] * 5
@@ -209,6 +234,58 @@ def test_relabel_and_label_sets(
     assert "label set parity" in (tmp_path / "why.html").read_text()
 
 
+def test_versions(document: Callable, run: Run, memory: Path, tmp_path: Path) -> None:
+    document("forget", memory, "--label", "3", "--label", "4")
+    rolled = document("rollback", memory, 1)
+    assert rolled == {"version": 3, "rolled_back_to": 1, "entries_before": 60, "entries": 100}
+    assert document("rollback", memory, "--to", 2)["entries"] == 60
+    versions = document("history", memory)
+    assert [version["version"] for version in versions] == [4, 3, 2, 1]
+    said = ["rollback --to 2", "rollback 1", "forget --label 3 --label 4"]
+    assert [version["command"] for version in versions[:3]] == said
+    assert [version["rows_after"] for version in versions] == [60, 100, 60, 100]
+    assert document("history", memory, "--limit", 1) == versions[:1]
+    planned = document("expire", memory, "--keep", "2", "--dry-run")
+    expired = document("expire", memory, "--keep", "2v")
+    assert planned == expired
+    assert expired | {"bytes": 0} == {"dropped": 2, "files": 2, "bytes": 0, "first_kept": 3, "newest": 4}
+    assert document("expire", memory, "--keep", "30d")["dropped"] == 0
+    copied = document("copy", memory, tmp_path / "copy")
+    assert {"uri", "first_version", "version", "versions", "files", "bytes", "already", "seconds"} == set(copied)
+    assert (copied["version"], copied["versions"]) == (4, 2)
+    status, copied_status = document("status", memory), document("status", tmp_path / "copy")
+    assert copied_status == status | {"uri": copied_status["uri"]}
+
+
+def test_the_history_fits_a_terminal(run: Run, memory: Path) -> None:
+    assert run("forget", memory, "--label", "3", "--label", "4", *["--label", "3"] * 20)[0] == 0
+    assert run("rollback", memory, 1)[0] == 0
+    status, out, _ = run("history", memory)
+    lines = out.splitlines()
+    assert status == 0
+    assert max(len(line) for line in lines if "@" not in line) <= 80  # a host's name may be long
+    assert [line.split()[0] for line in lines if line[:7].strip()] == ["version", "3", "2", "1"]
+    assert re.fullmatch(r" {6}3  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d          100        \+40  \S+@\S+", lines[1])
+    assert lines[2] == "         rollback 1 -> rollback to 1"
+
+
+def test_a_version_keeps_the_command_without_what_gives_access(run: Run, tmp_path: Path, weights: str) -> None:
+    from jobs.arguments import TYPED, command_line
+
+    write_assortment(tmp_path / "my photos")
+    flags = ["--encoder", ENCODER, f"--weights={weights}", "--weights-order", "positional", "--image-size", IMAGE_SIZE]
+    assert run("add", tmp_path / "m", tmp_path / "my photos", *flags, "--json", "--debug")[0] == 0
+    [version] = VisualMemory(tmp_path / "m").history()
+    order = f"--weights-order positional --image-size {IMAGE_SIZE}"
+    assert version.command == f"add '{tmp_path}/my photos' --encoder {ENCODER} {order}"
+    source = "https://me:secret@host/a.tar?X-Amz-Signature=0123"
+    TYPED.set(["add", "m", source, "--weights", "s3://k:s@b/w", "--token", "t", "--dataset", "m"])
+    assert command_line("m") == "add https://host/a.tar --dataset m"
+    TYPED.set(["forget", "m", *["--id", "12345678901"] * 1_000])
+    assert len(command_line("m")) <= 1_002
+    assert re.fullmatch(r"forget( --id 12345678901)+( --id)? …", command_line("m"))
+
+
 def test_progress_goes_to_stderr(run: Run, tmp_path: Path, digits: Path, weights: str) -> None:
     flags = ["--encoder", ENCODER, "--weights", weights, "--weights-order", "positional", "--image-size", IMAGE_SIZE]
     _, out, err = run("add", tmp_path / "m", digits / "remember", *flags)
@@ -309,9 +386,38 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["search", "{memory}", "{image}", "--label-set", ""], 1, "no label set ''"),
     (["status", "{new}"], 1, "there is no memory at"),
     (["status", "{image}"], 2, "is a file: a memory is a folder"),
-    (["status", "s3://bucket/memory"], 2, "local folder"),
+    (["status", "ftp://host/memory"], 2, "give a folder, s3://BUCKET/FOLDER"),
     (["status", "{memory}", "--at", "0"], 1, "has no version 0"),
+    (["verify", "{new}"], 1, "there is no memory at"),
+    (["verify", "{new}", "--clean"], 1, "there is no memory at"),
+    (["verify", "{image}"], 2, "is a file: a memory is a folder"),
+    (["verify", "{tmp}/texts"], 1, "there is no memory at"),
     (["demo", "--out", "{tmp}/texts"], 1, "holds something that is not an earlier demo"),
+    (["history", "{new}"], 1, "there is no memory at"),
+    (["history", "{memory}", "--limit", "0"], 2, "not a number of versions"),
+    (["history", "{memory}", "--limit", "all"], 2, "valid integer"),
+    (["history"], 2, "Missing argument"),
+    (["rollback", "{memory}"], 2, "give one VERSION to roll back to"),
+    (["rollback", "{memory}", "1", "--to", "1"], 2, "give one VERSION to roll back to"),
+    (["rollback", "{memory}", "1"], 2, "is the newest one already"),
+    (["rollback", "{memory}", "7"], 1, "has no version 7: it goes from 1 to 1"),
+    (["rollback", "{memory}", "--to", "0"], 1, "has no version 0"),
+    (["rollback", "{memory}", "yesterday"], 2, "valid integer"),
+    (["rollback", "{new}", "1"], 1, "there is no memory at"),
+    (["expire", "{memory}"], 2, "Missing option"),
+    (["expire", "{memory}", "--keep", "0"], 2, "not a number of versions to keep"),
+    (["expire", "{memory}", "--keep", "3x"], 2, "is neither an age nor a number of versions"),
+    (["expire", "{memory}", "--keep", "-3d"], 2, "is neither an age nor a number of versions"),
+    (["expire", "{memory}", "--keep", "99999999999d"], 2, "longer ago than any clock tells"),
+    (["expire", "{new}", "--keep", "30d"], 1, "there is no memory at"),
+    (["expire", "{new}", "--keep", "30d", "--dry-run"], 1, "there is no memory at"),
+    (["copy", "{new}", "{tmp}/copy"], 1, "there is no memory at"),
+    (["copy", "{memory}"], 2, "Missing argument"),
+    (["copy", "{memory}", "{tmp}/texts"], 2, "is not empty: name an empty or new place"),
+    (["copy", "{memory}", "{memory}"], 2, "lie in one another"),
+    (["copy", "{memory}", "{memory}/inside"], 2, "lie in one another"),
+    (["copy", "{memory}", "{image}"], 2, "is a file: a memory is a folder"),
+    (["copy", "{memory}", "ftp://host/copy"], 2, "cannot hold a memory"),
     (["remember", "{memory}"], 2, "No such command"),
     (["status", "{memory}", "--jsn"], 2, "No such option"),
 ]
@@ -453,7 +559,11 @@ def test_debug_shows_where_an_error_came_from(memory: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "demo"]
+    "verb",
+    [
+        *("add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "demo"),
+        *("compact", "history", "rollback", "expire", "copy"),
+    ],
 )
 def test_every_verb_has_help(run: Run, verb: str) -> None:
     code, out, _ = run(verb, "--help")

@@ -124,7 +124,8 @@ LIES: list[tuple[Callable[[Liar], Update], str]] = [
     (lambda liar: {"segments": liar.state.segments + liar.state.segments[:1]}, "holds a segment twice"),
     (lambda liar: {"segments": liar.state.segments[1:]}, "ids in shard 0 that are no entries"),
     (lambda liar: {"segments": liar.state.segments[:1]}, "forgets 20 ids that are no entries"),
-    (lambda liar: {"packs": liar.state.segments[0].entries}, "has entries of segment 1 in"),
+    (lambda liar: {"packs": liar.state.segments[0].entries}, "in segment 1 where 400 are there"),
+    (lambda liar: {"packs": liar.state.segments[0].entries, "segments": (), "index": None}, "and no such segment"),
     (lambda liar: {"retired": (2,)}, "holds segment 2, which was retired"),
     (lambda liar: {"weights": None}, "names other weights"),
     (lambda liar: {"identity": None}, "names no encoder"),
@@ -143,8 +144,8 @@ LIES: list[tuple[Callable[[Liar], Update], str]] = [
     (lambda liar: liar.pending(liar.single()) | {"pending": ()}, "tells of 1 single adds where 0 are there"),
     (lambda liar: liar.pending(liar.single()) | {"singles": None}, "does not say where the next goes"),
     (lambda liar: liar.shard(covers=((FIRST, FIRST + 127),)), "that its ranges do not cover"),
-    (lambda liar: liar.shard(covers=((FIRST, FIRST + 50),)), "a shard covers only its first entries"),
-    (lambda liar: liar.shard(covers=((FIRST + 50, FIRST << 1),)), "a shard covers only its last entries"),
+    (lambda liar: liar.shard(covers=((FIRST, FIRST + 50),)), "a shard covers some of its entries"),
+    (lambda liar: liar.shard(covers=((FIRST + 50, FIRST << 1),)), "a shard covers some of its entries"),
     (lambda liar: liar.shard(covers=((FIRST, FIRST << 1),) * 2), "searches entries through two shards"),
     (lambda liar: liar.segment(num_entries=200) | {"index": liar.state.index, "tombstones": ()}, ""),
 ]
@@ -222,11 +223,11 @@ def test_a_file_with_other_rows_than_told_is_found(liar: Liar, update: Update, m
     assert message in "; ".join(finding.what for finding in found if finding.path == wrong.path)
 
 
-def test_packs_hold_the_entries_of_compacted_segments(liar: Liar) -> None:
-    first, second = liar.state.segments
-    compacted = (first.model_copy(update={"entries": ()}), second)
-    assert liar.commit({"segments": compacted, "packs": first.entries}) == []
-    found = liar.commit({"segments": compacted, "packs": first.entries[:1], "index": None})
+def test_packs_hold_entries_of_segments_whole_or_in_part(liar: Liar) -> None:
+    first = liar.state.segments[0]
+    assert liar.commit(liar.segment(entries=first.entries[:1]) | {"packs": first.entries[1:]}) == []
+    assert liar.commit(liar.segment(entries=()) | {"packs": first.entries}) == []
+    found = liar.commit({"packs": first.entries[:1]})
     assert "tells of 200 entries in segment 1 where 128 are there" in "; ".join(finding.what for finding in found)
 
 

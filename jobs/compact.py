@@ -1,0 +1,23 @@
+"""`compact MEMORY`: pack small files into few, which are quicker to open and cheaper to list."""
+
+from jobs.arguments import Json, Memory, command_line
+from jobs.terminal import counted, print_json, progress, say
+
+
+def compact(memory: Memory, json: Json = False) -> None:
+    """Pack the small files of MEMORY. Every id, label and answer stays; so do older versions, with their files."""
+    from pipeline import VisualMemory
+
+    with progress() as on_progress:
+        report = VisualMemory(memory).compact(command=command_line(memory), on_progress=on_progress)
+    if json:
+        print_json(report.to_json())
+        return
+    if not report.committed:
+        say(f"there is nothing to pack: {counted(report.files_after, 'file')} of entries and what lies over them")
+        return
+    say(
+        f"packed {counted(report.files_before, 'file')} and {counted(report.pending, 'single add')} into "
+        f"{counted(report.files_after, 'file')}; the memory is at version {report.version}. Older versions keep the "
+        "files they need: `expire` drops them"
+    )

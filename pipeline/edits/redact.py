@@ -1,0 +1,166 @@
+"""Carrying an erasure to its end: older versions are redacted, then the files go that held what is erased.
+
+Whoever finds the plan of a committed erasure can do so; each step leaves things so that beginning anew ends the same.
+"""
+
+import contextlib
+import functools
+import re
+from collections.abc import Iterable, Iterator
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import CommitConflict, DamagedFile
+from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store import segments
+from pipeline.store.erasure import FOLDER, ErasurePlan
+from pipeline.store.garbage import Census, remove_garbage, take_census
+from pipeline.store.leases import Lease, live, standing
+from pipeline.store.schemas import read_table
+from pipeline.store.state import BreakLeases, State
+from pipeline.store.storage import Storage
+from pipeline.store.versions import Commit, VersionLog
+
+_HELD_SEGMENT = re.compile(r"segments/(\d{8})/")
+
+
+def finish_erasures(log: VersionLog, command: str = "verify --clean") -> int:
+    """Carry on with erasures that were committed and killed; how many. Raises CommitConflict for one under way."""
+    finished = 0
+    for name in log.storage.list(FOLDER):
+        nonce, path = name.removesuffix(".json"), f"{FOLDER}/{name}"
+        with Lease(log.storage, "finish an erasure") as lease:
+            lease.hold(path)  # before looking who else does: of two that come at once, one sees the other
+            records = [record for record in standing(log.storage) if record.nonce != lease.nonce]
+            holders = [record for record in records if record.nonce == nonce or path in record.holds]
+            for record in live(log.storage, holders):
+                raise CommitConflict(f"{record.process} is erasing right now: wait until it is done")
+            if not log.storage.exists(path):
+                continue  # whoever had it has just finished
+            state = log.latest()
+            broken = BreakLeases(leases=tuple(record.nonce for record in holders if record.nonce == nonce))
+            if nonce not in state.erasures and broken.leases:  # it may be stopped rather than dead, and commit yet
+                state = log.commit(state, command, functools.partial(_breaking, broken))
+            log.storage.delete([record.path for record in holders])
+            if nonce in state.erasures:
+                finish(log, ErasurePlan.model_validate_json(log.storage.read(path)), command)
+                finished += 1
+            else:
+                log.storage.delete([path])
+    return finished
+
+
+def _breaking(broken: BreakLeases, *_: object) -> list[BreakLeases]:
+    return [broken]
+
+
+def finish(
+    log: VersionLog, plan: ErasurePlan, command: str, on_progress: OnProgress = ignore_progress
+) -> tuple[int, list[str]]:
+    """Redact the older versions, then remove the files that none of them needs any more, and last the plan.
+
+    Each step leaves things so that beginning anew ends the same. Returns how many versions were redacted, and the paths
+    removed.
+    """
+    redacted = _redact(log, plan, on_progress)
+    removed = [path for path in _stale_marks(log, plan) if log.storage.exists(path)]
+    _redact_reservations(log, plan)
+    census = take_census(log)
+    removed += _replaced(plan, census)  # whoever holds these cannot commit any more
+    log.storage.delete(removed)
+    hiding = {number for number in census.unfinished if _plans_erased(log.storage, number, plan)}
+    spared = tuple(segments.segment_folder(number) for number in census.unfinished if number not in hiding)
+    gone = set(removed)
+    removed += remove_garbage(log, census, command, lambda path: path not in gone and not path.startswith(spared))
+    log.storage.delete([plan.path])
+    return redacted, removed
+
+
+def _redact(log: VersionLog, plan: ErasurePlan, on_progress: OnProgress) -> int:
+    redacted: set[int] = set()
+    while True:
+        kept = log.kept()
+        try:
+            for number in log.checkpoints():
+                checkpoint = log.read_checkpoint(number)
+                if (erased := plan.state(checkpoint)) != checkpoint:
+                    log.rewrite_checkpoint(erased)
+            for commit, without in _redactions(log, plan, kept):
+                on_progress(Progress("redacting", commit.version - kept[0], len(kept)))
+                if without != commit:
+                    log.rewrite(without)
+                    redacted.add(commit.version)
+        except DamagedFile:
+            if log.kept()[0] == kept[0]:
+                raise
+            # Another process is dropping old versions: what is left of them is gone through anew.
+        else:
+            return len(redacted)
+
+
+def _redactions(log: VersionLog, plan: ErasurePlan, kept: range) -> Iterator[tuple[Commit, Commit]]:
+    """Every commit with what it is without what is erased; checkpoints are without it already."""
+    before = State() if kept[0] == 1 else log.read_checkpoint(kept[0])
+    for commit in log.commits(kept):
+        if commit.version == kept[0] != 1:
+            without, _ = plan.commit(commit, before)  # what came before is not known
+            rows = {"rows_before": commit.rows_before, "rows_after": before.num_live}
+            without = without.model_copy(update=rows)
+        else:
+            without, before = plan.commit(commit, before)
+        yield commit, without
+
+
+def _replaced(plan: ErasurePlan, census: Census) -> list[str]:
+    """Files that something was written in the place of, and those of shards and indexes that are given up."""
+    shards = {path.rpartition("/")[0] for path in plan.shards}
+    indexes = {"/".join(path.split("/")[:2]) for path in plan.stale}
+    folders = tuple(f"{folder}/" for folder in shards | indexes)
+    old = (path for path in census.files if path in plan.files or path.startswith(folders))
+    return [path for path in old if path not in census.named]
+
+
+def _touched_segments(plan: ErasurePlan) -> set[int]:
+    return {int(path.split("/")[1]) for path in plan.files if path.startswith("segments/")}
+
+
+def _stale_marks(log: VersionLog, plan: ErasurePlan) -> Iterator[str]:
+    """Completion marks that name files which are no more: they have served since the segment was committed."""
+    for number in _touched_segments(plan):
+        folder = f"{segments.segment_folder(number)}done"
+        yield from (f"{folder}/{name}" for name in log.storage.list(folder))
+
+
+def _redact_reservations(log: VersionLog, plan: ErasurePlan) -> None:
+    for number in segments.reserved(log.storage):
+        path = f"{segments.segment_folder(number)}{segments.DESCRIPTION}"
+        if not log.storage.exists(path):
+            continue
+        reservation = segments.read_reservation(log.storage, number)
+        if reservation is not None and plan.source(reservation.source) != reservation.source:
+            redacted = reservation.model_copy(update={"source": plan.source(reservation.source)})
+            log.storage.replace(path, redacted.model_dump_json(indent=1).encode())
+
+
+def _plans_erased(storage: Storage, number: int, plan: ErasurePlan) -> bool:
+    """Whether an add that was interrupted was to remember what is erased: then it cannot go on."""
+    reservation = segments.read_reservation(storage, number)
+    if reservation is None or not storage.exists(reservation.plan.path):
+        return True
+    uris = read_table(storage, reservation.plan, ["uri"]).column("uri")
+    return bool(pc.any(pc.is_in(uris, pa.array(sorted(plan.uris), pa.string()))).as_py())
+
+
+def working_on_erased(storage: Storage, uris: Iterable[str]) -> list[str]:
+    """Adds under way, by living processes, that plan some of these uris."""
+    wanted = pa.array(sorted(set(uris)), pa.string())
+    found = []
+    for record in live(storage, standing(storage)):
+        for number in (int(held[1]) for held in map(_HELD_SEGMENT.fullmatch, record.holds) if held):
+            with contextlib.suppress(DamagedFile):  # it has come to an end
+                reservation = segments.read_reservation(storage, number)
+                if reservation is not None:
+                    planned = read_table(storage, reservation.plan, ["uri"]).column("uri")
+                    found += [str(record)] if pc.any(pc.is_in(planned, wanted)).as_py() else []
+    return found

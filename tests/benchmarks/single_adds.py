@@ -1,0 +1,191 @@
+"""What one more single add costs, and reading it, while a memory grows by single adds alone.
+
+    python tests/benchmarks/single_adds.py [--adds 100000] [--dimension 384] [--memory URI]
+
+Vectors are given, so that no encoder is timed: 100 classes in a space of 32 dimensions, mapped into the dimension
+asked, with noise. Entries go through the functions that `VisualMemory.add` calls for one image: commit, fold every 64,
+index when many are fresh. At some sizes ten adds are timed: `write_ms` is an add until it is committed, `read_ms` what
+a warm reader takes to see the new version and find its 10 nearest, both the median of ten beside the slowest. `open_ms`
+is what a reader takes that opens the memory anew, first search included. Without --memory a folder in TMPDIR is taken,
+and removed. Prints one JSON document.
+"""
+
+import argparse
+import json
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from pipeline.edits import index_growth
+from pipeline.edits.singles import NewEntry, add_singles
+from pipeline.index.search import LiveEntries
+from pipeline.store.files import FileRef
+from pipeline.store.identity import Identity, Preprocessing
+from pipeline.store.places import open_storage
+from pipeline.store.state import State
+from pipeline.store.storage import Storage
+from pipeline.store.versions import VersionLog
+
+TIMED = 10
+K = 10
+WARM_UP = 100  # adds before the first ten
+WARM_SEARCHES = 100  # of a reader that was opened anew, which has every page of its shards to fetch
+SIZES = (1_000, 10_000, 50_000, 58_000, 100_000)
+
+CLASSES, LATENT = 100, 32
+SPREAD, NOISE = 0.7, 0.5  # within a class, and in the dimensions beyond those it lives in
+
+
+@dataclass(frozen=True)
+class Window:
+    """Ten adds from `entries` on."""
+
+    entries: int
+    write_ms: float
+    slowest_write_ms: float
+    read_ms: float
+    slowest_read_ms: float
+    open_ms: float
+    fresh: int
+    shards: int
+    entries_files: int
+
+
+class Given:
+    """In the place of an encoder."""
+
+    def __init__(self, dimension: int) -> None:
+        pixels = Preprocessing(resize=8, crop=8, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
+        self.identity = Identity(encoder="given", weights_sha256="0" * 64, preprocessing=pixels, dimension=dimension)
+
+    def keep(self, storage: Storage) -> FileRef:
+        return FileRef(path=self.identity.weights_path, num_bytes=0, sha256="0" * 64)
+
+
+def entries_like_embeddings(dimension: int, drawn: int = 0) -> Iterator[NewEntry]:
+    """Entries without end, of the same classes whichever are `drawn`."""
+    classes = np.random.default_rng(0)
+    spread = classes.normal(size=(LATENT, dimension)).astype(np.float32)
+    centres = classes.normal(size=(CLASSES, LATENT)).astype(np.float32)
+    generator = np.random.default_rng(drawn + 1)
+    number = 0
+    while True:
+        label = int(generator.integers(CLASSES))
+        latent = centres[label] + SPREAD * generator.normal(size=LATENT).astype(np.float32)
+        vector_D = latent @ spread + NOISE * generator.normal(size=dimension).astype(np.float32)
+        vector_D /= np.linalg.norm(vector_D)
+        yield NewEntry(f"/photos/{number:08d}.jpg", f"class {label}", "photos", vector_D, "0" * 64, 640, 480)
+        number += 1
+
+
+class Adding:
+    """A process that adds one image after the other, as VisualMemory.add does."""
+
+    def __init__(self, uri: str, dimension: int) -> None:
+        self.log = VersionLog(open_storage(uri))
+        self._origin = Given(dimension)
+        self._entries = entries_like_embeddings(dimension)
+        self._questions = (entry.vector_D for entry in entries_like_embeddings(dimension, drawn=1))
+        self.state: State | None = None
+        self.added = 0
+        self.indexing_seconds: list[float] = []
+
+    def add(self) -> tuple[NewEntry, float]:
+        """Add one; the entry, and the seconds until it was committed."""
+        entry = next(self._entries)
+        began = time.perf_counter()
+        self.state, _ = add_singles(self.log, self.state, self._origin, [entry], "add")
+        seconds = time.perf_counter() - began
+        self.added += 1
+        if self.state.num_fresh > index_growth.limit(self.state):
+            began = time.perf_counter()
+            self.state = index_growth.grow_index(self.log, self.state, "add")
+            self.indexing_seconds.append(time.perf_counter() - began)
+        return entry, seconds
+
+    def window(self) -> Window:
+        """Ten adds, each of them read."""
+        writes, reads = [], []
+        reader = VersionLog(open_storage(self.log.storage.uri))
+        began = time.perf_counter()
+        state = reader.latest()
+        live = LiveEntries.open(reader.storage, state)
+        live.search(next(self._questions)[None], K)
+        opened = time.perf_counter() - began
+        for _ in range(WARM_SEARCHES):
+            live.search(next(self._questions)[None], K)
+        for _ in range(TIMED):
+            entry, write = self.add()
+            began = time.perf_counter()
+            state = reader.latest()
+            live = LiveEntries.open(reader.storage, state, live)
+            found = live.search(entry.vector_D[None], K)
+            reads.append(time.perf_counter() - began)
+            writes.append(write)
+            assert found.similarities_QK[0, 0] > 0.999, "the entry that was just added is its own nearest"
+        return Window(
+            entries=self.added,
+            write_ms=1e3 * statistics.median(writes),
+            slowest_write_ms=1e3 * max(writes),
+            read_ms=1e3 * statistics.median(reads),
+            slowest_read_ms=1e3 * max(reads),
+            open_ms=1e3 * opened,
+            fresh=state.num_fresh,
+            shards=len(state.index.shards) if state.index else 0,
+            entries_files=len(state.entries_files()),
+        )
+
+
+def measure(uri: str, adds: int, dimension: int, sizes: Sequence[int] = SIZES) -> dict:
+    """Single adds until there are so many; windows of ten after a warm-up, at some sizes and at the end."""
+    adding = Adding(uri, dimension)
+    began = time.perf_counter()
+    windows = []
+    for size in [WARM_UP + TIMED, *(size for size in sizes if size < adds), adds]:
+        while adding.added < size - TIMED:
+            adding.add()
+        windows.append(adding.window())
+    assert adding.state is not None
+    return {
+        "adds": adds,
+        "dimension": dimension,
+        "seconds": time.perf_counter() - began,
+        "versions": adding.state.version,
+        "indexing_seconds": adding.indexing_seconds,
+        "write_ratio": windows[-1].write_ms / windows[0].write_ms,
+        "read_ratio": windows[-1].read_ms / windows[0].read_ms,
+        "windows": [asdict(window) for window in windows],
+    }
+
+
+def rounded(value: object) -> object:
+    """The same document with numbers that can be read."""
+    if isinstance(value, float):
+        return round(value, 2)
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return {name: rounded(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adds", type=int, default=100_000)
+    parser.add_argument("--dimension", type=int, default=384)
+    parser.add_argument("--memory", help="a place where nothing is; it is left there")
+    arguments = parser.parse_args()
+    folder = None if arguments.memory else tempfile.mkdtemp()
+    try:
+        figures = measure(arguments.memory or f"{folder}/memory", arguments.adds, arguments.dimension)
+        print(json.dumps(rounded(figures), indent=1))
+    finally:
+        if folder:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
