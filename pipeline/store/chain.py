@@ -3,9 +3,11 @@
 Readers of a memory stop at the first damage. This goes on: past a version that cannot be read from the next checkpoint.
 """
 
+import functools
 import itertools
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +15,8 @@ from pipeline.errors import DamagedFile, FormatError
 from pipeline.store.findings import RESTORE, Finding, damage
 from pipeline.store.state import SetIndex, SetState, State
 from pipeline.store.versions import FOLDER, HINT, Commit, VersionLog, checkpoint_path, commit_path
+
+READERS = 8  # version files on their way at once: from an object store most of the time is waiting
 
 _COMMIT = re.compile(r"(\d{20})\.json")
 _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.json")
@@ -86,11 +90,12 @@ def read_chain(log: VersionLog) -> Chain:
     has_gap = there[0] < lowest
     chain = Chain(first, newest, there if has_gap else [number for number in there if number >= first])
     chain.findings += _gaps(there, bool(starts))
-    for number in chain.numbers:
-        try:
-            [chain.commits[number]] = log.commits([number])
-        except (DamagedFile, FormatError) as error:
-            chain.findings.append(_unreadable(commit_path(number), error, RESTORE))
+    with ThreadPoolExecutor(READERS) as pool:
+        for number, read in zip(chain.numbers, pool.map(functools.partial(_read, log), chain.numbers), strict=True):
+            if isinstance(read, Commit):
+                chain.commits[number] = read
+            else:
+                chain.findings.append(read)
     for number in points:
         if number < chain.numbers[0]:
             continue
@@ -106,6 +111,14 @@ def read_chain(log: VersionLog) -> Chain:
             what = f"is the state at version {state.version}"
             chain.findings.append(damage(checkpoint_path(number), what, advice))
     return chain
+
+
+def _read(log: VersionLog, number: int) -> Commit | Finding:
+    try:
+        [commit] = log.commits([number])
+    except (DamagedFile, FormatError) as error:
+        return _unreadable(commit_path(number), error, RESTORE)
+    return commit
 
 
 def check_steps(chain: Chain) -> Iterator[Finding]:

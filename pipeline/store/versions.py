@@ -202,17 +202,19 @@ class VersionLog:
             try:
                 self.storage.create(commit_path(number), _sealed(commit))
             except AlreadyExists:
-                theirs = self._read(number)
-                if theirs.nonce != nonce:
+                theirs = self._read_if_there(number)
+                if theirs is not None and theirs.nonce != nonce:
                     _refuse_broken(lease, theirs)
                     state = self._folded(state, theirs)
                     continue
-            if self._was_dropped(
-                number
-            ):  # the name was free because older versions are: this commit counts for nothing
+            if self._was_dropped(number):
+                # Either the name was free because older versions are, and this commit counts for nothing; or others
+                # built on it before all that was dropped. It can go; what it names must stay, and is garbage at worst.
                 self.storage.delete([commit_path(number)])
-                state = self._caught_up(State(), lease)
-                continue
+                raise CommitConflict(
+                    "another process dropped versions just while this one was committed, so that it cannot be told "
+                    "whether it counts: look at the memory, and run the command again if it has not changed"
+                )
             return self._committed(after)
         raise CommitConflict(f"{MAX_ATTEMPTS} other writers were faster: run the command again when fewer are at work")
 
@@ -260,7 +262,7 @@ class VersionLog:
         return state
 
     def _was_dropped(self, number: int) -> bool:
-        """Whether a number that was free lies among those dropped. They go in order, so its neighbour went first."""
+        """Whether a number is not, or no more, one of those kept. They go in order, so its neighbour went first."""
         if number > 1 and self.storage.exists(commit_path(number - 1)):
             return False
         return number not in self.kept()  # it may be the first that is kept

@@ -29,6 +29,7 @@ from pipeline.store.verify import Verification
 from pipeline.store.versions import VersionLog, commit_path
 from tests.conftest import MakeMemory, add_vectors, identity_of, unit
 from tests.store.dying import bury
+from tests.store.seaweed import SeaweedFS
 
 BEAT_SECONDS = 0.2
 
@@ -264,6 +265,30 @@ def test_leftovers_beside_readers_of_the_census(memory: VisualMemory) -> None:
         log.commit(log.latest(), "forget", lambda *_: [Forget(tombstones=tombstones, forgotten=1)], lease)
     assert remove_garbage(log, census, "verify --clean") == []
     assert checked(memory).findings == ()
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+def test_in_an_object_store(s3: SeaweedFS, versioned: bool) -> None:
+    memory = VisualMemory(s3.uri(versioned=versioned))
+    add_vectors(memory.log, vectors(0, 200), ["cat", "dog"] * 100)
+    memory.index(IndexOptions(key="IVF2,Flat", target_recall=0.1))
+    memory.forget(labels=["dog"])
+    assert checked(memory).findings == ()
+    storage = memory.log.storage
+    storage.replace("packs/loose.parquet", b"loose")
+    storage.replace("notes.txt", b"mine")
+    report = checked(memory, clean=True)
+    assert (report.removed, [finding.path for finding in report.findings]) == (1, ["notes.txt"])
+    state = memory.log.latest()
+    assert state.index is not None
+    for file in (state.segments[0].entries[1], state.index.shards[0].vectors, state.tombstones[0]):
+        data = storage.read(file.path)
+        for changed in (data[:-1], data[:-1] + bytes([data[-1] ^ 1])):
+            storage.replace(file.path, changed)
+            assert [f.path for f in checked(memory).findings if f.severity == "damage"] == [file.path]
+        storage.replace(file.path, data)
+    storage.delete([commit_path(2)])
+    assert [f.path for f in checked(memory, clean=True).findings if f.severity == "damage"] == [commit_path(2)]
 
 
 # Whatever a verb does, what it leaves is sound.
