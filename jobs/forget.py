@@ -1,11 +1,21 @@
-"""`forget MEMORY`: take entries out of every later answer."""
+"""`forget MEMORY`: take entries out of every later answer, or out of every byte."""
 
-from typing import Annotated
+import json as json_text
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.arguments import Json, Memory, command_line
-from jobs.terminal import counted, print_json, say
+from jobs.terminal import counted, note, print_json, progress, say
+from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from pipeline.edits.proof import Receipt
+    from pipeline.visual_memory import ForgetReport
+
+SHOWN = 5
 
 
 def forget(
@@ -18,15 +28,120 @@ def forget(
     dataset: Annotated[
         list[str] | None, typer.Option("--dataset", help="All entries of a dataset. Repeatable.", metavar="NAME")
     ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option("--file", help="A list of ids or uris: one a line, or a column of a table.", metavar="PATH"),
+    ] = None,
+    erase: Annotated[
+        bool, typer.Option("--erase", help="Also remove every byte of them, from all versions. Cannot be undone.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Look for them everywhere, and write a receipt of what was found.")
+    ] = False,
+    receipt: Annotated[
+        str | None,
+        typer.Option(
+            "--receipt",
+            help="Where the receipt goes, as .json and as .txt.  \\[default: receipt-VERSION here]",
+            metavar="PATH",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Forget the entries that any of the options names."""
+    """Forget the entries that any of the options names. Exit status 1 if a receipt was asked for and is not proven."""
     from pipeline import VisualMemory
 
-    report = VisualMemory(memory).forget(
-        ids=id or [], uris=uri or [], labels=label or [], datasets=dataset or [], command=command_line(memory)
-    )
+    if receipt is not None and not verify:
+        raise typer.BadParameter("a receipt is written with --verify: add it", param_hint="--receipt")
+    place = _place(memory, receipt or ".") if verify else None
+    with progress() as on_progress:
+        report = VisualMemory(memory).forget(
+            ids=id or [],
+            uris=uri or [],
+            labels=label or [],
+            datasets=dataset or [],
+            file=file,
+            erase=erase,
+            verify=verify,
+            command=command_line(memory),
+            on_progress=on_progress,
+        )
+    files = _write(report.receipt, place, report.version) if report.receipt and place else []
     if json:
-        print_json(report.to_json())
-        return
-    say(f"forgot {counted(report.forgotten, 'entry')}: no answer from version {report.version} on returns any of them")
+        print_json(report.to_json() | {"receipt_files": [str(path) for path in files]})
+    else:
+        _tell(report, files)
+    _warn(report)
+    if report.receipt and not report.receipt.proven:
+        raise typer.Exit(1)
+
+
+def _tell(report: "ForgetReport", files: list[Path]) -> None:
+    if report.erased is None:
+        said = f"forgot {counted(report.forgotten, 'entry')}: no answer from version {report.version} on returns any"
+        say(f"{said} of them")
+    else:
+        before = report.erased - report.forgotten
+        of_them = f" ({before:,} of them forgotten before)" if before else ""
+        said = f"erased {counted(report.erased, 'entry')}{of_them} from every file and every version"
+        say(f"{said}; the memory is at version {report.version}")
+    if report.receipt:
+        proven = "proven" if report.receipt.proven else "NOT PROVEN, and it says why"
+        about = "" if report.receipt.erased else " for answers; the bytes stay without --erase"
+        say(f"receipt: {proven}{about}: {', '.join(map(str, files))}")
+
+
+def _warn(report: "ForgetReport") -> None:
+    if report.duplicates:
+        shown = ", ".join(f"{each.id} ({each.uri})" for each in report.duplicates[:SHOWN])
+        more = ", …" if len(report.duplicates) > SHOWN else ""
+        verb = "stays, and has" if len(report.duplicates) == 1 else "stay, and have"
+        note(f"{counted(len(report.duplicates), 'entry')} {verb} the uri or the bytes of an erased one: {shown}{more}")
+    if report.index_dropped:
+        note("an erased vector stood in the index as a centroid, so the index had to go: run `index` to build another")
+
+
+def _place(memory: str, given: str) -> Path:
+    """The path of a receipt without its suffix, or the folder it goes to. Raises UsageError where it cannot go."""
+    local = given.removeprefix("file://")
+    if "://" in local:
+        raise UsageError(f"--receipt {given} is not on this machine: give a path")
+    place = Path(local).expanduser().resolve()
+    place = place.with_suffix("") if place.suffix in (".json", ".txt") and not place.is_dir() else place
+    folder = place if place.is_dir() else place.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"a receipt cannot be written to {folder}: give --receipt a path in a folder of yours")
+    if "://" not in memory.removeprefix("file://"):
+        root = Path(memory.removeprefix("file://")).expanduser().resolve()
+        if folder.is_relative_to(root):
+            raise UsageError(
+                f"a receipt names what was forgotten and cannot lie in the memory itself ({folder}): "
+                "give --receipt a path outside of it"
+            )
+    return place
+
+
+def _write(receipt: "Receipt", place: Path, version: int) -> list[Path]:
+    """Write a receipt under names that are free; return them."""
+    stem = place / f"receipt-{version}" if place.is_dir() else place
+    texts = {
+        ".json": json_text.dumps(receipt.to_json(), indent=1, ensure_ascii=False) + "\n",
+        ".txt": receipt.to_text(),
+    }
+    number = 1
+    while True:
+        paths = {suffix: stem.with_name(f"{stem.name}{f'-{number}' * (number > 1)}{suffix}") for suffix in texts}
+        if any(path.exists() for path in paths.values()):
+            number += 1
+            continue
+        try:
+            for suffix, path in paths.items():
+                with path.open("x", encoding="utf-8") as stream:
+                    stream.write(texts[suffix])
+        except FileExistsError:  # another process has just taken the name
+            number += 1
+        except OSError:
+            note(f"the receipt could not be written. This is what it says:\n{texts['.txt']}")
+            raise
+        else:
+            return list(paths.values())

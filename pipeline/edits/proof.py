@@ -79,8 +79,9 @@ class Receipt:
     def to_text(self) -> str:
         """The receipt to be read by people."""
         verb = "erased" if self.erased else "forgotten"
+        noun = "entry" if len(self.entries) == 1 else "entries"
         lines = [
-            f"Receipt: {len(self.entries):,} entries {verb} from {self.memory}",
+            f"Receipt: {len(self.entries):,} {noun} {verb} from {self.memory}",
             f"written {self.written_at} for version {self.version}",
             "",
             f"asked       {json.dumps(self.asked, ensure_ascii=False)}",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from pydantic import ValidationError
 
 from pipeline.errors import CommitConflict, DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
@@ -44,11 +45,20 @@ def finish_erasures(log: VersionLog, command: str = "verify --clean") -> int:
                 state = log.commit(state, command, functools.partial(_breaking, broken))
             log.storage.delete([record.path for record in holders])
             if nonce in state.erasures:
-                finish(log, ErasurePlan.model_validate_json(log.storage.read(path)), command)
+                finish(log, _read_plan(log, path), command)
                 finished += 1
             else:
                 log.storage.delete([path])
     return finished
+
+
+def _read_plan(log: VersionLog, path: str) -> ErasurePlan:
+    try:
+        return ErasurePlan.model_validate_json(log.storage.read(path))
+    except ValidationError as error:
+        raise DamagedFile(
+            f"{path} in the memory at {log.storage.uri} is not a whole plan of an erasure: remove it, and erase again"
+        ) from error
 
 
 def _breaking(broken: BreakLeases, *_: object) -> list[BreakLeases]:

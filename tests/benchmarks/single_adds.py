@@ -1,23 +1,25 @@
 """What one more single add costs, and reading it, while a memory grows by single adds alone.
 
-    python tests/benchmarks/single_adds.py [--adds 100000] [--dimension 384] [--memory URI]
+    python -m tests.benchmarks.single_adds [--adds 100000] [--dimension 384] [--memory URI | --s3]
 
 Vectors are given, so that no encoder is timed: 100 classes in a space of 32 dimensions, mapped into the dimension
 asked, with noise. Entries go through the functions that `VisualMemory.add` calls for one image: commit, fold every 64,
 index when many are fresh. At some sizes ten adds are timed: `write_ms` is an add until it is committed, `read_ms` what
 a warm reader takes to see the new version and find its 10 nearest, both the median of ten beside the slowest. `open_ms`
 is what a reader takes that opens the memory anew, first search included. Without --memory a folder in TMPDIR is taken,
-and removed. Prints one JSON document.
+and removed; with --s3 a bucket of a SeaweedFS started for it on this machine. Prints one JSON document.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +32,7 @@ from pipeline.store.places import open_storage
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
 from pipeline.store.versions import VersionLog
+from tests.store.seaweed import SeaweedFS
 
 TIMED = 10
 K = 10
@@ -177,14 +180,19 @@ def main() -> None:
     parser.add_argument("--adds", type=int, default=100_000)
     parser.add_argument("--dimension", type=int, default=384)
     parser.add_argument("--memory", help="a place where nothing is; it is left there")
+    parser.add_argument("--s3", action="store_true", help="in an object store")
     arguments = parser.parse_args()
-    folder = None if arguments.memory else tempfile.mkdtemp()
+    folder = tempfile.mkdtemp()
+    server = SeaweedFS(Path(folder)) if arguments.s3 else None
     try:
-        figures = measure(arguments.memory or f"{folder}/memory", arguments.adds, arguments.dimension)
-        print(json.dumps(rounded(figures), indent=1))
+        if server:
+            os.environ.update(server.admin)
+        uri = server.uri() if server else arguments.memory or f"{folder}/memory"
+        print(json.dumps(rounded(measure(uri, arguments.adds, arguments.dimension)), indent=1))
     finally:
-        if folder:
-            shutil.rmtree(folder)
+        if server:
+            server.stop()
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -131,10 +131,17 @@ SELECTIONS: dict[str, tuple[list[Item], Callable[[Doomed, Path], dict]]] = {
     "file of ids": ([*MIXED, *SECRET], lambda doomed, tmp: {"file": listed(tmp, doomed.ids)}),
     "all but a few": ([*BASE, *LATER, *SINGLES], lambda doomed, _: {"uris": [image.uri for image in doomed.images]}),
 }
+QUICK = {("ids", True), ("label", False), ("dataset", False)}  # the others take minutes together
 
 
-@pytest.mark.parametrize("compacted", [False, True], ids=["", "compacted"])
-@pytest.mark.parametrize("name", SELECTIONS)
+@pytest.mark.parametrize(
+    ("name", "compacted"),
+    [
+        pytest.param(name, compacted, marks=() if (name, compacted) in QUICK else pytest.mark.slow)
+        for name in SELECTIONS
+        for compacted in (False, True)
+    ],
+)
 def test_nothing_is_left_and_the_rest_is_as_if_it_had_never_been(
     told: VisualMemory, untold: Callable, tmp_path: Path, name: str, compacted: bool
 ) -> None:
@@ -184,6 +191,7 @@ def test_a_whole_memory(told: VisualMemory, tmp_path: Path) -> None:
     assert memory.status()["entries"] == 5
 
 
+@pytest.mark.slow
 def test_one_after_the_other(told: VisualMemory, untold: Callable, tmp_path: Path) -> None:
     memory = copied(told, tmp_path / "memory")
     doomed, before = Doomed.of(memory, [*MIXED, *SECRET]), every_version(memory)
@@ -234,7 +242,10 @@ def test_older_versions_that_were_dropped(told: VisualMemory, tmp_path: Path) ->
     assert set(every_version(memory)) >= set(before)
 
 
-@pytest.mark.parametrize("key", ["Flat", "IVF8,Flat", "IVF8,SQfp16", "IVF4,PQ4x4", "HNSW8", "OPQ4_16,IVF4,PQ4x4"])
+SLOW_KEYS = [pytest.param(key, marks=pytest.mark.slow) for key in ("IVF8,SQfp16", "OPQ4_16,IVF4,PQ4x4")]
+
+
+@pytest.mark.parametrize("key", ["Flat", "IVF8,Flat", "IVF4,PQ4x4", "HNSW8", *SLOW_KEYS])
 def test_shards_of_every_kind(memory: VisualMemory, key: str) -> None:
     lost = items("lost", 130)
     remember(memory, [*items("kept", 380), *MIXED[:2]], "first")
@@ -263,7 +274,10 @@ def test_shards_of_every_kind(memory: VisualMemory, key: str) -> None:
         assert [n[0].uri for n in own] == [image.uri for image in items("kept", 380)[::37]]
 
 
-@pytest.mark.parametrize("key", ["IVF200,Flat", "OPQ4_16,IVF200,Flat", "IVF200_HNSW8,Flat"])
+SLOW_KEYS = [pytest.param(key, marks=pytest.mark.slow) for key in ("OPQ4_16,IVF200,Flat", "IVF200_HNSW8,Flat")]
+
+
+@pytest.mark.parametrize("key", ["IVF200,Flat", *SLOW_KEYS])
 @pytest.mark.parametrize("rebuilt", [False, True], ids=["in use", "of the past"])
 def test_a_centroid_that_is_an_erased_vector_takes_its_index_along(
     memory: VisualMemory, key: str, rebuilt: bool

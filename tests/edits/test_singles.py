@@ -34,6 +34,7 @@ from pipeline.store.places import open_storage
 from pipeline.store.segments import is_given_up, reserved
 from pipeline.store.state import SINGLES, LabelSet, Relabel, SetLabelSet, State
 from pipeline.store.versions import VersionLog
+from tests.benchmarks.single_adds import measure
 from tests.conftest import ENCODER, IMAGE_SIZE, add_vectors
 from tests.edits.given import add_given, vectors
 
@@ -621,3 +622,17 @@ def change(memory: VisualMemory, operation: str, number: int, step: int) -> None
             roll_back(log, 1 + number % (state.version - 1), "rollback")
         case "erase" if len(some) and number % 3 == 0:
             memory.forget(ids=some[:2].tolist(), erase=True)
+
+
+# What it costs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3_600)
+def test_the_last_of_a_hundred_thousand_cost_little_more_than_the_first(tmp_path: Path) -> None:
+    figures = measure(str(tmp_path / "memory"), adds=100_000, dimension=384, sizes=())
+    assert figures["write_ratio"] <= 2, figures
+    assert figures["read_ratio"] <= 2, figures
+    [first, last] = figures["windows"]
+    assert last["entries_files"] < 100
+    assert last["open_ms"] < 20 * first["open_ms"] + 1_000

@@ -26,6 +26,16 @@ def test_the_commands_about_versions(digits_memory: VisualMemory, tmp_path: Path
     assert "holds versions 1 to 3" in outputs[4]
 
 
+def test_the_command_that_erases(digits_memory: VisualMemory, tmp_path: Path) -> None:
+    text = (ROOT / "docs/operating.md").read_text()
+    [command] = re.findall(r"^visual-memory forget .*--erase[^#\n]*", text, re.MULTILINE)
+    shutil.copytree(digits_memory.uri, tmp_path / "my.memory")
+    assert "erased 20 entries from every file and every version" in _run(command, tmp_path)
+    receipt = (tmp_path / "erased-3.txt").read_text()
+    assert re.search("^proven +yes$", receipt, re.MULTILINE)
+    assert (tmp_path / "erased-3.json").exists()
+
+
 def _run(command: str, folder: Path) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "jobs.cli", *shlex.split(command)[1:]],

@@ -15,6 +15,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline import VisualMemory
+from pipeline.store.schemas import read_table
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.images.pictures import write_assortment
 
@@ -202,6 +203,80 @@ def test_forget_and_the_past(document: Callable, memory: Path, asked: list[Path]
     assert labels == {"0", "1", "2"}
 
 
+def test_one_image_and_compact(run: Run, document: Callable, memory: Path, asked: list[Path]) -> None:
+    added = document("add", memory, asked[3])
+    assert (added["planned"], added["entries"], added["already"], added["version"]) == (1, 1, None, 2)
+    again = document("add", memory, asked[3])
+    assert (again["entries"], again["segment"], again["already"]) == (0, None, added["segment"])
+    assert "was added before" in run("add", memory, asked[3])[1]
+    assert document("add", memory, asked[3], "--dry-run")["already"] == added["segment"]
+    assert "nothing to add" in run("add", memory, asked[3], "--dry-run")[1]
+    [before] = document("search", memory, asked[3], "-k", 9)
+    packed = document("compact", memory)
+    assert {"committed": True, "pending": 1, "entries": 101, "version": 3, "files_after": 1}.items() <= packed.items()
+    assert document("search", memory, asked[3], "-k", 9) == [before]
+    status, out, err = run("compact", memory)
+    assert (status, out) == (0, "there is nothing to pack: 1 file of entries and what lies over them\n"), err
+    run("add", memory, asked[4])
+    status, out, _ = run("compact", memory)
+    assert status == 0
+    assert "packed 1 file and 1 single add into 1 file; the memory is at version 5." in " ".join(out.split())
+
+
+def test_erase_and_its_receipt(
+    run: Run, document: Callable, memory: Path, digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    [first, second, *_] = sorted((digits / "remember/3").iterdir())
+    document("add", memory, second, "--dataset", "again")
+    done = document("forget", memory, "--uri", first, "--erase", "--verify")
+    assert (done["forgotten"], done["version"], done["erased"], done["live_duplicates"]) == (1, 3, 1, [])
+    assert done["receipt"]["proven"]
+    assert done["receipt_files"] == [str(tmp_path / "receipt-3.json"), str(tmp_path / "receipt-3.txt")]
+    assert json.loads((tmp_path / "receipt-3.json").read_text()) == done["receipt"]
+    assert str(first) not in run("history", memory)[1]
+    (tmp_path / "list.txt").write_text(f"{second}\n")
+    (tmp_path / "mine.txt").write_text("not to be lost")
+    status, out, err = run(
+        *("forget", memory, "--file", tmp_path / "list.txt", "--label", "4"), "--verify", "--receipt", tmp_path / "mine"
+    )
+    assert status == 0
+    assert re.match("forgot 22 entries: no answer from version 4 on", out)
+    assert f"receipt: proven for answers; the bytes stay without --erase: {tmp_path / 'mine-2.json'}" in out
+    assert "yes" in (tmp_path / "mine-2.txt").read_text()
+    assert (tmp_path / "mine.txt").read_text() == "not to be lost"
+    [kept] = [row["id"] for row in done_entries(memory, second) if row["dataset"] == "remember"]
+    status, out, err = run("forget", memory, "--id", kept, "--erase")
+    assert out == "erased 1 entry (1 of them forgotten before) from every file and every version; " + (
+        "the memory is at version 5\n"
+    )
+    assert re.search(rf"note: 1 entry stays, and has the uri or the bytes of an erased one: \d+ \({second}\)", err)
+    assert not {"receipt-5.json", "receipt-5.txt"} & {path.name for path in tmp_path.iterdir()}
+
+
+def done_entries(memory: Path, image: Path) -> list[dict]:
+    """Rows of all entries of an image, forgotten or not."""
+    found = VisualMemory(memory, at=2)
+    state = found.state()
+    files = [read_table(found.log.storage, file).to_pylist() for file in state.entries_files()]
+    singles = [single.model_dump() for single in state.pending]
+    return [row for row in [*(row for rows in files for row in rows), *singles] if row["uri"] == str(image)]
+
+
+def test_what_is_not_proven_is_a_failure(run: Run, memory: Path, digits: Path, tmp_path: Path) -> None:
+    first = min((digits / "remember/3").iterdir())
+    (memory / "notes.txt").write_text(f"seen: {first}")
+    target = tmp_path / "receipts"
+    target.mkdir()
+    status, out, _ = run("forget", memory, "--uri", first, "--erase", "--verify", "--receipt", target)
+    assert status == 1
+    assert f"receipt: NOT PROVEN, and it says why: {target / 'receipt-2.json'}" in out
+    assert "found     1 x uri in notes.txt" in (target / "receipt-2.txt").read_text()
+    status, out, _ = run("forget", memory, "--label", "3", "--erase", "--verify", "--receipt", target, "--json")
+    assert status == 0  # of these nothing is in the notes
+    assert len(list(target.iterdir())) == 4
+
+
 def test_relabel_and_label_sets(
     run: Run, document: Callable, memory: Path, digits: Path, asked: list[Path], tmp_path: Path
 ) -> None:
@@ -325,6 +400,11 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["index", "{memory}", "--shard-rows", "0"], 2, "not a number of rows"),
     (["index", "{memory}", "--max-latency-ms", "-1"], 2, "not a time"),
     (["add", "{ask}", "{memory}"], 2, "is a memory, not a source of images: MEMORY comes first"),
+    (["add", "{memory}", "{tmp}/broken.png"], 1, "broken.png cannot be used (not an image in"),
+    (["add", "{memory}", "{image}", "--dataset", " "], 2, "--dataset is empty"),
+    (["compact", "{new}"], 1, "there is no memory at"),
+    (["compact", "{memory}", "--at", "1"], 2, "No such option"),
+    (["compact"], 2, "Missing argument"),
     (["index", "{memory}", "--max-memory", "1K", "--key", "Flat"], 1, "allow more with --max-memory"),
     (["classify", "{memory}", "https://example.org/a.jpg"], 1, "is not on this machine: download the image first"),
     (["explain", "{memory}", "{image}", "--html", "{image}"], 2, "is there already and is no page"),
@@ -364,6 +444,19 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["forget", "{memory}", "--uri", "{tmp}/nowhere.png"], 1, "has no entry with uri"),
     (["forget", "{memory}", "--dataset", "remembr"], 1, "it has remember"),
     (["forget", "{new}", "--label", "3"], 1, "there is no memory at"),
+    (["forget", "{new}", "--label", "3", "--erase"], 1, "there is no memory at"),
+    (["forget", "{memory}", "--erase"], 2, "nothing was named to forget"),
+    (["forget", "{memory}", "--label", "33", "--erase"], 1, "has no entry with label '33': it has 3"),
+    (["forget", "{memory}", "--id", "99999999999999999999", "--erase"], 1, "has no entry with id 9999999999999999999"),
+    (["forget", "{memory}", "--uri", "{tmp}/nowhere.png", "--erase"], 1, "has no entry with uri"),
+    (["forget", "{memory}", "--file", "{tmp}/nowhere.txt"], 1, "cannot be read (No such file or directory)"),
+    (["forget", "{memory}", "--file", "{tmp}/texts"], 1, "cannot be read (Is a directory)"),
+    (["forget", "{memory}", "--file", "{weights}", "--erase"], 1, "cannot be read (it is no text)"),
+    (["forget", "{memory}", "--file", "{labels}", "--erase"], 1, "has no entry with uri '/nowhere.png'"),
+    (["forget", "{memory}", "--label", "3", "--receipt", "{tmp}/r"], 2, "a receipt is written with --verify"),
+    (["forget", "{memory}", "--label", "3", "--verify", "--receipt", "{memory}/r"], 2, "cannot lie in the memory"),
+    (["forget", "{memory}", "--label", "3", "--verify", "--receipt", "{tmp}/no/r"], 2, "a receipt cannot be written"),
+    (["forget", "{memory}", "--label", "3", "--verify", "--receipt", "s3://a/r"], 2, "is not on this machine"),
     (["relabel", "{memory}"], 2, "nothing was named to relabel"),
     (["relabel", "{memory}", "--id", "{id}"], 2, "with no --label"),
     (["relabel", "{memory}", "--id", "{id}", "--label", ""], 2, "with an empty --label"),
@@ -431,6 +524,7 @@ def test_mistakes_are_named_and_change_nothing(
     (tmp_path / "empty").mkdir()
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").write_text("no image, no weights")
+    (tmp_path / "broken.png").write_text("no image")
     (tmp_path / "labels.csv").write_text("uri,label\n/nowhere.png,a\n")
     places = {
         "new": tmp_path / "new",
