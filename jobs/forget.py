@@ -12,7 +12,7 @@ from jobs.terminal import counted, note, print_json, progress, say
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.edits.proof import Receipt
+    from pipeline.edits.receipt import Receipt
     from pipeline.visual_memory import ForgetReport
 
 SHOWN = 5

@@ -48,7 +48,7 @@ from pipeline.store.versions import VersionLog
 if TYPE_CHECKING:
     from pipeline.edits.add import AddOptions, AddPlan, AddReport
     from pipeline.edits.everything import Duplicate
-    from pipeline.edits.proof import Receipt
+    from pipeline.edits.receipt import Receipt
     from pipeline.embeddings.encoder import Encoder
     from pipeline.embeddings.queries import QueryImage
     from pipeline.store.verify import Verification
@@ -529,9 +529,7 @@ class VisualMemory:
         """What `expire` would drop and remove. Changes nothing."""
         return plan_expire(self.log, keep)
 
-    def expire(
-        self, keep: Keep, *, command: str = "expire", on_progress: OnProgress = ignore_progress
-    ) -> ExpireReport:
+    def expire(self, keep: Keep, *, command: str = "expire", on_progress: OnProgress = ignore_progress) -> ExpireReport:
         """Drop old versions: those past before an age (timedelta), or all but so many (int)."""
         self._writable()
         return expire(self.log, keep, command, on_progress)

@@ -96,9 +96,7 @@ def plan_index(state: State, options: IndexOptions, *, merging: bool = False) ->
     return IndexPlan(key, sum(file.rows for file in files), tuple(tuple(shard) for shard in shards), grows, merged)
 
 
-def _with_last_shards(
-    state: State, index: Index, files: list[RowsFile], limit: int
-) -> tuple[list[RowsFile], int]:
+def _with_last_shards(state: State, index: Index, files: list[RowsFile], limit: int) -> tuple[list[RowsFile], int]:
     """Fresh files with those of the last shards that are to become one with them, and how many shards these are."""
     merged, rows = 0, sum(file.rows for file in files)
     for shard in reversed(index.shards):

@@ -42,6 +42,11 @@ class Item:
     def vector(self) -> np.ndarray:
         return np.frombuffer(self.vector_D, np.float16)
 
+    @property
+    def picture(self) -> bytes:
+        """What stands for its thumbnail."""
+        return b"picture of " + self.uri.encode()[::-1]
+
 
 def item(uri: str, label: str | None = None) -> Item:
     """An image with a vector and a hash that nothing else has."""
@@ -68,6 +73,7 @@ def remember(
     if not images:
         return None
     log, dataset = memory.log, dataset or name
+    fingerprint = hashlib.sha256(name.encode()).hexdigest()
     plan = pa.table(
         {
             "uri": pa.array([image.uri for image in images]),
@@ -78,9 +84,15 @@ def remember(
     )
     with Lease(log.storage, "test") as lease:
         reservation = reserve(
-            log.storage, plan, fingerprint=name, source=f"/{name}", dataset=dataset, identity=IDENTITY, lease=lease,
+            log.storage,
+            plan,
+            fingerprint=fingerprint,
+            source=f"/{name}",
+            dataset=dataset,
+            identity=IDENTITY,
+            lease=lease,
             thumbnails=thumbnails,
-        )  # fmt: skip
+        )
         marks = [_embedded(memory, reservation, part, images) for part in range(reservation.num_parts)]
         if not finished:
             return None
@@ -89,7 +101,7 @@ def remember(
             source=f"/{name}",
             dataset=dataset,
             identity=IDENTITY.fingerprint,
-            fingerprint=name,
+            fingerprint=fingerprint,
             planned=len(images),
             num_entries=sum(mark.num_entries for mark in marks),
             num_rejected=sum(mark.num_rejected for mark in marks),
@@ -99,7 +111,7 @@ def remember(
             thumbnails=tuple(mark.thumbnails for mark in marks if mark.thumbnails),
         )
         state = log.newest()
-        beside = tuple(s.number for s in state.segments if s.fingerprint == name) if state else ()
+        beside = tuple(s.number for s in state.segments if s.fingerprint == fingerprint) if state else ()
         actions: list[AddSegment | SetIdentity] = [AddSegment(segment=segment, beside=beside)]
         if state is None:
             actions.insert(0, _identity(memory))
@@ -135,7 +147,7 @@ def _embedded(memory: VisualMemory, reservation: Reservation, part: int, images:
         schema=entries_schema(IDENTITY),
     )
     rejects = [{"id": entry_id, "uri": image.uri, "stage": "decode", "reason": "no image"} for entry_id, image in bad]
-    pictures = pa.table([ids, pa.array([image.uri.encode()[::-1] for _, image in good])], schema=THUMBNAILS)
+    pictures = pa.table([ids, pa.array([image.picture for _, image in good])], schema=THUMBNAILS)
     rejected = pa.Table.from_pylist(rejects, schema=REJECTED)
     kept = pictures if reservation.thumbnails else None
     return publish_part(memory.log.storage, reservation, part, entries, rejected, kept)
@@ -208,6 +220,7 @@ class Doomed:
         """Everything the audit finds of them."""
         vectors = np.stack([image.vector for image in self.images])
         wanted = Audit(vectors, self.ids, [i.uri for i in self.images], [i.sha256 for i in self.images])
+        wanted.texts |= {image.picture: f"thumbnail of {image.uri}" for image in self.images}
         return wanted.search(Path(folder))[0]
 
 

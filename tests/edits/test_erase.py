@@ -317,6 +317,18 @@ def test_labels_that_only_erased_entries_had_leave_the_shards(memory: VisualMemo
     assert [path for path in Path(memory.uri).rglob("*") if path.is_file() and b"a person" in path.read_bytes()] == []
 
 
+def test_a_source_that_is_the_image_itself(memory: VisualMemory) -> None:
+    image = item("/doomed/only.png")
+    remember(memory, items("kept", 3), "kept")
+    remember(memory, [image], "doomed/only.png", dataset="photos", thumbnails=True)
+    remember(memory, [image], "doomed/only.png", dataset="photos", finished=False)
+    doomed, before = Doomed.of(memory, [image]), every_version(memory)
+    assert any("thumbnail" in hit for hit in doomed.audit(memory.uri))
+    assert memory.forget(uris=[image.uri], erase=True, verify=True).receipt.proven  # type: ignore[union-attr]
+    assert_erased(memory, doomed, before)
+    assert [segment.source for segment in memory.log.latest().segments] == ["/kept", REDACTED]
+
+
 def test_adds_of_the_same_source_that_were_interrupted(memory: VisualMemory) -> None:
     doomed = grown(memory, MIXED)
     remember(memory, [*MIXED[:2], *items("kept", 3)], "begun", finished=False)
@@ -346,7 +358,7 @@ def test_an_add_of_it_that_is_under_way_is_named(memory: VisualMemory) -> None:
         assert report.receipt is not None
         assert not report.receipt.proven
         assert report.receipt.work_under_way[0].startswith("add /doomed (process")
-        assert "prove it again when that is done" in report.receipt.to_text()
+        assert "when that is done, `verify --clean` removes" in report.receipt.to_text()
         assert {found.what for found in report.receipt.found} == {"uri"}
 
 

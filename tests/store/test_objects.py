@@ -472,7 +472,7 @@ def test_copies_of_a_killed_process_are_removed(s3: SeaweedFS, copies: Path) -> 
     storage = open_storage(s3.uri())
     storage.create("file", b"x")
     code = (
-        "import sys, time; from pipeline.store.storage import open_storage; storage = open_storage(sys.argv[1]);"
+        "import sys, time; from pipeline.store.places import open_storage; storage = open_storage(sys.argv[1]);"
         "print(storage.local_path('file'), flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "TMPDIR": str(copies)}
