@@ -273,6 +273,7 @@ def test_a_plan_whose_images_are_gone_is_given_up(tmp_path: Path, options: dict)
     assert (report.segment, report.planned, report.unplanned) == (2, 50, 0)
 
 
+@pytest.mark.slow
 def test_an_actor_tells_what_the_library_would(tmp_path: Path, options: dict, digits: Path) -> None:
     from jobs.on_ray import start_ray
 
@@ -288,6 +289,7 @@ def test_an_actor_tells_what_the_library_would(tmp_path: Path, options: dict, di
         memory.carry_out(plan, runner="ray", on_progress=damage)
 
 
+@pytest.mark.slow
 def test_ray_and_this_process_make_the_same_rows(tmp_path: Path, options: dict) -> None:
     from jobs.on_ray import start_ray
 

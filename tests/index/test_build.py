@@ -214,6 +214,7 @@ def test_parameters_round_trip() -> None:
     assert parameters.parsed("") == {}
 
 
+@pytest.mark.slow
 def test_autofaisss_product_quantizer_is_searched_with_its_own_parameters(make_memory: MakeMemory) -> None:
     generator = np.random.default_rng(0)
     vectors = unit(generator.normal(size=(2_000, 32)))

@@ -99,6 +99,7 @@ def contents(memory: VisualMemory) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in sorted(Path(memory.uri).rglob("*")) if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_every_change_to_a_named_file_is_found(memory: VisualMemory) -> None:
     files = named_files(memory)

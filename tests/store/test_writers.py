@@ -111,6 +111,7 @@ def assert_nothing_lost(log: VersionLog, wrote: list[Wrote]) -> None:
     assert found == []
 
 
+@pytest.mark.slow
 def test_sixteen_processes_on_disk(tmp_path: Path) -> None:
     log = VersionLog(open_storage(str(tmp_path)))
     add_vectors(log, vectors(TO_FORGET), ["old"] * TO_FORGET, name="before")
