@@ -93,7 +93,7 @@ def balance_value(text: str) -> float | Literal["auto"]:
         raise typer.BadParameter(f"--balance {text} is neither a number nor auto") from error
 
 
-Memory = Annotated[str, typer.Argument(metavar="MEMORY", help="Folder of the memory.", show_default=False)]
+Memory = Annotated[str, typer.Argument(metavar="MEMORY", help="Folder or URI of the memory.", show_default=False)]
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of images, or one image.", show_default=False)]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files to ask about.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]

@@ -12,8 +12,8 @@ from jobs.terminal import counted, note, print_json, progress, say
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    from pipeline.edits.forget import ForgetReport
     from pipeline.edits.receipt import Receipt
-    from pipeline.visual_memory import ForgetReport
 
 SHOWN = 5
 

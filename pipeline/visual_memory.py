@@ -12,7 +12,7 @@ torch and timm take seconds to import and only some verbs need them, so what lea
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -47,8 +47,6 @@ from pipeline.store.versions import VersionLog
 
 if TYPE_CHECKING:
     from pipeline.edits.add import AddOptions, AddPlan, AddReport
-    from pipeline.edits.everything import Duplicate
-    from pipeline.edits.receipt import Receipt
     from pipeline.embeddings.encoder import Encoder
     from pipeline.embeddings.queries import QueryImage
     from pipeline.store.verify import Verification
@@ -58,34 +56,6 @@ SHOWN_CHARACTERS = 80
 Runner = Literal["here", "ray"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ForgetReport:
-    """How many live entries were forgotten, and the version that no longer has them.
-
-    `erased` counts the entries whose bytes are gone, those forgotten before included; None where none was to go.
-    `duplicates` have the uri or the bytes of an erased entry, and stay. `index_dropped`: a vector stood in its trained
-    part, so that an index has to be built anew.
-    """
-
-    forgotten: int
-    version: int
-    erased: int | None = None
-    receipt: "Receipt | None" = None
-    duplicates: "Sequence[Duplicate]" = ()
-    index_dropped: bool = False
-
-    def to_json(self) -> dict:
-        """The report as a JSON object."""
-        return {
-            "forgotten": self.forgotten,
-            "version": self.version,
-            "erased": self.erased,
-            "receipt": self.receipt.to_json() if self.receipt else None,
-            "live_duplicates": [asdict(duplicate) for duplicate in self.duplicates],
-            "index_dropped": self.index_dropped,
-        }
 
 
 class VisualMemory:
@@ -416,7 +386,7 @@ class VisualMemory:
         verify: bool = False,
         command: str = "forget",
         on_progress: OnProgress = ignore_progress,
-    ) -> ForgetReport:
+    ) -> forgetting.ForgetReport:
         """Forget everything that any of these names; no answer of the next version returns it.
 
         `file` lists ids or uris. With `erase` the bytes go too, from every file and every version, also of entries
@@ -447,7 +417,7 @@ class VisualMemory:
         facts, erasure = None, None
         if erase:
             facts, erasure = erase_entries(self.log, chosen, command, on_progress)
-            report = ForgetReport(
+            report = forgetting.ForgetReport(
                 erasure.forgotten,
                 erasure.state.version,
                 len(chosen),
@@ -456,7 +426,7 @@ class VisualMemory:
             )
         else:
             state, forgotten = forgetting.forget(self.log, before, chosen, command)
-            report = ForgetReport(forgotten, state.version)
+            report = forgetting.ForgetReport(forgotten, state.version)
         if not verify:
             return report
         newest = self.log.latest()

@@ -3,9 +3,9 @@
 import difflib
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,6 +16,10 @@ from pipeline.store.leases import Lease
 from pipeline.store.state import Forget, State
 from pipeline.store.tombstones import FOLD_EVERY, read_tombstones, write_tombstones
 from pipeline.store.versions import VersionLog
+
+if TYPE_CHECKING:
+    from pipeline.edits.everything import Duplicate
+    from pipeline.edits.receipt import Receipt
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,34 @@ class Selection:
     def to_json(self) -> dict:
         """What was asked for, as a JSON object."""
         return {"ids": [*self.ids], "uris": [*self.uris], "labels": [*self.labels], "datasets": [*self.datasets]}
+
+
+@dataclass(frozen=True)
+class ForgetReport:
+    """How many live entries were forgotten, and the version that no longer has them.
+
+    `erased` counts the entries whose bytes are gone, those forgotten before included; None where none was to go.
+    `duplicates` have the uri or the bytes of an erased entry, and stay. `index_dropped`: a vector stood in its trained
+    part, so that an index has to be built anew.
+    """
+
+    forgotten: int
+    version: int
+    erased: int | None = None
+    receipt: "Receipt | None" = None
+    duplicates: "Sequence[Duplicate]" = ()
+    index_dropped: bool = False
+
+    def to_json(self) -> dict:
+        """The report as a JSON object."""
+        return {
+            "forgotten": self.forgotten,
+            "version": self.version,
+            "erased": self.erased,
+            "receipt": self.receipt.to_json() if self.receipt else None,
+            "live_duplicates": [asdict(duplicate) for duplicate in self.duplicates],
+            "index_dropped": self.index_dropped,
+        }
 
 
 class Named(Protocol):
