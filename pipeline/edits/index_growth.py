@@ -1,13 +1,17 @@
 """The index that adds build by themselves, so that search stays quick however a memory grows.
 
-Nobody asked for it, so it has to cost little: it begins at the least effort of a search, widened until its recall is
-near 1. Once there is an index, shards are added for far fewer fresh entries, because that takes a second or two; while
-the last shards are small beside what is new they become one with it, so that shards stay few.
+Nobody asked for it, so it has to cost little: few inverted lists, of vectors as they are stored, searched with the
+least effort, widened until the recall is near 1. Once there is an index, shards are added for far fewer fresh entries,
+because that takes a second or two; while the last shards are small beside what is new they become one with it, so that
+shards stay few.
 """
+
+from dataclasses import replace
 
 from pipeline.edits.fold import fold_singles
 from pipeline.errors import CommitConflict
 from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
+from pipeline.index.candidates import TRAINING_ROWS_PER_CENTROID
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store.files import RowsFile
 from pipeline.store.leases import standing
@@ -19,6 +23,9 @@ from pipeline.store.versions import VersionLog
 MAX_FRESH = 50_000  # beyond so many fresh entries a memory gets an index: searching them exactly takes 6 ms (384 dim.)
 GROWS_FROM = 8_192  # beyond so many its index grows: searching them takes 1 ms, indexing them 2 s
 
+# With 256 lists 100,000 vectors (384 dim.) are indexed 3 times faster than with the 1,024 that autofaiss proposes, and
+# searched 1.4 times faster at recall .99: comparing a query with the centroids is most of a search in so few rows.
+FIRST_LISTS = 256
 FIRST = IndexOptions(max_latency_ms=0.1, target_recall=0.99)
 LATER = IndexOptions()  # the parameters are those of the index there is
 
@@ -36,7 +43,10 @@ def is_being_indexed(storage: Storage) -> bool:
 def grow_index(log: VersionLog, state: State, command: str, on_progress: OnProgress = ignore_progress) -> State:
     """Index what is fresh. Raises CommitConflict or IndexBuildError."""
     state = with_all_in_files(log, state)
-    options = FIRST if state.index is None else LATER
+    options = LATER
+    if state.index is None:
+        enough = state.num_live >= FIRST_LISTS * TRAINING_ROWS_PER_CENTROID  # else most are forgotten
+        options = replace(FIRST, key=f"IVF{FIRST_LISTS},SQfp16" if enough else None)
     plan = plan_index(state, options, merging=True)
     return build_index(log, state, plan, options, command, on_progress) if plan.shards else state
 

@@ -21,6 +21,17 @@ def printable(name: str) -> str:
     return _UNDECODABLE.sub(lambda found: f"%{os.fsencode(found[0])[0]:02X}", name)
 
 
+def member_uri(container: str, member: str) -> str:
+    """The uri of an image inside a container: "a.tar#folder/one.jpg", "a.parquet#row=17"."""
+    return f"{container}#{uri_of_path(member)}"
+
+
+def split_member(uri: str) -> tuple[str, str | None]:
+    """The container's uri and the member's name of an image's uri; None for the name of an image that is a file."""
+    container, found, member = uri.partition("#")
+    return container, path_of_uri(member) if found else None
+
+
 def path_of_uri(uri: str) -> str:
     """The local path of an image's uri: the inverse of `uri_of_path`."""
     return os.fsdecode(urllib.parse.unquote_to_bytes(uri))

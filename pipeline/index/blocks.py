@@ -14,11 +14,28 @@ import pyarrow as pa
 Scope = Literal["live", "labelled"]
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Rows that may be among the nearest, int64 [Q, K], -1 where there are no more, and what is known of them.
+
+    `similarities_QK` (float32, -inf where the row is -1) differ from the true ones by at most `error`, which is
+    infinite where they were computed from codes.
+    """
+
+    rows_QK: np.ndarray
+    similarities_QK: np.ndarray
+    error: float
+
+    @classmethod
+    def none(cls, num_queries: int) -> "Candidates":
+        return cls(np.empty((num_queries, 0), np.int64), np.empty((num_queries, 0), np.float32), 0.0)
+
+
 class Finder(Protocol):
     """Finds candidates among the rows it was made for."""
 
-    def find(self, queries_QD: np.ndarray, k: int) -> np.ndarray:
-        """Candidate rows, int64 [Q, K] with K >= k, -1 where there are no more."""
+    def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
+        """At least k candidates for each query (float32 [Q, D] of unit length), where there are so many rows."""
 
 
 class MakeFinder(Protocol):

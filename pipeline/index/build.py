@@ -216,6 +216,7 @@ class _Builder:
                 f"FAISS does not know the key {self._plan.key} for {self._dimension} dimensions: "
                 "give one of its index_factory strings, such as IVF256,Flat, or none to have one chosen"
             ) from error
+        parameters.code_vectors_themselves(index)
         if not parameters.searchable(index):
             raise IndexBuildError(
                 f"the key {self._plan.key} is of a kind whose forgotten rows cannot be masked: "

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import faiss
 import numpy as np
 
+from pipeline.index.blocks import Candidates
+
 CHUNK_ROWS = 65_536  # rows converted to float32 at a time: 335 MB at 1,280 dimensions
 CACHED_ROWS = 65_536  # matrices up to this long stay converted between calls
 SLACK = 32  # candidates asked beyond k, so that the border is usually clear at the first try
@@ -24,16 +26,14 @@ class ExactFinder:
         self._vectors_ND = vectors_ND
         self._rows_N = rows_N
         self._cached: np.ndarray | None = None
-        # |computed - true| <= D * u * |q| * |v| for a dot product in any order (Higham, Accuracy and Stability of
-        # Numerical Algorithms, 3.1); queries and vectors have unit length, up to the rounding to float16.
-        self._error = 1.01 * vectors_ND.shape[1] * UNIT_ROUNDOFF
+        self._error = product_error(vectors_ND.shape[1])
 
-    def find(self, queries_QD: np.ndarray, k: int) -> np.ndarray:
-        """Rows holding the k best of each query, int64 [Q, K] with K >= k; -1 where there are fewer rows."""
+    def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
+        """Rows holding the k best of each query."""
         num_rows = len(self._rows_N)
         width = min(num_rows, k + SLACK)
         if not num_rows:
-            return np.full((len(queries_QD), 0), -1, np.int64)
+            return Candidates.none(len(queries_QD))
         similarities_QK, found_QK = self._top(queries_QD, width)
         while width < num_rows:
             border_Q = similarities_QK[:, k - 1] - 2 * self._error
@@ -46,7 +46,7 @@ class ExactFinder:
             found_QK = np.pad(found_QK, missing, constant_values=-1)
             similarities_QK = np.pad(similarities_QK, missing, constant_values=-np.inf)
             found_QK[unclear], similarities_QK[unclear] = wider_found, wider_similarities
-        return np.where(found_QK >= 0, self._rows_N[found_QK], -1)
+        return Candidates(np.where(found_QK >= 0, self._rows_N[found_QK], -1), similarities_QK, self._error)
 
     def _top(self, queries_QD: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
         best_similarities = np.full((len(queries_QD), 0), -np.inf, np.float32)
@@ -76,6 +76,15 @@ class ExactFinder:
         contiguous = rows[-1] - rows[0] + 1 == len(rows)
         vectors = self._vectors_ND[rows[0] : rows[-1] + 1] if contiguous else self._vectors_ND[rows]
         return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def product_error(dimension: int) -> float:
+    """How far a float32 dot product of unit vectors may be from the true one, whatever the order of its sum.
+
+    At most D * u * |q| * |v| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); lengths are 1 up to the
+    rounding to float16.
+    """
+    return 1.01 * dimension * UNIT_ROUNDOFF
 
 
 def similarities(queries_QD: np.ndarray, vectors_ND: np.ndarray, rows_QK: np.ndarray) -> np.ndarray:

@@ -5,20 +5,21 @@ the stored float16 and rounded to float32; equal similarities are ordered by id.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UnknownName
-from pipeline.index.blocks import Block, Finder, Scope
+from pipeline.index.blocks import Block, Candidates, Finder, Scope
 from pipeline.index.exact import similarities
 from pipeline.index.live import OpenedBlocks, in_label_set, open_blocks
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
 
 QUERIES_AT_ONCE = 1_024
+ROUNDING = 2.0**-23  # of similarities to float32, in which they are compared
 
 
 @dataclass(frozen=True)
@@ -190,35 +191,73 @@ class LiveEntries:
     def _search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions) -> tuple[np.ndarray, ...]:
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
         exclude = np.array(sorted(restrictions.exclude), np.int64)
-        found = []
-        for number, block in enumerate(self.blocks):
+        own_Q = restrictions.own_Q
+        found: list[Candidates] = []
+        for block in self.blocks:
             excluded_rows = block.rows_of(exclude)
-            asked = k + len(excluded_rows) + (restrictions.own_Q is not None)
-            rows_QK = _finder(block, restrictions).find(queries_QD, asked)
+            asked = k + len(excluded_rows) + (own_Q is not None)
+            candidates = _finder(block, restrictions).find(queries_QD, asked)
+            found.append(_without(candidates, block, excluded_rows, own_Q))
+        columns = []
+        for number, (block, rows_QK) in enumerate(zip(self.blocks, _promising(found, k), strict=True)):
+            if not (rows_QK >= 0).any():
+                continue
             similarities_QK = similarities(queries_QD, block.vectors_ND, rows_QK)
-            ids_QK = np.where(rows_QK >= 0, block.ids_N[rows_QK] if len(block.ids_N) else -1, -1)
-            left_out = np.isin(rows_QK, excluded_rows) if len(excluded_rows) else np.zeros(rows_QK.shape, bool)
-            if restrictions.own_Q is not None:
-                left_out |= ids_QK == restrictions.own_Q[:, None]
-            similarities_QK[left_out] = -np.inf
-            codes_QK = np.where(rows_QK >= 0, block.codes_N[rows_QK] if len(block.ids_N) else -1, -1)
-            found.append((similarities_QK, ids_QK, codes_QK, np.full_like(rows_QK, number), rows_QK))
-        if not found:
+            columns.append(
+                (
+                    similarities_QK,
+                    np.where(rows_QK >= 0, block.ids_N[rows_QK], -1),
+                    np.where(rows_QK >= 0, block.codes_N[rows_QK], -1),
+                    np.full_like(rows_QK, number),
+                    rows_QK,
+                )
+            )
+        if not columns:
             empty = np.full((len(queries_QD), 0), -1, np.int64)
-            found = [(empty.astype(np.float32), empty, empty.astype(np.int32), empty, empty)]
+            columns = [(empty.astype(np.float32), empty, empty.astype(np.int32), empty, empty)]
         similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK = (
-            np.concatenate(arrays, axis=1) for arrays in zip(*found, strict=True)
+            np.concatenate(arrays, axis=1) for arrays in zip(*columns, strict=True)
         )
         order = np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k]
         similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK = (
             np.take_along_axis(a, order, axis=1) for a in (similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK)
         )
-        none = np.isneginf(similarities_QK)
-        for array in (ids_QK, codes_QK, rows_QK):
-            array[none] = -1
         for entry_id, code in restrictions.assume.items():
             codes_QK[ids_QK == entry_id] = code
         return similarities_QK, ids_QK, codes_QK.astype(np.int32), blocks_QK, rows_QK
+
+
+def _without(candidates: Candidates, block: Block, excluded_rows: np.ndarray, own_Q: np.ndarray | None) -> Candidates:
+    """The candidates but for excluded rows and each query's own entry."""
+    if not len(excluded_rows) and own_Q is None:
+        return candidates
+    rows_QK = candidates.rows_QK
+    left_out = np.isin(rows_QK, excluded_rows)
+    if own_Q is not None:
+        left_out |= np.where(rows_QK >= 0, block.ids_N[rows_QK], -1) == own_Q[:, None]
+    return replace(
+        candidates,
+        rows_QK=np.where(left_out, -1, rows_QK),
+        similarities_QK=np.where(left_out, -np.inf, candidates.similarities_QK),
+    )
+
+
+def _promising(found: Sequence[Candidates], k: int) -> list[np.ndarray]:
+    """The candidate rows of each block that can be among the k nearest over all blocks, as far to the left as they go.
+
+    Where similarities are known but for a small error, a candidate below the k-th best of all need not be scored again.
+    """
+    if sum(candidates.rows_QK.shape[1] for candidates in found) <= k:
+        return [candidates.rows_QK for candidates in found]
+    least_QK = np.concatenate([candidates.similarities_QK - candidates.error for candidates in found], axis=1)
+    border_Q = np.partition(least_QK, -k, axis=1)[:, -k] - ROUNDING
+    rows = []
+    for candidates in found:
+        hopeful_QK = candidates.similarities_QK >= border_Q[:, None] - candidates.error
+        hopeful_QK &= candidates.rows_QK >= 0
+        width = int(np.flatnonzero(hopeful_QK.any(axis=0)).max(initial=-1)) + 1
+        rows.append(np.where(hopeful_QK, candidates.rows_QK, -1)[:, :width])
+    return rows
 
 
 def _finder(block: Block, restrictions: Restrictions) -> Finder:

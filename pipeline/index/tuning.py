@@ -50,7 +50,7 @@ def recall(index: faiss.Index, values: dict[str, int], vectors_ND: np.ndarray, q
     rows_N = np.arange(len(vectors_ND))
     queries_QD = np.ascontiguousarray(vectors_ND[query_rows], np.float32)
     found = [
-        _nearest_others(finder.find(queries_QD, k + 1), queries_QD, vectors_ND, query_rows, k)
+        _nearest_others(finder.find(queries_QD, k + 1).rows_QK, queries_QD, vectors_ND, query_rows, k)
         for finder in (ExactFinder(vectors_ND, rows_N), ApproximateFinder(index, values, rows_N))
     ]
     # A row whose similarity equals the k-th exact one is as right as the one exact search happened to take.

@@ -6,8 +6,10 @@ Vectors are given, so that no encoder is timed: 100 classes in a space of 32 dim
 asked, with noise. Entries go through the functions that `VisualMemory.add` calls for one image: commit, fold every 64,
 index when many are fresh. At some sizes ten adds are timed: `write_ms` is an add until it is committed, `read_ms` what
 a warm reader takes to see the new version and find its 10 nearest, both the median of ten beside the slowest. `open_ms`
-is what a reader takes that opens the memory anew, first search included. Without --memory a folder in TMPDIR is taken,
-and removed; with --s3 a bucket of a SeaweedFS started for it on this machine. Prints one JSON document.
+is what a reader takes that opens the memory anew, first search included. The last ten are compared with the first ten
+of a memory begun beside it at the end, in turns, so that a machine that slows down slows down both. Without --memory a
+folder in TMPDIR is taken, and removed; with --s3 a bucket of a SeaweedFS started for it on this machine. Prints one
+JSON document.
 """
 
 import argparse
@@ -35,10 +37,10 @@ from pipeline.store.versions import VersionLog
 from tests.store.seaweed import SeaweedFS
 
 TIMED = 10
-REPEATED = 3
+REPEATED = 5
 K = 10
 WARM_UP = 100  # adds before the first ten
-WARM_SEARCHES = 100  # of a reader that was opened anew, which has every page of its shards to fetch
+WARM_SEARCHES = 1_000  # of a reader that was opened anew, which has every page of its shards to map: 10 ms a search
 SIZES = (1_000, 10_000, 49_900, 58_000)
 
 CLASSES, LATENT = 100, 32
@@ -94,10 +96,14 @@ class Adding:
         self.log = VersionLog(open_storage(uri))
         self._origin = Given(dimension)
         self._entries = entries_like_embeddings(dimension)
-        self._questions = (entry.vector_D for entry in entries_like_embeddings(dimension, drawn=1))
+        self._others = (entry.vector_D for entry in entries_like_embeddings(dimension, drawn=1))
         self.state: State | None = None
         self.added = 0
         self.indexing_seconds: list[float] = []
+
+    def question(self) -> np.ndarray:
+        """A vector of the same classes that is no entry, float32 [D]."""
+        return next(self._others)
 
     def add(self) -> tuple[NewEntry, float]:
         """Add one; the entry, and the seconds until it was committed."""
@@ -112,62 +118,91 @@ class Adding:
             self.indexing_seconds.append(time.perf_counter() - began)
         return entry, seconds
 
+    def until(self, entries: int) -> None:
+        """Add until there are so many."""
+        while self.added < entries:
+            self.add()
+
     def window(self) -> Window:
         """Ten adds, each of them read."""
-        writes, reads = [], []
-        reader = VersionLog(open_storage(self.log.storage.uri))
-        began = time.perf_counter()
-        state = reader.latest()
-        live = LiveEntries.open(reader.storage, state)
-        live.search(next(self._questions)[None], K)
-        opened = time.perf_counter() - began
-        for _ in range(WARM_SEARCHES):
-            live.search(next(self._questions)[None], K)
+        reader = Reader(self)
         for _ in range(TIMED):
-            entry, write = self.add()
-            began = time.perf_counter()
-            state = reader.latest()
-            live = LiveEntries.open(reader.storage, state, live)
-            found = live.search(entry.vector_D[None], K)
-            reads.append(time.perf_counter() - began)
-            writes.append(write)
-            assert found.similarities_QK[0, 0] > 0.999, "the entry that was just added is its own nearest"
+            reader.follow()
+        return reader.window()
+
+
+class Reader:
+    """Another process's view of the same memory, which looks for each entry as soon as it is added."""
+
+    def __init__(self, adding: Adding) -> None:
+        self._adding = adding
+        self._log = VersionLog(open_storage(adding.log.storage.uri))
+        began = time.perf_counter()
+        self._state = self._log.latest()
+        self._live = LiveEntries.open(self._log.storage, self._state)
+        self._live.search(adding.question()[None], K)
+        self._opened = time.perf_counter() - began
+        for _ in range(WARM_SEARCHES):
+            self._live.search(adding.question()[None], K)
+        self.writes: list[float] = []
+        self.reads: list[float] = []
+
+    def follow(self) -> None:
+        """Add one entry and find it."""
+        entry, seconds = self._adding.add()
+        self.writes.append(seconds)
+        began = time.perf_counter()
+        self._state = self._log.latest()
+        self._live = LiveEntries.open(self._log.storage, self._state, self._live)
+        found = self._live.search(entry.vector_D[None], K)
+        self.reads.append(time.perf_counter() - began)
+        assert found.similarities_QK[0, 0] > 0.999, "the entry that was just added is its own nearest"
+
+    def window(self) -> Window:
+        """What was measured since the reader was opened."""
         return Window(
-            entries=self.added,
-            write_ms=1e3 * statistics.median(writes),
-            slowest_write_ms=1e3 * max(writes),
-            read_ms=1e3 * statistics.median(reads),
-            slowest_read_ms=1e3 * max(reads),
-            open_ms=1e3 * opened,
-            fresh=state.num_fresh,
-            shards=len(state.index.shards) if state.index else 0,
-            entries_files=len(state.entries_files()),
+            entries=self._adding.added,
+            write_ms=1e3 * statistics.median(self.writes),
+            slowest_write_ms=1e3 * max(self.writes),
+            read_ms=1e3 * statistics.median(self.reads),
+            slowest_read_ms=1e3 * max(self.reads),
+            open_ms=1e3 * self._opened,
+            fresh=self._state.num_fresh,
+            shards=len(self._state.index.shards) if self._state.index else 0,
+            entries_files=len(self._state.entries_files()),
         )
 
 
 def measure(uri: str, adds: int, dimension: int, sizes: Sequence[int] = SIZES) -> dict:
     """Single adds until there are so many; windows of ten after a warm-up, at some sizes and at the end.
 
-    The ratios are of the last ten to the first, the best of three windows each: others use the machine too.
+    The ratios are of the last ten to the first ten of a memory begun at the end, in turns and five times over, so that
+    what others do to the machine meanwhile, or it to itself, falls on both.
     """
     adding = Adding(uri, dimension)
     began = time.perf_counter()
     windows = []
-    for size in [WARM_UP, *(size for size in sizes if size < adds), adds - REPEATED * TIMED]:
-        while adding.added < size:
-            adding.add()
-        windows += [adding.window() for _ in range(REPEATED)]
+    for size in [WARM_UP, *(size for size in sizes if size < adds)]:
+        adding.until(size)
+        windows.append(adding.window())
+    adding.until(adds - REPEATED * TIMED)
+    young = Adding(f"{uri}-young", dimension)
+    young.until(WARM_UP)
+    first, last = Reader(young), Reader(adding)
+    for _ in range(REPEATED * TIMED):
+        first.follow()
+        last.follow()
     assert adding.state is not None
-    first, last = windows[:REPEATED], windows[-REPEATED:]
     return {
         "adds": adding.added,
         "dimension": dimension,
         "seconds": time.perf_counter() - began,
         "versions": adding.state.version,
         "indexing_seconds": adding.indexing_seconds,
-        "write_ratio": min(w.write_ms for w in last) / min(w.write_ms for w in first),
-        "read_ratio": min(w.read_ms for w in last) / min(w.read_ms for w in first),
-        "windows": [asdict(window) for window in windows],
+        "write_ratio": statistics.median(last.writes) / statistics.median(first.writes),
+        "read_ratio": statistics.median(last.reads) / statistics.median(first.reads),
+        "windows": [asdict(window) for window in [*windows, last.window()]],
+        "young": asdict(first.window()),
     }
 
 

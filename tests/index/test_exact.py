@@ -19,7 +19,7 @@ def best(queries: np.ndarray, vectors: np.ndarray, rows: np.ndarray, k: int) -> 
 
 
 def top(finder: ExactFinder, queries: np.ndarray, vectors: np.ndarray, k: int) -> list[list[int]]:
-    rows = finder.find(queries, k)
+    rows = finder.find(queries, k).rows_QK
     scores = similarities(queries, vectors, rows)
     found = []
     for query in range(len(queries)):

@@ -1,12 +1,16 @@
 """Search over all that is live: shards and fresh entries as one, forgotten and excluded entries as none."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import VisualMemory
+from pipeline.index.approximate import ApproximateFinder
 from pipeline.index.build import IndexOptions
+from pipeline.index.exact import ExactFinder, similarities
 from pipeline.index.search import LiveEntries, Restrictions
 from pipeline.store.state import State
 from tests.conftest import MakeMemory, add_vectors, unit
@@ -199,7 +203,6 @@ def _live_of(vectors: np.ndarray, labels: list, data: st.DataObject) -> LiveEntr
     import pyarrow as pa
 
     from pipeline.index.blocks import Block
-    from pipeline.index.exact import ExactFinder
 
     names = sorted({label for label in labels if label is not None})
     codes = np.array([names.index(label) if label is not None else -1 for label in labels], np.int32)
@@ -228,3 +231,30 @@ def test_a_state_without_entries_is_empty(make_memory: MakeMemory) -> None:
     empty = LiveEntries.open(memory.log.storage, State())
     assert len(empty) == 0
     assert empty.search(np.zeros((1, 0), np.float32), 5).ids_QK.shape == (1, 0)
+
+
+@pytest.mark.parametrize("key", ["IVF4,Flat", "IVF4,SQfp16", "IVF4_HNSW8,Flat", "IVF4,SQ8", "IVF4,PQ16x4fs"])
+def test_an_index_searched_wholly_is_exact_and_says_how_far_off_it_may_be(make_memory: MakeMemory, key: str) -> None:
+    vectors, labels = clustered(800)
+    vectors[300:420] = vectors[300]  # more equals than k
+    memory = make_memory(vectors[:700], labels[:700])
+    queries = np.concatenate([clustered(40, seed=1)[0], vectors[295:305]]).astype(np.float32)
+    memory.index(IndexOptions(key=key, target_recall=0.1))
+    add_vectors(memory.log, vectors[700:], labels[700:], name="fresh")
+    exact = ExactFinder(vectors[:700], np.arange(700))
+    block, *_ = memory.live().blocks
+    finder = block.finder("live")
+    assert isinstance(finder, ApproximateFinder)
+    wide = ApproximateFinder(finder._index, {"nprobe": 4, "efSearch": 64}, np.arange(len(block.ids_N)))
+    found = wide.find(queries, 10)
+    known = found.rows_QK >= 0
+    off = np.abs(found.similarities_QK - similarities(queries, block.vectors_ND, found.rows_QK))[known]
+    assert np.isfinite(found.error) == ("Flat" in key or "fp16" in key)
+    assert off.max() <= found.error
+    if np.isfinite(found.error):
+        searched = []
+        for finder in (exact, wide):
+            block._finders["live"] = finder
+            searched.append(memory.live().search(queries, 10))
+        for one, other in zip(*(asdict(retrieved).values() for retrieved in searched), strict=True):
+            np.testing.assert_array_equal(one, other)

@@ -1,0 +1,14 @@
+"""One image of a source on its way to the encoder."""
+
+from dataclasses import dataclass
+
+from pipeline.images.decode import Rejected
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a source: the bytes of its file, why there are none, or None while they are still to be read."""
+
+    uri: str
+    label: str | None
+    content: bytes | Rejected | None = None
