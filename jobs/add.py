@@ -22,7 +22,12 @@ def add(
     memory: Memory,
     source: Source,
     labels: Annotated[
-        str, typer.Option(help="folder: the first sub-folder names the class; none: no labels.", metavar="folder|none")
+        str,
+        typer.Option(
+            help="folder: class sub-folders, or what lies beside the images in archives and tables; none; a column of "
+            "Parquet files, or of the JSON in tars; a file with columns uri and label.",
+            metavar="folder|none|column:NAME|file:PATH",
+        ),
     ] = "folder",
     dataset: Annotated[str | None, typer.Option(help="Name of these images.  \\[default: the folder's name]")] = None,
     encoder: Annotated[
@@ -43,6 +48,13 @@ def add(
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails", help="Keep small pictures, for pages that outlive the files.")
     ] = False,
+    max_rejected: Annotated[
+        float | None,
+        typer.Option(
+            help="Stop when more than this share of the images is rejected.  \\[default: 0.05, from 10 images on]",
+            metavar="SHARE",
+        ),
+    ] = None,
     runner: Annotated[
         str, typer.Option(help="Embed in this process, on Ray, or decide by number of images.", metavar="auto|here|ray")
     ] = "auto",
@@ -58,7 +70,7 @@ def add(
 
     target = VisualMemory(memory)
     choice = EncoderChoice(encoder, weights, cast(WeightsOrder, weights_order), image_size)
-    plan = target.plan_add(source, AddOptions(labels, dataset, choice, thumbnails))
+    plan = target.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected))
     if dry_run:
         _show_plan(plan, json=json)
         return
@@ -116,7 +128,7 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         f"({report.images_per_second:,.0f} images/s{before}) as segment {report.segment}; "
         f"the memory is at version {report.version}"
     )
-    if plan.labels == "folder" and not plan.listing.labels:
+    if plan.options.labels == "folder" and not (plan.listing.labels or plan.listing.containers.num_rows):
         note("none of these images has a label, which `classify` needs: they lie in no sub-folders, one a class")
     if report.unplanned:
         say(f"{counted(report.unplanned, 'image')} came after this add was begun, not in it: {_NEW_IMAGES}")

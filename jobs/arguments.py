@@ -94,7 +94,14 @@ def balance_value(text: str) -> float | Literal["auto"]:
 
 
 Memory = Annotated[str, typer.Argument(metavar="MEMORY", help="Folder or URI of the memory.", show_default=False)]
-Source = Annotated[str, typer.Argument(metavar="SOURCE", help="Folder of images, or one image.", show_default=False)]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="Folder or URI with images, tar archives or Parquet files; or one of these.",
+        show_default=False,
+    ),
+]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files to ask about.", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 At = Annotated[int | None, typer.Option("--at", metavar="VERSION", help="Read this version instead of the newest.")]

@@ -15,7 +15,6 @@ from jobs.arguments import Json
 from jobs.on_ray import start_ray
 from jobs.terminal import print_json, progress, say
 from pipeline.errors import SourceError, VisualMemoryError
-from pipeline.images.decode import Rejected
 
 FOLDERS = ("remember", "ask", "teach", "memory", "pages")  # all that the tour writes, and removes before another
 MARKER = ".visual-memory-demo"
@@ -128,14 +127,10 @@ class _Tour:
 
     def _check_golden(self, encoder: Any) -> None:
         """The similarities of five digits must be those that are on record for these weights."""
-        from pipeline.embeddings.stream import load_pixels
+        from pipeline.embeddings.queries import embed_images
 
         golden = json_format.loads(GOLDEN.read_text())
-        loaded = [
-            load_pixels(str(self._at.remember / path), encoder.identity.preprocessing) for path in golden["images"]
-        ]
-        pixels = [image.pixels_SS3 for image in loaded if not isinstance(image, Rejected)]
-        vectors = encoder.embed(np.stack(pixels))
+        vectors, _ = embed_images(encoder, [self._at.remember / path for path in golden["images"]])
         drift = float(np.abs(vectors @ vectors.T - np.array(golden["similarities"])).max())
         if drift > GOLDEN_TOLERANCE:
             raise VisualMemoryError(

@@ -14,8 +14,14 @@ def status(memory: Memory, at: At = None, json: Json = False) -> None:
     if json:
         print_json(found)
         return
+    say(f"memory    {found['uri']}, version {found['version'] or 'none yet'}")
+    for add in found["under_way"]:
+        how = "running" if add["running"] else "not running: the same `add` goes on"
+        said = f"{add['done']:,} of {add['planned']:,} images done, {add['rejected']:,} rejected, {add['left']:,} left"
+        say(f"adding    {add['source']}: {said}, {add['parts_done']:,} of {add['parts']:,} parts ({how})")
+    if found["identity"] is None:
+        return
     pixels = found["identity"]["preprocessing"]
-    say(f"memory    {found['uri']}, version {found['version']}")
     rejected = counted(found["rejected"], "image")
     say(f"entries   {found['entries']:,} ({found['forgotten']:,} forgotten, {rejected} rejected)")
     say(f"datasets  {', '.join(f'{name} ({count:,})' for name, count in found['datasets'].items()) or 'none'}")

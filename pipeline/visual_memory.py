@@ -31,7 +31,8 @@ from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, DamagedFile, IndexBuildError, SourceError, UsageError
 from pipeline.explanation import explanation_page, write_page
-from pipeline.images.folder import list_folder, parse_labels
+from pipeline.images.labels import Labels
+from pipeline.images.listing import items_of, list_source
 from pipeline.images.uris import path_of_uri
 from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
 from pipeline.index.search import LiveEntries
@@ -47,6 +48,7 @@ from pipeline.store.versions import VersionLog
 
 if TYPE_CHECKING:
     from pipeline.edits.add import AddOptions, AddPlan, AddReport
+    from pipeline.edits.under_way import UnderWay
     from pipeline.embeddings.encoder import Encoder
     from pipeline.embeddings.queries import QueryImage
     from pipeline.store.verify import Verification
@@ -120,6 +122,7 @@ class VisualMemory:
         weights_order: WeightsOrder = "name",
         image_size: int | None = None,
         thumbnails: bool = False,
+        max_rejected: float | None = None,
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
@@ -127,7 +130,7 @@ class VisualMemory:
         from pipeline.edits.add import AddOptions
 
         choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
-        plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails))
+        plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected))
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
 
     def carry_out(
@@ -313,7 +316,7 @@ class VisualMemory:
         wrong. Raises SourceError when no image has a label or none can be read.
         """
         from pipeline.embeddings.parts import available_cpus
-        from pipeline.embeddings.stream import ImageFacts, embed_uris
+        from pipeline.embeddings.stream import ImageFacts, embed_items
 
         check_list("ks", ks)
         check_list("votings", votings)
@@ -325,37 +328,35 @@ class VisualMemory:
                     "with `relabel --label-set`"
                 )
             raise SourceError(f"the memory at {self.uri} has no entry with a label: add images in class sub-folders")
-        listing = list_folder(str(source), parse_labels("folder"))
-        labels = listing.images.column("label").to_pylist()
-        if not listing.labels:
+        listing = list_source(str(source), Labels())
+        if not listing.labels and not listing.containers.num_rows:
             raise SourceError(f"no image of {source} has a label: put them into one sub-folder a class")
-        if label_set is not None:
-            labels = self._truths_in(label_set, labels, live, state, source)
+        if label_set is not None and listing.labels:
+            self._truths_in(label_set, listing.labels, live, state, source)  # before anything is embedded
         for k in ks:
             asking.check_k(k)
         rule = _rule(votings[0], balance)
-        encoder, vectors, truths, done, rejected = self.encoder(), [], [], 0, 0
-        uris = listing.images.column("uri").to_pylist()
-        for batch in embed_uris(encoder, uris, available_cpus()):
-            for image, vector, label in zip(batch.images, batch.vectors_BD, labels[done:], strict=False):
-                if isinstance(image, ImageFacts) and label is not None:
+        encoder, vectors, said, done, rejected = self.encoder(), [], list[str | None](), 0, 0
+        for batch in embed_items(encoder, items_of(listing, Labels()), available_cpus()):
+            for item, image, vector in zip(batch.items, batch.images, batch.vectors_BD, strict=False):
+                if isinstance(image, ImageFacts) and item.label is not None:
                     vectors.append(vector)
-                    truths.append(label)
+                    said.append(item.label)
                 rejected += not isinstance(image, ImageFacts)
             done += len(batch.images)
-            on_progress(Progress("embedding", done, len(uris), rejected))
-        if not vectors:
-            raise SourceError(
-                f"none of the {len(uris):,} images of {source} could be read with a label: mend the files"
-            )
+            on_progress(Progress("embedding", done, max(listing.planned, done), rejected))
+        truths = self._truths_in(label_set, said, live, state, source) if label_set is not None and said else said
+        asked = [(vector, truth) for vector, truth in zip(vectors, truths, strict=True) if truth is not None]
+        if not asked:
+            raise SourceError(f"none of the {done:,} images of {source} could be read with a label: mend the files")
         return asking.evaluate(
             live,
-            np.stack(vectors),
-            truths,
+            np.stack([vector for vector, _ in asked]),
+            [truth for _, truth in asked],
             ks,
             rule,
             state.version,
-            skipped=len(uris) - len(truths),
+            skipped=done - len(asked),
             votings=votings,
             auto_balance=balance == "auto",
         )
@@ -509,8 +510,13 @@ class VisualMemory:
         return copy(self.log, open_storage(str(target)), on_progress)
 
     def status(self) -> dict:
-        """What the version that is read holds, as a JSON object."""
-        state, live = self._reading()
+        """What the version that is read holds, as a JSON object, with the adds that are under way."""
+        started = [] if self._at is not None else self._under_way()
+        if started and self.log.newest() is None:
+            state = State()
+            live = LiveEntries.open(self.log.storage, state)
+        else:
+            state, live = self._reading()
         counts = live.label_counts()
         index = state.index
         return {
@@ -519,7 +525,9 @@ class VisualMemory:
             "entries": len(live),
             "fresh": sum(int(block.live_N.sum()) for block in live.blocks[live.num_shards :]),
             "forgotten": state.num_entries - len(live),
+            "planned": sum(segment.planned for segment in state.segments),
             "rejected": sum(segment.num_rejected for segment in state.segments),
+            "under_way": [add.to_json() for add in started],
             "shards": live.num_shards,
             "dimension": live.dimension,
             "encoder": state.identity.encoder if state.identity else None,
@@ -540,6 +548,14 @@ class VisualMemory:
             if index
             else None,
         }
+
+    def _under_way(self) -> "list[UnderWay]":
+        """Adds that are not committed, running or not."""
+        from pipeline.edits.under_way import under_way
+
+        before = self.log.newest()  # what is committed meanwhile is asked for again
+        found = [*under_way(self.log.storage, _taken(before))]
+        return [add for add in found if add.segment not in _taken(self.log.newest())]
 
     def _reading(self, label_set: str | None = None) -> tuple[State, LiveEntries]:
         """The version that is read, with all that can be found in it under the labels of a label set.
@@ -649,6 +665,10 @@ def check_list(name: str, values: object) -> None:
     """Raises UsageError for a single value where several are asked for: of a string each letter would be taken."""
     if isinstance(values, str | bytes | Path) or not hasattr(values, "__len__"):
         raise UsageError(f"{name} is {_short(values)}: give a list, such as [{_short(values)}]")
+
+
+def _taken(state: State | None) -> set[int]:
+    return {*(segment.number for segment in state.segments), *state.retired} if state else set()
 
 
 def _short(value: object) -> str:

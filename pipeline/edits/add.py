@@ -6,10 +6,11 @@ no completion mark.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -18,9 +19,12 @@ from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.weights import read_weights
 from pipeline.errors import CommitConflict, DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
-from pipeline.images.folder import Listing, list_folder, parse_labels
+from pipeline.images.files import is_remote
+from pipeline.images.labels import Labels
+from pipeline.images.listing import Listing, list_source
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import ids
+from pipeline.store.files import RowsFile
 from pipeline.store.garbage import FOLDERS
 from pipeline.store.identity import Identity
 from pipeline.store.leases import Lease, live, standing
@@ -36,25 +40,45 @@ from pipeline.store.segments import (
     unfinished,
 )
 from pipeline.store.state import AddSegment, Segment, SetIdentity, State
+from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
 from pipeline.store.versions import VersionLog
 
 # An interrupted add goes on with its frozen plan as long as this share of its images is still as it was.
 STILL_THERE = 0.5
 
-_FILE_COLUMNS = ("uri", "num_bytes", "modified")
+MAX_REJECTED = 0.05
+REJECTS_ALLOWED = 10  # fewer never stop an add that was not told how many may
+
+COMPARED_AT_ONCE = 65_536
+
+_FILE_COLUMNS = ["uri", "num_bytes", "modified"]
 
 EmbedParts = Callable[[Reservation, Sequence[int]], Iterable[PartMark]]
 
 
 @dataclass(frozen=True)
 class AddOptions:
-    """What a user may say about a source; `dataset` None takes the folder's name."""
+    """What a user may say about a source; `dataset` None takes the folder's name.
+
+    `max_rejected` is the share of images beyond which an add stops; None means 5% and never stops for a handful.
+    """
 
     labels: str = "folder"
     dataset: str | None = None
     encoder: EncoderChoice = EncoderChoice()
     thumbnails: bool = False
+    max_rejected: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_rejected is not None and not 0 <= self.max_rejected <= 1:
+            raise UsageError(f"--max-rejected {self.max_rejected} is not a share: give 0 to 1, such as 0.05")
+
+    def too_many(self, rejected: int, planned: int) -> bool:
+        """Whether so many rejected images stop an add."""
+        if self.max_rejected is None:
+            return rejected >= REJECTS_ALLOWED and rejected > MAX_REJECTED * planned
+        return rejected > self.max_rejected * planned
 
 
 @dataclass(frozen=True)
@@ -64,23 +88,24 @@ class AddPlan:
     listing: Listing
     dataset: str
     encoder: Encoder
-    labels: str
-    thumbnails: bool
+    options: AddOptions
     fingerprint: str
     already: Segment | None
 
     @property
     def planned(self) -> int:
-        return int(self.listing.images.num_rows)
+        """Images known so far: those in archives are counted as they are read."""
+        return self.listing.planned
 
     @property
     def is_single(self) -> bool:
         """Whether the source is one image file, which goes to the log of single adds."""
-        return self.listing.is_file and not self.thumbnails
+        return self.listing.is_file and not self.options.thumbnails
 
     @property
     def num_parts(self) -> int:
-        return -(-self.planned // ids.rows_per_part(self.planned))
+        files = int(self.listing.images.num_rows)
+        return -(-files // ids.rows_per_part(files)) + int(self.listing.containers.num_rows)
 
     @property
     def embedding_bytes(self) -> int:
@@ -155,9 +180,10 @@ def prepare(
 
     Raises SourceError, EncoderError or UsageError.
     """
-    if os.path.isdir(source) and {"versions", "segments"} <= set(os.listdir(source)):
+    if not is_remote(source) and os.path.isdir(source) and {"versions", "segments"} <= set(os.listdir(source)):
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
-    listing = list_folder(source, parse_labels(options.labels))
+    labels = Labels(options.labels)
+    listing = list_source(source, labels)
     if state is None and not set(log.storage.list("")) <= FOLDERS:
         raise MemoryMissing(
             f"{log.storage.uri} is a folder with other files in it and no memory: "
@@ -168,14 +194,14 @@ def prepare(
         raise UsageError("--dataset is empty: give a name, or leave it out to take the folder's")
     encoder = loaded if loaded and options.encoder.says_nothing else settle_encoder(log, state, options.encoder)
     about = {"source": listing.uri, "labels": options.labels, "dataset": dataset, "thumbnails": options.thumbnails}
+    about |= {"labels_sha256": labels.sha256} if labels.file else {}
     canonical = json.dumps(about | {"identity": encoder.identity.fingerprint}, sort_keys=True)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
     return AddPlan(
         listing,
         dataset,
         encoder,
-        options.labels,
-        options.thumbnails,
+        options,
         fingerprint,
         _already_there(log, state, fingerprint),
     )
@@ -218,9 +244,8 @@ def run(
         _refuse_mix(storage.uri, state.identity, identity)  # it may have been made by another since it was planned
     already = _already_there(log, state, plan.fingerprint)
     if already is not None and state is not None:
-        assert already.plan is not None  # noqa: S101  # single adds, which have none, have a fingerprint of their own
-        new, _ = _differences(plan.listing, read_table(storage, already.plan, _FILE_COLUMNS))
-        return AddReport(None, plan.planned, 0, (), state, time.monotonic() - began, 0, already.number, len(new))
+        new, _ = _differences(storage, plan.listing, already)
+        return AddReport(None, plan.planned, 0, (), state, time.monotonic() - began, 0, already.number, new)
     with Lease(storage, f"add {plan.listing.uri}") as lease:
         return _added(log, state, plan, embed, command, on_progress, lease, began)
 
@@ -240,13 +265,16 @@ def _added(
     weights = plan.encoder.keep(storage)
     reservation, unplanned = _reserved(log, state, plan, lease)
     marks = read_marks(storage, reservation)
-    _report(on_progress, reservation, marks)
-    done_before = sum(mark.planned for mark in marks.values())
+    tally = _Tally(storage, plan, reservation, marks.values(), on_progress)
+    done_before = tally.done
     for mark in embed(reservation, [part for part in range(reservation.num_parts) if part not in marks]):
         marks[mark.part] = mark
-        _report(on_progress, reservation, marks)
+        tally.count(mark)
     segment = _segment(reservation, marks)
-    rejects = _rejects(log, segment)
+    rejects = _rejects(storage, segment.rejected)
+    if not segment.planned:
+        give_up(storage, reservation.number)
+        raise SourceError(f"there is no image in the archives of {plan.listing.uri}, so nothing was added")
     if not segment.entries:
         give_up(storage, reservation.number)
         raise SourceError(
@@ -279,13 +307,12 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
     found = unfinished(log.storage, plan.fingerprint, used)
     if found is not None:
         _refuse_held(log, found)
-        frozen = read_table(log.storage, found.plan, _FILE_COLUMNS)
-        new, gone = _differences(plan.listing, frozen)
-        if len(gone) <= (1 - STILL_THERE) * frozen.num_rows:
+        new, gone = _differences(log.storage, plan.listing, found)
+        if gone <= (1 - STILL_THERE) * (found.planned + found.num_containers):
             lease.hold(segment_folder(found.number))
             # A clean-up gives a segment up before it looks who holds it: one of the two sees the other.
             if not is_given_up(log.storage, found.number):
-                return found, len(new)
+                return found, new
         give_up(log.storage, found.number)
     reservation = reserve(
         log.storage,
@@ -295,9 +322,57 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
         dataset=plan.dataset,
         identity=plan.encoder.identity,
         lease=lease,
-        thumbnails=plan.thumbnails,
+        thumbnails=plan.options.thumbnails,
+        containers=plan.listing.containers,
+        labels=plan.options.labels,
     )
     return reservation, 0
+
+
+class _Tally:
+    """What is done of an add. Stops it when more images are rejected than may be; what is done stays done."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        plan: AddPlan,
+        reservation: Reservation,
+        marks: Iterable[PartMark],
+        on_progress: OnProgress,
+    ) -> None:
+        self._storage = storage
+        self._plan = plan
+        self._reservation = reservation
+        self._on_progress = on_progress
+        self._found = self._entries = self._rejected = self.done = 0  # found: in containers
+        self._last_rejected: RowsFile | None = None
+        for mark in marks:
+            self._take(mark)
+        self._tell()
+
+    def count(self, mark: PartMark) -> None:
+        """One more part is done. Raises SourceError when the rejected images are too many."""
+        self._take(mark)
+        self._tell()
+
+    def _take(self, mark: PartMark) -> None:
+        self.done += mark.planned
+        self._entries += mark.num_entries
+        self._rejected += mark.num_rejected
+        self._last_rejected = mark.rejected or self._last_rejected
+        self._found += mark.planned if mark.part >= self._reservation.containers_from else 0
+
+    def _tell(self) -> None:
+        planned = self._reservation.planned + max(self._found, self._reservation.known_inside)
+        self._on_progress(Progress("embedding", self.done, planned, self._rejected))
+        unfinished = self._entries or self.done < planned  # else nothing could be read, which is said at the end
+        if self._last_rejected and unfinished and self._plan.options.too_many(self._rejected, planned):
+            reject = _rejects(self._storage, [self._last_rejected])[0]
+            raise SourceError(
+                f"{self._rejected:,} of the first {self.done:,} images of {self._plan.listing.uri} were rejected (such "
+                f"as {reject.uri}: {reject.reason}), so the add was stopped, and keeps what is done: mend the source, "
+                "or run the command again with a larger --max-rejected"
+            )
 
 
 def _refuse_held(log: VersionLog, reservation: Reservation) -> None:
@@ -310,21 +385,44 @@ def _refuse_held(log: VersionLog, reservation: Reservation) -> None:
         )
 
 
-def _rejects(log: VersionLog, segment: Segment) -> tuple[Reject, ...]:
-    tables = [read_table(log.storage, file, ["uri", "stage", "reason"]) for file in segment.rejected]
+def _rejects(storage: Storage, files: Iterable[RowsFile]) -> tuple[Reject, ...]:
+    tables = [read_table(storage, file, ["uri", "stage", "reason"]) for file in files]
     return tuple(Reject(row["uri"], row["stage"], row["reason"]) for table in tables for row in table.to_pylist())
 
 
-def _differences(listing: Listing, frozen: pa.Table) -> tuple[set[str], set[str]]:
-    """Uris that are listed but not planned, and planned ones that are gone or another file by size or time."""
-    listed = _files(listing.images)
-    planned = _files(frozen)
-    return listed.keys() - planned.keys(), {uri for uri, file in planned.items() if listed.get(uri) != file}
+def _differences(storage: Storage, listing: Listing, planned: Reservation | Segment) -> tuple[int, int]:
+    """How many files are listed and not planned, and how many planned ones are gone or others by size or time."""
+    new = gone = 0
+    for listed, file in ((listing.images, planned.plan), (listing.containers, planned.containers)):
+        before = read_table(storage, file, _FILE_COLUMNS) if file is not None else listed.slice(0, 0)
+        added, lost = _compared(_files(listed), _files(before))
+        new, gone = new + added, gone + lost
+    return new, gone
 
 
-def _files(table: pa.Table) -> dict[str, tuple[int | None, object]]:
-    columns = (table.column(name).to_pylist() for name in _FILE_COLUMNS)
-    return {uri: (num_bytes, modified) for uri, num_bytes, modified in zip(*columns, strict=True)}
+def _files(table: pa.Table) -> Iterator[tuple[str, object, object]]:
+    """uri, size and time of each file once, in the order of the table, which is that of the uris."""
+    rows = (
+        row
+        for batch in table.select(_FILE_COLUMNS).to_batches(COMPARED_AT_ONCE)
+        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
+    )
+    return (row for row, _ in itertools.groupby(rows))
+
+
+def _compared(listed: Iterator[tuple], planned: Iterator[tuple]) -> tuple[int, int]:
+    """In one pass over both: how many uris only the first has, and how many rows of the second the first has not so."""
+    new = gone = 0
+    one, other = next(listed, None), next(planned, None)
+    while one is not None or other is not None:
+        if other is None or (one is not None and one[0] < other[0]):
+            new, one = new + 1, next(listed, None)
+        elif one is None or other[0] < one[0]:
+            gone, other = gone + 1, next(planned, None)
+        else:
+            gone += one != other
+            one, other = next(listed, None), next(planned, None)
+    return new, gone
 
 
 def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
@@ -338,13 +436,15 @@ def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
         dataset=reservation.dataset,
         identity=reservation.identity.fingerprint,
         fingerprint=reservation.fingerprint,
-        planned=reservation.planned,
+        planned=sum(mark.planned for mark in ordered),
         num_entries=sum(mark.num_entries for mark in ordered),
         num_rejected=sum(mark.num_rejected for mark in ordered),
         plan=reservation.plan,
         entries=tuple(mark.entries for mark in ordered if mark.entries),
         rejected=tuple(mark.rejected for mark in ordered if mark.rejected),
         thumbnails=tuple(mark.thumbnails for mark in ordered if mark.thumbnails),
+        containers=reservation.containers,
+        containers_from=reservation.containers_from if reservation.num_containers else None,
     )
 
 
@@ -367,9 +467,3 @@ _ONE_ENCODER = "leave out --encoder, --weights and --image-size to use its own, 
 def _refuse_mix(uri: str, own: Identity, asked: Identity) -> None:
     if own != asked:
         raise IdentityMismatch(f"the memory at {uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
-
-
-def _report(on_progress: OnProgress, reservation: Reservation, marks: dict[int, PartMark]) -> None:
-    done = sum(mark.planned for mark in marks.values())
-    rejected = sum(mark.num_rejected for mark in marks.values())
-    on_progress(Progress("embedding", done, reservation.planned, rejected))

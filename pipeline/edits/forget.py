@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from pipeline.edits.label_files import read_names
 from pipeline.errors import SourceError, UnknownName, UsageError
+from pipeline.images.label_files import read_names
 from pipeline.images.uris import uri_of_path
 from pipeline.store.leases import Lease
 from pipeline.store.state import Forget, State

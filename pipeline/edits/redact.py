@@ -6,7 +6,7 @@ Whoever finds the plan of a committed erasure can do so; each step leaves things
 import contextlib
 import functools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -156,21 +156,33 @@ def _redact_reservations(log: VersionLog, plan: ErasurePlan) -> None:
 def _plans_erased(storage: Storage, number: int, plan: ErasurePlan) -> bool:
     """Whether an add that was interrupted was to remember what is erased: then it cannot go on."""
     reservation = segments.read_reservation(storage, number)
-    if reservation is None or not storage.exists(reservation.plan.path):
+    if reservation is None:
         return True
-    uris = read_table(storage, reservation.plan, ["uri"]).column("uri")
-    return bool(pc.any(pc.is_in(uris, pa.array(sorted(plan.uris), pa.string()))).as_py())
+    try:
+        return _plans(storage, reservation, plan.uris)
+    except DamagedFile:
+        return True
+
+
+def _plans(storage: Storage, reservation: segments.Reservation, uris: Collection[str]) -> bool:
+    """Whether an add was to remember any of some uris, by itself or in a container. Raises DamagedFile."""
+    inside = {uri.partition("#")[0] for uri in uris if "#" in uri}
+    for file, wanted in ((reservation.plan, uris), (reservation.containers, inside)):
+        if file is not None and wanted:
+            planned = read_table(storage, file, ["uri"]).column("uri")
+            if pc.any(pc.is_in(planned, pa.array(sorted(wanted), pa.string()))).as_py():
+                return True
+    return False
 
 
 def working_on_erased(storage: Storage, uris: Iterable[str]) -> list[str]:
     """Adds under way, by living processes, that plan some of these uris."""
-    wanted = pa.array(sorted(set(uris)), pa.string())
+    wanted = set(uris)
     found = []
     for record in live(storage, standing(storage)):
         for number in (int(held[1]) for held in map(_HELD_SEGMENT.fullmatch, record.holds) if held):
             with contextlib.suppress(DamagedFile):  # it has come to an end
                 reservation = segments.read_reservation(storage, number)
-                if reservation is not None:
-                    planned = read_table(storage, reservation.plan, ["uri"]).column("uri")
-                    found += [str(record)] if pc.any(pc.is_in(planned, wanted)).as_py() else []
+                if reservation is not None and _plans(storage, reservation, wanted):
+                    found.append(str(record))
     return found

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.edits.label_files import given_label, put, read_entry_labels, read_map
 from pipeline.errors import UnknownName, UsageError
+from pipeline.images.label_files import given_label, put, read_entry_labels, read_map
 from pipeline.images.uris import uri_of_path
 from pipeline.index.search import LiveEntries
 from pipeline.store.labels import (

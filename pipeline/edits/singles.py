@@ -5,7 +5,6 @@ nothing or everything. What lies in commits is folded into files now and then (s
 """
 
 import contextlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +13,13 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.edits.fold import fold_singles
-from pipeline.edits.label_files import given_label
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stream import Pixels, pixels_of_bytes
 from pipeline.errors import CommitConflict, SourceError, UsageError
-from pipeline.images.decode import Rejected, read_bytes
-from pipeline.images.uris import printable, uri_of_path
+from pipeline.images.decode import Rejected
+from pipeline.images.files import read_file
+from pipeline.images.label_files import given_label
+from pipeline.images.uris import printable, uri_of
 from pipeline.store.files import FileRef
 from pipeline.store.identity import Identity
 from pipeline.store.ids import first_id
@@ -147,10 +147,8 @@ def _single(entry_id: int, entry: NewEntry) -> Single:
 def _loaded(encoder: Encoder, image: bytes | str | Path) -> Pixels:
     if not isinstance(image, bytes | str | Path):
         raise SourceError(f"an image to add is a {type(image).__name__}: give a path, or the bytes of an image file")
-    if not isinstance(image, bytes) and "://" in str(image) and not str(image).startswith("file://"):
-        raise SourceError(f"{image} is not on this machine: download the image first and give its path")
     try:
-        data = image if isinstance(image, bytes) else read_bytes(_uri_of_file(image))
+        data = image if isinstance(image, bytes) else read_file(uri_of(str(image)))
         return pixels_of_bytes(data, encoder.identity.preprocessing)
     except Rejected as rejected:
         named = "given as bytes" if isinstance(image, bytes) else image
@@ -158,8 +156,4 @@ def _loaded(encoder: Encoder, image: bytes | str | Path) -> Pixels:
 
 
 def _own_uri(image: bytes | str | Path, sha256: str) -> str:
-    return f"sha256:{sha256}" if isinstance(image, bytes) else _uri_of_file(image)
-
-
-def _uri_of_file(path: str | Path) -> str:
-    return uri_of_path(os.path.abspath(os.path.expanduser(str(path).removeprefix("file://"))))
+    return f"sha256:{sha256}" if isinstance(image, bytes) else uri_of(str(image))

@@ -5,17 +5,25 @@ The same class works in this process and inside a Ray actor; it depends on neith
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from pipeline.embeddings.encoder import Encoder
-from pipeline.embeddings.stream import ImageFacts, embed_uris
-from pipeline.images.decode import Rejected
+from pipeline.embeddings.stream import ImageFacts, embed_items
+from pipeline.errors import SourceError
+from pipeline.images.containers import Container, images_in
+from pipeline.images.decode import MAX_FILE_BYTES, Rejected
+from pipeline.images.items import Item
+from pipeline.images.labels import Labels
+from pipeline.store.ids import MAX_ROWS, part_ids
 from pipeline.store.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
-from pipeline.store.segments import PartMark, Reservation, publish_part, read_plan
+from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_plan
 from pipeline.store.storage import Storage
+
+TOO_LARGE = Rejected("read", f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
 
 
 def available_cpus() -> int:
@@ -37,21 +45,45 @@ class PartEmbedder:
 
     def embed(self, part: int) -> PartMark:
         """Embed one part and publish it; the mark returned is the one that stands."""
-        plan = read_plan(self._storage, self._reservation, part)
-        uris = plan.column("uri").to_pylist()
-        vectors_ND = np.zeros((len(uris), self._reservation.identity.dimension), np.float16)
-        images: list[ImageFacts | Rejected] = []
-        for batch in embed_uris(self._encoder, uris, self._num_cpus, thumbnails=self._reservation.thumbnails):
-            vectors_ND[len(images) : len(images) + len(batch.images)] = batch.vectors_BD.astype(np.float16)
+        vectors, items, images = [], list[Item](), list[ImageFacts | Rejected]()
+        for batch in embed_items(self._encoder, self._items(part), self._num_cpus, thumbnails=self._with_thumbnails):
+            vectors.append(batch.vectors_BD.astype(np.float16))
+            # The bytes of a member have done their work.
+            items += [item if item.content is None else replace(item, content=None) for item in batch.items]
             images += batch.images
-        entry_ids = plan.column("id").to_numpy()
-        kept = np.array([row for row, image in enumerate(images) if isinstance(image, ImageFacts)], np.int64)
+        if len(items) > MAX_ROWS:
+            raise SourceError(f"{items[0].uri.partition('#')[0]} holds more than {MAX_ROWS:,} images: split it")
+        none_ND = np.empty((0, self._reservation.identity.dimension), np.float16)
+        tables = self._tables(part, np.concatenate([none_ND, *vectors]), items, images)
+        return publish_part(self._storage, self._reservation, part, *tables)
+
+    @property
+    def _with_thumbnails(self) -> bool:
+        return self._reservation.thumbnails
+
+    def _items(self, part: int) -> Iterator[Item]:
+        """The images of a part, those of a container as they are read."""
+        if part >= self._reservation.containers_from:
+            container = Container(**read_container(self._storage, self._reservation, part))
+            yield from images_in(container, Labels(self._reservation.labels))
+            return
+        plan = read_plan(self._storage, self._reservation, part)
+        columns = (plan.column(name).to_pylist() for name in ("uri", "label", "num_bytes"))
+        for uri, label, num_bytes in zip(*columns, strict=True):
+            yield Item(uri, label, TOO_LARGE if (num_bytes or 0) > MAX_FILE_BYTES else None)
+
+    def _tables(
+        self, part: int, vectors_ND: np.ndarray, items: Sequence[Item], images: Sequence[ImageFacts | Rejected]
+    ) -> tuple[pa.Table, pa.Table, pa.Table | None]:
+        """Entries, rejected images and thumbnails; their ids are their positions in the part."""
+        entry_ids = part_ids(self._reservation.number, part, len(items))
+        kept = [row for row, image in enumerate(images) if isinstance(image, ImageFacts)]
         facts = [image for image in images if isinstance(image, ImageFacts)]
         entries = pa.table(
             [
                 pa.array(entry_ids[kept]),
-                plan.column("uri").take(kept),
-                plan.column("label").take(kept),
+                pa.array([items[row].uri for row in kept], pa.string()),
+                pa.array([items[row].label for row in kept], pa.string()),
                 pa.array([self._reservation.dataset] * len(kept), pa.string()),
                 embedding_column(vectors_ND[kept]),
                 pa.array([image.sha256 for image in facts], pa.string()),
@@ -64,17 +96,16 @@ class PartEmbedder:
         rejected = pa.table(
             [
                 pa.array(np.delete(entry_ids, kept)),
-                pa.array([uris[row] for row, _ in rejects], pa.string()),
+                pa.array([items[row].uri for row, _ in rejects], pa.string()),
                 pa.array([reject.stage for _, reject in rejects], pa.string()),
                 pa.array([reject.reason for _, reject in rejects], pa.string()),
             ],
             schema=REJECTED,
         )
-        thumbnails = None
-        if self._reservation.thumbnails:
-            columns = [pa.array(entry_ids[kept]), pa.array([image.thumbnail for image in facts], pa.binary())]
-            thumbnails = pa.table(columns, schema=THUMBNAILS)
-        return publish_part(self._storage, self._reservation, part, entries, rejected, thumbnails)
+        if not self._with_thumbnails:
+            return entries, rejected, None
+        columns = [pa.array(entry_ids[kept]), pa.array([image.thumbnail for image in facts], pa.binary())]
+        return entries, rejected, pa.table(columns, schema=THUMBNAILS)
 
 
 def embed_here(

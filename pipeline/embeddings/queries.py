@@ -11,8 +11,9 @@ from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
 from pipeline.embeddings.stream import pixels_of_bytes
 from pipeline.errors import SourceError
-from pipeline.images.decode import Rejected, as_displayed, read_bytes
-from pipeline.images.uris import uri_of_path
+from pipeline.images.decode import Rejected, as_displayed
+from pipeline.images.files import is_remote, read_file
+from pipeline.images.uris import path_of_uri, uri_of
 from pipeline.store.identity import Preprocessing
 
 QueryImage = str | Path | bytes | Image.Image
@@ -43,15 +44,13 @@ def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray
             ) from rejected
     if not isinstance(image, str | Path):
         raise SourceError(f"a query image is a {type(image).__name__}: give a path, bytes, or a PIL image")
-    if "://" in str(image) and not str(image).startswith("file://"):
-        raise SourceError(f"{image} is not on this machine: download the image first and give its path")
-    path = os.path.abspath(os.path.expanduser(str(image).removeprefix("file://")))
-    if os.path.isdir(path):
-        raise SourceError(f"{path} is a folder: name image files, such as {os.path.join(str(image), '*.jpg')}")
-    uri = uri_of_path(path)
+    uri = uri_of(str(image))
+    place = uri if is_remote(uri) else path_of_uri(uri)
+    if os.path.isdir(place):
+        raise SourceError(f"{place} is a folder: name image files, such as {os.path.join(str(image), '*.jpg')}")
     try:
-        return pixels_of_bytes(read_bytes(uri), preprocessing).pixels_SS3, uri
+        return pixels_of_bytes(read_file(uri), preprocessing).pixels_SS3, uri
     except Rejected as rejected:
         raise SourceError(
-            f"the image {path} cannot be used ({rejected.reason}): check the path or the file"
+            f"the image {place} cannot be used ({rejected.reason}): check the path or the file"
         ) from rejected

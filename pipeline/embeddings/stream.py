@@ -1,25 +1,29 @@
-"""Images by uri to vectors in order, decoding the next batches while the model works on this one.
+"""Images of a source to vectors in order: fetching and decoding of the next batches go on while the model works on one.
 
 Batches are cut by position and have one fixed size: an image that cannot be read keeps its place, and the last batch is
 filled up, with black pixels whose vectors are thrown away. So a vector depends neither on which of its neighbours were
 readable nor on the number of threads (oneDNN picks other convolutions, and other last bits, for small batches).
 """
 
-import functools
+import itertools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
-from pipeline.images.decode import Rejected, decode, read_bytes
+from pipeline.images.decode import Rejected, decode
+from pipeline.images.files import is_remote, read_file
+from pipeline.images.items import Item
 from pipeline.images.thumbnails import thumbnail
 from pipeline.store.identity import Preprocessing
 
 BATCHES_AHEAD = 2
+FETCHES_AT_ONCE = 32  # of remote files, most of whose time is waiting
 
 
 @dataclass(frozen=True)
@@ -42,21 +46,14 @@ class Pixels:
 
 @dataclass(frozen=True)
 class EmbeddedBatch:
-    """Consecutive images: vectors float32 [B, D], and for each image its facts or why it was rejected.
+    """Consecutive images: vectors float32 [B, D], and for each item its facts or why it was rejected.
 
     The vector of a rejected image means nothing.
     """
 
     vectors_BD: np.ndarray
+    items: list[Item]
     images: list[ImageFacts | Rejected]
-
-
-def load_pixels(uri: str, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels | Rejected:
-    """Read, decode, resize and crop one image."""
-    try:
-        return pixels_of_bytes(read_bytes(uri), preprocessing, thumbnails=thumbnails)
-    except Rejected as rejected:
-        return rejected
 
 
 def pixels_of_bytes(data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels:
@@ -67,27 +64,52 @@ def pixels_of_bytes(data: bytes, preprocessing: Preprocessing, *, thumbnails: bo
     return Pixels(pixels_of(decoded.image, preprocessing), ImageFacts(decoded.sha256, width, height, small))
 
 
-def embed_uris(
-    encoder: Encoder, uris: Sequence[str], num_threads: int, *, thumbnails: bool = False
+def embed_items(
+    encoder: Encoder, items: Iterable[Item], num_threads: int, *, thumbnails: bool = False
 ) -> Iterator[EmbeddedBatch]:
-    """Embed images in order, in batches of the encoder's size, with `num_threads` threads reading and decoding."""
-    load = functools.partial(load_pixels, preprocessing=encoder.identity.preprocessing, thumbnails=thumbnails)
-    starts = range(0, len(uris), encoder.batch_size)
-    pending: deque[list[Future[Pixels | Rejected]]] = deque()
-    with ThreadPoolExecutor(num_threads, thread_name_prefix="decode") as pool:
-        try:
-            for start in starts:
-                batch = uris[start : start + encoder.batch_size]
-                pending.append([pool.submit(load, uri) for uri in batch])
-                if len(pending) > BATCHES_AHEAD:
-                    yield _embedded(encoder, pending.popleft())
-            while pending:
-                yield _embedded(encoder, pending.popleft())
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    """Embed images in order, in batches of the encoder's size, with `num_threads` threads decoding.
+
+    `items` is drawn from in a thread of its own, a few batches ahead. Raises what it raises, and StorageError.
+    """
+    with ExitStack() as stack:
+
+        def pool(threads: int, name: str) -> ThreadPoolExecutor:
+            executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+            stack.callback(executor.shutdown, wait=True, cancel_futures=True)
+            return executor
+
+        fetching, decoding = pool(FETCHES_AT_ONCE, "fetch"), pool(num_threads, "decode")
+        reading = pool(1, "read")  # shut down first: it gives work to the others
+        rest = iter(items)
+
+        def load(item: Item, fetched: Future[bytes] | None) -> Pixels | Rejected:
+            try:
+                data = fetched.result() if fetched else item.content
+                if isinstance(data, Rejected):
+                    return data
+                data = read_file(item.uri) if data is None else data
+                return pixels_of_bytes(data, encoder.identity.preprocessing, thumbnails=thumbnails)
+            except Rejected as rejected:
+                return rejected
+
+        def next_batch() -> tuple[list[Item], list[Future[Pixels | Rejected]]]:
+            batch = list(itertools.islice(rest, encoder.batch_size))
+            remote = [item.content is None and is_remote(item.uri) for item in batch]
+            fetched = [
+                fetching.submit(read_file, item.uri) if far else None for item, far in zip(batch, remote, strict=True)
+            ]
+            return batch, [decoding.submit(load, *pair) for pair in zip(batch, fetched, strict=True)]
+
+        ahead = deque(reading.submit(next_batch) for _ in range(BATCHES_AHEAD + 1))
+        while True:
+            batch, futures = ahead.popleft().result()
+            if not batch:
+                return
+            ahead.append(reading.submit(next_batch))
+            yield _embedded(encoder, batch, futures)
 
 
-def _embedded(encoder: Encoder, futures: list[Future[Pixels | Rejected]]) -> EmbeddedBatch:
+def _embedded(encoder: Encoder, items: list[Item], futures: list[Future[Pixels | Rejected]]) -> EmbeddedBatch:
     crop = encoder.identity.preprocessing.crop
     batch_BSS3 = np.zeros((encoder.batch_size, crop, crop, 3), np.uint8)
     images: list[ImageFacts | Rejected] = []
@@ -98,4 +120,4 @@ def _embedded(encoder: Encoder, futures: list[Future[Pixels | Rejected]]) -> Emb
             images.append(loaded.facts)
         else:
             images.append(loaded)
-    return EmbeddedBatch(encoder.embed(batch_BSS3)[: len(images)], images)
+    return EmbeddedBatch(encoder.embed(batch_BSS3)[: len(images)], items, images)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from pipeline.images.uris import path_of_uri
-
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # "JPEG" opens MPO too
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb: twice 1 GiB / 4 / 3 pixels
+MAX_FILE_BYTES = 512 << 20  # an image file beyond that is rejected unread
 ORIENTATION_TAG = 0x0112
 
 _TRANSPOSITIONS = {
@@ -44,20 +43,6 @@ class Decoded:
 
     image: Image.Image
     sha256: str
-
-
-def read_bytes(uri: str) -> bytes:
-    """The bytes of an image. Raises Rejected at stage "read"."""
-    try:
-        with open(path_of_uri(uri), "rb") as stream:
-            data = stream.read()
-    except FileNotFoundError as error:
-        raise Rejected("read", "there is no such file") from error
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise Rejected("read", f"the file cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not data:
-        raise Rejected("read", "the file is empty")
-    return data
 
 
 def decode(data: bytes) -> Decoded:

@@ -5,7 +5,9 @@ import io
 
 from PIL import Image
 
-from pipeline.images.decode import Rejected, decode, read_bytes
+from pipeline.errors import SourceError, StorageError
+from pipeline.images.containers import read_image
+from pipeline.images.decode import Rejected, decode
 
 JPEG_QUALITY = 80
 KEPT_PIXELS = 112  # a side of the thumbnails kept in a memory: about 3 KB each
@@ -30,8 +32,8 @@ def thumbnail(image: Image.Image, pixels: int = KEPT_PIXELS) -> bytes:
 def thumbnail_of(uri: str, pixels: int) -> bytes | None:
     """The thumbnail of the image at `uri`; None when its file is gone or unreadable."""
     try:
-        return thumbnail(decode(read_bytes(uri)).image, pixels)
-    except Rejected:
+        return thumbnail(decode(read_image(uri)).image, pixels)
+    except (Rejected, SourceError, StorageError):
         return None
 
 

@@ -16,6 +16,14 @@ def uri_of_path(path: str) -> str:
     return _RESERVED.sub(lambda found: f"%{os.fsencode(found[0])[0]:02X}", path)
 
 
+def uri_of(place: str) -> str:
+    """The uri of what a user names by a path, absolute or not, or by a URI of fsspec, in which nothing is encoded."""
+    scheme, found, key = place.partition("://")
+    if found and scheme != "file":
+        return f"{scheme}://{uri_of_path(key)}"
+    return uri_of_path(os.path.abspath(os.path.expanduser(place.removeprefix("file://"))))
+
+
 def printable(name: str) -> str:
     """A file name as a label or a dataset's name: as it is, but for undecodable bytes, which are percent-encoded."""
     return _UNDECODABLE.sub(lambda found: f"%{os.fsencode(found[0])[0]:02X}", name)

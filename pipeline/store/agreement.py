@@ -126,7 +126,7 @@ class Agreement:
         planned = self._ids(segment.plan) if segment.plan is not None else _NONE
         entries, rejected = self._entries(state, segment), self._all(segment.rejected)
         for found, told, thing in (
-            (planned, segment.planned, "planned images"),
+            (planned if segment.containers_from is None else None, segment.planned, "planned images"),
             (entries, segment.num_entries, "entries"),
             (rejected, segment.num_rejected, "rejected images"),
         ):
@@ -136,7 +136,7 @@ class Agreement:
             return
         if len(planned) and (planned[0] >> 39 != segment.number or planned[-1] >> 39 != segment.number):
             yield f"has a plan of {name} with ids of another"
-        if not np.array_equal(np.sort(np.concatenate([entries, rejected])), planned):
+        if not np.array_equal(_planned_one_by_one(segment, np.sort(np.concatenate([entries, rejected]))), planned):
             yield f"has other entries and rejected images in {name} than were planned"
         pictures = self._all(segment.thumbnails)
         if pictures is not None and not np.isin(pictures, entries).all():
@@ -291,3 +291,10 @@ def _files_of(state: State, segment: Segment) -> list[RowsFile]:
     """The files that entries of a segment lie in; packs hold those of others too."""
     first, last = first_id(segment.number, 0), first_id(segment.number + 1, 0) - 1
     return [*segment.entries, *(file for file in state.packs if file.last_id >= first and file.first_id <= last)]
+
+
+def _planned_one_by_one(segment: Segment, ids_N: np.ndarray) -> np.ndarray:
+    """Those of some ids, ascending, that are not of images in containers."""
+    if segment.containers_from is None:
+        return ids_N
+    return ids_N[: np.searchsorted(ids_N, first_id(segment.number, segment.containers_from))]

@@ -41,14 +41,21 @@ S3_OPTIONS = {
 }
 
 
+def file_system_of(scheme: str) -> Any:
+    """A file system of fsspec as memories and sources use it. Raises ValueError or ImportError where there is none."""
+    scheme = SCHEMES.get(scheme, scheme)
+    fresh = {"use_listings_cache": False, "skip_instance_cache": True}  # other processes write there too
+    files: Any = fsspec.filesystem(scheme, **fresh, **(S3_OPTIONS if scheme == "s3" else {}))
+    if scheme == "s3":
+        files.retries = ATTEMPTS
+    return files
+
+
 class _Here:
     """What belongs to one process: a fork has neither its parent's connections nor the right to its copies."""
 
     def __init__(self, scheme: str) -> None:
-        fresh = {"use_listings_cache": False, "skip_instance_cache": True}  # other processes write there too
-        self.files: Any = fsspec.filesystem(scheme, **fresh, **(S3_OPTIONS if scheme == "s3" else {}))
-        if scheme == "s3":
-            self.files.retries = ATTEMPTS
+        self.files = file_system_of(scheme)
         self.copies = Copies()
         self.probing = threading.Lock()
 

@@ -9,6 +9,8 @@ REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "Expir
 DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
 ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 NO_ROOM = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "500", "InternalError"}
+BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "RequestLimitExceeded", "Throttling"}
+BUSY |= {"ThrottlingException", "TooManyRequests", "BandwidthLimitExceeded", "429", "500", "502", "503", "504"}
 UNSUPPORTED = {"NotImplemented", "501", "MethodNotAllowed", "405"}
 
 _NO_CREDENTIALS = (
@@ -26,6 +28,11 @@ def code_of(error: BaseException) -> str:
     """What S3 calls an error, which s3fs keeps as the cause of its own; empty for those that did not come from S3."""
     answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     return str(answer.get("Error", {}).get("Code", "")) if isinstance(answer, dict) else ""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the store answered that it can not now, rather than that it will not."""
+    return code_of(error) in BUSY
 
 
 def explanation(error: Exception, uri: str, doing: str, where: str) -> str:

@@ -30,6 +30,17 @@ PLAN = pa.schema(
         pa.field("modified", pa.timestamp("us", tz="UTC")),
     ]
 )
+CONTAINERS = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("num_bytes", pa.int64()),
+        pa.field("modified", pa.timestamp("us", tz="UTC")),
+        pa.field("first_group", pa.int64()),
+        pa.field("num_groups", pa.int64()),
+        pa.field("images", pa.int64()),
+    ]
+)
 REJECTED = pa.schema(
     [
         pa.field("id", pa.int64(), nullable=False),

@@ -9,9 +9,10 @@ import contextlib
 import json
 import secrets
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import DamagedFile
@@ -20,9 +21,11 @@ from pipeline.store.files import FileRef, RowsFile, checked_path, describe
 from pipeline.store.identity import Identity
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import (
+    CONTAINERS,
     FORMAT,
     PLAN,
     REJECTED,
+    ROW_GROUP_ROWS,
     THUMBNAILS,
     entries_schema,
     read_table,
@@ -38,7 +41,11 @@ GIVEN_UP = "given_up.json"
 
 
 class Reservation(BaseModel):
-    """What `segment.json` says: whose work this is, so that the same command can continue it."""
+    """What `segment.json` says: whose work this is, so that the same command can continue it.
+
+    `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
+    images are counted when it is read. `known_inside` of them are known to be there.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,12 +57,21 @@ class Reservation(BaseModel):
     identity: Identity
     planned: int
     rows_per_part: int
-    plan: FileRef
+    plan: FileRef | None
     thumbnails: bool = False
+    labels: str = "folder"
+    containers: FileRef | None = None
+    num_containers: int = 0
+    known_inside: int = 0
+
+    @property
+    def containers_from(self) -> int:
+        """The first part that is a container; those before are of image files."""
+        return -(-self.planned // self.rows_per_part)
 
     @property
     def num_parts(self) -> int:
-        return -(-self.planned // self.rows_per_part)
+        return self.containers_from + self.num_containers
 
 
 class PartMark(BaseModel):
@@ -91,16 +107,22 @@ def reserve(
     identity: Identity,
     lease: Lease,
     thumbnails: bool = False,
+    containers: pa.Table | None = None,
+    labels: str = "folder",
 ) -> Reservation:
     """Freeze a plan under the next free segment number, and hold the segment's folder.
 
-    `images` has the columns of PLAN but for `id`, in the order to be kept; at least one row.
+    `images` has the columns of PLAN but for `id`, and `containers` those of CONTAINERS, in the order to be kept; at
+    least one row between them. Raises UsageError for more than an id can count.
     """
     rows = ids.rows_per_part(images.num_rows)
     number = _next_number(storage)
+    num_containers = containers.num_rows if containers is not None else 0
     while True:
         folder = segment_folder(number)
+        ids.first_id(number, -(-images.num_rows // rows) + num_containers)
         plan = _write_plan(storage, f"{folder}plan/{lease.nonce}.parquet", images, number, rows)
+        inside = _write_containers(storage, f"{folder}containers/{lease.nonce}.parquet", containers)
         reservation = Reservation(
             number=number,
             fingerprint=fingerprint,
@@ -111,11 +133,15 @@ def reserve(
             rows_per_part=rows,
             plan=plan,
             thumbnails=thumbnails,
+            labels=labels,
+            containers=inside,
+            num_containers=num_containers,
+            known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
         )
         try:
             storage.create(f"{folder}{DESCRIPTION}", reservation.model_dump_json(indent=1).encode())
         except AlreadyExists:
-            storage.delete([plan.path])
+            storage.delete([file.path for file in (plan, inside) if file])
             number += 1
         else:
             lease.hold(folder)
@@ -182,22 +208,34 @@ def read_reservation(storage: Storage, number: int) -> Reservation | None:
 
 
 def read_plan(storage: Storage, reservation: Reservation, part: int) -> pa.Table:
-    """The planned rows of one part, in order."""
+    """The planned rows of one part of image files, in order."""
+    if reservation.plan is None or part >= reservation.containers_from:
+        raise AssertionError(f"part {part} is a container")
     return read_table(storage, reservation.plan, row_group=part)
+
+
+def read_container(storage: Storage, reservation: Reservation, part: int) -> dict:
+    """The container that a part is: a row of CONTAINERS."""
+    if reservation.containers is None or part < reservation.containers_from:
+        raise AssertionError(f"part {part} is one of image files")
+    row = part - reservation.containers_from
+    group, within = divmod(row, ROW_GROUP_ROWS)
+    table = read_table(storage, reservation.containers, row_group=group)
+    [found] = table.slice(within, 1).to_pylist()
+    return dict(found)
 
 
 def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark]:
     """The marks of the parts that are done, by part. Raises DamagedFile for one that, or whose files, are not whole."""
-    folder = f"{segment_folder(reservation.number)}done"
     marks = {}
-    for name in storage.list(folder):
-        mark = _read_mark(storage, f"{folder}/{name}")
+    for path in marks_of(storage, reservation):
+        mark = read_mark(storage, path)
         for file in (mark.entries, mark.rejected, mark.thumbnails):
             if file is not None:
                 try:
                     checked_path(storage, file)
                 except DamagedFile as error:
-                    raise _damaged(storage, f"{folder}/{name}") from error
+                    raise _damaged(storage, path) from error
         marks[mark.part] = mark
     return marks
 
@@ -213,9 +251,10 @@ def publish_part(
     """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
     attempt = secrets.token_hex(6)
     folder = segment_folder(reservation.number)
-    planned = min(reservation.rows_per_part, reservation.planned - part * reservation.rows_per_part)
-    if entries.num_rows + rejected.num_rows != planned:
-        raise AssertionError(f"part {part} has {entries.num_rows} + {rejected.num_rows} rows of {planned} planned")
+    planned = entries.num_rows + rejected.num_rows
+    left = reservation.planned - part * reservation.rows_per_part
+    if left > 0 and planned != min(reservation.rows_per_part, left):
+        raise AssertionError(f"part {part} has {planned} rows, which is not as planned")
 
     def written(kind: str, table: pa.Table) -> RowsFile | None:
         if not table.num_rows:
@@ -235,16 +274,32 @@ def publish_part(
     try:
         storage.create(path, mark.model_dump_json(indent=1).encode())
     except AlreadyExists:
-        return _read_mark(storage, path)
+        return read_mark(storage, path)
     return mark
+
+
+def planned_images(reservation: Reservation, marks: Iterable[PartMark]) -> int:
+    """Images that were planned, those found in containers so far included."""
+    found = sum(mark.planned for mark in marks if mark.part >= reservation.containers_from)
+    return reservation.planned + max(found, reservation.known_inside)
 
 
 def _next_number(storage: Storage) -> int:
     return max(reserved(storage), default=0) + 1
 
 
-def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows: int) -> FileRef:
+def _write_containers(storage: Storage, path: str, containers: pa.Table | None) -> FileRef | None:
+    if containers is None or not containers.num_rows:
+        return None
+    with storage.publishing(path) as local:
+        write_table(containers.cast(CONTAINERS), local)
+        return describe(path, local, containers.num_rows)
+
+
+def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows: int) -> FileRef | None:
     num_rows = images.num_rows
+    if not num_rows:
+        return None
     entry_ids = [
         pa.array(ids.part_ids(number, part, min(rows, num_rows - part * rows))) for part in range(-(-num_rows // rows))
     ]
@@ -254,7 +309,14 @@ def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows
         return describe(path, local, num_rows)
 
 
-def _read_mark(storage: Storage, path: str) -> PartMark:
+def marks_of(storage: Storage, reservation: Reservation) -> list[str]:
+    """The paths of the completion marks there are."""
+    folder = f"{segment_folder(reservation.number)}done"
+    return [f"{folder}/{name}" for name in storage.list(folder)]
+
+
+def read_mark(storage: Storage, path: str) -> PartMark:
+    """A completion mark. Raises DamagedFile."""
     try:
         return PartMark.model_validate_json(storage.read(path))
     except ValidationError as error:

@@ -25,7 +25,8 @@ class Segment(_Frozen):
     """All parts of one `add`; entries + rejected = planned.
 
     `identity` is the encoder's fingerprint, `fingerprint` is over source, options and identity. `entries` is empty once
-    they were compacted into packs. The segment of single adds has no plan, and grows.
+    they were compacted into packs. The segment of single adds has no plan, and grows. Images that were not planned one
+    by one lie in `containers`, the parts from `containers_from` on.
     """
 
     number: int
@@ -40,6 +41,8 @@ class Segment(_Frozen):
     entries: tuple[RowsFile, ...]
     rejected: tuple[RowsFile, ...]
     thumbnails: tuple[RowsFile, ...] = ()
+    containers: FileRef | None = None
+    containers_from: int | None = None
 
 
 class Single(_Frozen):

@@ -23,7 +23,7 @@ from jobs.on_ray import start_ray
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.parts import available_cpus
-from pipeline.embeddings.stream import Pixels, load_pixels
+from pipeline.embeddings.stream import Pixels, pixels_of_bytes
 from pipeline.visual_memory import VisualMemory
 
 ENCODER = "tf_efficientnet_lite0"
@@ -43,16 +43,20 @@ def model_alone(encoder: Encoder, batch: int, threads: int, seconds: float = 3.0
 
 def bare_loop(encoder: Encoder, paths: list[str], batch: int) -> float:
     torch.set_num_threads(available_cpus())
-    preprocessing = encoder.identity.preprocessing
+
+    def load(path: str) -> Pixels:
+        with open(path, "rb") as stream:
+            return pixels_of_bytes(stream.read(), encoder.identity.preprocessing)
+
     began = time.perf_counter()
     with ThreadPoolExecutor(available_cpus()) as pool:
         starts = range(0, len(paths), batch)
-        ahead = [pool.submit(load_pixels, path, preprocessing) for path in paths[:batch]]
+        ahead = [pool.submit(load, path) for path in paths[:batch]]
         for start in starts:
             current, following = ahead, paths[start + batch : start + 2 * batch]
-            ahead = [pool.submit(load_pixels, path, preprocessing) for path in following]
+            ahead = [pool.submit(load, path) for path in following]
             loaded = [future.result() for future in current]
-            encoder.embed(np.stack([image.pixels_SS3 for image in loaded if isinstance(image, Pixels)]))
+            encoder.embed(np.stack([image.pixels_SS3 for image in loaded]))
     return len(paths) / (time.perf_counter() - began)
 
 

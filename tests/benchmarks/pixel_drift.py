@@ -19,8 +19,7 @@ from timm.data import create_transform
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
-from pipeline.images.decode import Rejected, decode, read_bytes
-from pipeline.images.uris import uri_of_path
+from pipeline.images.decode import Rejected, decode
 
 
 def main() -> None:
@@ -36,7 +35,7 @@ def main() -> None:
     for path in sorted(arguments.images.rglob("*.*")):
         began = time.perf_counter()
         try:
-            images.append(decode(read_bytes(uri_of_path(str(path)))).image)
+            images.append(decode(path.read_bytes()).image)
         except Rejected:
             continue
         seconds["decode"] += time.perf_counter() - began

@@ -12,10 +12,11 @@ from PIL import Image
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.queries import embed_images
-from pipeline.embeddings.stream import ImageFacts, Pixels, embed_uris, load_pixels
+from pipeline.embeddings.stream import ImageFacts, Pixels, embed_items, pixels_of_bytes
 from pipeline.embeddings.weights import weights_of, weights_sha256
 from pipeline.errors import DamagedFile, EncoderError
 from pipeline.images.decode import Rejected
+from pipeline.images.items import Item
 from pipeline.store.local import LocalStorage
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.images.pictures import gradient
@@ -150,10 +151,10 @@ def test_wrong_encoders_are_named(choice: EncoderChoice, message: str, weights: 
 
 def test_an_unreadable_image_does_not_touch_its_neighbours(encoder: Encoder, digits: Path) -> None:
     paths = [str(path) for path in sorted((digits / "remember").rglob("*.png"))[:20]]
-    [*clean] = embed_uris(encoder, paths, 2)
+    [*clean] = embed_items(encoder, [Item(path, None) for path in paths], 2)
     with_gap = [*paths]
     with_gap[3] = "/nowhere.png"
-    [*gap] = embed_uris(encoder, with_gap, 2)
+    [*gap] = embed_items(encoder, [Item(path, None) for path in with_gap], 2)
     vectors, gapped = (np.concatenate([batch.vectors_BD for batch in batches]) for batches in (clean, gap))
     keep = np.arange(20) != 3
     assert (vectors[keep] == gapped[keep]).all()
@@ -164,7 +165,7 @@ def test_an_unreadable_image_does_not_touch_its_neighbours(encoder: Encoder, dig
 
 def test_loaded_pixels_say_what_an_entry_keeps(encoder: Encoder, digits: Path) -> None:
     path = next((digits / "ask/0").iterdir())
-    loaded = load_pixels(str(path), encoder.identity.preprocessing)
+    loaded = pixels_of_bytes(path.read_bytes(), encoder.identity.preprocessing)
     assert isinstance(loaded, Pixels)
     assert (loaded.facts.width, loaded.facts.height) == (28, 28)
     assert loaded.pixels_SS3.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)

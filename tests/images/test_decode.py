@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from pipeline.images.decode import Decoded, Rejected, decode, read_bytes
+from pipeline.images.decode import Decoded, Rejected, decode
+from pipeline.images.files import read_file
 from pipeline.images.uris import uri_of_path
 from tests.images.pictures import bomb, encoded, gradient, write_assortment
 
@@ -166,14 +167,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         (".", "cannot be read"),
     ):
         with pytest.raises(Rejected, match=reason) as caught:
-            read_bytes(uri_of_path(str(tmp_path / name)))
+            read_file(uri_of_path(str(tmp_path / name)))
         assert caught.value.stage == "read"
 
 
 def test_the_assortment_is_as_good_as_it_says(tmp_path: Path) -> None:
     for name, good in write_assortment(tmp_path).items():
         try:
-            decode(read_bytes(str(tmp_path / name)))
+            decode(read_file(str(tmp_path / name)))
             assert good, name
         except Rejected:
             assert not good, name

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import http.client
 import multiprocessing
 import os
 import pickle
@@ -10,11 +9,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,9 +21,8 @@ from pipeline.store import objects
 from pipeline.store.objects import ObjectStorage
 from pipeline.store.places import open_storage
 from pipeline.store.storage import AlreadyExists, Storage
+from tests.store.proxy import Judge, behind_proxy
 from tests.store.seaweed import SeaweedFS, free_ports
-
-Judge = Callable[[str, str, int], int | None]
 
 
 @pytest.fixture
@@ -34,66 +30,6 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where copies are made, for this test alone."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     return tmp_path
-
-
-class Proxy(ThreadingHTTPServer):
-    """Stands before the server; `judge` turns its answer's status into another, or into None: no answer at all."""
-
-    daemon_threads = True
-
-    def __init__(self, behind: str, judge: Judge) -> None:
-        self.behind, self.judge = behind.removeprefix("http://"), judge
-        super().__init__(("127.0.0.1", 0), ProxyHandler)
-        self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class ProxyHandler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Proxy
-
-    def forward(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        server = http.client.HTTPConnection(self.server.behind, timeout=30)
-        server.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
-        for name, value in self.headers.items():
-            if name.lower() not in {"expect", "connection"}:
-                server.putheader(name, value)
-        server.endheaders(body)
-        answer = server.getresponse()
-        content = answer.read()
-        server.close()
-        status = self.server.judge(self.command, self.path, answer.status)
-        if status is None:
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        if status != answer.status:
-            content = b""  # what it said belongs to the other status
-        self.send_response_only(status)
-        for name, value in answer.getheaders():
-            if name.lower() not in {"content-length", "connection", "transfer-encoding"}:
-                self.send_header(name, value)
-        length = answer.getheader("Content-Length", "0") if self.command == "HEAD" else len(content)
-        self.send_header("Content-Length", str(length))
-        self.end_headers()
-        self.wfile.write(content)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward
-
-    def log_request(self, *_: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def behind_proxy(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, judge: Judge) -> Iterator[None]:
-    proxy = Proxy(s3.endpoint, judge)
-    threading.Thread(target=proxy.serve_forever, daemon=True).start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-    try:
-        yield
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
 
 
 def test_another_file_system_serves_as_well(monkeypatch: pytest.MonkeyPatch, copies: Path) -> None:

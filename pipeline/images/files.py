@@ -1,0 +1,148 @@
+"""Reading the files of a source, on this machine or through fsspec.
+
+What may pass (a lost connection, a store that is busy) is tried again with back-off and jitter, and then ends the run,
+which goes on where it was when repeated. What stays (no such file, no right to read it) rejects the one image.
+"""
+
+import functools
+import io
+import os
+import random
+import time
+from collections.abc import Callable
+from typing import Any, BinaryIO, TypeVar
+
+from pipeline.errors import SourceError, StorageError
+from pipeline.images.decode import MAX_FILE_BYTES, Rejected
+from pipeline.images.uris import path_of_uri
+
+ATTEMPTS = 5  # each of them three requests where botocore asks
+FIRST_WAIT = 0.2  # seconds at most, doubled with each attempt
+STREAM_BLOCK = 8 << 20
+
+Answer = TypeVar("Answer")
+
+
+def is_remote(uri: str) -> bool:
+    """Whether a uri is of another place than this machine's file system."""
+    return "://" in uri and not uri.startswith("file://")
+
+
+def read_file(uri: str) -> bytes:
+    """The bytes of the file at a uri. Raises Rejected at stage "read", or StorageError."""
+    data = retrying(lambda: _remote_bytes(uri), uri) if is_remote(uri) else _local_bytes(path_of_uri(uri))
+    if not data:
+        raise Rejected("read", "the file is empty")
+    return data
+
+
+def open_file(uri: str) -> BinaryIO:
+    """A seekable stream of the file at a uri. Raises Rejected at stage "read", or StorageError."""
+    if not is_remote(uri):
+        try:
+            return open(path_of_uri(uri), "rb")  # the caller closes it
+        except OSError as error:
+            raise _unreadable(error) from error
+
+    return io.BufferedReader(_RemoteFile(uri), STREAM_BLOCK)
+
+
+def file_system(uri: str) -> tuple[Any, str]:
+    """The fsspec file system of a remote uri, and the path on it. Raises SourceError for one that is not known."""
+    scheme, _, _ = uri.partition("://")
+    try:
+        files = _file_system((scheme.lower(), os.getpid()))  # a fork has no part in its parent's connections
+    except (ValueError, ImportError) as error:
+        raise SourceError(f"{uri} cannot be read ({error}): give a path, or a URI that fsspec knows") from error
+    return files, str(files._strip_protocol(path_of_uri(uri)))  # fsspec has no other name for it
+
+
+@functools.lru_cache(maxsize=8)
+def _file_system(key: tuple[str, int]) -> Any:
+    from pipeline.store.objects import file_system_of
+
+    return file_system_of(key[0])
+
+
+def _local_bytes(path: str) -> bytes:
+    try:
+        with open(path, "rb") as stream:
+            if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
+                raise Rejected("read", f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
+            return stream.read()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise _unreadable(error) from error
+
+
+def _unreadable(error: OSError | ValueError) -> Rejected:
+    if isinstance(error, FileNotFoundError):
+        return Rejected("read", "there is no such file")
+    return Rejected("read", f"the file cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _remote_bytes(uri: str) -> bytes:
+    files, path = file_system(uri)
+    # One stream is one request: with more, s3fs asks for the size first, which for small files takes as long again.
+    one_request = {"max_concurrency": 1} if "s3" in files.protocol else {}
+    return bytes(files.cat_file(path, **one_request))
+
+
+class _RemoteFile(io.RawIOBase):
+    """A remote file read in ranges, each of them tried again where the connection broke."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._files, self._path = file_system(uri)
+        self._size = int(retrying(lambda: self._files.info(self._path)["size"], uri))
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._at + len(buffer), self._size)
+        if end <= self._at:
+            return 0
+        start = self._at
+        data = retrying(lambda: self._files.cat_file(self._path, start=start, end=end), self._uri)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def retrying(ask: Callable[[], Answer], uri: str) -> Answer:
+    """What `ask` answers about a remote uri, asked again while it may. Raises Rejected, SourceError or StorageError."""
+    from pipeline.store.refusals import DENIED, REFUSED, code_of, explanation, is_transient
+
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return ask()
+        except (Rejected, SourceError):
+            raise
+        except Exception as error:  # every file system of fsspec has an error tree of its own
+            code = code_of(error)
+            if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
+                raise Rejected("read", "there is no such file") from error
+            if code in REFUSED:
+                raise StorageError(explanation(error, uri, "read", uri)) from error
+            if code in DENIED or isinstance(error, PermissionError):
+                raise Rejected("read", "these credentials may not read it") from error
+            if code and not is_transient(error):
+                raise Rejected("read", f"the store does not give it out ({code})") from error
+            if attempt == ATTEMPTS:
+                raise StorageError(
+                    f"{uri} could not be read in {ATTEMPTS} attempts ({explanation(error, uri, 'read', uri)}), and "
+                    "what was done before is kept"
+                ) from error
+            time.sleep(random.uniform(0, FIRST_WAIT) * 2**attempt)  # noqa: S311, it need only part the readers
+    raise AssertionError("the last attempt returns or raises")

@@ -1,0 +1,302 @@
+"""Parquet files with the bytes of images in a column, read a few rows at a time.
+
+An error of the stream itself, such as a lost connection, is the caller's and passes through unchanged: pyarrow turns
+it into an OSError like that of a damaged page, hence the wrapper that remembers it.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, TypeVar
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import SourceError
+from pipeline.images.decode import MAX_FILE_BYTES, Rejected
+from pipeline.images.items import Item
+from pipeline.images.labels import column_of, text_of
+
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data")  # the first one wins
+LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
+MAX_GROUP_ROWS = 1 << 20  # rows of a part, 20 bits of an id: a row group is never divided
+BATCH_ROWS = 64
+BATCH_BYTES = 32 << 20  # of images in one batch, as far as their mean size tells
+BUFFER_BYTES = 1 << 20  # without a buffer pyarrow reads the whole column of a row group at once
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """Where a file keeps its images and labels.
+
+    `image` is a binary column, or `in_struct` a struct {bytes, path} as Hugging Face writes it; `label` is None for
+    images without labels; `label_names` are the names that the integers of a Hugging Face ClassLabel stand for.
+    """
+
+    image: str
+    in_struct: bool
+    label: str | None
+    label_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the footer of a file says: its columns, and the number of rows in each row group."""
+
+    uri: str
+    columns: ImageColumns
+    rows: tuple[int, ...]
+
+
+def inspect(stream: BinaryIO, uri: str, labels: str) -> Layout:
+    """The layout of a Parquet file, from its footer alone; `stream` must be seekable.
+
+    `labels` is "none", "column:NAME", or "folder" for a column that is named as labels are. Raises SourceError for a
+    file that is not Parquet, without an image column or with several, or without NAME; and what the stream raises.
+    """
+    file = _open(_Source(stream), uri)
+    return Layout(uri, _columns(file.schema_arrow, uri, labels), _rows(file))
+
+
+def slices(layout: Layout, rows: int) -> list[tuple[int, int]]:
+    """Runs of whole row groups as (first_group, num_groups), each of at most `rows` rows or of a single row group.
+
+    Raises SourceError for a row group of more than `MAX_GROUP_ROWS`.
+    """
+    runs: list[tuple[int, int]] = []
+    taken = 0
+    for group, num_rows in enumerate(layout.rows):
+        if num_rows > MAX_GROUP_ROWS:
+            raise SourceError(
+                f"{layout.uri} has a row group of {num_rows:,} rows, more than {MAX_GROUP_ROWS:,}: write it with "
+                "smaller row groups"
+            )
+        if runs and taken + num_rows <= rows:
+            runs[-1] = (runs[-1][0], runs[-1][1] + 1)
+            taken += num_rows
+        else:
+            runs.append((group, 1))
+            taken = num_rows
+    return runs
+
+
+def read_parquet(stream: BinaryIO, uri: str, layout: Layout, first_group: int, num_groups: int) -> Iterator[Item]:
+    """The images of some row groups, one `Item` for each row the footer counts, in order; `stream` must be seekable.
+
+    An image's uri ends in its row's number in the whole file, from 0. From the damage in a row group on, the rows of
+    that group are rejected. Raises SourceError when the file is not the one `layout` describes, and what the stream
+    raises.
+    """
+    source = _Source(stream)
+    file = _open(source, uri)
+    label = layout.columns.label
+    columns = _columns(file.schema_arrow, uri, "none" if label is None else f"column:{label}")
+    if (columns, _rows(file)) != (layout.columns, layout.rows):
+        raise SourceError(f"{uri} has changed since it was listed: add it again")
+    row = sum(layout.rows[:first_group])
+    for group in range(first_group, first_group + num_groups):
+        for label, content in _contents(file, source, layout, group):
+            yield Item(f"{uri}#row={row}", label, content)
+            row += 1
+
+
+def _contents(
+    file: pq.ParquetFile, source: "_Source", layout: Layout, group: int
+) -> Iterator[tuple[str | None, bytes | Rejected]]:
+    """Label and bytes of each row of a row group, as many as the footer says."""
+    columns, left = layout.columns, layout.rows[group]
+    image = f"{columns.image}.bytes" if columns.in_struct else columns.image
+    clause = "it has fewer rows than the footer says"
+    try:
+        for batch in file.iter_batches(
+            _batch_rows(file, group, image),
+            row_groups=[group],
+            columns=[image] if columns.label is None else [image, columns.label],
+            use_threads=False,
+        ):
+            images = batch.column(batch.schema.get_field_index(columns.image))
+            if columns.in_struct:
+                images = pc.struct_field(images, "bytes")
+            for label, content in list(zip(_texts(batch, columns), images, strict=True))[:left]:
+                yield label, _content(content)
+                left -= 1
+    except MemoryError:  # pyarrow's is an ArrowException too, but it says nothing about the file
+        raise
+    except (pa.ArrowException, OSError) as error:
+        if source.lost is not None:
+            raise source.lost from None
+        clause = " ".join(str(error).split()).rstrip(".")
+    for _ in range(left):
+        yield None, Rejected("read", f"the row group is damaged: {clause}")
+
+
+def _content(scalar: pa.Scalar) -> bytes | Rejected:
+    if not scalar.is_valid:
+        return Rejected("read", "there are no bytes in the row")
+    buffer = scalar.as_buffer()
+    if buffer.size > MAX_FILE_BYTES:
+        return Rejected("read", f"{buffer.size:,} bytes is more than {MAX_FILE_BYTES:,}")
+    return bytes(buffer.to_pybytes()) if buffer.size else Rejected("read", "the file is empty")
+
+
+def _texts(batch: pa.RecordBatch, columns: ImageColumns) -> list[str | None]:
+    """The labels of a batch, as text."""
+    if columns.label is None:
+        return [None] * batch.num_rows
+    labels = batch.column(batch.schema.get_field_index(columns.label))
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.dictionary_decode()
+    if _is_text(labels.type):  # by way of bytes, because nobody has checked that the text is UTF-8
+        found = labels.cast(pa.large_binary()).to_pylist()
+        return [None if text is None else text_of(text.decode(errors="replace")) for text in found]
+    names = columns.label_names or ()
+    return [text_of(names[v] if names and v is not None and 0 <= v < len(names) else v) for v in labels.to_pylist()]
+
+
+def _batch_rows(file: pq.ParquetFile, group: int, path: str) -> int:
+    """How many rows of a row group to read at once, so that large images do not fill the memory."""
+    rows = file.metadata.row_group(group)
+    chunks = (rows.column(number) for number in range(rows.num_columns))
+    num_bytes: int = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == path)
+    num_rows: int = rows.num_rows
+    return max(1, min(BATCH_ROWS, BATCH_BYTES * num_rows // max(1, num_bytes)))
+
+
+def _columns(schema: pa.Schema, uri: str, labels: str) -> ImageColumns:
+    image = _image_field(schema, uri)
+    label = _label_field(schema, uri, labels)
+    return ImageColumns(
+        image.name,
+        in_struct=pa.types.is_struct(image.type),
+        label=None if label is None else label.name,
+        label_names=None if label is None else _label_names(schema, label),
+    )
+
+
+def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
+    candidates = [field for field in schema if _holds_bytes(field.type)]
+    if not candidates:
+        raise SourceError(
+            f"{uri} has no column of image bytes, only {_described(schema)}: write the bytes of the image files into a "
+            "binary column named image"
+        )
+    named = [field for name in IMAGE_COLUMNS for field in candidates if field.name == name]
+    found = named[0] if named else candidates[0]
+    if (not named and len(candidates) > 1) or schema.names.count(found.name) > 1:
+        raise SourceError(
+            f"{uri} has several columns that may hold the images, {_described(candidates)}: name the right one image"
+        )
+    return found
+
+
+def _label_field(schema: pa.Schema, uri: str, labels: str) -> pa.Field | None:
+    name = column_of(labels)
+    if name is not None:
+        if schema.names.count(name) != 1:
+            count = "several columns" if name in schema.names else "no column"
+            raise SourceError(
+                f"{uri} has {count} {name}, it has {_described(schema)}: name one in --labels column:NAME"
+            )
+        if not _holds_labels(schema.field(name).type):
+            raise SourceError(
+                f"the column {name} of {uri} is {schema.field(name).type} and no label: name a column of texts, "
+                "numbers or booleans in --labels column:NAME"
+            )
+        return schema.field(name)
+    if labels == "none":
+        return None
+    fitting = (name for name in LABEL_COLUMNS if schema.names.count(name) == 1)
+    return next((schema.field(name) for name in fitting if _holds_labels(schema.field(name).type)), None)
+
+
+def _label_names(schema: pa.Schema, label: pa.Field) -> tuple[str, ...] | None:
+    """The names of a Hugging Face ClassLabel, which is a column of integers with its names in the metadata."""
+    if not pa.types.is_integer(label.type):
+        return None
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label.name]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):  # another writer's metadata, or none
+        return None
+    return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    return _is_binary(kind)
+
+
+def _holds_labels(kind: pa.DataType) -> bool:
+    types = pa.types
+    value = kind.value_type if types.is_dictionary(kind) else kind
+    numbers = types.is_integer(value) or types.is_floating(value) or types.is_decimal(value)
+    return _is_text(value) or numbers or types.is_boolean(value) or types.is_date(value) or types.is_null(value)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def _described(fields: pa.Schema | list[pa.Field]) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in fields) or "no columns"
+
+
+def _rows(file: pq.ParquetFile) -> tuple[int, ...]:
+    return tuple(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
+
+
+def _open(source: "_Source", uri: str) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(
+            source,
+            buffer_size=BUFFER_BYTES,
+            pre_buffer=False,
+            page_checksum_verification=True,  # where the writer left checksums, which few do
+            arrow_extensions_enabled=False,
+        )
+        _ = file.schema_arrow  # which can be damaged on its own
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if source.lost is not None:
+            raise source.lost from None
+        raise SourceError(f"{uri} is not a Parquet file, or is cut short: write or copy it again") from error
+    return file
+
+
+class _Source:
+    """The caller's stream as pyarrow reads it. It remembers its own error, to tell it from damaged data."""
+
+    closed = False
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.lost: BaseException | None = None
+        self._stream = stream
+
+    def read(self, size: int) -> bytes:
+        """All the bytes asked for, but at the end of the file: pyarrow takes a short read for a damaged page."""
+        found = self._asked(self._stream.read, size)
+        while len(found) < size and (more := self._asked(self._stream.read, size - len(found))):
+            found += more
+        return found
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._asked(self._stream.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._asked(self._stream.tell)
+
+    def close(self) -> None:
+        """The stream is the caller's to close."""
+
+    def _asked(self, method: Callable[..., Answer], *arguments: int) -> Answer:
+        try:
+            return method(*arguments)
+        except BaseException as error:
+            self.lost = error
+            raise

@@ -1,0 +1,24 @@
+"""What kind of file a name says it is."""
+
+from typing import Literal
+
+IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PARQUET = (".parquet", ".pq")
+
+Kind = Literal["image", "tar", "parquet"]
+
+
+def kind_of(name: str) -> Kind | None:
+    """The kind of a file by the end of its name, in whatever case; None for one that holds no images."""
+    lower = name.lower()
+    if lower.endswith(IMAGES):
+        return "image"
+    if lower.endswith(TARS):
+        return "tar"
+    return "parquet" if lower.endswith(PARQUET) else None
+
+
+def endings() -> str:
+    """The ends of names that are looked for, for a message."""
+    return ", ".join(sorted(IMAGES + TARS + PARQUET))
