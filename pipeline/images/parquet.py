@@ -87,8 +87,8 @@ def read_parquet(stream: BinaryIO, uri: str, layout: Layout, first_group: int, n
     """The images of some row groups, one `Item` for each row the footer counts, in order; `stream` must be seekable.
 
     An image's uri ends in its row's number in the whole file, from 0. From the damage in a row group on, the rows of
-    that group are rejected. Raises SourceError when the file is not the one `layout` describes, and what the stream
-    raises.
+    that group are rejected. What is held in memory is one page and `BATCH_ROWS` images of at most `BATCH_BYTES`.
+    Raises SourceError when the file is not the one `layout` describes, and what the stream raises.
     """
     source = _Source(stream)
     file = _open(source, uri)
@@ -112,7 +112,7 @@ def _contents(
     clause = "it has fewer rows than the footer says"
     try:
         for batch in file.iter_batches(
-            _batch_rows(file, group, image),
+            _batch_rows(file, group),
             row_groups=[group],
             columns=[image] if columns.label is None else [image, columns.label],
             use_threads=False,
@@ -156,12 +156,13 @@ def _texts(batch: pa.RecordBatch, columns: ImageColumns) -> list[str | None]:
     return [text_of(names[v] if names and v is not None and 0 <= v < len(names) else v) for v in labels.to_pylist()]
 
 
-def _batch_rows(file: pq.ParquetFile, group: int, path: str) -> int:
-    """How many rows of a row group to read at once, so that large images do not fill the memory."""
-    rows = file.metadata.row_group(group)
-    chunks = (rows.column(number) for number in range(rows.num_columns))
-    num_bytes: int = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == path)
-    num_rows: int = rows.num_rows
+def _batch_rows(file: pq.ParquetFile, group: int) -> int:
+    """How many rows of a row group to read at once, so that large images do not fill the memory.
+
+    By the size of all columns, because asking a damaged footer for one column aborts the process (pyarrow 25).
+    """
+    footer = file.metadata.row_group(group)
+    num_rows, num_bytes = int(footer.num_rows), int(footer.total_byte_size)
     return max(1, min(BATCH_ROWS, BATCH_BYTES * num_rows // max(1, num_bytes)))
 
 
@@ -262,6 +263,8 @@ def _open(source: "_Source", uri: str) -> pq.ParquetFile:
             arrow_extensions_enabled=False,
         )
         _ = file.schema_arrow  # which can be damaged on its own
+        if any(num_rows < 0 for num_rows in _rows(file)):
+            raise ValueError("a row group of fewer than no rows")
     except (pa.ArrowException, OSError, ValueError) as error:
         if source.lost is not None:
             raise source.lost from None
