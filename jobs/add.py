@@ -128,6 +128,8 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         f"({report.images_per_second:,.0f} images/s{before}) as segment {report.segment}; "
         f"the memory is at version {report.version}"
     )
+    if verdict := report.stages.verdict():
+        say(f"bound by {verdict[0]}: {verdict[1]}")
     if plan.options.labels == "folder" and not (plan.listing.labels or plan.listing.containers.num_rows):
         note("none of these images has a label, which `classify` needs: they lie in no sub-folders, one a class")
     if report.unplanned:

@@ -11,12 +11,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.weights import read_weights
 from pipeline.errors import CommitConflict, DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
 from pipeline.images.files import is_remote
@@ -128,7 +129,7 @@ class AddReport:
 
     `resumed` images were done by an earlier, interrupted run. `segment` is None when the source was there already, as
     segment `already`. `unplanned` images came after the plan was frozen and are not in the memory. `index_error` says
-    why the index that so large an add builds afterwards was not built.
+    why the index that so large an add builds afterwards was not built. `stages` are where the time of this run went.
     """
 
     segment: int | None
@@ -141,6 +142,7 @@ class AddReport:
     already: int | None = None
     unplanned: int = 0
     index_error: str | None = None
+    stages: Stages = field(default_factory=Stages)
 
     @property
     def version(self) -> int:
@@ -169,6 +171,8 @@ class AddReport:
             "already": self.already,
             "unplanned": self.unplanned,
             "index_error": self.index_error,
+            "stages": self.stages.to_json(),
+            "bound_by": (self.stages.verdict() or (None,))[0],
             "rejects": [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects],
         }
 
@@ -295,6 +299,7 @@ def _added(
         seconds=time.monotonic() - began,
         resumed=done_before,
         unplanned=unplanned,
+        stages=tally.stages,
     )
 
 
@@ -346,12 +351,14 @@ class _Tally:
         self._on_progress = on_progress
         self._found = self._entries = self._rejected = self.done = 0  # found: in containers
         self._last_rejected: RowsFile | None = None
+        self.stages = Stages()  # of this run
         for mark in marks:
             self._take(mark)
         self._tell()
 
     def count(self, mark: PartMark) -> None:
         """One more part is done. Raises SourceError when the rejected images are too many."""
+        self.stages.add(mark.seconds)
         self._take(mark)
         self._tell()
 

@@ -4,6 +4,7 @@ The same class works in this process and inside a Ray actor; it depends on neith
 """
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import ImageFacts, embed_items
 from pipeline.errors import SourceError
 from pipeline.images.containers import Container, images_in
@@ -45,8 +47,11 @@ class PartEmbedder:
 
     def embed(self, part: int) -> PartMark:
         """Embed one part and publish it; the mark returned is the one that stands."""
-        vectors, items, images = [], list[Item](), list[ImageFacts | Rejected]()
-        for batch in embed_items(self._encoder, self._items(part), self._num_cpus, thumbnails=self._with_thumbnails):
+        vectors, items, images, stages = [], list[Item](), list[ImageFacts | Rejected](), Stages()
+        batches = embed_items(
+            self._encoder, self._items(part), self._num_cpus, thumbnails=self._with_thumbnails, stages=stages
+        )
+        for batch in batches:
             vectors.append(batch.vectors_BD.astype(np.float16))
             # The bytes of a member have done their work.
             items += [item if item.content is None else replace(item, content=None) for item in batch.items]
@@ -54,8 +59,11 @@ class PartEmbedder:
         if len(items) > MAX_ROWS:
             raise SourceError(f"{items[0].uri.partition('#')[0]} holds more than {MAX_ROWS:,} images: split it")
         none_ND = np.empty((0, self._reservation.identity.dimension), np.float16)
+        began = time.perf_counter()
         tables = self._tables(part, np.concatenate([none_ND, *vectors]), items, images)
-        return publish_part(self._storage, self._reservation, part, *tables)
+        mark = publish_part(self._storage, self._reservation, part, *tables, seconds=stages.to_json())
+        stages.writing = time.perf_counter() - began
+        return mark.model_copy(update={"seconds": stages.to_json()})
 
     @property
     def _with_thumbnails(self) -> bool:

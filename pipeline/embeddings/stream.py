@@ -6,6 +6,7 @@ readable nor on the number of threads (oneDNN picks other convolutions, and othe
 """
 
 import itertools
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +17,7 @@ import numpy as np
 
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
+from pipeline.embeddings.stages import Stages
 from pipeline.images.decode import Rejected, decode
 from pipeline.images.files import is_remote, read_file
 from pipeline.images.items import Item
@@ -56,6 +58,15 @@ class EmbeddedBatch:
     images: list[ImageFacts | Rejected]
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """An image decoded, or why it was not, and the seconds that reading and decoding took."""
+
+    image: Pixels | Rejected
+    reading: float
+    decoding: float
+
+
 def pixels_of_bytes(data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels:
     """Decode, resize and crop the bytes of an image file. Raises Rejected."""
     decoded = decode(data)
@@ -65,12 +76,19 @@ def pixels_of_bytes(data: bytes, preprocessing: Preprocessing, *, thumbnails: bo
 
 
 def embed_items(
-    encoder: Encoder, items: Iterable[Item], num_threads: int, *, thumbnails: bool = False
+    encoder: Encoder,
+    items: Iterable[Item],
+    num_threads: int,
+    *,
+    thumbnails: bool = False,
+    stages: Stages | None = None,
 ) -> Iterator[EmbeddedBatch]:
     """Embed images in order, in batches of the encoder's size, with `num_threads` threads decoding.
 
-    `items` is drawn from in a thread of its own, a few batches ahead. Raises what it raises, and StorageError.
+    `items` is drawn from in a thread of its own, a few batches ahead. What each stage takes is added to `stages`.
+    Raises what `items` raises, and StorageError.
     """
+    stages = stages or Stages()
     with ExitStack() as stack:
 
         def pool(threads: int, name: str) -> ThreadPoolExecutor:
@@ -82,42 +100,67 @@ def embed_items(
         reading = pool(1, "read")  # shut down first: it gives work to the others
         rest = iter(items)
 
-        def load(item: Item, fetched: Future[bytes] | None) -> Pixels | Rejected:
+        def decoded(data: bytes | Rejected, reading: float) -> _Loaded:
+            began = time.perf_counter()
+            image: Pixels | Rejected
             try:
-                data = fetched.result() if fetched else item.content
-                if isinstance(data, Rejected):
-                    return data
-                data = read_file(item.uri) if data is None else data
-                return pixels_of_bytes(data, encoder.identity.preprocessing, thumbnails=thumbnails)
+                image = (
+                    data
+                    if isinstance(data, Rejected)
+                    else pixels_of_bytes(data, encoder.identity.preprocessing, thumbnails=thumbnails)
+                )
             except Rejected as rejected:
-                return rejected
+                image = rejected
+            return _Loaded(image, reading, time.perf_counter() - began)
 
-        def next_batch() -> tuple[list[Item], list[Future[Pixels | Rejected]]]:
+        def load(item: Item, fetched: Future[tuple[bytes | Rejected, float]] | None) -> _Loaded:
+            if item.content is not None:
+                return decoded(item.content, 0.0)
+            return decoded(*(fetched.result() if fetched else _read(item.uri)))
+
+        def next_batch() -> tuple[list[Item], list[Future[_Loaded]], float]:
+            began = time.perf_counter()
             batch = list(itertools.islice(rest, encoder.batch_size))
+            took = time.perf_counter() - began
             remote = [item.content is None and is_remote(item.uri) for item in batch]
             fetched = [
-                fetching.submit(read_file, item.uri) if far else None for item, far in zip(batch, remote, strict=True)
+                fetching.submit(_read, item.uri) if far else None for item, far in zip(batch, remote, strict=True)
             ]
-            return batch, [decoding.submit(load, *pair) for pair in zip(batch, fetched, strict=True)]
+            return batch, [decoding.submit(load, *pair) for pair in zip(batch, fetched, strict=True)], took
 
         ahead = deque(reading.submit(next_batch) for _ in range(BATCHES_AHEAD + 1))
         while True:
-            batch, futures = ahead.popleft().result()
+            began = time.perf_counter()
+            batch, futures, took = ahead.popleft().result()
             if not batch:
                 return
             ahead.append(reading.submit(next_batch))
-            yield _embedded(encoder, batch, futures)
+            loaded = [future.result() for future in futures]
+            waited = time.perf_counter()
+            embedded = _embedded(encoder, batch, loaded)
+            stages.waiting += waited - began
+            stages.model += time.perf_counter() - waited
+            stages.reading += took + sum(each.reading for each in loaded)
+            stages.decoding += sum(each.decoding for each in loaded)
+            yield embedded
 
 
-def _embedded(encoder: Encoder, items: list[Item], futures: list[Future[Pixels | Rejected]]) -> EmbeddedBatch:
+def _read(uri: str) -> tuple[bytes | Rejected, float]:
+    began = time.perf_counter()
+    try:
+        return read_file(uri), time.perf_counter() - began
+    except Rejected as rejected:
+        return rejected, time.perf_counter() - began
+
+
+def _embedded(encoder: Encoder, items: list[Item], loaded: list[_Loaded]) -> EmbeddedBatch:
     crop = encoder.identity.preprocessing.crop
     batch_BSS3 = np.zeros((encoder.batch_size, crop, crop, 3), np.uint8)
     images: list[ImageFacts | Rejected] = []
-    for row, future in enumerate(futures):
-        loaded = future.result()
-        if isinstance(loaded, Pixels):
-            batch_BSS3[row] = loaded.pixels_SS3
-            images.append(loaded.facts)
+    for row, each in enumerate(loaded):
+        if isinstance(each.image, Pixels):
+            batch_BSS3[row] = each.image.pixels_SS3
+            images.append(each.image.facts)
         else:
-            images.append(loaded)
+            images.append(each.image)
     return EmbeddedBatch(encoder.embed(batch_BSS3)[: len(images)], items, images)

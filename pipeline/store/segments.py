@@ -9,7 +9,7 @@ import contextlib
 import json
 import secrets
 import socket
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -75,7 +75,10 @@ class Reservation(BaseModel):
 
 
 class PartMark(BaseModel):
-    """What `done/PART.json` says of a finished part: its files, None where it has no such rows."""
+    """What `done/PART.json` says of a finished part: its files, None where it has no such rows.
+
+    `seconds` are what each stage of the work on it took.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,6 +90,7 @@ class PartMark(BaseModel):
     entries: RowsFile | None
     rejected: RowsFile | None
     thumbnails: RowsFile | None = None
+    seconds: dict[str, float] = {}
 
     @property
     def num_entries(self) -> int:
@@ -247,6 +251,7 @@ def publish_part(
     entries: pa.Table,
     rejected: pa.Table,
     thumbnails: pa.Table | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> PartMark:
     """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
     attempt = secrets.token_hex(6)
@@ -269,6 +274,7 @@ def publish_part(
         entries=written("entries", entries.cast(entries_schema(reservation.identity))),
         rejected=written("rejected", rejected.cast(REJECTED)),
         thumbnails=written("thumbnails", thumbnails.cast(THUMBNAILS)) if thumbnails is not None else None,
+        seconds=dict(seconds or {}),
     )
     path = f"{folder}done/{part:06d}.json"
     try:
