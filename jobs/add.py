@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # this process would have embedded 6,000 small images; with more cores the actors win sooner.
 RAY_FROM = 10_000
 REJECTS_SHOWN = 10
+WORTH_A_VERDICT = 10.0  # seconds of an add, from which on people wonder where they went
 
 _NEW_IMAGES = "put them into a folder of their own and add that (`reindex`, which finds them here, is yet to come)"
 
@@ -128,7 +129,13 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         f"({report.images_per_second:,.0f} images/s{before}) as segment {report.segment}; "
         f"the memory is at version {report.version}"
     )
-    if verdict := report.stages.verdict():
+    verdict = report.stages.verdict()
+    if verdict and report.seconds >= WORTH_A_VERDICT:
+        took = report.stages
+        say(
+            f"workers: model {took.model:,.1f} s, waiting {took.waiting:,.1f} s, writing {took.writing:,.1f} s; "
+            f"beside it, in threads, reading {took.reading:,.1f} s, decoding {took.decoding:,.1f} s"
+        )
         say(f"bound by {verdict[0]}: {verdict[1]}")
     if plan.options.labels == "folder" and not (plan.listing.labels or plan.listing.containers.num_rows):
         note("none of these images has a label, which `classify` needs: they lie in no sub-folders, one a class")

@@ -30,21 +30,15 @@ class Stages:
         return {name: round(value, 3) for name, value in dataclasses.asdict(self).items()}
 
     def verdict(self) -> tuple[str, str] | None:
-        """What bounds the run (device, decoding or storage), and the one thing that would help most; None for no run."""
+        """What bounds the run (device, decoding or storage) and the one thing that helps most; None for no run."""
         total = self.waiting + self.model + self.writing
         if not total:
             return None
         share = self.model / total
         if share >= BUSY:
-            return (
-                "device",
-                f"the model took {share:.0%} of the time: give it a GPU, more of them, or a smaller encoder",
-            )
+            return "device", f"the model took {share:.0%} of the time: give it a GPU, more of them, or a smaller model"
         if self.writing > self.waiting:
-            return (
-                "storage",
-                f"writing took {self.writing / total:.0%} of the time: put the memory nearer to the workers",
-            )
+            return "storage", f"writing took {self.writing / total:.0%} of the time: keep the memory nearer"
         waited = f"the model waited {self.waiting / total:.0%} of the time for images"
         if self.decoding >= self.reading:
             return "decoding", f"{waited} to be decoded: give each worker more CPU cores, or smaller images"

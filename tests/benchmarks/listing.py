@@ -2,8 +2,9 @@
 
     python -m tests.benchmarks.listing [--keys 10000000] [--files 100000] [--s3-keys 20000]
 
-`keys` of a file system that makes up names as it is asked for them are listed and frozen into a plan in a memory:
-what it takes is the pipeline's own. `files` are empty ones in a folder; `s3-keys` lie in a SeaweedFS on this machine, in
+
+`keys` of a file system that makes up names as it is asked for them are listed and frozen into a plan in a memory: what
+it takes is the pipeline's own. `files` are empty ones in a folder; `s3-keys` lie in a SeaweedFS on this machine, in
 pages of 1,000. Peak memory is the resident set of the process that lists, its mapped temporary file included, less what
 it had with everything imported. Prints one JSON document.
 """
