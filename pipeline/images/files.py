@@ -141,8 +141,8 @@ def retrying(ask: Callable[[], Answer], uri: str) -> Answer:
                 raise Rejected("read", f"the store does not give it out ({code})") from error
             if attempt == ATTEMPTS:
                 raise StorageError(
-                    f"{uri} could not be read in {ATTEMPTS} attempts ({explanation(error, uri, 'read', uri)}), and "
-                    "what was done before is kept"
+                    f"{uri} could not be read in {ATTEMPTS} attempts ({explanation(error, uri, 'read', uri)}): "
+                    "try again when the store is well, an add goes on where it was"
                 ) from error
             time.sleep(random.uniform(0, FIRST_WAIT) * 2**attempt)  # noqa: S311, it need only part the readers
     raise AssertionError("the last attempt returns or raises")

@@ -47,7 +47,8 @@ def explanation(error: Exception, uri: str, doing: str, where: str) -> str:
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return f"there is no room for a copy of {where} in {tempfile.gettempdir()}: make room there, or set TMPDIR"
     if isinstance(error, _UNREACHABLE):
-        return f"the store of {uri} cannot be reached ({said}): look at the network and at AWS_ENDPOINT_URL"
+        look = "the network and at AWS_ENDPOINT_URL" if uri.startswith("s3") else "the network"
+        return f"the store of {uri} cannot be reached ({said}): look at {look}"
     return f"the store could not {doing} {where} ({type(error).__name__}: {said}): correct the URI, or the settings"
 
 

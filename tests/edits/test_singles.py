@@ -209,7 +209,7 @@ Add = Callable[[VisualMemory, Path], object]
         (lambda m, i: m.add_images([i] * 257), UsageError, "257 images are many for one call: give at most 256"),
         (lambda m, i: m.add_images([Image.open(i)]), SourceError, "an image to add is a PngImageFile: give a path"),
         (lambda m, i: m.add_images([None]), SourceError, "an image to add is a NoneType"),
-        (lambda m, i: m.add_images(["s3://bucket/a.png"]), SourceError, "is not on this machine"),
+        (lambda m, i: m.add_images(["what://bucket/a.png"]), SourceError, "a URI that fsspec knows"),
         (lambda m, i: m.add_images([i.parent]), SourceError, "cannot be used"),
         (lambda m, i: m.add_images(["nowhere.png"]), SourceError, "there is no such file"),
         (lambda m, i: VisualMemory(m.uri + "2").add_images([i]), MemoryMissing, "make one with `add`"),

@@ -406,7 +406,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["compact", "{memory}", "--at", "1"], 2, "No such option"),
     (["compact"], 2, "Missing argument"),
     (["index", "{memory}", "--max-memory", "1K", "--key", "Flat"], 1, "allow more with --max-memory"),
-    (["classify", "{memory}", "https://example.org/a.jpg"], 1, "is not on this machine: download the image first"),
+    (["classify", "{memory}", "what://example.org/a.jpg"], 1, "give a path, or a URI that fsspec knows"),
     (["explain", "{memory}", "{image}", "--html", "{image}"], 2, "is there already and is no page"),
     (["explain", "{memory}", "{image}", "--html", "{tmp}"], 2, "is there already and is no page"),
     (["search", "{new}", "{image}"], 1, "there is no memory at"),
