@@ -19,7 +19,9 @@ from cluster.seaweed import free_ports
 READY_SECONDS = 90
 STOP_SECONDS = 20
 OBJECT_STORE_BYTES = 200_000_000
-MARK = "VISUAL_MEMORY_NODE"  # in the environment of all that a node starts: which of its processes are left is seen by it
+MARK = (
+    "VISUAL_MEMORY_NODE"  # in the environment of all that a node starts: which of its processes are left is seen by it
+)
 
 
 class RayNode:
@@ -36,7 +38,8 @@ class RayNode:
             "RAY_AUTH_MODE": "token",  # a head with a token turns this on by itself, a node that joins does not
             "RAY_AUTH_TOKEN": token,
             "RAY_USAGE_STATS_ENABLED": "0",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",  # a job's `python` is looked for there
+            # A job's `python` is looked for there.
+            "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
             MARK: self._mark,
         }
         with open(folder / "log", "wb") as log:

@@ -75,7 +75,7 @@ def add(
     if dry_run:
         _show_plan(plan, json=json)
         return
-    on_ray = runner == "ray" or (runner == "auto" and plan.planned >= RAY_FROM and plan.already is None)
+    on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
     with progress() as on_progress:
         if on_ray:
             from jobs.on_ray import start_ray
@@ -87,6 +87,15 @@ def add(
         print_json(report.to_json() | {"skipped": plan.listing.skipped})
     else:
         _show(report, plan, source)
+
+
+def _is_for_ray(plan: "AddPlan") -> bool:
+    """Large adds, and any within a job: whoever submits one to a cluster wants its nodes at work."""
+    if plan.already is not None or plan.is_single:
+        return False
+    from jobs.on_ray import is_a_job
+
+    return plan.planned >= RAY_FROM or is_a_job()
 
 
 def _show_plan(plan: "AddPlan", *, json: bool) -> None:

@@ -19,8 +19,9 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 VERBS = (
     *("add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "verify"),
-    *("compact", "history", "rollback", "expire", "copy", "demo"),
+    *("compact", "history", "rollback", "expire", "copy", "submit", "demo"),
 )
+PASSED_ON = {"ignore_unknown_options": True}  # the options of the verb that is submitted
 
 
 def application() -> "typer.Typer":
@@ -36,7 +37,8 @@ def application() -> "typer.Typer":
         pretty_exceptions_enable=False,
     )
     for verb in VERBS:
-        app.command(verb)(getattr(importlib.import_module(f"jobs.{verb}"), verb))
+        context = PASSED_ON if verb == "submit" else None
+        app.command(verb, context_settings=context)(getattr(importlib.import_module(f"jobs.{verb}"), verb))
     return app
 
 
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _remember(arguments)
         app(args=arguments, prog_name="visual-memory")
     except SystemExit as ended:
-        if ended.code == INTERRUPTED:
+        if ended.code == INTERRUPTED and type(ended) is SystemExit:  # `submit` tells of its end itself
             _tell_interrupted()
         raise
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Ray for a verb: the cluster named by RAY_ADDRESS, or one of this machine alone, addressed through loopback."""
+"""Ray for a verb: the cluster it is a job of, the one named by RAY_ADDRESS, or one of this machine alone."""
 
 import contextlib
 import logging
@@ -8,8 +8,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
-# Ray turns 127.0.0.1 into the machine's own address; only Linux answers to other loopback addresses unasked.
+# Of a cluster of this machine alone. Ray turns 127.0.0.1 into the machine's own address; only Linux answers to other
+# loopback addresses unasked.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
+
+
+def is_a_job() -> bool:
+    """Whether Ray started this process as a job of a cluster; RAY_ADDRESS names that cluster then."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def start_ray() -> None:

@@ -12,6 +12,7 @@
     ├── UnknownName         an id, uri, label, dataset or label set that the memory does not hold
     ├── IndexBuildError     no index can be built, or none reaches the recall asked for
     ├── WorkerError         a process that worked for this one died
+    ├── ClusterError        a Ray cluster cannot be reached, refuses the token, or knows no such job
     └── CommitConflict      another writer changed what this one had built upon
 
 Each message is one sentence that says what is wrong, where, and what to do about it.
@@ -64,6 +65,10 @@ class IndexBuildError(VisualMemoryError):
 
 class WorkerError(VisualMemoryError):
     """A process that worked for this one died."""
+
+
+class ClusterError(VisualMemoryError):
+    """A Ray cluster cannot be reached, refuses the token, or knows no such job."""
 
 
 class CommitConflict(VisualMemoryError):

@@ -34,7 +34,9 @@ class EmbedParts:
     def __call__(self, batch: dict) -> dict:
         try:
             if self._embedder is None:
-                self._embedder = PartEmbedder(open_storage(self._memory_uri), self._reservation, self._num_cpus)
+                node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+                storage = open_storage(self._memory_uri)
+                self._embedder = PartEmbedder(storage, self._reservation, self._num_cpus, node=node)
             marks = [self._embedder.embed(int(part)).model_dump_json() for part in batch["part"]]
         except VisualMemoryError as error:
             return {"mark": [""], "failure": [type(error).__name__], "message": [str(error)]}

@@ -34,15 +34,24 @@ def available_cpus() -> int:
 
 
 class PartEmbedder:
-    """Embeds parts of one segment with `num_cpus` threads for the model and as many for decoding."""
+    """Embeds parts of one segment with `num_cpus` threads for the model and as many for decoding.
+
+    `node` is what completion marks call the machine it runs on; None takes the name of the host.
+    """
 
     def __init__(
-        self, storage: Storage, reservation: Reservation, num_cpus: int, encoder: Encoder | None = None
+        self,
+        storage: Storage,
+        reservation: Reservation,
+        num_cpus: int,
+        encoder: Encoder | None = None,
+        node: str | None = None,
     ) -> None:
         torch.set_num_threads(num_cpus)
         self._storage = storage
         self._reservation = reservation
         self._num_cpus = num_cpus
+        self._node = node
         self._encoder = encoder or Encoder.open(storage, reservation.identity)
 
     def embed(self, part: int) -> PartMark:
@@ -61,7 +70,7 @@ class PartEmbedder:
         none_ND = np.empty((0, self._reservation.identity.dimension), np.float16)
         began = time.perf_counter()
         tables = self._tables(part, np.concatenate([none_ND, *vectors]), items, images)
-        mark = publish_part(self._storage, self._reservation, part, *tables, seconds=stages.to_json())
+        mark = publish_part(self._storage, self._reservation, part, *tables, seconds=stages.to_json(), node=self._node)
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})
 

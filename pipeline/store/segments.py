@@ -251,9 +251,15 @@ def publish_part(
     entries: pa.Table,
     rejected: pa.Table,
     thumbnails: pa.Table | None = None,
+    *,
     seconds: Mapping[str, float] | None = None,
+    node: str | None = None,
 ) -> PartMark:
-    """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
+    """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first.
+
+    `node` names the machine at work, for those who read the mark; None takes the name of this host. `seconds` are what
+    each stage of the work took.
+    """
     attempt = secrets.token_hex(6)
     folder = segment_folder(reservation.number)
     planned = entries.num_rows + rejected.num_rows
@@ -269,7 +275,7 @@ def publish_part(
     mark = PartMark(
         part=part,
         attempt=attempt,
-        node=socket.gethostname(),
+        node=node or socket.gethostname(),
         planned=planned,
         entries=written("entries", entries.cast(entries_schema(reservation.identity))),
         rejected=written("rejected", rejected.cast(REJECTED)),
