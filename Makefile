@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow rehearse lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/visual-memory demo
@@ -13,6 +13,9 @@ test: $(VENV)/installed lint
 
 slow: $(VENV)/installed
 	$(BIN)/pytest -m "slow and not gpu" tests
+
+rehearse: $(VENV)/installed
+	$(BIN)/python -m cluster.rehearse
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -139,9 +139,9 @@ class RayHead(RayNode):
         return self._answers(f"{self.url}/nodes?view=summary").count('"state": "ALIVE"')
 
     def _answers(self, url: str) -> str:
-        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self._token}"})  # noqa: S310, http
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {self._token}"})
         try:
-            with urllib.request.urlopen(request, timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(request, timeout=5) as answer:
                 return str(answer.read().decode())
         except OSError:
             return ""

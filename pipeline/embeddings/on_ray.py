@@ -47,8 +47,8 @@ def embed_on_ray(memory_uri: str, reservation: Reservation, parts: Sequence[int]
     """Embed parts on the Ray cluster this process is connected to, yielding marks as they come, in any order.
 
     One actor a GPU, or one a CPU core where there is no GPU: batches small enough for the cache keep few threads busy.
-    An actor that dies, by itself or with its node, is restarted by Ray where there is room, and its parts are run again;
-    where there is none they wait until another actor has nothing left to do. Nodes that join get actors of their own.
+    An actor that dies, by itself or with its node, is restarted by Ray where there is room, and its parts are run
+    again; where there is none they wait until another actor has nothing left to do. Nodes that join get actors too.
     """
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_gpus = int(resources.get("GPU", 0))
