@@ -95,7 +95,7 @@ def submit(
 
 
 def _follow(jobs: "_Jobs", job: str, url: str) -> NoReturn:
-    log = JobLog(_to(sys.stdout), _to(sys.stderr), json="--json" in jobs.words(job))
+    log = JobLog(_to(sys.stdout), _to(sys.stderr), json=jobs.prints_json(job))
     try:
         status = jobs.follow(job, log)
     except KeyboardInterrupt:
@@ -220,10 +220,10 @@ class _Jobs:
             self._client.submit_job(entrypoint=entry_point(words), submission_id=job, runtime_env=runtime_env)
         return job
 
-    def words(self, job: str) -> list[str]:
-        """The command line of a job."""
+    def prints_json(self, job: str) -> bool:
+        """Whether its verb was asked for a document."""
         with self._told(job):
-            return shlex.split(self._client.get_job_info(job).entrypoint)
+            return "--json" in (self._client.get_job_info(job).entrypoint or "").split()
 
     def stop(self, job: str) -> bool:
         """Whether there was something to stop."""

@@ -4,7 +4,9 @@ The Dataset has one row a part, never one an image, so that scheduling a billion
 through Ray's object store: an actor reads its part of the plan and writes its files itself.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ray
 import ray.data
@@ -17,6 +19,22 @@ from pipeline.errors import VisualMemoryError, WorkerError
 from pipeline.store.places import open_storage
 from pipeline.store.segments import PartMark, Reservation
 
+# Ray Data begins the work of an actor that died again without end. That is right for nodes that die, but a part that
+# takes its actor down each time, with an image that crashes a decoder, must end the add some day.
+BEGINNINGS_OF_A_PART = 4
+
+
+class Beginnings:
+    """A Ray actor that counts how often each part was begun, in actors that may not have lived to tell."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[int] = Counter()
+
+    def count(self, part: int) -> int:
+        """Note that a part is begun, for which time."""
+        self._counts[part] += 1
+        return self._counts[part]
+
 
 class EmbedParts:
     """A Ray Data UDF: a batch is one row, the number of a part.
@@ -25,10 +43,11 @@ class EmbedParts:
     reason the encoder is loaded with the first part rather than in the constructor.
     """
 
-    def __init__(self, memory_uri: str, reservation_json: str, num_cpus: int) -> None:
+    def __init__(self, memory_uri: str, reservation_json: str, num_cpus: int, beginnings: Any) -> None:
         self._memory_uri = memory_uri
         self._reservation = Reservation.model_validate_json(reservation_json)
         self._num_cpus = num_cpus
+        self._beginnings = beginnings
         self._embedder: PartEmbedder | None = None
 
     def __call__(self, batch: dict) -> dict:
@@ -37,10 +56,21 @@ class EmbedParts:
                 node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
                 storage = open_storage(self._memory_uri)
                 self._embedder = PartEmbedder(storage, self._reservation, self._num_cpus, node=node)
-            marks = [self._embedder.embed(int(part)).model_dump_json() for part in batch["part"]]
+            marks = [self._embedded(self._embedder, int(part)).model_dump_json() for part in batch["part"]]
         except VisualMemoryError as error:
             return {"mark": [""], "failure": [type(error).__name__], "message": [str(error)]}
         return {"mark": marks, "failure": [""], "message": [""]}
+
+    def _embedded(self, embedder: PartEmbedder, part: int) -> PartMark:
+        if ray.get(self._beginnings.count.remote(part)) > BEGINNINGS_OF_A_PART:
+            first = part * self._reservation.rows_per_part
+            last = min(first + self._reservation.rows_per_part, self._reservation.planned) - 1
+            raise WorkerError(
+                f"part {part} of segment {self._reservation.number} ended the process that embedded it "
+                f"{BEGINNINGS_OF_A_PART} times: one of images {first:,} to {last:,} of {self._reservation.source} may "
+                "crash a decoder, or memory ran out; see to that and run the command again, which goes on where it was"
+            )
+        return embedder.embed(part)
 
 
 def embed_on_ray(memory_uri: str, reservation: Reservation, parts: Sequence[int]) -> Iterator[PartMark]:
@@ -56,9 +86,10 @@ def embed_on_ray(memory_uri: str, reservation: Reservation, parts: Sequence[int]
     num_actors = min(num_gpus or num_cores, len(parts))
     cpus_each = max(num_cores // num_actors, 1) if num_gpus else 1
     DataContext.get_current().enable_progress_bars = False  # progress is the caller's to draw
+    beginnings = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Beginnings).remote()
     marks = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
         EmbedParts,
-        fn_constructor_args=(memory_uri, reservation.model_dump_json(), cpus_each),
+        fn_constructor_args=(memory_uri, reservation.model_dump_json(), cpus_each, beginnings),
         batch_size=1,
         # What the cluster has now, and more when nodes join: a pool of fixed size would not use them.
         compute=ActorPoolStrategy(min_size=1, max_size=len(parts), initial_size=num_actors),
