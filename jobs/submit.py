@@ -246,7 +246,7 @@ class _Jobs:
                 if lost_since is None or log.length > seen:
                     lost_since, seen, pause = now, log.length, FIRST_PAUSE_SECONDS
                 if now - lost_since > LOST_SECONDS:
-                    raise ClusterError(f"the connection to {self._url} was lost ({lost})") from lost
+                    raise ClusterError(f"the cluster at {self._url} was lost sight of ({lost})") from lost
             else:
                 lost_since = None
                 if info.status.is_terminal():
@@ -289,7 +289,7 @@ class _Jobs:
             if job and ("status code 404" in text or "status=404" in text or "404," in text):
                 raise ClusterError(f"the cluster at {self._url} knows no job {job}") from error
             if passing:
-                raise _Lost(_first_line(text) or type(error).__name__) from error
+                raise _Lost(_last_line(text) if type(error) is RuntimeError else "nothing answers") from error
             if isinstance(error, (requests.RequestException, OSError)):
                 raise ClusterError(
                     f"no Ray job server answers at {self._url}: give the address of the cluster's dashboard"

@@ -117,9 +117,7 @@ def test_a_part_that_ends_its_actor_each_time_ends_the_add_which_can_go_on(
     memory = VisualMemory(tmp_path / "memory")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(on_ray, "EmbedParts", EmbedOrCrash)
-        with pytest.raises(
-            WorkerError, match="part 1 of segment 1 .* 4 times: one of images 128 to 255 of "
-        ):
+        with pytest.raises(WorkerError, match="part 1 of segment 1 .* 4 times: one of images 128 to 255 of "):
             add(memory, source, weights, lambda _: None)
     report = add(memory, source, weights, lambda _: None)
     assert (report.entries, report.rejected) == (NUM_IMAGES, 0)  # type: ignore[attr-defined]
