@@ -8,6 +8,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+from pipeline.errors import UsageError
+
 # Of a cluster of this machine alone. Ray turns 127.0.0.1 into the machine's own address; only Linux answers to other
 # loopback addresses unasked.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
@@ -19,7 +21,15 @@ def is_a_job() -> bool:
 
 
 def start_ray() -> None:
-    """Connect this process to Ray, starting it where there is none, with its own chatter kept to errors."""
+    """Connect this process to Ray, starting it where there is none, with its own chatter kept to errors.
+
+    Raises UsageError when RAY_ADDRESS is a dashboard's, which takes jobs and no connections.
+    """
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address.startswith(("http://", "https://")):
+        raise UsageError(
+            f"RAY_ADDRESS is {address}, where jobs are taken: submit the command, or add --runner here, or unset it"
+        )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a known, harmless error (ray#53727)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -33,7 +43,7 @@ def start_ray() -> None:
     if ray.is_initialized():
         return
     with _held_back_stderr(), _deferred_interrupt():
-        if os.environ.get("RAY_ADDRESS"):
+        if address:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
             return
         ray.init(

@@ -91,11 +91,11 @@ def submit(
                 say(f"submitted as {job}; {_come_back(job, url)}")
             return
         note(f"submitted as {job}: Ctrl-C leaves it running")
-    _follow(jobs, job, url)
+    _follow(jobs, job, url, json="--json" in words if words else jobs.prints_json(job))
 
 
-def _follow(jobs: "_Jobs", job: str, url: str) -> NoReturn:
-    log = JobLog(_to(sys.stdout), _to(sys.stderr), json=jobs.prints_json(job))
+def _follow(jobs: "_Jobs", job: str, url: str, *, json: bool) -> NoReturn:
+    log = JobLog(_to(sys.stdout), _to(sys.stderr), json=json)
     try:
         status = jobs.follow(job, log)
     except KeyboardInterrupt:

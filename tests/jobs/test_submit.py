@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from jobs import cli
 from jobs.job_log import JobLog
+from jobs.on_ray import start_ray
 from jobs.submit import entry_point, shipped
+from pipeline.errors import UsageError
 
 Run = Callable[..., tuple[int, str, str]]
 NOWHERE = "http://127.0.0.9:9"
@@ -79,6 +81,14 @@ def test_the_address_may_be_in_the_environment(run: Run, monkeypatch: pytest.Mon
     monkeypatch.setenv("RAY_ADDRESS", NOWHERE)
     assert f"no Ray job server answers at {NOWHERE}" in run("status", "s3://b/m")[2]
     assert "answers at http://127.0.0.9:10" in run("status", "s3://b/m", "--address", "http://127.0.0.9:10")[2]
+
+
+def test_a_verb_that_is_not_submitted_does_not_take_a_dashboard_for_its_cluster(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", NOWHERE)
+    with pytest.raises(UsageError, match="where jobs are taken: submit the command"):
+        start_ray()
 
 
 @contextlib.contextmanager
