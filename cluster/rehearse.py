@@ -1,8 +1,9 @@
 """A rehearsal of a cluster on this host: `make rehearse`, or `python -m cluster.rehearse`.
 
-SeaweedFS plays the object storage and two Ray nodes on loopback play the cluster. An `add` is submitted as a job, its
-follower is interrupted and attaches again, an actor is killed, then a whole node in the midst of its work. It holds
-when the job ends well all the same and the memory is to the last id what an undisturbed add would have made.
+SeaweedFS plays the object storage, for the images and for the memory, and two Ray nodes on loopback play the cluster,
+to which nothing is known but the two URIs. An `add` is submitted as a job, its follower is interrupted and attaches
+again, an actor is killed, then a whole node in the midst of its work. It holds when the job ends well all the same and
+the memory is to the last id what an undisturbed add would have made.
 Exit status 1 if anything did not hold.
 """
 
@@ -18,16 +19,19 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+import fsspec
 import numpy as np
 
 from cluster.ray_nodes import RayHead, RayNode
 from cluster.seaweed import SeaweedFS
 from pipeline import VisualMemory
-from pipeline.images.folder import list_folder
+from pipeline.images.labels import Labels
+from pipeline.images.listing import list_source
 from pipeline.store import ids
 from pipeline.store.places import open_storage
 from pipeline.store.schemas import read_table
@@ -112,11 +116,11 @@ class Account:
 
 def rehearse(cluster: Cluster, account: Account, num_images: int = NUM_IMAGES) -> None:
     """Submit, detach, attach, kill an actor, kill a node, and see what came of it."""
-    source = write_source(cluster.folder / "digits", num_images)
+    source = uploaded(write_source(cluster.folder / "digits", num_images), cluster.storage.uri())
     memory = cluster.storage.uri()
     account.tell(f"{num_images:,} images in {source}, {DAMAGED} of them damaged; the memory will be {memory}")
 
-    submitted = cluster.submit("add", memory, str(source), *encoder_options())
+    submitted = cluster.submit("add", memory, source, *encoder_options())
     marks = _wait_for_parts(memory, submitted, dict.fromkeys(ADDRESSES, 1))
     submitted.send_signal(signal.SIGINT)
     _, told = submitted.communicate(timeout=60)
@@ -145,10 +149,10 @@ def rehearse(cluster: Cluster, account: Account, num_images: int = NUM_IMAGES) -
     _check_memory(cluster, account, memory, source)
 
 
-def _check_memory(cluster: Cluster, account: Account, memory: str, source: Path) -> None:
+def _check_memory(cluster: Cluster, account: Account, memory: str, source: str) -> None:
     state = VisualMemory(memory).state()
     [segment] = state.segments
-    listing = list_folder(str(source), "folder").images
+    listing = list_source(source, Labels()).images
     rejects = sum(file.rows for file in segment.rejected)
     account.check(
         f"{segment.num_entries:,} entries + {segment.num_rejected} rejected = {segment.planned:,} planned",
@@ -209,6 +213,19 @@ def write_source(folder: Path, num_images: int) -> Path:
         else:
             Image.fromarray(image).save(path)
     return folder
+
+
+def uploaded(folder: Path, uri: str) -> str:
+    """The files of a folder as objects below a URI."""
+    files = fsspec.filesystem("s3", skip_instance_cache=True)
+
+    def put(path: Path) -> None:
+        files.pipe_file(f"{uri}/{path.relative_to(folder)}", path.read_bytes())
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(put, (path for path in sorted(folder.rglob("*")) if path.is_file())))
+    shutil.rmtree(folder)
+    return uri
 
 
 def encoder_options() -> list[str]:

@@ -63,12 +63,10 @@ class EmbedParts:
 
     def _embedded(self, embedder: PartEmbedder, part: int) -> PartMark:
         if ray.get(self._beginnings.count.remote(part)) > BEGINNINGS_OF_A_PART:
-            first = part * self._reservation.rows_per_part
-            last = min(first + self._reservation.rows_per_part, self._reservation.planned) - 1
             raise WorkerError(
                 f"part {part} of segment {self._reservation.number} ended the process that embedded it "
-                f"{BEGINNINGS_OF_A_PART} times: one of images {first:,} to {last:,} of {self._reservation.source} may "
-                "crash a decoder, or memory ran out; see to that and run the command again, which goes on where it was"
+                f"{BEGINNINGS_OF_A_PART} times: {embedder.described(part)} may crash a decoder, or memory ran out; see "
+                "to that and run the command again, which goes on where it was"
             )
         return embedder.embed(part)
 

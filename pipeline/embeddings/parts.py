@@ -74,6 +74,15 @@ class PartEmbedder:
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})
 
+    def described(self, part: int) -> str:
+        """What a part holds, in a few words for a message."""
+        reservation = self._reservation
+        if part >= reservation.containers_from:
+            return f"an image in {read_container(self._storage, reservation, part)['uri']}"
+        first = part * reservation.rows_per_part
+        last = min(first + reservation.rows_per_part, reservation.planned) - 1
+        return f"one of images {first:,} to {last:,} of {reservation.source}"
+
     @property
     def _with_thumbnails(self) -> bool:
         return self._reservation.thumbnails
