@@ -1,0 +1,15 @@
+"""An ingest on two nodes whose driver, actor and node are killed has the rows of an undisturbed one."""
+
+import pytest
+
+from tests.end_to_end.killed_ingest import rehearse
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_ingest_killed_and_continued_has_the_same_rows() -> None:
+    found = rehearse(num_images=4_000, num_kills=3, seed=1)
+    assert found["same_rows"], found
+    assert found["undisturbed_embedded"] == 4_000
+    assert any(0 < kill["done"] < 4_000 for kill in found["kills"]), "no kill met work under way"
+    assert found["embedded_twice_of_all"] < 0.05, found
