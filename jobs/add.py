@@ -1,11 +1,12 @@
 """`add MEMORY SOURCE`: remember every image of a source."""
 
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from jobs.arguments import Json, Memory, Source, command_line
 from jobs.terminal import counted, note, print_json, progress, say
+from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
 
 if TYPE_CHECKING:
     from pipeline.edits.add import AddPlan, AddReport
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
 # Images from which an add runs on Ray. Starting it and its actors took 12 s on two cores (docs/benchmarks.md), in which
 # this process would have embedded 6,000 small images; with more cores the actors win sooner.
 RAY_FROM = 10_000
-REJECTS_SHOWN = 10
-WORTH_A_VERDICT = 10.0  # seconds of an add, from which on people wonder where they went
 
 _NEW_IMAGES = "put them into a folder of their own and add that (`reindex`, which finds them here, is yet to come)"
 
@@ -49,22 +48,13 @@ def add(
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails", help="Keep small pictures, for pages that outlive the files.")
     ] = False,
-    max_rejected: Annotated[
-        float | None,
-        typer.Option(
-            help="Stop when more than this share of the images is rejected.  \\[default: 0.05, from 10 images on]",
-            metavar="SHARE",
-        ),
-    ] = None,
-    runner: Annotated[
-        str, typer.Option(help="Embed in this process, on Ray, or decide by number of images.", metavar="auto|here|ray")
-    ] = "auto",
+    max_rejected: MaxRejected = None,
+    runner: Runner = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     json: Json = False,
 ) -> None:
     """Remember every image of SOURCE. The first add fixes the encoder; killed and repeated, it goes on."""
-    if runner not in ("auto", "here", "ray"):
-        raise typer.BadParameter(f"--runner {runner} is unknown: give auto, here or ray")
+    check_runner(runner)
     from pipeline import VisualMemory
     from pipeline.edits.add import AddOptions
     from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
@@ -77,11 +67,7 @@ def add(
         return
     on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
     with progress() as on_progress:
-        if on_ray:
-            from jobs.on_ray import start_ray
-
-            start_ray()
-        where: Literal["ray", "here"] = "ray" if on_ray else "here"
+        where = started_runner(on_ray=on_ray)
         report = target.carry_out(plan, runner=where, command=command_line(memory), on_progress=on_progress)
     if json:
         print_json(report.to_json() | {"skipped": plan.listing.skipped})
@@ -138,14 +124,7 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         f"({report.images_per_second:,.0f} images/s{before}) as segment {report.segment}; "
         f"the memory is at version {report.version}"
     )
-    verdict = report.stages.verdict()
-    if verdict and report.seconds >= WORTH_A_VERDICT:
-        took = report.stages
-        say(
-            f"workers: model {took.model:,.1f} s, waiting {took.waiting:,.1f} s, writing {took.writing:,.1f} s; "
-            f"beside it, in threads, reading {took.reading:,.1f} s, decoding {took.decoding:,.1f} s"
-        )
-        say(f"bound by {verdict[0]}: {verdict[1]}")
+    show_stages(report.stages, report.seconds)
     if plan.options.labels == "folder" and not (plan.listing.labels or plan.listing.containers.num_rows):
         note("none of these images has a label, which `classify` needs: they lie in no sub-folders, one a class")
     if report.unplanned:
@@ -154,9 +133,4 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         note(f"no index was built after the add: {report.index_error}")
     if plan.listing.skipped:
         say(f"{counted(plan.listing.skipped, 'file')} passed over: names that do not end as images do")
-    if report.rejects:
-        say(f"{counted(report.rejected, 'image')} rejected:")
-        for reject in report.rejects[:REJECTS_SHOWN]:
-            say(f"  {reject.uri}: {reject.reason} ({reject.stage})")
-        if report.rejected > REJECTS_SHOWN:
-            say(f"  … and {report.rejected - REJECTS_SHOWN:,} more: add --json to list them all")
+    show_rejects(report.rejects)

@@ -20,7 +20,8 @@ from jobs.arguments import (
     pair,
     weights_by_id,
 )
-from jobs.terminal import note, print_json, say
+from jobs.terminal import note, print_json, progress, say
+from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
 from pipeline.decisions.decision import Decision
 
 LABELS_SHOWN = 3
@@ -37,10 +38,39 @@ def classify(
     assume: Assume = None,
     balance: Balance = "0",
     abstain_below: AbstainBelow = 0.0,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Decide about a whole source instead (a folder, archives, tables) and write Parquet files there; "
+            "killed and repeated, it goes on.",
+            metavar="URI",
+        ),
+    ] = None,
+    max_rejected: MaxRejected = None,
+    runner: Runner = "auto",
     at: At = None,
     json: Json = False,
 ) -> None:
-    """Decide what each IMAGE is, by the votes of its nearest entries."""
+    """Decide what each IMAGE is, by the votes of its nearest entries; with --out each image of a source."""
+    if out is not None:
+        _decide_about_a_source(
+            memory,
+            images,
+            out,
+            k,
+            voting,
+            label_set,
+            exclude,
+            weigh,
+            assume,
+            balance,
+            abstain_below,
+            at,
+            max_rejected,
+            runner,
+            json=json,
+        )
+        return
     decisions = decided(memory, images, k, voting, label_set, exclude, weigh, assume, balance, abstain_below, at)
     if json:
         print_json([decision.to_json() for decision in decisions])
@@ -49,6 +79,62 @@ def classify(
         shares = ", ".join(f"{label} {share:.1%}" for label, share in list(decision.votes.items())[:LABELS_SHOWN])
         verdict = f"abstained, {decision.reason}" if decision.abstained else decision.label
         say(f"{image}: {verdict}  ({shares or 'no votes'})")
+
+
+def _decide_about_a_source(
+    memory: str,
+    sources: list[str],
+    out: str,
+    k: int,
+    voting: str,
+    label_set: str | None,
+    exclude: list[int] | None,
+    weigh: list[str] | None,
+    assume: list[str] | None,
+    balance: str,
+    abstain_below: float,
+    at: int | None,
+    max_rejected: float | None,
+    runner: str,
+    *,
+    json: bool,
+) -> None:
+    if len(sources) != 1:
+        raise typer.BadParameter(f"--out takes one SOURCE and {len(sources)} were given: name a folder, or a file")
+    tau, weights, labels = balance_value(balance), weights_by_id(weigh or []), dict(map(pair, assume or []))
+    check_runner(runner)
+    from jobs.on_ray import is_a_job
+    from pipeline import VisualMemory
+    from pipeline.decisions.voting import Voting as Known
+
+    with progress() as on_progress:
+        where = started_runner(on_ray=runner == "ray" or (runner == "auto" and is_a_job()))
+        report = VisualMemory(memory, at=at).classify_source(
+            sources[0],
+            out,
+            k,
+            cast(Known, voting),
+            exclude=exclude or [],
+            weigh=weights,
+            assume=labels,
+            balance=tau,
+            abstain_below=abstain_below,
+            label_set=label_set,
+            max_rejected=max_rejected,
+            runner=where,
+            on_progress=on_progress,
+        )
+    if json:
+        print_json(report.to_json())
+        return
+    before = f"; {report.resumed:,} were done before" if report.resumed else ""
+    say(
+        f"decided about {report.decided:,} of {report.planned:,} images in {report.seconds:.1f} s "
+        f"({report.images_per_second:,.0f} images/s{before}) by version {report.version}: "
+        f"{report.out}/decisions/*.parquet"
+    )
+    show_stages(report.stages, report.seconds)
+    show_rejects(report.rejects)
 
 
 def decided(

@@ -110,14 +110,19 @@ def search(live: LiveEntries, vectors_QD: np.ndarray, k: int) -> list[tuple[Neig
     return [_neighbors(live, live.labels, retrieved, query, {}) for query in range(len(vectors_QD))]
 
 
-def classify(
-    live: LiveEntries, vectors_QD: np.ndarray, uris: Sequence[str | None], options: ClassifyOptions, version: int
-) -> list[Decision]:
-    """One decision a query, in order. Raises UnknownName for a what-if about an id that is not there."""
+def check_what_ifs(live: LiveEntries, options: ClassifyOptions) -> None:
+    """Raises UnknownName for a what-if about an id that is not there."""
     for option, ids in (("exclude", options.exclude), ("weigh", options.weigh), ("assume", options.assume)):
         unknown = live.unknown(ids)
         if unknown is not None:
             raise UnknownName(f"{option} names id {unknown}, which is no entry: `search` shows the ids there are")
+
+
+def classify(
+    live: LiveEntries, vectors_QD: np.ndarray, uris: Sequence[str | None], options: ClassifyOptions, version: int
+) -> list[Decision]:
+    """One decision a query, in order. Raises UnknownName for a what-if about an id that is not there."""
+    check_what_ifs(live, options)
     labels, counts, assume = _assumed_labels(live, options.assume)
     rule = options.rule
     if options.auto_balance:

@@ -41,15 +41,17 @@ from pipeline.store.history import VersionSummary, history
 from pipeline.store.ids import split_id
 from pipeline.store.labels import read_label_map
 from pipeline.store.places import open_storage
-from pipeline.store.segments import PartMark, Reservation
+from pipeline.store.segments import PartMark
 from pipeline.store.state import Segment, State
 from pipeline.store.thumbnails import read_thumbnails
 from pipeline.store.versions import VersionLog
 
 if TYPE_CHECKING:
+    from pipeline.bulk import BulkReport
     from pipeline.edits.add import AddOptions, AddPlan, AddReport
     from pipeline.edits.under_way import UnderWay
     from pipeline.embeddings.encoder import Encoder
+    from pipeline.embeddings.parts import Work
     from pipeline.embeddings.queries import QueryImage
     from pipeline.store.verify import Verification
 
@@ -147,13 +149,21 @@ class VisualMemory:
         goes on where it was. Beyond 50,000 fresh entries it also indexes.
         """
         from pipeline.edits.add import run
+        from pipeline.embeddings.parts import Remember
 
         state = self.log.newest()
-        embed = self._runner(runner, plan.encoder)
+        work = self._runner(runner, plan.encoder)
         if plan.is_single:
             report = self._add_file(plan, state, command)
         else:
-            report = run(self.log, state, plan, embed, command, on_progress)
+            report = run(
+                self.log,
+                state,
+                plan,
+                lambda reservation, parts: work(Remember(self.uri, reservation), parts),
+                command,
+                on_progress,
+            )
         self._encoder = plan.encoder
         if report.segment is None:
             return report
@@ -250,19 +260,47 @@ class VisualMemory:
 
         With `label_set` everything is about the labels of that set, `assume` and `balance` too.
         """
-        check_list("exclude", exclude)
-        options = asking.ClassifyOptions(
-            k=k,
-            rule=_rule(voting, balance),
-            auto_balance=balance == "auto",
-            exclude=exclude,
-            weigh=weigh or {},
-            assume=assume or {},
-            abstain_below=abstain_below,
-        )
+        options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
         state, live = self._reading(label_set)
         vectors_QD, uris = self._vectors(images, embeddings, live)
         return asking.classify(live, vectors_QD, uris, options, state.version)
+
+    def classify_source(
+        self,
+        source: str | Path,
+        out: str | Path,
+        k: int = 50,
+        voting: Voting = "rank",
+        *,
+        labels: str = "folder",
+        exclude: Sequence[int] = (),
+        weigh: Mapping[int, float] | None = None,
+        assume: Mapping[int, str] | None = None,
+        balance: float | Literal["auto"] = 0.0,
+        abstain_below: float = 0.0,
+        label_set: str | None = None,
+        max_rejected: float | None = None,
+        runner: Runner = "here",
+        on_progress: OnProgress = ignore_progress,
+    ) -> "BulkReport":
+        """Decide about every image of a source, as `classify` would, into Parquet files at `out`.
+
+        All decisions are by one version, the one read when it was begun. Killed and called again, it goes on.
+        """
+        from pipeline.bulk import run
+        from pipeline.embeddings.tally import check_max_rejected
+
+        check_max_rejected(max_rejected)
+        options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
+        state, live = self._reading(label_set)
+        asking.check_what_ifs(live, options)
+        if options.auto_balance:  # found once, not for each part
+            tau = asking.best_balance(live, k, options.rule)
+            options = replace(options, rule=replace(options.rule, balance=tau), auto_balance=False)
+        encoder = self.encoder()
+        listing = list_source(str(source), Labels(labels))
+        work = self._runner(runner, encoder)
+        return run(self.uri, state, listing, labels, options, label_set, str(out), work, max_rejected, on_progress)
 
     def explain(
         self,
@@ -576,6 +614,27 @@ class VisualMemory:
         live = self.live(state)
         return live if label_set is None else live.in_label_set(self.log.storage, state, label_set)
 
+    def _classify_options(
+        self,
+        k: int,
+        voting: Voting,
+        exclude: Sequence[int],
+        weigh: Mapping[int, float] | None,
+        assume: Mapping[int, str] | None,
+        balance: float | Literal["auto"],
+        abstain_below: float,
+    ) -> asking.ClassifyOptions:
+        check_list("exclude", exclude)
+        return asking.ClassifyOptions(
+            k=k,
+            rule=_rule(voting, balance),
+            auto_balance=balance == "auto",
+            exclude=exclude,
+            weigh=weigh or {},
+            assume=assume or {},
+            abstain_below=abstain_below,
+        )
+
     def _truths_in(
         self, name: str, labels: Sequence[str | None], live: LiveEntries, state: State, source: str | Path
     ) -> list[str | None]:
@@ -606,16 +665,16 @@ class VisualMemory:
         vectors_QD = asking.unit_vectors(embeddings, live.dimension)
         return vectors_QD, [None] * len(vectors_QD)
 
-    def _runner(self, runner: Runner, encoder: "Encoder") -> Callable[[Reservation, Sequence[int]], Iterable[PartMark]]:
+    def _runner(self, runner: Runner, encoder: "Encoder") -> "Callable[[Work, Sequence[int]], Iterable[PartMark]]":
         if runner not in get_args(Runner):
             raise UsageError(f"runner {runner} is unknown: give here or ray")
         if runner == "ray":
-            from pipeline.embeddings.on_ray import embed_on_ray  # Ray is loaded only where it is used
+            from pipeline.embeddings.on_ray import work_on_ray  # Ray is loaded only where it is used
 
-            return lambda reservation, parts: embed_on_ray(self.uri, reservation, parts) if parts else ()
-        from pipeline.embeddings.parts import embed_here
+            return lambda work, parts: work_on_ray(work, parts) if parts else ()
+        from pipeline.embeddings.parts import work_here
 
-        return lambda reservation, parts: embed_here(self.log.storage, reservation, parts, encoder)
+        return lambda work, parts: work_here(work, parts, encoder)
 
     def _add_file(self, plan: "AddPlan", state: State | None, command: str) -> "AddReport":
         from pipeline.edits.add import AddReport

@@ -17,6 +17,7 @@ FLOORS: list[set[str]] = [
     {"pipeline.images", "pipeline.index"},
     {"pipeline.embeddings"},
     {"pipeline.edits", "pipeline.asking", "pipeline.explanation"},
+    {"pipeline.bulk"},
     {"pipeline.visual_memory", "pipeline.serving"},
     {"jobs"},
     {"cluster"},

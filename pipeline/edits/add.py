@@ -18,14 +18,14 @@ import pyarrow as pa
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
+from pipeline.embeddings.tally import Reject, Tally, check_max_rejected, read_rejects
 from pipeline.embeddings.weights import read_weights
 from pipeline.errors import CommitConflict, DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
 from pipeline.images.files import is_remote
 from pipeline.images.labels import Labels
 from pipeline.images.listing import Listing, list_source
-from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store import ids
-from pipeline.store.files import RowsFile
 from pipeline.store.garbage import FOLDERS
 from pipeline.store.identity import Identity
 from pipeline.store.leases import Lease, live, standing
@@ -48,9 +48,6 @@ from pipeline.store.versions import VersionLog
 # An interrupted add goes on with its frozen plan as long as this share of its images is still as it was.
 STILL_THERE = 0.5
 
-MAX_REJECTED = 0.05
-REJECTS_ALLOWED = 10  # fewer never stop an add that was not told how many may
-
 COMPARED_AT_ONCE = 65_536
 
 _FILE_COLUMNS = ["uri", "num_bytes", "modified"]
@@ -72,14 +69,7 @@ class AddOptions:
     max_rejected: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_rejected is not None and not 0 <= self.max_rejected <= 1:
-            raise UsageError(f"--max-rejected {self.max_rejected} is not a share: give 0 to 1, such as 0.05")
-
-    def too_many(self, rejected: int, planned: int) -> bool:
-        """Whether so many rejected images stop an add."""
-        if self.max_rejected is None:
-            return rejected >= REJECTS_ALLOWED and rejected > MAX_REJECTED * planned
-        return rejected > self.max_rejected * planned
+        check_max_rejected(self.max_rejected)
 
 
 @dataclass(frozen=True)
@@ -112,15 +102,6 @@ class AddPlan:
     def embedding_bytes(self) -> int:
         """Bytes of float16 vectors if every image becomes an entry."""
         return 2 * self.planned * self.encoder.identity.dimension
-
-
-@dataclass(frozen=True)
-class Reject:
-    """An image that could not become an entry."""
-
-    uri: str
-    stage: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -269,13 +250,13 @@ def _added(
     weights = plan.encoder.keep(storage)
     reservation, unplanned = _reserved(log, state, plan, lease)
     marks = read_marks(storage, reservation)
-    tally = _Tally(storage, plan, reservation, marks.values(), on_progress)
+    tally = Tally(storage, reservation, marks.values(), plan.options.max_rejected, on_progress)
     done_before = tally.done
     for mark in embed(reservation, [part for part in range(reservation.num_parts) if part not in marks]):
         marks[mark.part] = mark
         tally.count(mark)
     segment = _segment(reservation, marks)
-    rejects = _rejects(storage, segment.rejected)
+    rejects = read_rejects(storage, segment.rejected)
     if not segment.planned:
         give_up(storage, reservation.number)
         raise SourceError(f"there is no image in the archives of {plan.listing.uri}, so nothing was added")
@@ -334,54 +315,6 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
     return reservation, 0
 
 
-class _Tally:
-    """What is done of an add. Stops it when more images are rejected than may be; what is done stays done."""
-
-    def __init__(
-        self,
-        storage: Storage,
-        plan: AddPlan,
-        reservation: Reservation,
-        marks: Iterable[PartMark],
-        on_progress: OnProgress,
-    ) -> None:
-        self._storage = storage
-        self._plan = plan
-        self._reservation = reservation
-        self._on_progress = on_progress
-        self._found = self._entries = self._rejected = self.done = 0  # found: in containers
-        self._last_rejected: RowsFile | None = None
-        self.stages = Stages()  # of this run
-        for mark in marks:
-            self._take(mark)
-        self._tell()
-
-    def count(self, mark: PartMark) -> None:
-        """One more part is done. Raises SourceError when the rejected images are too many."""
-        self.stages.add(mark.seconds)
-        self._take(mark)
-        self._tell()
-
-    def _take(self, mark: PartMark) -> None:
-        self.done += mark.planned
-        self._entries += mark.num_entries
-        self._rejected += mark.num_rejected
-        self._last_rejected = mark.rejected or self._last_rejected
-        self._found += mark.planned if mark.part >= self._reservation.containers_from else 0
-
-    def _tell(self) -> None:
-        planned = self._reservation.planned + max(self._found, self._reservation.known_inside)
-        self._on_progress(Progress("embedding", self.done, planned, self._rejected))
-        unfinished = self._entries or self.done < planned  # else nothing could be read, which is said at the end
-        if self._last_rejected and unfinished and self._plan.options.too_many(self._rejected, planned):
-            reject = _rejects(self._storage, [self._last_rejected])[0]
-            raise SourceError(
-                f"{self._rejected:,} of the first {self.done:,} images of {self._plan.listing.uri} were rejected (such "
-                f"as {reject.uri}: {reject.reason}), so the add was stopped, and keeps what is done: mend the source, "
-                "or run the command again with a larger --max-rejected"
-            )
-
-
 def _refuse_held(log: VersionLog, reservation: Reservation) -> None:
     folder = segment_folder(reservation.number)
     holding = [record for record in standing(log.storage) if folder in record.holds]
@@ -390,11 +323,6 @@ def _refuse_held(log: VersionLog, reservation: Reservation) -> None:
             f"{record.process} is adding {reservation.source} right now: wait until it is done, or stop it and run "
             "the command again, which goes on where it was"
         )
-
-
-def _rejects(storage: Storage, files: Iterable[RowsFile]) -> tuple[Reject, ...]:
-    tables = [read_table(storage, file, ["uri", "stage", "reason"]) for file in files]
-    return tuple(Reject(row["uri"], row["stage"], row["reason"]) for table in tables for row in table.to_pylist())
 
 
 def _differences(storage: Storage, listing: Listing, planned: Reservation | Segment) -> tuple[int, int]:

@@ -14,10 +14,9 @@ import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline import errors
-from pipeline.embeddings.parts import PartEmbedder
+from pipeline.embeddings.parts import Work, Worker
 from pipeline.errors import VisualMemoryError, WorkerError
-from pipeline.store.places import open_storage
-from pipeline.store.segments import PartMark, Reservation
+from pipeline.store.segments import PartMark
 
 # Ray Data begins the work of an actor that died again without end. That is right for nodes that die, but a part that
 # takes its actor down each time, with an image that crashes a decoder, must end the add some day.
@@ -43,36 +42,34 @@ class EmbedParts:
     reason the encoder is loaded with the first part rather than in the constructor.
     """
 
-    def __init__(self, memory_uri: str, reservation_json: str, num_cpus: int, beginnings: Any) -> None:
-        self._memory_uri = memory_uri
-        self._reservation = Reservation.model_validate_json(reservation_json)
+    def __init__(self, work: Work, num_cpus: int, beginnings: Any) -> None:
+        self._work = work
         self._num_cpus = num_cpus
         self._beginnings = beginnings
-        self._embedder: PartEmbedder | None = None
+        self._worker: Worker | None = None
 
     def __call__(self, batch: dict) -> dict:
         try:
-            if self._embedder is None:
+            if self._worker is None:
                 node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
-                storage = open_storage(self._memory_uri)
-                self._embedder = PartEmbedder(storage, self._reservation, self._num_cpus, node=node)
-            marks = [self._embedded(self._embedder, int(part)).model_dump_json() for part in batch["part"]]
+                self._worker = self._work.open(self._num_cpus, node)
+            marks = [self._done(self._worker, int(part)).model_dump_json() for part in batch["part"]]
         except VisualMemoryError as error:
             return {"mark": [""], "failure": [type(error).__name__], "message": [str(error)]}
         return {"mark": marks, "failure": [""], "message": [""]}
 
-    def _embedded(self, embedder: PartEmbedder, part: int) -> PartMark:
+    def _done(self, worker: Worker, part: int) -> PartMark:
         if ray.get(self._beginnings.count.remote(part)) > BEGINNINGS_OF_A_PART:
             raise WorkerError(
-                f"part {part} of segment {self._reservation.number} ended the process that embedded it "
-                f"{BEGINNINGS_OF_A_PART} times: {embedder.described(part)} may crash a decoder, or memory ran out; see "
-                "to that and run the command again, which goes on where it was"
+                f"part {part} ended the process that worked on it {BEGINNINGS_OF_A_PART} times: "
+                f"{worker.described(part)} may crash a decoder, or memory ran out; see to that and run the command "
+                "again, which goes on where it was"
             )
-        return embedder.embed(part)
+        return worker.do(part)
 
 
-def embed_on_ray(memory_uri: str, reservation: Reservation, parts: Sequence[int]) -> Iterator[PartMark]:
-    """Embed parts on the Ray cluster this process is connected to, yielding marks as they come, in any order.
+def work_on_ray(work: Work, parts: Sequence[int]) -> Iterator[PartMark]:
+    """Do parts on the Ray cluster this process is connected to, yielding marks as they come, in any order.
 
     One actor a GPU, or one a CPU core where there is no GPU: batches small enough for the cache keep few threads busy.
     An actor that dies, by itself or with its node, is restarted by Ray where there is room, and its parts are run
@@ -87,7 +84,7 @@ def embed_on_ray(memory_uri: str, reservation: Reservation, parts: Sequence[int]
     beginnings = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Beginnings).remote()
     marks = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
         EmbedParts,
-        fn_constructor_args=(memory_uri, reservation.model_dump_json(), cpus_each, beginnings),
+        fn_constructor_args=(work, cpus_each, beginnings),
         batch_size=1,
         # What the cluster has now, and more when nodes join: a pool of fixed size would not use them.
         compute=ActorPoolStrategy(min_size=1, max_size=len(parts), initial_size=num_actors),

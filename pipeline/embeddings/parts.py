@@ -6,7 +6,8 @@ The same class works in this process and inside a Ray actor; it depends on neith
 import os
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
 from pipeline.images.labels import Labels
 from pipeline.store.ids import MAX_ROWS, part_ids
+from pipeline.store.places import open_storage
 from pipeline.store.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
 from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_plan
 from pipeline.store.storage import Storage
@@ -33,46 +35,117 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-class PartEmbedder:
-    """Embeds parts of one segment with `num_cpus` threads for the model and as many for decoding.
+@dataclass(frozen=True)
+class EmbeddedPart:
+    """The images of a part in order: ids int64 [N], vectors float32 [N, D], items, and facts or why it was rejected.
 
-    `node` is what completion marks call the machine it runs on; None takes the name of the host.
+    The vector of a rejected image means nothing.
+    """
+
+    ids_N: np.ndarray
+    vectors_ND: np.ndarray
+    items: list[Item]
+    images: list[ImageFacts | Rejected]
+
+    @property
+    def kept(self) -> list[int]:
+        """The rows of images that are not rejected."""
+        return [row for row, image in enumerate(self.images) if isinstance(image, ImageFacts)]
+
+    def rejected(self) -> pa.Table:
+        """The rejected images, as REJECTED."""
+        rejects = [(row, image) for row, image in enumerate(self.images) if isinstance(image, Rejected)]
+        return pa.table(
+            [
+                pa.array(self.ids_N[[row for row, _ in rejects]]),
+                pa.array([self.items[row].uri for row, _ in rejects], pa.string()),
+                pa.array([reject.stage for _, reject in rejects], pa.string()),
+                pa.array([reject.reason for _, reject in rejects], pa.string()),
+            ],
+            schema=REJECTED,
+        )
+
+
+class Worker(Protocol):
+    """Does parts, one after another."""
+
+    def do(self, part: int) -> PartMark:
+        """Do one part and publish it; the mark returned is the one that stands."""
+
+    def described(self, part: int) -> str:
+        """What a part holds, in a few words for a message."""
+
+
+class Work(Protocol):
+    """What is to be done with each part of a plan. It can be pickled, and opened where the work is done."""
+
+    def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> Worker:
+        """A worker with so many threads, on a node of this name; `encoder` is there already or loaded."""
+
+
+@dataclass(frozen=True)
+class Remember:
+    """The work of an add: each part becomes entries of the memory."""
+
+    memory_uri: str
+    reservation: Reservation
+
+    def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> "PartEmbedder":
+        storage = open_storage(self.memory_uri)
+        encoder = encoder or Encoder.open(storage, self.reservation.identity)
+        return PartEmbedder(storage, self.reservation, num_cpus, encoder, node)
+
+
+class PartEmbedder:
+    """Embeds parts of one plan with `num_cpus` threads for the model and as many for decoding.
+
+    `node` names the machine in the marks; None takes the name of this host.
     """
 
     def __init__(
-        self,
-        storage: Storage,
-        reservation: Reservation,
-        num_cpus: int,
-        encoder: Encoder | None = None,
-        node: str | None = None,
+        self, storage: Storage, reservation: Reservation, num_cpus: int, encoder: Encoder, node: str | None = None
     ) -> None:
         torch.set_num_threads(num_cpus)
         self._storage = storage
         self._reservation = reservation
         self._num_cpus = num_cpus
         self._node = node
-        self._encoder = encoder or Encoder.open(storage, reservation.identity)
+        self._encoder = encoder
 
-    def embed(self, part: int) -> PartMark:
-        """Embed one part and publish it; the mark returned is the one that stands."""
-        vectors, items, images, stages = [], list[Item](), list[ImageFacts | Rejected](), Stages()
+    def do(self, part: int) -> PartMark:
+        """Embed one part and publish its entries."""
+        stages = Stages()
+        embedded = self.embed(part, stages)
+        began = time.perf_counter()
+        mark = publish_part(
+            self._storage,
+            self._reservation,
+            part,
+            self._entries(embedded),
+            embedded.rejected(),
+            self._pictures(embedded) if self._reservation.thumbnails else None,
+            seconds=stages.to_json(),
+            node=self._node,
+        )
+        stages.writing = time.perf_counter() - began
+        return mark.model_copy(update={"seconds": stages.to_json()})
+
+    def embed(self, part: int, stages: Stages) -> EmbeddedPart:
+        """Embed one part. What each stage takes is added to `stages`."""
+        vectors, items, images = [], list[Item](), list[ImageFacts | Rejected]()
         batches = embed_items(
-            self._encoder, self._items(part), self._num_cpus, thumbnails=self._with_thumbnails, stages=stages
+            self._encoder, self._items(part), self._num_cpus, thumbnails=self._reservation.thumbnails, stages=stages
         )
         for batch in batches:
-            vectors.append(batch.vectors_BD.astype(np.float16))
+            vectors.append(batch.vectors_BD)
             # The bytes of a member have done their work.
             items += [item if item.content is None else replace(item, content=None) for item in batch.items]
             images += batch.images
         if len(items) > MAX_ROWS:
             raise SourceError(f"{items[0].uri.partition('#')[0]} holds more than {MAX_ROWS:,} images: split it")
-        none_ND = np.empty((0, self._reservation.identity.dimension), np.float16)
-        began = time.perf_counter()
-        tables = self._tables(part, np.concatenate([none_ND, *vectors]), items, images)
-        mark = publish_part(self._storage, self._reservation, part, *tables, seconds=stages.to_json(), node=self._node)
-        stages.writing = time.perf_counter() - began
-        return mark.model_copy(update={"seconds": stages.to_json()})
+        none_ND = np.empty((0, self._reservation.identity.dimension), np.float32)
+        ids_N = part_ids(self._reservation.number, part, len(items))
+        return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images)
 
     def described(self, part: int) -> str:
         """What a part holds, in a few words for a message."""
@@ -82,10 +155,6 @@ class PartEmbedder:
         first = part * reservation.rows_per_part
         last = min(first + reservation.rows_per_part, reservation.planned) - 1
         return f"one of images {first:,} to {last:,} of {reservation.source}"
-
-    @property
-    def _with_thumbnails(self) -> bool:
-        return self._reservation.thumbnails
 
     def _items(self, part: int) -> Iterator[Item]:
         """The images of a part, those of a container as they are read."""
@@ -98,46 +167,31 @@ class PartEmbedder:
         for uri, label, num_bytes in zip(*columns, strict=True):
             yield Item(uri, label, TOO_LARGE if (num_bytes or 0) > MAX_FILE_BYTES else None)
 
-    def _tables(
-        self, part: int, vectors_ND: np.ndarray, items: Sequence[Item], images: Sequence[ImageFacts | Rejected]
-    ) -> tuple[pa.Table, pa.Table, pa.Table | None]:
-        """Entries, rejected images and thumbnails; their ids are their positions in the part."""
-        entry_ids = part_ids(self._reservation.number, part, len(items))
-        kept = [row for row, image in enumerate(images) if isinstance(image, ImageFacts)]
-        facts = [image for image in images if isinstance(image, ImageFacts)]
-        entries = pa.table(
+    def _entries(self, embedded: EmbeddedPart) -> pa.Table:
+        kept = embedded.kept
+        facts = [image for image in embedded.images if isinstance(image, ImageFacts)]
+        return pa.table(
             [
-                pa.array(entry_ids[kept]),
-                pa.array([items[row].uri for row in kept], pa.string()),
-                pa.array([items[row].label for row in kept], pa.string()),
+                pa.array(embedded.ids_N[kept]),
+                pa.array([embedded.items[row].uri for row in kept], pa.string()),
+                pa.array([embedded.items[row].label for row in kept], pa.string()),
                 pa.array([self._reservation.dataset] * len(kept), pa.string()),
-                embedding_column(vectors_ND[kept]),
+                embedding_column(embedded.vectors_ND[kept].astype(np.float16)),
                 pa.array([image.sha256 for image in facts], pa.string()),
                 pa.array([image.width for image in facts], pa.int32()),
                 pa.array([image.height for image in facts], pa.int32()),
             ],
             schema=entries_schema(self._reservation.identity),
         )
-        rejects = [(row, image) for row, image in enumerate(images) if not isinstance(image, ImageFacts)]
-        rejected = pa.table(
-            [
-                pa.array(np.delete(entry_ids, kept)),
-                pa.array([items[row].uri for row, _ in rejects], pa.string()),
-                pa.array([reject.stage for _, reject in rejects], pa.string()),
-                pa.array([reject.reason for _, reject in rejects], pa.string()),
-            ],
-            schema=REJECTED,
-        )
-        if not self._with_thumbnails:
-            return entries, rejected, None
-        columns = [pa.array(entry_ids[kept]), pa.array([image.thumbnail for image in facts], pa.binary())]
-        return entries, rejected, pa.table(columns, schema=THUMBNAILS)
+
+    def _pictures(self, embedded: EmbeddedPart) -> pa.Table:
+        pictures = [image.thumbnail for image in embedded.images if isinstance(image, ImageFacts)]
+        columns = [pa.array(embedded.ids_N[embedded.kept]), pa.array(pictures, pa.binary())]
+        return pa.table(columns, schema=THUMBNAILS)
 
 
-def embed_here(
-    storage: Storage, reservation: Reservation, parts: Sequence[int], encoder: Encoder
-) -> Iterator[PartMark]:
-    """Embed parts one after another in this process."""
-    embedder = PartEmbedder(storage, reservation, available_cpus(), encoder)
+def work_here(work: Work, parts: Sequence[int], encoder: Encoder) -> Iterator[PartMark]:
+    """Do parts one after another in this process."""
+    worker = work.open(available_cpus(), encoder=encoder)
     for part in parts:
-        yield embedder.embed(part)
+        yield worker.do(part)

@@ -65,6 +65,11 @@ class Reservation(BaseModel):
     known_inside: int = 0
 
     @property
+    def folder(self) -> str:
+        """Where its files lie, with a closing slash. Work that is no segment has number 0 and a place of its own."""
+        return segment_folder(self.number) if self.number else ""
+
+    @property
     def containers_from(self) -> int:
         """The first part that is a container; those before are of image files."""
         return -(-self.planned // self.rows_per_part)
@@ -90,6 +95,7 @@ class PartMark(BaseModel):
     entries: RowsFile | None
     rejected: RowsFile | None
     thumbnails: RowsFile | None = None
+    decisions: RowsFile | None = None
     seconds: dict[str, float] = {}
 
     @property
@@ -119,37 +125,66 @@ def reserve(
     `images` has the columns of PLAN but for `id`, and `containers` those of CONTAINERS, in the order to be kept; at
     least one row between them. Raises UsageError for more than an id can count.
     """
-    rows = ids.rows_per_part(images.num_rows)
     number = _next_number(storage)
-    num_containers = containers.num_rows if containers is not None else 0
     while True:
-        folder = segment_folder(number)
-        ids.first_id(number, -(-images.num_rows // rows) + num_containers)
-        plan = _write_plan(storage, f"{folder}plan/{lease.nonce}.parquet", images, number, rows)
-        inside = _write_containers(storage, f"{folder}containers/{lease.nonce}.parquet", containers)
-        reservation = Reservation(
+        reservation = freeze(
+            storage,
+            images,
             number=number,
             fingerprint=fingerprint,
             source=source,
             dataset=dataset,
             identity=identity,
-            planned=images.num_rows,
-            rows_per_part=rows,
-            plan=plan,
+            nonce=lease.nonce,
             thumbnails=thumbnails,
+            containers=containers,
             labels=labels,
-            containers=inside,
-            num_containers=num_containers,
-            known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
         )
         try:
-            storage.create(f"{folder}{DESCRIPTION}", reservation.model_dump_json(indent=1).encode())
+            described = reservation.model_dump_json(indent=1).encode()
+            storage.create(f"{segment_folder(number)}{DESCRIPTION}", described)
         except AlreadyExists:
-            storage.delete([file.path for file in (plan, inside) if file])
+            storage.delete([file.path for file in (reservation.plan, reservation.containers) if file])
             number += 1
         else:
-            lease.hold(folder)
+            lease.hold(segment_folder(number))
             return reservation
+
+
+def freeze(
+    storage: Storage,
+    images: pa.Table,
+    *,
+    number: int,
+    fingerprint: str,
+    source: str,
+    dataset: str,
+    identity: Identity,
+    nonce: str,
+    thumbnails: bool = False,
+    containers: pa.Table | None = None,
+    labels: str = "folder",
+) -> Reservation:
+    """Write the plan of a source as that of segment `number`, 0 for work that is none. Nobody knows of it yet."""
+    rows = ids.rows_per_part(images.num_rows)
+    num_containers = containers.num_rows if containers is not None else 0
+    ids.first_id(number, -(-images.num_rows // rows) + num_containers)
+    folder = segment_folder(number) if number else ""
+    return Reservation(
+        number=number,
+        fingerprint=fingerprint,
+        source=source,
+        dataset=dataset,
+        identity=identity,
+        planned=images.num_rows,
+        rows_per_part=rows,
+        plan=_write_plan(storage, f"{folder}plan/{nonce}.parquet", images, number, rows),
+        thumbnails=thumbnails,
+        labels=labels,
+        containers=_write_containers(storage, f"{folder}containers/{nonce}.parquet", containers),
+        num_containers=num_containers,
+        known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
+    )
 
 
 def reserve_for_singles(storage: Storage) -> int:
@@ -234,7 +269,7 @@ def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark
     marks = {}
     for path in marks_of(storage, reservation):
         mark = read_mark(storage, path)
-        for file in (mark.entries, mark.rejected, mark.thumbnails):
+        for file in (mark.entries, mark.rejected, mark.thumbnails, mark.decisions):
             if file is not None:
                 try:
                     checked_path(storage, file)
@@ -255,34 +290,49 @@ def publish_part(
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
 ) -> PartMark:
-    """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first.
+    """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
+    tables = {"entries": entries.cast(entries_schema(reservation.identity)), "rejected": rejected.cast(REJECTED)}
+    if thumbnails is not None:
+        tables["thumbnails"] = thumbnails.cast(THUMBNAILS)
+    return publish(storage, reservation, part, tables, seconds=seconds, node=node)
 
-    `node` names the machine at work, for those who read the mark; None takes the name of this host. `seconds` are what
-    each stage of the work took.
+
+def publish(
+    storage: Storage,
+    reservation: Reservation,
+    part: int,
+    tables: Mapping[str, pa.Table],
+    *,
+    seconds: Mapping[str, float] | None = None,
+    node: str | None = None,
+) -> PartMark:
+    """Write tables of rows with ids, by kind, and the mark that names them; return the mark that stands.
+
+    Rejected rows and the others are together as many as were planned. `node` names the machine at work, for those who
+    read the mark; None takes the name of this host. `seconds` are what each stage of the work took.
     """
     attempt = secrets.token_hex(6)
-    folder = segment_folder(reservation.number)
-    planned = entries.num_rows + rejected.num_rows
+    planned = sum(tables[kind].num_rows for kind in ("entries", "decisions", "rejected") if kind in tables)
     left = reservation.planned - part * reservation.rows_per_part
     if left > 0 and planned != min(reservation.rows_per_part, left):
         raise AssertionError(f"part {part} has {planned} rows, which is not as planned")
-
-    def written(kind: str, table: pa.Table) -> RowsFile | None:
-        if not table.num_rows:
-            return None
-        return write_rows(storage, f"{folder}{kind}/{part:06d}-{attempt}.parquet", table)
-
+    files = {
+        kind: write_rows(storage, f"{reservation.folder}{kind}/{part:06d}-{attempt}.parquet", table)
+        for kind, table in tables.items()
+        if table.num_rows
+    }
     mark = PartMark(
         part=part,
         attempt=attempt,
         node=node or socket.gethostname(),
         planned=planned,
-        entries=written("entries", entries.cast(entries_schema(reservation.identity))),
-        rejected=written("rejected", rejected.cast(REJECTED)),
-        thumbnails=written("thumbnails", thumbnails.cast(THUMBNAILS)) if thumbnails is not None else None,
+        entries=files.get("entries"),
+        rejected=files.get("rejected"),
+        thumbnails=files.get("thumbnails"),
+        decisions=files.get("decisions"),
         seconds=dict(seconds or {}),
     )
-    path = f"{folder}done/{part:06d}.json"
+    path = f"{reservation.folder}done/{part:06d}.json"
     try:
         storage.create(path, mark.model_dump_json(indent=1).encode())
     except AlreadyExists:
@@ -323,7 +373,7 @@ def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows
 
 def marks_of(storage: Storage, reservation: Reservation) -> list[str]:
     """The paths of the completion marks there are."""
-    folder = f"{segment_folder(reservation.number)}done"
+    folder = f"{reservation.folder}done"
     return [f"{folder}/{name}" for name in storage.list(folder)]
 
 

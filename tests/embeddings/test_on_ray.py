@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline import VisualMemory
 from pipeline.embeddings import on_ray
-from pipeline.embeddings.parts import PartEmbedder
+from pipeline.embeddings.parts import Worker
 from pipeline.errors import WorkerError
 from pipeline.store.segments import PartMark
 from tests.conftest import ENCODER, IMAGE_SIZE
@@ -95,18 +95,21 @@ def test_parts_of_an_actor_that_is_killed_are_run_again(tmp_path: Path, source: 
 class Crashing:
     """An embedder for which one of the images of part 1 is too much."""
 
-    def __init__(self, embedder: PartEmbedder) -> None:
-        self._embedder = embedder
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
 
-    def embed(self, part: int) -> PartMark:
+    def do(self, part: int) -> PartMark:
         if part == 1:
             os.kill(os.getpid(), signal.SIGKILL)
-        return self._embedder.embed(part)
+        return self._worker.do(part)
+
+    def described(self, part: int) -> str:
+        return self._worker.described(part)
 
 
 class EmbedOrCrash(on_ray.EmbedParts):
-    def _embedded(self, embedder: PartEmbedder, part: int) -> PartMark:
-        return super()._embedded(Crashing(embedder), part)  # type: ignore[arg-type]
+    def _done(self, worker: Worker, part: int) -> PartMark:
+        return super()._done(Crashing(worker), part)
 
 
 @pytest.mark.slow
@@ -117,7 +120,7 @@ def test_a_part_that_ends_its_actor_each_time_ends_the_add_which_can_go_on(
     memory = VisualMemory(tmp_path / "memory")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(on_ray, "EmbedParts", EmbedOrCrash)
-        with pytest.raises(WorkerError, match="part 1 of segment 1 .* 4 times: one of images 128 to 255 of "):
+        with pytest.raises(WorkerError, match="part 1 ended .* 4 times: one of images 128 to 255 of "):
             add(memory, source, weights, lambda _: None)
     report = add(memory, source, weights, lambda _: None)
     assert (report.entries, report.rejected) == (NUM_IMAGES, 0)  # type: ignore[attr-defined]

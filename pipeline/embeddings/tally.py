@@ -1,0 +1,91 @@
+"""What is done of a plan while its parts come in, and when too much of it is rejected."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pipeline.embeddings.stages import Stages
+from pipeline.errors import SourceError, UsageError
+from pipeline.progress import OnProgress, Progress
+from pipeline.store.files import RowsFile
+from pipeline.store.schemas import read_table
+from pipeline.store.segments import PartMark, Reservation
+from pipeline.store.storage import Storage
+
+MAX_REJECTED = 0.05
+REJECTS_ALLOWED = 10  # fewer never stop a run that was not told how many may
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An image that could not become an entry, or be decided about."""
+
+    uri: str
+    stage: str
+    reason: str
+
+
+def read_rejects(storage: Storage, files: Iterable[RowsFile]) -> tuple[Reject, ...]:
+    """The rejected images in some files."""
+    tables = [read_table(storage, file, ["uri", "stage", "reason"]) for file in files]
+    return tuple(Reject(row["uri"], row["stage"], row["reason"]) for table in tables for row in table.to_pylist())
+
+
+def check_max_rejected(share: float | None) -> None:
+    """Raises UsageError for what is no share."""
+    if share is not None and not 0 <= share <= 1:
+        raise UsageError(f"--max-rejected {share} is not a share: give 0 to 1, such as 0.05")
+
+
+class Tally:
+    """What is done of a run. Stops it when more images are rejected than may be; what is done stays done.
+
+    `max_rejected` is a share of the images planned; None means 5%, and never stops for a handful.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        reservation: Reservation,
+        marks: Iterable[PartMark],
+        max_rejected: float | None,
+        on_progress: OnProgress,
+    ) -> None:
+        self._storage = storage
+        self._reservation = reservation
+        self._max_rejected = max_rejected
+        self._on_progress = on_progress
+        self._found = self._rejected = self.done = 0  # found: in containers
+        self._last_rejected: RowsFile | None = None
+        self.stages = Stages()  # of this run
+        for mark in marks:
+            self._take(mark)
+        self._tell()
+
+    def count(self, mark: PartMark) -> None:
+        """One more part is done. Raises SourceError when the rejected images are too many."""
+        self.stages.add(mark.seconds)
+        self._take(mark)
+        self._tell()
+
+    def _take(self, mark: PartMark) -> None:
+        self.done += mark.planned
+        self._rejected += mark.num_rejected
+        self._last_rejected = mark.rejected or self._last_rejected
+        self._found += mark.planned if mark.part >= self._reservation.containers_from else 0
+
+    def _tell(self) -> None:
+        planned = self._reservation.planned + max(self._found, self._reservation.known_inside)
+        self._on_progress(Progress("embedding", self.done, planned, self._rejected))
+        unfinished = self._rejected < self.done or self.done < planned  # else nothing was read, which is said later
+        if self._last_rejected and unfinished and self._too_many(planned):
+            reject = read_rejects(self._storage, [self._last_rejected])[0]
+            raise SourceError(
+                f"{self._rejected:,} of the first {self.done:,} images of {self._reservation.source} were rejected "
+                f"(such as {reject.uri}: {reject.reason}), so the work was stopped, and keeps what is done: mend the "
+                "source, or run the command again with a larger --max-rejected"
+            )
+
+    def _too_many(self, planned: int) -> bool:
+        if self._max_rejected is None:
+            return self._rejected >= REJECTS_ALLOWED and self._rejected > MAX_REJECTED * planned
+        return self._rejected > self._max_rejected * planned
