@@ -28,6 +28,7 @@ from pipeline.errors import ClusterError, UsageError
 if TYPE_CHECKING:
     import click
 
+PLACES = ("URI", "FILE", "FOLDER", "DIR", "PATH")  # what the values of options are called that are paths
 SHIPPED = ("pipeline", "jobs")
 NOT_REMOTE = {
     "submit": "submit is for this machine: name the verb that the cluster is to run",
@@ -150,7 +151,7 @@ def _check(words: Sequence[str]) -> None:
 
 
 def _places(verb: str, arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """The positional arguments of a verb that are paths or URIs, by name. Exits with status 2 on wrong usage."""
+    """The arguments and options of a verb that are paths or URIs, by name. Exits with status 2 on wrong usage."""
     from jobs.cli import application
 
     group: Any = typer.main.get_command(application())
@@ -160,10 +161,12 @@ def _places(verb: str, arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     context = command.make_context(f"visual-memory {verb}", list(arguments))
     for parameter in command.params:
         value = context.params.get(parameter.name or "")
-        if parameter.param_type_name == "argument" and value is not None:
-            for each in value if isinstance(value, (list, tuple)) else [value]:
-                if isinstance(each, (str, Path)):
-                    yield parameter.metavar or str(parameter.name), str(each)
+        is_option = parameter.param_type_name == "option"
+        if value is None or (is_option and parameter.metavar not in PLACES):
+            continue
+        for each in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(each, (str, Path)):
+                yield parameter.opts[0] if is_option else parameter.metavar or str(parameter.name), str(each)
 
 
 def _url(address: str | None) -> str:

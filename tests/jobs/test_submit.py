@@ -60,6 +60,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         (["status", "--address", NOWHERE], "MEMORY"),
         (["status", "my.memory", "--address", NOWHERE], "MEMORY my.memory is a relative path"),
         (["add", "s3://b/m", "photos", "--address", NOWHERE], "SOURCE photos is a relative path"),
+        (["classify", "s3://b/m", "s3://b/p", "--out", "d", "--address", NOWHERE], "--out d is a relative path"),
         (["classify", "s3://b/m", "s3://b/1.jpg", "2.jpg", "--address", NOWHERE], "2.jpg is a relative path"),
         (["status", "s3://b/m", "--env", "NOT_THERE", "--address", NOWHERE], "--env NOT_THERE: there is no such"),
     ],
