@@ -1,7 +1,8 @@
 """Reading the files of a source, on this machine or through fsspec.
 
 What may pass (a lost connection, a store that is busy) is tried again with back-off and jitter, and then ends the run,
-which goes on where it was when repeated. What stays (no such file, no right to read it) rejects the one image.
+which goes on where it was when repeated. What stays (no such file, no right to read it, one object that a store which
+is well does not give out) rejects the one image.
 """
 
 import functools
@@ -122,7 +123,7 @@ class _RemoteFile(io.RawIOBase):
 
 def retrying(ask: Callable[[], Answer], uri: str) -> Answer:
     """What `ask` answers about a remote uri, asked again while it may. Raises Rejected, SourceError or StorageError."""
-    from pipeline.store.refusals import DENIED, REFUSED, code_of, explanation, is_transient
+    from pipeline.store.refusals import DENIED, THROTTLED, code_of, explanation, is_transient, lacks_credentials
 
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -133,16 +134,27 @@ def retrying(ask: Callable[[], Answer], uri: str) -> Answer:
             code = code_of(error)
             if isinstance(error, FileNotFoundError) and code != "NoSuchBucket":
                 raise Rejected("read", "there is no such file") from error
-            if code in REFUSED:
+            if lacks_credentials(error):
                 raise StorageError(explanation(error, uri, "read", uri)) from error
             if code in DENIED or isinstance(error, PermissionError):
                 raise Rejected("read", "these credentials may not read it") from error
             if code and not is_transient(error):
                 raise Rejected("read", f"the store does not give it out ({code})") from error
             if attempt == ATTEMPTS:
+                if code not in THROTTLED and _is_there(uri):  # the store is well, but for this one object
+                    raise Rejected("read", f"the store did not give it out in {ATTEMPTS} attempts") from error
                 raise StorageError(
                     f"{uri} could not be read in {ATTEMPTS} attempts ({explanation(error, uri, 'read', uri)}): "
                     "try again when the store is well, an add goes on where it was"
                 ) from error
             time.sleep(random.uniform(0, FIRST_WAIT) * 2**attempt)  # noqa: S311, it need only part the readers
     raise AssertionError("the last attempt returns or raises")
+
+
+def _is_there(uri: str) -> bool:
+    """Whether the store answers, and has the object."""
+    files, path = file_system(uri)
+    try:
+        return bool(files.info(path))
+    except Exception:  # whatever it is: the answer is no
+        return False

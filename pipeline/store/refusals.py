@@ -9,8 +9,9 @@ REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "Expir
 DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
 ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 NO_ROOM = {"507", "InsufficientStorage", "QuotaExceeded", "XMinioStorageFull", "500", "InternalError"}
-BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "RequestLimitExceeded", "Throttling"}
-BUSY |= {"ThrottlingException", "TooManyRequests", "BandwidthLimitExceeded", "429", "500", "502", "503", "504"}
+THROTTLED = {"SlowDown", "RequestLimitExceeded", "Throttling", "ThrottlingException", "TooManyRequests", "429"}
+BUSY = THROTTLED | {"ServiceUnavailable", "InternalError", "RequestTimeout", "BandwidthLimitExceeded"}
+BUSY |= {"500", "502", "503", "504"}
 UNSUPPORTED = {"NotImplemented", "501", "MethodNotAllowed", "405"}
 
 _NO_CREDENTIALS = (
@@ -33,6 +34,11 @@ def code_of(error: BaseException) -> str:
 def is_transient(error: BaseException) -> bool:
     """Whether the store answered that it can not now, rather than that it will not."""
     return code_of(error) in BUSY
+
+
+def lacks_credentials(error: BaseException) -> bool:
+    """Whether there are no credentials, or none that the store takes, whatever is asked for."""
+    return isinstance(error, _NO_CREDENTIALS) or code_of(error) in REFUSED
 
 
 def explanation(error: Exception, uri: str, doing: str, where: str) -> str:

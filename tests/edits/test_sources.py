@@ -4,6 +4,7 @@ import io
 import os
 import random
 import tarfile
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
@@ -334,3 +335,34 @@ def test_a_store_that_fails_now_and_then_loses_nothing(
     assert spoiled > 5
     assert (report.entries, report.rejected) == (320, 0)
     assert rows_of(memory) == rows_of(undisturbed)
+
+
+def test_one_object_that_never_comes_is_rejected_and_an_outage_ends_the_add(
+    s3: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
+) -> None:
+    for name, value in s3.admin.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(files, "FIRST_WAIT", 0.01)
+    files._file_system.cache_clear()
+    uri = s3.uri()
+    there = fsspec.filesystem("s3", skip_instance_cache=True)
+    for row in range(6):
+        there.pipe_file(f"{uri}/{row}.png", picture(row))
+    outage = threading.Event()
+
+    def judge(method: str, path: str, status: int) -> int | Literal["cut"]:
+        sick = method == "GET" and path.endswith("/3.png")
+        return 500 if sick or outage.is_set() else status
+
+    memory = VisualMemory(tmp_path / "memory")
+    files._file_system.cache_clear()
+    with behind_proxy(s3, monkeypatch, judge):
+        plan = memory.plan_add(uri, _options(options))
+        outage.set()
+        with pytest.raises(StorageError, match="could not be read in 5 attempts"):
+            memory.carry_out(plan)
+        outage.clear()
+        report = memory.carry_out(plan)
+    files._file_system.cache_clear()
+    assert (report.entries, report.rejected) == (5, 1)
+    assert report.rejects[0].reason == "the store did not give it out in 5 attempts"
