@@ -88,6 +88,7 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
     identity = plan.encoder.identity
     document = {
         "planned": plan.planned,
+        "archives": plan.listing.uncounted,
         "parts": plan.num_parts,
         "bytes": plan.listing.num_bytes,
         "skipped": plan.listing.skipped,
@@ -104,9 +105,12 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
     if plan.already:
         say(f"{plan.listing.uri} is in the memory already, as segment {plan.already.number}: there is nothing to add")
         return
+    uncounted = plan.listing.uncounted
+    archives = f" and what is in {counted(uncounted, 'archive')}" if uncounted else ""
     say(
-        f"would add {plan.planned:,} images ({plan.listing.num_bytes / 1e6:,.1f} MB) with {document['labels']} labels "
-        f"as dataset {plan.dataset}, in {plan.num_parts} parts"
+        f"would add {counted(plan.planned, 'image')}{archives} ({plan.listing.num_bytes / 1e6:,.1f} MB) with "
+        f"{counted(len(plan.listing.labels), 'label')} of folders as dataset {plan.dataset}, in "
+        f"{counted(plan.num_parts, 'part')}"
     )
     say(f"encoder {identity}; embeddings {plan.embedding_bytes / 1e6:,.1f} MB; nothing was changed")
 

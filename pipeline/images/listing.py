@@ -64,6 +64,11 @@ class Listing:
         return int(self.images.num_rows) + (pc.sum(self.containers.column("images")).as_py() or 0)
 
     @property
+    def uncounted(self) -> int:
+        """Archives, whose images are counted when they are read."""
+        return int(self.containers.column("images").null_count)
+
+    @property
     def labels(self) -> list[str]:
         """The distinct labels of image files, sorted."""
         return sorted(pc.unique(self.images.column("label").drop_null()).to_pylist())
