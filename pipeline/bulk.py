@@ -117,29 +117,26 @@ class BulkReport:
 class Decide:
     """The work of a job: each part becomes decisions by one version of a memory."""
 
-    memory_uri: str
-    out_uri: str
+    memory: Storage
+    out: Storage
     version: int
     options: ClassifyOptions
     label_set: str | None
     reservation: Reservation
 
     def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> "_Decider":
-        log = VersionLog(open_storage(self.memory_uri))
-        state = log.at(self.version)
-        live = LiveEntries.open(log.storage, state)
+        state = VersionLog(self.memory).at(self.version)
+        live = LiveEntries.open(self.memory, state)
         if self.label_set is not None:
-            live = live.in_label_set(log.storage, state, self.label_set)
-        out = open_storage(self.out_uri)
-        encoder = encoder or Encoder.open(log.storage, self.reservation.identity)
-        return _Decider(self, live, out, PartEmbedder(out, self.reservation, num_cpus, encoder, node), node)
+            live = live.in_label_set(self.memory, state, self.label_set)
+        encoder = encoder or Encoder.open(self.memory, self.reservation.identity)
+        return _Decider(self, live, PartEmbedder(self.out, self.reservation, num_cpus, encoder, node), node)
 
 
 class _Decider:
-    def __init__(self, work: Decide, live: LiveEntries, out: Storage, embedder: PartEmbedder, node: str | None) -> None:
+    def __init__(self, work: Decide, live: LiveEntries, embedder: PartEmbedder, node: str | None) -> None:
         self._work = work
         self._live = live
-        self._out = out
         self._embedder = embedder
         self._node = node
 
@@ -169,7 +166,7 @@ class _Decider:
         tables = {"decisions": pa.Table.from_pylist(rows, schema=DECISIONS), "rejected": embedded.rejected()}
         began = time.perf_counter()
         seconds = stages.to_json()
-        mark = publish(self._out, self._work.reservation, part, tables, seconds=seconds, node=self._node)
+        mark = publish(self._work.out, self._work.reservation, part, tables, seconds=seconds, node=self._node)
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})
 
@@ -187,7 +184,7 @@ def _columns(decision: Decision) -> dict:
 
 
 def run(
-    memory_uri: str,
+    memory: Storage,
     state: State,
     listing: Listing,
     labels: str,
@@ -204,11 +201,11 @@ def run(
     """
     began = time.monotonic()
     out = open_storage(out_uri)
-    job = _job(out, memory_uri, state, listing, labels, options, label_set)
+    job = _job(out, memory.uri, state, listing, labels, options, label_set)
     marks = read_marks(out, job.reservation)
     tally = Tally(out, job.reservation, marks.values(), max_rejected, on_progress)
     resumed = tally.done
-    decide = Decide(memory_uri, out_uri, job.version, options, label_set, job.reservation)
+    decide = Decide(memory, out, job.version, options, label_set, job.reservation)
     for mark in work(decide, [part for part in range(job.reservation.num_parts) if part not in marks]):
         marks[mark.part] = mark
         tally.count(mark)

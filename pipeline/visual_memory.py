@@ -160,7 +160,7 @@ class VisualMemory:
                 self.log,
                 state,
                 plan,
-                lambda reservation, parts: work(Remember(self.uri, reservation), parts),
+                lambda reservation, parts: work(Remember(self.log.storage, reservation), parts),
                 command,
                 on_progress,
             )
@@ -300,7 +300,9 @@ class VisualMemory:
         encoder = self.encoder()
         listing = list_source(str(source), Labels(labels))
         work = self._runner(runner, encoder)
-        return run(self.uri, state, listing, labels, options, label_set, str(out), work, max_rejected, on_progress)
+        return run(
+            self.log.storage, state, listing, labels, options, label_set, str(out), work, max_rejected, on_progress
+        )
 
     def explain(
         self,

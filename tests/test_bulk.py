@@ -83,6 +83,7 @@ def test_killed_and_repeated_by_the_version_it_began_with(
     assert not any(row["label"] == "class 0" for row in decisions_in(tmp_path / "after"))
 
 
+@pytest.mark.slow
 def test_on_ray_and_into_a_bucket(memory: VisualMemory, tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs.on_ray import start_ray
 

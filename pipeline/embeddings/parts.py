@@ -22,7 +22,6 @@ from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
 from pipeline.images.labels import Labels
 from pipeline.store.ids import MAX_ROWS, part_ids
-from pipeline.store.places import open_storage
 from pipeline.store.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
 from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_plan
 from pipeline.store.storage import Storage
@@ -87,13 +86,12 @@ class Work(Protocol):
 class Remember:
     """The work of an add: each part becomes entries of the memory."""
 
-    memory_uri: str
+    storage: Storage
     reservation: Reservation
 
     def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> "PartEmbedder":
-        storage = open_storage(self.memory_uri)
-        encoder = encoder or Encoder.open(storage, self.reservation.identity)
-        return PartEmbedder(storage, self.reservation, num_cpus, encoder, node)
+        encoder = encoder or Encoder.open(self.storage, self.reservation.identity)
+        return PartEmbedder(self.storage, self.reservation, num_cpus, encoder, node)
 
 
 class PartEmbedder:

@@ -47,7 +47,4 @@ def test_slow_reading_is_told_from_slow_decoding(
     list(stream.embed_items(encoder, [Item(path, None) for path in paths], 2, stages=slow))
     assert slow.reading > 0.05 * len(paths) > fast.reading
     assert slow.waiting > fast.waiting
-    assert fast.model > 0
-    verdict = slow.verdict()
-    assert verdict is not None
-    assert verdict[0] == "storage"
+    assert slow.reading > slow.decoding > 0 < fast.model
