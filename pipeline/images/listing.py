@@ -7,6 +7,7 @@ memory: beyond some rows it goes to a temporary file, from which its table is ma
 import datetime
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,9 @@ from pipeline.store.refusals import code_of, explanation
 from pipeline.store.schemas import PLAN
 
 BATCH_ROWS = 65_536
-PAGE_KEYS = 1_000  # what S3 lists in one answer
+# A file that tells what lies around it, and the folders of tables beside it.
+_OF_A_MEMORY = re.compile(r"versions/\d{20}\.json$"), ("segments", "packs", "tombstones", "labels", "index")
+_OF_DECISIONS = re.compile(r"job\.json$"), ("plan", "containers", "decisions", "rejected")
 
 IMAGES = pa.schema(list(PLAN)[1:])  # ids come with the segment
 
@@ -86,29 +89,34 @@ def list_source(source: str, labels: Labels) -> Listing:
         uri, name, is_file, files = _remote(source)
     else:
         uri, name, is_file, files = _local(source)
-    counts = {"other": 0, "image": 0}
+    other = 0
     containers: list[Container] = []
+    ours: list[str] = []
 
     def images() -> Iterator[Found]:
+        nonlocal other
         for file in files:
             kind = kind_of(file.uri)
-            counts["image"] += kind == "image"
             if kind == "image":
                 yield file
             elif kind is None:
-                counts["other"] += 1
+                other += 1
+                ours += _folders_of_ours(file.uri)
             else:
                 containers.append(Container(file.uri, kind, file.num_bytes, file.modified))
 
     table = _in_order(_spooled(_batches(images(), labels)))
-    if not table.num_rows and not containers:
+    # A memory, or decisions, that lie below the source are not part of it.
+    found = [container for container in containers if not container.uri.startswith(tuple(set(ours)))]
+    other += len(containers) - len(found)
+    if not table.num_rows and not found:
         if is_file:
             raise SourceError(f"{source} is no image file: give a folder of images, or a file ending in {endings()}")
-        what = f"holds {counts['other']:,} files but no image" if counts["other"] else "is empty"
+        what = f"holds {other:,} files but no image" if other else "is empty"
         raise SourceError(f"the source {source} {what}: give a folder with files ending in {endings()}")
-    planned = plan_containers(sorted(containers, key=lambda found: found.uri), labels)
+    planned = plan_containers(sorted(found, key=lambda container: container.uri), labels)
     alone = is_file and table.num_rows == 1
-    return Listing(uri, printable(name) or "root", table, planned, counts["other"], alone)
+    return Listing(uri, printable(name) or "root", table, planned, other, alone)
 
 
 def items_of(listing: Listing, labels: Labels) -> Iterator[Item]:
@@ -117,6 +125,16 @@ def items_of(listing: Listing, labels: Labels) -> Iterator[Item]:
         yield from itertools.starmap(Item, zip(*(column.to_pylist() for column in batch.columns), strict=True))
     for row in listing.containers.to_pylist():
         yield from images_in(Container(**row), labels)
+
+
+def _folders_of_ours(uri: str) -> list[str]:
+    """The folders of tables that a file with this uri tells to be a memory's, or those of decisions."""
+    return [
+        f"{uri[: sign.start()]}{folder}/"
+        for pattern, folders in (_OF_A_MEMORY, _OF_DECISIONS)
+        if (sign := pattern.search(uri))
+        for folder in folders
+    ]
 
 
 def _batches(files: Iterator[Found], labels: Labels) -> Iterator[pa.RecordBatch]:

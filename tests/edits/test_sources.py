@@ -151,6 +151,15 @@ def test_forgetting_and_erasing_what_came_in_containers(tmp_path: Path, options:
     assert memory.add(folder).segment is None
 
 
+def test_what_is_ours_below_a_source_is_no_part_of_it(tmp_path: Path, options: dict) -> None:
+    folder = write_mixed(tmp_path / "mixed")
+    memory = VisualMemory(folder / "my.memory")
+    assert memory.add(folder, **options).planned == 20
+    memory.classify_source(folder, folder / "decided", k=3)
+    again = memory.add(folder, dataset="again")
+    assert (again.planned, again.rejected) == (20, 3)
+
+
 def test_labels_from_a_file_for_files_and_members(tmp_path: Path, options: dict) -> None:
     folder = write_mixed(tmp_path / "mixed")
     named = {"loose/cat/1.png": "tom", f"{folder}/tars/0.tar#b.png": "rex", f"{folder}/tables/t.parquet#row=3": "kit"}
