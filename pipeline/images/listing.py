@@ -101,7 +101,7 @@ def list_source(source: str, labels: Labels) -> Listing:
                 yield file
             elif kind is None:
                 other += 1
-                ours += _folders_of_ours(file.uri)
+                ours.extend(_folders_of_ours(file.uri))
             else:
                 containers.append(Container(file.uri, kind, file.num_bytes, file.modified))
 
