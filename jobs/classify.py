@@ -1,6 +1,6 @@
 """`classify MEMORY IMAGE…`: a decision for each image."""
 
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -53,23 +53,8 @@ def classify(
 ) -> None:
     """Decide what each IMAGE is, by the votes of its nearest entries; with --out each image of a source."""
     if out is not None:
-        _decide_about_a_source(
-            memory,
-            images,
-            out,
-            k,
-            voting,
-            label_set,
-            exclude,
-            weigh,
-            assume,
-            balance,
-            abstain_below,
-            at,
-            max_rejected,
-            runner,
-            json=json,
-        )
+        options = _options(k, voting, label_set, exclude, weigh, assume, balance, abstain_below)
+        _decide_about_a_source(memory, images, out, at, max_rejected, runner, options, json=json)
         return
     decisions = decided(memory, images, k, voting, label_set, exclude, weigh, assume, balance, abstain_below, at)
     if json:
@@ -82,47 +67,19 @@ def classify(
 
 
 def _decide_about_a_source(
-    memory: str,
-    sources: list[str],
-    out: str,
-    k: int,
-    voting: str,
-    label_set: str | None,
-    exclude: list[int] | None,
-    weigh: list[str] | None,
-    assume: list[str] | None,
-    balance: str,
-    abstain_below: float,
-    at: int | None,
-    max_rejected: float | None,
-    runner: str,
-    *,
-    json: bool,
-) -> None:
+    memory: str, sources: list[str], out: str, at: int | None, max_rejected: float | None, runner: str,
+    options: dict[str, Any], *, json: bool,
+) -> None:  # fmt: skip
     if len(sources) != 1:
         raise typer.BadParameter(f"--out takes one SOURCE and {len(sources)} were given: name a folder, or a file")
-    tau, weights, labels = balance_value(balance), weights_by_id(weigh or []), dict(map(pair, assume or []))
     check_runner(runner)
     from jobs.on_ray import is_a_job
     from pipeline import VisualMemory
-    from pipeline.decisions.voting import Voting as Known
 
     with progress() as on_progress:
         where = started_runner(on_ray=runner == "ray" or (runner == "auto" and is_a_job()))
         report = VisualMemory(memory, at=at).classify_source(
-            sources[0],
-            out,
-            k,
-            cast(Known, voting),
-            exclude=exclude or [],
-            weigh=weights,
-            assume=labels,
-            balance=tau,
-            abstain_below=abstain_below,
-            label_set=label_set,
-            max_rejected=max_rejected,
-            runner=where,
-            on_progress=on_progress,
+            sources[0], out, max_rejected=max_rejected, runner=where, on_progress=on_progress, **options
         )
     if json:
         print_json(report.to_json())
@@ -151,21 +108,33 @@ def decided(
     at: int | None,
 ) -> list[Decision]:
     """The decisions that the options of `classify` and `explain` ask for."""
-    tau, weights, labels = balance_value(balance), weights_by_id(weigh or []), dict(map(pair, assume or []))
+    options = _options(k, voting, label_set, exclude, weigh, assume, balance, abstain_below)
     from pipeline import VisualMemory
-    from pipeline.decisions.voting import Voting as Known
 
-    decisions = VisualMemory(memory, at=at).classify(
-        images,
-        k,
-        cast(Known, voting),
-        exclude=exclude or [],
-        weigh=weights,
-        assume=labels,
-        balance=tau,
-        abstain_below=abstain_below,
-        label_set=label_set,
-    )
+    decisions = VisualMemory(memory, at=at).classify(images, **options)
     if decisions and 0 < len(decisions[0].neighbors) < k:
         note(f"{len(decisions[0].neighbors):,} entries can vote, fewer than -k {k:,}: all of them do")
     return decisions
+
+
+def _options(
+    k: int,
+    voting: str,
+    label_set: str | None,
+    exclude: list[int] | None,
+    weigh: list[str] | None,
+    assume: list[str] | None,
+    balance: str,
+    abstain_below: float,
+) -> dict[str, Any]:
+    """How to decide, as the library takes it."""
+    return {
+        "k": k,
+        "voting": voting,
+        "label_set": label_set,
+        "exclude": exclude or [],
+        "weigh": weights_by_id(weigh or []),
+        "assume": dict(map(pair, assume or [])),
+        "balance": balance_value(balance),
+        "abstain_below": abstain_below,
+    }

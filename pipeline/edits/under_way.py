@@ -54,7 +54,8 @@ def _progress(storage: Storage, reservation: segments.Reservation, *, running: b
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:  # most of it is waiting for the store
         marks = list(pool.map(lambda path: segments.read_mark(storage, path), segments.marks_of(storage, reservation)))
     done = sum(mark.planned for mark in marks)
-    planned = segments.planned_images(reservation, marks)
+    found = sum(mark.planned for mark in marks if mark.part >= reservation.containers_from)
+    planned = reservation.num_images(found)
     return UnderWay(
         segment=reservation.number,
         source=reservation.source,

@@ -74,7 +74,7 @@ class Tally:
         self._found += mark.planned if mark.part >= self._reservation.containers_from else 0
 
     def _tell(self) -> None:
-        planned = self._reservation.planned + max(self._found, self._reservation.known_inside)
+        planned = self._reservation.num_images(self._found)
         self._on_progress(Progress("embedding", self.done, planned, self._rejected))
         unfinished = self._rejected < self.done or self.done < planned  # else nothing was read, which is said later
         if self._last_rejected and unfinished and self._too_many(planned):

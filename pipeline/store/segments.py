@@ -9,7 +9,7 @@ import contextlib
 import json
 import secrets
 import socket
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -77,6 +77,10 @@ class Reservation(BaseModel):
     @property
     def num_parts(self) -> int:
         return self.containers_from + self.num_containers
+
+    def num_images(self, found: int) -> int:
+        """Images that are planned, `found` of them in containers so far."""
+        return self.planned + max(found, self.known_inside)
 
 
 class PartMark(BaseModel):
@@ -338,12 +342,6 @@ def publish(
     except AlreadyExists:
         return read_mark(storage, path)
     return mark
-
-
-def planned_images(reservation: Reservation, marks: Iterable[PartMark]) -> int:
-    """Images that were planned, those found in containers so far included."""
-    found = sum(mark.planned for mark in marks if mark.part >= reservation.containers_from)
-    return reservation.planned + max(found, reservation.known_inside)
 
 
 def _next_number(storage: Storage) -> int:

@@ -80,6 +80,13 @@ def entries_of(memory: VisualMemory) -> dict[str, tuple[int, str | None, str]]:
     return found
 
 
+def use(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process be one that knows the server and its credentials."""
+    for name, value in s3.admin.items():
+        monkeypatch.setenv(name, value)
+    files._file_system.cache_clear()
+
+
 @pytest.fixture(params=["folder", "s3"])
 def mixed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The mixed source, in a folder and in a bucket."""
@@ -87,9 +94,7 @@ def mixed(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     if request.param == "folder":
         return str(folder)
     s3: SeaweedFS = request.getfixturevalue("s3")
-    for name, value in s3.admin.items():
-        monkeypatch.setenv(name, value)
-    files._file_system.cache_clear()
+    use(s3, monkeypatch)
     uri = s3.uri()
     there = fsspec.filesystem("s3", skip_instance_cache=True)
     for path in sorted(folder.rglob("*")):
@@ -243,9 +248,7 @@ def test_a_handful_of_rejects_stops_nothing_unless_told(tmp_path: Path, options:
 def test_an_object_that_vanishes_is_rejected(
     s3: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
 ) -> None:
-    for name, value in s3.admin.items():
-        monkeypatch.setenv(name, value)
-    files._file_system.cache_clear()
+    use(s3, monkeypatch)
     uri = s3.uri()
     there = fsspec.filesystem("s3", skip_instance_cache=True)
     for row in range(3):
@@ -273,8 +276,7 @@ def _options(options: dict):
 def test_what_is_wrong_with_a_bucket_is_said_at_once(
     s3: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
 ) -> None:
-    for name, value in s3.admin.items():
-        monkeypatch.setenv(name, value)
+    use(s3, monkeypatch)
     memory = VisualMemory(tmp_path / "memory")
     with pytest.raises(SourceError, match="there is nothing at"):
         memory.add(f"{s3.uri()}/nothing", **options)
@@ -311,9 +313,7 @@ def test_plans_of_any_length_are_listed_in_order(tmp_path: Path, monkeypatch: py
 def test_a_store_that_fails_now_and_then_loses_nothing(
     s3: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
 ) -> None:
-    for name, value in s3.admin.items():
-        monkeypatch.setenv(name, value)
-    files._file_system.cache_clear()
+    use(s3, monkeypatch)
     uri = s3.uri()
     there = fsspec.filesystem("s3", skip_instance_cache=True)
     with ThreadPoolExecutor(8) as pool:
@@ -349,8 +349,7 @@ def test_a_store_that_fails_now_and_then_loses_nothing(
 def test_one_object_that_never_comes_is_rejected_and_an_outage_ends_the_add(
     s3: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
 ) -> None:
-    for name, value in s3.admin.items():
-        monkeypatch.setenv(name, value)
+    use(s3, monkeypatch)
     monkeypatch.setattr(files, "FIRST_WAIT", 0.01)
     files._file_system.cache_clear()
     uri = s3.uri()
