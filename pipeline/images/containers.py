@@ -1,74 +1,186 @@
-"""Files with many images in them: tar archives and Parquet files, and the images in them one after another.
+"""Files with many images in them, or with vectors given in place of images, and what is in them one after another.
 
-A tar is one unit of work, for it can only be read from its beginning; a Parquet file is as many as its row groups make.
+A tar is one unit of work, for it can only be read from its beginning; a Parquet file is as many as its row groups make,
+and a .npy is cut at any row.
 """
 
 import bisect
+import contextlib
 import datetime
 import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import BinaryIO, get_args
 
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.images import parquet, tars
+from pipeline.images import parquet, tars, vectors
 from pipeline.images.decode import Rejected
 from pipeline.images.files import is_remote, open_file, read_file
 from pipeline.images.items import Item
 from pipeline.images.labels import Labels
+from pipeline.images.npy import NoVectors
+from pipeline.images.npy_pairs import VectorKind, beside
 from pipeline.images.suffixes import Kind, kind_of
 from pipeline.images.uris import split_member
+from pipeline.images.vector_columns import Maker
 from pipeline.store.schemas import CONTAINERS
 
 SLICE_ROWS = 4_096  # rows of a Parquet file that are one unit of work, where its row groups are not larger
+SLICE_VECTORS = 16_384  # the same of vectors, which take less work and memory
 FOOTERS_AT_ONCE = 16
+VECTOR_KINDS = get_args(VectorKind)
 
 
 @dataclass(frozen=True)
 class Container:
-    """A tar archive, or some row groups of a Parquet file; `images` is how many are in it, None while unknown."""
+    """A tar archive, some row groups of a Parquet file, or some rows of a .npy.
+
+    `first_group` and `num_groups` count rows of a .npy; `images` is how many are in it, None while unknown.
+    """
 
     uri: str
-    kind: Kind
+    kind: Kind | VectorKind
     num_bytes: int | None
     modified: datetime.datetime | None
     first_group: int | None = None
     num_groups: int | None = None
     images: int | None = None
 
+    @property
+    def holds_vectors(self) -> bool:
+        return self.kind in VECTOR_KINDS
 
-def plan_containers(found: Sequence[Container], labels: Labels) -> pa.Table:
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of the vectors of a source: their dimension, and who made them, each maker once."""
+
+    dimension: int
+    makers: tuple[Maker, ...]
+
+
+def plan_containers(found: Sequence[Container], labels: Labels) -> tuple[pa.Table, Given | None]:
     """Containers as units of work, as CONTAINERS: Parquet files, whose footers are read, cut at row groups.
 
-    A file that has no images, or that is no Parquet, is one unit, which ends as one rejected image. Raises SourceError
-    where there is no other.
+    A file that has neither images nor vectors, or that is no Parquet, is one unit, which ends as one rejected image.
+    Raises SourceError where there is no other, and for vectors that are not whole or of several dimensions.
     """
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         cuts = list(pool.map(lambda container: _cut(container, labels), found))
     for cut in cuts:
-        if isinstance(cut, SourceError) and not any(isinstance(other, list) for other in cuts):
+        if isinstance(cut, SourceError) and not any(isinstance(other, _Cut) for other in cuts):
             raise cut
-    units = [u for one, cut in zip(found, cuts, strict=True) for u in (cut if isinstance(cut, list) else [one])]
-    return pa.Table.from_pylist([vars(unit) for unit in units], schema=CONTAINERS)
+    units = [u for one, cut in zip(found, cuts, strict=True) for u in (cut.units if isinstance(cut, _Cut) else [one])]
+    table = pa.Table.from_pylist([vars(unit) for unit in units], schema=CONTAINERS)
+    return table, _given([cut.given for cut in cuts if isinstance(cut, _Cut) and cut.given])
 
 
-def _cut(container: Container, labels: Labels) -> list[Container] | SourceError:
-    if container.kind != "parquet":
-        return [container]
+@dataclass(frozen=True)
+class _Cut:
+    units: list[Container]
+    given: vectors.Vectors | None = None
+
+
+def _cut(container: Container, labels: Labels) -> _Cut | SourceError:
     try:
-        with open_file(container.uri) as stream:
-            layout = parquet.inspect(stream, container.uri, labels.inside)
+        if container.kind == "parquet":
+            return _cut_parquet(container, labels)
+        return _cut_npy(container, labels) if container.holds_vectors else _Cut([container])
     except Rejected:
-        return [container]
-    except SourceError as error:
+        return _Cut([container])
+    except _Unusable as error:
         return error
+
+
+class _Unusable(SourceError):
+    """A file that is no source, which an add can do without."""
+
+
+def _cut_parquet(container: Container, labels: Labels) -> _Cut:
+    with open_file(container.uri) as stream:
+        found: vectors.Vectors | None = None
+        try:
+            layout: parquet.Grouped = parquet.inspect(stream, container.uri, labels.inside)
+        except parquet.NoImages as no_images:
+            try:
+                layout = found = vectors.inspect_column(stream, container.uri, labels.inside)
+            except NoVectors:
+                raise _Unusable(str(no_images)) from None
+        except SourceError as error:
+            raise _Unusable(str(error)) from error
+    if found is not None:
+        container = replace(container, kind="vectors")
     units = []
-    for first, number in parquet.slices(layout, SLICE_ROWS):
+    for first, number in parquet.slices(layout, SLICE_VECTORS if found else SLICE_ROWS):
         rows = sum(layout.rows[first : first + number])
         units.append(replace(container, first_group=first, num_groups=number, images=rows))
-    return [unit for unit in units if unit.images]
+    return _Cut([unit for unit in units if unit.images], found)
+
+
+def _cut_npy(container: Container, labels: Labels) -> _Cut:
+    try:
+        with _opened(container) as (stream, described, place):
+            found = vectors.inspect_npy(stream, container.uri, described, place, labels.inside)
+    except NoVectors as error:
+        raise _Unusable(str(error)) from error
+    [rows] = found.rows
+    starts = range(0, rows, SLICE_VECTORS)
+    runs = [(start, min(SLICE_VECTORS, rows - start)) for start in starts]
+    return _Cut([replace(container, first_group=s, num_groups=n, images=n) for s, n in runs], found)
+
+
+def _given(found: Sequence[vectors.Vectors]) -> Given | None:
+    by_dimension = {one.dimension: one.maker.uri for one in found if one.dimension is not None}
+    if len(by_dimension) > 1:
+        said = " and ".join(f"{uri} of {dimension:,} dimensions" for dimension, uri in [*by_dimension.items()][:2])
+        raise SourceError(f"the source has vectors in {said}: add those of one encoder at a time")
+    makers = {(one.maker.encoder, one.maker.fingerprint): one.maker for one in reversed(found)}
+    return next((Given(dimension, tuple(makers.values())) for dimension in by_dimension), None)
+
+
+@contextlib.contextmanager
+def _opened(container: Container) -> Iterator[tuple[BinaryIO, BinaryIO | None, str]]:
+    """The stream of a .npy, and that of the file beside it with its uri. Raises Rejected or StorageError."""
+    place = beside(container.uri, container.kind)
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open_file(container.uri))
+        yield stream, stack.enter_context(open_file(place)) if place else None, place or ""
+
+
+def vectors_in(container: Container, labels: Labels, dimension: int) -> Iterator[vectors.VectorBatch]:
+    """The vectors in a container by position, rejected rows for what cannot be read. Raises StorageError."""
+    done = 0
+    try:
+        for batch in _vector_batches(container, labels.inside, dimension):
+            if labels.file is not None:
+                named = [replace(item, label=labels.of(item.uri, item.uri, None)) for item in batch.items]
+                batch = replace(batch, items=named)  # noqa: PLW2901, the same batch
+            yield batch
+            done += len(batch.items)
+        rejected = Rejected("read", "the file has fewer rows than it had when it was listed")
+    except Rejected as error:
+        rejected = error
+    except SourceError as error:  # it was another file when it was planned
+        rejected = Rejected("read", str(error))
+    planned = 1 if container.images is None else container.images
+    for start in range(done, planned, vectors.BATCH_ROWS):
+        left = min(vectors.BATCH_ROWS, planned - start)
+        yield vectors.rejected_rows(rejected, [container.uri] * left, dimension)
+
+
+def _vector_batches(container: Container, labels: str, dimension: int) -> Iterator[vectors.VectorBatch]:
+    first, number = container.first_group or 0, container.num_groups or 0
+    if container.kind == "vectors":
+        with open_file(container.uri) as stream:
+            yield from vectors.read_column(stream, container.uri, labels, dimension, first, number)
+        return
+    with _opened(container) as (stream, described, place):
+        if not number:  # what is wrong with it was found when it was planned
+            vectors.inspect_npy(stream, container.uri, described, place, labels)
+        yield from vectors.read_npy(stream, container.uri, described, place, labels, dimension, first, number)
 
 
 def images_in(container: Container, labels: Labels) -> Iterator[Item]:
@@ -98,6 +210,8 @@ def read_image(uri: str) -> bytes:
     if member is None:
         return read_file(uri)
     kind = kind_of(where)
+    if kind == "npy":
+        raise Rejected("read", "it was given as a vector, without an image")
     if kind == "tar" and is_remote(where):
         raise Rejected("read", "it lies in an archive that would have to be fetched whole")
     container = Container(where, kind or "tar", None, None)
@@ -112,6 +226,9 @@ def read_image(uri: str) -> bytes:
 def _holding(container: Container, row: int) -> Container:
     """The one row group of a Parquet file that holds a row."""
     with open_file(container.uri) as stream:
-        layout = parquet.inspect(stream, container.uri, "none")
+        try:
+            layout = parquet.inspect(stream, container.uri, "none")
+        except SourceError as error:  # a file of vectors, or another one than it was
+            raise Rejected("read", str(error)) from error
     ends = list(itertools.accumulate(layout.rows))
     return replace(container, first_group=min(bisect.bisect_right(ends, row), len(ends) - 1), num_groups=1)

@@ -10,17 +10,19 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, StorageError
-from pipeline.images.containers import Container, images_in, plan_containers
-from pipeline.images.files import file_system, is_remote
+from pipeline.images.containers import VECTOR_KINDS, Container, Given, images_in, plan_containers
+from pipeline.images.decode import Rejected
+from pipeline.images.files import file_system, is_remote, retrying
 from pipeline.images.items import Item
 from pipeline.images.labels import Labels
+from pipeline.images.npy_pairs import candidates, passed_over
 from pipeline.images.suffixes import endings, kind_of
 from pipeline.images.uris import path_of_uri, printable, uri_of_path
 from pipeline.store.refusals import code_of, explanation
@@ -32,6 +34,7 @@ _OF_A_MEMORY = re.compile(r"versions/\d{20}\.json$"), ("segments", "packs", "tom
 _OF_DECISIONS = re.compile(r"job\.json$"), ("plan", "containers", "decisions", "rejected")
 
 IMAGES = pa.schema(list(PLAN)[1:])  # ids come with the segment
+_VECTORS = set(VECTOR_KINDS)
 
 
 class Found(NamedTuple):
@@ -47,7 +50,8 @@ class Found(NamedTuple):
 class Listing:
     """What a source holds: `images` as IMAGES, `containers` as CONTAINERS; `skipped` counts other files.
 
-    `is_file` tells a source that is one image from a folder of one.
+    `given` is about the vectors among the containers, None where there are none. `is_file` tells a source that is one
+    image from a folder of one.
     """
 
     uri: str
@@ -56,6 +60,7 @@ class Listing:
     containers: pa.Table
     skipped: int
     is_file: bool = False
+    given: Given | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -70,6 +75,11 @@ class Listing:
     def uncounted(self) -> int:
         """Archives, whose images are counted when they are read."""
         return int(self.containers.column("images").null_count)
+
+    @property
+    def holds_images(self) -> bool:
+        """Whether anything in it is to be embedded."""
+        return bool(self.images.num_rows) or not set(self.containers.column("kind").unique().to_pylist()) <= _VECTORS
 
     @property
     def labels(self) -> list[str]:
@@ -109,22 +119,75 @@ def list_source(source: str, labels: Labels) -> Listing:
     # A memory, or decisions, that lie below the source are not part of it.
     found = [container for container in containers if not container.uri.startswith(tuple(set(ours)))]
     other += len(containers) - len(found)
+    found, extra = _with_pairs(found, uri)
+    other += extra
     if not table.num_rows and not found:
         if is_file:
             raise SourceError(f"{source} is no image file: give a folder of images, or a file ending in {endings()}")
         what = f"holds {other:,} files but no image" if other else "is empty"
         raise SourceError(f"the source {source} {what}: give a folder with files ending in {endings()}")
-    planned = plan_containers(sorted(found, key=lambda container: container.uri), labels)
+    planned, given = plan_containers(sorted(found, key=lambda container: container.uri), labels)
     alone = is_file and table.num_rows == 1
-    return Listing(uri, printable(name) or "root", table, planned, other, alone)
+    return Listing(uri, printable(name) or "root", table, planned, other, alone, given)
 
 
 def items_of(listing: Listing, labels: Labels) -> Iterator[Item]:
-    """Every image of a source in order, files first. Raises StorageError."""
+    """Every image of a source in order, files first; no vectors. Raises StorageError."""
     for batch in listing.images.select(["uri", "label"]).to_batches(BATCH_ROWS):
         yield from itertools.starmap(Item, zip(*(column.to_pylist() for column in batch.columns), strict=True))
     for row in listing.containers.to_pylist():
-        yield from images_in(Container(**row), labels)
+        if row["kind"] not in _VECTORS:
+            yield from images_in(Container(**row), labels)
+
+
+def containers_of_vectors(listing: Listing) -> list[Container]:
+    """The containers of a source that hold vectors, in order."""
+    return [Container(**row) for row in listing.containers.to_pylist() if row["kind"] in _VECTORS]
+
+
+def _with_pairs(containers: list[Container], source: str) -> tuple[list[Container], int]:
+    """Each .npy with the size and time of the Parquet file beside it added, which then is no container of its own.
+
+    The number is of files that are passed over.
+
+    Raises SourceError for a .npy of clip-retrieval that lacks its metadata, where others have theirs.
+    """
+    is_passed_over = passed_over(container.uri for container in containers if container.kind == "npy")
+    by_uri = {container.uri: container for container in containers}
+    pairs: dict[str, tuple[Container, str]] = {}
+    for uri, container in by_uri.items():
+        if container.kind != "npy" or is_passed_over(uri):
+            continue
+        for kind, place in candidates(uri):
+            known = by_uri.get(place) or (None if place.startswith(f"{source}/") else _one_file(place))
+            if known is not None:
+                num_bytes = (container.num_bytes or 0) + (known.num_bytes or 0)
+                times = [time for time in (container.modified, known.modified) if time is not None]
+                pairs[uri] = (
+                    replace(container, kind=kind, num_bytes=num_bytes, modified=max(times, default=None)),
+                    place,
+                )
+                break
+    described = {place for _, place in pairs.values()}
+    left = [pairs.get(uri, (one, ""))[0] for uri, one in by_uri.items() if uri not in described]
+    found = [one for one in left if not is_passed_over(one.uri)]
+    for one in found:
+        wanted = next((place for kind, place in candidates(one.uri) if kind == "npy+metadata"), None)
+        if one.kind == "npy" and wanted and any(is_passed_over(uri) and "/metadata/" in uri for uri in by_uri):
+            raise SourceError(f"{one.uri} has no metadata at {wanted}, where others have theirs: copy what is missing")
+    return found, len(left) - len(found)
+
+
+def _one_file(uri: str) -> Found | None:
+    """What is known of a file that lies outside of the source, if it is there."""
+    if not is_remote(uri):
+        path = path_of_uri(uri)
+        return _found(path, path) if os.path.isfile(path) else None
+    files, path = file_system(uri)
+    try:
+        return _key(uri.partition("://")[0], path, path, retrying(lambda: files.info(path), uri))
+    except Rejected:
+        return None
 
 
 def _folders_of_ours(uri: str) -> list[str]:

@@ -7,7 +7,7 @@ it into an OSError like that of a damaged page, hence the wrapper that remembers
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,6 +26,10 @@ BATCH_BYTES = 32 << 20  # of images in one batch, as far as their mean size tell
 BUFFER_BYTES = 1 << 20  # without a buffer pyarrow reads the whole column of a row group at once
 
 Answer = TypeVar("Answer")
+
+
+class NoImages(SourceError):
+    """A Parquet file has no column of image bytes. Internal: callers decide what that means."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,21 @@ def inspect(stream: BinaryIO, uri: str, labels: str) -> Layout:
     `labels` is "none", "column:NAME", or "folder" for a column that is named as labels are. Raises SourceError for a
     file that is not Parquet, without an image column or with several, or without NAME; and what the stream raises.
     """
-    file = _open(_Source(stream), uri)
-    return Layout(uri, _columns(file.schema_arrow, uri, labels), _rows(file))
+    file = open_parquet(Source(stream), uri)
+    return Layout(uri, _columns(file.schema_arrow, uri, labels), group_rows(file))
 
 
-def slices(layout: Layout, rows: int) -> list[tuple[int, int]]:
+class Grouped(Protocol):
+    """A file in row groups, with the rows in each."""
+
+    @property
+    def uri(self) -> str: ...
+
+    @property
+    def rows(self) -> tuple[int, ...]: ...
+
+
+def slices(layout: Grouped, rows: int) -> list[tuple[int, int]]:
     """Runs of whole row groups as (first_group, num_groups), each of at most `rows` rows or of a single row group.
 
     Raises SourceError for a row group of more than `MAX_GROUP_ROWS`.
@@ -90,11 +104,11 @@ def read_parquet(stream: BinaryIO, uri: str, layout: Layout, first_group: int, n
     that group are rejected. What is held in memory is one page and `BATCH_ROWS` images of at most `BATCH_BYTES`.
     Raises SourceError when the file is not the one `layout` describes, and what the stream raises.
     """
-    source = _Source(stream)
-    file = _open(source, uri)
+    source = Source(stream)
+    file = open_parquet(source, uri)
     label = layout.columns.label
     columns = _columns(file.schema_arrow, uri, "none" if label is None else f"column:{label}")
-    if (columns, _rows(file)) != (layout.columns, layout.rows):
+    if (columns, group_rows(file)) != (layout.columns, layout.rows):
         raise SourceError(f"{uri} has changed since it was listed: add it again")
     row = sum(layout.rows[:first_group])
     for group in range(first_group, first_group + num_groups):
@@ -104,7 +118,7 @@ def read_parquet(stream: BinaryIO, uri: str, layout: Layout, first_group: int, n
 
 
 def _contents(
-    file: pq.ParquetFile, source: "_Source", layout: Layout, group: int
+    file: pq.ParquetFile, source: "Source", layout: Layout, group: int
 ) -> Iterator[tuple[str | None, bytes | Rejected]]:
     """Label and bytes of each row of a row group, as many as the footer says."""
     columns, left = layout.columns, layout.rows[group]
@@ -120,7 +134,8 @@ def _contents(
             images = batch.column(batch.schema.get_field_index(columns.image))
             if columns.in_struct:
                 images = pc.struct_field(images, "bytes")
-            for label, content in list(zip(_texts(batch, columns), images, strict=True))[:left]:
+            labels = texts_in(batch, columns.label, columns.label_names)
+            for label, content in list(zip(labels, images, strict=True))[:left]:
                 yield label, _content(content)
                 left -= 1
     except MemoryError:  # pyarrow's is an ArrowException too, but it says nothing about the file
@@ -142,18 +157,18 @@ def _content(scalar: pa.Scalar) -> bytes | Rejected:
     return bytes(buffer.to_pybytes()) if buffer.size else Rejected("read", "the file is empty")
 
 
-def _texts(batch: pa.RecordBatch, columns: ImageColumns) -> list[str | None]:
-    """The labels of a batch, as text."""
-    if columns.label is None:
+def texts_in(batch: pa.RecordBatch, name: str | None, names: tuple[str, ...] | None = None) -> list[str | None]:
+    """A column of a batch as texts, such as labels; `names` are what its integers stand for, no column is all None."""
+    if name is None:
         return [None] * batch.num_rows
-    labels = batch.column(batch.schema.get_field_index(columns.label))
-    if pa.types.is_dictionary(labels.type):
-        labels = labels.dictionary_decode()
-    if _is_text(labels.type):  # by way of bytes, because nobody has checked that the text is UTF-8
-        found = labels.cast(pa.large_binary()).to_pylist()
+    column = batch.column(batch.schema.get_field_index(name))
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if is_text(column.type):  # by way of bytes, because nobody has checked that the text is UTF-8
+        found = column.cast(pa.large_binary()).to_pylist()
         return [None if text is None else text_of(text.decode(errors="replace")) for text in found]
-    names = columns.label_names or ()
-    return [text_of(names[v] if names and v is not None and 0 <= v < len(names) else v) for v in labels.to_pylist()]
+    names = names or ()
+    return [text_of(names[v] if names and v is not None and 0 <= v < len(names) else v) for v in column.to_pylist()]
 
 
 def _batch_rows(file: pq.ParquetFile, group: int) -> int:
@@ -168,39 +183,38 @@ def _batch_rows(file: pq.ParquetFile, group: int) -> int:
 
 def _columns(schema: pa.Schema, uri: str, labels: str) -> ImageColumns:
     image = _image_field(schema, uri)
-    label = _label_field(schema, uri, labels)
+    label = label_field(schema, uri, labels)
     return ImageColumns(
         image.name,
         in_struct=pa.types.is_struct(image.type),
         label=None if label is None else label.name,
-        label_names=None if label is None else _label_names(schema, label),
+        label_names=None if label is None else label_names_of(schema, label),
     )
 
 
 def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
     candidates = [field for field in schema if _holds_bytes(field.type)]
     if not candidates:
-        raise SourceError(
-            f"{uri} has no column of image bytes, only {_described(schema)}: write the bytes of the image files into a "
-            "binary column named image"
+        raise NoImages(
+            f"{uri} has no column of image bytes, only {described(schema)}: write the bytes of the image files into a "
+            "binary column named image, or embeddings into one of floats named embedding"
         )
     named = [field for name in IMAGE_COLUMNS for field in candidates if field.name == name]
     found = named[0] if named else candidates[0]
     if (not named and len(candidates) > 1) or schema.names.count(found.name) > 1:
         raise SourceError(
-            f"{uri} has several columns that may hold the images, {_described(candidates)}: name the right one image"
+            f"{uri} has several columns that may hold the images, {described(candidates)}: name the right one image"
         )
     return found
 
 
-def _label_field(schema: pa.Schema, uri: str, labels: str) -> pa.Field | None:
+def label_field(schema: pa.Schema, uri: str, labels: str) -> pa.Field | None:
+    """The column of labels that `labels` asks for, as in `inspect`; None for none. Raises SourceError."""
     name = column_of(labels)
     if name is not None:
         if schema.names.count(name) != 1:
             count = "several columns" if name in schema.names else "no column"
-            raise SourceError(
-                f"{uri} has {count} {name}, it has {_described(schema)}: name one in --labels column:NAME"
-            )
+            raise SourceError(f"{uri} has {count} {name}, it has {described(schema)}: name one in --labels column:NAME")
         if not _holds_labels(schema.field(name).type):
             raise SourceError(
                 f"the column {name} of {uri} is {schema.field(name).type} and no label: name a column of texts, "
@@ -213,7 +227,7 @@ def _label_field(schema: pa.Schema, uri: str, labels: str) -> pa.Field | None:
     return next((schema.field(name) for name in fitting if _holds_labels(schema.field(name).type)), None)
 
 
-def _label_names(schema: pa.Schema, label: pa.Field) -> tuple[str, ...] | None:
+def label_names_of(schema: pa.Schema, label: pa.Field) -> tuple[str, ...] | None:
     """The names of a Hugging Face ClassLabel, which is a column of integers with its names in the metadata."""
     if not pa.types.is_integer(label.type):
         return None
@@ -234,26 +248,30 @@ def _holds_labels(kind: pa.DataType) -> bool:
     types = pa.types
     value = kind.value_type if types.is_dictionary(kind) else kind
     numbers = types.is_integer(value) or types.is_floating(value) or types.is_decimal(value)
-    return _is_text(value) or numbers or types.is_boolean(value) or types.is_date(value) or types.is_null(value)
+    return is_text(value) or numbers or types.is_boolean(value) or types.is_date(value) or types.is_null(value)
 
 
 def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds texts."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _described(fields: pa.Schema | list[pa.Field]) -> str:
+def described(fields: pa.Schema | list[pa.Field]) -> str:
+    """Columns with their types, for a message."""
     return ", ".join(f"{field.name} ({field.type})" for field in fields) or "no columns"
 
 
-def _rows(file: pq.ParquetFile) -> tuple[int, ...]:
+def group_rows(file: pq.ParquetFile) -> tuple[int, ...]:
+    """Rows in each row group."""
     return tuple(file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups))
 
 
-def _open(source: "_Source", uri: str) -> pq.ParquetFile:
+def open_parquet(source: "Source", uri: str) -> pq.ParquetFile:
+    """A Parquet file whose footer was read. Raises SourceError, and what the stream raises."""
     try:
         file = pq.ParquetFile(
             source,
@@ -263,7 +281,7 @@ def _open(source: "_Source", uri: str) -> pq.ParquetFile:
             arrow_extensions_enabled=False,
         )
         _ = file.schema_arrow  # which can be damaged on its own
-        if any(num_rows < 0 for num_rows in _rows(file)):
+        if any(num_rows < 0 for num_rows in group_rows(file)):
             raise ValueError("a row group of fewer than no rows")
     except (pa.ArrowException, OSError, ValueError) as error:
         if source.lost is not None:
@@ -272,7 +290,7 @@ def _open(source: "_Source", uri: str) -> pq.ParquetFile:
     return file
 
 
-class _Source:
+class Source:
     """The caller's stream as pyarrow reads it. It remembers its own error, to tell it from damaged data."""
 
     closed = False

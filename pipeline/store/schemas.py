@@ -18,6 +18,8 @@ from pipeline.store.identity import Identity
 from pipeline.store.storage import Storage
 
 FORMAT = 1
+ENCODER_KEY = "visual_memory.encoder"  # in the metadata of a file of vectors: who made them
+FINGERPRINT_KEY = "visual_memory.encoder_fingerprint"
 ROW_GROUP_ROWS = 16_384
 PAGE_BYTES = 1 << 20
 
@@ -84,8 +86,8 @@ def entries_schema(identity: Identity) -> pa.Schema:
     ]
     metadata = {
         "visual_memory.format": str(FORMAT),
-        "visual_memory.encoder": identity.encoder,
-        "visual_memory.encoder_fingerprint": identity.fingerprint,
+        ENCODER_KEY: identity.encoder,
+        FINGERPRINT_KEY: identity.fingerprint,
     }
     return pa.schema(fields, metadata=metadata)
 

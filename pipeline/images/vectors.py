@@ -1,0 +1,264 @@
+"""Vectors given in place of images: rows of a .npy file, or of an embedding column in Parquet.
+
+A .npy may have a Parquet file beside it whose rows say what its own are. Both are read through a seekable stream, a few
+rows at a time, wherever they lie; a .npy is not mapped, because a mapped file that is cut short ends the process. An
+error of the stream itself is the caller's and passes through unchanged.
+
+Shapes: N rows, B rows of a batch, D dimensions.
+"""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import SourceError
+from pipeline.images.decode import Rejected
+from pipeline.images.items import Item
+from pipeline.images.npy import NoVectors, read_header
+from pipeline.images.parquet import Source, group_rows, open_parquet
+from pipeline.images.vector_columns import Columns, Maker, columns_of, embedding_field, maker_of, matrix_of, said_of
+
+BATCH_ROWS = 2_048
+
+# What rounding to float16 may move the length of a unit vector by: such a vector is kept to the bit.
+UNIT_ROUNDING = 1e-3
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What the head of a file says: rows in each row group (a .npy is one), and D, None where no row has a vector."""
+
+    uri: str
+    rows: tuple[int, ...]
+    dimension: int | None
+    maker: Maker
+
+
+@dataclass(frozen=True)
+class RowFacts:
+    """What an entry keeps of its image, or of its vector where nothing is said of the image; 0 for no known size."""
+
+    sha256: str
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class VectorBatch:
+    """Consecutive rows: vectors of unit length, float32 [B, D], and for each its facts or why it was rejected.
+
+    The vector of a rejected row means nothing.
+    """
+
+    vectors_BD: np.ndarray
+    items: list[Item]
+    facts: list[RowFacts | Rejected]
+
+
+# What a file holds
+
+
+def inspect_npy(stream: BinaryIO, uri: str, beside: BinaryIO | None, beside_uri: str, labels: str) -> Vectors:
+    """What a .npy holds, and the Parquet file beside it says of it. Raises SourceError, and what the streams raise.
+
+    Raises NoVectors for an array that is not two-dimensional or not of floats, where nothing lies beside it.
+    """
+    try:
+        header = read_header(stream, uri)
+    except NoVectors as error:
+        if beside is not None:
+            raise SourceError(str(error)) from error
+        raise
+    if beside is None:
+        return Vectors(uri, (header.rows,), header.dimension, Maker(uri))
+    file = open_parquet(Source(beside), beside_uri)
+    columns_of(file.schema_arrow, beside_uri, labels)
+    if (rows := sum(group_rows(file))) != header.rows:
+        raise SourceError(
+            f"{uri} has {header.rows:,} rows and {beside_uri} has {rows:,}: both must have the same rows in the same "
+            "order"
+        )
+    return Vectors(uri, (header.rows,), header.dimension, maker_of(file, beside_uri))
+
+
+def inspect_column(stream: BinaryIO, uri: str, labels: str) -> Vectors:
+    """What the embedding column of a Parquet file holds. Raises SourceError, NoVectors where there is no such column.
+
+    Of the rows no more is read than the first that has a vector, where the footer does not tell their dimension.
+    """
+    source = Source(stream)
+    file = open_parquet(source, uri)
+    field = embedding_field(file.schema_arrow, uri)
+    columns_of(file.schema_arrow, uri, labels)
+    if pa.types.is_fixed_size_list(field.type):
+        dimension: int | None = field.type.list_size
+    else:
+        with _damage_named(source, uri):
+            dimension = next(
+                (
+                    int(length)
+                    for batch in file.iter_batches(64, columns=[field.name], use_threads=False)
+                    for length in pc.list_value_length(batch.column(0)).drop_null().to_pylist()
+                    if length
+                ),
+                None,
+            )
+    return Vectors(uri, group_rows(file), dimension, maker_of(file, uri))
+
+
+# The rows of a file
+
+
+def read_npy(
+    stream: BinaryIO,
+    uri: str,
+    beside: BinaryIO | None,
+    beside_uri: str,
+    labels: str,
+    dimension: int,
+    first: int,
+    num_rows: int,
+) -> Iterator[VectorBatch]:
+    """Some rows of a .npy, from the `first` on; the uri of one that has none in the file beside is `FILE#row=N`.
+
+    Raises SourceError for a file that is not as it was planned, and what the streams raise.
+    """
+    header = read_header(stream, uri)
+    if header.dimension != dimension or header.rows < first + num_rows:
+        raise SourceError(f"{uri} has changed since it was listed: add it again")
+    said, columns = _said(beside, beside_uri, labels, first, num_rows, header.rows)
+    width = header.dimension * header.dtype.itemsize
+    for start in range(0, num_rows, BATCH_ROWS):
+        rows = min(BATCH_ROWS, num_rows - start)
+        stream.seek(header.offset + (first + start) * width)
+        data = stream.read(rows * width)
+        if len(data) < rows * width:
+            raise SourceError(f"{uri} is cut short: write or copy it again")
+        given_BD = np.frombuffer(data, header.dtype).reshape(rows, dimension)
+        table = said.slice(start, rows) if said is not None else None
+        yield _batch(given_BD, [None] * rows, table, columns, uri, first + start)
+
+
+def read_column(
+    stream: BinaryIO, uri: str, labels: str, dimension: int, first_group: int, num_groups: int
+) -> Iterator[VectorBatch]:
+    """The vectors in some row groups, each with what the other columns say. Raises SourceError, and what `stream` does.
+
+    A vector of another length than `dimension` is rejected.
+    """
+    source = Source(stream)
+    file = open_parquet(source, uri)
+    field = embedding_field(file.schema_arrow, uri)
+    columns = columns_of(file.schema_arrow, uri, labels)
+    groups = range(first_group, first_group + num_groups)
+    if groups.stop > file.metadata.num_row_groups:
+        raise SourceError(f"{uri} has changed since it was listed: add it again")
+    row = sum(group_rows(file)[:first_group])
+    wanted = [field.name, *(name for name in columns.names if name != field.name)]
+    with _damage_named(source, uri):
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted, use_threads=False):
+            vectors = batch.column(batch.schema.get_field_index(field.name))
+            given_BD, reasons = matrix_of(vectors, dimension)
+            yield _batch(given_BD, reasons, pa.Table.from_batches([batch]), columns, uri, row)
+            row += batch.num_rows
+
+
+def rejected_rows(reject: Rejected, uris: list[str], dimension: int) -> VectorBatch:
+    """Rows that could not be read at all."""
+    nothing_BD = np.zeros((len(uris), dimension), np.float32)
+    return VectorBatch(nothing_BD, [Item(uri, None) for uri in uris], [reject] * len(uris))
+
+
+def _said(
+    beside: BinaryIO | None, uri: str, labels: str, first: int, num_rows: int, rows: int
+) -> tuple[pa.Table | None, Columns]:
+    """What a Parquet file says of some rows, of as many as the .npy beside it has."""
+    if beside is None:
+        return None, Columns(None, None, None, None, None, None)
+    source = Source(beside)
+    file = open_parquet(source, uri)
+    columns = columns_of(file.schema_arrow, uri, labels)
+    counts = group_rows(file)
+    if sum(counts) != rows:
+        raise SourceError(f"{uri} has changed since it was listed: add it again")
+    starts = np.cumsum([0, *counts])
+    groups = [g for g, count in enumerate(counts) if starts[g] < first + num_rows and starts[g] + count > first]
+    if not columns.names or not groups:
+        return None, columns
+    batches, row = [], int(starts[groups[0]])
+    with _damage_named(source, uri):
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns.names, use_threads=False):
+            skip = max(first - row, 0)
+            batches.append(batch.slice(skip, max(first + num_rows - row - skip, 0)))
+            row += batch.num_rows
+            if row >= first + num_rows:
+                break
+    table = pa.Table.from_batches([batch for batch in batches if batch.num_rows]).combine_chunks()
+    if table.num_rows != num_rows:
+        raise SourceError(f"{uri} is cut short: write or copy it again")
+    return table, columns
+
+
+def _batch(
+    given_BD: np.ndarray,
+    reasons: list[str | None],
+    said: pa.Table | None,
+    columns: Columns,
+    uri: str,
+    first: int,
+) -> VectorBatch:
+    rows = len(given_BD)
+    vectors_BD, bad = unit(given_BD)
+    reasons = [one or other for one, other in zip(reasons, bad, strict=True)]
+    said = said.combine_chunks().to_batches()[0] if said is not None and rows else None
+    uris, labels, hashes, widths, heights = said_of(said, columns, rows)
+    own = [found or f"{uri}#row={first + row}" for row, found in enumerate(uris)]
+    halves_BD = vectors_BD.astype("<f2")
+    facts: list[RowFacts | Rejected] = []
+    for row, (reason, digest, width, height) in enumerate(zip(reasons, hashes, widths, heights, strict=True)):
+        if reason is not None:
+            facts.append(Rejected("read", reason))
+        else:
+            facts.append(RowFacts(digest or hashlib.sha256(halves_BD[row].tobytes()).hexdigest(), width, height))
+    return VectorBatch(vectors_BD, list(map(Item, own, labels)), facts)
+
+
+def unit(given_BD: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
+    """Vectors scaled to unit length, float32 [B, D], of floats [B, D]; and for each why it cannot be, or None.
+
+    float16 vectors that have unit length but for their rounding stay as they are, to the last bit.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        wide_BD = given_BD.astype(np.float64)
+        norms_B = np.sqrt(np.einsum("bd,bd->b", wide_BD, wide_BD))
+    finite_B = np.isfinite(wide_BD).all(axis=1)
+    good_B = finite_B & (norms_B > 0) & np.isfinite(norms_B)
+    scales_B = np.where(good_B, norms_B, 1.0)
+    if given_BD.dtype.itemsize == 2:
+        scales_B[np.abs(norms_B - 1) <= UNIT_ROUNDING] = 1.0
+    vectors_BD = np.where(good_B[:, None], wide_BD, 0.0) / scales_B[:, None]
+    reasons = [None if good else _why(finite=bool(finite_B[row])) for row, good in enumerate(good_B)]
+    return vectors_BD.astype(np.float32), reasons
+
+
+def _why(*, finite: bool) -> str:
+    return "the vector is all zeros, or too short to have a direction" if finite else "the vector is not finite"
+
+
+@contextlib.contextmanager
+def _damage_named(source: Source, uri: str) -> Iterator[None]:
+    """Turn an error of damaged data into a SourceError, and one of the stream into itself."""
+    try:
+        yield
+    except MemoryError:  # pyarrow's is an ArrowException too, but it says nothing about the file
+        raise
+    except (pa.ArrowException, OSError) as error:
+        if source.lost is not None:
+            raise source.lost from None
+        raise SourceError(f"{uri} is damaged: {' '.join(str(error).split()).rstrip('.')}") from error
