@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Images from which an add runs on Ray. Starting it and its actors took 12 s on two cores (docs/benchmarks.md), in which
 # this process would have embedded 6,000 small images; with more cores the actors win sooner.
 RAY_FROM = 10_000
+VECTORS_RAY_FROM = 1_000_000  # of vectors, which nothing has to embed
 
 _NEW_IMAGES = "put them into a folder of their own and add that (`reindex`, which finds them here, is yet to come)"
 
@@ -33,7 +34,9 @@ def add(
     encoder: Annotated[
         str | None,
         typer.Option(
-            help="timm model, for a new memory.  \\[default: vit_small_patch14_dinov2.lvd142m]", metavar="NAME"
+            help="timm model, for a new memory; of vectors, the one they are by, or a name for them.  "
+            "\\[default: vit_small_patch14_dinov2.lvd142m; given for vectors]",
+            metavar="NAME|given:NAME",
         ),
     ] = None,
     weights: Annotated[
@@ -81,11 +84,11 @@ def _is_for_ray(plan: "AddPlan") -> bool:
         return False
     from jobs.on_ray import is_a_job
 
-    return plan.planned >= RAY_FROM or is_a_job()
+    return plan.planned >= (RAY_FROM if plan.listing.holds_images else VECTORS_RAY_FROM) or is_a_job()
 
 
 def _show_plan(plan: "AddPlan", *, json: bool) -> None:
-    identity = plan.encoder.identity
+    identity = plan.identity
     document = {
         "planned": plan.planned,
         "archives": plan.listing.uncounted,

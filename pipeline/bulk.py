@@ -129,8 +129,11 @@ class Decide:
         live = LiveEntries.open(self.memory, state)
         if self.label_set is not None:
             live = live.in_label_set(self.memory, state, self.label_set)
-        encoder = encoder or Encoder.open(self.memory, self.reservation.identity)
-        return _Decider(self, live, PartEmbedder(self.out, self.reservation, num_cpus, encoder, node), node)
+
+        def load() -> Encoder:
+            return encoder or Encoder.open(self.memory, self.reservation.identity)
+
+        return _Decider(self, live, PartEmbedder(self.out, self.reservation, num_cpus, load, node), node)
 
 
 class _Decider:

@@ -27,12 +27,13 @@ from pipeline.edits import relabel as relabelling
 from pipeline.edits.compact import CompactReport, compact
 from pipeline.edits.copy import CopyReport, copy
 from pipeline.edits.expire import ExpireReport, Keep, expire, plan_expire
+from pipeline.edits.export import ROWS_PER_FILE, ExportReport, Format, export
 from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, DamagedFile, IndexBuildError, SourceError, UsageError
 from pipeline.explanation import explanation_page, write_page
 from pipeline.images.labels import Labels
-from pipeline.images.listing import items_of, list_source
+from pipeline.images.listing import Listing, list_source
 from pipeline.images.uris import path_of_uri
 from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
 from pipeline.index.search import LiveEntries
@@ -107,8 +108,7 @@ class VisualMemory:
         options = options or AddOptions()
         self._writable()
         state = self.log.newest()
-        own = self.encoder() if state is not None and options.encoder.says_nothing else None
-        plan = prepare(self.log, state, str(source), options, own)
+        plan = prepare(self.log, state, str(source), options, self.encoder)
         if plan.is_single and state is not None:
             return replace(plan, already=self._segment_of(plan))
         return plan
@@ -164,7 +164,7 @@ class VisualMemory:
                 command,
                 on_progress,
             )
-        self._encoder = plan.encoder
+        self._encoder = plan.encoder or self._encoder
         if report.segment is None:
             return report
         after, index_error = self._indexed(report.state, command, on_progress)
@@ -297,9 +297,9 @@ class VisualMemory:
         if options.auto_balance:  # found once, not for each part
             tau = asking.best_balance(live, k, options.rule)
             options = replace(options, rule=replace(options.rule, balance=tau), auto_balance=False)
-        encoder = self.encoder()
         listing = list_source(str(source), Labels(labels))
-        work = self._runner(runner, encoder)
+        self._check_given(listing, state)
+        work = self._runner(runner, self.encoder() if listing.holds_images else None)
         return run(
             self.log.storage, state, listing, labels, options, label_set, str(out), work, max_rejected, on_progress
         )
@@ -355,8 +355,9 @@ class VisualMemory:
         set. Images under a label of the memory that the set has no word for are skipped; a label that neither knows is
         wrong. Raises SourceError when no image has a label or none can be read.
         """
+        from pipeline.embeddings.given import embed_source
         from pipeline.embeddings.parts import available_cpus
-        from pipeline.embeddings.stream import ImageFacts, embed_items
+        from pipeline.embeddings.stream import ImageFacts
 
         check_list("ks", ks)
         check_list("votings", votings)
@@ -373,11 +374,12 @@ class VisualMemory:
             raise SourceError(f"no image of {source} has a label: put them into one sub-folder a class")
         if label_set is not None and listing.labels:
             self._truths_in(label_set, listing.labels, live, state, source)  # before anything is embedded
+        self._check_given(listing, state)
         for k in ks:
             asking.check_k(k)
         rule = _rule(votings[0], balance)
-        encoder, vectors, said, done, rejected = self.encoder(), [], list[str | None](), 0, 0
-        for batch in embed_items(encoder, items_of(listing, Labels()), available_cpus()):
+        vectors, said, done, rejected = [], list[str | None](), 0, 0
+        for batch in embed_source(listing, Labels(), live.dimension, available_cpus(), self.encoder):
             for item, image, vector in zip(batch.items, batch.images, batch.vectors_BD, strict=False):
                 if isinstance(image, ImageFacts) and item.label is not None:
                     vectors.append(vector)
@@ -549,6 +551,21 @@ class VisualMemory:
         """Copy the memory whole, with all its versions, to an empty place; repeated, an interrupted copy goes on."""
         return copy(self.log, open_storage(str(target)), on_progress)
 
+    def export(
+        self,
+        out: str | Path,
+        file_format: Format = "clip-retrieval",
+        *,
+        rows_per_file: int = ROWS_PER_FILE,
+        on_progress: OnProgress = ignore_progress,
+    ) -> ExportReport:
+        """Write the live entries of the version that is read to an empty place, as files of vectors.
+
+        Labels are those of now. What is written can be added again, and read by clip-retrieval, autofaiss or DuckDB.
+        """
+        state, place = self.state(), open_storage(str(out))
+        return export(self.log.storage, state, place, file_format, rows_per_file, on_progress)
+
     def status(self) -> dict:
         """What the version that is read holds, as a JSON object, with the adds that are under way."""
         started = [] if self._at is not None else self._under_way()
@@ -667,7 +684,16 @@ class VisualMemory:
         vectors_QD = asking.unit_vectors(embeddings, live.dimension)
         return vectors_QD, [None] * len(vectors_QD)
 
-    def _runner(self, runner: Runner, encoder: "Encoder") -> "Callable[[Work, Sequence[int]], Iterable[PartMark]]":
+    def _check_given(self, listing: Listing, state: State) -> None:
+        """Raises SourceError or IdentityMismatch for vectors that cannot be compared with those of the memory."""
+        from pipeline.edits.settle import check_vectors
+
+        if listing.given is not None and state.identity is not None:
+            check_vectors(listing.given, state.identity)
+
+    def _runner(
+        self, runner: Runner, encoder: "Encoder | None"
+    ) -> "Callable[[Work, Sequence[int]], Iterable[PartMark]]":
         if runner not in get_args(Runner):
             raise UsageError(f"runner {runner} is unknown: give here or ray")
         if runner == "ray":
@@ -686,6 +712,7 @@ class VisualMemory:
         already = self._segment_of(plan) if state is not None else None
         if already is not None and state is not None:
             return AddReport(None, 1, 0, (), state, time.monotonic() - began, already=already.number)
+        assert plan.encoder is not None  # noqa: S101  # the source is one image
         [image] = plan.listing.images.to_pylist()
         path = path_of_uri(image["uri"])
         entries = embed_singles(plan.encoder, [path], [image["uri"]], [image["label"]], plan.dataset)

@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from pipeline.edits.settle import refuse_mix, settle
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, check_max_rejected, read_rejects
-from pipeline.embeddings.weights import read_weights
-from pipeline.errors import CommitConflict, DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
+from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, SourceError, UsageError
 from pipeline.images.files import is_remote
 from pipeline.images.labels import Labels
 from pipeline.images.listing import Listing, list_source
@@ -74,11 +74,15 @@ class AddOptions:
 
 @dataclass(frozen=True)
 class AddPlan:
-    """What `run` would do. `already` is the segment that holds this source, when it was added before."""
+    """What `run` would do. `already` is the segment that holds this source, when it was added before.
+
+    `encoder` is None where nothing is to be embedded with it, nor to be kept of it.
+    """
 
     listing: Listing
     dataset: str
-    encoder: Encoder
+    identity: Identity
+    encoder: Encoder | None
     options: AddOptions
     fingerprint: str
     already: Segment | None
@@ -101,7 +105,7 @@ class AddPlan:
     @property
     def embedding_bytes(self) -> int:
         """Bytes of float16 vectors if every image becomes an entry."""
-        return 2 * self.planned * self.encoder.identity.dimension
+        return 2 * self.planned * self.identity.dimension
 
 
 @dataclass(frozen=True)
@@ -159,9 +163,13 @@ class AddReport:
 
 
 def prepare(
-    log: VersionLog, state: State | None, source: str, options: AddOptions, loaded: Encoder | None = None
+    log: VersionLog,
+    state: State | None,
+    source: str,
+    options: AddOptions,
+    load: Callable[[], Encoder] | None = None,
 ) -> AddPlan:
-    """List the source and settle the encoder; `loaded` is the memory's own where the caller holds it. Writes nothing.
+    """List the source and settle the encoder; `load` gives the memory's own where the caller keeps it. Writes nothing.
 
     Raises SourceError, EncoderError or UsageError.
     """
@@ -177,37 +185,20 @@ def prepare(
     dataset = options.dataset if options.dataset is not None else listing.name
     if not dataset.strip():
         raise UsageError("--dataset is empty: give a name, or leave it out to take the folder's")
-    encoder = loaded if loaded and options.encoder.says_nothing else settle_encoder(log, state, options.encoder)
+    identity, encoder = settle(log, state, listing, options.encoder, load)
     about = {"source": listing.uri, "labels": options.labels, "dataset": dataset, "thumbnails": options.thumbnails}
     about |= {"labels_sha256": labels.sha256} if labels.file else {}
-    canonical = json.dumps(about | {"identity": encoder.identity.fingerprint}, sort_keys=True)
+    canonical = json.dumps(about | {"identity": identity.fingerprint}, sort_keys=True)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
     return AddPlan(
         listing,
         dataset,
+        identity,
         encoder,
         options,
         fingerprint,
         _already_there(log, state, fingerprint),
     )
-
-
-def settle_encoder(log: VersionLog, state: State | None, choice: EncoderChoice) -> Encoder:
-    """The encoder to use: the memory's own if there is one. Raises IdentityMismatch when another is asked for."""
-    if state is None or state.identity is None:
-        return Encoder.load(choice)
-    own = state.identity
-    said = {"encoder": choice.name or own.encoder, "crop": choice.image_size or own.preprocessing.crop}
-    if said != {"encoder": own.encoder, "crop": own.preprocessing.crop}:
-        asked = f"{said['encoder']} at {said['crop']} pixels"
-        raise IdentityMismatch(f"the memory at {log.storage.uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
-    if choice.weights is not None:
-        read_weights(choice.weights)  # a path that leads nowhere is said before anything about a mismatch
-        asked_identity = Encoder.load(
-            EncoderChoice(own.encoder, choice.weights, choice.weights_order, own.preprocessing.crop)
-        ).identity
-        _refuse_mix(log.storage.uri, own, asked_identity)
-    return Encoder.open(log.storage, own)
 
 
 def run(
@@ -224,9 +215,9 @@ def run(
     first; then nothing is committed.
     """
     began = time.monotonic()
-    identity, storage = plan.encoder.identity, log.storage
+    identity, storage = plan.identity, log.storage
     if state is not None and state.identity is not None:
-        _refuse_mix(storage.uri, state.identity, identity)  # it may have been made by another since it was planned
+        refuse_mix(storage.uri, state.identity, identity)  # it may have been made by another since it was planned
     already = _already_there(log, state, plan.fingerprint)
     if already is not None and state is not None:
         new, _ = _differences(storage, plan.listing, already)
@@ -245,9 +236,9 @@ def _added(
     lease: Lease,
     began: float,
 ) -> AddReport:
-    identity, storage = plan.encoder.identity, log.storage
+    identity, storage = plan.identity, log.storage
     lease.hold("encoder/")
-    weights = plan.encoder.keep(storage)
+    weights = plan.encoder.keep(storage) if plan.encoder is not None else None
     reservation, unplanned = _reserved(log, state, plan, lease)
     marks = read_marks(storage, reservation)
     tally = Tally(storage, reservation, marks.values(), plan.options.max_rejected, on_progress)
@@ -306,7 +297,7 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
         fingerprint=plan.fingerprint,
         source=plan.listing.uri,
         dataset=plan.dataset,
-        identity=plan.encoder.identity,
+        identity=plan.identity,
         lease=lease,
         thumbnails=plan.options.thumbnails,
         containers=plan.listing.containers,
@@ -394,11 +385,3 @@ def _already_there(log: VersionLog, state: State | None, fingerprint: str) -> Se
             if gone < segment.num_entries:
                 return segment
     return None
-
-
-_ONE_ENCODER = "leave out --encoder, --weights and --image-size to use its own, or start another memory"
-
-
-def _refuse_mix(uri: str, own: Identity, asked: Identity) -> None:
-    if own != asked:
-        raise IdentityMismatch(f"the memory at {uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")

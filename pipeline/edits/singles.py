@@ -149,7 +149,7 @@ def _loaded(encoder: Encoder, image: bytes | str | Path) -> Pixels:
         raise SourceError(f"an image to add is a {type(image).__name__}: give a path, or the bytes of an image file")
     try:
         data = image if isinstance(image, bytes) else read_file(uri_of(str(image)))
-        return pixels_of_bytes(data, encoder.identity.preprocessing)
+        return pixels_of_bytes(data, encoder.identity.pixels)
     except Rejected as rejected:
         named = "given as bytes" if isinstance(image, bytes) else image
         raise SourceError(f"the image {named} cannot be used ({rejected.reason}): check the path or the file") from None

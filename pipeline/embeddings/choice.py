@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import UsageError
+from pipeline.store.identity import GIVEN
 
 DEFAULT_ENCODER = "vit_small_patch14_dinov2.lvd142m"
 
@@ -14,7 +15,8 @@ WeightsOrder = Literal["name", "positional"]
 class EncoderChoice:
     """What a user may say about the encoder; None means the memory's own, or the default for a new memory.
 
-    `weights` is a path or URI (None: timm's hub); `weights_order` says how its tensors are matched to the model's.
+    A `name` "given" or "given:NAME" is no encoder's: it names vectors that are given without one. `weights` is a path
+    or URI (None: timm's hub); `weights_order` says how its tensors are matched to the model's.
     """
 
     name: str | None = None
@@ -27,6 +29,18 @@ class EncoderChoice:
             raise UsageError(f"--weights-order {self.weights_order} is unknown: give name or positional")
         if self.image_size is not None and self.image_size < 1:
             raise UsageError(f"--image-size {self.image_size} is not a number of pixels: give 1 or more")
+        if self.is_given and (self.weights is not None or self.image_size is not None):
+            raise UsageError(
+                f"--encoder {self.name} stands for vectors without an encoder, to which neither --weights nor "
+                "--image-size can belong: leave them out, or name a timm model"
+            )
+        if self.is_given and self.name == f"{GIVEN}:":
+            raise UsageError("--encoder given: has no name: give one after the colon, or given alone")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it names vectors that are given without an encoder."""
+        return self.name is not None and self.name.partition(":")[0] == GIVEN
 
     @property
     def says_nothing(self) -> bool:

@@ -36,8 +36,8 @@ class Encoder:
         self._model = model.eval().to(self.device).to(memory_format=torch.channels_last)
         convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
         self._convolutional = convolutions > MAX_PATCH_EMBEDDINGS
-        self._mean = torch.tensor(identity.preprocessing.mean, device=self.device).view(1, 3, 1, 1)
-        self._std = torch.tensor(identity.preprocessing.std, device=self.device).view(1, 3, 1, 1)
+        self._mean = torch.tensor(identity.pixels.mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(identity.pixels.std, device=self.device).view(1, 3, 1, 1)
 
     @classmethod
     def load(cls, choice: EncoderChoice, device: str | None = None) -> "Encoder":
@@ -63,8 +63,9 @@ class Encoder:
     @classmethod
     def open(cls, storage: Storage, identity: Identity, device: str | None = None) -> "Encoder":
         """The encoder a memory was made with, from the weights kept in it. Raises DamagedFile or EncoderError."""
+        crop = identity.pixels.crop
         tensors = weight_files.kept_weights(storage, identity)
-        model = _create(identity.encoder, identity.preprocessing.crop, pretrained=False, headless=True)
+        model = _create(identity.encoder, crop, pretrained=False, headless=True)
         built = weight_files.weights_of(model)
         if {name: t.shape for name, t in built.items()} != {name: t.shape for name, t in tensors.items()}:
             raise EncoderError(

@@ -3,9 +3,10 @@
 The same class works in this process and inside a Ray actor; it depends on neither.
 """
 
+import functools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,8 +15,9 @@ import pyarrow as pa
 import torch
 
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.given import batches_of_vectors
 from pipeline.embeddings.stages import Stages
-from pipeline.embeddings.stream import ImageFacts, embed_items
+from pipeline.embeddings.stream import EmbeddedBatch, ImageFacts, embed_items
 from pipeline.errors import SourceError
 from pipeline.images.containers import Container, images_in
 from pipeline.images.decode import MAX_FILE_BYTES, Rejected
@@ -79,7 +81,7 @@ class Work(Protocol):
     """What is to be done with each part of a plan. It can be pickled, and opened where the work is done."""
 
     def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> Worker:
-        """A worker with so many threads, on a node of this name; `encoder` is there already or loaded."""
+        """A worker with so many threads, on a node of this name; `encoder` is there already or loaded when needed."""
 
 
 @dataclass(frozen=True)
@@ -90,25 +92,33 @@ class Remember:
     reservation: Reservation
 
     def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> "PartEmbedder":
-        encoder = encoder or Encoder.open(self.storage, self.reservation.identity)
-        return PartEmbedder(self.storage, self.reservation, num_cpus, encoder, node)
+        def load() -> Encoder:
+            return encoder or Encoder.open(self.storage, self.reservation.identity)
+
+        return PartEmbedder(self.storage, self.reservation, num_cpus, load, node)
 
 
 class PartEmbedder:
     """Embeds parts of one plan with `num_cpus` threads for the model and as many for decoding.
 
-    `node` names the machine in the marks; None takes the name of this host.
+    `load` is asked for the encoder once, before the first image: a part of given vectors needs none. `node` names the
+    machine in the marks; None takes the name of this host.
     """
 
     def __init__(
-        self, storage: Storage, reservation: Reservation, num_cpus: int, encoder: Encoder, node: str | None = None
+        self,
+        storage: Storage,
+        reservation: Reservation,
+        num_cpus: int,
+        load: Callable[[], Encoder],
+        node: str | None = None,
     ) -> None:
         torch.set_num_threads(num_cpus)
         self._storage = storage
         self._reservation = reservation
         self._num_cpus = num_cpus
         self._node = node
-        self._encoder = encoder
+        self._load = functools.cache(load)
 
     def do(self, part: int) -> PartMark:
         """Embed one part and publish its entries."""
@@ -131,10 +141,7 @@ class PartEmbedder:
     def embed(self, part: int, stages: Stages) -> EmbeddedPart:
         """Embed one part. What each stage takes is added to `stages`."""
         vectors, items, images = [], list[Item](), list[ImageFacts | Rejected]()
-        batches = embed_items(
-            self._encoder, self._items(part), self._num_cpus, thumbnails=self._reservation.thumbnails, stages=stages
-        )
-        for batch in batches:
+        for batch in self._batches(part, stages):
             vectors.append(batch.vectors_BD)
             # The bytes of a member have done their work.
             items += [item if item.content is None else replace(item, content=None) for item in batch.items]
@@ -154,12 +161,22 @@ class PartEmbedder:
         last = min(first + reservation.rows_per_part, reservation.planned) - 1
         return f"one of images {first:,} to {last:,} of {reservation.source}"
 
+    def _batches(self, part: int, stages: Stages) -> Iterator[EmbeddedBatch]:
+        """The images of a part embedded, or its vectors as they were given."""
+        container, labels = self._container(part), Labels(self._reservation.labels)
+        if container is not None and container.holds_vectors:
+            return batches_of_vectors(container, labels, self._reservation.identity.dimension, stages)
+        items = images_in(container, labels) if container is not None else self._items(part)
+        thumbnails = self._reservation.thumbnails
+        return embed_items(self._load(), items, self._num_cpus, thumbnails=thumbnails, stages=stages)
+
+    def _container(self, part: int) -> Container | None:
+        if part < self._reservation.containers_from:
+            return None
+        return Container(**read_container(self._storage, self._reservation, part))
+
     def _items(self, part: int) -> Iterator[Item]:
-        """The images of a part, those of a container as they are read."""
-        if part >= self._reservation.containers_from:
-            container = Container(**read_container(self._storage, self._reservation, part))
-            yield from images_in(container, Labels(self._reservation.labels))
-            return
+        """The images of a part of image files."""
         plan = read_plan(self._storage, self._reservation, part)
         columns = (plan.column(name).to_pylist() for name in ("uri", "label", "num_bytes"))
         for uri, label, num_bytes in zip(*columns, strict=True):
@@ -183,13 +200,16 @@ class PartEmbedder:
         )
 
     def _pictures(self, embedded: EmbeddedPart) -> pa.Table:
-        pictures = [image.thumbnail for image in embedded.images if isinstance(image, ImageFacts)]
-        columns = [pa.array(embedded.ids_N[embedded.kept]), pa.array(pictures, pa.binary())]
+        """Thumbnails of the images there are: a vector that was given has none."""
+        images = [(row, image) for row, image in enumerate(embedded.images) if isinstance(image, ImageFacts)]
+        pictures = [(row, image.thumbnail) for row, image in images if image.thumbnail is not None]
+        ids_N = embedded.ids_N[[row for row, _ in pictures]]
+        columns = [pa.array(ids_N, pa.int64()), pa.array([jpeg for _, jpeg in pictures], pa.binary())]
         return pa.table(columns, schema=THUMBNAILS)
 
 
-def work_here(work: Work, parts: Sequence[int], encoder: Encoder) -> Iterator[PartMark]:
-    """Do parts one after another in this process."""
+def work_here(work: Work, parts: Sequence[int], encoder: Encoder | None) -> Iterator[PartMark]:
+    """Do parts one after another in this process; `encoder` is there already or loaded when needed."""
     worker = work.open(available_cpus(), encoder=encoder)
     for part in parts:
         yield worker.do(part)

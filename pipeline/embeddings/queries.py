@@ -24,7 +24,7 @@ def embed_images(encoder: Encoder, images: Sequence[QueryImage]) -> tuple[np.nda
 
     Raises SourceError naming the first image that cannot be read.
     """
-    loaded = [_pixels(image, encoder.identity.preprocessing) for image in images]
+    loaded = [_pixels(image, encoder.identity.pixels) for image in images]
     vectors_QD = encoder.embed_queries(np.stack([pixels for pixels, _ in loaded]))
     return vectors_QD, [uri for _, uri in loaded]
 

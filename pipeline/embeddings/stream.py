@@ -107,7 +107,7 @@ def embed_items(
                 image = (
                     data
                     if isinstance(data, Rejected)
-                    else pixels_of_bytes(data, encoder.identity.preprocessing, thumbnails=thumbnails)
+                    else pixels_of_bytes(data, encoder.identity.pixels, thumbnails=thumbnails)
                 )
             except Rejected as rejected:
                 image = rejected
@@ -154,7 +154,7 @@ def _read(uri: str) -> tuple[bytes | Rejected, float]:
 
 
 def _embedded(encoder: Encoder, items: list[Item], loaded: list[_Loaded]) -> EmbeddedBatch:
-    crop = encoder.identity.preprocessing.crop
+    crop = encoder.identity.pixels.crop
     batch_BSS3 = np.zeros((encoder.batch_size, crop, crop, 3), np.uint8)
     images: list[ImageFacts | Rejected] = []
     for row, each in enumerate(loaded):

@@ -74,7 +74,10 @@ class Agreement:
             if state.segments:
                 yield "has entries and names no encoder"
             return
-        if state.weights is None or state.weights.path != state.identity.weights_path:
+        if state.identity.is_given:
+            if state.weights is not None:
+                yield "names weights for vectors that were given without an encoder"
+        elif state.weights is None or state.weights.path != state.identity.weights_path:
             yield "names other weights than its encoder's"
 
     def _segments(self, state: State) -> Iterator[str]:

@@ -1,6 +1,8 @@
 """What makes two vectors comparable: encoder, weights, preprocessing and dimension.
 
 A version names exactly one identity. Its fingerprint stands in the metadata of every Parquet file of entries.
+
+Vectors that were given without an encoder have an identity too: a name, which keeps them apart from others.
 """
 
 import hashlib
@@ -8,6 +10,11 @@ import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import EncoderError
+
+GIVEN = "given"  # the encoder of vectors that were given without one; "given:NAME" has a name
+NO_WEIGHTS = "0" * 64
 
 
 class Preprocessing(BaseModel):
@@ -30,14 +37,38 @@ class Preprocessing(BaseModel):
 
 
 class Identity(BaseModel):
-    """One encoder as used: `weights_sha256` is over tensors in name order, `dimension` the length of a vector."""
+    """One encoder as used: `weights_sha256` is over tensors in name order, `dimension` the length of a vector.
+
+    `preprocessing` is None for vectors that were given without an encoder, which cannot embed an image.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: str
     weights_sha256: str
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     dimension: int
+
+    @classmethod
+    def of_given(cls, name: str, dimension: int) -> "Identity":
+        """That of vectors given without an encoder, under the name "given" or "given:NAME"."""
+        return cls(encoder=name, weights_sha256=NO_WEIGHTS, preprocessing=None, dimension=dimension)
+
+    @property
+    def is_given(self) -> bool:
+        """Whether its vectors were given without an encoder, so that no image can be embedded."""
+        return self.preprocessing is None
+
+    @property
+    def pixels(self) -> Preprocessing:
+        """The preprocessing of an encoder. Raises EncoderError for vectors that were given without one."""
+        if self.preprocessing is None:
+            raise EncoderError(
+                f"no image can be embedded where the vectors were given without an encoder ({self.encoder}): ask with "
+                "a source of vectors (`classify --out`, `evaluate`), or name the encoder when adding them to a new "
+                "memory (`add --encoder`)"
+            )
+        return self.preprocessing
 
     @property
     def fingerprint(self) -> str:
@@ -52,6 +83,8 @@ class Identity(BaseModel):
 
     def __str__(self) -> str:
         pixels = self.preprocessing
+        if pixels is None:
+            return f"{self.encoder} (vectors without an encoder, {self.dimension} dimensions)"
         return (
             f"{self.encoder} (weights {self.weights_sha256[:12]}, resize {pixels.resize}, crop {pixels.crop}, "
             f"{self.dimension} dimensions)"

@@ -110,11 +110,16 @@ def embedding_matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 def write_table(table: pa.Table, path: Path, row_group_rows: int = ROW_GROUP_ROWS) -> None:
     """Write one Parquet file the way every file of a memory is written."""
-    leaves = {name: "embedding.list.element" if name == "embedding" else name for name in table.column_names}
-    pq.write_table(
-        table,
+    with open_writer(path, table.schema) as writer:
+        writer.write_table(table, row_group_rows)
+
+
+def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A Parquet file to be written bit by bit, the way every file of a memory is written."""
+    leaves = {name: "embedding.list.element" if name == "embedding" else name for name in schema.names}
+    return pq.ParquetWriter(
         path,
-        row_group_size=row_group_rows,
+        schema,
         data_page_size=PAGE_BYTES,
         compression={leaf: "none" if name in _UNCOMPRESSED else "zstd" for name, leaf in leaves.items()},
         use_dictionary=[name for name in leaves if name in _ENCODED_AS_DICTIONARY],

@@ -120,11 +120,11 @@ class Index(_Frozen):
 
 
 class SetIdentity(_Frozen):
-    """The encoder of the memory, fixed by the first add."""
+    """The encoder of the memory, fixed by the first add; no weights where vectors were given without one."""
 
     action: Literal["set_identity"] = "set_identity"
     identity: Identity
-    weights: FileRef
+    weights: FileRef | None
 
 
 class AddSegment(_Frozen):

@@ -1,0 +1,39 @@
+"""`export MEMORY OUT`: the live entries as files of vectors that other tools read, and that `add` takes in again."""
+
+from typing import Annotated, cast
+
+import typer
+
+from jobs.arguments import At, Json, Memory
+from jobs.terminal import counted, print_json, progress, say
+
+
+def export(
+    memory: Memory,
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Empty or new folder, or s3://…", show_default=False)],
+    file_format: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="img_emb/*.npy with metadata/*.parquet, or Parquet with the vectors in a column.",
+            metavar="clip-retrieval|parquet",
+        ),
+    ] = "clip-retrieval",
+    rows_per_file: Annotated[int, typer.Option(help="Entries in each file of vectors.", metavar="N")] = 1_000_000,
+    at: At = None,
+    json: Json = False,
+) -> None:
+    """Write the entries that are not forgotten to OUT, with their labels as they are now."""
+    from pipeline import VisualMemory
+    from pipeline.edits.export import Format
+
+    target = VisualMemory(memory, at=at)
+    with progress() as on_progress:
+        report = target.export(out, cast(Format, file_format), rows_per_file=rows_per_file, on_progress=on_progress)
+    if json:
+        print_json(report.to_json())
+        return
+    say(
+        f"exported {counted(report.entries, 'entry')} of version {report.version} in {counted(report.files, 'file')} "
+        f"of vectors, {report.num_bytes / 1e6:,.1f} MB in {report.seconds:.1f} s: {report.uri}"
+    )

@@ -1,0 +1,47 @@
+"""Vectors given in place of images, as batches like those that an encoder makes. No model is loaded for them."""
+
+import time
+from collections.abc import Callable, Iterator
+
+from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.stages import Stages
+from pipeline.embeddings.stream import EmbeddedBatch, ImageFacts, embed_items
+from pipeline.images.containers import Container, vectors_in
+from pipeline.images.decode import Rejected
+from pipeline.images.labels import Labels
+from pipeline.images.listing import Listing, containers_of_vectors, items_of
+from pipeline.images.vectors import VectorBatch
+
+
+def batches_of_vectors(
+    container: Container, labels: Labels, dimension: int, stages: Stages | None = None
+) -> Iterator[EmbeddedBatch]:
+    """The vectors of a container in order. What reading takes is added to `stages`. Raises StorageError."""
+    stages = stages or Stages()
+    found = vectors_in(container, labels, dimension)
+    while True:
+        began = time.perf_counter()
+        batch = next(found, None)
+        took = time.perf_counter() - began
+        stages.reading += took
+        stages.waiting += took
+        if batch is None:
+            return
+        yield _embedded(batch)
+
+
+def embed_source(
+    listing: Listing, labels: Labels, dimension: int, num_threads: int, load: Callable[[], Encoder]
+) -> Iterator[EmbeddedBatch]:
+    """Every image of a source embedded, then every vector; `load` is asked for the encoder if there are images."""
+    if listing.holds_images:
+        yield from embed_items(load(), items_of(listing, labels), num_threads)
+    for container in containers_of_vectors(listing):
+        yield from batches_of_vectors(container, labels, dimension)
+
+
+def _embedded(batch: VectorBatch) -> EmbeddedBatch:
+    facts: list[ImageFacts | Rejected] = [
+        one if isinstance(one, Rejected) else ImageFacts(one.sha256, one.width, one.height) for one in batch.facts
+    ]
+    return EmbeddedBatch(batch.vectors_BD, batch.items, facts)
