@@ -42,7 +42,7 @@ def read_header(stream: BinaryIO, uri: str) -> Header:
             first = version == (1, 0)
             read = numpy_format.read_array_header_1_0 if first else numpy_format.read_array_header_2_0
             shape, by_columns, dtype = read(head)  # type: ignore[no-untyped-call]
-    except (ValueError, SyntaxError, TypeError, EOFError) as error:
+    except Exception as error:  # the parser of Python and that of its tokens fail on damage in many types
         raise SourceError(f"{uri} is no .npy file, or is cut short: write or copy it again") from error
     if dtype.hasobject:
         raise SourceError(f"{uri} holds Python objects, which are never unpickled: save a float16 or float32 array")

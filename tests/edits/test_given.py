@@ -1,4 +1,4 @@
-"""Vectors added, asked with and exported in place of images: identities, resuming, what is refused, and the way back."""
+"""Vectors added, asked with and exported in place of images: identities, resuming, refusals, and the way back."""
 
 import shutil
 from pathlib import Path
@@ -52,8 +52,9 @@ def write_clip(folder: Path, files_rows: list[int], dimension: int = 16, **extra
 
 def rows_of(memory: VisualMemory) -> dict[str, tuple]:
     """Label, dataset and vector of every live entry by uri."""
-    vectors = {uri: memory.live().vectors_of(np.array([entry[0]]))[0] for uri, entry in entries_of(memory).items()}
-    return {uri: (*entry[1:], vectors[uri].tobytes()) for uri, entry in entries_of(memory).items()}
+    live = memory.live()
+    kept = {uri: entry for uri, entry in entries_of(memory).items() if live.unknown([entry[0]]) is None}
+    return {uri: (*entry[1:], live.vectors_of(np.array([entry[0]]))[0].tobytes()) for uri, entry in kept.items()}
 
 
 def decisions_of(memory: VisualMemory, num_queries: int = 40, dimension: int = 16) -> list[tuple]:
@@ -189,7 +190,7 @@ def test_in_a_bucket_it_is_the_same(
 
 
 def test_bad_rows_are_rejected_one_by_one(tmp_path: Path) -> None:
-    vectors, labels = clustered(20)
+    vectors, _ = clustered(20)
     vectors[3], vectors[7, 2], vectors[9, 0] = 0, np.nan, np.inf
     (tmp_path / "s").mkdir()
     np.save(tmp_path / "s/a.npy", vectors)
