@@ -126,9 +126,10 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         )
         return
     before = f"; {report.resumed:,} were done before" if report.resumed else ""
+    things = "images" if plan.listing.holds_images else "vectors"
     say(
-        f"remembered {report.entries:,} of {report.planned:,} images in {report.seconds:.1f} s "
-        f"({report.images_per_second:,.0f} images/s{before}) as segment {report.segment}; "
+        f"remembered {report.entries:,} of {report.planned:,} {things} in {report.seconds:.1f} s "
+        f"({report.images_per_second:,.0f} {things}/s{before}) as segment {report.segment}; "
         f"the memory is at version {report.version}"
     )
     show_stages(report.stages, report.seconds)

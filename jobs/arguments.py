@@ -98,7 +98,7 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Folder or URI with images, tar archives or Parquet files; or one of these.",
+        help="Folder or URI with images, tar archives, Parquet files or vectors (.npy); or one of these.",
         show_default=False,
     ),
 ]

@@ -642,6 +642,35 @@ def wait_for(reached: Callable[[], bool], process: subprocess.Popen) -> None:
     raise AssertionError("the process did not come to the moment waited for")
 
 
+def test_vectors_go_out_and_in_again(
+    document: Callable, run: Run, memory: Path, asked: list[Path], tmp_path: Path
+) -> None:
+    document("forget", memory, "--label", "4")
+    exported = document("export", memory, tmp_path / "out", "--rows-per-file", 50)
+    assert (exported["entries"], exported["files"], exported["format"]) == (80, 2, "clip-retrieval")
+    assert {"uri", "version", "bytes", "dimension", "encoder", "seconds"} <= set(exported)
+    plan = document("add", tmp_path / "back", tmp_path / "out", "--dry-run")
+    assert (plan["planned"], plan["parts"], plan["encoder"][:28]) == (80, 2, f"given:{ENCODER}@")
+    status, _, err = run("add", tmp_path / "back", tmp_path / "out", "--encoder", "given:digits")
+    assert (status, "are by tf_efficientnet_lite0" in err) == (1, True)
+    added = document("add", tmp_path / "back", tmp_path / "out")
+    assert (added["entries"], added["rejected"], added["skipped"]) == (80, 0, 0)
+    status, out, _ = run("status", tmp_path / "back")
+    assert (status, "1280 dimensions, vectors given without an encoder" in out) == (0, True)
+    evaluated = document("evaluate", tmp_path / "back", tmp_path / "out", "-k", 1, "--voting", "plurality")
+    assert (evaluated["num_queries"], evaluated["accuracy"]) == (80, {"plurality": {"1": 100.0}})
+    decided = document("classify", tmp_path / "back", tmp_path / "out", "--out", tmp_path / "decided")
+    assert decided["decided"] == 80
+    status, out, err = run("classify", tmp_path / "back", asked[0])
+    assert (status, out) == (1, "")
+    assert re.fullmatch(r"error: no image can be embedded where the vectors were given without.*\n", err)
+    assert document("verify", tmp_path / "back")["findings"] == []
+    status, out, _ = run("export", tmp_path / "back", tmp_path / "parquet", "--format", "parquet")
+    assert (status, "exported 80 entries of version 1 in 1 file of vectors" in out) == (0, True)
+    status, _, err = run("export", tmp_path / "back", tmp_path / "parquet")
+    assert (status, "has other files in it, such as entries_0000.parquet" in err) == (2, True)
+
+
 def test_another_format_is_named(run: Run, memory: Path) -> None:
     [path] = memory.glob("versions/*.json")
     path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
@@ -661,7 +690,7 @@ def test_debug_shows_where_an_error_came_from(memory: Path) -> None:
     "verb",
     [
         *("add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "demo"),
-        *("compact", "history", "rollback", "expire", "copy"),
+        *("compact", "history", "rollback", "expire", "copy", "export"),
     ],
 )
 def test_every_verb_has_help(run: Run, verb: str) -> None:
