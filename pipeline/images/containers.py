@@ -62,18 +62,22 @@ class Given:
     makers: tuple[Maker, ...]
 
 
-def plan_containers(found: Sequence[Container], labels: Labels) -> tuple[pa.Table, Given | None]:
+def plan_containers(
+    found: Sequence[Container], labels: Labels, *, beside_images: bool = False
+) -> tuple[pa.Table, Given | None]:
     """Containers as units of work, as CONTAINERS: Parquet files, whose footers are read, cut at row groups.
 
     A file that has neither images nor vectors, or that is no Parquet, is one unit, which ends as one rejected image.
-    Raises SourceError where there is no other, and for vectors that are not whole or of several dimensions.
+    Raises SourceError where there is no other, nor, for a .npy, are there image files beside, and for vectors that are
+    not whole or of several dimensions.
     """
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         cuts = list(pool.map(lambda container: _cut(container, labels), found))
-    for cut in cuts:
-        if isinstance(cut, SourceError) and not any(isinstance(other, _Cut) for other in cuts):
+    usable = any(isinstance(cut, _Cut) for cut in cuts)
+    for one, cut in zip(found, cuts, strict=True):
+        if isinstance(cut, SourceError) and not usable and not (beside_images and one.kind == "npy"):
             raise cut
-    units = [u for one, cut in zip(found, cuts, strict=True) for u in (cut.units if isinstance(cut, _Cut) else [one])]
+    units = [unit for cut in cuts for unit in (cut.units if isinstance(cut, _Cut) else [cut.unit])]
     table = pa.Table.from_pylist([vars(unit) for unit in units], schema=CONTAINERS)
     return table, _given([cut.given for cut in cuts if isinstance(cut, _Cut) and cut.given])
 
@@ -84,7 +88,7 @@ class _Cut:
     given: vectors.Vectors | None = None
 
 
-def _cut(container: Container, labels: Labels) -> _Cut | SourceError:
+def _cut(container: Container, labels: Labels) -> "_Cut | _Unusable":
     try:
         if container.kind == "parquet":
             return _cut_parquet(container, labels)
@@ -96,7 +100,11 @@ def _cut(container: Container, labels: Labels) -> _Cut | SourceError:
 
 
 class _Unusable(SourceError):
-    """A file that is no source, which an add can do without."""
+    """A file that is no source, which an add can do without; `unit` is what becomes of it."""
+
+    def __init__(self, error: SourceError, unit: Container) -> None:
+        super().__init__(str(error))
+        self.unit = unit
 
 
 def _cut_parquet(container: Container, labels: Labels) -> _Cut:
@@ -104,15 +112,14 @@ def _cut_parquet(container: Container, labels: Labels) -> _Cut:
         found: vectors.Vectors | None = None
         try:
             layout: parquet.Grouped = parquet.inspect(stream, container.uri, labels.inside)
-        except parquet.NoImages as no_images:
+        except parquet.NoImages:
+            container = replace(container, kind="vectors")  # or nothing at all, for which no encoder is needed either
             try:
                 layout = found = vectors.inspect_column(stream, container.uri, labels.inside)
-            except NoVectors:
-                raise _Unusable(str(no_images)) from None
+            except (NoVectors, parquet.NoImages) as error:
+                raise _Unusable(error, container) from error
         except SourceError as error:
-            raise _Unusable(str(error)) from error
-    if found is not None:
-        container = replace(container, kind="vectors")
+            raise _Unusable(error, container) from error
     units = []
     for first, number in parquet.slices(layout, SLICE_VECTORS if found else SLICE_ROWS):
         rows = sum(layout.rows[first : first + number])
@@ -125,7 +132,7 @@ def _cut_npy(container: Container, labels: Labels) -> _Cut:
         with _opened(container) as (stream, described, place):
             found = vectors.inspect_npy(stream, container.uri, described, place, labels.inside)
     except NoVectors as error:
-        raise _Unusable(str(error)) from error
+        raise _Unusable(error, container) from error
     [rows] = found.rows
     starts = range(0, rows, SLICE_VECTORS)
     runs = [(start, min(SLICE_VECTORS, rows - start)) for start in starts]
@@ -136,7 +143,9 @@ def _given(found: Sequence[vectors.Vectors]) -> Given | None:
     by_dimension = {one.dimension: one.maker.uri for one in found if one.dimension is not None}
     if len(by_dimension) > 1:
         said = " and ".join(f"{uri} of {dimension:,} dimensions" for dimension, uri in [*by_dimension.items()][:2])
-        raise SourceError(f"the source has vectors in {said}: add those of one encoder at a time")
+        raise SourceError(
+            f"the source has vectors in {said}: add those of one encoder at a time, from folders of their own"
+        )
     makers = {(one.maker.encoder, one.maker.fingerprint): one.maker for one in reversed(found)}
     return next((Given(dimension, tuple(makers.values())) for dimension in by_dimension), None)
 

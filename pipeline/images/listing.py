@@ -126,7 +126,8 @@ def list_source(source: str, labels: Labels) -> Listing:
             raise SourceError(f"{source} is no image file: give a folder of images, or a file ending in {endings()}")
         what = f"holds {other:,} files but no image" if other else "is empty"
         raise SourceError(f"the source {source} {what}: give a folder with files ending in {endings()}")
-    planned, given = plan_containers(sorted(found, key=lambda container: container.uri), labels)
+    found.sort(key=lambda container: container.uri)
+    planned, given = plan_containers(found, labels, beside_images=bool(table.num_rows))
     alone = is_file and table.num_rows == 1
     return Listing(uri, printable(name) or "root", table, planned, other, alone, given)
 

@@ -29,7 +29,7 @@ Answer = TypeVar("Answer")
 
 
 class NoImages(SourceError):
-    """A Parquet file has no column of image bytes. Internal: callers decide what that means."""
+    """A file has no column of image bytes, or is no Parquet. Internal: callers decide what that means."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
     if not candidates:
         raise NoImages(
             f"{uri} has no column of image bytes, only {described(schema)}: write the bytes of the image files into a "
-            "binary column named image, or embeddings into one of floats named embedding"
+            "binary column named image"
         )
     named = [field for name in IMAGE_COLUMNS for field in candidates if field.name == name]
     found = named[0] if named else candidates[0]
@@ -286,7 +286,7 @@ def open_parquet(source: "Source", uri: str) -> pq.ParquetFile:
     except (pa.ArrowException, OSError, ValueError) as error:
         if source.lost is not None:
             raise source.lost from None
-        raise SourceError(f"{uri} is not a Parquet file, or is cut short: write or copy it again") from error
+        raise NoImages(f"{uri} is not a Parquet file, or is cut short: write or copy it again") from error
     return file
 
 

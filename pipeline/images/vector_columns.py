@@ -123,7 +123,10 @@ def embedding_field(schema: pa.Schema, uri: str) -> pa.Field:
     """The one column of embeddings. Raises NoVectors where there is none, SourceError for several."""
     found = [field for field in schema if field.name in EMBEDDING_COLUMNS and _is_vector(field.type)]
     if not found:
-        raise NoVectors(f"{uri} has no column of embeddings, only {described(schema)}: name it embedding")
+        raise NoVectors(
+            f"{uri} has no column of image bytes and none of embeddings, only {described(schema)}: name it image or "
+            "embedding"
+        )
     if len(found) > 1:
         raise SourceError(
             f"{uri} has several columns of embeddings, {described(found)}: leave only the one to be added, or name the "

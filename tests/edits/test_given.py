@@ -288,11 +288,25 @@ def test_what_changed_since_it_was_planned_is_rejected(tmp_path: Path, monkeypat
     assert "not a Parquet file" in reasons["t.parquet"]
 
 
-def test_a_stray_array_is_one_rejected_row_beside_others(tmp_path: Path, memory: VisualMemory) -> None:
+def test_a_stray_file_is_one_rejected_row_beside_others(
+    tmp_path: Path, memory: VisualMemory, digits_memory: VisualMemory
+) -> None:
+    """Nor does it take an encoder."""
     np.save(tmp_path / "clip/boxes.npy", np.ones((4, 4), np.int64))
+    (tmp_path / "clip/broken.parquet").write_bytes(b"PAR1")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "clip/text.parquet")
     report = memory.add(tmp_path / "clip", dataset="again")
-    assert (report.entries, report.rejected) == (130, 1)
-    assert "holds int64 of shape (4, 4) and no embeddings" in report.rejects[0].reason
+    assert (report.entries, report.rejected) == (130, 3)
+    boxes, broken, text = (reject.reason for reject in report.rejects)
+    assert "holds int64 of shape (4, 4) and no embeddings" in boxes
+    assert "not a Parquet file" in broken
+    assert "no column of image bytes and none of embeddings" in text
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/1.png").write_bytes(picture(1))
+    np.save(tmp_path / "photos/boxes.npy", np.ones((4, 4), np.int64))
+    images = VisualMemory(shutil.copytree(digits_memory.uri, tmp_path / "images"))
+    report = images.add(tmp_path / "photos")
+    assert (report.entries, report.rejected) == (1, 1)
 
 
 # Identities
