@@ -30,15 +30,18 @@ from pipeline.store.schemas import CONTAINERS
 
 SLICE_ROWS = 4_096  # rows of a Parquet file that are one unit of work, where its row groups are not larger
 SLICE_VECTORS = 16_384  # the same of vectors, which take less work and memory
+# A larger row group of vectors is divided, though its beginning is then decoded again for every piece: pandas writes
+# 1,048,576 rows into one, which at 768 dimensions would take a worker 5 GB.
+LARGE_VECTORS = 131_072
 FOOTERS_AT_ONCE = 16
 VECTOR_KINDS = get_args(VectorKind)
 
 
 @dataclass(frozen=True)
 class Container:
-    """A tar archive, some row groups of a Parquet file, or some rows of a .npy.
+    """A tar archive, some row groups of a Parquet file, or some rows of a file of vectors.
 
-    `first_group` and `num_groups` count rows of a .npy; `images` is how many are in it, None while unknown.
+    `first_group` and `num_groups` count rows of vectors; `images` is how many are in it, None while unknown.
     """
 
     uri: str
@@ -109,22 +112,23 @@ class _Unusable(SourceError):
 
 def _cut_parquet(container: Container, labels: Labels) -> _Cut:
     with open_file(container.uri) as stream:
-        found: vectors.Vectors | None = None
         try:
-            layout: parquet.Grouped = parquet.inspect(stream, container.uri, labels.inside)
+            layout = parquet.inspect(stream, container.uri, labels.inside)
         except parquet.NoImages:
             container = replace(container, kind="vectors")  # or nothing at all, for which no encoder is needed either
             try:
-                layout = found = vectors.inspect_column(stream, container.uri, labels.inside)
+                return _cut_vectors(
+                    container, vectors.inspect_column(stream, container.uri, labels.inside), LARGE_VECTORS
+                )
             except (NoVectors, parquet.NoImages) as error:
                 raise _Unusable(error, container) from error
         except SourceError as error:
             raise _Unusable(error, container) from error
     units = []
-    for first, number in parquet.slices(layout, SLICE_VECTORS if found else SLICE_ROWS):
+    for first, number in parquet.slices(layout, SLICE_ROWS):
         rows = sum(layout.rows[first : first + number])
         units.append(replace(container, first_group=first, num_groups=number, images=rows))
-    return _Cut([unit for unit in units if unit.images], found)
+    return _Cut([unit for unit in units if unit.images])
 
 
 def _cut_npy(container: Container, labels: Labels) -> _Cut:
@@ -133,10 +137,20 @@ def _cut_npy(container: Container, labels: Labels) -> _Cut:
             found = vectors.inspect_npy(stream, container.uri, described, place, labels.inside)
     except NoVectors as error:
         raise _Unusable(error, container) from error
-    [rows] = found.rows
-    starts = range(0, rows, SLICE_VECTORS)
-    runs = [(start, min(SLICE_VECTORS, rows - start)) for start in starts]
-    return _Cut([replace(container, first_group=s, num_groups=n, images=n) for s, n in runs], found)
+    return _cut_vectors(container, found, SLICE_VECTORS)
+
+
+def _cut_vectors(container: Container, found: vectors.Vectors, most: int) -> _Cut:
+    """Runs of rows: whole row groups of at most SLICE_VECTORS together, and those of more than `most` divided."""
+    runs: list[tuple[int, int]] = []
+    first = 0
+    for rows in found.rows:
+        if runs and runs[-1][1] + rows <= SLICE_VECTORS:
+            runs[-1] = runs[-1][0], runs[-1][1] + rows
+        else:
+            runs += [(first + start, min(most, rows - start)) for start in range(0, rows, most)]
+        first += rows
+    return _Cut([replace(container, first_group=f, num_groups=n, images=n) for f, n in runs], found)
 
 
 def _given(found: Sequence[vectors.Vectors]) -> Given | None:

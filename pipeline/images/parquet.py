@@ -7,7 +7,7 @@ it into an OSError like that of a damaged page, hence the wrapper that remembers
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol, TypeVar
+from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -65,17 +65,7 @@ def inspect(stream: BinaryIO, uri: str, labels: str) -> Layout:
     return Layout(uri, _columns(file.schema_arrow, uri, labels), group_rows(file))
 
 
-class Grouped(Protocol):
-    """A file in row groups, with the rows in each."""
-
-    @property
-    def uri(self) -> str: ...
-
-    @property
-    def rows(self) -> tuple[int, ...]: ...
-
-
-def slices(layout: Grouped, rows: int) -> list[tuple[int, int]]:
+def slices(layout: Layout, rows: int) -> list[tuple[int, int]]:
     """Runs of whole row groups as (first_group, num_groups), each of at most `rows` rows or of a single row group.
 
     Raises SourceError for a row group of more than `MAX_GROUP_ROWS`.

@@ -16,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
 from pipeline.images.decode import Rejected
@@ -146,27 +147,22 @@ def read_npy(
 
 
 def read_column(
-    stream: BinaryIO, uri: str, labels: str, dimension: int, first_group: int, num_groups: int
+    stream: BinaryIO, uri: str, labels: str, dimension: int, first: int, num_rows: int
 ) -> Iterator[VectorBatch]:
-    """The vectors in some row groups, each with what the other columns say. Raises SourceError, and what `stream` does.
+    """Some rows of a column of vectors, from the `first` on, each with what the other columns say of it.
 
-    A vector of another length than `dimension` is rejected.
+    A vector of another length than `dimension` is rejected. Raises SourceError, and what `stream` does.
     """
     source = Source(stream)
     file = open_parquet(source, uri)
     field = embedding_field(file.schema_arrow, uri)
     columns = columns_of(file.schema_arrow, uri, labels)
-    groups = range(first_group, first_group + num_groups)
-    if groups.stop > file.metadata.num_row_groups:
-        raise SourceError(f"{uri} has changed since it was listed: add it again")
-    row = sum(group_rows(file)[:first_group])
     wanted = [field.name, *(name for name in columns.names if name != field.name)]
-    with _damage_named(source, uri):
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=wanted, use_threads=False):
-            vectors = batch.column(batch.schema.get_field_index(field.name))
-            given_BD, reasons = matrix_of(vectors, dimension)
-            yield _batch(given_BD, reasons, pa.Table.from_batches([batch]), columns, uri, row)
-            row += batch.num_rows
+    row = first
+    for batch in _rows(file, source, uri, wanted, first, num_rows):
+        given_BD, reasons = matrix_of(batch.column(batch.schema.get_field_index(field.name)), dimension)
+        yield _batch(given_BD, reasons, pa.Table.from_batches([batch]), columns, uri, row)
+        row += batch.num_rows
 
 
 def rejected_rows(reject: Rejected, uris: list[str], dimension: int) -> VectorBatch:
@@ -184,25 +180,35 @@ def _said(
     source = Source(beside)
     file = open_parquet(source, uri)
     columns = columns_of(file.schema_arrow, uri, labels)
-    counts = group_rows(file)
-    if sum(counts) != rows:
+    if sum(group_rows(file)) != rows:
         raise SourceError(f"{uri} has changed since it was listed: add it again")
-    starts = np.cumsum([0, *counts])
-    groups = [g for g, count in enumerate(counts) if starts[g] < first + num_rows and starts[g] + count > first]
-    if not columns.names or not groups:
+    if not columns.names:
         return None, columns
-    batches, row = [], int(starts[groups[0]])
+    batches = list(_rows(file, source, uri, columns.names, first, num_rows))
+    return pa.Table.from_batches(batches).combine_chunks(), columns
+
+
+def _rows(
+    file: pq.ParquetFile, source: Source, uri: str, columns: list[str], first: int, num_rows: int
+) -> Iterator[pa.RecordBatch]:
+    """Some rows of a Parquet file, read from the beginning of the row group that the first of them is in."""
+    counts = group_rows(file)
+    ends = np.cumsum(counts)
+    last = first + num_rows
+    if last > sum(counts):
+        raise SourceError(f"{uri} has changed since it was listed: add it again")
+    groups = [group for group, end in enumerate(ends) if end > first and end - counts[group] < last]
+    row = int(ends[groups[0]]) - counts[groups[0]] if groups else last
     with _damage_named(source, uri):
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns.names, use_threads=False):
-            skip = max(first - row, 0)
-            batches.append(batch.slice(skip, max(first + num_rows - row - skip, 0)))
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
+            wanted = batch.slice(max(first - row, 0), max(last - max(first, row), 0))
             row += batch.num_rows
-            if row >= first + num_rows:
-                break
-    table = pa.Table.from_batches([batch for batch in batches if batch.num_rows]).combine_chunks()
-    if table.num_rows != num_rows:
+            if wanted.num_rows:
+                yield wanted
+            if row >= last:
+                return
+    if row < last:
         raise SourceError(f"{uri} is cut short: write or copy it again")
-    return table, columns
 
 
 def _batch(

@@ -210,6 +210,7 @@ def test_rows_stay_aligned_however_they_are_cut(
     folder = tmp_path_factory.mktemp("cut")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.images.containers.SLICE_VECTORS", slice_rows)
+        patch.setattr("pipeline.images.containers.LARGE_VECTORS", 2 * slice_rows)
         patch.setattr("pipeline.images.vectors.BATCH_ROWS", batch_rows)
         angles = np.linspace(0, 3, rows)
         vectors = np.stack([np.cos(angles), np.sin(angles), np.zeros(rows)], axis=1)
@@ -220,6 +221,7 @@ def test_rows_stay_aligned_however_they_are_cut(
         pq.write_table(keys.append_column("emb", column), folder / "w.parquet", row_group_size=group_rows)
         listing = list_source(str(folder), Labels())
         assert listing.planned == 2 * rows
+        assert max(listing.containers["images"].to_pylist()) <= 2 * slice_rows
         found = rows_of(listing)
         assert [row[0] for row in found] == [str(row) for row in range(rows)] * 2
         assert np.allclose(np.stack([row[3] for row in found]), np.concatenate([vectors, vectors]), atol=1e-6)
