@@ -34,6 +34,7 @@ SLICE_VECTORS = 16_384  # the same of vectors, which take less work and memory
 # 1,048,576 rows into one, which at 768 dimensions would take a worker 5 GB.
 LARGE_VECTORS = 131_072
 FOOTERS_AT_ONCE = 16
+HEAD_BLOCK = 1 << 16  # bytes: the head of a .npy is short, and its rows are read in one piece
 VECTOR_KINDS = get_args(VectorKind)
 
 
@@ -169,7 +170,7 @@ def _opened(container: Container) -> Iterator[tuple[BinaryIO, BinaryIO | None, s
     """The stream of a .npy, and that of the file beside it with its uri. Raises Rejected or StorageError."""
     place = beside(container.uri, container.kind)
     with contextlib.ExitStack() as stack:
-        stream = stack.enter_context(open_file(container.uri))
+        stream = stack.enter_context(open_file(container.uri, HEAD_BLOCK))
         yield stream, stack.enter_context(open_file(place)) if place else None, place or ""
 
 

@@ -37,15 +37,18 @@ def read_file(uri: str) -> bytes:
     return data
 
 
-def open_file(uri: str) -> BinaryIO:
-    """A seekable stream of the file at a uri. Raises Rejected at stage "read", or StorageError."""
+def open_file(uri: str, block: int = STREAM_BLOCK) -> BinaryIO:
+    """A seekable stream of the file at a uri, which asks a store for at least `block` bytes at once.
+
+    Raises Rejected at stage "read", or StorageError.
+    """
     if not is_remote(uri):
         try:
             return open(path_of_uri(uri), "rb")  # the caller closes it
         except OSError as error:
             raise _unreadable(error) from error
 
-    return io.BufferedReader(_RemoteFile(uri), STREAM_BLOCK)
+    return io.BufferedReader(_RemoteFile(uri), block)
 
 
 def file_system(uri: str) -> tuple[Any, str]:

@@ -3,7 +3,6 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -81,18 +80,16 @@ def said_of(
     if columns.uri != "uri":  # else it is one already
         uris = [uri_of(uri) if uri and uri.startswith(("/", "file://")) else uri for uri in uris]
     hashes = [text.lower() if text and _HEX64.fullmatch(text) else None for text in texts_in(said, columns.sha256)]
-    sizes = ([_pixels(v) for v in _values(said, name, rows)] for name in (columns.width, columns.height))
-    return uris, texts_in(said, columns.label, columns.label_names), hashes, *sizes  # type: ignore[return-value]
+    labels = texts_in(said, columns.label, columns.label_names)
+    return uris, labels, hashes, _pixels_in(said, columns.width), _pixels_in(said, columns.height)
 
 
-def _values(said: pa.RecordBatch, name: str | None, rows: int) -> list[Any]:
-    found: list[Any] = said.column(said.schema.get_field_index(name)).to_pylist() if name is not None else [None] * rows
-    return found
-
-
-def _pixels(value: float | None) -> int:
-    """A width or height, which pandas turns into a float as soon as one is missing."""
-    return int(value) if value is not None and math.isfinite(value) and 0 < value <= _MAX_PIXELS else 0
+def _pixels_in(said: pa.RecordBatch, name: str | None) -> list[int]:
+    """Widths or heights, which pandas turns into floats as soon as one is missing; 0 for what is none."""
+    if name is None:
+        return [0] * said.num_rows
+    values = said.column(said.schema.get_field_index(name)).to_pylist()
+    return [int(v) if v is not None and math.isfinite(v) and 0 < v <= _MAX_PIXELS else 0 for v in values]
 
 
 def columns_of(schema: pa.Schema, uri: str, labels: str) -> Columns:

@@ -26,6 +26,7 @@ from pipeline.images.parquet import Source, group_rows, open_parquet
 from pipeline.images.vector_columns import Columns, Maker, columns_of, embedding_field, maker_of, matrix_of, said_of
 
 BATCH_ROWS = 2_048
+READ_BYTES = 64 << 20  # of a .npy in one request
 
 # What rounding to float16 may move the length of a unit vector by: such a vector is kept to the bit.
 UNIT_ROUNDING = 1e-3
@@ -135,15 +136,18 @@ def read_npy(
         raise SourceError(f"{uri} has changed since it was listed: add it again")
     said, columns = _said(beside, beside_uri, labels, first, num_rows, header.rows)
     width = header.dimension * header.dtype.itemsize
-    for start in range(0, num_rows, BATCH_ROWS):
-        rows = min(BATCH_ROWS, num_rows - start)
+    at_once = max(1, READ_BYTES // width)
+    for start in range(0, num_rows, at_once):
+        rows = min(at_once, num_rows - start)
         stream.seek(header.offset + (first + start) * width)
         data = stream.read(rows * width)
         if len(data) < rows * width:
             raise SourceError(f"{uri} is cut short: write or copy it again")
-        given_BD = np.frombuffer(data, header.dtype).reshape(rows, dimension)
-        table = said.slice(start, rows) if said is not None else None
-        yield _batch(given_BD, [None] * rows, table, columns, uri, first + start)
+        given_ND = np.frombuffer(data, header.dtype).reshape(rows, dimension)
+        for row in range(0, rows, BATCH_ROWS):
+            given_BD = given_ND[row : row + BATCH_ROWS]
+            table = said.slice(start + row, len(given_BD)) if said is not None else None
+            yield _batch(given_BD, [None] * len(given_BD), table, columns, uri, first + start + row)
 
 
 def read_column(

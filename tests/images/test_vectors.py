@@ -212,6 +212,7 @@ def test_rows_stay_aligned_however_they_are_cut(
         patch.setattr("pipeline.images.containers.SLICE_VECTORS", slice_rows)
         patch.setattr("pipeline.images.containers.LARGE_VECTORS", 2 * slice_rows)
         patch.setattr("pipeline.images.vectors.BATCH_ROWS", batch_rows)
+        patch.setattr("pipeline.images.vectors.READ_BYTES", 24 * batch_rows + slice_rows)
         angles = np.linspace(0, 3, rows)
         vectors = np.stack([np.cos(angles), np.sin(angles), np.zeros(rows)], axis=1)
         np.save(folder / "v.npy", vectors)
