@@ -240,7 +240,10 @@ def read_image(uri: str) -> bytes:
         raise Rejected("read", "it lies in an archive that would have to be fetched whole")
     container = Container(where, kind or "tar", None, None)
     if kind == "parquet":
-        container = _holding(container, int(member.removeprefix("row=")))
+        row = member.removeprefix("row=")
+        if not row.isdecimal():  # the uris of given vectors are their source's own
+            raise Rejected("read", "the container has no such member")
+        container = _holding(container, int(row))
     content = next((item.content for item in images_in(container, Labels("none")) if item.uri == uri), None)
     if isinstance(content, bytes):
         return content

@@ -303,3 +303,12 @@ def test_a_vanished_file_is_as_many_rejected_rows_as_were_planned() -> None:
     batches = list(vectors_in(gone, Labels(), 8))
     assert [len(batch.items) for batch in batches] == [2_048, 2_048, 904]
     assert {str(reject) for batch in batches for reject in batch.facts} == {"there is no such file"}
+
+
+@pytest.mark.parametrize(
+    "uri", ["../x#row=zz", "a.parquet#row=zz", "/a.parquet#row=-1", "k0", "what://x/y.jpg", "#", ""]
+)
+def test_the_uri_of_a_vector_may_be_anything(uri: str) -> None:
+    """It is its source's own, and a page of neighbours looks for an image there."""
+    with pytest.raises((Rejected, SourceError)):
+        read_image(uri)
