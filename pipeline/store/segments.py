@@ -33,7 +33,7 @@ from pipeline.store.schemas import (
     write_table,
 )
 from pipeline.store.state import SINGLES
-from pipeline.store.storage import AlreadyExists, Storage
+from pipeline.store.storage import AlreadyExists, Storage, create_own
 
 FOLDER = "segments"
 DESCRIPTION = "segment.json"
@@ -146,7 +146,7 @@ def reserve(
         )
         try:
             described = reservation.model_dump_json(indent=1).encode()
-            storage.create(f"{segment_folder(number)}{DESCRIPTION}", described)
+            create_own(storage, f"{segment_folder(number)}{DESCRIPTION}", described)
         except AlreadyExists:
             storage.delete([file.path for file in (reservation.plan, reservation.containers) if file])
             number += 1
@@ -195,9 +195,9 @@ def reserve_for_singles(storage: Storage) -> int:
     """The number of a new segment for entries that are added by themselves and have no plan."""
     number = _next_number(storage)
     while True:
-        described = json.dumps({"format": FORMAT, "number": number, "fingerprint": SINGLES}, indent=1)
+        described = {"format": FORMAT, "number": number, "fingerprint": SINGLES, "nonce": secrets.token_hex(8)}
         try:
-            storage.create(f"{segment_folder(number)}{DESCRIPTION}", described.encode())
+            create_own(storage, f"{segment_folder(number)}{DESCRIPTION}", json.dumps(described, indent=1).encode())
         except AlreadyExists:
             number += 1
         else:
