@@ -2,8 +2,8 @@
 
     python -m tests.benchmarks.memory [--counts 1000 10000 100000] [--image-size 64]
 
-Real handwritten digits as PNG files. `peak_bytes` is the largest resident set of the process, `loaded_bytes` that of one
-that has loaded the same encoder and embedded one image. Prints one JSON document.
+Real handwritten digits as PNG files. `peak_bytes` is the largest resident set of the process, `loaded_bytes` that of
+one that has loaded the same encoder and embedded one image. Prints one JSON document.
 """
 
 import argparse
