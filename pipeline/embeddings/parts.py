@@ -22,6 +22,7 @@ from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
 from pipeline.images.labels import Labels
 from pipeline.store.ids import MAX_ROWS, part_ids
+from pipeline.store.kept import rows_of
 from pipeline.store.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
 from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_plan
 from pipeline.store.storage import Storage
@@ -158,12 +159,13 @@ class PartEmbedder:
         """The images of a part, those of a container as they are read."""
         if part >= self._reservation.containers_from:
             container = Container(**read_container(self._storage, self._reservation, part))
-            yield from images_in(container, Labels(self._reservation.labels))
+            yield from images_in(container, Labels(self._reservation.labels), self._reservation.kept)
             return
         plan = read_plan(self._storage, self._reservation, part)
         columns = (plan.column(name).to_pylist() for name in ("uri", "label", "num_bytes"))
-        for uri, label, num_bytes in zip(*columns, strict=True):
-            yield Item(uri, label, TOO_LARGE if (num_bytes or 0) > MAX_FILE_BYTES else None)
+        kept = rows_of(plan, self._reservation.kept)
+        for (uri, label, num_bytes), values in zip(zip(*columns, strict=True), kept, strict=True):
+            yield Item(uri, label, TOO_LARGE if (num_bytes or 0) > MAX_FILE_BYTES else None, values)
 
     def _entries(self, embedded: EmbeddedPart) -> pa.Table:
         kept = embedded.kept
@@ -178,8 +180,12 @@ class PartEmbedder:
                 pa.array([image.sha256 for image in facts], pa.string()),
                 pa.array([image.width for image in facts], pa.int32()),
                 pa.array([image.height for image in facts], pa.int32()),
+                *(
+                    pa.array([embedded.items[row].kept[at] for row in kept], column.kind)
+                    for at, column in enumerate(self._reservation.kept)
+                ),
             ],
-            schema=entries_schema(self._reservation.identity),
+            schema=entries_schema(self._reservation.identity, self._reservation.kept),
         )
 
     def _pictures(self, embedded: EmbeddedPart) -> pa.Table:

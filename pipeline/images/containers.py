@@ -17,9 +17,11 @@ from pipeline.images import parquet, tars
 from pipeline.images.decode import Rejected
 from pipeline.images.files import is_remote, open_file, read_file
 from pipeline.images.items import Item
+from pipeline.images.kept import ColumnsFound, filled_up
 from pipeline.images.labels import Labels
 from pipeline.images.suffixes import Kind, kind_of
 from pipeline.images.uris import split_member
+from pipeline.store.kept import KeptColumn
 from pipeline.store.schemas import CONTAINERS
 
 SLICE_ROWS = 4_096  # rows of a Parquet file that are one unit of work, where its row groups are not larger
@@ -39,14 +41,14 @@ class Container:
     images: int | None = None
 
 
-def plan_containers(found: Sequence[Container], labels: Labels) -> pa.Table:
+def plan_containers(found: Sequence[Container], labels: Labels, columns: ColumnsFound) -> pa.Table:
     """Containers as units of work, as CONTAINERS: Parquet files, whose footers are read, cut at row groups.
 
-    A file that has no images, or that is no Parquet, is one unit, which ends as one rejected image. Raises SourceError
-    where there is no other.
+    A file that has no images, or that is no Parquet, is one unit, which ends as one rejected image. What their columns
+    are is noted in `columns`. Raises SourceError where there is no other.
     """
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        cuts = list(pool.map(lambda container: _cut(container, labels), found))
+        cuts = list(pool.map(lambda container: _cut(container, labels, columns), found))
     for cut in cuts:
         if isinstance(cut, SourceError) and not any(isinstance(other, list) for other in cuts):
             raise cut
@@ -54,12 +56,14 @@ def plan_containers(found: Sequence[Container], labels: Labels) -> pa.Table:
     return pa.Table.from_pylist([vars(unit) for unit in units], schema=CONTAINERS)
 
 
-def _cut(container: Container, labels: Labels) -> list[Container] | SourceError:
+def _cut(container: Container, labels: Labels, columns: ColumnsFound) -> list[Container] | SourceError:
     if container.kind != "parquet":
+        columns.note_archive()
         return [container]
     try:
         with open_file(container.uri) as stream:
             layout = parquet.inspect(stream, container.uri, labels.inside)
+            columns.note(container.uri, layout.schema)
     except Rejected:
         return [container]
     except SourceError as error:
@@ -71,18 +75,21 @@ def _cut(container: Container, labels: Labels) -> list[Container] | SourceError:
     return [unit for unit in units if unit.images]
 
 
-def images_in(container: Container, labels: Labels) -> Iterator[Item]:
+def images_in(container: Container, labels: Labels, kept: Sequence[KeptColumn] = ()) -> Iterator[Item]:
     """The images in a container by position, a rejected one for what cannot be read. Raises StorageError."""
     try:
         with open_file(container.uri) as stream:
             if container.kind == "tar":
-                found = tars.read_tar(stream, container.uri, labels.inside)
+                found = tars.read_tar(stream, container.uri, labels.inside, kept)
             else:
                 layout = parquet.inspect(stream, container.uri, labels.inside)
                 groups = container.first_group or 0, container.num_groups or len(layout.rows)
-                found = parquet.read_parquet(stream, container.uri, layout, *groups)
+                found = parquet.read_parquet(stream, container.uri, layout, *groups, kept)
             for item in found:
-                yield item if labels.file is None else replace(item, label=labels.of(item.uri, item.uri, None))
+                if labels.file is not None:
+                    said = labels.of(item.uri, item.uri, None)
+                    item = replace(item, label=said, kept=filled_up(item, labels.file, kept))  # noqa: PLW2901
+                yield item
     except Rejected as rejected:
         yield Item(container.uri, None, rejected)
     except SourceError as error:  # it was another file when it was planned

@@ -14,6 +14,7 @@ from pipeline.store.contents import Facts, off_unit
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.findings import Finding, damage
 from pipeline.store.ids import first_id, split_id
+from pipeline.store.kept import KeptColumn
 from pipeline.store.singles import vectors_of_singles
 from pipeline.store.state import SINGLES, Index, Segment, Shard, Single, State, shards_of
 from pipeline.store.versions import commit_path
@@ -138,9 +139,18 @@ class Agreement:
             yield f"has a plan of {name} with ids of another"
         if not np.array_equal(_planned_one_by_one(segment, np.sort(np.concatenate([entries, rejected]))), planned):
             yield f"has other entries and rejected images in {name} than were planned"
+        for column in segment.kept:
+            if not self._keeps(state, segment, column):
+                yield f"keeps {column.name} ({column.type}) with {name}, which files of its entries have not got"
         pictures = self._all(segment.thumbnails)
         if pictures is not None and not np.isin(pictures, entries).all():
             yield f"keeps thumbnails in {name} of what is no entry"
+
+    def _keeps(self, state: State, segment: Segment, column: KeptColumn) -> bool:
+        """Whether every file with entries of a segment has a kept column, as what it is or as text."""
+        wanted = {column, KeptColumn(name=column.name, type="string")}
+        known = (self._facts[file.path] for file in _files_of(state, segment) if file.path in self._facts)
+        return all(wanted & {*facts.kept} for facts in known if (facts.ids_N >> 39 == segment.number).any())
 
     def _order(self, name: str, files: Sequence[RowsFile]) -> Iterator[str]:
         for below, above in itertools.pairwise(files):
