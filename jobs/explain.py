@@ -66,4 +66,5 @@ def show(decision: Decision, image: str) -> None:
     width = max((len(neighbor.label or "") for neighbor in decision.neighbors), default=0)
     for n in decision.neighbors:
         kept = "".join(f"  {name}={value}" for name, value in n.kept.items() if value is not None)
-        say(f"  {n.rank:>3}  {n.label or '':<{width}}  {n.similarity:.4f}  {n.weight or 0.0:>6.1%}  {n.id}  {n.uri}{kept}")
+        entry = f"{n.id}  {n.uri}{kept}"
+        say(f"  {n.rank:>3}  {n.label or '':<{width}}  {n.similarity:.4f}  {n.weight or 0.0:>6.1%}  {entry}")

@@ -43,7 +43,7 @@ class ColumnsFound:
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
         self._types: dict[str, set[str]] = {name: set() for name in names}
-        self._there: set[str] = set()  # columns of any name
+        self._there: set[str] = set()  # columns of any name that can be kept
         self._refused: set[tuple[str, str, str]] = set()
         self._may_have_any = False
 
@@ -55,7 +55,7 @@ class ColumnsFound:
         """A Parquet file, or a label file, whose columns are known."""
         if not self._names:
             return
-        self._there |= {name for name in schema.names if name.lower() not in FIXED}
+        self._there |= {field.name for field in schema if field.name.lower() not in FIXED and type_of(field.type)}
         for name in self._names:
             if schema.names.count(name) > 1:
                 self._refused.add((uri, name, "there twice"))

@@ -95,6 +95,7 @@ class Agreement:
                 yield from self._singles(state, segment)
             elif self._is_new(segment, state.packs):
                 yield from self._segment(state, segment)
+                yield from self._kept(state, segment)
 
     def _singles(self, state: State, segment: Segment) -> Iterator[str]:
         pending = sum(split_id(single.id)[0] == segment.number for single in state.pending)
@@ -139,18 +140,19 @@ class Agreement:
             yield f"has a plan of {name} with ids of another"
         if not np.array_equal(_planned_one_by_one(segment, np.sort(np.concatenate([entries, rejected]))), planned):
             yield f"has other entries and rejected images in {name} than were planned"
-        for column in segment.kept:
-            if not self._keeps(state, segment, column):
-                yield f"keeps {column.name} ({column.type}) with {name}, which files of its entries have not got"
         pictures = self._all(segment.thumbnails)
         if pictures is not None and not np.isin(pictures, entries).all():
             yield f"keeps thumbnails in {name} of what is no entry"
 
-    def _keeps(self, state: State, segment: Segment, column: KeptColumn) -> bool:
-        """Whether every file with entries of a segment has a kept column, as what it is or as text."""
-        wanted = {column, KeptColumn(name=column.name, type="string")}
-        known = (self._facts[file.path] for file in _files_of(state, segment) if file.path in self._facts)
-        return all(wanted & {*facts.kept} for facts in known if (facts.ids_N >> 39 == segment.number).any())
+    def _kept(self, state: State, segment: Segment) -> Iterator[str]:
+        """Every file with entries of a segment has its kept columns, as what they are or as texts."""
+        files = [file for file in _files_of(state, segment) if file.path in self._facts] if segment.kept else []
+        for file in files:
+            facts = self._facts[file.path]
+            if (facts.ids_N >> 39 == segment.number).any():
+                for column in segment.kept:
+                    if not {column, KeptColumn(name=column.name, type="string")} & {*facts.kept}:
+                        yield f"keeps {column.name} ({column.type}) of segment {segment.number}, not so in {file.path}"
 
     def _order(self, name: str, files: Sequence[RowsFile]) -> Iterator[str]:
         for below, above in itertools.pairwise(files):
