@@ -243,7 +243,7 @@ class VisualMemory:
         asking.check_k(k)
         state, live = self._reading(label_set)
         vectors_QD, _ = self._vectors(images, embeddings, live)
-        return [self._with_kept(state, neighbors) for neighbors in asking.search(live, vectors_QD, k)]
+        return self._with_kept(state, asking.search(live, vectors_QD, k))
 
     def classify(
         self,
@@ -340,7 +340,8 @@ class VisualMemory:
 
     def with_kept(self, decision: Decision) -> Decision:
         """A decision whose neighbours have the values of kept columns, read from their files."""
-        return replace(decision, neighbors=self._with_kept(self.state(), decision.neighbors))
+        [neighbors] = self._with_kept(self.state(), [decision.neighbors])
+        return replace(decision, neighbors=neighbors)
 
     def explanation_page(self, decision: Decision) -> str:
         """A decision as a self-contained HTML page: thumbnails kept with the entries, else made from their files."""
@@ -620,11 +621,11 @@ class VisualMemory:
                 raise
             return newer, self._live_in(label_set, newer)
 
-    def _with_kept(self, state: State, neighbors: tuple[Neighbor, ...]) -> tuple[Neighbor, ...]:
+    def _with_kept(self, state: State, found: list[tuple[Neighbor, ...]]) -> list[tuple[Neighbor, ...]]:
         """Neighbours with the values of kept columns."""
         if not state.kept:
-            return neighbors
-        ids = [neighbor.id for neighbor in neighbors]
+            return found
+        ids = sorted({neighbor.id for neighbors in found for neighbor in neighbors})
         try:
             kept = read_kept(self.log.storage, state, ids)
         except DamagedFile:  # or, as in _reading, their files went
@@ -632,7 +633,7 @@ class VisualMemory:
             if newer.version == state.version:
                 raise
             kept = read_kept(self.log.storage, newer, ids)
-        return tuple(replace(neighbor, kept=kept.get(neighbor.id, {})) for neighbor in neighbors)
+        return [tuple(replace(n, kept=kept.get(n.id, {})) for n in neighbors) for neighbors in found]
 
     def _live_in(self, label_set: str | None, state: State) -> LiveEntries:
         """All that can be found in a version under the labels of a label set (None: as stored). Raises UnknownName."""

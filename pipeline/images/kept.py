@@ -16,6 +16,7 @@ from pipeline.images.label_files import read_fields, read_table
 from pipeline.images.labels import text_of
 from pipeline.images.parquet import class_names, kept_values
 from pipeline.store.kept import FIXED, KeptColumn, type_of
+from pipeline.store.schemas import PLAN
 
 SHOWN_NAMES = 20
 _NUMBERS = {"int64", "float64"}
@@ -111,6 +112,8 @@ def with_label_file(images: pa.Table, folder: str, path: str | None, kept: Seque
     rows = [by_uri.get(uri) or by_uri.get(uri.removeprefix(f"{folder}/")) or none for uri in uris]
     for at, column in enumerate(kept):
         if column.name in there:
+            if column.name in PLAN.names:
+                raise SourceError(f"the column {column.name} of {path} has the name of one of the plan's: rename it")
             images = images.append_column(column.field, pa.array([row[at] for row in rows], column.kind))
     return images
 
@@ -147,7 +150,7 @@ def _label_table(path: str, names: tuple[str, ...]) -> pa.Table:
     if "uri" not in table.column_names:
         raise SourceError(f"{path} has no column uri, but {', '.join(table.column_names)}: name one of them so")
     for name in () if _is_parquet(path) else set(names) & set(table.column_names):
-        column = table[name]
+        column = pc.utf8_trim_whitespace(table[name])
         texts = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
         table = table.set_column(table.schema.get_field_index(name), name, texts)
     return table

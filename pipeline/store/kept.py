@@ -64,9 +64,11 @@ def kept_in(schema: pa.Schema, fixed: pa.Schema) -> tuple[KeptColumn, ...] | Non
 
 
 def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column in one of KINDS; null where a value is none of that kind. What is finer than microseconds is cut off."""
+    """A column in one of KINDS; null where a value is none of that kind. What is finer than a kind is cut off."""
     if column.type == kind:
         return column
+    if pa.types.is_integer(column.type) and pa.types.is_floating(kind):
+        return column.cast(kind, safe=False)
     if pa.types.is_timestamp(column.type) and column.type.unit == "ns" and pa.types.is_timestamp(kind):
         return column.cast(pa.timestamp("us", tz=column.type.tz), safe=False).cast(kind)
     try:

@@ -170,7 +170,7 @@ def test_the_same_columns_are_the_same_add_and_others_another(told: VisualMemory
     assert len({plan.fingerprint for plan in plans}) == 3
 
 
-@pytest.mark.parametrize("missing", [0, 1, 3])
+@pytest.mark.parametrize("missing", [0, 3])
 def test_an_add_that_goes_on_writes_what_it_would_have(
     told: VisualMemory, source: Path, encoder: Encoder, options: dict, tmp_path: Path, missing: int
 ) -> None:
@@ -231,10 +231,8 @@ def test_label_files_tell_of_files_and_of_what_containers_leave_out(source: Path
     assert alone.images.column("stars").to_pylist() == ([7] if name == "labels.parquet" else ["007"])
 
 
-def test_a_single_file_and_its_label_file_become_a_segment(
-    source: Path, options: dict, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    (tmp_path / "l.csv").write_text("uri,label,camera\ncat/1.png,tom,Nikon\ncat/2.png,tim,Sony\n")
+def test_a_single_file_and_its_label_file_become_a_segment(source: Path, options: dict, tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("uri,label,camera\n1.png,tom,Nikon\n2.png,tim,Sony\ncat/2.png,tim,Sony\n")
     given = {"labels": f"file:{tmp_path / 'l.csv'}", "keep": ["camera"]}
     memory = VisualMemory(tmp_path / "memory")
     report = memory.add(source / "cat", **given, **options)
@@ -294,9 +292,7 @@ def test_the_common_type(kinds: list, expected: str) -> None:
     "kind", [pa.list_(pa.string()), pa.struct([("a", pa.int8())]), pa.binary(), pa.time64("us"), pa.decimal128(9, 2)]
 )
 def test_what_is_no_plain_type_is_refused(kind: pa.DataType) -> None:
-    with pytest.raises(
-        SourceError, match=r"the column x of /1.parquet is .* and cannot be kept: name a column of texts"
-    ):
+    with pytest.raises(SourceError, match=r"the column x of /1.parquet is .* and cannot be kept: name a column"):
         settled(pa.string(), kind)
 
 
@@ -304,9 +300,7 @@ def test_a_column_that_is_nowhere_is_named_with_those_there_are(source: Path) ->
     assert settled(tar=True) == "string"
     with pytest.raises(SourceError, match="nothing in the source has a column x, it has y: name one of"):
         settled(None)
-    with pytest.raises(
-        SourceError, match=r"no.* column cam, it has camera, day, flash, image, iso, scene, stars, taken:"
-    ):
+    with pytest.raises(SourceError, match=r"a column cam, it has camera, day, flash, iso, scene, stars, taken: name"):
         list_source(str(source / "a.parquet"), Labels(), ["cam"])
     with pytest.raises(SourceError, match="has a column camera, it has none to keep"):
         list_source(str(source / "cat"), Labels(), ["camera"])
@@ -333,7 +327,7 @@ def test_values_are_of_their_type_or_null() -> None:
     times = pa.array([1, 1_000_000_001, None], pa.timestamp("ns"))
     assert as_type(times, pa.timestamp("us")).cast(pa.int64()).to_pylist() == [0, 1_000_000, None]
     assert as_type(pa.array(["1", "x", None, "2.5"]), pa.int64()).to_pylist() == [1, None, None, None]
-    assert as_type(pa.array([2**62, 1.5]), pa.string()).to_pylist() == ["4.611686018427388e+18", "1.5"]
+    assert as_type(pa.array([2**62 + 1, None]), pa.float64()).to_pylist() == [2.0**62, None]
     assert value_of("2024-05-06", pa.date32()) == (NOON.date() - datetime.date(1970, 1, 1)).days
     assert value_of("99999-01-01", pa.timestamp("us")) is None
     assert value_of("", pa.int64()) is None
@@ -418,9 +412,7 @@ def test_commands_know_of_it(source: Path, told: VisualMemory, tmp_path: Path, c
     image = tmp_path / "asked.png"
     image.write_bytes(picture(0))
     [found] = json.loads(said("search", uri, str(image), "-k", "20", "--json"))
-    by_uri = {
-        n["uri"].rpartition("/")[2]: n.get("kept") for n in found if "/more/" in n["uri"] or "parquet" in n["uri"]
-    }
+    by_uri = {n["uri"].rpartition("/")[2]: n.get("kept") for n in found}
     assert by_uri["a.parquet#row=0"] == MIXED["a.parquet#row=0"]
     assert [n for n in found if n["dataset"] == "plain" and "kept" in n] == []
     assert f"camera={SECRET}" in said("explain", uri, str(image), "-k", "20")
