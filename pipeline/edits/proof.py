@@ -26,7 +26,7 @@ from pipeline.edits.redact import working_on_erased
 from pipeline.errors import DamagedFile
 from pipeline.index.vector_bytes import VectorSearch, quantizer_holds
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store.kept import as_text
+from pipeline.store.kept import as_text, type_of
 from pipeline.store.leases import live, standing
 from pipeline.store.schemas import embedding_matrix
 from pipeline.store.singles import encoded_vector, vectors_of_singles
@@ -187,7 +187,7 @@ class _Traces:
                 self._note(path, what, pc.sum(pc.is_in(column, strings)).as_py() or 0)
             elif pa.types.is_fixed_size_list(column.type):
                 self._look_for_vectors(path, np.ascontiguousarray(embedding_matrix(column)).tobytes())
-            if own := self._own_kept.get(name):
+            if type_of(column.type) and (own := self._own_kept.get(name)):
                 values = pa.array(sorted(own), pa.string())
                 self._note(path, f"kept {name}", pc.sum(pc.is_in(as_text(column), values)).as_py() or 0)
 

@@ -23,7 +23,7 @@ from pipeline.images.items import Item
 from pipeline.images.labels import Labels
 from pipeline.store.ids import MAX_ROWS, part_ids
 from pipeline.store.kept import rows_of
-from pipeline.store.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
+from pipeline.store.schemas import PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
 from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_plan
 from pipeline.store.storage import Storage
 
@@ -163,7 +163,7 @@ class PartEmbedder:
             return
         plan = read_plan(self._storage, self._reservation, part)
         columns = (plan.column(name).to_pylist() for name in ("uri", "label", "num_bytes"))
-        kept = rows_of(plan, self._reservation.kept)
+        kept = rows_of(plan.drop_columns(PLAN.names[1:]), self._reservation.kept)  # what else a plan has is its own
         for (uri, label, num_bytes), values in zip(zip(*columns, strict=True), kept, strict=True):
             yield Item(uri, label, TOO_LARGE if (num_bytes or 0) > MAX_FILE_BYTES else None, values)
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, UsageError
 from pipeline.images.items import Item
-from pipeline.images.label_files import read_fields, read_table
+from pipeline.images.label_files import last_change, read_fields, read_table
 from pipeline.images.labels import text_of
 from pipeline.images.parquet import class_names, kept_values
 from pipeline.store.kept import FIXED, KeptColumn, type_of
@@ -74,7 +74,7 @@ class ColumnsFound:
     def settled(self, label_file: str | None) -> tuple[KeptColumn, ...]:
         """The columns with their types. Raises SourceError for one that is nowhere, or that cannot be kept."""
         if self._names and label_file is not None:
-            schema = _label_table(label_file, self._names).schema
+            schema = _label_table(label_file, self._names, last_change(label_file)).schema
             # What is text because a CSV has no types fits any.
             typed = [f if _is_parquet(label_file) else pa.field(f.name, pa.null()) for f in schema]
             self.note(label_file, pa.schema(typed, metadata=schema.metadata))
@@ -106,8 +106,8 @@ def with_label_file(images: pa.Table, folder: str, path: str | None, kept: Seque
     """Planned images with those kept columns that a label file has, found by uri, or by the uri from `folder` on."""
     if path is None or not kept:
         return images
-    by_uri, none = _beside(path, tuple(kept)), (None,) * len(kept)
-    there = _label_table(path, tuple(column.name for column in kept)).column_names
+    by_uri, none = _beside(path, tuple(kept), last_change(path)), (None,) * len(kept)
+    there = _label_table(path, tuple(column.name for column in kept), last_change(path)).column_names
     uris = images.column("uri").to_pylist()
     rows = [by_uri.get(uri) or by_uri.get(uri.removeprefix(f"{folder}/")) or none for uri in uris]
     for at, column in enumerate(kept):
@@ -120,16 +120,16 @@ def with_label_file(images: pa.Table, folder: str, path: str | None, kept: Seque
 
 def filled_up(item: Item, path: str, kept: Sequence[KeptColumn]) -> tuple:
     """The kept values of an image in a container, what that does not tell from a label file."""
-    beside = _beside(path, tuple(kept)).get(item.uri) if item.kept else None
+    beside = _beside(path, tuple(kept), last_change(path)).get(item.uri) if item.kept else None
     if beside is None:
         return item.kept
     return tuple(other if own is None else own for own, other in zip(item.kept, beside, strict=True))
 
 
 @functools.lru_cache(maxsize=1)
-def _beside(path: str, kept: tuple[KeptColumn, ...]) -> dict[str, tuple]:
+def _beside(path: str, kept: tuple[KeptColumn, ...], change: object) -> dict[str, tuple]:
     """Kept values by uri in a label file. Raises SourceError."""
-    table = _label_table(path, tuple(column.name for column in kept))
+    table = _label_table(path, tuple(column.name for column in kept), change)
     rows = (row for batch in table.to_batches() for row in kept_values(batch, kept, table.schema))
     by_uri: dict[str, tuple] = {}
     for uri, row in zip(table["uri"].to_pylist(), rows, strict=True):
@@ -139,7 +139,7 @@ def _beside(path: str, kept: tuple[KeptColumn, ...]) -> dict[str, tuple]:
 
 
 @functools.lru_cache(maxsize=1)
-def _label_table(path: str, names: tuple[str, ...]) -> pa.Table:
+def _label_table(path: str, names: tuple[str, ...], _: object) -> pa.Table:
     """A label file as a table, its uris as strings, and the named columns as strings where it is no Parquet file."""
     if path.endswith(".json"):
         said = read_fields(path)

@@ -81,6 +81,15 @@ def read_table(path: str | Path, texts: Sequence[str]) -> pa.Table:
     return _read_table(_local(path), path, texts)
 
 
+def last_change(path: str) -> tuple[int, int] | None:
+    """What another state of a file differs in, so that what was read may be kept; None where there is none."""
+    try:
+        status = os.stat(os.path.expanduser(path.removeprefix("file://")))
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
+
+
 def read_map(source: str | Path | Mapping[str, Any]) -> dict[str, str]:
     """A label of a label set for each label as stored.
 

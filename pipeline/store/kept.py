@@ -73,7 +73,7 @@ def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return column.cast(pa.timestamp("us", tz=column.type.tz), safe=False).cast(kind)
     try:
         return column.cast(kind)
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         if len(column) == 1:
             return pa.nulls(1, kind)
         return pa.concat_arrays([as_type(column.slice(row, 1), kind) for row in range(len(column))])

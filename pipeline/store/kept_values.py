@@ -30,7 +30,8 @@ def read_kept(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, d
             table = read_table(storage, file, ["id", *(column.name for column in columns)])
             own = pa.array([entry_id for entry_id in here if split_id(entry_id)[0] == number], pa.int64())
             table = table.filter(pc.is_in(table["id"], own)).combine_chunks()
-            values = {column.name: _plain(table[column.name].combine_chunks(), column.kind) for column in columns}
+            there = [column for column in columns if column.name in table.column_names]  # or `verify` tells of it
+            values = {column.name: _plain(table[column.name].combine_chunks(), column.kind) for column in there}
             for row, entry_id in enumerate(table["id"].to_pylist()):
                 found[entry_id] = {name: value[row] for name, value in values.items()}
     return found

@@ -244,6 +244,9 @@ def test_a_single_file_and_its_label_file_become_a_segment(source: Path, options
         "2.png of cat": "Sony",
         "2.png of one": "Sony",
     }
+    (tmp_path / "l.csv").write_text("uri,label,modified\n1.png,timmy,never\n2.png,tim,\n")
+    with pytest.raises(SourceError, match=r"the column modified of .*l.csv has the name of one of the plan's: rename"):
+        memory.add(source / "cat", dataset="two", labels=given["labels"], keep=["modified"])
     plan = read_table(memory.log.storage, memory.state().segments[0].plan)
     assert plan.column("camera").to_pylist() == ["Nikon", "Sony"]
     [erased] = memory.live().matching(label="tom").tolist()
@@ -323,7 +326,20 @@ def test_names_that_cannot_be(source: Path, tmp_path: Path, keep: list[str], mes
     assert not (tmp_path / "memory").exists()
 
 
+def test_what_a_plan_has_of_its_own_is_not_taken_for_kept(source: Path, options: dict, tmp_path: Path) -> None:
+    write_table(tmp_path / "s/t.parquet", 0, {"modified": ["yesterday"], "num_bytes": pa.array([7], pa.uint64())})
+    shutil.copy(source / "cat/1.png", tmp_path / "s/1.png")
+    memory = VisualMemory(tmp_path / "memory")
+    memory.add(tmp_path / "s", keep=["modified", "num_bytes"], **options)
+    assert kept_by_uri(memory) == {
+        "1.png of s": {"modified": None, "num_bytes": None},
+        "t.parquet#row=0 of s": {"modified": "yesterday", "num_bytes": "7"},
+    }
+
+
 def test_values_are_of_their_type_or_null() -> None:
+    assert as_type(pa.array([1.5, None], pa.float16()), pa.float64()).to_pylist() == [1.5, None]
+    assert as_type(pa.array([True]), pa.timestamp("us")).to_pylist() == [None]
     times = pa.array([1, 1_000_000_001, None], pa.timestamp("ns"))
     assert as_type(times, pa.timestamp("us")).cast(pa.int64()).to_pylist() == [0, 1_000_000, None]
     assert as_type(pa.array(["1", "x", None, "2.5"]), pa.int64()).to_pylist() == [1, None, None, None]
