@@ -69,7 +69,9 @@ def add(
 
     target = VisualMemory(memory)
     choice = EncoderChoice(encoder, weights, cast(WeightsOrder, weights_order), image_size)
-    plan = target.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected, tuple(keep or ())))
+    plan = target.plan_add(
+        source, AddOptions(labels, dataset, choice, thumbnails, max_rejected, keep=tuple(keep or ()))
+    )
     if dry_run:
         _show_plan(plan, json=json)
         return

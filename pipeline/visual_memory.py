@@ -135,7 +135,7 @@ class VisualMemory:
 
         choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
         check_list("keep", keep)
-        plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected, tuple(keep)))
+        plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected, keep=tuple(keep)))
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
 
     def carry_out(

@@ -189,6 +189,17 @@ def test_an_add_that_goes_on_writes_what_it_would_have(
     assert files[0] == files[1]
 
 
+@pytest.mark.slow
+def test_on_ray_the_same_is_kept(told: VisualMemory, source: Path, options: dict, tmp_path: Path) -> None:
+    from jobs.on_ray import start_ray
+
+    start_ray()
+    memory = VisualMemory(tmp_path / "memory")
+    memory.add(source, keep=KEEP, runner="ray", **options)
+    assert kept_by_uri(memory) == {f"{name} of mixed": kept for name, kept in MIXED.items()}
+    assert [f.rows for f in memory.state().segments[0].entries] == [f.rows for f in told.state().segments[0].entries]
+
+
 LABEL_FILES = {
     "labels.csv": 'uri,label,stars,camera\ncat/1.png,tom,007,"a, b"\n{source}/c.tar#two.png,rex,3,\n',
     "labels.tsv": "uri\tlabel\tstars\tcamera\ncat/1.png\ttom\t007\ta, b\n{source}/c.tar#two.png\trex\t3\t\n",
