@@ -48,6 +48,14 @@ def add(
     image_size: Annotated[
         int | None, typer.Option(help="Pixels a side the encoder sees.  \\[default: the model's]", metavar="N")
     ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Column of Parquet files, of the JSON in tars, or of a file of labels, that stays with the entries. "
+            "Repeatable.",
+            metavar="COLUMN",
+        ),
+    ] = None,
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails", help="Keep small pictures, for pages that outlive the files.")
     ] = False,
@@ -64,7 +72,9 @@ def add(
 
     target = VisualMemory(memory)
     choice = EncoderChoice(encoder, weights, cast(WeightsOrder, weights_order), image_size)
-    plan = target.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected))
+    plan = target.plan_add(
+        source, AddOptions(labels, dataset, choice, thumbnails, max_rejected, keep=tuple(keep or ()))
+    )
     if dry_run:
         _show_plan(plan, json=json)
         return
@@ -97,6 +107,7 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
         "skipped": plan.listing.skipped,
         "labels": len(plan.listing.labels),
         "dataset": plan.dataset,
+        "kept": {column.name: column.type for column in plan.listing.kept},
         "encoder": identity.encoder,
         "dimension": identity.dimension,
         "embedding_bytes": plan.embedding_bytes,
@@ -115,6 +126,8 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
         f"{counted(len(plan.listing.labels), 'label')} of folders as dataset {plan.dataset}, in "
         f"{counted(plan.num_parts, 'part')}"
     )
+    if plan.listing.kept:
+        say(f"keeping {', '.join(f'{column.name} ({column.type})' for column in plan.listing.kept)}")
     say(f"encoder {identity}; embeddings {plan.embedding_bytes / 1e6:,.1f} MB; nothing was changed")
 
 

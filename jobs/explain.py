@@ -34,11 +34,14 @@ def explain(
     if html is not None and not html.absolute().parent.is_dir():
         raise typer.BadParameter(f"the folder of {html} does not exist: make it first", param_hint="--html")
     [decision] = decided(memory, [image], k, voting, label_set, exclude, weigh, assume, balance, abstain_below, at)
+    from pipeline import VisualMemory
+
+    target = VisualMemory(memory, at=at)
+    decision = target.with_kept(decision)
     if html is not None:
-        from pipeline import VisualMemory
         from pipeline.explanation import write_page
 
-        write_page(VisualMemory(memory, at=at).explanation_page(decision), html)
+        write_page(target.explanation_page(decision), html)
     if json:
         print_json(decision.to_json() | ({"html": str(html)} if html else {}))
         return
@@ -62,4 +65,6 @@ def show(decision: Decision, image: str) -> None:
     say("\nneighbours: rank, label, similarity, weight, id, uri")
     width = max((len(neighbor.label or "") for neighbor in decision.neighbors), default=0)
     for n in decision.neighbors:
-        say(f"  {n.rank:>3}  {n.label or '':<{width}}  {n.similarity:.4f}  {n.weight or 0.0:>6.1%}  {n.id}  {n.uri}")
+        kept = "".join(f"  {name}={value}" for name, value in n.kept.items() if value is not None)
+        entry = f"{n.id}  {n.uri}{kept}"
+        say(f"  {n.rank:>3}  {n.label or '':<{width}}  {n.similarity:.4f}  {n.weight or 0.0:>6.1%}  {entry}")

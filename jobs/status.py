@@ -31,6 +31,8 @@ def status(memory: Memory, at: At = None, json: Json = False) -> None:
     if found["label_sets"]:
         sets = [f"{name} ({counted(number, 'label')})" for name, number in found["label_sets"].items()]
         say(f"sets      {', '.join(sets)}")
+    if found["kept"]:
+        say(f"kept      {', '.join(f'{name} ({kind})' for name, kind in found['kept'].items())}")
     seen = f"resize {pixels['resize']}, crop {pixels['crop']}" if pixels else "vectors given without an encoder"
     say(f"encoder   {found['encoder']}, {found['dimension']} dimensions, {seen}")
     if found["index"] is None:

@@ -33,7 +33,7 @@ from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store.places import open_storage
 from pipeline.store.segments import PartMark, Reservation, freeze, publish, read_marks
 from pipeline.store.state import State
-from pipeline.store.storage import AlreadyExists, Storage
+from pipeline.store.storage import AlreadyExists, Storage, create_own
 from pipeline.store.versions import VersionLog
 
 JOB = "job.json"
@@ -257,7 +257,7 @@ def _job(
         )
         job = Job(memory=memory_uri, version=state.version, options=said, reservation=reservation)
         try:
-            out.create(JOB, job.model_dump_json(indent=1).encode())
+            create_own(out, JOB, job.model_dump_json(indent=1).encode())
         except AlreadyExists:  # another process began the same a moment ago
             out.delete([file.path for file in (reservation.plan, reservation.containers) if file])
     try:

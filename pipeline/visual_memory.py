@@ -40,6 +40,7 @@ from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.history import VersionSummary, history
 from pipeline.store.ids import split_id
+from pipeline.store.kept_values import read_kept
 from pipeline.store.labels import read_label_map
 from pipeline.store.places import open_storage
 from pipeline.store.segments import PartMark
@@ -123,16 +124,18 @@ class VisualMemory:
         weights: str | Path | None = None,
         weights_order: WeightsOrder = "name",
         image_size: int | None = None,
+        keep: Sequence[str] = (),
         thumbnails: bool = False,
         max_rejected: float | None = None,
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
-        """Remember every image of a source: `plan_add`, then `carry_out`."""
+        """Remember every image of a source, with its columns `keep`: `plan_add`, then `carry_out`."""
         from pipeline.edits.add import AddOptions
 
         choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
-        plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected))
+        check_list("keep", keep)
+        plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected, keep=tuple(keep)))
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
 
     def carry_out(
@@ -233,14 +236,14 @@ class VisualMemory:
         embeddings: np.ndarray | None = None,
         label_set: str | None = None,
     ) -> list[tuple[Neighbor, ...]]:
-        """The k nearest entries of each image (path, bytes or PIL image) or vector (float [Q, D]).
+        """The k nearest entries of each image (path, bytes or PIL image) or vector (float [Q, D]), and what they keep.
 
         With `label_set` they show their labels in it; those that have none are found all the same.
         """
         asking.check_k(k)
-        _, live = self._reading(label_set)
+        state, live = self._reading(label_set)
         vectors_QD, _ = self._vectors(images, embeddings, live)
-        return asking.search(live, vectors_QD, k)
+        return self._with_kept(state, asking.search(live, vectors_QD, k))
 
     def classify(
         self,
@@ -330,9 +333,15 @@ class VisualMemory:
             abstain_below=abstain_below,
             label_set=label_set,
         )
+        decision = self.with_kept(decision)
         if html is not None:
             write_page(self.explanation_page(decision), Path(html))
         return decision
+
+    def with_kept(self, decision: Decision) -> Decision:
+        """A decision whose neighbours have the values of kept columns, read from their files."""
+        [neighbors] = self._with_kept(self.state(), [decision.neighbors])
+        return replace(decision, neighbors=neighbors)
 
     def explanation_page(self, decision: Decision) -> str:
         """A decision as a self-contained HTML page: thumbnails kept with the entries, else made from their files."""
@@ -590,6 +599,7 @@ class VisualMemory:
             "encoder": state.identity.encoder if state.identity else None,
             "identity": state.identity.model_dump(mode="json") if state.identity else None,
             "datasets": live.dataset_counts(),
+            "kept": {column.name: column.type for column in state.kept},
             "labels": int((counts > 0).sum()),
             "label_sets": {
                 name: int((live.in_label_set(self.log.storage, state, name).label_counts() > 0).sum())
@@ -627,6 +637,20 @@ class VisualMemory:
             if newer.version == state.version:
                 raise
             return newer, self._live_in(label_set, newer)
+
+    def _with_kept(self, state: State, found: list[tuple[Neighbor, ...]]) -> list[tuple[Neighbor, ...]]:
+        """Neighbours with the values of kept columns."""
+        if not state.kept:
+            return found
+        ids = sorted({neighbor.id for neighbors in found for neighbor in neighbors})
+        try:
+            kept = read_kept(self.log.storage, state, ids)
+        except DamagedFile:  # or, as in _reading, their files went
+            newer = self.state()
+            if newer.version == state.version:
+                raise
+            kept = read_kept(self.log.storage, newer, ids)
+        return [tuple(replace(n, kept=kept.get(n.id, {})) for n in neighbors) for neighbors in found]
 
     def _live_in(self, label_set: str | None, state: State) -> LiveEntries:
         """All that can be found in a version under the labels of a label set (None: as stored). Raises UnknownName."""

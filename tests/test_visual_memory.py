@@ -9,6 +9,8 @@ from PIL import Image
 
 from pipeline import VisualMemory
 from pipeline.errors import SourceError, UsageError
+from pipeline.store.local import LocalStorage
+from pipeline.store.storage import AlreadyExists
 
 
 @pytest.fixture
@@ -111,3 +113,28 @@ def test_forgetting_takes_arrays_of_ids_and_paths(digits: Path, tmp_path: Path, 
     memory.forget(datasets=["ask"])
     with pytest.raises(SourceError, match="has no entry with a label"):
         memory.evaluate(digits / "ask")
+
+
+def test_every_answer_of_the_store_is_lost(
+    digits_memory: VisualMemory, digits: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store that makes each file and says the name was taken, as a request does that is repeated."""
+    create = LocalStorage.create
+
+    def lost(storage: LocalStorage, path: str, data: bytes) -> None:
+        create(storage, path, data)
+        raise AlreadyExists(path)
+
+    undisturbed = digits_memory.copy(tmp_path / "undisturbed").uri
+    monkeypatch.setattr(LocalStorage, "create", lost)
+    memory = VisualMemory(digits_memory.copy(tmp_path / "memory").uri)
+    added = memory.add(digits / "ask")
+    assert (added.segment, memory.add(image).segment) == (2, 3)
+    decided = memory.classify_source(digits / "ask", tmp_path / "decisions")
+    assert memory.verify().sound
+    monkeypatch.undo()
+    other = VisualMemory(undisturbed)
+    other.add(digits / "ask")
+    other.add(image)
+    assert decided.decided == other.classify_source(digits / "ask", tmp_path / "others").decided == 50
+    assert other.search([image], k=100) == memory.search([image], k=100)

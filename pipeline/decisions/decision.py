@@ -1,13 +1,17 @@
 """A decision as people and programs read it: the winner, its votes, and every neighbour with its weight."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from pipeline.decisions.voting import Votes, VotingRule
 
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A retrieved entry. `rank` counts from 0; `weight` is its share of all votes, None outside a decision."""
+    """A retrieved entry. `rank` counts from 0; `weight` is its share of all votes, None outside a decision.
+
+    `kept` are the values of kept columns by name, where they were asked for.
+    """
 
     rank: int
     id: int
@@ -17,6 +21,7 @@ class Neighbor:
     dataset: str
     reliability: float = 1.0
     weight: float | None = None
+    kept: Mapping[str, bool | int | float | str | None] = field(default_factory=dict, compare=False)
 
     def to_json(self) -> dict:
         fields = {
@@ -29,7 +34,7 @@ class Neighbor:
         }
         if self.weight is not None:
             fields |= {"reliability": self.reliability, "weight": self.weight}
-        return fields
+        return fields | ({"kept": dict(self.kept)} if self.kept else {})
 
 
 @dataclass(frozen=True)

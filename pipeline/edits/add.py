@@ -22,6 +22,7 @@ from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, check_max_rejected, read_rejects
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, SourceError, UsageError
 from pipeline.images.files import is_remote
+from pipeline.images.kept import check_names
 from pipeline.images.labels import Labels
 from pipeline.images.listing import Listing, list_source
 from pipeline.progress import OnProgress, ignore_progress
@@ -60,6 +61,7 @@ class AddOptions:
     """What a user may say about a source; `dataset` None takes the folder's name.
 
     `max_rejected` is the share of images beyond which an add stops; None means 5% and never stops for a handful.
+    `keep` names columns of the source that stay with the entries.
     """
 
     labels: str = "folder"
@@ -67,9 +69,11 @@ class AddOptions:
     encoder: EncoderChoice = EncoderChoice()
     thumbnails: bool = False
     max_rejected: float | None = None
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_max_rejected(self.max_rejected)
+        check_names(self.keep)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class AddPlan:
     @property
     def is_single(self) -> bool:
         """Whether the source is one image file, which goes to the log of single adds."""
-        return self.listing.is_file and not self.options.thumbnails
+        return self.listing.is_file and not self.options.thumbnails and not self.options.keep
 
     @property
     def num_parts(self) -> int:
@@ -155,6 +159,7 @@ class AddReport:
             "resumed": self.resumed,
             "already": self.already,
             "unplanned": self.unplanned,
+            "kept": {c.name: c.type for s in self.state.segments if s.number == self.segment for c in s.kept},
             "index_error": self.index_error,
             "stages": self.stages.to_json(),
             "bound_by": (self.stages.verdict() or (None,))[0],
@@ -176,7 +181,7 @@ def prepare(
     if not is_remote(source) and os.path.isdir(source) and {"versions", "segments"} <= set(os.listdir(source)):
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
     labels = Labels(options.labels)
-    listing = list_source(source, labels)
+    listing = list_source(source, labels, options.keep)
     if state is None and not set(log.storage.list("")) <= FOLDERS:
         raise MemoryMissing(
             f"{log.storage.uri} is a folder with other files in it and no memory: "
@@ -188,6 +193,7 @@ def prepare(
     identity, encoder = settle(log, state, listing, options.encoder, load)
     about = {"source": listing.uri, "labels": options.labels, "dataset": dataset, "thumbnails": options.thumbnails}
     about |= {"labels_sha256": labels.sha256} if labels.file else {}
+    about |= {"keep": sorted(options.keep)} if options.keep else {}
     canonical = json.dumps(about | {"identity": identity.fingerprint}, sort_keys=True)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
     return AddPlan(
@@ -302,6 +308,7 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
         thumbnails=plan.options.thumbnails,
         containers=plan.listing.containers,
         labels=plan.options.labels,
+        kept=plan.listing.kept,
     )
     return reservation, 0
 
@@ -371,6 +378,7 @@ def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
         thumbnails=tuple(mark.thumbnails for mark in ordered if mark.thumbnails),
         containers=reservation.containers,
         containers_from=reservation.containers_from if reservation.num_containers else None,
+        kept=reservation.kept,
     )
 
 

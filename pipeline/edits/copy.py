@@ -7,6 +7,7 @@ garbage are not copied, and adds that were interrupted stay with the memory they
 
 import hashlib
 import os
+import secrets
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,7 +25,7 @@ from pipeline.store.leases import FOLDER as LEASES
 from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import AddSegment, AddSingles, SetState, State, file_refs
-from pipeline.store.storage import AlreadyExists, Storage
+from pipeline.store.storage import AlreadyExists, Storage, create_own
 from pipeline.store.versions import (
     CHECKPOINT_EVERY,
     HINT,
@@ -46,6 +47,7 @@ class CopyMarker(BaseModel):
     format: int = FORMAT
     source: str
     version: int
+    nonce: str = ""  # of whoever began it
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def copy(log: VersionLog, target: Storage, on_progress: OnProgress = ignore_prog
     newest = log.latest()
     refuse_unfinished(log.storage)
     _refuse_overlap(log.storage.uri, target.uri)
-    _claim(target, CopyMarker(source=log.storage.uri, version=newest.version))
+    _claim(target, CopyMarker(source=log.storage.uri, version=newest.version, nonce=secrets.token_hex(8)))
     with Lease(target, f"copy of {log.storage.uri}") as lease:
         dead = [record for record in standing(target) if record.nonce != lease.nonce]
         for record in live(target, dead):
@@ -115,7 +117,7 @@ def _claim(target: Storage, marker: CopyMarker) -> None:
         if there:
             raise UsageError(f"{target.uri} is not empty: name an empty or new place for the copy")
         try:
-            target.create(UNFINISHED_COPY, marker.model_dump_json(indent=1).encode())
+            create_own(target, UNFINISHED_COPY, marker.model_dump_json(indent=1).encode())
         except AlreadyExists as error:
             raise CommitConflict(f"another process has just begun to copy to {target.uri}") from error
         return

@@ -1,7 +1,7 @@
 """All that any version to be read holds, forgotten entries and those of older versions included."""
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.kept import FIXED, as_text
 from pipeline.store.labels import newest_labels, read_label_rows
 from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import AddSingles, SetIndex, SetState, Shard, Single, State, file_refs
@@ -85,7 +86,10 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Facts:
-    """What some entries are, row by row: ids int64 [N] ascending, vectors float16 [N, D]."""
+    """What some entries are, row by row: ids int64 [N] ascending, vectors float16 [N, D].
+
+    `kept` are the values that they have in kept columns, as texts.
+    """
 
     ids_N: np.ndarray
     uris: tuple[str, ...]
@@ -93,17 +97,21 @@ class Facts:
     labels: tuple[str | None, ...]
     datasets: tuple[str, ...]
     vectors_ND: np.ndarray
+    kept: Mapping[str, set[str]] = field(default_factory=dict)
 
 
 def facts_of(log: VersionLog, everything: Everything, ids_N: np.ndarray) -> Facts:
     """What some entries are (ids int64 [N] ascending), from the versions looked at. Raises DamagedFile."""
     wanted = pa.array(ids_N)
     found: dict[int, tuple[str, str, str | None, str, np.ndarray]] = {}
+    kept: dict[str, set[str]] = {}
     for file in everything.of_kind("entries"):
         if not may_hold(file, ids_N):
             continue
         table = read_table(log.storage, file)
         table = table.filter(pc.is_in(table.column("id"), wanted))
+        for name in table.column_names[len(FIXED) :]:
+            kept.setdefault(name, set()).update(as_text(table.column(name).drop_null()).to_pylist())
         columns = [table.column(name).to_pylist() for name in ("id", "uri", "sha256", "label", "dataset")]
         for entry, vector in zip(zip(*columns, strict=True), embedding_matrix(table.column("embedding")), strict=True):
             found[entry[0]] = (*entry[1:], vector.copy())
@@ -114,7 +122,7 @@ def facts_of(log: VersionLog, everything: Everything, ids_N: np.ndarray) -> Fact
     if not known:
         return Facts(ids_N[:0], (), (), (), (), np.empty((0, 0), np.float16))
     uris, hashes, labels, datasets, vectors = zip(*known.values(), strict=True)
-    return Facts(np.array(list(known), np.int64), uris, hashes, labels, datasets, np.stack(vectors))
+    return Facts(np.array(list(known), np.int64), uris, hashes, labels, datasets, np.stack(vectors), kept)
 
 
 def may_hold(file: FileRef, ids_N: np.ndarray) -> bool:

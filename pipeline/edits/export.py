@@ -1,7 +1,7 @@
 """Taking the live entries out of a memory, as files of vectors that other tools read, and that `add` takes in again.
 
-Forgotten entries stay behind, and labels are what they are now. What is held in memory is one row group of entries, the
-forgotten ids and the labels that were corrected.
+Forgotten entries stay behind, labels are what they are now, and kept columns go with the entries. What is held in
+memory is one row group of entries, the forgotten ids and the labels that were corrected.
 
     OUT/img_emb/img_emb_0000.npy  OUT/metadata/metadata_0000.parquet     clip-retrieval
     OUT/entries_0000.parquet                                             parquet: the columns of an entries file
@@ -24,6 +24,7 @@ from pipeline.images.files import is_remote
 from pipeline.images.uris import path_of_uri, split_member
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import RowsFile, checked_path, way_out
+from pipeline.store.kept import with_columns
 from pipeline.store.labels import OwnLabels, newest_labels, read_label_rows
 from pipeline.store.schemas import embedding_matrix, entries_schema, open_writer
 from pipeline.store.singles import table_of_singles
@@ -77,7 +78,7 @@ def export(
     if found := out.list(""):
         raise UsageError(f"{out.uri} has other files in it, such as {found[0]}: name an empty or new place for OUT")
     began = time.monotonic()
-    schema = entries_schema(state.identity)
+    schema = entries_schema(state.identity, state.kept)
     digits = max(DIGITS, len(str((state.num_live - 1) // rows_per_file)))
     target = (_ClipRetrieval if file_format == "clip-retrieval" else _Parquet)(out, schema, digits)
     files = entries = 0
@@ -108,23 +109,23 @@ def export(
 def _live_tables(storage: Storage, state: State) -> Iterator[pa.Table]:
     """The live entries in the order of their ids, with their labels as they are now, a row group at a time."""
     assert state.identity is not None  # noqa: S101  # checked by the caller
-    schema = entries_schema(state.identity)
+    schema = entries_schema(state.identity, state.kept)
     forgotten = read_tombstones(storage, state.tombstones)
     own = newest_labels(read_label_rows(storage, state.labels), None)
     for file in state.entries_files():
-        for table in _row_groups(storage, file, schema.names):
-            yield _as_now(table, forgotten, own).cast(schema)
+        for table in _row_groups(storage, file):
+            yield with_columns(_as_now(table, forgotten, own), schema)
         storage.release(file.path)
     if state.pending:
-        yield _as_now(table_of_singles(state.pending, state.identity), forgotten, own).cast(schema)
+        yield with_columns(_as_now(table_of_singles(state.pending, state.identity), forgotten, own), schema)
 
 
-def _row_groups(storage: Storage, file: RowsFile, columns: list[str]) -> Iterator[pa.Table]:
+def _row_groups(storage: Storage, file: RowsFile) -> Iterator[pa.Table]:
     local = checked_path(storage, file)
     try:
         with pq.ParquetFile(local, page_checksum_verification=True) as parquet:
             for group in range(parquet.num_row_groups):
-                yield parquet.read_row_group(group, columns=columns)
+                yield parquet.read_row_group(group)
     except (OSError, pa.ArrowException) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise DamagedFile(
@@ -207,7 +208,7 @@ class _ClipRetrieval:
     @contextlib.contextmanager
     def file(self, number: int) -> Iterator[Write]:
         """The two files with this number, published when they are whole, the vectors last."""
-        fields = [field for field in self.schema if field.name != "embedding"]
+        fields = [field for field in self.schema if field.name not in ("embedding", "image_path")]
         metadata = pa.schema([pa.field("image_path", pa.string()), *fields], metadata=self.schema.metadata)
         name = f"{number:0{self.digits}d}"
         dimension = self.schema.field("embedding").type.list_size
@@ -223,8 +224,8 @@ class _ClipRetrieval:
                     nonlocal rows
                     stream.write(np.ascontiguousarray(embedding_matrix(table.column("embedding")), "<f2").tobytes())
                     paths = pa.array([_path(uri) for uri in table.column("uri").to_pylist()], pa.string())
-                    kept = table.drop_columns("embedding").add_column(0, metadata.field("image_path"), paths)
-                    writer.write_table(kept.cast(metadata))
+                    about_rows = table.select([field.name for field in fields])
+                    writer.write_table(about_rows.add_column(0, metadata.field("image_path"), paths).cast(metadata))
                     rows += table.num_rows
 
                 yield write

@@ -1,8 +1,8 @@
 """The proof that something is forgotten: what was looked for, where, and what was found.
 
-Every file of the memory is read anew, decoded where its format is known, and searched for ids, uris, hashes and
-vectors; the forgotten vectors themselves are asked about under every voting. Nothing here relies on what the erasure
-believes to have done.
+Every file of the memory is read anew, decoded where its format is known, and searched for ids, uris, hashes, vectors
+and values of kept columns; the forgotten vectors themselves are asked about under every voting. Nothing here relies on
+what the erasure believes to have done.
 """
 
 import datetime
@@ -26,6 +26,7 @@ from pipeline.edits.redact import working_on_erased
 from pipeline.errors import DamagedFile
 from pipeline.index.vector_bytes import VectorSearch, quantizer_holds
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.kept import as_text, type_of
 from pipeline.store.leases import live, standing
 from pipeline.store.schemas import embedding_matrix
 from pipeline.store.singles import encoded_vector, vectors_of_singles
@@ -51,6 +52,7 @@ def prove(
     files = log.storage.walk()
     traces = _Traces(log, state, erased)
     traces.note_duplicates([path for path in files if kind_of(path) == "entries"])
+    traces.note_kept_by_others([path for path in files if kind_of(path) in ("entries", "plan")])
     for done, path in enumerate(sorted(files)):
         on_progress(Progress("proving", done, len(files)))
         traces.look_into(path)
@@ -93,6 +95,7 @@ class _Traces:
         self._rows_of: dict[bytes, list[int]] = {}
         for row, vector in enumerate(erased.vectors_ND):
             self._rows_of.setdefault(vector.tobytes(), []).append(row)
+        self._own_kept = {name: set(values) for name, values in erased.kept.items()}
         self.found: list[Found] = []
         self.duplicates: dict[int, Duplicate] = {}
 
@@ -119,6 +122,13 @@ class _Traces:
         self._own_hashes = own_hashes
         self._own_texts = {encoded_vector(vector) for vector in self.own_vectors}
         self._search = VectorSearch(self.own_vectors)
+
+    def note_kept_by_others(self, paths: Sequence[str]) -> None:
+        """Leave out the values of kept columns that anything else has in the same column."""
+        for table in filter(None, map(self._table_in, paths if self._own_kept else ())):
+            others = table.filter(pc.invert(pc.is_in(table.column("id"), self._ids)))
+            for name in self._own_kept.keys() & {*table.column_names}:
+                self._own_kept[name] -= set(as_text(others.column(name)).unique().to_pylist())
 
     def look_into(self, path: str) -> None:
         """Read a file and note what of the forgotten stands in it."""
@@ -177,6 +187,9 @@ class _Traces:
                 self._note(path, what, pc.sum(pc.is_in(column, strings)).as_py() or 0)
             elif pa.types.is_fixed_size_list(column.type):
                 self._look_for_vectors(path, np.ascontiguousarray(embedding_matrix(column)).tobytes())
+            if type_of(column.type) and (own := self._own_kept.get(name)):
+                values = pa.array(sorted(own), pa.string())
+                self._note(path, f"kept {name}", pc.sum(pc.is_in(as_text(column), values)).as_py() or 0)
 
     def _look_into_array(self, path: str, data: bytes) -> None:
         array = np.load(io.BytesIO(data), allow_pickle=False)

@@ -10,7 +10,7 @@ from pipeline.edits.everything import Duplicate
 
 @dataclass(frozen=True)
 class Found:
-    """Something forgotten that still stands in a file: an id, a uri, a hash or a vector."""
+    """Something forgotten that still stands in a file: an id, a uri, a hash, a vector or the value of a kept column."""
 
     path: str
     what: str
@@ -63,7 +63,7 @@ class Receipt:
             f"answers     {self.answers['queries']:,} of their own vectors asked, k = {self.answers['k']}, under "
             f"{', '.join(self.answers['votings'])}: {self.answers['returned']:,} forgotten entries came back",
             f"files       {self.files_scanned:,} files with {self.bytes_scanned:,} bytes searched for ids, uris, "
-            "hashes and vectors",
+            "hashes, vectors and kept values",
         ]
         lines += [f"  found     {found.count:,} x {found.what} in {found.path}" for found in self.found]
         if not self.erased:

@@ -1,7 +1,7 @@
 """Vectors given in place of images, as batches like those that an encoder makes. No model is loaded for them."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
@@ -11,14 +11,19 @@ from pipeline.images.decode import Rejected
 from pipeline.images.labels import Labels
 from pipeline.images.listing import Listing, containers_of_vectors, items_of
 from pipeline.images.vectors import VectorBatch
+from pipeline.store.kept import KeptColumn
 
 
 def batches_of_vectors(
-    container: Container, labels: Labels, dimension: int, stages: Stages | None = None
+    container: Container,
+    labels: Labels,
+    dimension: int,
+    stages: Stages | None = None,
+    kept: Sequence[KeptColumn] = (),
 ) -> Iterator[EmbeddedBatch]:
     """The vectors of a container in order. What reading takes is added to `stages`. Raises StorageError."""
     stages = stages or Stages()
-    found = vectors_in(container, labels, dimension)
+    found = vectors_in(container, labels, dimension, kept)
     while True:
         began = time.perf_counter()
         batch = next(found, None)

@@ -24,7 +24,8 @@ from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
 from pipeline.images.labels import Labels
 from pipeline.store.ids import MAX_ROWS, part_ids
-from pipeline.store.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
+from pipeline.store.kept import rows_of
+from pipeline.store.schemas import PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
 from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_plan
 from pipeline.store.storage import Storage
 
@@ -163,10 +164,10 @@ class PartEmbedder:
 
     def _batches(self, part: int, stages: Stages) -> Iterator[EmbeddedBatch]:
         """The images of a part embedded, or its vectors as they were given."""
-        container, labels = self._container(part), Labels(self._reservation.labels)
+        container, labels, kept = self._container(part), Labels(self._reservation.labels), self._reservation.kept
         if container is not None and container.holds_vectors:
-            return batches_of_vectors(container, labels, self._reservation.identity.dimension, stages)
-        items = images_in(container, labels) if container is not None else self._items(part)
+            return batches_of_vectors(container, labels, self._reservation.identity.dimension, stages, kept)
+        items = images_in(container, labels, kept) if container is not None else self._items(part)
         thumbnails = self._reservation.thumbnails
         return embed_items(self._load(), items, self._num_cpus, thumbnails=thumbnails, stages=stages)
 
@@ -179,8 +180,9 @@ class PartEmbedder:
         """The images of a part of image files."""
         plan = read_plan(self._storage, self._reservation, part)
         columns = (plan.column(name).to_pylist() for name in ("uri", "label", "num_bytes"))
-        for uri, label, num_bytes in zip(*columns, strict=True):
-            yield Item(uri, label, TOO_LARGE if (num_bytes or 0) > MAX_FILE_BYTES else None)
+        kept = rows_of(plan.drop_columns(PLAN.names[1:]), self._reservation.kept)  # what else a plan has is its own
+        for (uri, label, num_bytes), values in zip(zip(*columns, strict=True), kept, strict=True):
+            yield Item(uri, label, TOO_LARGE if (num_bytes or 0) > MAX_FILE_BYTES else None, values)
 
     def _entries(self, embedded: EmbeddedPart) -> pa.Table:
         kept = embedded.kept
@@ -195,8 +197,12 @@ class PartEmbedder:
                 pa.array([image.sha256 for image in facts], pa.string()),
                 pa.array([image.width for image in facts], pa.int32()),
                 pa.array([image.height for image in facts], pa.int32()),
+                *(
+                    pa.array([embedded.items[row].kept[at] for row in kept], column.kind)
+                    for at, column in enumerate(self._reservation.kept)
+                ),
             ],
-            schema=entries_schema(self._reservation.identity),
+            schema=entries_schema(self._reservation.identity, self._reservation.kept),
         )
 
     def _pictures(self, embedded: EmbeddedPart) -> pa.Table:

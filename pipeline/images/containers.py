@@ -20,12 +20,14 @@ from pipeline.images import parquet, tars, vectors
 from pipeline.images.decode import Rejected
 from pipeline.images.files import is_remote, open_file, read_file
 from pipeline.images.items import Item
+from pipeline.images.kept import ColumnsFound, filled_up
 from pipeline.images.labels import Labels
 from pipeline.images.npy import NoVectors
 from pipeline.images.npy_pairs import VectorKind, beside
 from pipeline.images.suffixes import Kind, kind_of
 from pipeline.images.uris import split_member
 from pipeline.images.vector_columns import Maker
+from pipeline.store.kept import KeptColumn
 from pipeline.store.schemas import CONTAINERS
 
 SLICE_ROWS = 4_096  # rows of a Parquet file that are one unit of work, where its row groups are not larger
@@ -67,16 +69,16 @@ class Given:
 
 
 def plan_containers(
-    found: Sequence[Container], labels: Labels, *, beside_images: bool = False
+    found: Sequence[Container], labels: Labels, columns: ColumnsFound, *, beside_images: bool = False
 ) -> tuple[pa.Table, Given | None]:
     """Containers as units of work, as CONTAINERS: Parquet files, whose footers are read, cut at row groups.
 
     A file that has neither images nor vectors, or that is no Parquet, is one unit, which ends as one rejected image.
-    Raises SourceError where there is no other, nor, for a .npy, are there image files beside, and for vectors that are
-    not whole or of several dimensions.
+    What their columns are is noted in `columns`. Raises SourceError where there is no other, nor, for a .npy, are there
+    image files beside, and for vectors that are not whole or of several dimensions.
     """
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        cuts = list(pool.map(lambda container: _cut(container, labels), found))
+        cuts = list(pool.map(lambda container: _cut(container, labels, columns), found))
     usable = any(isinstance(cut, _Cut) for cut in cuts)
     for one, cut in zip(found, cuts, strict=True):
         if isinstance(cut, SourceError) and not usable and not (beside_images and one.kind == "npy"):
@@ -92,15 +94,18 @@ class _Cut:
     given: vectors.Vectors | None = None
 
 
-def _cut(container: Container, labels: Labels) -> "_Cut | _Unusable":
+def _cut(container: Container, labels: Labels, columns: ColumnsFound) -> "_Cut | _Unusable":
     try:
         if container.kind == "parquet":
-            return _cut_parquet(container, labels)
-        return _cut_npy(container, labels) if container.holds_vectors else _Cut([container])
+            return _cut_parquet(container, labels, columns)
+        if container.holds_vectors:
+            return _cut_npy(container, labels, columns)
     except Rejected:
         return _Cut([container])
     except _Unusable as error:
         return error
+    columns.note_archive()
+    return _Cut([container])
 
 
 class _Unusable(SourceError):
@@ -111,20 +116,20 @@ class _Unusable(SourceError):
         self.unit = unit
 
 
-def _cut_parquet(container: Container, labels: Labels) -> _Cut:
+def _cut_parquet(container: Container, labels: Labels, columns: ColumnsFound) -> _Cut:
     with open_file(container.uri) as stream:
         try:
             layout = parquet.inspect(stream, container.uri, labels.inside)
         except parquet.NoImages:
             container = replace(container, kind="vectors")  # or nothing at all, for which no encoder is needed either
             try:
-                return _cut_vectors(
-                    container, vectors.inspect_column(stream, container.uri, labels.inside), LARGE_VECTORS
-                )
+                found = vectors.inspect_column(stream, container.uri, labels.inside)
             except (NoVectors, parquet.NoImages) as error:
                 raise _Unusable(error, container) from error
+            return _cut_vectors(container, found, LARGE_VECTORS, columns)
         except SourceError as error:
             raise _Unusable(error, container) from error
+    columns.note(container.uri, layout.schema)
     units = []
     for first, number in parquet.slices(layout, SLICE_ROWS):
         rows = sum(layout.rows[first : first + number])
@@ -132,17 +137,19 @@ def _cut_parquet(container: Container, labels: Labels) -> _Cut:
     return _Cut([unit for unit in units if unit.images])
 
 
-def _cut_npy(container: Container, labels: Labels) -> _Cut:
+def _cut_npy(container: Container, labels: Labels, columns: ColumnsFound) -> _Cut:
     try:
         with _opened(container) as (stream, described, place):
             found = vectors.inspect_npy(stream, container.uri, described, place, labels.inside)
     except NoVectors as error:
         raise _Unusable(error, container) from error
-    return _cut_vectors(container, found, SLICE_VECTORS)
+    return _cut_vectors(container, found, SLICE_VECTORS, columns)
 
 
-def _cut_vectors(container: Container, found: vectors.Vectors, most: int) -> _Cut:
+def _cut_vectors(container: Container, found: vectors.Vectors, most: int, columns: ColumnsFound) -> _Cut:
     """Runs of rows: whole row groups of at most SLICE_VECTORS together, and those of more than `most` divided."""
+    if found.schema is not None:
+        columns.note(found.maker.uri, found.schema)
     runs: list[tuple[int, int]] = []
     first = 0
     for rows in found.rows:
@@ -174,13 +181,15 @@ def _opened(container: Container) -> Iterator[tuple[BinaryIO, BinaryIO | None, s
         yield stream, stack.enter_context(open_file(place)) if place else None, place or ""
 
 
-def vectors_in(container: Container, labels: Labels, dimension: int) -> Iterator[vectors.VectorBatch]:
+def vectors_in(
+    container: Container, labels: Labels, dimension: int, kept: Sequence[KeptColumn] = ()
+) -> Iterator[vectors.VectorBatch]:
     """The vectors in a container by position, rejected rows for what cannot be read. Raises StorageError."""
     done = 0
     try:
-        for batch in _vector_batches(container, labels.inside, dimension):
+        for batch in _vector_batches(container, labels.inside, dimension, kept):
             if labels.file is not None:
-                named = [replace(item, label=labels.of(item.uri, item.uri, None)) for item in batch.items]
+                named = [_by_file(item, labels, labels.file, kept) for item in batch.items]
                 batch = replace(batch, items=named)  # noqa: PLW2901, the same batch
             yield batch
             done += len(batch.items)
@@ -195,30 +204,37 @@ def vectors_in(container: Container, labels: Labels, dimension: int) -> Iterator
         yield vectors.rejected_rows(rejected, [container.uri] * left, dimension)
 
 
-def _vector_batches(container: Container, labels: str, dimension: int) -> Iterator[vectors.VectorBatch]:
+def _by_file(item: Item, labels: Labels, path: str, kept: Sequence[KeptColumn]) -> Item:
+    """An image in a container, with what a label file says of it."""
+    return replace(item, label=labels.of(item.uri, item.uri, None), kept=filled_up(item, path, kept))
+
+
+def _vector_batches(
+    container: Container, labels: str, dimension: int, kept: Sequence[KeptColumn]
+) -> Iterator[vectors.VectorBatch]:
     first, number = container.first_group or 0, container.num_groups or 0
     if container.kind == "vectors":
         with open_file(container.uri) as stream:
-            yield from vectors.read_column(stream, container.uri, labels, dimension, first, number)
+            yield from vectors.read_column(stream, container.uri, labels, dimension, first, number, kept)
         return
     with _opened(container) as (stream, described, place):
         if not number:  # what is wrong with it was found when it was planned
             vectors.inspect_npy(stream, container.uri, described, place, labels)
-        yield from vectors.read_npy(stream, container.uri, described, place, labels, dimension, first, number)
+        yield from vectors.read_npy(stream, container.uri, described, place, labels, dimension, first, number, kept)
 
 
-def images_in(container: Container, labels: Labels) -> Iterator[Item]:
+def images_in(container: Container, labels: Labels, kept: Sequence[KeptColumn] = ()) -> Iterator[Item]:
     """The images in a container by position, a rejected one for what cannot be read. Raises StorageError."""
     try:
         with open_file(container.uri) as stream:
             if container.kind == "tar":
-                found = tars.read_tar(stream, container.uri, labels.inside)
+                found = tars.read_tar(stream, container.uri, labels.inside, kept)
             else:
                 layout = parquet.inspect(stream, container.uri, labels.inside)
                 groups = container.first_group or 0, container.num_groups or len(layout.rows)
-                found = parquet.read_parquet(stream, container.uri, layout, *groups)
+                found = parquet.read_parquet(stream, container.uri, layout, *groups, kept)
             for item in found:
-                yield item if labels.file is None else replace(item, label=labels.of(item.uri, item.uri, None))
+                yield item if labels.file is None else _by_file(item, labels, labels.file, kept)
     except Rejected as rejected:
         yield Item(container.uri, None, rejected)
     except SourceError as error:  # it was another file when it was planned

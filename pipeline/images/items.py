@@ -7,8 +7,12 @@ from pipeline.images.decode import Rejected
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a source: the bytes of its file, why there are none, or None while they are still to be read."""
+    """An image of a source: the bytes of its file, why there are none, or None while they are still to be read.
+
+    `kept` are the values of the columns to be kept, as store/kept.py has them.
+    """
 
     uri: str
     label: str | None
     content: bytes | Rejected | None = None
+    kept: tuple = ()

@@ -7,7 +7,7 @@ spaces around a label that is to be given are taken away.
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,12 +32,14 @@ class _Object(list):
 def read_entry_labels(path: str | Path) -> tuple[dict[int, str], dict[str, str]]:
     """A label for each id, or a label for each uri: one of the two is empty.
 
-    Columns `id` or `uri` (where there are both, `id` counts) and `label`; in JSON {id: label} or {uri: label}.
-    Raises SourceError.
+    Columns `id` or `uri` (where there are both, `id` counts) and `label`; in JSON {id: label} or {uri: label}, or with
+    {"label": label, …} for a label. Raises SourceError.
     """
     local = _local(path)
     if local.endswith(".json"):
-        pairs = [(key, _text_of(value, f"the label of '{key}' in {path}")) for key, value in _read_object(local, path)]
+        pairs = [
+            (key, _text_of(fields.get("label"), f"the label of '{key}' in {path}")) for key, fields in read_fields(path)
+        ]
         names, labels = [key for key, _ in pairs], [label for _, label in pairs]
         column = "id" if names and _AN_ID.fullmatch(names[0]) else "uri"
     else:
@@ -63,6 +65,29 @@ def read_entry_labels(path: str | Path) -> tuple[dict[int, str], dict[str, str]]
             )
         put(by_id, int(name), label, f"id {name.strip()}", path)
     return by_id, by_uri
+
+
+def read_fields(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """What a JSON object says of each id or uri: its label, and what may stand beside it. Raises SourceError."""
+    pairs = _read_object(_local(path), path)
+    return [(name, dict(said) if isinstance(said, _Object) else {"label": said}) for name, said in pairs]
+
+
+def read_table(path: str | Path, texts: Sequence[str]) -> pa.Table:
+    """All columns of a CSV, TSV or Parquet file of labels; `texts` names those that are texts in a CSV or TSV.
+
+    Raises SourceError.
+    """
+    return _read_table(_local(path), path, texts)
+
+
+def last_change(path: str) -> tuple[int, int] | None:
+    """What another state of a file differs in, so that what was read may be kept; None where there is none."""
+    try:
+        status = os.stat(os.path.expanduser(path.removeprefix("file://")))
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size
 
 
 def read_map(source: str | Path | Mapping[str, Any]) -> dict[str, str]:
@@ -129,7 +154,7 @@ def _local(path: str | Path) -> str:
     return local
 
 
-def _read_table(local: str, path: str | Path) -> pa.Table:
+def _read_table(local: str, path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
     try:
         if local.endswith(".parquet"):
             with parquet.ParquetFile(local) as file:
@@ -138,7 +163,7 @@ def _read_table(local: str, path: str | Path) -> pa.Table:
         return csv.read_csv(
             local,
             parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=dict.fromkeys(_NAMES, pa.string())),
+            convert_options=csv.ConvertOptions(column_types=dict.fromkeys([*_NAMES, *texts], pa.string())),
         )
     except (OSError, pa.ArrowException) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from pipeline.errors import SourceError, UsageError
-from pipeline.images.label_files import read_entry_labels
+from pipeline.images.label_files import last_change, read_entry_labels
 
 FORMS = "folder (what the source says: class sub-folders, .cls files, a column label), none, column:NAME or file:PATH"
 
@@ -53,13 +53,13 @@ class Labels:
         """
         if self.file is None:
             return said
-        by_uri = _read(self.file)
+        by_uri = _read(self.file, last_change(self.file))
         found = by_uri.get(uri)
         return found if found is not None else by_uri.get(below)
 
 
 @functools.lru_cache(maxsize=1)
-def _read(path: str) -> dict[str, str]:
+def _read(path: str, _: object) -> dict[str, str]:
     by_id, by_uri = read_entry_labels(path)
     if by_id:
         raise SourceError(f"{path} has labels by id, which a source does not have yet: give it columns uri and label")

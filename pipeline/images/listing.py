@@ -9,7 +9,7 @@ import itertools
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -21,10 +21,12 @@ from pipeline.images.containers import VECTOR_KINDS, Container, Given, images_in
 from pipeline.images.decode import Rejected
 from pipeline.images.files import file_system, is_remote, retrying
 from pipeline.images.items import Item
+from pipeline.images.kept import ColumnsFound, with_label_file
 from pipeline.images.labels import Labels
 from pipeline.images.npy_pairs import candidates, passed_over
 from pipeline.images.suffixes import endings, kind_of
 from pipeline.images.uris import path_of_uri, printable, uri_of_path
+from pipeline.store.kept import KeptColumn
 from pipeline.store.refusals import code_of, explanation
 from pipeline.store.schemas import PLAN
 
@@ -51,7 +53,8 @@ class Listing:
     """What a source holds: `images` as IMAGES, `containers` as CONTAINERS; `skipped` counts other files.
 
     `given` is about the vectors among the containers, None where there are none. `is_file` tells a source that is one
-    image from a folder of one.
+    image from a folder of one. `kept` are the columns to be kept; those that a label file has are columns of `images`
+    too.
     """
 
     uri: str
@@ -60,6 +63,7 @@ class Listing:
     containers: pa.Table
     skipped: int
     is_file: bool = False
+    kept: tuple[KeptColumn, ...] = ()
     given: Given | None = None
 
     @property
@@ -87,13 +91,13 @@ class Listing:
         return sorted(pc.unique(self.images.column("label").drop_null()).to_pylist())
 
 
-def list_source(source: str, labels: Labels) -> Listing:
+def list_source(source: str, labels: Labels, keep: Sequence[str] = ()) -> Listing:
     """List the images and containers under a folder or prefix, or the one file that `source` names.
 
     By default an image's label is the first folder below the source, as in torchvision's ImageFolder; an image directly
     in the source has none, and a single file is labelled by the folder that holds it. Symbolic links are followed, each
     folder once; hidden files are passed over. Raises SourceError when the source is missing, unreadable or without an
-    image, and StorageError when the place it lies in cannot be reached.
+    image, or has no column that is to be kept, and StorageError when the place it lies in cannot be reached.
     """
     if is_remote(source):
         uri, name, is_file, files = _remote(source)
@@ -126,10 +130,14 @@ def list_source(source: str, labels: Labels) -> Listing:
             raise SourceError(f"{source} is no image file: give a folder of images, or a file ending in {endings()}")
         what = f"holds {other:,} files but no image" if other else "is empty"
         raise SourceError(f"the source {source} {what}: give a folder with files ending in {endings()}")
+    columns = ColumnsFound(keep)
     found.sort(key=lambda container: container.uri)
-    planned, given = plan_containers(found, labels, beside_images=bool(table.num_rows))
+    planned, given = plan_containers(found, labels, columns, beside_images=bool(table.num_rows))
+    kept = columns.settled(labels.file)
+    below = uri.rsplit("/", 2)[0] if is_file else uri  # labels name a single file with its folder
+    table = with_label_file(table, below, labels.file, kept)
     alone = is_file and table.num_rows == 1
-    return Listing(uri, printable(name) or "root", table, planned, other, alone, given)
+    return Listing(uri, printable(name) or "root", table, planned, other, alone, kept, given)
 
 
 def items_of(listing: Listing, labels: Labels) -> Iterator[Item]:

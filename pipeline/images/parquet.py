@@ -5,8 +5,8 @@ it into an OSError like that of a damaged page, hence the wrapper that remembers
 """
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import BinaryIO, TypeVar
 
 import pyarrow as pa
@@ -17,6 +17,7 @@ from pipeline.errors import SourceError
 from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
 from pipeline.images.labels import column_of, text_of
+from pipeline.store.kept import KeptColumn, as_type, type_of, values_of
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data")  # the first one wins
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
@@ -53,6 +54,7 @@ class Layout:
     uri: str
     columns: ImageColumns
     rows: tuple[int, ...]
+    schema: pa.Schema | None = field(default=None, compare=False)
 
 
 def inspect(stream: BinaryIO, uri: str, labels: str) -> Layout:
@@ -62,7 +64,7 @@ def inspect(stream: BinaryIO, uri: str, labels: str) -> Layout:
     file that is not Parquet, without an image column or with several, or without NAME; and what the stream raises.
     """
     file = open_parquet(Source(stream), uri)
-    return Layout(uri, _columns(file.schema_arrow, uri, labels), group_rows(file))
+    return Layout(uri, _columns(file.schema_arrow, uri, labels), group_rows(file), file.schema_arrow)
 
 
 def slices(layout: Layout, rows: int) -> list[tuple[int, int]]:
@@ -87,12 +89,15 @@ def slices(layout: Layout, rows: int) -> list[tuple[int, int]]:
     return runs
 
 
-def read_parquet(stream: BinaryIO, uri: str, layout: Layout, first_group: int, num_groups: int) -> Iterator[Item]:
+def read_parquet(
+    stream: BinaryIO, uri: str, layout: Layout, first_group: int, num_groups: int, kept: Sequence[KeptColumn] = ()
+) -> Iterator[Item]:
     """The images of some row groups, one `Item` for each row the footer counts, in order; `stream` must be seekable.
 
     An image's uri ends in its row's number in the whole file, from 0. From the damage in a row group on, the rows of
-    that group are rejected. What is held in memory is one page and `BATCH_ROWS` images of at most `BATCH_BYTES`.
-    Raises SourceError when the file is not the one `layout` describes, and what the stream raises.
+    that group are rejected. What is held in memory is one page and `BATCH_ROWS` images of at most `BATCH_BYTES`. The
+    value of a kept column that the file does not have, or that is none of its type, is None. Raises SourceError when
+    the file is not the one `layout` describes, and what the stream raises.
     """
     source = Source(stream)
     file = open_parquet(source, uri)
@@ -102,31 +107,34 @@ def read_parquet(stream: BinaryIO, uri: str, layout: Layout, first_group: int, n
         raise SourceError(f"{uri} has changed since it was listed: add it again")
     row = sum(layout.rows[:first_group])
     for group in range(first_group, first_group + num_groups):
-        for label, content in _contents(file, source, layout, group):
-            yield Item(f"{uri}#row={row}", label, content)
+        for label, content, values in _contents(file, source, layout, group, kept):
+            yield Item(f"{uri}#row={row}", label, content, values)
             row += 1
 
 
 def _contents(
-    file: pq.ParquetFile, source: "Source", layout: Layout, group: int
-) -> Iterator[tuple[str | None, bytes | Rejected]]:
-    """Label and bytes of each row of a row group, as many as the footer says."""
+    file: pq.ParquetFile, source: "Source", layout: Layout, group: int, kept: Sequence[KeptColumn]
+) -> Iterator[tuple[str | None, bytes | Rejected, tuple]]:
+    """Label, bytes and kept values of each row of a row group, as many as the footer says."""
     columns, left = layout.columns, layout.rows[group]
     image = f"{columns.image}.bytes" if columns.in_struct else columns.image
     clause = "it has fewer rows than the footer says"
+    there = [column.name for column in kept if file.schema_arrow.names.count(column.name) == 1]
+    wanted = dict.fromkeys([image, *([] if columns.label is None else [columns.label]), *there])
     try:
         for batch in file.iter_batches(
             _batch_rows(file, group),
             row_groups=[group],
-            columns=[image] if columns.label is None else [image, columns.label],
+            columns=[*wanted],
             use_threads=False,
         ):
             images = batch.column(batch.schema.get_field_index(columns.image))
             if columns.in_struct:
                 images = pc.struct_field(images, "bytes")
+            values = kept_values(batch, kept, file.schema_arrow)
             labels = texts_in(batch, columns.label, columns.label_names)
-            for label, content in list(zip(labels, images, strict=True))[:left]:
-                yield label, _content(content)
+            for label, content, row in list(zip(labels, images, values, strict=True))[:left]:
+                yield label, _content(content), row
                 left -= 1
     except MemoryError:  # pyarrow's is an ArrowException too, but it says nothing about the file
         raise
@@ -135,7 +143,7 @@ def _contents(
             raise source.lost from None
         clause = " ".join(str(error).split()).rstrip(".")
     for _ in range(left):
-        yield None, Rejected("read", f"the row group is damaged: {clause}")
+        yield None, Rejected("read", f"the row group is damaged: {clause}"), ()
 
 
 def _content(scalar: pa.Scalar) -> bytes | Rejected:
@@ -151,14 +159,39 @@ def texts_in(batch: pa.RecordBatch, name: str | None, names: tuple[str, ...] | N
     """A column of a batch as texts, such as labels; `names` are what its integers stand for, no column is all None."""
     if name is None:
         return [None] * batch.num_rows
-    column = batch.column(batch.schema.get_field_index(name))
+    column = _decoded(batch.column(batch.schema.get_field_index(name)))
+    return [text_of(value) for value in _named(column, names)]
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    """A column without a dictionary, and its texts as UTF-8, which nobody has checked."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if is_text(column.type):  # by way of bytes, because nobody has checked that the text is UTF-8
-        found = column.cast(pa.large_binary()).to_pylist()
-        return [None if text is None else text_of(text.decode(errors="replace")) for text in found]
-    names = names or ()
-    return [text_of(names[v] if names and v is not None and 0 <= v < len(names) else v) for v in column.to_pylist()]
+    if not is_text(column.type):
+        return column
+    found = column.cast(pa.large_binary()).to_pylist()
+    return pa.array([None if text is None else text.decode(errors="replace") for text in found], pa.string())
+
+
+def _named(column: pa.Array, names: Sequence[str] | None) -> list:
+    """The values of a column, names in place of a ClassLabel's numbers."""
+    values: list = column.to_pylist()
+    return [names[v] if v is not None and 0 <= v < len(names) else v for v in values] if names else values
+
+
+def kept_values(batch: pa.RecordBatch, kept: Sequence[KeptColumn], schema: pa.Schema) -> list[tuple]:
+    """The kept values of each row of a batch from a file with this schema, None for what is not of its type."""
+    columns = []
+    for wanted in kept:
+        at = batch.schema.get_field_index(wanted.name)
+        if at < 0 or type_of(batch.schema.field(at).type) is None:
+            columns.append([None] * batch.num_rows)
+            continue
+        column, names = _decoded(batch.column(at)), class_names(schema, wanted.name)
+        if names:
+            column = pa.array([text_of(value) for value in _named(column, names)], pa.string())
+        columns.append(values_of(as_type(column, wanted.kind)))
+    return list(zip(*columns, strict=True)) if columns else [()] * batch.num_rows
 
 
 def _batch_rows(file: pq.ParquetFile, group: int) -> int:
@@ -178,7 +211,7 @@ def _columns(schema: pa.Schema, uri: str, labels: str) -> ImageColumns:
         image.name,
         in_struct=pa.types.is_struct(image.type),
         label=None if label is None else label.name,
-        label_names=None if label is None else label_names_of(schema, label),
+        label_names=None if label is None else class_names(schema, label.name),
     )
 
 
@@ -217,12 +250,12 @@ def label_field(schema: pa.Schema, uri: str, labels: str) -> pa.Field | None:
     return next((schema.field(name) for name in fitting if _holds_labels(schema.field(name).type)), None)
 
 
-def label_names_of(schema: pa.Schema, label: pa.Field) -> tuple[str, ...] | None:
+def class_names(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
     """The names of a Hugging Face ClassLabel, which is a column of integers with its names in the metadata."""
-    if not pa.types.is_integer(label.type):
+    if not pa.types.is_integer(schema.field(name).type):
         return None
     try:
-        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label.name]["names"]
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][name]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):  # another writer's metadata, or none
         return None
     return tuple(names) if isinstance(names, list) and all(isinstance(name, str) for name in names) else None

@@ -2,7 +2,7 @@
 
 import json
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -13,6 +13,7 @@ from pipeline.images.labels import column_of, text_of
 from pipeline.images.suffixes import IMAGES
 from pipeline.images.tar_members import PLAIN_TYPES, Archive, Broken
 from pipeline.images.uris import member_uri, printable
+from pipeline.store.kept import KeptColumn, value_of
 
 MAX_IMAGES = 1 << 20  # rows of a part: 20 bits of an id
 MAX_SIDECAR_BYTES = 1 << 20  # a label is text of a few bytes; what is larger is something else
@@ -20,24 +21,26 @@ HELD_BYTES = 64 << 20  # what the images of one key may take while their sidecar
 JSON_LABELS = ("label", "cls", "class")
 
 
-def read_tar(stream: BinaryIO, uri: str, labels: str) -> Iterator[Item]:
+def read_tar(stream: BinaryIO, uri: str, labels: str, kept: Sequence[KeptColumn] = ()) -> Iterator[Item]:
     """The images of a tar archive, plain or compressed with gzip, bzip2 or xz, in order of position.
 
     `stream` need not be seekable. `labels` is "none"; or "column:NAME": NAME in the `.json` beside an image, else the
     sidecar with that extension; or "folder": the first there is of the `.cls`, the label in the `.json`, the `.txt`,
     and the first folder of the image's path. Sidecars lie next to the image and share its path up to the first dot of
     the base name; when the images of one such key take more than `HELD_BYTES`, only the sidecars before them count.
+    The values of kept columns are found as those of "column:NAME".
 
     What cannot be read is an `Item` with a `Rejected`; one under the archive's own uri comes last when the archive
     breaks off between two images. Raises SourceError beyond `MAX_IMAGES`, and whatever `stream.read` raises.
     """
-    for position, item in enumerate(_items(Archive(stream), uri, labels)):
+    for position, item in enumerate(_items(Archive(stream), uri, labels, kept)):
         if position == MAX_IMAGES:
             raise SourceError(f"{uri} holds more than {MAX_IMAGES:,} images: split it into several archives")
         yield item
 
 
-def _items(archive: Archive, uri: str, labels: str) -> Iterator[Item]:
+def _items(archive: Archive, uri: str, labels: str, kept: Sequence[KeptColumn]) -> Iterator[Item]:
+    wanted = _wanted(labels, kept)
     names: set[str] = set()
     num_images = 0
     group = _Group("")
@@ -47,25 +50,25 @@ def _items(archive: Archive, uri: str, labels: str) -> Iterator[Item]:
                 continue
             key, extension = _split(member.name)
             if key != group.key:
-                yield from group.items(uri, labels)
+                yield from group.items(uri, labels, kept)
                 group = _Group(key)
             if _is_image(member.name):
                 num_images += 1
                 content = _content(archive, member, names)
                 num_bytes = len(content) if isinstance(content, bytes) else 0
                 if group.held_bytes + num_bytes > HELD_BYTES:
-                    yield from group.items(uri, labels)
+                    yield from group.items(uri, labels, kept)
                     group = _Group(key, sidecars=group.sidecars)
                 group.images.append((member.name, content))
                 group.held_bytes += num_bytes
-            elif _may_label(extension, labels) and member.type in PLAIN_TYPES and member.size <= MAX_SIDECAR_BYTES:
+            elif extension in wanted and member.type in PLAIN_TYPES and member.size <= MAX_SIDECAR_BYTES:
                 group.sidecars.setdefault(extension, archive.content())
     except Broken as broken:
-        yield from group.items(uri, labels)
+        yield from group.items(uri, labels, kept)
         reason = archive.fault or f"the archive breaks off after {num_images:,} images: it {broken}"
         yield Item(uri, None, Rejected("read", reason))
     else:
-        yield from group.items(uri, labels)
+        yield from group.items(uri, labels, kept)
 
 
 def _content(archive: Archive, member: tarfile.TarInfo, names: set[str]) -> bytes | Rejected:
@@ -98,17 +101,18 @@ class _Group:
     sidecars: dict[str, bytes] = field(default_factory=dict)
     held_bytes: int = 0
 
-    def items(self, uri: str, labels: str) -> Iterator[Item]:
+    def items(self, uri: str, labels: str, kept: Sequence[KeptColumn]) -> Iterator[Item]:
         described = self._described()
+        values = tuple(value_of(self._column(column.name, described), column.kind) for column in kept)
         for name, content in self.images:
-            yield Item(member_uri(uri, name), self._label(name, described, labels), content)
+            yield Item(member_uri(uri, name), self._label(name, described, labels), content, values)
 
     def _label(self, name: str, described: dict[str, object], labels: str) -> str | None:
         if labels == "none":
             return None
         column = column_of(labels)
         if column is not None:
-            return text_of(described[column]) if column in described else self._text(column.lower())
+            return self._column(column, described)
         if "cls" in self.sidecars:
             return self._text("cls")
         for key in JSON_LABELS:
@@ -118,6 +122,10 @@ class _Group:
             return self._text("txt")
         folders = [part for part in name.split("/")[:-1] if part not in ("", ".", "..")]
         return printable(folders[0]) if folders else None
+
+    def _column(self, name: str, described: dict[str, object]) -> str | None:
+        """A field of the `.json`, else the sidecar with that extension."""
+        return text_of(described[name]) if name in described else self._text(name.lower())
 
     def _text(self, extension: str) -> str | None:
         content = self.sidecars.get(extension)
@@ -131,10 +139,12 @@ class _Group:
         return found if isinstance(found, dict) else {}
 
 
-def _may_label(extension: str, labels: str) -> bool:
+def _wanted(labels: str, kept: Sequence[KeptColumn]) -> set[str]:
+    """The extensions of sidecars that say something."""
     column = column_of(labels)
-    wanted = ("cls", "json", "txt") if column is None else ("json", column.lower())
-    return labels != "none" and extension in wanted
+    columns = [kept_column.name for kept_column in kept] + ([] if column is None else [column])
+    wanted = {"json", *(name.lower() for name in columns)} if columns else set()
+    return wanted | {"cls", "json", "txt"} if column is None and labels != "none" else wanted
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,8 +12,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
 from pipeline.images.npy import NoVectors
-from pipeline.images.parquet import described, is_text, label_field, label_names_of, texts_in
+from pipeline.images.parquet import class_names, described, is_text, label_field, texts_in
 from pipeline.images.uris import uri_of
+from pipeline.store.kept import KeptColumn
 from pipeline.store.schemas import ENCODER_KEY, FINGERPRINT_KEY
 
 EMBEDDING_COLUMNS = ("embedding", "embeddings", "image_embedding", "img_emb", "vector", "emb", "clip_embedding")
@@ -35,16 +37,17 @@ class Maker:
 class Columns:
     """The columns of a Parquet file that say what a row is, as far as it has them."""
 
-    uri: str | None
-    label: str | None
-    label_names: tuple[str, ...] | None
-    sha256: str | None
-    width: str | None
-    height: str | None
+    uri: str | None = None
+    label: str | None = None
+    label_names: tuple[str, ...] | None = None
+    sha256: str | None = None
+    width: str | None = None
+    height: str | None = None
+    kept: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
-        every = (self.uri, self.label, self.sha256, self.width, self.height)
+        every = (self.uri, self.label, self.sha256, self.width, self.height, *self.kept)
         return [name for name in dict.fromkeys(every) if name is not None]
 
 
@@ -92,7 +95,7 @@ def _pixels_in(said: pa.RecordBatch, name: str | None) -> list[int]:
     return [int(v) if v is not None and math.isfinite(v) and 0 < v <= _MAX_PIXELS else 0 for v in values]
 
 
-def columns_of(schema: pa.Schema, uri: str, labels: str) -> Columns:
+def columns_of(schema: pa.Schema, uri: str, labels: str, kept: Sequence[KeptColumn] = ()) -> Columns:
     """Those of a file, with the labels that `labels` asks for. Raises SourceError where it has no such column."""
 
     def first(names: tuple[str, ...], *, numbers: bool = False) -> str | None:
@@ -103,10 +106,11 @@ def columns_of(schema: pa.Schema, uri: str, labels: str) -> Columns:
     return Columns(
         uri=first(URI_COLUMNS),
         label=None if label is None else label.name,
-        label_names=None if label is None else label_names_of(schema, label),
+        label_names=None if label is None else class_names(schema, label.name),
         sha256=first(("sha256",)),
         width=first(("width",), numbers=True),
         height=first(("height",), numbers=True),
+        kept=tuple(column.name for column in kept if schema.names.count(column.name) == 1),
     )
 
 

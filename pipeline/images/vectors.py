@@ -9,8 +9,8 @@ Shapes: N rows, B rows of a batch, D dimensions.
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
@@ -22,8 +22,9 @@ from pipeline.errors import SourceError
 from pipeline.images.decode import Rejected
 from pipeline.images.items import Item
 from pipeline.images.npy import NoVectors, read_header
-from pipeline.images.parquet import Source, group_rows, open_parquet
+from pipeline.images.parquet import Source, group_rows, kept_values, open_parquet
 from pipeline.images.vector_columns import Columns, Maker, columns_of, embedding_field, maker_of, matrix_of, said_of
+from pipeline.store.kept import KeptColumn
 
 BATCH_ROWS = 2_048
 READ_BYTES = 64 << 20  # of a .npy in one request
@@ -40,6 +41,7 @@ class Vectors:
     rows: tuple[int, ...]
     dimension: int | None
     maker: Maker
+    schema: pa.Schema | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def inspect_npy(stream: BinaryIO, uri: str, beside: BinaryIO | None, beside_uri:
             f"{uri} has {header.rows:,} rows and {beside_uri} has {rows:,}: both must have the same rows in the same "
             "order"
         )
-    return Vectors(uri, (header.rows,), header.dimension, maker_of(file, beside_uri))
+    return Vectors(uri, (header.rows,), header.dimension, maker_of(file, beside_uri), file.schema_arrow)
 
 
 def inspect_column(stream: BinaryIO, uri: str, labels: str) -> Vectors:
@@ -111,7 +113,7 @@ def inspect_column(stream: BinaryIO, uri: str, labels: str) -> Vectors:
                 ),
                 None,
             )
-    return Vectors(uri, group_rows(file), dimension, maker_of(file, uri))
+    return Vectors(uri, group_rows(file), dimension, maker_of(file, uri), file.schema_arrow)
 
 
 # The rows of a file
@@ -126,6 +128,7 @@ def read_npy(
     dimension: int,
     first: int,
     num_rows: int,
+    kept: Sequence[KeptColumn] = (),
 ) -> Iterator[VectorBatch]:
     """Some rows of a .npy, from the `first` on; the uri of one that has none in the file beside is `FILE#row=N`.
 
@@ -134,7 +137,7 @@ def read_npy(
     header = read_header(stream, uri)
     if header.dimension != dimension or header.rows < first + num_rows:
         raise SourceError(f"{uri} has changed since it was listed: add it again")
-    said, columns = _said(beside, beside_uri, labels, first, num_rows, header.rows)
+    said, columns = _said(beside, beside_uri, labels, first, num_rows, header.rows, kept)
     width = header.dimension * header.dtype.itemsize
     at_once = max(1, READ_BYTES // width)
     for start in range(0, num_rows, at_once):
@@ -147,11 +150,17 @@ def read_npy(
         for row in range(0, rows, BATCH_ROWS):
             given_BD = given_ND[row : row + BATCH_ROWS]
             table = said.slice(start + row, len(given_BD)) if said is not None else None
-            yield _batch(given_BD, [None] * len(given_BD), table, columns, uri, first + start + row)
+            yield _batch(given_BD, [None] * len(given_BD), table, columns, uri, first + start + row, kept)
 
 
 def read_column(
-    stream: BinaryIO, uri: str, labels: str, dimension: int, first: int, num_rows: int
+    stream: BinaryIO,
+    uri: str,
+    labels: str,
+    dimension: int,
+    first: int,
+    num_rows: int,
+    kept: Sequence[KeptColumn] = (),
 ) -> Iterator[VectorBatch]:
     """Some rows of a column of vectors, from the `first` on, each with what the other columns say of it.
 
@@ -160,12 +169,12 @@ def read_column(
     source = Source(stream)
     file = open_parquet(source, uri)
     field = embedding_field(file.schema_arrow, uri)
-    columns = columns_of(file.schema_arrow, uri, labels)
+    columns = columns_of(file.schema_arrow, uri, labels, kept)
     wanted = [field.name, *(name for name in columns.names if name != field.name)]
     row = first
     for batch in _rows(file, source, uri, wanted, first, num_rows):
         given_BD, reasons = matrix_of(batch.column(batch.schema.get_field_index(field.name)), dimension)
-        yield _batch(given_BD, reasons, pa.Table.from_batches([batch]), columns, uri, row)
+        yield _batch(given_BD, reasons, pa.Table.from_batches([batch]), columns, uri, row, kept)
         row += batch.num_rows
 
 
@@ -176,14 +185,20 @@ def rejected_rows(reject: Rejected, uris: list[str], dimension: int) -> VectorBa
 
 
 def _said(
-    beside: BinaryIO | None, uri: str, labels: str, first: int, num_rows: int, rows: int
+    beside: BinaryIO | None,
+    uri: str,
+    labels: str,
+    first: int,
+    num_rows: int,
+    rows: int,
+    kept: Sequence[KeptColumn],
 ) -> tuple[pa.Table | None, Columns]:
     """What a Parquet file says of some rows, of as many as the .npy beside it has."""
     if beside is None:
-        return None, Columns(None, None, None, None, None, None)
+        return None, Columns()
     source = Source(beside)
     file = open_parquet(source, uri)
-    columns = columns_of(file.schema_arrow, uri, labels)
+    columns = columns_of(file.schema_arrow, uri, labels, kept)
     if sum(group_rows(file)) != rows:
         raise SourceError(f"{uri} has changed since it was listed: add it again")
     if not columns.names:
@@ -222,11 +237,13 @@ def _batch(
     columns: Columns,
     uri: str,
     first: int,
+    kept: Sequence[KeptColumn],
 ) -> VectorBatch:
     rows = len(given_BD)
     vectors_BD, bad = unit(given_BD)
     reasons = [one or other for one, other in zip(reasons, bad, strict=True)]
     said = said.combine_chunks().to_batches()[0] if said is not None and rows else None
+    values = kept_values(said, kept, said.schema) if said is not None else [(None,) * len(kept)] * rows
     uris, labels, hashes, widths, heights = said_of(said, columns, rows)
     own = [found or f"{uri}#row={first + row}" for row, found in enumerate(uris)]
     halves_BD = vectors_BD.astype("<f2")
@@ -236,7 +253,9 @@ def _batch(
             facts.append(Rejected("read", reason))
         else:
             facts.append(RowFacts(digest or hashlib.sha256(halves_BD[row].tobytes()).hexdigest(), width, height))
-    return VectorBatch(vectors_BD, list(map(Item, own, labels)), facts)
+    return VectorBatch(
+        vectors_BD, [Item(*item) for item in zip(own, labels, [None] * rows, values, strict=True)], facts
+    )
 
 
 def unit(given_BD: np.ndarray) -> tuple[np.ndarray, list[str | None]]:

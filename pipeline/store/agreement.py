@@ -14,6 +14,7 @@ from pipeline.store.contents import Facts, off_unit
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.findings import Finding, damage
 from pipeline.store.ids import first_id, split_id
+from pipeline.store.kept import KeptColumn
 from pipeline.store.singles import vectors_of_singles
 from pipeline.store.state import SINGLES, Index, Segment, Shard, Single, State, shards_of
 from pipeline.store.versions import commit_path
@@ -97,6 +98,7 @@ class Agreement:
                 yield from self._singles(state, segment)
             elif self._is_new(segment, state.packs):
                 yield from self._segment(state, segment)
+                yield from self._kept(state, segment)
 
     def _singles(self, state: State, segment: Segment) -> Iterator[str]:
         pending = sum(split_id(single.id)[0] == segment.number for single in state.pending)
@@ -144,6 +146,16 @@ class Agreement:
         pictures = self._all(segment.thumbnails)
         if pictures is not None and not np.isin(pictures, entries).all():
             yield f"keeps thumbnails in {name} of what is no entry"
+
+    def _kept(self, state: State, segment: Segment) -> Iterator[str]:
+        """Every file with entries of a segment has its kept columns, as what they are or as texts."""
+        files = [file for file in _files_of(state, segment) if file.path in self._facts] if segment.kept else []
+        for file in files:
+            facts = self._facts[file.path]
+            if (facts.ids_N >> 39 == segment.number).any():
+                for column in segment.kept:
+                    if not {column, KeptColumn(name=column.name, type="string")} & {*facts.kept}:
+                        yield f"keeps {column.name} ({column.type}) of segment {segment.number}, not so in {file.path}"
 
     def _order(self, name: str, files: Sequence[RowsFile]) -> Iterator[str]:
         for below, above in itertools.pairwise(files):

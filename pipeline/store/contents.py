@@ -26,6 +26,7 @@ from pipeline.store.counterparts import PlanRows, ShardSides
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.findings import Finding, damage
 from pipeline.store.identity import Identity
+from pipeline.store.kept import KeptColumn, kept_in
 from pipeline.store.schemas import (
     LABEL_MAP,
     LABELS,
@@ -84,10 +85,14 @@ class Named:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found in a file that is as it was written; `label_sets` are those that an overlay of labels names."""
+    """What was found in a file that is as it was written; `label_sets` are those that an overlay of labels names.
+
+    `kept` are the kept columns of entries.
+    """
 
     ids_N: np.ndarray
     label_sets: frozenset[str | None] = frozenset()
+    kept: tuple[KeptColumn, ...] = ()
 
 
 def named_by(chain: Chain) -> Named:
@@ -192,7 +197,8 @@ class Contents:
     def _read_rows(self, file: FileRef, kind: str, data: pa.Buffer) -> Iterator[str]:
         columns = [name for name in _SCHEMAS[kind].names if name not in ("jpeg", "num_bytes", "modified")]
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
-            if not parquet.schema_arrow.equals(_SCHEMAS[kind]):
+            found = parquet.schema_arrow
+            if not (found.equals(_SCHEMAS[kind]) or (kind == "plan" and kept_in(found, PLAN))):
                 yield "has other columns than such a file has"
                 return
             rows = parquet.metadata.num_rows
@@ -217,7 +223,8 @@ class Contents:
     def _read_entries(self, file: FileRef, data: pa.Buffer) -> Iterator[Finding]:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
             found, wanted = parquet.schema_arrow, self._schema
-            if wanted is None or not found.equals(wanted):
+            kept = kept_in(found, wanted) if wanted is not None else None
+            if wanted is None or kept is None:
                 yield damage(file.path, "has other columns than entries of this memory have")
                 return
             told = {key: (found.metadata or {}).get(key) for key in wanted.metadata}
@@ -231,7 +238,7 @@ class Contents:
             yield damage(file.path, what)
         if len(ids_N) != file.rows:
             yield damage(file.path, f"has {len(ids_N):,} rows where versions tell of {file.rows:,}")
-        self.facts[file.path] = Facts(ids_N)
+        self.facts[file.path] = Facts(ids_N, kept=kept)
 
     def _check_entries(self, file: FileRef, table: pa.Table) -> Iterator[Finding]:
         """One row group of an entries file."""

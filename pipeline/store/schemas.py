@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DamagedFile
 from pipeline.store.files import FileRef, RowsFile, checked_path, describe
 from pipeline.store.identity import Identity
+from pipeline.store.kept import KeptColumn
 from pipeline.store.storage import Storage
 
 FORMAT = 1
@@ -71,8 +72,8 @@ _WITHOUT_STATISTICS = {"embedding", "sha256", "reason", "jpeg"}
 _UNCOMPRESSED = {"embedding", "jpeg"}  # neither gets smaller
 
 
-def entries_schema(identity: Identity) -> pa.Schema:
-    """The columns of an entries file; its metadata carries the encoder's fingerprint."""
+def entries_schema(identity: Identity, kept: Sequence[KeptColumn] = ()) -> pa.Schema:
+    """The columns of an entries file, kept ones last; its metadata carries the encoder's fingerprint."""
     element = pa.field("element", pa.float16(), nullable=False)
     fields = [
         pa.field("id", pa.int64(), nullable=False),
@@ -83,6 +84,7 @@ def entries_schema(identity: Identity) -> pa.Schema:
         pa.field("sha256", pa.string(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("height", pa.int32(), nullable=False),
+        *(column.field for column in kept),
     ]
     metadata = {
         "visual_memory.format": str(FORMAT),

@@ -19,6 +19,7 @@ from pipeline.errors import DamagedFile
 from pipeline.store import ids
 from pipeline.store.files import FileRef, RowsFile, checked_path, describe
 from pipeline.store.identity import Identity
+from pipeline.store.kept import KeptColumn
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import (
     CONTAINERS,
@@ -33,7 +34,7 @@ from pipeline.store.schemas import (
     write_table,
 )
 from pipeline.store.state import SINGLES
-from pipeline.store.storage import AlreadyExists, Storage
+from pipeline.store.storage import AlreadyExists, Storage, create_own
 
 FOLDER = "segments"
 DESCRIPTION = "segment.json"
@@ -44,7 +45,7 @@ class Reservation(BaseModel):
     """What `segment.json` says: whose work this is, so that the same command can continue it.
 
     `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
-    images are counted when it is read. `known_inside` of them are known to be there.
+    images are counted when it is read. `known_inside` of them are known to be there. Entries get the columns `kept`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +64,7 @@ class Reservation(BaseModel):
     containers: FileRef | None = None
     num_containers: int = 0
     known_inside: int = 0
+    kept: tuple[KeptColumn, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -123,11 +125,13 @@ def reserve(
     thumbnails: bool = False,
     containers: pa.Table | None = None,
     labels: str = "folder",
+    kept: tuple[KeptColumn, ...] = (),
 ) -> Reservation:
     """Freeze a plan under the next free segment number, and hold the segment's folder.
 
-    `images` has the columns of PLAN but for `id`, and `containers` those of CONTAINERS, in the order to be kept; at
-    least one row between them. Raises UsageError for more than an id can count.
+    `images` has the columns of PLAN but for `id`, then those of `kept` whose values are known already, and `containers`
+    those of CONTAINERS, in the order to be kept; at least one row between them. Raises UsageError for more than an id
+    can count.
     """
     number = _next_number(storage)
     while True:
@@ -143,10 +147,11 @@ def reserve(
             thumbnails=thumbnails,
             containers=containers,
             labels=labels,
+            kept=kept,
         )
         try:
             described = reservation.model_dump_json(indent=1).encode()
-            storage.create(f"{segment_folder(number)}{DESCRIPTION}", described)
+            create_own(storage, f"{segment_folder(number)}{DESCRIPTION}", described)
         except AlreadyExists:
             storage.delete([file.path for file in (reservation.plan, reservation.containers) if file])
             number += 1
@@ -168,6 +173,7 @@ def freeze(
     thumbnails: bool = False,
     containers: pa.Table | None = None,
     labels: str = "folder",
+    kept: tuple[KeptColumn, ...] = (),
 ) -> Reservation:
     """Write the plan of a source as that of segment `number`, 0 for work that is none. Nobody knows of it yet."""
     rows = ids.rows_per_part(images.num_rows)
@@ -188,6 +194,7 @@ def freeze(
         containers=_write_containers(storage, f"{folder}containers/{nonce}.parquet", containers),
         num_containers=num_containers,
         known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
+        kept=kept,
     )
 
 
@@ -195,9 +202,9 @@ def reserve_for_singles(storage: Storage) -> int:
     """The number of a new segment for entries that are added by themselves and have no plan."""
     number = _next_number(storage)
     while True:
-        described = json.dumps({"format": FORMAT, "number": number, "fingerprint": SINGLES}, indent=1)
+        described = {"format": FORMAT, "number": number, "fingerprint": SINGLES, "nonce": secrets.token_hex(8)}
         try:
-            storage.create(f"{segment_folder(number)}{DESCRIPTION}", described.encode())
+            create_own(storage, f"{segment_folder(number)}{DESCRIPTION}", json.dumps(described, indent=1).encode())
         except AlreadyExists:
             number += 1
         else:
@@ -295,7 +302,8 @@ def publish_part(
     node: str | None = None,
 ) -> PartMark:
     """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
-    tables = {"entries": entries.cast(entries_schema(reservation.identity)), "rejected": rejected.cast(REJECTED)}
+    schema = entries_schema(reservation.identity, reservation.kept)
+    tables = {"entries": entries.cast(schema), "rejected": rejected.cast(REJECTED)}
     if thumbnails is not None:
         tables["thumbnails"] = thumbnails.cast(THUMBNAILS)
     return publish(storage, reservation, part, tables, seconds=seconds, node=node)
@@ -363,7 +371,8 @@ def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows
     entry_ids = [
         pa.array(ids.part_ids(number, part, min(rows, num_rows - part * rows))) for part in range(-(-num_rows // rows))
     ]
-    table = images.add_column(0, "id", pa.chunked_array(entry_ids)).cast(PLAN)
+    schema = pa.schema([*PLAN, *(field for field in images.schema if field.name not in PLAN.names)])
+    table = images.add_column(0, "id", pa.chunked_array(entry_ids)).cast(schema)
     with storage.publishing(path) as local:
         write_table(table, local, row_group_rows=rows)  # one row group a part: a part reads its own rows only
         return describe(path, local, num_rows)

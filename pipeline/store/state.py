@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.identity import Identity
+from pipeline.store.kept import KeptColumn, union
 
 SINGLES = "single adds"  # stands for the fingerprint of the segment they go to
 MAX_BROKEN = 1_000  # a lease broken longer ago than this many others belongs to no process that still runs
@@ -26,7 +27,7 @@ class Segment(_Frozen):
 
     `identity` is the encoder's fingerprint, `fingerprint` is over source, options and identity. `entries` is empty once
     they were compacted into packs. The segment of single adds has no plan, and grows. Images that were not planned one
-    by one lie in `containers`, the parts from `containers_from` on.
+    by one lie in `containers`, the parts from `containers_from` on. Entries have the columns `kept` besides their own.
     """
 
     number: int
@@ -43,6 +44,7 @@ class Segment(_Frozen):
     thumbnails: tuple[RowsFile, ...] = ()
     containers: FileRef | None = None
     containers_from: int | None = None
+    kept: tuple[KeptColumn, ...] = ()
 
 
 class Single(_Frozen):
@@ -258,6 +260,11 @@ class State(_Frozen):
     def num_live(self) -> int:
         """Entries that are not forgotten: an id is listed in one file of tombstones at most."""
         return self.num_entries - sum(file.rows for file in self.tombstones)
+
+    @property
+    def kept(self) -> tuple[KeptColumn, ...]:
+        """The kept columns of all segments that have entries."""
+        return union([segment.kept for segment in self.segments if segment.num_entries])
 
     def after(self, action: Action) -> "State":
         """The state once an action is added to it."""

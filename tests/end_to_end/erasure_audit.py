@@ -1,8 +1,9 @@
 """Does anything of what was erased stand in the files of a memory?
 
-    python erasure_audit.py MEMORY VECTORS.npy IDS.txt URIS.txt HASHES.txt
+    python erasure_audit.py MEMORY VECTORS.npy IDS.txt URIS.txt HASHES.txt [KEPT.txt]
 
-VECTORS.npy holds the vectors, float16 [N, D]; the texts hold one id, uri or sha256 a line. Every file below MEMORY is
+VECTORS.npy holds the vectors, float16 [N, D]; the texts hold one id, uri or sha256 a line, KEPT.txt values of other
+columns, as Arrow writes them as text, that nothing else has. Every file below MEMORY is
 searched, hidden and half-written ones too: its name, its raw bytes, and what it holds once decoded. Prints every hit;
 exit status 1 if there is any, 0 if there is none.
 
@@ -17,7 +18,7 @@ import os
 import re
 import sys
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,14 @@ DIGITS = re.compile(rb"\d{6,}")
 class Audit:
     """What is looked for, in every form it may have been written in."""
 
-    def __init__(self, vectors: np.ndarray, ids: list[int], uris: list[str], hashes: list[str]) -> None:
+    def __init__(
+        self, vectors: np.ndarray, ids: list[int], uris: list[str], hashes: list[str], kept: Sequence[str] = ()
+    ) -> None:
         self.ids = np.array(sorted(ids), np.int64)
         self.known_ids = set(ids)
-        self.texts: dict[bytes, str] = {}
+        self.kept = frozenset(kept)
+        # Shorter ones, and numbers, stand anywhere.
+        self.texts = {text.encode(): f"kept {text}" for text in kept if len(text) > 5 and not text[:4].isdigit()}
         for uri in uris:
             for form in {uri, urllib.parse.unquote(uri), urllib.parse.quote(uri)}:
                 for text in {form, json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1]}:
@@ -108,6 +113,9 @@ class Audit:
 
     def in_table(self, table: pa.Table, kind: str) -> Iterator[str]:
         for name, column in zip(table.column_names, table.columns, strict=True):
+            if self.kept and not pa.types.is_nested(column.type) and not pa.types.is_binary(column.type):
+                there = self.kept & set(column.cast(pa.string()).unique().to_pylist())
+                yield from (f"{kind} column {name}: kept {value}" for value in there)
             for chunk in column.chunks:
                 yield from (f"{kind} column {name}: {what}" for what in self.in_column(chunk))
 
@@ -159,11 +167,12 @@ def lines(path: str) -> list[str]:
 
 
 def main(arguments: list[str]) -> int:
-    if len(arguments) != 5:
+    if len(arguments) not in (5, 6):
         sys.stderr.write(__doc__ or "")
         return 2
-    memory, vectors, ids, uris, hashes = arguments
-    wanted = Audit(np.load(vectors), [int(line) for line in lines(ids)], lines(uris), lines(hashes))
+    memory, vectors, ids, uris, hashes, *kept = arguments
+    values = [value for path in kept for value in lines(path)]
+    wanted = Audit(np.load(vectors), [int(line) for line in lines(ids)], lines(uris), lines(hashes), values)
     hits, num_files, num_bytes = wanted.search(Path(memory))
     for hit in hits:
         print(hit)

@@ -1,12 +1,13 @@
 """An ingest killed at random moments and continued: are its rows those of an undisturbed one, and what was done twice?
 
-    python -m tests.end_to_end.killed_ingest [--images 20000] [--kills 20] [--seed 0]
+    python -m tests.end_to_end.killed_ingest [--images 20000] [--kills 20] [--seed 0] [--by-work]
 
 Real handwritten digits as PNG files, embedded on a Ray cluster of two nodes on loopback, one core each. In turn the
 process that adds is killed with SIGKILL, an embedding actor, or every process of one node, each time in an ingest of
-its own and at a moment drawn uniformly from the time that an undisturbed ingest takes once its plan is frozen. What was
-killed with the adding process is continued by the same call, what Ray can survive it has to survive. A batch counts as
-embedded as soon as it was, whether or not it was ever published. Prints one JSON document; exit status 1 if a row
+its own and at a moment drawn uniformly from the time that an undisturbed ingest takes once its plan is frozen; or, with
+--by-work, from the images to embed, so that every kill meets work under way however fast the machine is just then. What
+was killed with the adding process is continued by the same call, what Ray can survive it has to survive. A batch counts
+as embedded as soon as it was, whether or not it was ever published. Prints one JSON document; exit status 1 if a row
 differs.
 """
 
@@ -41,10 +42,14 @@ LONGEST_SECONDS = 600
 
 @dataclass(frozen=True)
 class Killed:
-    """One ingest: who was killed, when, how many images were published then, and how many were embedded twice."""
+    """One ingest: who was killed, when, how many images were embedded and published then, and how many embedded twice.
+
+    `seconds` are since the plan was frozen.
+    """
 
     victim: str
     seconds: float
+    embedded: int
     done: int
     embedded_twice: int
     same_rows: bool
@@ -110,13 +115,16 @@ class Rehearsal:
                 raise RuntimeError((self._folder / "said").read_text()[-3_000:])
         return rows_of(memory), time.monotonic() - began, _total(counted)
 
-    def killed(self, victim: str, seconds: float, expected: pa.Table) -> Killed:
-        """An ingest in which somebody is killed after some seconds, continued until it ends well."""
+    def killed(self, victim: str, seconds: float, images: int, expected: pa.Table) -> Killed:
+        """An ingest in which somebody is killed after so many seconds and images, continued until it ends well."""
         memory, counted = self._new()
         process = self._start(memory, counted)
         self._wait_for_plan(memory, process)
+        began = time.monotonic()
         time.sleep(seconds)
-        done = images_done(memory)
+        while process.poll() is None and _total(counted) < images:
+            time.sleep(0.02)
+        seconds, embedded, done = time.monotonic() - began, _total(counted), images_done(memory)
         if victim == "driver":
             process.kill()
         elif victim == "node":
@@ -132,7 +140,8 @@ class Rehearsal:
         if victim == "node":
             self._second = self._joined()
         rows = rows_of(memory)
-        found = Killed(victim, round(seconds, 1), done, _total(counted) - planned(memory), rows.equals(expected), runs)
+        twice = _total(counted) - planned(memory)
+        found = Killed(victim, round(seconds, 1), embedded, done, twice, rows.equals(expected), runs)
         shutil.rmtree(memory)
         return found
 
@@ -194,7 +203,7 @@ def _total(counted: Path) -> int:
     return sum(int(line) for line in counted.read_bytes().split()) if counted.exists() else 0
 
 
-def rehearse(num_images: int, num_kills: int, seed: int) -> dict:
+def rehearse(num_images: int, num_kills: int, seed: int, by_work: bool = False) -> dict:
     """Kill as many ingests; what came of each, and of all."""
     generator = random.Random(seed)
     folder = Path(tempfile.mkdtemp(prefix="vm-"))  # short: Ray puts sockets there
@@ -204,8 +213,9 @@ def rehearse(num_images: int, num_kills: int, seed: int) -> dict:
             rows, seconds, embedded = rehearsal.undisturbed()
             kills = []
             for number in range(num_kills):
-                moment = generator.uniform(0, seconds)
-                kills.append(rehearsal.killed(VICTIMS[number % len(VICTIMS)], moment, rows))
+                moment = generator.random()
+                after = (0.0, int(moment * num_images)) if by_work else (moment * seconds, 0)
+                kills.append(rehearsal.killed(VICTIMS[number % len(VICTIMS)], *after, rows))
                 print(kills[-1], file=sys.stderr, flush=True)
         finally:
             rehearsal.stop()
@@ -229,8 +239,9 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--by-work", action="store_true")
     arguments = parser.parse_args()
-    result = rehearse(arguments.images, arguments.kills, arguments.seed)
+    result = rehearse(arguments.images, arguments.kills, arguments.seed, arguments.by_work)
     print(json.dumps(result, indent=1))
     return 0 if result["same_rows"] else 1
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
@@ -198,6 +198,7 @@ def test_image_bytes_come_before_a_column_of_embeddings(tmp_path: Path) -> None:
     assert (listing.given, listing.holds_images) == (None, True)
 
 
+@settings(deadline=None, max_examples=50)
 @given(
     rows=st.integers(1, 60),
     slice_rows=st.integers(1, 25),

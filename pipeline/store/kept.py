@@ -1,0 +1,135 @@
+"""Kept columns: what a user wants to stay with the entries besides what every entry has, in plain Arrow types."""
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+FIXED = ("id", "uri", "label", "dataset", "embedding", "sha256", "width", "height")  # what every entry has
+KINDS = {
+    "bool": pa.bool_(),
+    "int64": pa.int64(),
+    "float64": pa.float64(),
+    "string": pa.string(),
+    "date32": pa.date32(),
+    "timestamp[us]": pa.timestamp("us"),
+    "timestamp[us, UTC]": pa.timestamp("us", tz="UTC"),
+}
+_NAMES = {kind: name for name, kind in KINDS.items()}
+
+
+class KeptColumn(BaseModel):
+    """A kept column; `type` is one of KINDS."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    type: str
+
+    @property
+    def kind(self) -> pa.DataType:
+        return KINDS[self.type]
+
+    @property
+    def field(self) -> pa.Field:
+        return pa.field(self.name, self.kind)
+
+
+def type_of(kind: pa.DataType) -> str | None:
+    """The type, of KINDS, that a column of an Arrow type is kept as; None for one that cannot be kept.
+
+    Widths are widened, times are cut to microseconds, and a uint64, for which no wider integer is there, is a string.
+    """
+    types = pa.types
+    if types.is_dictionary(kind):
+        return type_of(kind.value_type)
+    if types.is_uint64(kind) or types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "string"
+    if types.is_integer(kind):
+        return "int64"
+    if types.is_floating(kind):
+        return "float64"
+    if types.is_timestamp(kind):
+        return "timestamp[us]" if kind.tz is None else "timestamp[us, UTC]"
+    return "date32" if types.is_date(kind) else _NAMES.get(kind)
+
+
+def kept_in(schema: pa.Schema, fixed: pa.Schema) -> tuple[KeptColumn, ...] | None:
+    """The kept columns of a file whose other columns are `fixed`; None where it has other columns than that."""
+    kept = [KeptColumn(name=f.name, type=_NAMES[f.type]) for f in list(schema)[len(fixed) :] if f.type in _NAMES]
+    wanted = pa.schema([*fixed, *(column.field for column in kept)])
+    names = set(schema.names)
+    return tuple(kept) if schema.equals(wanted) and len(names) == len(schema) else None
+
+
+def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    """A column in one of KINDS; null where a value is none of that kind. What is finer than a kind is cut off."""
+    if column.type == kind:
+        return column
+    if pa.types.is_integer(column.type) and pa.types.is_floating(kind):
+        return column.cast(kind, safe=False)
+    if pa.types.is_timestamp(column.type) and column.type.unit == "ns" and pa.types.is_timestamp(kind):
+        return column.cast(pa.timestamp("us", tz=column.type.tz), safe=False).cast(kind)
+    try:
+        return column.cast(kind)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        if len(column) == 1:
+            return pa.nulls(1, kind)
+        return pa.concat_arrays([as_type(column.slice(row, 1), kind) for row in range(len(column))])
+
+
+def values_of(column: pa.Array) -> list:
+    """The values of a column in one of KINDS as pa.array takes them again: times as numbers, which have no range."""
+    if pa.types.is_timestamp(column.type):
+        return column.cast(pa.int64()).to_pylist()  # type: ignore[no-any-return]
+    return (column.cast(pa.int32()) if pa.types.is_date(column.type) else column).to_pylist()  # type: ignore[no-any-return]
+
+
+def rows_of(table: pa.Table, kept: Sequence[KeptColumn]) -> list[tuple]:
+    """The kept values of each row of a table, None for a column that it does not have."""
+    columns = [
+        values_of(table[column.name].combine_chunks()) if column.name in table.column_names else [None] * table.num_rows
+        for column in kept
+    ]
+    return list(zip(*columns, strict=True)) if columns else [()] * table.num_rows
+
+
+def value_of(text: str | None, kind: pa.DataType) -> bool | int | float | str | None:
+    """The value that a text spells, as `values_of` gives them; None where it spells none of this kind."""
+    if text is None or pa.types.is_string(kind):
+        return text
+    [value] = values_of(as_type(pa.array([text], pa.string()), kind))
+    return value  # type: ignore[no-any-return]
+
+
+def union(columns: Sequence[Sequence[KeptColumn]]) -> tuple[KeptColumn, ...]:
+    """The columns of several segments in order of their first mention; one that has two types is a string."""
+    types: dict[str, str] = {}
+    for column in (column for each in columns for column in each):
+        types[column.name] = column.type if types.get(column.name, column.type) == column.type else "string"
+    return tuple(KeptColumn(name=name, type=kind) for name, kind in types.items())
+
+
+def joined(tables: Sequence[pa.Table]) -> pa.Table:
+    """Rows of entries files as one table with the kept columns of all, null where a file has none. No value is lost."""
+    schema = tables[0].schema
+    fixed = pa.schema(list(schema)[: len(FIXED)], metadata=schema.metadata)
+    kept = union([kept_in(table.schema, fixed) or () for table in tables])
+    if not kept:
+        return pa.concat_tables(tables)
+    whole = pa.schema([*fixed, *(column.field for column in kept)], metadata=schema.metadata)
+    return pa.concat_tables(with_columns(table, whole) for table in tables)
+
+
+def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with the columns of a schema, null where it has none. No value is lost."""
+    columns = [
+        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column in one of KINDS as texts, as `joined` has values of one name and several types."""
+    return pc.cast(column, pa.string())
