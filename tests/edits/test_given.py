@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from embedding_reader import EmbeddingReader
 
 from pipeline import VisualMemory
 from pipeline.edits.export import export
@@ -456,6 +457,20 @@ def test_clip_retrieval_reads_what_is_exported(memory: VisualMemory, tmp_path: P
     assert set(rows["width"].to_pylist()) == {640}
     ids = rows["id"].to_numpy()
     assert np.array_equal(memory.live().vectors_of(ids).astype(np.float16), vectors)
+
+
+def test_autofaiss_reads_what_is_exported(memory: VisualMemory, tmp_path: Path, file_format: str) -> None:
+    """By way of embedding-reader, which pairs a .npy with its metadata as clip-retrieval's tools do."""
+    memory.export(tmp_path / "out", file_format, rows_per_file=50)
+    if file_format == "parquet":
+        asked = {"embeddings_folder": str(tmp_path / "out"), "embedding_column": "embedding"}
+    else:
+        asked = {"embeddings_folder": str(tmp_path / "out/img_emb"), "metadata_folder": str(tmp_path / "out/metadata")}
+    kind = "parquet" if file_format == "parquet" else "parquet_npy"
+    reader = EmbeddingReader(**asked, meta_columns=["id", "uri"], file_format=kind)
+    assert (reader.count, reader.dimension) == (130, 16)
+    for vectors, rows in reader(batch_size=64, show_progress=False):
+        assert np.array_equal(memory.live().vectors_of(rows["id"].to_numpy()), vectors.astype(np.float32))
 
 
 def test_what_cannot_be_exported(memory: VisualMemory, tmp_path: Path, file_format: str) -> None:
