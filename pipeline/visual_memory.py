@@ -355,8 +355,9 @@ class VisualMemory:
         set. Images under a label of the memory that the set has no word for are skipped; a label that neither knows is
         wrong. Raises SourceError when no image has a label or none can be read.
         """
+        from pipeline.embeddings.decoding import ImageFacts, Threads
         from pipeline.embeddings.parts import available_cpus
-        from pipeline.embeddings.stream import ImageFacts, embed_items
+        from pipeline.embeddings.stream import embed_items
 
         check_list("ks", ks)
         check_list("votings", votings)
@@ -377,7 +378,7 @@ class VisualMemory:
             asking.check_k(k)
         rule = _rule(votings[0], balance)
         encoder, vectors, said, done, rejected = self.encoder(), [], list[str | None](), 0, 0
-        for batch in embed_items(encoder, items_of(listing, Labels()), available_cpus()):
+        for batch in embed_items(encoder, items_of(listing, Labels()), Threads(available_cpus())):
             for item, image, vector in zip(batch.items, batch.images, batch.vectors_BD, strict=False):
                 if isinstance(image, ImageFacts) and item.label is not None:
                     vectors.append(vector)

@@ -13,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.embeddings.decoding import Decoding, ImageFacts, Threads
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
-from pipeline.embeddings.stream import ImageFacts, embed_items
+from pipeline.embeddings.stream import embed_items
 from pipeline.errors import SourceError
 from pipeline.images.containers import Container, images_in
 from pipeline.images.decode import MAX_FILE_BYTES, Rejected
@@ -38,13 +39,14 @@ def available_cpus() -> int:
 class EmbeddedPart:
     """The images of a part in order: ids int64 [N], vectors float32 [N, D], items, and facts or why it was rejected.
 
-    The vector of a rejected image means nothing.
+    The vector of a rejected image means nothing. `decoded_on` names the nodes that decoded for this one.
     """
 
     ids_N: np.ndarray
     vectors_ND: np.ndarray
     items: list[Item]
     images: list[ImageFacts | Rejected]
+    decoded_on: tuple[str, ...] = ()
 
     @property
     def kept(self) -> list[int]:
@@ -78,8 +80,17 @@ class Worker(Protocol):
 class Work(Protocol):
     """What is to be done with each part of a plan. It can be pickled, and opened where the work is done."""
 
-    def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> Worker:
-        """A worker with so many threads, on a node of this name; `encoder` is there already or loaded."""
+    def open(
+        self,
+        num_cpus: int,
+        node: str | None = None,
+        encoder: Encoder | None = None,
+        decoding: Decoding | None = None,
+    ) -> Worker:
+        """A worker with so many threads, on a node of this name; `encoder` is there already or loaded.
+
+        `decoding` is what gives it decoded images; None for threads of its own.
+        """
 
 
 @dataclass(frozen=True)
@@ -89,24 +100,36 @@ class Remember:
     storage: Storage
     reservation: Reservation
 
-    def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> "PartEmbedder":
+    def open(
+        self,
+        num_cpus: int,
+        node: str | None = None,
+        encoder: Encoder | None = None,
+        decoding: Decoding | None = None,
+    ) -> "PartEmbedder":
         encoder = encoder or Encoder.open(self.storage, self.reservation.identity)
-        return PartEmbedder(self.storage, self.reservation, num_cpus, encoder, node)
+        return PartEmbedder(self.storage, self.reservation, num_cpus, encoder, node, decoding)
 
 
 class PartEmbedder:
-    """Embeds parts of one plan with `num_cpus` threads for the model and as many for decoding.
+    """Embeds parts of one plan with `num_cpus` threads for the model; `decoding` None takes as many for decoding.
 
     `node` names the machine in the marks; None takes the name of this host.
     """
 
     def __init__(
-        self, storage: Storage, reservation: Reservation, num_cpus: int, encoder: Encoder, node: str | None = None
+        self,
+        storage: Storage,
+        reservation: Reservation,
+        num_cpus: int,
+        encoder: Encoder,
+        node: str | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
         torch.set_num_threads(num_cpus)
         self._storage = storage
         self._reservation = reservation
-        self._num_cpus = num_cpus
+        self._decoding = decoding or Threads(num_cpus)
         self._node = node
         self._encoder = encoder
 
@@ -124,6 +147,7 @@ class PartEmbedder:
             self._pictures(embedded) if self._reservation.thumbnails else None,
             seconds=stages.to_json(),
             node=self._node,
+            decoded_on=embedded.decoded_on,
         )
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})
@@ -131,19 +155,22 @@ class PartEmbedder:
     def embed(self, part: int, stages: Stages) -> EmbeddedPart:
         """Embed one part. What each stage takes is added to `stages`."""
         vectors, items, images = [], list[Item](), list[ImageFacts | Rejected]()
+        decoded_on = set[str]()
         batches = embed_items(
-            self._encoder, self._items(part), self._num_cpus, thumbnails=self._reservation.thumbnails, stages=stages
+            self._encoder, self._items(part), self._decoding, thumbnails=self._reservation.thumbnails, stages=stages
         )
         for batch in batches:
             vectors.append(batch.vectors_BD)
             # The bytes of a member have done their work.
             items += [item if item.content is None else replace(item, content=None) for item in batch.items]
             images += batch.images
+            if batch.decoded_on is not None:
+                decoded_on.add(batch.decoded_on)
         if len(items) > MAX_ROWS:
             raise SourceError(f"{items[0].uri.partition('#')[0]} holds more than {MAX_ROWS:,} images: split it")
         none_ND = np.empty((0, self._reservation.identity.dimension), np.float32)
         ids_N = part_ids(self._reservation.number, part, len(items))
-        return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images)
+        return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images, tuple(sorted(decoded_on)))
 
     def described(self, part: int) -> str:
         """What a part holds, in a few words for a message."""

@@ -36,6 +36,9 @@ class Rejected(Exception):
         self.stage = stage
         self.reason = reason
 
+    def __reduce__(self) -> tuple:
+        return Rejected, (self.stage, self.reason)
+
 
 @dataclass(frozen=True)
 class Decoded:

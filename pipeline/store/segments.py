@@ -86,7 +86,7 @@ class Reservation(BaseModel):
 class PartMark(BaseModel):
     """What `done/PART.json` says of a finished part: its files, None where it has no such rows.
 
-    `seconds` are what each stage of the work on it took.
+    `seconds` are what each stage of the work on it took; `decoded_on` names other nodes that decoded images for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,6 +101,7 @@ class PartMark(BaseModel):
     thumbnails: RowsFile | None = None
     decisions: RowsFile | None = None
     seconds: dict[str, float] = {}
+    decoded_on: tuple[str, ...] = ()
 
     @property
     def num_entries(self) -> int:
@@ -293,12 +294,13 @@ def publish_part(
     *,
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
+    decoded_on: tuple[str, ...] = (),
 ) -> PartMark:
     """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
     tables = {"entries": entries.cast(entries_schema(reservation.identity)), "rejected": rejected.cast(REJECTED)}
     if thumbnails is not None:
         tables["thumbnails"] = thumbnails.cast(THUMBNAILS)
-    return publish(storage, reservation, part, tables, seconds=seconds, node=node)
+    return publish(storage, reservation, part, tables, seconds=seconds, node=node, decoded_on=decoded_on)
 
 
 def publish(
@@ -309,11 +311,13 @@ def publish(
     *,
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
+    decoded_on: tuple[str, ...] = (),
 ) -> PartMark:
     """Write tables of rows with ids, by kind, and the mark that names them; return the mark that stands.
 
     Rejected rows and the others are together as many as were planned. `node` names the machine at work, for those who
-    read the mark; None takes the name of this host. `seconds` are what each stage of the work took.
+    read the mark; None takes the name of this host. `seconds` are what each stage of the work took, `decoded_on` other
+    nodes that decoded images for it.
     """
     attempt = secrets.token_hex(6)
     planned = sum(tables[kind].num_rows for kind in ("entries", "decisions", "rejected") if kind in tables)
@@ -335,6 +339,7 @@ def publish(
         thumbnails=files.get("thumbnails"),
         decisions=files.get("decisions"),
         seconds=dict(seconds or {}),
+        decoded_on=decoded_on,
     )
     path = f"{reservation.folder}done/{part:06d}.json"
     try:
