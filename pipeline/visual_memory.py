@@ -41,7 +41,7 @@ from pipeline.store.history import VersionSummary, history
 from pipeline.store.ids import split_id
 from pipeline.store.labels import read_label_map
 from pipeline.store.places import open_storage
-from pipeline.store.segments import PartMark
+from pipeline.store.segments import PartMark, Precision
 from pipeline.store.state import Segment, State
 from pipeline.store.thumbnails import read_thumbnails
 from pipeline.store.versions import VersionLog
@@ -125,6 +125,7 @@ class VisualMemory:
         image_size: int | None = None,
         thumbnails: bool = False,
         max_rejected: float | None = None,
+        precision: Precision = "auto",
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
@@ -132,7 +133,7 @@ class VisualMemory:
         from pipeline.edits.add import AddOptions
 
         choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
-        plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected))
+        plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected, precision))
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
 
     def carry_out(

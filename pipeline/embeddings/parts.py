@@ -3,9 +3,11 @@
 The same class works in this process and inside a Ray actor; it depends on neither.
 """
 
+import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.embeddings.decoding import Decoding, ImageFacts, Threads
+from pipeline.embeddings.decoding import BatchForm, Decoding, ImageFacts, Threads
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.numerics import MEASURED_IMAGES, decide, encoder_in, needs_measuring
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import embed_items
 from pipeline.errors import SourceError
@@ -24,7 +27,7 @@ from pipeline.images.items import Item
 from pipeline.images.labels import Labels
 from pipeline.store.ids import MAX_ROWS, part_ids
 from pipeline.store.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
-from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_plan
+from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_numerics, read_plan
 from pipeline.store.storage import Storage
 
 TOO_LARGE = Rejected("read", f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
@@ -132,6 +135,7 @@ class PartEmbedder:
         self._decoding = decoding or Threads(num_cpus)
         self._node = node
         self._encoder = encoder
+        self._numerics_settled = reservation.precision == "float32"
 
     def do(self, part: int) -> PartMark:
         """Embed one part and publish its entries."""
@@ -154,6 +158,7 @@ class PartEmbedder:
 
     def embed(self, part: int, stages: Stages) -> EmbeddedPart:
         """Embed one part. What each stage takes is added to `stages`."""
+        self._settle_numerics(part)
         vectors, items, images = [], list[Item](), list[ImageFacts | Rejected]()
         decoded_on = set[str]()
         batches = embed_items(
@@ -181,7 +186,29 @@ class PartEmbedder:
         last = min(first + reservation.rows_per_part, reservation.planned) - 1
         return f"one of images {first:,} to {last:,} of {reservation.source}"
 
-    def _items(self, part: int) -> Iterator[Item]:
+    def _settle_numerics(self, part: int) -> None:
+        """Embed from now on as was decided for the segment, or decide it by the first images of a part."""
+        if self._numerics_settled:
+            return
+        if not needs_measuring(self._storage, self._reservation, self._encoder):
+            numerics = read_numerics(self._storage, self._reservation)
+        else:
+            form = BatchForm(self._encoder.batch_size, self._reservation.identity.preprocessing)
+            with closing(self._items(part)) as items:
+                batches = list(self._decoding.batches(itertools.islice(items, MEASURED_IMAGES), form))
+            pixels = [
+                batch.pixels_BSS3[row]
+                for batch in batches
+                for row, image in enumerate(batch.images)
+                if isinstance(image, ImageFacts)
+            ]
+            if not pixels:  # a later part may have images to measure on
+                return
+            numerics = decide(self._storage, self._reservation, self._encoder, np.stack(pixels))
+        self._encoder = encoder_in(self._encoder, numerics)
+        self._numerics_settled = True
+
+    def _items(self, part: int) -> Generator[Item]:
         """The images of a part, those of a container as they are read."""
         if part >= self._reservation.containers_from:
             container = Container(**read_container(self._storage, self._reservation, part))

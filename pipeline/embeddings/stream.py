@@ -6,7 +6,7 @@ readable nor on the number of threads (oneDNN picks other convolutions, and othe
 """
 
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -47,21 +47,25 @@ def embed_items(
     """
     stages = stages or Stages()
     decoded = decoding.batches(items, BatchForm(encoder.batch_size, encoder.identity.preprocessing, thumbnails))
+    begun: tuple[DecodedBatch, Callable[[], np.ndarray]] | None = None
     with closing(decoded):
         while True:
             began = time.perf_counter()
             batch = next(decoded, None)
             waited = time.perf_counter()
             stages.waiting += waited - began
+            # The next batch is begun before the vectors of the last are waited for: a GPU is never without work.
+            following = (batch, encoder.begin(batch.pixels_BSS3)) if batch is not None else None
+            embedded = _embedded(*begun) if begun is not None else None
+            stages.model += time.perf_counter() - waited
+            if embedded is not None:
+                yield embedded
             if batch is None:
                 return
-            embedded = _embedded(encoder, batch)
-            stages.model += time.perf_counter() - waited
             stages.reading += batch.reading
             stages.decoding += batch.decoding
-            yield embedded
+            begun = following
 
 
-def _embedded(encoder: Encoder, batch: DecodedBatch) -> EmbeddedBatch:
-    vectors_BD = encoder.embed(batch.pixels_BSS3)[: len(batch.images)]
-    return EmbeddedBatch(vectors_BD, batch.items, batch.images, batch.node)
+def _embedded(batch: DecodedBatch, wait: Callable[[], np.ndarray]) -> EmbeddedBatch:
+    return EmbeddedBatch(wait()[: len(batch.images)], batch.items, batch.images, batch.node)

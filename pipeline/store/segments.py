@@ -10,6 +10,7 @@ import json
 import secrets
 import socket
 from collections.abc import Collection, Mapping
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,13 +39,18 @@ from pipeline.store.storage import AlreadyExists, Storage
 FOLDER = "segments"
 DESCRIPTION = "segment.json"
 GIVEN_UP = "given_up.json"
+NUMERICS = "numerics.json"
+KEPT = (DESCRIPTION, GIVEN_UP, NUMERICS)  # small, and not named by any version
+
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Reservation(BaseModel):
     """What `segment.json` says: whose work this is, so that the same command can continue it.
 
     `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
-    images are counted when it is read. `known_inside` of them are known to be there.
+    images are counted when it is read. `known_inside` of them are known to be there. `precision` is what the model may
+    compute in; what it does is decided once, and recorded as Numerics.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -63,6 +69,7 @@ class Reservation(BaseModel):
     containers: FileRef | None = None
     num_containers: int = 0
     known_inside: int = 0
+    precision: Precision = "float32"
 
     @property
     def folder(self) -> str:
@@ -81,6 +88,16 @@ class Reservation(BaseModel):
     def num_images(self, found: int) -> int:
         """Images that are planned, `found` of them in containers so far."""
         return self.planned + max(found, self.known_inside)
+
+
+class Numerics(BaseModel):
+    """What `numerics.json` says: in what all parts of a segment are embedded, and why. Without it, float32."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Literal["float32", "bfloat16"]
+    compiled: bool = False
+    reason: str
 
 
 class PartMark(BaseModel):
@@ -124,6 +141,7 @@ def reserve(
     thumbnails: bool = False,
     containers: pa.Table | None = None,
     labels: str = "folder",
+    precision: Precision = "float32",
 ) -> Reservation:
     """Freeze a plan under the next free segment number, and hold the segment's folder.
 
@@ -144,6 +162,7 @@ def reserve(
             thumbnails=thumbnails,
             containers=containers,
             labels=labels,
+            precision=precision,
         )
         try:
             described = reservation.model_dump_json(indent=1).encode()
@@ -169,6 +188,7 @@ def freeze(
     thumbnails: bool = False,
     containers: pa.Table | None = None,
     labels: str = "folder",
+    precision: Precision = "float32",
 ) -> Reservation:
     """Write the plan of a source as that of segment `number`, 0 for work that is none. Nobody knows of it yet."""
     rows = ids.rows_per_part(images.num_rows)
@@ -186,6 +206,7 @@ def freeze(
         plan=_write_plan(storage, f"{folder}plan/{nonce}.parquet", images, number, rows),
         thumbnails=thumbnails,
         labels=labels,
+        precision=precision,
         containers=_write_containers(storage, f"{folder}containers/{nonce}.parquet", containers),
         num_containers=num_containers,
         known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
@@ -249,6 +270,24 @@ def read_reservation(storage: Storage, number: int) -> Reservation | None:
         return Reservation.model_validate_json(data)
     except (ValueError, AttributeError, ValidationError) as error:
         raise _damaged(storage, path) from error
+
+
+def read_numerics(storage: Storage, reservation: Reservation) -> Numerics | None:
+    """What was decided for a segment; None where nothing was. Raises DamagedFile."""
+    path = f"{reservation.folder}{NUMERICS}"
+    if not storage.exists(path):
+        return None
+    try:
+        return Numerics.model_validate_json(storage.read(path))
+    except ValidationError as error:
+        raise _damaged(storage, path) from error
+
+
+def record_numerics(storage: Storage, reservation: Reservation, numerics: Numerics) -> Numerics:
+    """Decide for a segment, unless another worker did; what stands."""
+    with contextlib.suppress(AlreadyExists):
+        storage.create(f"{reservation.folder}{NUMERICS}", numerics.model_dump_json(indent=1).encode())
+    return read_numerics(storage, reservation) or numerics
 
 
 def read_plan(storage: Storage, reservation: Reservation, part: int) -> pa.Table:
