@@ -10,6 +10,7 @@ from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stag
 
 if TYPE_CHECKING:
     from pipeline.edits.add import AddPlan, AddReport
+    from pipeline.embeddings.choice import DecodingChoice
     from pipeline.store.segments import Precision
 
 # Images from which an add runs on Ray. Starting it and its actors took 12 s on two cores (docs/benchmarks.md), in which
@@ -46,6 +47,14 @@ def add(
     image_size: Annotated[
         int | None, typer.Option(help="Pixels a side the encoder sees.  \\[default: the model's]", metavar="N")
     ] = None,
+    decoding: Annotated[
+        str | None,
+        typer.Option(
+            help="For a new memory: decode large JPEG files whole, or faster at a fraction of their size.  "
+            "\\[default: exact]",
+            metavar="exact|scaled",
+        ),
+    ] = None,
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails", help="Keep small pictures, for pages that outlive the files.")
     ] = False,
@@ -68,7 +77,9 @@ def add(
     from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 
     target = VisualMemory(memory)
-    choice = EncoderChoice(encoder, weights, cast(WeightsOrder, weights_order), image_size)
+    choice = EncoderChoice(
+        encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
+    )
     options = AddOptions(labels, dataset, choice, thumbnails, max_rejected, cast("Precision", precision))
     plan = target.plan_add(source, options)
     if dry_run:

@@ -28,7 +28,7 @@ from pipeline.edits.compact import CompactReport, compact
 from pipeline.edits.copy import CopyReport, copy
 from pipeline.edits.expire import ExpireReport, Keep, expire, plan_expire
 from pipeline.edits.rollback import RollbackReport, roll_back
-from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
+from pipeline.embeddings.choice import DecodingChoice, EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, DamagedFile, IndexBuildError, SourceError, UsageError
 from pipeline.explanation import explanation_page, write_page
 from pipeline.images.labels import Labels
@@ -123,6 +123,7 @@ class VisualMemory:
         weights: str | Path | None = None,
         weights_order: WeightsOrder = "name",
         image_size: int | None = None,
+        decoding: DecodingChoice | None = None,
         thumbnails: bool = False,
         max_rejected: float | None = None,
         precision: Precision = "auto",
@@ -132,7 +133,8 @@ class VisualMemory:
         """Remember every image of a source: `plan_add`, then `carry_out`."""
         from pipeline.edits.add import AddOptions
 
-        choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
+        file = str(weights) if weights is not None else None
+        choice = EncoderChoice(encoder, file, weights_order, image_size, decoding)
         plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected, precision))
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
 

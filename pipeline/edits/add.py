@@ -16,7 +16,7 @@ from typing import get_args
 
 import pyarrow as pa
 
-from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.choice import PIXEL_PATHS, DecodingChoice, EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, check_max_rejected, read_rejects
@@ -213,10 +213,14 @@ def settle_encoder(log: VersionLog, state: State | None, choice: EncoderChoice) 
     if said != {"encoder": own.encoder, "crop": own.preprocessing.crop}:
         asked = f"{said['encoder']} at {said['crop']} pixels"
         raise IdentityMismatch(f"the memory at {log.storage.uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
+    if choice.decoding is not None and PIXEL_PATHS[choice.decoding] != own.preprocessing.pixel_path:
+        asked = f"decoding {choice.decoding}"
+        raise IdentityMismatch(f"the memory at {log.storage.uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
     if choice.weights is not None:
+        own_decoding: DecodingChoice = "exact" if own.preprocessing.pixel_path == "pillow" else "scaled"
         read_weights(choice.weights)  # a path that leads nowhere is said before anything about a mismatch
         asked_identity = Encoder.load(
-            EncoderChoice(own.encoder, choice.weights, choice.weights_order, own.preprocessing.crop)
+            EncoderChoice(own.encoder, choice.weights, choice.weights_order, own.preprocessing.crop, own_decoding)
         ).identity
         _refuse_mix(log.storage.uri, own, asked_identity)
     return Encoder.open(log.storage, own)
@@ -410,7 +414,7 @@ def _already_there(log: VersionLog, state: State | None, fingerprint: str) -> Se
     return None
 
 
-_ONE_ENCODER = "leave out --encoder, --weights and --image-size to use its own, or start another memory"
+_ONE_ENCODER = "leave out --encoder, --weights, --image-size and --decoding to use its own, or start another memory"
 
 
 def _refuse_mix(uri: str, own: Identity, asked: Identity) -> None:

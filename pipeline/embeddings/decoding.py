@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.embeddings.preprocessing import pixels_of
+from pipeline.embeddings.preprocessing import pixels_of, shortest_of
 from pipeline.images.decode import Rejected, decode
 from pipeline.images.files import is_remote, read_file
 from pipeline.images.items import Item
@@ -82,10 +82,10 @@ class Decoding(Protocol):
 
 def pixels_of_bytes(data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels:
     """Decode, resize and crop the bytes of an image file. Raises Rejected."""
-    decoded = decode(data)
-    width, height = decoded.image.size
+    decoded = decode(data, shortest_of(preprocessing))
     small = thumbnail(decoded.image) if thumbnails else None
-    return Pixels(pixels_of(decoded.image, preprocessing), ImageFacts(decoded.sha256, width, height, small))
+    facts = ImageFacts(decoded.sha256, decoded.width, decoded.height, small)
+    return Pixels(pixels_of(decoded.image, preprocessing), facts)
 
 
 def begun_ahead(

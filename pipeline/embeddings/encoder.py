@@ -56,7 +56,7 @@ class Encoder:
             fit(model, tensors, choice.weights)
             model.reset_classifier(0)  # type: ignore[operator]  # every timm model has it
         config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-        preprocessing = preprocessing_for(config, name, choice.image_size)
+        preprocessing = preprocessing_for(config, name, choice.image_size, choice.decoding)
         identity = Identity(
             encoder=name,
             weights_sha256=weight_files.weights_sha256(weight_files.weights_of(model)),

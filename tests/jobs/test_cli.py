@@ -388,6 +388,8 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["add", "{new}", "{ask}", "--image-size", "0"], 2, "not a number of pixels"),
     (["add", "{new}", "{ask}", "--weights-order", "random"], 2, "give name or positional"),
     (["add", "{new}", "{ask}", "--precision", "half"], 2, "give auto, float32 or bfloat16"),
+    (["add", "{new}", "{ask}", "--decoding", "fast"], 2, "give exact or scaled"),
+    (["add", "{memory}", "{ask}", "--decoding", "scaled"], 1, "not of decoding scaled: leave out"),
     (["add", "{new}", "{ask}", "--runner", "spark"], 2, "give auto, here or ray"),
     (["add", "{tmp}/texts", "{ask}"], 1, "it comes before SOURCE"),
     (["add", "{memory}", "{ask}", "--encoder", "resnet18"], 1, "is one of tf_efficientnet_lite0"),
