@@ -16,8 +16,11 @@ from PIL import Image
 
 from cluster.ray_nodes import RayHead, RayNode
 from pipeline import VisualMemory
+from pipeline.embeddings import decoding, on_ray
 from pipeline.embeddings.decoding import BATCHES_AHEAD, BatchForm, Threads, begun_ahead
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.stages import Stages
+from pipeline.errors import StorageError
 from pipeline.images.decode import Rejected
 from pipeline.images.items import Item
 from pipeline.store.schemas import read_table
@@ -64,6 +67,45 @@ def test_batches_have_black_pixels_where_there_is_no_image(encoder: Encoder) -> 
 def test_a_reject_can_travel() -> None:
     there = pickle.loads(pickle.dumps(Rejected("read", "the file is empty")))
     assert (there.stage, there.reason, str(there)) == ("read", "the file is empty", "the file is empty")
+
+
+def test_a_batch_is_decoded_here_when_no_node_is_left_to_do_it(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cancelled: list[object] = []
+    monkeypatch.setattr(on_ray.ray, "wait", lambda asked, timeout: ([], asked))
+    monkeypatch.setattr(on_ray.ray, "cancel", cancelled.append)
+    monkeypatch.setattr(on_ray.Helpers, "now", lambda: None)
+    form = BatchForm(4, encoder.identity.preprocessing)
+    batch = [Item("a", None, encoded(Image.new("RGB", (40, 30), "red"), "PNG"))]
+    answer = on_ray.ClusterDecoding(1)._answer("asked", batch, form)
+    assert cancelled == ["asked"]
+    assert answer.pixels_BSS3[0].any()
+
+
+def test_decoding_is_left_to_other_nodes_where_cores_are_few_or_were_too_few() -> None:
+    few, many = on_ray.ClusterDecoding(1), on_ray.ClusterDecoding(on_ray.CORES_A_GPU)
+    assert (few._starving, many._starving) == (True, False)
+    many.learn(Stages(model=9, waiting=1, decoding=9))
+    assert not many._starving
+    many.learn(Stages(model=1, waiting=9, decoding=9))
+    assert many._starving
+
+
+def test_a_store_that_fails_in_a_task_is_told_as_it_would_be_here(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: str) -> bytes:
+        raise StorageError("the store is gone")
+
+    monkeypatch.setattr(decoding, "read_file", failing)
+    task = on_ray._decode_task()._function
+    answer = pickle.loads(pickle.dumps(task(items(3), BatchForm(4, encoder.identity.preprocessing))))
+    assert (type(answer), str(answer)) == (StorageError, "the store is gone")
+    monkeypatch.setattr(on_ray.ray, "wait", lambda asked, timeout: (asked, []))
+    monkeypatch.setattr(on_ray.ray, "get", lambda asked: asked)
+    with pytest.raises(StorageError, match="the store is gone"):
+        on_ray.ClusterDecoding(1)._answer(answer, items(3), BatchForm(4, encoder.identity.preprocessing))
 
 
 ADD = """
