@@ -1,4 +1,4 @@
-"""Drift of the fused resize and crop from timm's transform, and of scaled decoding from exact: embeddings, time.
+"""Drift of the fused resize and crop from timm's transform, of scaled decoding from exact, of bfloat16 from float32.
 
     python tests/benchmarks/pixel_drift.py --images FOLDER [--image-size 224]
 
@@ -20,6 +20,7 @@ from timm.data import create_transform
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.decoding import pixels_of_bytes
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.numerics import measured
 from pipeline.embeddings.preprocessing import pixels_of, shortest_of
 from pipeline.images.decode import Rejected, decode
 from pipeline.store.identity import Preprocessing
@@ -99,6 +100,7 @@ def main() -> None:
             "largest": int(max(d.max() for d in differences)),
         },
         "cosine": {"first percentile": round(float(np.percentile(cosines, 1)), 6), "least": round(min(cosines), 6)},
+        "bfloat16": measured(encoder, np.stack([pixels_of(image, pinned) for image in images]), compiling=False).reason,
         "scaled decoding": scaled_decoding(encoder, scaled, [path.read_bytes() for path in paths]),
     }
     print(json.dumps(result, indent=1))

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from ray import cloudpickle
 
 from cluster.ray_nodes import RayHead, RayNode
 from pipeline import VisualMemory
@@ -106,6 +107,13 @@ def test_a_store_that_fails_in_a_task_is_told_as_it_would_be_here(
     monkeypatch.setattr(on_ray.ray, "get", lambda asked: asked)
     with pytest.raises(StorageError, match="the store is gone"):
         on_ray.ClusterDecoding(1)._answer(answer, items(3), BatchForm(4, encoder.identity.preprocessing))
+
+
+def test_a_process_that_decodes_waits_for_no_torch() -> None:
+    task = cloudpickle.dumps(on_ray._decode_task()._function)
+    code = "import sys; from ray import cloudpickle; cloudpickle.load(sys.stdin.buffer); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], input=task, capture_output=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == b"False"
 
 
 ADD = """
