@@ -3,9 +3,11 @@
 The same class works in this process and inside a Ray actor; it depends on neither.
 """
 
+import itertools
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -13,9 +15,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.embeddings.decoding import BatchForm, Decoding, ImageFacts, Threads
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.numerics import MEASURED_IMAGES, decide, encoder_in, needs_measuring
 from pipeline.embeddings.stages import Stages
-from pipeline.embeddings.stream import ImageFacts, embed_items
+from pipeline.embeddings.stream import embed_items
 from pipeline.errors import SourceError
 from pipeline.images.containers import Container, images_in
 from pipeline.images.decode import MAX_FILE_BYTES, Rejected
@@ -24,7 +28,7 @@ from pipeline.images.labels import Labels
 from pipeline.store.ids import MAX_ROWS, part_ids
 from pipeline.store.kept import rows_of
 from pipeline.store.schemas import PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
-from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_plan
+from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_numerics, read_plan
 from pipeline.store.storage import Storage
 
 TOO_LARGE = Rejected("read", f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
@@ -39,13 +43,14 @@ def available_cpus() -> int:
 class EmbeddedPart:
     """The images of a part in order: ids int64 [N], vectors float32 [N, D], items, and facts or why it was rejected.
 
-    The vector of a rejected image means nothing.
+    The vector of a rejected image means nothing. `decoded_on` names the nodes that decoded for this one.
     """
 
     ids_N: np.ndarray
     vectors_ND: np.ndarray
     items: list[Item]
     images: list[ImageFacts | Rejected]
+    decoded_on: tuple[str, ...] = ()
 
     @property
     def kept(self) -> list[int]:
@@ -79,8 +84,17 @@ class Worker(Protocol):
 class Work(Protocol):
     """What is to be done with each part of a plan. It can be pickled, and opened where the work is done."""
 
-    def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> Worker:
-        """A worker with so many threads, on a node of this name; `encoder` is there already or loaded."""
+    def open(
+        self,
+        num_cpus: int,
+        node: str | None = None,
+        encoder: Encoder | None = None,
+        decoding: Decoding | None = None,
+    ) -> Worker:
+        """A worker with so many threads, on a node of this name; `encoder` is there already or loaded.
+
+        `decoding` is what gives it decoded images; None for threads of its own.
+        """
 
 
 @dataclass(frozen=True)
@@ -90,26 +104,39 @@ class Remember:
     storage: Storage
     reservation: Reservation
 
-    def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> "PartEmbedder":
+    def open(
+        self,
+        num_cpus: int,
+        node: str | None = None,
+        encoder: Encoder | None = None,
+        decoding: Decoding | None = None,
+    ) -> "PartEmbedder":
         encoder = encoder or Encoder.open(self.storage, self.reservation.identity)
-        return PartEmbedder(self.storage, self.reservation, num_cpus, encoder, node)
+        return PartEmbedder(self.storage, self.reservation, num_cpus, encoder, node, decoding)
 
 
 class PartEmbedder:
-    """Embeds parts of one plan with `num_cpus` threads for the model and as many for decoding.
+    """Embeds parts of one plan with `num_cpus` threads for the model; `decoding` None takes as many for decoding.
 
     `node` names the machine in the marks; None takes the name of this host.
     """
 
     def __init__(
-        self, storage: Storage, reservation: Reservation, num_cpus: int, encoder: Encoder, node: str | None = None
+        self,
+        storage: Storage,
+        reservation: Reservation,
+        num_cpus: int,
+        encoder: Encoder,
+        node: str | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
         torch.set_num_threads(num_cpus)
         self._storage = storage
         self._reservation = reservation
-        self._num_cpus = num_cpus
+        self._decoding = decoding or Threads(num_cpus)
         self._node = node
         self._encoder = encoder
+        self._numerics_settled = reservation.precision == "float32"
 
     def do(self, part: int) -> PartMark:
         """Embed one part and publish its entries."""
@@ -125,26 +152,31 @@ class PartEmbedder:
             self._pictures(embedded) if self._reservation.thumbnails else None,
             seconds=stages.to_json(),
             node=self._node,
+            decoded_on=embedded.decoded_on,
         )
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})
 
     def embed(self, part: int, stages: Stages) -> EmbeddedPart:
         """Embed one part. What each stage takes is added to `stages`."""
+        self._settle_numerics(part)
         vectors, items, images = [], list[Item](), list[ImageFacts | Rejected]()
+        decoded_on = set[str]()
         batches = embed_items(
-            self._encoder, self._items(part), self._num_cpus, thumbnails=self._reservation.thumbnails, stages=stages
+            self._encoder, self._items(part), self._decoding, thumbnails=self._reservation.thumbnails, stages=stages
         )
         for batch in batches:
             vectors.append(batch.vectors_BD)
             # The bytes of a member have done their work.
             items += [item if item.content is None else replace(item, content=None) for item in batch.items]
             images += batch.images
+            if batch.decoded_on is not None:
+                decoded_on.add(batch.decoded_on)
         if len(items) > MAX_ROWS:
             raise SourceError(f"{items[0].uri.partition('#')[0]} holds more than {MAX_ROWS:,} images: split it")
         none_ND = np.empty((0, self._reservation.identity.dimension), np.float32)
         ids_N = part_ids(self._reservation.number, part, len(items))
-        return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images)
+        return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images, tuple(sorted(decoded_on)))
 
     def described(self, part: int) -> str:
         """What a part holds, in a few words for a message."""
@@ -155,7 +187,29 @@ class PartEmbedder:
         last = min(first + reservation.rows_per_part, reservation.planned) - 1
         return f"one of images {first:,} to {last:,} of {reservation.source}"
 
-    def _items(self, part: int) -> Iterator[Item]:
+    def _settle_numerics(self, part: int) -> None:
+        """Embed from now on as was decided for the segment, or decide it by the first images of a part."""
+        if self._numerics_settled:
+            return
+        if not needs_measuring(self._storage, self._reservation, self._encoder):
+            numerics = read_numerics(self._storage, self._reservation)
+        else:
+            form = BatchForm(self._encoder.batch_size, self._reservation.identity.preprocessing)
+            with closing(self._items(part)) as items:
+                batches = list(self._decoding.batches(itertools.islice(items, MEASURED_IMAGES), form))
+            pixels = [
+                batch.pixels_BSS3[row]
+                for batch in batches
+                for row, image in enumerate(batch.images)
+                if isinstance(image, ImageFacts)
+            ]
+            if not pixels:  # a later part may have images to measure on
+                return
+            numerics = decide(self._storage, self._reservation, self._encoder, np.stack(pixels))
+        self._encoder = encoder_in(self._encoder, numerics)
+        self._numerics_settled = True
+
+    def _items(self, part: int) -> Generator[Item]:
         """The images of a part, those of a container as they are read."""
         if part >= self._reservation.containers_from:
             container = Container(**read_container(self._storage, self._reservation, part))

@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+PixelPath = Literal["pillow", "pillow-draft"]
+
 
 class Preprocessing(BaseModel):
     """From decoded RGB pixels to the encoder's input; every field changes the vectors.
@@ -26,7 +28,7 @@ class Preprocessing(BaseModel):
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    pixel_path: Literal["pillow"] = "pillow"
+    pixel_path: PixelPath = "pillow"
 
 
 class Identity(BaseModel):
@@ -52,7 +54,8 @@ class Identity(BaseModel):
 
     def __str__(self) -> str:
         pixels = self.preprocessing
+        scaled = ", decoding scaled" if pixels.pixel_path == "pillow-draft" else ""
         return (
-            f"{self.encoder} (weights {self.weights_sha256[:12]}, resize {pixels.resize}, crop {pixels.crop}, "
+            f"{self.encoder} (weights {self.weights_sha256[:12]}, resize {pixels.resize}, crop {pixels.crop}{scaled}, "
             f"{self.dimension} dimensions)"
         )
