@@ -25,9 +25,17 @@ MARK = (
 
 
 class RayNode:
-    """One node: `ray start --block` and all that it starts."""
+    """One node: `ray start --block` and all that it starts. GPUs it only claims to have are scheduled like others."""
 
-    def __init__(self, address: str, folder: Path, token: str, num_cpus: int, head: "RayHead | None" = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        folder: Path,
+        token: str,
+        num_cpus: int,
+        head: "RayHead | None" = None,
+        num_gpus: int = 0,
+    ) -> None:
         folder.mkdir(parents=True)
         self.address = address
         self.folder = folder
@@ -47,9 +55,9 @@ class RayNode:
                 [
                     *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={address}"),
                     *(self._role() if head is None else (f"--address={head.gcs}",)),
-                    *(f"--num-cpus={num_cpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"),
-                    *(f"--temp-dir={folder}", "--disable-usage-stats", f"--dashboard-agent-listen-port={agent}"),
-                    f"--metrics-export-port={metrics}",
+                    *(f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"),
+                    *(f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}", "--disable-usage-stats"),
+                    *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
                     *("--min-worker-port=0", "--max-worker-port=0"),  # any that is free
                 ],
                 cwd=folder,
@@ -107,13 +115,13 @@ class RayNode:
 class RayHead(RayNode):
     """The node that others join, with the job server at `url`."""
 
-    def __init__(self, address: str, folder: Path, token: str, num_cpus: int) -> None:
+    def __init__(self, address: str, folder: Path, token: str, num_cpus: int, num_gpus: int = 0) -> None:
         port, dashboard, client = free_ports(3)
         self.gcs = f"{address}:{port}"
         self.url = f"http://{address}:{dashboard}"
         self._client_port = client
         self._token = token
-        super().__init__(address, folder, token, num_cpus)
+        super().__init__(address, folder, token, num_cpus, num_gpus=num_gpus)
 
     def wait_until_ready(self, *others: RayNode) -> None:
         """Until the job server answers and the other nodes have joined."""

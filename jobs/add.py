@@ -10,6 +10,8 @@ from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stag
 
 if TYPE_CHECKING:
     from pipeline.edits.add import AddPlan, AddReport
+    from pipeline.embeddings.choice import DecodingChoice
+    from pipeline.store.segments import Precision
 
 # Images from which an add runs on Ray. Starting it and its actors took 12 s on two cores (docs/benchmarks.md), in which
 # this process would have embedded 6,000 small images; with more cores the actors win sooner.
@@ -56,9 +58,24 @@ def add(
             metavar="COLUMN",
         ),
     ] = None,
+    decoding: Annotated[
+        str | None,
+        typer.Option(
+            help="For a new memory: decode large JPEG files whole, or faster at a fraction of their size.  "
+            "\\[default: exact]",
+            metavar="exact|scaled",
+        ),
+    ] = None,
     thumbnails: Annotated[
         bool, typer.Option("--thumbnails", help="Keep small pictures, for pages that outlive the files.")
     ] = False,
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="What the model computes in; bfloat16 only if it hardly moves vectors, and with auto only on GPUs.",
+            metavar="auto|float32|bfloat16",
+        ),
+    ] = "auto",
     max_rejected: MaxRejected = None,
     runner: Runner = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
@@ -71,10 +88,13 @@ def add(
     from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 
     target = VisualMemory(memory)
-    choice = EncoderChoice(encoder, weights, cast(WeightsOrder, weights_order), image_size)
-    plan = target.plan_add(
-        source, AddOptions(labels, dataset, choice, thumbnails, max_rejected, keep=tuple(keep or ()))
+    choice = EncoderChoice(
+        encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
     )
+    options = AddOptions(
+        labels, dataset, choice, thumbnails, max_rejected, tuple(keep or ()), cast("Precision", precision)
+    )
+    plan = target.plan_add(source, options)
     if dry_run:
         _show_plan(plan, json=json)
         return
@@ -146,6 +166,9 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         f"the memory is at version {report.version}"
     )
     show_stages(report.stages, report.seconds)
+    if report.numerics is not None:
+        compiled = ", compiled" if report.numerics.compiled else ""
+        say(f"embedded in {report.numerics.precision}{compiled}: {report.numerics.reason}")
     if plan.options.labels == "folder" and not (plan.listing.labels or plan.listing.containers.num_rows):
         note("none of these images has a label, which `classify` needs: they lie in no sub-folders, one a class")
     if report.unplanned:

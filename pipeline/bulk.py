@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline import asking
 from pipeline.asking import ClassifyOptions
 from pipeline.decisions.decision import Decision
+from pipeline.embeddings.decoding import Decoding
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.parts import PartEmbedder, Work
 from pipeline.embeddings.stages import Stages
@@ -124,7 +125,13 @@ class Decide:
     label_set: str | None
     reservation: Reservation
 
-    def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> "_Decider":
+    def open(
+        self,
+        num_cpus: int,
+        node: str | None = None,
+        encoder: Encoder | None = None,
+        decoding: Decoding | None = None,
+    ) -> "_Decider":
         state = VersionLog(self.memory).at(self.version)
         live = LiveEntries.open(self.memory, state)
         if self.label_set is not None:
@@ -133,7 +140,8 @@ class Decide:
         def load() -> Encoder:
             return encoder or Encoder.open(self.memory, self.reservation.identity)
 
-        return _Decider(self, live, PartEmbedder(self.out, self.reservation, num_cpus, load, node), node)
+        embedder = PartEmbedder(self.out, self.reservation, num_cpus, load, node, decoding)
+        return _Decider(self, live, embedder, node)
 
 
 class _Decider:
@@ -169,7 +177,15 @@ class _Decider:
         tables = {"decisions": pa.Table.from_pylist(rows, schema=DECISIONS), "rejected": embedded.rejected()}
         began = time.perf_counter()
         seconds = stages.to_json()
-        mark = publish(self._work.out, self._work.reservation, part, tables, seconds=seconds, node=self._node)
+        mark = publish(
+            self._work.out,
+            self._work.reservation,
+            part,
+            tables,
+            seconds=seconds,
+            node=self._node,
+            decoded_on=embedded.decoded_on,
+        )
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})
 

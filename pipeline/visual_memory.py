@@ -29,7 +29,7 @@ from pipeline.edits.copy import CopyReport, copy
 from pipeline.edits.expire import ExpireReport, Keep, expire, plan_expire
 from pipeline.edits.export import ROWS_PER_FILE, ExportReport, Format, export
 from pipeline.edits.rollback import RollbackReport, roll_back
-from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
+from pipeline.embeddings.choice import DecodingChoice, EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, DamagedFile, IndexBuildError, SourceError, UsageError
 from pipeline.explanation import explanation_page, write_page
 from pipeline.images.labels import Labels
@@ -43,7 +43,7 @@ from pipeline.store.ids import split_id
 from pipeline.store.kept_values import read_kept
 from pipeline.store.labels import read_label_map
 from pipeline.store.places import open_storage
-from pipeline.store.segments import PartMark
+from pipeline.store.segments import PartMark, Precision
 from pipeline.store.state import Segment, State
 from pipeline.store.thumbnails import read_thumbnails
 from pipeline.store.versions import VersionLog
@@ -125,17 +125,21 @@ class VisualMemory:
         weights_order: WeightsOrder = "name",
         image_size: int | None = None,
         keep: Sequence[str] = (),
+        decoding: DecodingChoice | None = None,
         thumbnails: bool = False,
         max_rejected: float | None = None,
+        precision: Precision = "auto",
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
         """Remember every image of a source, with its columns `keep`: `plan_add`, then `carry_out`."""
         from pipeline.edits.add import AddOptions
 
-        choice = EncoderChoice(encoder, str(weights) if weights is not None else None, weights_order, image_size)
         check_list("keep", keep)
-        plan = self.plan_add(source, AddOptions(labels, dataset, choice, thumbnails, max_rejected, keep=tuple(keep)))
+        file = str(weights) if weights is not None else None
+        choice = EncoderChoice(encoder, file, weights_order, image_size, decoding)
+        options = AddOptions(labels, dataset, choice, thumbnails, max_rejected, tuple(keep), precision)
+        plan = self.plan_add(source, options)
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
 
     def carry_out(
@@ -364,9 +368,9 @@ class VisualMemory:
         set. Images under a label of the memory that the set has no word for are skipped; a label that neither knows is
         wrong. Raises SourceError when no image has a label or none can be read.
         """
+        from pipeline.embeddings.decoding import ImageFacts, Threads
         from pipeline.embeddings.given import embed_source
         from pipeline.embeddings.parts import available_cpus
-        from pipeline.embeddings.stream import ImageFacts
 
         check_list("ks", ks)
         check_list("votings", votings)
@@ -388,7 +392,8 @@ class VisualMemory:
             asking.check_k(k)
         rule = _rule(votings[0], balance)
         vectors, said, done, rejected = [], list[str | None](), 0, 0
-        for batch in embed_source(listing, Labels(), live.dimension, available_cpus(), self.encoder):
+        decoding = Threads(available_cpus())
+        for batch in embed_source(listing, Labels(), live.dimension, decoding, self.encoder):
             for item, image, vector in zip(batch.items, batch.images, batch.vectors_BD, strict=False):
                 if isinstance(image, ImageFacts) and item.label is not None:
                     vectors.append(vector)

@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 import pyarrow as pa
 
@@ -32,11 +33,14 @@ from pipeline.store.identity import Identity
 from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import read_table
 from pipeline.store.segments import (
+    Numerics,
     PartMark,
+    Precision,
     Reservation,
     give_up,
     is_given_up,
     read_marks,
+    read_numerics,
     reserve,
     segment_folder,
     unfinished,
@@ -62,6 +66,7 @@ class AddOptions:
 
     `max_rejected` is the share of images beyond which an add stops; None means 5% and never stops for a handful.
     `keep` names columns of the source that stay with the entries.
+    `precision` "auto" tries bfloat16 on GPUs, "bfloat16" anywhere; it is used if the vectors stay where they are.
     """
 
     labels: str = "folder"
@@ -70,10 +75,13 @@ class AddOptions:
     thumbnails: bool = False
     max_rejected: float | None = None
     keep: tuple[str, ...] = ()
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         check_max_rejected(self.max_rejected)
         check_names(self.keep)
+        if self.precision not in get_args(Precision):
+            raise UsageError(f"--precision {self.precision} is unknown: give auto, float32 or bfloat16")
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,8 @@ class AddReport:
 
     `resumed` images were done by an earlier, interrupted run. `segment` is None when the source was there already, as
     segment `already`. `unplanned` images came after the plan was frozen and are not in the memory. `index_error` says
-    why the index that so large an add builds afterwards was not built. `stages` are where the time of this run went.
+    why the index that so large an add builds afterwards was not built. `stages` are where the time of this run went,
+    `numerics` in what precision it was embedded where that was to be decided.
     """
 
     segment: int | None
@@ -132,6 +141,7 @@ class AddReport:
     unplanned: int = 0
     index_error: str | None = None
     stages: Stages = field(default_factory=Stages)
+    numerics: Numerics | None = None
 
     @property
     def version(self) -> int:
@@ -163,6 +173,8 @@ class AddReport:
             "index_error": self.index_error,
             "stages": self.stages.to_json(),
             "bound_by": (self.stages.verdict() or (None,))[0],
+            "precision": self.numerics.precision if self.numerics else "float32",
+            "compiled": self.numerics is not None and self.numerics.compiled,
             "rejects": [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects],
         }
 
@@ -278,6 +290,7 @@ def _added(
         resumed=done_before,
         unplanned=unplanned,
         stages=tally.stages,
+        numerics=read_numerics(storage, reservation),
     )
 
 
@@ -309,6 +322,7 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
         containers=plan.listing.containers,
         labels=plan.options.labels,
         kept=plan.listing.kept,
+        precision=plan.options.precision,
     )
     return reservation, 0
 

@@ -202,9 +202,7 @@ class _Copier:
                 committed |= set(_segments(action))
         there = self._source.walk(segments.FOLDER)
         reserved = segments.reserved(self._source)
-        marks = [
-            segments.segment_folder(n) + kind for n in reserved for kind in (segments.DESCRIPTION, segments.GIVEN_UP)
-        ]
+        marks = [segments.segment_folder(n) + kind for n in reserved for kind in segments.KEPT]
         small = [path for path in marks if path in there]
         done = tuple(f"{segments.segment_folder(number)}done/" for number in committed)
         small += [path for path in there if path.startswith(done) and not path.endswith(".aside")]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.choice import PIXEL_PATHS, EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.weights import read_weights
 from pipeline.errors import IdentityMismatch, SourceError, UsageError
@@ -13,7 +13,7 @@ from pipeline.store.identity import GIVEN, Identity
 from pipeline.store.state import State
 from pipeline.store.versions import VersionLog
 
-_ONE_ENCODER = "leave out --encoder, --weights and --image-size to use its own, or start another memory"
+_ONE_ENCODER = "leave out --encoder, --weights, --image-size and --decoding to use its own, or start another memory"
 
 
 def settle(
@@ -86,9 +86,13 @@ def _refuse_other(uri: str, own: Identity, choice: EncoderChoice) -> None:
         asked = f"{said[0]} at {said[1]} pixels" if said[1] else said[0]
         asked += " with weights" if own.is_given and choice.weights is not None else ""
         raise IdentityMismatch(f"the memory at {uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
+    if choice.decoding is not None and (own.is_given or PIXEL_PATHS[choice.decoding] != own.pixels.pixel_path):
+        asked = f"decoding {choice.decoding}"
+        raise IdentityMismatch(f"the memory at {uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
     if choice.weights is not None:
+        own_decoding = next(name for name, pixel_path in PIXEL_PATHS.items() if pixel_path == own.pixels.pixel_path)
         read_weights(choice.weights)  # a path that leads nowhere is said before anything about a mismatch
-        asked_for = EncoderChoice(own.encoder, choice.weights, choice.weights_order, crop)
+        asked_for = EncoderChoice(own.encoder, choice.weights, choice.weights_order, crop, own_decoding)
         refuse_mix(uri, own, Encoder.load(asked_for).identity)
 
 

@@ -13,8 +13,8 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.edits.fold import fold_singles
+from pipeline.embeddings.decoding import Pixels, pixels_of_bytes
 from pipeline.embeddings.encoder import Encoder
-from pipeline.embeddings.stream import Pixels, pixels_of_bytes
 from pipeline.errors import CommitConflict, SourceError, UsageError
 from pipeline.images.decode import Rejected
 from pipeline.images.files import read_file

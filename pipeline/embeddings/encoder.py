@@ -3,6 +3,9 @@
 Shapes: B images, S pixels a side, D dimensions.
 """
 
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -34,6 +37,8 @@ class Encoder:
         self.identity = identity
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._model = model.eval().to(self.device).to(memory_format=torch.channels_last)
+        self._forward: Callable[[torch.Tensor], torch.Tensor] = self._model
+        self._bfloat16 = False
         convolutions = sum(isinstance(module, torch.nn.Conv2d) for module in model.modules())
         self._convolutional = convolutions > MAX_PATCH_EMBEDDINGS
         self._mean = torch.tensor(identity.pixels.mean, device=self.device).view(1, 3, 1, 1)
@@ -51,7 +56,7 @@ class Encoder:
             fit(model, tensors, choice.weights)
             model.reset_classifier(0)  # type: ignore[operator]  # every timm model has it
         config = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
-        preprocessing = preprocessing_for(config, name, choice.image_size)
+        preprocessing = preprocessing_for(config, name, choice.image_size, choice.decoding)
         identity = Identity(
             encoder=name,
             weights_sha256=weight_files.weights_sha256(weight_files.weights_of(model)),
@@ -90,14 +95,51 @@ class Encoder:
         Convolutions choose their algorithm by batch size, so the last bits of a vector may depend on B. Raises
         DamagedFile when the model gives a vector that is not finite.
         """
+        return self.begin(pixels_BSS3)()
+
+    def begin(self, pixels_BSS3: np.ndarray) -> Callable[[], np.ndarray]:
+        """Begin what `embed` does, and return what waits for the vectors: a GPU takes the next batch meanwhile."""
+        on_gpu = self.device.type == "cuda"
+        # Bytes go over, and are normalised there; from pinned memory, without holding up this thread.
+        host = torch.empty(pixels_BSS3.shape, dtype=torch.uint8, pin_memory=on_gpu)
+        host.numpy()[...] = pixels_BSS3
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.ascontiguousarray(pixels_BSS3)).to(self.device, non_blocking=True)
+            pixels = host.to(self.device, non_blocking=True)
             inputs = pixels.permute(0, 3, 1, 2).float().div_(255.0).sub_(self._mean).div_(self._std)
-            vectors = self._model(inputs.contiguous(memory_format=torch.channels_last)).float()
-            vectors_BD = torch.nn.functional.normalize(vectors, dim=1).cpu().numpy()
-        if not np.isfinite(vectors_BD).all():
-            raise DamagedFile(f"{self.identity.encoder} gave vectors that are not finite: its weights are damaged")
-        return vectors_BD
+            with torch.autocast(self.device.type, torch.bfloat16) if self._bfloat16 else nullcontext():
+                vectors = self._forward(inputs.contiguous(memory_format=torch.channels_last))
+            found = vectors = torch.nn.functional.normalize(vectors.float(), dim=1)
+            if on_gpu:
+                found = torch.empty(vectors.shape, pin_memory=True).copy_(vectors, non_blocking=True)
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                copied.record()
+
+        def wait() -> np.ndarray:
+            if on_gpu:
+                copied.synchronize()
+            vectors_BD = found.numpy()
+            if not np.isfinite(vectors_BD).all():
+                raise DamagedFile(f"{self.identity.encoder} gave vectors that are not finite: its weights are damaged")
+            return vectors_BD
+
+        return wait
+
+    def in_bfloat16(self) -> "Encoder":
+        """This encoder with `embed` computing in bfloat16 where torch's autocast does. Queries stay as they are."""
+        fast = copy.copy(self)
+        fast._bfloat16 = True
+        return fast
+
+    def compiled(self) -> "Encoder":
+        """This encoder with `embed` compiled for batches of `batch_size`. Raises EncoderError where that fails."""
+        fast, crop = copy.copy(self), self.identity.pixels.crop
+        try:
+            fast._forward = torch.compile(self._model, dynamic=False)
+            fast.embed(np.zeros((self.batch_size, crop, crop, 3), np.uint8))
+        except Exception as error:  # compilers fail in many types, for want of a C compiler or a GPU they know
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise EncoderError(f"{self.identity.encoder} cannot be compiled ({reason})") from error
+        return fast
 
     def embed_queries(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         """The same, float32 [B, D], with bits that do not depend on which queries are asked together.
@@ -116,11 +158,13 @@ class Encoder:
 
     def _embed_one_shape(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         step = 1 if self.device.type == "cpu" else GPU_QUERY_BATCH
+        exact = copy.copy(self)
+        exact._forward, exact._bfloat16 = self._model, False
         vectors = []
         for start in range(0, len(pixels_BSS3), step):
             batch = pixels_BSS3[start : start + step]
             padding = np.zeros((step - len(batch), *batch.shape[1:]), np.uint8)
-            vectors.append(self.embed(np.concatenate([batch, padding]))[: len(batch)])
+            vectors.append(exact.embed(np.concatenate([batch, padding]))[: len(batch)])
         return np.concatenate(vectors) if vectors else np.empty((0, self.identity.dimension), np.float32)
 
 

@@ -3,9 +3,10 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from pipeline.embeddings.decoding import Decoding, ImageFacts
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
-from pipeline.embeddings.stream import EmbeddedBatch, ImageFacts, embed_items
+from pipeline.embeddings.stream import EmbeddedBatch, embed_items
 from pipeline.images.containers import Container, vectors_in
 from pipeline.images.decode import Rejected
 from pipeline.images.labels import Labels
@@ -36,11 +37,11 @@ def batches_of_vectors(
 
 
 def embed_source(
-    listing: Listing, labels: Labels, dimension: int, num_threads: int, load: Callable[[], Encoder]
+    listing: Listing, labels: Labels, dimension: int, decoding: Decoding, load: Callable[[], Encoder]
 ) -> Iterator[EmbeddedBatch]:
     """Every image of a source embedded, then every vector; `load` is asked for the encoder if there are images."""
     if listing.holds_images:
-        yield from embed_items(load(), items_of(listing, labels), num_threads)
+        yield from embed_items(load(), items_of(listing, labels), decoding)
     for container in containers_of_vectors(listing):
         yield from batches_of_vectors(container, labels, dimension)
 

@@ -3,10 +3,11 @@
 The same class works in this process and inside a Ray actor; it depends on neither.
 """
 
-import functools
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -14,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from pipeline.embeddings.decoding import BatchForm, Decoding, ImageFacts, Threads
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.given import batches_of_vectors
+from pipeline.embeddings.numerics import MEASURED_IMAGES, decide, encoder_in, needs_measuring
 from pipeline.embeddings.stages import Stages
-from pipeline.embeddings.stream import EmbeddedBatch, ImageFacts, embed_items
+from pipeline.embeddings.stream import EmbeddedBatch, embed_items
 from pipeline.errors import SourceError
 from pipeline.images.containers import Container, images_in
 from pipeline.images.decode import MAX_FILE_BYTES, Rejected
@@ -26,7 +29,7 @@ from pipeline.images.labels import Labels
 from pipeline.store.ids import MAX_ROWS, part_ids
 from pipeline.store.kept import rows_of
 from pipeline.store.schemas import PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
-from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_plan
+from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_numerics, read_plan
 from pipeline.store.storage import Storage
 
 TOO_LARGE = Rejected("read", f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
@@ -41,13 +44,14 @@ def available_cpus() -> int:
 class EmbeddedPart:
     """The images of a part in order: ids int64 [N], vectors float32 [N, D], items, and facts or why it was rejected.
 
-    The vector of a rejected image means nothing.
+    The vector of a rejected image means nothing. `decoded_on` names the nodes that decoded for this one.
     """
 
     ids_N: np.ndarray
     vectors_ND: np.ndarray
     items: list[Item]
     images: list[ImageFacts | Rejected]
+    decoded_on: tuple[str, ...] = ()
 
     @property
     def kept(self) -> list[int]:
@@ -81,8 +85,17 @@ class Worker(Protocol):
 class Work(Protocol):
     """What is to be done with each part of a plan. It can be pickled, and opened where the work is done."""
 
-    def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> Worker:
-        """A worker with so many threads, on a node of this name; `encoder` is there already or loaded when needed."""
+    def open(
+        self,
+        num_cpus: int,
+        node: str | None = None,
+        encoder: Encoder | None = None,
+        decoding: Decoding | None = None,
+    ) -> Worker:
+        """A worker with so many threads, on a node of this name; `encoder` is there already or loaded when needed.
+
+        `decoding` is what gives it decoded images; None for threads of its own.
+        """
 
 
 @dataclass(frozen=True)
@@ -92,15 +105,21 @@ class Remember:
     storage: Storage
     reservation: Reservation
 
-    def open(self, num_cpus: int, node: str | None = None, encoder: Encoder | None = None) -> "PartEmbedder":
+    def open(
+        self,
+        num_cpus: int,
+        node: str | None = None,
+        encoder: Encoder | None = None,
+        decoding: Decoding | None = None,
+    ) -> "PartEmbedder":
         def load() -> Encoder:
             return encoder or Encoder.open(self.storage, self.reservation.identity)
 
-        return PartEmbedder(self.storage, self.reservation, num_cpus, load, node)
+        return PartEmbedder(self.storage, self.reservation, num_cpus, load, node, decoding)
 
 
 class PartEmbedder:
-    """Embeds parts of one plan with `num_cpus` threads for the model and as many for decoding.
+    """Embeds parts of one plan with `num_cpus` threads for the model; `decoding` None takes as many for decoding.
 
     `load` is asked for the encoder once, before the first image: a part of given vectors needs none. `node` names the
     machine in the marks; None takes the name of this host.
@@ -113,13 +132,16 @@ class PartEmbedder:
         num_cpus: int,
         load: Callable[[], Encoder],
         node: str | None = None,
+        decoding: Decoding | None = None,
     ) -> None:
         torch.set_num_threads(num_cpus)
         self._storage = storage
         self._reservation = reservation
-        self._num_cpus = num_cpus
+        self._decoding = decoding or Threads(num_cpus)
         self._node = node
-        self._load = functools.cache(load)
+        self._load = load
+        self._encoder: Encoder | None = None
+        self._numerics_settled = reservation.precision == "float32"
 
     def do(self, part: int) -> PartMark:
         """Embed one part and publish its entries."""
@@ -135,6 +157,7 @@ class PartEmbedder:
             self._pictures(embedded) if self._reservation.thumbnails else None,
             seconds=stages.to_json(),
             node=self._node,
+            decoded_on=embedded.decoded_on,
         )
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})
@@ -142,16 +165,19 @@ class PartEmbedder:
     def embed(self, part: int, stages: Stages) -> EmbeddedPart:
         """Embed one part. What each stage takes is added to `stages`."""
         vectors, items, images = [], list[Item](), list[ImageFacts | Rejected]()
+        decoded_on = set[str]()
         for batch in self._batches(part, stages):
             vectors.append(batch.vectors_BD)
             # The bytes of a member have done their work.
             items += [item if item.content is None else replace(item, content=None) for item in batch.items]
             images += batch.images
+            if batch.decoded_on is not None:
+                decoded_on.add(batch.decoded_on)
         if len(items) > MAX_ROWS:
             raise SourceError(f"{items[0].uri.partition('#')[0]} holds more than {MAX_ROWS:,} images: split it")
         none_ND = np.empty((0, self._reservation.identity.dimension), np.float32)
         ids_N = part_ids(self._reservation.number, part, len(items))
-        return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images)
+        return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images, tuple(sorted(decoded_on)))
 
     def described(self, part: int) -> str:
         """What a part holds, in a few words for a message."""
@@ -164,20 +190,45 @@ class PartEmbedder:
 
     def _batches(self, part: int, stages: Stages) -> Iterator[EmbeddedBatch]:
         """The images of a part embedded, or its vectors as they were given."""
-        container, labels, kept = self._container(part), Labels(self._reservation.labels), self._reservation.kept
-        if container is not None and container.holds_vectors:
-            return batches_of_vectors(container, labels, self._reservation.identity.dimension, stages, kept)
-        items = images_in(container, labels, kept) if container is not None else self._items(part)
+        if part >= self._reservation.containers_from:
+            container = Container(**read_container(self._storage, self._reservation, part))
+            if container.holds_vectors:
+                labels, kept = Labels(self._reservation.labels), self._reservation.kept
+                return batches_of_vectors(container, labels, self._reservation.identity.dimension, stages, kept)
         thumbnails = self._reservation.thumbnails
-        return embed_items(self._load(), items, self._num_cpus, thumbnails=thumbnails, stages=stages)
+        encoder = self._settled_encoder(part)
+        return embed_items(encoder, self._items(part), self._decoding, thumbnails=thumbnails, stages=stages)
 
-    def _container(self, part: int) -> Container | None:
-        if part < self._reservation.containers_from:
-            return None
-        return Container(**read_container(self._storage, self._reservation, part))
+    def _settled_encoder(self, part: int) -> Encoder:
+        """The encoder, embedding as was decided for the segment; that is decided by the first images of a part."""
+        encoder = self._encoder = self._encoder or self._load()
+        if self._numerics_settled:
+            return encoder
+        if not needs_measuring(self._storage, self._reservation, encoder):
+            numerics = read_numerics(self._storage, self._reservation)
+        else:
+            form = BatchForm(encoder.batch_size, self._reservation.identity.pixels)
+            with closing(self._items(part)) as items:
+                batches = list(self._decoding.batches(itertools.islice(items, MEASURED_IMAGES), form))
+            pixels = [
+                batch.pixels_BSS3[row]
+                for batch in batches
+                for row, image in enumerate(batch.images)
+                if isinstance(image, ImageFacts)
+            ]
+            if not pixels:  # a later part may have images to measure on
+                return encoder
+            numerics = decide(self._storage, self._reservation, encoder, np.stack(pixels))
+        self._encoder = encoder_in(encoder, numerics)
+        self._numerics_settled = True
+        return self._encoder
 
-    def _items(self, part: int) -> Iterator[Item]:
-        """The images of a part of image files."""
+    def _items(self, part: int) -> Generator[Item]:
+        """The images of a part, those of a container as they are read."""
+        if part >= self._reservation.containers_from:
+            container = Container(**read_container(self._storage, self._reservation, part))
+            yield from images_in(container, Labels(self._reservation.labels), self._reservation.kept)
+            return
         plan = read_plan(self._storage, self._reservation, part)
         columns = (plan.column(name).to_pylist() for name in ("uri", "label", "num_bytes"))
         kept = rows_of(plan.drop_columns(PLAN.names[1:]), self._reservation.kept)  # what else a plan has is its own

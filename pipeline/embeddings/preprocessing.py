@@ -8,6 +8,7 @@ docs/benchmarks.md has the measured drift.
 import numpy as np
 from PIL import Image
 
+from pipeline.embeddings.choice import PIXEL_PATHS, DecodingChoice
 from pipeline.errors import EncoderError
 from pipeline.store.identity import Preprocessing
 
@@ -24,11 +25,19 @@ DINOV2_CROP = 224
 DINOV2_CROP_PCT = 0.875
 
 
-def preprocessing_for(data_config: dict, encoder: str, image_size: int | None) -> Preprocessing:
+# Of the length to which a side is resized, below which decoding may not go: the antialiased resize still has the last
+# word, on twice the pixels that it makes.
+DRAFT_MARGIN = 2
+
+
+def preprocessing_for(
+    data_config: dict, encoder: str, image_size: int | None, decoding: DecodingChoice | None = None
+) -> Preprocessing:
     """Pin the preprocessing of a timm model.
 
     `data_config` is what timm's `resolve_model_data_config` gives; `image_size` overrides the crop, keeping the
-    model's ratio of crop to resize. Raises EncoderError for a model whose input is not square RGB.
+    model's ratio of crop to resize; `decoding` "scaled" lets large JPEG files be decoded smaller. Raises EncoderError
+    for a model whose input is not square RGB.
     """
     channels, height, width = data_config["input_size"]
     if channels != 3 or height != width:
@@ -49,7 +58,13 @@ def preprocessing_for(data_config: dict, encoder: str, image_size: int | None) -
         interpolation=interpolation,
         mean=tuple(data_config["mean"]),
         std=tuple(data_config["std"]),
+        pixel_path=PIXEL_PATHS[decoding or "exact"],
     )
+
+
+def shortest_of(preprocessing: Preprocessing) -> int | None:
+    """Pixels that a side keeps at least when a JPEG is decoded smaller; None where it is decoded whole."""
+    return DRAFT_MARGIN * preprocessing.resize if preprocessing.pixel_path == "pillow-draft" else None
 
 
 def pixels_of(image: Image.Image, preprocessing: Preprocessing) -> np.ndarray:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from pipeline.embeddings.decoding import pixels_of_bytes
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
-from pipeline.embeddings.stream import pixels_of_bytes
 from pipeline.errors import SourceError
 from pipeline.images.decode import Rejected, as_displayed
 from pipeline.images.files import is_remote, read_file

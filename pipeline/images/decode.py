@@ -2,7 +2,8 @@
 
 What is fixed here is part of the encoder's identity as pixel path "pillow": EXIF orientation applied, transparency on
 white, the first frame of an animation, 16-bit and float greys scaled to 8 bits, CMYK and CIELAB converted to sRGB;
-embedded colour profiles are not applied (neither timm nor the paper's code applies them).
+embedded colour profiles are not applied (neither timm nor the paper's code applies them). Pixel path "pillow-draft"
+differs in that large JPEG files are decoded at a half, a quarter or an eighth of their size.
 """
 
 import hashlib
@@ -26,6 +27,7 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_TURNED = {5, 6, 7, 8}  # by a right angle
 
 
 class Rejected(Exception):
@@ -36,23 +38,38 @@ class Rejected(Exception):
         self.stage = stage
         self.reason = reason
 
+    def __reduce__(self) -> tuple:
+        return Rejected, (self.stage, self.reason)
+
 
 @dataclass(frozen=True)
 class Decoded:
-    """An RGB image, with the sha256 of the bytes it came from; width and height in pixels as displayed."""
+    """An RGB image, with the sha256 of the bytes it came from; width and height of the whole in pixels as displayed."""
 
     image: Image.Image
     sha256: str
+    width: int
+    height: int
 
 
-def decode(data: bytes) -> Decoded:
-    """Decode the bytes of an image file. Raises Rejected at stage "decode"."""
+def decode(data: bytes, shortest: int | None = None) -> Decoded:
+    """Decode the bytes of an image file. Raises Rejected at stage "decode".
+
+    With `shortest`, a JPEG may come out smaller by a power of two, no side with fewer pixels than that.
+    """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 raise Rejected("decode", f"{opened.width} x {opened.height} pixels is more than {MAX_PIXELS:,}")
+            whole = opened.size
+            if shortest is not None:
+                opened.draft(None, (shortest, shortest))
+            scaled = opened.size != whole
             opened.load()
             image = as_displayed(opened)
+            width, height = image.size
+            if scaled:
+                width, height = reversed(whole) if _orientation(opened) in _TURNED else whole
     except Rejected:
         raise
     except Image.DecompressionBombError as error:
@@ -61,7 +78,7 @@ def decode(data: bytes) -> Decoded:
         raise Rejected("decode", f"not an image in {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders meet hostile bytes with errors of every type; each is a reject, none a crash
         raise Rejected("decode", " ".join(str(error).split()) or type(error).__name__) from error
-    return Decoded(image, hashlib.sha256(data).hexdigest())
+    return Decoded(image, hashlib.sha256(data).hexdigest(), width, height)
 
 
 def as_displayed(image: Image.Image) -> Image.Image:

@@ -65,7 +65,7 @@ def take_census(log: VersionLog, first: int | None = None) -> Census:
         if path in named or any(record.covers(path) or path == record.path for record in working):
             return False
         inside = _SEGMENT_FILE.fullmatch(path)
-        if inside and inside[2] in (segments.DESCRIPTION, segments.GIVEN_UP):
+        if inside and inside[2] in segments.KEPT:
             return False  # that a number was taken is remembered for ever
         return not (inside and inside[2].startswith("done/") and int(inside[1]) in kept_marks)
 

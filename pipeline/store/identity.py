@@ -16,6 +16,8 @@ from pipeline.errors import EncoderError
 GIVEN = "given"  # the encoder of vectors that were given without one; "given:NAME" has a name
 NO_WEIGHTS = "0" * 64
 
+PixelPath = Literal["pillow", "pillow-draft"]
+
 
 class Preprocessing(BaseModel):
     """From decoded RGB pixels to the encoder's input; every field changes the vectors.
@@ -33,7 +35,7 @@ class Preprocessing(BaseModel):
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    pixel_path: Literal["pillow"] = "pillow"
+    pixel_path: PixelPath = "pillow"
 
 
 class Identity(BaseModel):
@@ -85,7 +87,8 @@ class Identity(BaseModel):
         pixels = self.preprocessing
         if pixels is None:
             return f"{self.encoder} (vectors without an encoder, {self.dimension} dimensions)"
+        scaled = ", decoding scaled" if pixels.pixel_path == "pillow-draft" else ""
         return (
-            f"{self.encoder} (weights {self.weights_sha256[:12]}, resize {pixels.resize}, crop {pixels.crop}, "
+            f"{self.encoder} (weights {self.weights_sha256[:12]}, resize {pixels.resize}, crop {pixels.crop}{scaled}, "
             f"{self.dimension} dimensions)"
         )

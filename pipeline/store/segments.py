@@ -10,6 +10,7 @@ import json
 import secrets
 import socket
 from collections.abc import Collection, Mapping
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,6 +40,10 @@ from pipeline.store.storage import AlreadyExists, Storage, create_own
 FOLDER = "segments"
 DESCRIPTION = "segment.json"
 GIVEN_UP = "given_up.json"
+NUMERICS = "numerics.json"
+KEPT = (DESCRIPTION, GIVEN_UP, NUMERICS)  # small, and not named by any version
+
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class Reservation(BaseModel):
@@ -46,6 +51,7 @@ class Reservation(BaseModel):
 
     `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
     images are counted when it is read. `known_inside` of them are known to be there. Entries get the columns `kept`.
+    `precision` is what the model may compute in; what it does is decided once, and recorded as Numerics.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,6 +71,7 @@ class Reservation(BaseModel):
     num_containers: int = 0
     known_inside: int = 0
     kept: tuple[KeptColumn, ...] = ()
+    precision: Precision = "float32"
 
     @property
     def folder(self) -> str:
@@ -85,10 +92,20 @@ class Reservation(BaseModel):
         return self.planned + max(found, self.known_inside)
 
 
+class Numerics(BaseModel):
+    """What `numerics.json` says: in what all parts of a segment are embedded, and why. Without it, float32."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Literal["float32", "bfloat16"]
+    compiled: bool = False
+    reason: str
+
+
 class PartMark(BaseModel):
     """What `done/PART.json` says of a finished part: its files, None where it has no such rows.
 
-    `seconds` are what each stage of the work on it took.
+    `seconds` are what each stage of the work on it took; `decoded_on` names other nodes that decoded images for it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -103,6 +120,7 @@ class PartMark(BaseModel):
     thumbnails: RowsFile | None = None
     decisions: RowsFile | None = None
     seconds: dict[str, float] = {}
+    decoded_on: tuple[str, ...] = ()
 
     @property
     def num_entries(self) -> int:
@@ -126,6 +144,7 @@ def reserve(
     containers: pa.Table | None = None,
     labels: str = "folder",
     kept: tuple[KeptColumn, ...] = (),
+    precision: Precision = "float32",
 ) -> Reservation:
     """Freeze a plan under the next free segment number, and hold the segment's folder.
 
@@ -148,6 +167,7 @@ def reserve(
             containers=containers,
             labels=labels,
             kept=kept,
+            precision=precision,
         )
         try:
             described = reservation.model_dump_json(indent=1).encode()
@@ -174,6 +194,7 @@ def freeze(
     containers: pa.Table | None = None,
     labels: str = "folder",
     kept: tuple[KeptColumn, ...] = (),
+    precision: Precision = "float32",
 ) -> Reservation:
     """Write the plan of a source as that of segment `number`, 0 for work that is none. Nobody knows of it yet."""
     rows = ids.rows_per_part(images.num_rows)
@@ -191,6 +212,7 @@ def freeze(
         plan=_write_plan(storage, f"{folder}plan/{nonce}.parquet", images, number, rows),
         thumbnails=thumbnails,
         labels=labels,
+        precision=precision,
         containers=_write_containers(storage, f"{folder}containers/{nonce}.parquet", containers),
         num_containers=num_containers,
         known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
@@ -257,6 +279,24 @@ def read_reservation(storage: Storage, number: int) -> Reservation | None:
         raise _damaged(storage, path) from error
 
 
+def read_numerics(storage: Storage, reservation: Reservation) -> Numerics | None:
+    """What was decided for a segment; None where nothing was. Raises DamagedFile."""
+    path = f"{reservation.folder}{NUMERICS}"
+    if not storage.exists(path):
+        return None
+    try:
+        return Numerics.model_validate_json(storage.read(path))
+    except ValidationError as error:
+        raise _damaged(storage, path) from error
+
+
+def record_numerics(storage: Storage, reservation: Reservation, numerics: Numerics) -> Numerics:
+    """Decide for a segment, unless another worker did; what stands."""
+    with contextlib.suppress(AlreadyExists):
+        storage.create(f"{reservation.folder}{NUMERICS}", numerics.model_dump_json(indent=1).encode())
+    return read_numerics(storage, reservation) or numerics
+
+
 def read_plan(storage: Storage, reservation: Reservation, part: int) -> pa.Table:
     """The planned rows of one part of image files, in order."""
     if reservation.plan is None or part >= reservation.containers_from:
@@ -300,13 +340,14 @@ def publish_part(
     *,
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
+    decoded_on: tuple[str, ...] = (),
 ) -> PartMark:
     """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
     schema = entries_schema(reservation.identity, reservation.kept)
     tables = {"entries": entries.cast(schema), "rejected": rejected.cast(REJECTED)}
     if thumbnails is not None:
         tables["thumbnails"] = thumbnails.cast(THUMBNAILS)
-    return publish(storage, reservation, part, tables, seconds=seconds, node=node)
+    return publish(storage, reservation, part, tables, seconds=seconds, node=node, decoded_on=decoded_on)
 
 
 def publish(
@@ -317,11 +358,13 @@ def publish(
     *,
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
+    decoded_on: tuple[str, ...] = (),
 ) -> PartMark:
     """Write tables of rows with ids, by kind, and the mark that names them; return the mark that stands.
 
     Rejected rows and the others are together as many as were planned. `node` names the machine at work, for those who
-    read the mark; None takes the name of this host. `seconds` are what each stage of the work took.
+    read the mark; None takes the name of this host. `seconds` are what each stage of the work took, `decoded_on` other
+    nodes that decoded images for it.
     """
     attempt = secrets.token_hex(6)
     planned = sum(tables[kind].num_rows for kind in ("entries", "decisions", "rejected") if kind in tables)
@@ -343,6 +386,7 @@ def publish(
         thumbnails=files.get("thumbnails"),
         decisions=files.get("decisions"),
         seconds=dict(seconds or {}),
+        decoded_on=decoded_on,
     )
     path = f"{reservation.folder}done/{part:06d}.json"
     try:

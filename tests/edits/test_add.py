@@ -113,6 +113,27 @@ def test_two_folders_become_two_datasets(tmp_path: Path, digits: Path, options: 
     assert (status["entries"], status["fresh"], status["labels"], status["version"]) == (150, 150, 5, 2)
 
 
+def test_a_memory_of_scaled_decoding_decodes_queries_alike(tmp_path: Path, options: dict) -> None:
+    path = tmp_path / "photos/red/photo.jpg"
+    path.parent.mkdir(parents=True)
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
+    Image.fromarray(noise).resize((1_200, 900)).save(path)
+    exact, scaled = VisualMemory(tmp_path / "exact"), VisualMemory(tmp_path / "scaled")
+    for memory, decoding in ((exact, "exact"), (scaled, "scaled")):
+        memory.add(tmp_path / "photos", decoding=decoding, **options)
+        [found] = memory.search([path], k=1)
+        assert found[0].similarity == pytest.approx(1, abs=1e-3)
+        assert (
+            memory.state().identity.preprocessing.pixel_path == {"exact": "pillow", "scaled": "pillow-draft"}[decoding]
+        )
+    one, other = rows_of(exact), rows_of(scaled)
+    assert one.column("width").equals(other.column("width"))
+    assert not one.column("embedding").equals(other.column("embedding"))
+    with pytest.raises(IdentityMismatch, match="decoding scaled.*not of decoding exact: leave out"):
+        scaled.add(tmp_path / "photos", dataset="again", decoding="exact")
+    assert scaled.add(tmp_path / "photos", dataset="again", **options).entries == 1
+
+
 def test_thumbnails_outlive_the_files(tmp_path: Path, digits: Path, options: dict) -> None:
     shutil.copytree(digits / "ask", tmp_path / "photos")
     memory = VisualMemory(tmp_path / "memory")

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.decoding import ImageFacts, Pixels, Threads, pixels_of_bytes
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.queries import embed_images
-from pipeline.embeddings.stream import ImageFacts, Pixels, embed_items, pixels_of_bytes
+from pipeline.embeddings.stream import embed_items
 from pipeline.embeddings.weights import weights_of, weights_sha256
 from pipeline.errors import DamagedFile, EncoderError
 from pipeline.images.decode import Rejected
@@ -151,10 +152,10 @@ def test_wrong_encoders_are_named(choice: EncoderChoice, message: str, weights: 
 
 def test_an_unreadable_image_does_not_touch_its_neighbours(encoder: Encoder, digits: Path) -> None:
     paths = [str(path) for path in sorted((digits / "remember").rglob("*.png"))[:20]]
-    [*clean] = embed_items(encoder, [Item(path, None) for path in paths], 2)
+    [*clean] = embed_items(encoder, [Item(path, None) for path in paths], Threads(2))
     with_gap = [*paths]
     with_gap[3] = "/nowhere.png"
-    [*gap] = embed_items(encoder, [Item(path, None) for path in with_gap], 2)
+    [*gap] = embed_items(encoder, [Item(path, None) for path in with_gap], Threads(2))
     vectors, gapped = (np.concatenate([batch.vectors_BD for batch in batches]) for batches in (clean, gap))
     keep = np.arange(20) != 3
     assert (vectors[keep] == gapped[keep]).all()

@@ -8,10 +8,12 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.config import resolve_model_data_config
 
+from pipeline.embeddings.decoding import pixels_of_bytes
 from pipeline.embeddings.encoder import Encoder
-from pipeline.embeddings.preprocessing import pixels_of, preprocessing_for
+from pipeline.embeddings.preprocessing import pixels_of, preprocessing_for, shortest_of
 from pipeline.errors import EncoderError
 from pipeline.store.identity import Preprocessing
+from tests.images.pictures import encoded
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -73,3 +75,15 @@ def test_the_demo_encoder_at_96_pixels(encoder: Encoder) -> None:
 def test_inputs_that_are_not_square_rgb_are_refused() -> None:
     with pytest.raises(EncoderError, match="square RGB"):
         preprocessing_for({"input_size": (1, 64, 64)}, "a model", None)
+
+
+def test_scaled_decoding_is_another_identity_which_decodes_no_smaller_than_twice_the_resize() -> None:
+    config = resolve_model_data_config(timm.create_model("resnet10t")) | {"input_size": (3, 64, 64)}
+    exact, scaled = (preprocessing_for(config, "a model", None, decoding) for decoding in (None, "scaled"))
+    assert (exact.pixel_path, scaled.pixel_path) == ("pillow", "pillow-draft")
+    assert (shortest_of(exact), shortest_of(scaled)) == (None, 2 * scaled.resize)
+    data = encoded(noise(1200, 900), "JPEG")
+    whole, small = (pixels_of_bytes(data, preprocessing) for preprocessing in (exact, scaled))
+    assert whole.facts == small.facts
+    difference = np.abs(whole.pixels_SS3.astype(int) - small.pixels_SS3.astype(int))
+    assert 0 < difference.mean() < 3

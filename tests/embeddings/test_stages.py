@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.embeddings import stream
+from pipeline.embeddings import decoding
+from pipeline.embeddings.decoding import Threads
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
+from pipeline.embeddings.stream import embed_items
 from pipeline.images.items import Item
 
 
@@ -35,16 +37,16 @@ def test_slow_reading_is_told_from_slow_decoding(
     encoder: Encoder, digits: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [str(path) for path in sorted((digits / "remember").rglob("*.png"))[: 4 * encoder.batch_size]]
-    read_file = stream.read_file
+    read_file = decoding.read_file
 
     def slowly(uri: str) -> bytes:
         time.sleep(0.05)
         return read_file(uri)
 
     fast, slow = Stages(), Stages()
-    list(stream.embed_items(encoder, [Item(path, None) for path in paths], 2, stages=fast))
-    monkeypatch.setattr(stream, "read_file", slowly)
-    list(stream.embed_items(encoder, [Item(path, None) for path in paths], 2, stages=slow))
+    list(embed_items(encoder, [Item(path, None) for path in paths], Threads(2), stages=fast))
+    monkeypatch.setattr(decoding, "read_file", slowly)
+    list(embed_items(encoder, [Item(path, None) for path in paths], Threads(2), stages=slow))
     assert slow.reading > 0.05 * len(paths) > fast.reading
     assert slow.waiting > fast.waiting
     assert slow.reading > slow.decoding > 0 < fast.model

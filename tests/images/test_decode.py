@@ -183,3 +183,29 @@ def test_the_assortment_is_as_good_as_it_says(tmp_path: Path) -> None:
 def test_decoding_leaves_no_open_file() -> None:
     stream = io.BytesIO(encoded(gradient(), "PNG"))
     assert decode(stream.getvalue()).sha256 == decode(stream.getvalue()).sha256
+
+
+@pytest.mark.parametrize(
+    ("shortest", "expected"),
+    [(None, (400, 300)), (301, (400, 300)), (151, (400, 300)), (150, (200, 150)), (37, (50, 38)), (2, (50, 38))],
+)
+def test_a_jpeg_is_decoded_no_smaller_than_allowed(shortest: int | None, expected: tuple[int, int]) -> None:
+    decoded = decode(encoded(gradient(400, 300), "JPEG"), shortest)
+    assert decoded.image.size == expected
+    assert (decoded.width, decoded.height) == (400, 300)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_other_kinds_are_decoded_whole(kind: str) -> None:
+    assert decode(encoded(gradient(400, 300), kind), 32).image.size == (400, 300)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_jpeg_decoded_smaller_is_turned_and_has_its_whole_size(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(gradient(400, 300), "JPEG", exif=exif.tobytes())
+    whole, scaled = decode(data), decode(data, 75)
+    assert (scaled.width, scaled.height) == (whole.width, whole.height) == whole.image.size
+    small = np.asarray(whole.image.resize(scaled.image.size)).astype(int)
+    assert np.abs(small - np.asarray(scaled.image).astype(int)).mean() < 3

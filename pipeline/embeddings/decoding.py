@@ -1,0 +1,190 @@
+"""Images of a source to batches of pixels in order, several batches ahead of whoever takes them.
+
+Threads of this process do it here; `on_ray.py` has it done by tasks on other nodes. Both cut the same batches and give
+the same bits.
+"""
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from pipeline.embeddings.preprocessing import pixels_of, shortest_of
+from pipeline.images.decode import Rejected, decode
+from pipeline.images.files import is_remote, read_file
+from pipeline.images.items import Item
+from pipeline.images.thumbnails import thumbnail
+from pipeline.store.identity import Preprocessing
+
+BATCHES_AHEAD = 2
+FETCHES_AT_ONCE = 32  # of remote files, most of whose time is waiting
+
+Begun = TypeVar("Begun")
+
+_Read = tuple[bytes | Rejected, float]  # the bytes of a file or why there are none, and the seconds it took
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an entry keeps of its image file; width and height in pixels as displayed, the thumbnail if asked for."""
+
+    sha256: str
+    width: int
+    height: int
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One image ready for the encoder: uint8 [S, S, 3]."""
+
+    pixels_SS3: np.ndarray
+    facts: ImageFacts
+
+
+@dataclass(frozen=True)
+class BatchForm:
+    """What batches are made of: so many images of this preprocessing, with thumbnails if asked for."""
+
+    batch_size: int
+    preprocessing: Preprocessing
+    thumbnails: bool = False
+
+
+@dataclass(frozen=True)
+class DecodedBatch:
+    """Consecutive images: pixels uint8 [B, S, S, 3], and for each item its facts or why it was rejected.
+
+    Pixels are black where an image was rejected, and behind the last of a source. `reading` and `decoding` are the
+    seconds of all threads; `node` is where it was decoded, None for the process that asked.
+    """
+
+    items: list[Item]
+    pixels_BSS3: np.ndarray
+    images: list[ImageFacts | Rejected]
+    reading: float
+    decoding: float
+    node: str | None = None
+
+
+class Decoding(Protocol):
+    """Something that gives decoded batches."""
+
+    def batches(self, items: Iterable[Item], form: BatchForm) -> Generator[DecodedBatch]:
+        """The items in order, the last batch shorter. Raises what `items` raises, and StorageError."""
+
+
+def pixels_of_bytes(data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels:
+    """Decode, resize and crop the bytes of an image file. Raises Rejected."""
+    decoded = decode(data, shortest_of(preprocessing))
+    small = thumbnail(decoded.image) if thumbnails else None
+    facts = ImageFacts(decoded.sha256, decoded.width, decoded.height, small)
+    return Pixels(pixels_of(decoded.image, preprocessing), facts)
+
+
+def begun_ahead(
+    items: Iterable[Item], batch_size: int, begin: Callable[[list[Item]], Begun], num_ahead: int
+) -> Generator[tuple[list[Item], Begun, float]]:
+    """Each batch of items, what `begin` made of it, and the seconds it took to draw it.
+
+    Both happen in a thread of their own, `num_ahead` batches before they are asked for, never more.
+    """
+    rest = iter(items)
+
+    def next_batch() -> tuple[list[Item], Begun, float] | None:
+        began = time.perf_counter()
+        batch = list(itertools.islice(rest, batch_size))
+        took = time.perf_counter() - began
+        return (batch, begin(batch), took) if batch else None
+
+    with ExitStack() as stack:
+        drawing = _pool(stack, 1, "read")
+        ahead = deque(drawing.submit(next_batch) for _ in range(num_ahead + 1))
+        while (found := ahead.popleft().result()) is not None:
+            ahead.append(drawing.submit(next_batch))
+            yield found
+
+
+class Threads:
+    """Decoding by `num_threads` threads of this process; more of them fetch what lies elsewhere."""
+
+    def __init__(self, num_threads: int) -> None:
+        self._num_threads = num_threads
+
+    def batches(self, items: Iterable[Item], form: BatchForm) -> Generator[DecodedBatch]:
+        """Decoded batches, a few ahead."""
+        crop = form.preprocessing.crop
+        with ExitStack() as stack:
+            fetching, decoding = _pool(stack, FETCHES_AT_ONCE, "fetch"), _pool(stack, self._num_threads, "decode")
+
+            def begin(batch: list[Item]) -> tuple[np.ndarray, list[Future[_Loaded]]]:
+                pixels_BSS3 = np.zeros((form.batch_size, crop, crop, 3), np.uint8)
+                fetched = [fetching.submit(_read, item.uri) if _is_elsewhere(item) else None for item in batch]
+                return pixels_BSS3, [
+                    decoding.submit(_load, item, far, form, pixels_SS3)
+                    for item, far, pixels_SS3 in zip(batch, fetched, pixels_BSS3, strict=False)
+                ]
+
+            begun = stack.enter_context(closing(begun_ahead(items, form.batch_size, begin, BATCHES_AHEAD)))
+            for batch, (pixels_BSS3, futures), took in begun:
+                loaded = [future.result() for future in futures]
+                yield DecodedBatch(
+                    batch,
+                    pixels_BSS3,
+                    [each.image for each in loaded],
+                    took + sum(each.reading for each in loaded),
+                    sum(each.decoding for each in loaded),
+                )
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """What is known of an image whose pixels are in their place, or why there are none, and the seconds it took."""
+
+    image: ImageFacts | Rejected
+    reading: float
+    decoding: float
+
+
+def _pool(stack: ExitStack, threads: int, name: str) -> ThreadPoolExecutor:
+    """Threads that are ended with the stack; what still waits for them then is given up."""
+    executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    stack.callback(executor.shutdown, wait=True, cancel_futures=True)
+    return executor
+
+
+def _load(item: Item, fetched: Future[_Read] | None, form: BatchForm, pixels_SS3: np.ndarray) -> _Loaded:
+    """Decode an image into its place in a batch."""
+    if item.content is not None:
+        data, reading = item.content, 0.0
+    else:
+        data, reading = fetched.result() if fetched else _read(item.uri)
+    began = time.perf_counter()
+    image: ImageFacts | Rejected
+    try:
+        if isinstance(data, Rejected):
+            raise data
+        loaded = pixels_of_bytes(data, form.preprocessing, thumbnails=form.thumbnails)
+        pixels_SS3[:] = loaded.pixels_SS3
+        image = loaded.facts
+    except Rejected as rejected:
+        image = rejected
+    return _Loaded(image, reading, time.perf_counter() - began)
+
+
+def _read(uri: str) -> _Read:
+    began = time.perf_counter()
+    try:
+        return read_file(uri), time.perf_counter() - began
+    except Rejected as rejected:
+        return rejected, time.perf_counter() - began
+
+
+def _is_elsewhere(item: Item) -> bool:
+    return item.content is None and is_remote(item.uri)

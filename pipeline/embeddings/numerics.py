@@ -1,0 +1,88 @@
+"""In which precision the images of a segment are embedded: decided once, by measurement, for all workers and runs.
+
+bfloat16 is several times faster on a GPU, and moves vectors a little. It is used only where the vectors of real images
+of the segment stay where float32 puts them.
+"""
+
+import logging
+
+import numpy as np
+
+from pipeline.embeddings.encoder import Encoder
+from pipeline.errors import EncoderError
+from pipeline.store.segments import Numerics, Reservation, marks_of, read_numerics, record_numerics
+from pipeline.store.storage import Storage
+
+MEASURED_IMAGES = 256
+LEAST_COSINE = 0.999  # to float32, at the first percentile of the images measured
+
+# Compiling takes 30 to 60 s in each process, and on an H100 wins 4% of 2,500 images/s (ViT-L/16) to 12% of 17,000
+# (ViT-S/16), say timm's benchmarks of 2026-04: 30 s of it are won back with 2 million images.
+COMPILE_FROM = 2_000_000
+
+logger = logging.getLogger(__name__)
+
+
+def needs_measuring(storage: Storage, reservation: Reservation, encoder: Encoder) -> bool:
+    """Whether nobody has decided yet. Parts that were embedded without a decision were in float32."""
+    if reservation.precision == "float32" or read_numerics(storage, reservation) is not None:
+        return False
+    if reservation.precision == "auto" and encoder.device.type != "cuda":
+        return False
+    return not marks_of(storage, reservation)
+
+
+def decide(storage: Storage, reservation: Reservation, encoder: Encoder, pixels_NSS3: np.ndarray) -> Numerics:
+    """Measure on uint8 [N, S, S, 3] pixels of the segment and record what comes of it; return what stands.
+
+    That is another worker's decision, if it was first.
+    """
+    compiling = encoder.device.type == "cuda" and reservation.num_images(0) >= COMPILE_FROM
+    return record_numerics(storage, reservation, measured(encoder, pixels_NSS3, compiling=compiling))
+
+
+def measured(encoder: Encoder, pixels_NSS3: np.ndarray, *, compiling: bool) -> Numerics:
+    """bfloat16 if its vectors have LEAST_COSINE to those of float32, and compiled if asked for and possible."""
+    exact_ND = _embedded(encoder, pixels_NSS3)
+    fast = encoder.in_bfloat16()
+    cosine = _first_percentile(exact_ND, _embedded(fast, pixels_NSS3))
+    reason = f"the cosine of bfloat16 to float32 is {cosine:.5f} at the first percentile of {len(exact_ND)} images"
+    if cosine < LEAST_COSINE:
+        return Numerics(precision="float32", reason=f"{reason}, less than {LEAST_COSINE}")
+    if not compiling:
+        return Numerics(precision="bfloat16", reason=reason)
+    try:
+        cosine = _first_percentile(exact_ND, _embedded(fast.compiled(), pixels_NSS3))
+    except EncoderError as error:
+        return Numerics(precision="bfloat16", reason=f"{reason}; {error}")
+    if cosine < LEAST_COSINE:
+        return Numerics(precision="bfloat16", reason=f"{reason}; compiled it would be {cosine:.5f}")
+    return Numerics(precision="bfloat16", compiled=True, reason=reason)
+
+
+def encoder_in(encoder: Encoder, numerics: Numerics | None) -> Encoder:
+    """The encoder as was decided; None is float32."""
+    if numerics is None or numerics.precision == "float32":
+        return encoder
+    fast = encoder.in_bfloat16()
+    if not numerics.compiled:
+        return fast
+    try:
+        return fast.compiled()
+    except EncoderError as error:  # on this node alone: slower, and within the drift that was admitted
+        logger.warning("%s", error)
+        return fast
+
+
+def _embedded(encoder: Encoder, pixels_NSS3: np.ndarray) -> np.ndarray:
+    """float64 [N, D], in batches of the encoder's size."""
+    size, number = encoder.batch_size, len(pixels_NSS3)
+    padding = np.zeros((-number % size, *pixels_NSS3.shape[1:]), np.uint8)
+    padded = np.concatenate([pixels_NSS3, padding])
+    vectors = [encoder.embed(padded[start : start + size]) for start in range(0, len(padded), size)]
+    vectors_ND: np.ndarray = np.concatenate(vectors)[:number].astype(np.float64)
+    return vectors_ND
+
+
+def _first_percentile(one_ND: np.ndarray, other_ND: np.ndarray) -> float:
+    return float(np.percentile((one_ND * other_ND).sum(axis=1), 1))
