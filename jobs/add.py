@@ -105,7 +105,7 @@ def add(
     if json:
         print_json(report.to_json() | {"skipped": plan.listing.skipped})
     else:
-        _show(report, plan, source)
+        _show(report, plan, source, target.uri)
 
 
 def _is_for_ray(plan: "AddPlan") -> bool:
@@ -151,7 +151,7 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
     say(f"encoder {identity}; embeddings {plan.embedding_bytes / 1e6:,.1f} MB; nothing was changed")
 
 
-def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
+def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> None:
     if report.already is not None:
         say(
             f"{source} was added before as segment {report.already}, so there is nothing to add"
@@ -177,4 +177,4 @@ def _show(report: "AddReport", plan: "AddPlan", source: str) -> None:
         note(f"no index was built after the add: {report.index_error}")
     if plan.listing.skipped:
         say(f"{counted(plan.listing.skipped, 'file')} passed over: names that do not end as images do")
-    show_rejects(report.rejects)
+    show_rejects(report.rejected, report.rejects, f"{memory}/segments/{report.segment or 0:08d}")

@@ -91,7 +91,7 @@ def _decide_about_a_source(
         f"{report.out}/decisions/*.parquet"
     )
     show_stages(report.stages, report.seconds)
-    show_rejects(report.rejects)
+    show_rejects(report.rejected, report.rejects, report.out)
 
 
 def decided(

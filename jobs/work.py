@@ -62,12 +62,12 @@ def show_stages(stages: "Stages", seconds: float) -> None:
     say(f"bound by {verdict[0]}: {verdict[1]}")
 
 
-def show_rejects(rejects: "Sequence[Reject]") -> None:
-    """The first of the images that were rejected, with the reason."""
+def show_rejects(num_rejected: int, rejects: "Sequence[Reject]", folder: str) -> None:
+    """The first of the images that were rejected, with the reason; all of them stand in a folder."""
     if not rejects:
         return
-    say(f"{counted(len(rejects), 'image')} rejected:")
+    say(f"{counted(num_rejected, 'image')} rejected:")
     for reject in rejects[:REJECTS_SHOWN]:
         say(f"  {reject.uri}: {reject.reason} ({reject.stage})")
-    if len(rejects) > REJECTS_SHOWN:
-        say(f"  … and {len(rejects) - REJECTS_SHOWN:,} more: add --json to list them all")
+    if num_rejected > REJECTS_SHOWN:
+        say(f"  … and {num_rejected - REJECTS_SHOWN:,} more: {folder}/rejected/*.parquet")

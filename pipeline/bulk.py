@@ -81,12 +81,16 @@ class Job(BaseModel):
 
 @dataclass(frozen=True)
 class BulkReport:
-    """What a job came to. `resumed` images were done by an earlier run of it."""
+    """What a job came to. `resumed` images were done by an earlier run of it.
+
+    `rejects` are the first of the `rejected` images.
+    """
 
     out: str
     version: int
     planned: int
     decided: int
+    rejected: int
     rejects: tuple[Reject, ...]
     seconds: float
     resumed: int
@@ -104,7 +108,7 @@ class BulkReport:
             "version": self.version,
             "planned": self.planned,
             "decided": self.decided,
-            "rejected": len(self.rejects),
+            "rejected": self.rejected,
             "images_per_second": round(self.images_per_second, 1),
             "seconds": round(self.seconds, 2),
             "resumed": self.resumed,
@@ -235,6 +239,7 @@ def run(
         version=job.version,
         planned=tally.done,
         decided=sum(mark.decisions.rows for mark in marks.values() if mark.decisions),
+        rejected=sum(mark.num_rejected for mark in marks.values()),
         rejects=read_rejects(out, rejected),
         seconds=time.monotonic() - began,
         resumed=resumed,

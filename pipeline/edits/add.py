@@ -122,7 +122,7 @@ class AddPlan:
 
 @dataclass(frozen=True)
 class AddReport:
-    """What an add came to.
+    """What an add came to; `rejects` are the first of the `rejected` images.
 
     `resumed` images were done by an earlier, interrupted run. `segment` is None when the source was there already, as
     segment `already`. `unplanned` images came after the plan was frozen and are not in the memory. `index_error` says
@@ -142,14 +142,11 @@ class AddReport:
     index_error: str | None = None
     stages: Stages = field(default_factory=Stages)
     numerics: Numerics | None = None
+    rejected: int = 0
 
     @property
     def version(self) -> int:
         return self.state.version
-
-    @property
-    def rejected(self) -> int:
-        return len(self.rejects)
 
     @property
     def images_per_second(self) -> float:
@@ -291,6 +288,7 @@ def _added(
         unplanned=unplanned,
         stages=tally.stages,
         numerics=read_numerics(storage, reservation),
+        rejected=segment.num_rejected,
     )
 
 

@@ -1,5 +1,6 @@
 """What is done of a plan while its parts come in, and when too much of it is rejected."""
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from pipeline.store.segments import PartMark, Reservation
 from pipeline.store.storage import Storage
 
 MAX_REJECTED = 0.05
+REJECTS_REPORTED = 1_000  # a billion images have millions; all of them stand in the files
 REJECTS_ALLOWED = 10  # fewer never stop a run that was not told how many may
 
 
@@ -25,9 +27,10 @@ class Reject:
 
 
 def read_rejects(storage: Storage, files: Iterable[RowsFile]) -> tuple[Reject, ...]:
-    """The rejected images in some files."""
-    tables = [read_table(storage, file, ["uri", "stage", "reason"]) for file in files]
-    return tuple(Reject(row["uri"], row["stage"], row["reason"]) for table in tables for row in table.to_pylist())
+    """The first rejected images in some files, at most REJECTS_REPORTED."""
+    tables = (read_table(storage, file, ["uri", "stage", "reason"]) for file in files)
+    rows = (Reject(row["uri"], row["stage"], row["reason"]) for table in tables for row in table.to_pylist())
+    return tuple(itertools.islice(rows, REJECTS_REPORTED))
 
 
 def check_max_rejected(share: float | None) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import VisualMemory
+from pipeline.embeddings import tally
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.images import files
 from pipeline.images.labels import Labels
@@ -257,6 +258,19 @@ def test_a_handful_of_rejects_stops_nothing_unless_told(tmp_path: Path, options:
     assert VisualMemory(tmp_path / "memory").add(folder, **options).rejected == 3
     with pytest.raises(UsageError, match="is not a share"):
         VisualMemory(tmp_path / "memory").add(folder, max_rejected=5)
+
+
+def test_all_rejects_are_counted_and_the_first_told(
+    tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/0.png").write_bytes(picture(0))
+    for number in range(1, 6):
+        (tmp_path / f"s/{number}.png").write_bytes(b"broken")
+    monkeypatch.setattr(tally, "REJECTS_REPORTED", 2)
+    report = VisualMemory(tmp_path / "memory").add(tmp_path / "s", **options)
+    assert (report.entries, report.rejected, report.to_json()["rejected"]) == (1, 5, 5)
+    assert [reject.uri.rpartition("/")[2] for reject in report.rejects] == ["1.png", "2.png"]
 
 
 def test_an_object_that_vanishes_is_rejected(
