@@ -127,8 +127,9 @@ class LocalStorage:
         while folder != self.root and folder.is_dir():
             try:
                 folder.rmdir()
-            except OSError:
-                _sync(folder)
+            except OSError:  # something is in it, or another process was faster
+                with contextlib.suppress(FileNotFoundError):
+                    _sync(folder)
                 return
             folder = folder.parent
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DamagedFile, UsageError
+from pipeline.store.local import LocalStorage
 from pipeline.store.places import open_storage
 from pipeline.store.storage import AlreadyExists, Storage
 
@@ -117,6 +118,26 @@ def test_deleting_leaves_the_rest(storage: Storage) -> None:
     assert storage.walk() == {"a/one-more": 1}
     assert {"one-more"} <= set(storage.list("a")) <= {"one-more", "b"}  # SeaweedFS lists an empty folder for a while
     storage.delete([])
+
+
+def test_a_folder_that_threads_fill_and_empty(storage: Storage) -> None:
+    """As that of the leases: whoever deletes the last file removes it, while others make files in it."""
+    rounds = 300 if isinstance(storage, LocalStorage) else 5
+    left: list[int] = []
+
+    def fill_and_empty(number: int) -> None:
+        for i in range(rounds):
+            storage.create(f"leases/{number}-{i}", b"x")
+            storage.delete([f"leases/{number}-{i}"])
+        left.append(number)
+
+    threads = [threading.Thread(target=fill_and_empty, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(left) == [0, 1, 2, 3]
+    assert storage.list("leases") == []
 
 
 def test_a_folder_is_removed_with_all_in_it(storage: Storage) -> None:
