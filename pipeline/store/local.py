@@ -144,7 +144,7 @@ class LocalStorage:
                 _make_folder(target.parent)
                 aside.touch()
                 break
-            except FileNotFoundError:  # the folder was empty and another process has just removed it
+            except (FileNotFoundError, FileExistsError):  # it was empty, and another process is just removing it
                 if attempt == MAX_ATTEMPTS - 1:
                     raise
         try:
