@@ -35,7 +35,8 @@ from pipeline.explanation import explanation_page, write_page
 from pipeline.images.labels import Labels
 from pipeline.images.listing import Listing, list_source
 from pipeline.images.uris import path_of_uri
-from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
+from pipeline.index.build import Here, IndexOptions, IndexPlan, Workers, build_index, choose_key, plan_index
+from pipeline.index.choice import Table, read_table_of
 from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.history import VersionSummary, history
@@ -209,20 +210,35 @@ class VisualMemory:
             logger.warning("no index was built after the add: %s", index_error)
         return ids
 
-    def plan_index(self, options: IndexOptions = IndexOptions()) -> IndexPlan:
-        """What `index` would build."""
+    def plan_index(
+        self, options: IndexOptions = IndexOptions(), *, on_progress: OnProgress = ignore_progress
+    ) -> IndexPlan:
+        """What `index` would build, the key chosen on a sample. Writes nothing. Raises IndexBuildError."""
         from pipeline.edits.index_growth import plan_with_all_in_files
 
-        return plan_with_all_in_files(self.state(), options)
+        state = self.state()
+        return choose_key(self.log.storage, state, plan_with_all_in_files(state, options), options, on_progress)
+
+    def index_candidates(self) -> Table | None:
+        """The keys that the index of the version that is read was chosen from; None where it was not. DamagedFile."""
+        index = self.state().index
+        if index is None or index.candidates is None:
+            return None
+        return read_table_of(self.log.storage, index.candidates)
 
     def index(
         self,
         options: IndexOptions = IndexOptions(),
         *,
+        runner: Runner = "here",
         command: str = "index",
         on_progress: OnProgress = ignore_progress,
     ) -> State:
-        """Build an index over everything, or shards for the fresh entries of the one there is."""
+        """Build an index over everything, or shards for the fresh entries of the one there is.
+
+        `runner` "here" builds shard after shard in this process, "ray" many at once on the cluster it is connected to.
+        Cut off and called again, it goes on where it was.
+        """
         from pipeline.edits.index_growth import with_all_in_files
 
         self._writable()
@@ -230,7 +246,12 @@ class VisualMemory:
         plan = plan_index(state, options)
         if plan.grows and not plan.shards:
             return state
-        return build_index(self.log, state, plan, options, command, on_progress)
+        workers: Workers = Here()
+        if runner == "ray":
+            from pipeline.index.on_ray import OnRay
+
+            workers = OnRay()
+        return build_index(self.log, state, plan, options, command, on_progress, workers)
 
     def search(
         self,

@@ -48,7 +48,9 @@ def grow_index(log: VersionLog, state: State, command: str, on_progress: OnProgr
         enough = state.num_live >= FIRST_LISTS * TRAINING_ROWS_PER_CENTROID  # else most are forgotten
         options = replace(FIRST, key=f"IVF{FIRST_LISTS},SQfp16" if enough else None)
     plan = plan_index(state, options, merging=True)
-    return build_index(log, state, plan, options, command, on_progress) if plan.shards else state
+    if not plan.shards:
+        return state
+    return build_index(log, state, plan, options, command, on_progress, resumable=False)
 
 
 def with_all_in_files(log: VersionLog, state: State) -> State:

@@ -1,4 +1,8 @@
-"""Candidates from a FAISS index, whose ids are the dense row numbers of a shard."""
+"""Candidates from a FAISS index, whose ids are the dense row numbers of a shard.
+
+An index of codes is searched for more candidates than asked, and FAISS scores these again, in the same call, from the
+float16 vectors where they lie on disk.
+"""
 
 import math
 
@@ -7,36 +11,48 @@ import numpy as np
 
 from pipeline.index import parameters
 from pipeline.index.blocks import Candidates
-from pipeline.index.exact import SLACK, product_error
+from pipeline.index.exact import SLACK, ExactFinder, product_error
 
-# Candidates fetched for exact re-ranking from an index that keeps codes, as a multiple of k and at least. Fifty for
-# k = 10 took a fast-scan PQ from .90 to .987 recall@10 on 300,000 vectors; more candidates cost a gather each.
-RERANK_FACTOR = 4
-RERANK_AT_LEAST = 100
+RERANK = 100  # candidates scored again for k = 10 where an index does not say: from .955 to .974 recall on 300,000
+RERANK_FACTOR = 4  # and so many more for each neighbour asked beyond 10
+MARGIN = 8  # candidates handed on beyond k, for those that a question leaves out and for ties
+EXACT_UP_TO = 8_192  # allowed rows, which are searched exactly as fast as an index is searched through a mask
 
 
 class ApproximateFinder:
-    """Finds candidates among the allowed rows of one FAISS index."""
+    """Finds candidates among the allowed rows of one FAISS index; `vectors_ND` float16 are those that it was made of.
 
-    def __init__(self, index: faiss.Index, values: dict[str, int], rows_N: np.ndarray) -> None:
+    Without them the candidates are those of the codes.
+    """
+
+    def __init__(
+        self, index: faiss.Index, values: dict[str, int], rows_N: np.ndarray, vectors_ND: np.ndarray | None
+    ) -> None:
         self._index = index
-        self._values = values
         self._keeps_vectors = parameters.keeps_vectors(index)
         self._num_allowed = len(rows_N)
+        self._rerank = values.get("rerank", RERANK)
+        share = self._num_allowed / max(index.ntotal, 1)
+        self._values = parameters.for_share(index, values, share) if 0 < share < 1 else values
+        self._refined = None if self._keeps_vectors or vectors_ND is None else Refined(index, vectors_ND)
         self._selector = None
+        self._exact: ExactFinder | None = None
         if self._num_allowed < index.ntotal:
             allowed = np.zeros(index.ntotal, bool)
             allowed[rows_N] = True
             self._bits = np.packbits(allowed, bitorder="little")  # the selector reads this buffer in place
             self._selector = faiss.IDSelectorBitmap(self._bits)
+            if vectors_ND is not None and self._num_allowed <= EXACT_UP_TO:
+                self._exact = ExactFinder(vectors_ND, rows_N)
 
     def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
         """Likely nearest rows of each query; fewer than k only where fewer rows are allowed.
 
         Where masked rows leave a query with fewer than k, it searches further, in the end through everything.
         """
-        width = k + SLACK if self._keeps_vectors else max(k * RERANK_FACTOR, RERANK_AT_LEAST)
-        width = min(width, self._num_allowed)
+        if self._exact is not None:
+            return self._exact.find(queries_QD, k)
+        width = min(k + (SLACK if self._keeps_vectors else MARGIN), self._num_allowed)
         if not width:
             return Candidates.none(len(queries_QD))
         similarities_QK, found_QK = self._search(queries_QD, width, self._values)
@@ -48,9 +64,39 @@ class ApproximateFinder:
             similarities_QK[short], found_QK[short] = self._search(queries_QD[short], width, wider)
             wider = parameters.widened(self._index, wider)
         similarities_QK[found_QK < 0] = -np.inf
-        return Candidates(found_QK, similarities_QK, product_error(self._index.d) if self._keeps_vectors else math.inf)
+        by_vectors = self._keeps_vectors or self._refined is not None
+        return Candidates(found_QK, similarities_QK, product_error(self._index.d) if by_vectors else math.inf)
 
     def _search(self, queries_QD: np.ndarray, width: int, values: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
         params = parameters.search_parameters(self._index, values, self._selector)
-        similarities_QK, found_QK = self._index.search(queries_QD, width, params=params)
+        if self._refined is None:
+            similarities_QK, found_QK = self._index.search(queries_QD, width, params=params)
+            return similarities_QK, found_QK
+        candidates = min(max(self._rerank + RERANK_FACTOR * (width - MARGIN - 10), width), self._num_allowed)
+        return self._refined.search(queries_QD, width, candidates, params)
+
+
+class Refined:
+    """An index of codes whose candidates are scored again from the vectors (float16 [N, D]) it was made of.
+
+    FAISS reads these in place, in memory or memory-mapped, and row numbers are the ids of both. An IDSelector has to be
+    given with the parameters of the index, which are those `search` takes: outside of them IndexRefine ignores it.
+    """
+
+    def __init__(self, index: faiss.Index, vectors_ND: np.ndarray) -> None:
+        self._bytes = vectors_ND.reshape(-1).view(np.uint8)  # kept alive: FAISS has a bare pointer to it
+        self._vectors = faiss.IndexScalarQuantizer(index.d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
+        self._vectors.codes = faiss.MaybeOwnedVectorUInt8.create_view(
+            faiss.swig_ptr(self._bytes), self._bytes.size, self._vectors.codes.owner
+        )
+        self._vectors.ntotal = len(vectors_ND)
+        self._both = faiss.IndexRefine(index, self._vectors)
+
+    def search(
+        self, queries_QD: np.ndarray, k: int, candidates: int, params: faiss.SearchParameters
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best k (float32 similarities and int64 rows [Q, K], -1 for none) of so many candidates."""
+        factor = (candidates + 0.5) / k  # FAISS takes the whole part of k times it
+        both = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=params)
+        similarities_QK, found_QK = self._both.search(queries_QD, k, params=both)
         return similarities_QK, found_QK

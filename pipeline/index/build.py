@@ -1,37 +1,44 @@
-"""Choose a key, train once, populate shards one by one, tune, measure, and commit the index as part of a version.
+"""Choose a key, train once, populate shards in parallel, tune, measure, and commit the index as part of a version.
 
 A first build, or `rebuild`, makes a new generation over everything; otherwise shards for the fresh entries are added
-from the trained index there is. Nothing is committed unless every shard reaches the recall asked for.
+from the trained index there is. Nothing is committed unless every shard reaches the recall asked for. A build that was
+cut off goes on where it was, as long as it is of the same entries with the same options.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Protocol, TypeVar
 
-import faiss
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import CommitConflict, IndexBuildError, UsageError
-from pipeline.index import parameters, tuning
-from pipeline.index.candidates import propose_key, training_rows
-from pipeline.index.shards import SideFiles, mapped_vectors, read_faiss, write_faiss, write_side_files
+from pipeline.index import parameters
+from pipeline.index.candidates import FLAT, empty_index, num_lists, training_rows
+from pipeline.index.choice import SAMPLE_ROWS, Table, choose
+from pipeline.index.shard_work import Gathered, Measured, Populated, ShardWork, files_of, read_mark
+from pipeline.index.shards import mapped_vectors, write_faiss
+from pipeline.index.training import centroid_distance, trained
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.files import FileRef, RowsFile, describe
 from pipeline.store.ids import split_id
 from pipeline.store.leases import Lease
+from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import Index, SetIndex, Shard, State
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
 from pipeline.store.versions import VersionLog
 
-ADD_ROWS = 65_536  # vectors converted to float32 at a time
 DEFAULT_SHARD_ROWS = 1 << 20
 MERGED_UP_TO = 4  # times the rows that are new: so shards are few, and a row is gathered anew a few times
-EXACT = "Flat"
+FILES_SAMPLED = 64  # entries files that a dry run looks into
 
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """What a user may ask of an index; `key` None lets autofaiss choose."""
+    """What a user may ask of an index; with `key` None one is chosen by measuring."""
 
     key: str | None = None
     max_memory_bytes: int = 16 << 30
@@ -53,20 +60,22 @@ class IndexOptions:
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What `build` would do: the key, and the entries files of each shard to be made.
+    """What `build` would do: the key (None: to be chosen), and the entries files of each shard to be made.
 
-    `merged` is how many of the last shards there are will be made anew together with what is fresh.
+    `merged` is how many of the last shards there are will be made anew together with what is fresh. `table` are the
+    candidates, where they were measured beforehand.
     """
 
-    key: str
+    key: str | None
     rows: int
     shards: tuple[tuple[RowsFile, ...], ...]
     grows: bool
     merged: int = 0
+    table: Table | None = None
 
 
 def plan_index(state: State, options: IndexOptions, *, merging: bool = False) -> IndexPlan:
-    """Decide the key and cut shards at the borders of parts: as many rows as allowed, at least one part each.
+    """Cut shards at the borders of parts: as many rows as allowed, at least one part each.
 
     With `merging` the last shards, while they are small beside what is new, become one with it. Single adds that no
     file holds yet stay fresh.
@@ -81,18 +90,17 @@ def plan_index(state: State, options: IndexOptions, *, merging: bool = False) ->
                 f"the index has the key {current.key} and new shards must share it: "
                 f"add --rebuild to build {options.key}"
             )
-        files, key = state.fresh_files(), current.key
+        files = state.fresh_files()
         if merging and files:
             files, merged = _with_last_shards(state, current, files, limit)
     else:
         files = state.entries_files()
-        dimension = state.identity.dimension if state.identity else 0
-        key = options.key or propose_key(max(state.num_live, 1), dimension, options.max_memory_bytes)
     shards: list[list[RowsFile]] = []
     for file in files:
         if not shards or sum(f.rows for f in shards[-1]) + file.rows > limit:
             shards.append([])
         shards[-1].append(file)
+    key = current.key if current is not None and grows else options.key
     return IndexPlan(key, sum(file.rows for file in files), tuple(tuple(shard) for shard in shards), grows, merged)
 
 
@@ -107,6 +115,87 @@ def _with_last_shards(state: State, index: Index, files: list[RowsFile], limit: 
     return state.model_copy(update={"index": left}).fresh_files(), merged
 
 
+def choose_key(
+    storage: Storage, state: State, plan: IndexPlan, options: IndexOptions, on_progress: OnProgress = ignore_progress
+) -> IndexPlan:
+    """The plan with its candidates measured on a sample of the entries, and the key chosen. Writes nothing.
+
+    Raises IndexBuildError where none will do.
+    """
+    if plan.key is not None or not plan.rows:
+        return plan
+    files = [file for shard in plan.shards for file in shard]
+    random = np.random.default_rng(0)
+    some = [files[place] for place in np.sort(random.permutation(len(files))[:FILES_SAMPLED])]
+    forgotten = read_tombstones(storage, state.tombstones)
+    wanted = SAMPLE_ROWS / sum(file.rows for file in some)
+    pieces = []
+    for file in some:
+        table = read_table(storage, file, ["id", "embedding"])
+        alive = np.flatnonzero(~np.isin(table.column("id").to_numpy(), forgotten))
+        taken = random.permutation(alive)[: int(np.ceil(wanted * len(alive)))]
+        pieces.append(embedding_matrix(table.column("embedding"))[np.sort(taken)])
+    sample_ND = np.concatenate(pieces)
+    if not len(sample_ND):
+        raise IndexBuildError("every entry to be indexed is forgotten: add images first")
+    table = _chosen(random.permutation(sample_ND), state.num_live, options, on_progress)
+    return replace(plan, key=table.chosen.key, table=table)
+
+
+def _chosen(sample_ND: np.ndarray, num_rows: int, options: IndexOptions, on_progress: OnProgress) -> Table:
+    return choose(
+        sample_ND,
+        num_rows,
+        target_recall=options.target_recall,
+        max_memory_bytes=options.max_memory_bytes,
+        max_latency_ms=options.max_latency_ms,
+        on_progress=on_progress,
+    )
+
+
+Step = TypeVar("Step")
+
+
+class Workers(Protocol):
+    """Where the steps on shards are done: in this process, or in many."""
+
+    def gathered(self, work: ShardWork, numbers: Sequence[int]) -> Iterable[tuple[int, Gathered]]:
+        """Gather shards, yielding each as it is done, in any order."""
+
+    def populated(
+        self, work: ShardWork, trained: FileRef, shards: Sequence[tuple[int, Gathered]]
+    ) -> Iterable[tuple[int, Populated]]:
+        """Populate shards."""
+
+    def measured(
+        self, work: ShardWork, known: str | None, shards: Sequence[tuple[int, Gathered, Populated]]
+    ) -> Iterable[tuple[int, Measured]]:
+        """Measure shards, with known parameters or with those found for each."""
+
+
+class Here:
+    """The steps one after the other in this process, each with all its cores."""
+
+    def gathered(self, work: ShardWork, numbers: Sequence[int]) -> Iterable[tuple[int, Gathered]]:
+        """As Workers says."""
+        return ((number, work.gather(number)) for number in numbers)
+
+    def populated(
+        self, work: ShardWork, trained: FileRef, shards: Sequence[tuple[int, Gathered]]
+    ) -> Iterable[tuple[int, Populated]]:
+        """As Workers says."""
+        return ((number, work.populate(number, gathered.side, trained)) for number, gathered in shards)
+
+    def measured(
+        self, work: ShardWork, known: str | None, shards: Sequence[tuple[int, Gathered, Populated]]
+    ) -> Iterable[tuple[int, Measured]]:
+        """As Workers says."""
+        return (
+            (number, work.measure(number, gathered.side, populated.index, known))
+            for number, gathered, populated in shards
+        )
+
+
 def build_index(
     log: VersionLog,
     state: State,
@@ -114,19 +203,30 @@ def build_index(
     options: IndexOptions,
     command: str,
     on_progress: OnProgress = ignore_progress,
+    workers: Workers | None = None,
+    *,
+    resumable: bool = True,
 ) -> State:
-    """Build what the plan says and commit it. Raises IndexBuildError, DamagedFile or CommitConflict."""
+    """Build what the plan says and commit it. Raises IndexBuildError, DamagedFile or CommitConflict.
+
+    Unless `resumable`, what was cut off leaves nothing behind.
+    """
     if state.identity is None or not plan.shards:
         raise IndexBuildError(f"the memory at {log.storage.uri} has no entries to index: add images first")
     with Lease(log.storage, "index") as lease:
-        return _built(log, state, _Builder(log.storage, state, plan, options, on_progress, lease), command, lease)
+        builder = _Builder(log.storage, state, plan, options, on_progress, lease, workers or Here())
+        return _built(log, state, builder, command, lease, resumable)
 
 
-def _built(log: VersionLog, state: State, builder: "_Builder", command: str, lease: Lease) -> State:
+def _built(log: VersionLog, state: State, builder: "_Builder", command: str, lease: Lease, resumable: bool) -> State:
     try:
         index = builder.build()
-    except BaseException:  # an interrupt too leaves nothing behind; a kill leaves files that no version names
-        log.storage.remove_folder(builder.folder)
+    except IndexBuildError:
+        builder.give_up()
+        raise
+    except BaseException:  # an interrupt too; a kill leaves files that no version names
+        if not resumable:
+            builder.give_up()
         raise
     replaces = state.index
     action = SetIndex(
@@ -135,10 +235,32 @@ def _built(log: VersionLog, state: State, builder: "_Builder", command: str, lea
         replaces_shards=len(replaces.shards) if replaces else 0,
     )
     try:
-        return log.commit(state, command, lambda _number, _state: [action], lease)
+        after = log.commit(state, command, lambda _number, _state: [action], lease)
     except CommitConflict:  # and only then: after any other failure the version may have been published
-        log.storage.remove_folder(builder.folder)
+        builder.give_up()
         raise
+    builder.tidy()
+    return after
+
+
+class _Begun(BaseModel):
+    """What the first mark of a build says: which generation it makes, and of which shards."""
+
+    model_config = ConfigDict(frozen=True)
+
+    generation: int
+    work: str  # the nonce of the lease under which it was begun
+
+
+class _Trained(BaseModel):
+    """The mark of a trained index, and of the key that was chosen."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    index: FileRef | None
+    centroid_distance: float | None
+    candidates: FileRef | None
 
 
 class _Builder:
@@ -150,152 +272,244 @@ class _Builder:
         options: IndexOptions,
         on_progress: OnProgress,
         lease: Lease,
+        workers: Workers,
     ) -> None:
         assert state.identity is not None  # noqa: S101  # checked by build_index
         self._storage = storage
         self._plan = plan
         self._options = options
         self._progress = on_progress
-        self._dimension = state.identity.dimension
-        self._forgotten = read_tombstones(storage, state.tombstones)
+        self._workers = workers
+        self._num_live = state.num_live
         self._old = state.index if plan.grows else None
         self._kept = self._old.shards[: len(self._old.shards) - plan.merged] if self._old else ()
-        taken = [int(name.split("-")[0]) for name in storage.list("index")]
-        self._generation = self._old.generation if self._old else max(taken, default=0) + 1
-        self._first = max((shard.number for shard in self._kept), default=-1) + 1
+        fingerprint = _fingerprint(state, plan, options)
+        self._marks = f"index/begun-{fingerprint[:16]}"
+        lease.hold(f"{self._marks}/")
+        begun = read_mark(storage, f"{self._marks}/begun.json", _Begun)
+        if begun is None:
+            generation = self._old.generation if self._old else _next_generation(storage)
+            begun = _Begun(generation=generation, work=lease.nonce)
+            storage.replace(f"{self._marks}/begun.json", begun.model_dump_json().encode())
+        self._generation = begun.generation
         # The lease's nonce keeps two writers that build at once out of each other's files.
-        self.folder = f"index/{self._generation:06d}-{lease.nonce}"
+        self._folder = f"index/{self._generation:06d}-{lease.nonce}"
+        self._work = ShardWork(
+            storage=storage,
+            marks=self._marks,
+            folder=self._folder,
+            dimension=state.identity.dimension,
+            generation=self._generation,
+            first=max((shard.number for shard in self._kept), default=-1) + 1,
+            shards=plan.shards,
+            tombstones=state.tombstones,
+            rows=plan.rows,
+            sample_rows=0,
+            key=plan.key or "",
+            target_recall=options.target_recall,
+            max_latency_ms=options.max_latency_ms,
+        )
+        earlier = {file.path.split("/shards/")[0].split("/trained")[0] for file in self._marked()}
+        lease.hold(*(f"{folder}/" for folder in sorted(earlier - {self._folder})))
 
     def build(self) -> Index:
-        empty = None if self._plan.key == EXACT else self._empty()  # a key that cannot be is said before any work
-        sides: list[SideFiles] = []
-        total = self._plan.rows
-        for number, files in enumerate(self._plan.shards, start=self._first):
-            self._progress(Progress("gathering", sum(side.rows for side in sides), total))
-            sides.append(write_side_files(self._storage, f"{self.folder}/shards/{number}", files, self._forgotten))
-        total = sum(side.rows for side in sides)
-        if empty is None:
-            self._held(sum(side.vectors.num_bytes for side in sides))
-            return self._index("", None, [self._shard(number, None, 1.0, sides) for number in range(len(sides))])
-        if not total:
+        key = self._plan.key
+        numbers = range(len(self._plan.shards))
+        if not (self._old and self._old.trained) and key != FLAT:
+            self._work = replace(self._work, sample_rows=self._sample_rows(key))
+        gathered = dict(self._counted("gathering", self._workers.gathered(self._work, numbers)))
+        rows = sum(found.side.rows for found in gathered.values())
+        if not rows and key != FLAT:
             raise IndexBuildError("every entry to be indexed is forgotten: add images first")
-        trained, trained_file = self._trained(empty, sides)
-        values: dict[str, int] | None = parameters.parsed(self._old.parameters) if self._old else None
-        shards: list[Shard] = []
-        done = 0
-        for number, side in enumerate(sides):
-            if not side.rows:  # all forgotten: nothing to search, but its parts are no fresh entries any more
-                shards.append(self._shard(number, None, 1.0, sides))
-                continue
-            populated = self._populated(faiss.clone_index(trained), side, done, total)
-            index_file = write_faiss(self._storage, f"{self._shard_folder(number)}/index.faiss", populated)
-            self._held(sum(shard.index.num_bytes for shard in shards if shard.index) + index_file.num_bytes)
-            done += side.rows
-            self._progress(Progress("tuning", number, len(sides)))
-            if values is None:
-                values = tuning.tuned_parameters(populated, self._plan.key, self._options.max_latency_ms)
-            values, recall = self._measured(populated, values, side)
-            shards.append(self._shard(number, index_file, recall, sides))
-        return self._index(parameters.written(values or {}), trained_file, shards)
+        made = self._trained([gathered[number] for number in numbers])
+        key = made.key
+        self._work = replace(self._work, key=key)
+        if made.index is None:
+            self._check_held(sum(found.side.vectors.num_bytes for found in gathered.values()), key)
+            return self._index("", made, [self._shard(number, gathered[number], None, None) for number in numbers])
+        filled = [(number, found) for number, found in sorted(gathered.items()) if found.side.rows]
+        populated = dict(self._counted("populating", self._workers.populated(self._work, made.index, filled)))
+        self._check_held(sum(found.index.num_bytes for found in populated.values()), key)
+        asked = [(number, found, populated[number]) for number, found in filled]
+        written, measured = self._measured(asked, key)
+        shards = [self._shard(n, gathered[n], populated.get(n), measured.get(n)) for n in numbers]
+        return self._index(written, made, shards)
 
-    def _held(self, num_bytes: int) -> None:
+    def _sample_rows(self, key: str | None) -> int:
+        """Rows for the training sample; of a key yet to be chosen, as many as the most demanding may want."""
+        if key is not None:
+            empty_index(key, self._work.dimension)  # a key that cannot be is said before any work
+            rows = training_rows(key, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
+            return min(max(rows, 1), self._plan.rows)
+        likely = f"IVF{num_lists(self._plan.rows)},Flat"
+        rows = training_rows(likely, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
+        return min(max(rows, SAMPLE_ROWS), self._plan.rows)
+
+    def _trained(self, gathered: Sequence[Gathered]) -> _Trained:
+        """The key and the empty trained index: the generation's own, or one trained on the sample of all shards."""
+        if self._old:
+            distance = self._old.centroid_distance
+            return _Trained(
+                key=self._old.key, index=self._old.trained, centroid_distance=distance, candidates=self._old.candidates
+            )
+        return self._work.once("trained", _Trained, lambda: self._train(gathered))
+
+    def _train(self, gathered: Sequence[Gathered]) -> _Trained:
+        key, candidates = self._plan.key, None
+        if key == FLAT:
+            return _Trained(key=FLAT, index=None, centroid_distance=None, candidates=None)
+        sample_ND = np.concatenate(
+            [mapped_vectors(self._storage, found.sample, self._work.dimension) for found in gathered if found.sample]
+        )
+        if key is None:
+            table = self._plan.table or self._table(sample_ND)
+            key = table.chosen.key
+            candidates = self._write_table(table)
+            if key == FLAT:
+                return _Trained(key=FLAT, index=None, centroid_distance=None, candidates=candidates)
+            rows = training_rows(key, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
+            sample_ND = np.random.default_rng(self._generation).permutation(sample_ND)[:rows]
+        self._progress(Progress("training", 0, len(sample_ND)))
+        index = trained(key, sample_ND)
+        self._progress(Progress("training", len(sample_ND), len(sample_ND)))
+        published = write_faiss(self._storage, f"{self._folder}/trained.faiss", index)
+        distance = centroid_distance(index, sample_ND)
+        return _Trained(key=key, index=published, centroid_distance=distance, candidates=candidates)
+
+    def _table(self, sample_ND: np.ndarray) -> Table:
+        rows = np.random.default_rng(self._generation).permutation(len(sample_ND))[:SAMPLE_ROWS]
+        return _chosen(sample_ND[rows], self._num_live, self._options, self._progress)
+
+    def _write_table(self, table: Table) -> FileRef:
+        path = f"{self._folder}/candidates.json"
+        with self._storage.publishing(path) as local:
+            local.write_text(table.model_dump_json(indent=1))
+            return describe(path, local)
+
+    def _measured(self, asked: Sequence[tuple[int, Gathered, Populated]], key: str) -> tuple[str, dict[int, Measured]]:
+        """The parameters that take every shard to the target, and what each is with them.
+
+        The first shard is tuned, unless the generation has parameters already. Where another needs wider ones, those
+        measured with narrower ones are measured again.
+        """
+        known = self._old.parameters if self._old else None
+        total = len(asked)
+        measured: dict[int, Measured] = {}
+        if known is None:
+            self._progress(Progress("tuning", 0, total))
+            measured.update(self._workers.measured(self._work, None, asked[:1]))
+            known = measured[asked[0][0]].parameters
+        while True:
+            left = [entry for entry in asked if entry[0] not in measured]
+            for number, found in self._workers.measured(self._work, known, left):
+                measured[number] = found
+                self._progress(Progress("tuning", len(measured), total))
+            for found in measured.values():
+                if not found.reached:
+                    raise IndexBuildError(self._too_low(key, found))
+            widest = parameters.widest_of([parameters.parsed(found.parameters) for found in measured.values()])
+            known = parameters.written(widest)
+            narrower = [n for n, found in measured.items() if parameters.parsed(found.parameters) != widest]
+            if not narrower:
+                return known, measured
+            for number in narrower:
+                del measured[number]
+
+    def _too_low(self, key: str, found: Measured) -> str:
+        return (
+            f"the index {key} reaches recall@10 {found.quality.recall_at_10:.3f} at most, below the target "
+            f"{self._options.target_recall}, and was not published: allow more --max-memory, lower "
+            "--target-recall, or give --key Flat for exact search"
+        )
+
+    def _check_held(self, num_bytes: int, key: str) -> None:
         """Refuse an index that outgrows the memory allowed."""
+        num_bytes += sum((shard.index or shard.vectors).num_bytes for shard in self._kept)
         if num_bytes > self._options.max_memory_bytes:
             raise IndexBuildError(
-                f"the index {self._plan.key} takes {num_bytes:,} bytes or more and {self._options.max_memory_bytes:,} "
-                "are allowed: allow more with --max-memory, or give a smaller --key"
+                f"the index {key} takes {num_bytes:,} bytes and {self._options.max_memory_bytes:,} "
+                "are allowed: allow that much with --max-memory, or give a smaller --key"
             )
 
-    def _empty(self) -> faiss.Index:
-        if not (self._old and self._old.trained):
-            training_rows(self._plan.key, self._plan.rows, self._dimension, self._options.max_memory_bytes)
-        try:
-            index = faiss.index_factory(self._dimension, self._plan.key, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise IndexBuildError(
-                f"FAISS does not know the key {self._plan.key} for {self._dimension} dimensions: "
-                "give one of its index_factory strings, such as IVF256,Flat, or none to have one chosen"
-            ) from error
-        parameters.code_vectors_themselves(index)
-        if not parameters.searchable(index):
-            raise IndexBuildError(
-                f"the key {self._plan.key} is of a kind whose forgotten rows cannot be masked: "
-                "give Flat, a key with IVF or HNSW (OPQ, PCA and RR may come before), or none to have one chosen"
-            )
-        return index
-
-    def _trained(self, index: faiss.Index, sides: Sequence[SideFiles]) -> tuple[faiss.Index, FileRef]:
-        """The empty trained index: the generation's own, or this one trained on a random sample over all shards."""
-        if self._old and self._old.trained:
-            return read_faiss(self._storage, self._old.trained, mapped=False), self._old.trained
-        total = sum(side.rows for side in sides)
-        rows = training_rows(self._plan.key, total, self._dimension, self._options.max_memory_bytes)
-        self._progress(Progress("training", 0, rows))
-        _quiet_clustering(index)
-        index.train(self._sample(sides, rows, total))
-        self._progress(Progress("training", rows, rows))
-        return index, write_faiss(self._storage, f"{self.folder}/trained.faiss", index)
-
-    def _sample(self, sides: Sequence[SideFiles], rows: int, total: int) -> np.ndarray:
-        chosen = np.sort(np.random.default_rng(self._generation).choice(total, rows, replace=False))
-        sample_ND = np.empty((rows, self._dimension), np.float32)
-        filled = start = 0
-        for side in sides:
-            inside = chosen[(chosen >= start) & (chosen < start + side.rows)] - start
-            vectors = mapped_vectors(self._storage, side.vectors, self._dimension)
-            sample_ND[filled : filled + len(inside)] = vectors[inside]
-            filled, start = filled + len(inside), start + side.rows
-        return sample_ND
-
-    def _populated(self, index: faiss.Index, side: SideFiles, done: int, total: int) -> faiss.Index:
-        vectors_ND = mapped_vectors(self._storage, side.vectors, self._dimension)
-        for start in range(0, side.rows, ADD_ROWS):
-            index.add(np.ascontiguousarray(vectors_ND[start : start + ADD_ROWS], np.float32))
-            self._progress(Progress("populating", done + min(start + ADD_ROWS, side.rows), total))
-        return index
-
-    def _measured(self, index: faiss.Index, values: dict[str, int], side: SideFiles) -> tuple[dict[str, int], float]:
-        """Recall@10 of a shard, and parameters widened until it reaches the target."""
-        vectors_ND = mapped_vectors(self._storage, side.vectors, self._dimension)
-        queries = tuning.query_sample(side.rows, seed=self._generation)
-        while True:
-            recall = tuning.recall(index, values, vectors_ND, queries, tuning.NEIGHBORS_MEASURED)
-            if recall >= self._options.target_recall:
-                return values, recall
-            wider = parameters.widened(index, values)
-            if wider is None:
-                raise IndexBuildError(
-                    f"the index {self._plan.key} reaches recall@10 {recall:.3f} at most, below the target "
-                    f"{self._options.target_recall}, and was not published: allow more --max-memory, lower "
-                    "--target-recall, or give --key Flat for exact search"
-                )
-            values = wider
-
-    def _shard(self, number: int, index: FileRef | None, recall: float, sides: Sequence[SideFiles]) -> Shard:
-        side = sides[number]
+    def _shard(self, number: int, gathered: Gathered, populated: Populated | None, measured: Measured | None) -> Shard:
+        """A shard; without an index where it is exact, or where all its rows are forgotten."""
+        side = gathered.side
         return Shard(
-            number=number + self._first,
+            number=number + self._work.first,
             rows=side.rows,
             covers=tuple(_spans(self._plan.shards[number])),
-            index=index,
+            index=populated.index if populated else None,
             ids=side.ids,
             labels=side.labels,
             vectors=side.vectors,
             entries=side.entries,
-            recall_at_10=recall,
+            recall_at_10=measured.quality.recall_at_10 if measured else 1.0,
+            quality=measured.quality if measured else None,
+            centroid_distance=populated.centroid_distance if populated else None,
         )
 
-    def _shard_folder(self, number: int) -> str:
-        return f"{self.folder}/shards/{number + self._first}"
-
-    def _index(self, values: str, trained: FileRef | None, shards: Sequence[Shard]) -> Index:
+    def _index(self, values: str, made: _Trained, shards: Sequence[Shard]) -> Index:
         return Index(
             generation=self._generation,
-            key=self._plan.key,
-            parameters=values,
-            trained=trained,
+            key=made.key,
+            parameters=values or (self._old.parameters if self._old else ""),
+            trained=made.index,
             shards=(*self._kept, *shards),
+            candidates=made.candidates,
+            centroid_distance=made.centroid_distance,
         )
+
+    def _counted(self, stage: str, steps: Iterable[tuple[int, Step]]) -> Iterator[tuple[int, Step]]:
+        done = 0
+        self._progress(Progress(stage, 0, self._plan.rows))
+        for number, found in steps:
+            done += sum(file.rows for file in self._plan.shards[number])
+            yield number, found
+            self._progress(Progress(stage, done, self._plan.rows))
+
+    def _marked(self) -> list[FileRef]:
+        found: list[FileRef] = []
+        for name in self._storage.list(self._marks):
+            kind = next((kind for start, kind in _KINDS.items() if name.startswith(start)), None)
+            mark = read_mark(self._storage, f"{self._marks}/{name}", kind) if kind else None
+            found += files_of(mark) if mark else []
+        return found
+
+    def give_up(self) -> None:
+        """Remove everything this build has made."""
+        for file in self._marked():
+            if not (self._old and file == self._old.trained):
+                self._storage.delete([file.path])
+        self._storage.remove_folder(self._folder)
+        self._storage.remove_folder(self._marks)
+
+    def tidy(self) -> None:
+        """Remove what only the build needed."""
+        samples = [file.path for file in self._marked() if file.path.endswith("/sample.f16")]
+        self._storage.delete(samples)
+        self._storage.remove_folder(self._marks)
+
+
+_KINDS: dict[str, type[BaseModel]] = {"gathered": Gathered, "populated": Populated, "trained": _Trained}
+
+
+def _next_generation(storage: Storage) -> int:
+    taken = [name.split("-")[0] for name in storage.list("index")]
+    return max((int(number) for number in taken if number.isdigit()), default=0) + 1
+
+
+def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions) -> str:
+    """What a build has to have in common with one that was cut off, to go on with what that has made."""
+    said = {
+        "options": asdict(options),
+        "shards": [[file.sha256 for file in shard] for shard in plan.shards],
+        "tombstones": [file.sha256 for file in state.tombstones],
+        "replaces": [state.index.generation, len(state.index.shards)] if state.index else None,
+        "key": plan.key,
+        "grows": plan.grows,
+        "erasures": list(state.erasures),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _spans(files: Sequence[RowsFile]) -> Iterator[tuple[int, int]]:
@@ -310,11 +524,3 @@ def _spans(files: Sequence[RowsFile]) -> Iterator[tuple[int, int]]:
         current = (file.first_id, file.last_id)
     if current:
         yield current
-
-
-def _quiet_clustering(index: faiss.Index) -> None:
-    """Let k-means train on few rows without a warning on stderr: the number of rows was checked, recall is measured."""
-    inner = faiss.try_extract_index_ivf(index)
-    if inner is not None:
-        inner.cp.min_points_per_centroid = 1
-        inner.cp.spherical = True  # the vectors have unit length and are compared by inner product

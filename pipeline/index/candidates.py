@@ -1,25 +1,53 @@
-"""Which FAISS key to build, as autofaiss proposes it from rows, dimension and memory."""
+"""Which FAISS keys come into question for so many rows: what autofaiss proposes, and what it never does."""
 
+import math
 import re
+from dataclasses import dataclass
 
+import faiss
 from autofaiss.external.optimize import get_optimal_index_keys_v2
 
 from pipeline.errors import IndexBuildError
+from pipeline.index import parameters
 
-TRAINING_ROWS_PER_CENTROID = 100  # what autofaiss trains on where memory allows
+TRAINING_ROWS_PER_CENTROID = 64  # 100, which autofaiss takes, cost twice the time for .001 of recall on 300,000 rows
+ROW_NUMBER = 8  # bytes FAISS keeps for each row of an inverted list
+GRAPH_DEGREE = 32
+PRODUCT_QUANTIZERS_FROM = 1_000  # rows, below which no codebook is worth its training
+FLAT = "Flat"
 
 
-def propose_key(num_rows: int, dimension: int, max_memory_bytes: int) -> str:
-    """The most promising key. Always memory-mappable ones: a graph can be neither mapped nor shared by processes."""
-    keys = get_optimal_index_keys_v2(
+@dataclass(frozen=True)
+class Proposal:
+    """A key, and who thought of it: "autofaiss", "visual-memory" or "user"."""
+
+    key: str
+    by: str
+
+
+def proposals(num_rows: int, dimension: int, max_memory_bytes: int) -> list[Proposal]:
+    """Keys worth measuring, each once. Those of autofaiss are its memory-mappable ones."""
+    lists = num_lists(num_rows)
+    inverted = f"IVF{lists}"
+    keys = [FLAT, f"{inverted},SQfp16", f"{inverted},SQ8"]
+    if num_rows >= PRODUCT_QUANTIZERS_FROM:
+        keys += [f"{inverted},PQ{m}x4fs" for m in _sub_quantizers(dimension)]
+        keys += [f"RR{dimension},{inverted},RaBitQ"]
+    keys += [f"HNSW{GRAPH_DEGREE}"]
+    theirs = get_optimal_index_keys_v2(
         num_rows, dimension, f"{max(max_memory_bytes // 1024, 1)}KB", should_be_memory_mappable=True
     )
-    if not keys:
-        raise IndexBuildError(
-            f"no index of {num_rows:,} rows in {dimension} dimensions fits into {max_memory_bytes:,} bytes: "
-            "allow more with --max-memory"
-        )
-    return str(keys[0])
+    found = [Proposal(str(key), "autofaiss") for key in theirs[:1]]
+    return found + [Proposal(key, "visual-memory") for key in keys if key not in {p.key for p in found}]
+
+
+def num_lists(num_rows: int) -> int:
+    """Inverted lists for so many rows: the power of two nearest to twice their root, at least 1.
+
+    autofaiss takes four times the root. With half as many the lists are longer, which fast-scan codes hardly notice,
+    and training and assignment, which are most of a build, cost half.
+    """
+    return 1 << max(round(math.log2(2 * max(num_rows, 1) ** 0.5)), 0)
 
 
 def num_centroids(key: str) -> int:
@@ -28,17 +56,69 @@ def num_centroids(key: str) -> int:
     return int(found[1]) if found else 0
 
 
+def with_lists(key: str, lists: int) -> str:
+    """The same key with another number of inverted lists."""
+    return re.sub(r"IVF\d+", f"IVF{lists}", key)
+
+
+def empty_index(key: str, dimension: int) -> faiss.Index:
+    """An untrained index. Raises IndexBuildError for a key that FAISS does not know or that cannot mask rows."""
+    try:
+        index = faiss.index_factory(dimension, key, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise IndexBuildError(
+            f"FAISS does not know the key {key} for {dimension} dimensions: "
+            "give one of its index_factory strings, such as IVF256,Flat, or none to have one chosen"
+        ) from error
+    parameters.code_vectors_themselves(index)
+    if not parameters.searchable(index):
+        raise IndexBuildError(
+            f"the key {key} is of a kind whose forgotten rows cannot be masked: "
+            "give Flat, a key with IVF or HNSW (OPQ, PCA and RR may come before), or none to have one chosen"
+        )
+    return index
+
+
+def expected_bytes(key: str, num_rows: int, dimension: int) -> int:
+    """Bytes of an index in memory, but for its transforms and codebooks; of the key Flat those of the vectors."""
+    if key == FLAT:
+        return 2 * dimension * num_rows
+    whole = empty_index(key, dimension)  # owns what the names below only point to
+    inverted = faiss.try_extract_index_ivf(whole)
+    if inverted is not None:
+        return (int(inverted.code_size) + ROW_NUMBER) * num_rows + 4 * int(inverted.d) * int(inverted.nlist)
+    outer = faiss.downcast_index(whole)
+    graph = faiss.downcast_index(outer.index) if isinstance(outer, faiss.IndexPreTransform) else outer
+    code_size = int(faiss.downcast_index(graph.storage).code_size)
+    return (code_size + 4 * int(graph.hnsw.nb_neighbors(0)) + ROW_NUMBER) * num_rows
+
+
 def training_rows(key: str, num_rows: int, dimension: int, max_memory_bytes: int) -> int:
     """Rows to train on: enough for every centroid, within half the memory allowed as float32.
 
     Raises IndexBuildError when there are fewer rows than centroids.
     """
-    least = max(num_centroids(key), 256 if "PQ" in key else 0)
-    if num_rows < least:
+    if num_rows < least_rows(key):
         raise IndexBuildError(
-            f"the key {key} needs at least {least:,} rows to train on and there are {num_rows:,}: "
+            f"the key {key} needs at least {least_rows(key):,} rows to train on and there are {num_rows:,}: "
             "give a smaller --key, or none to have one chosen"
         )
     wanted = max(num_centroids(key), 1_000) * TRAINING_ROWS_PER_CENTROID
     fits = max_memory_bytes // 2 // (4 * dimension)
-    return min(num_rows, max(min(wanted, fits), least))
+    return min(num_rows, max(min(wanted, fits), least_rows(key)))
+
+
+def least_rows(key: str) -> int:
+    """Rows without which a key cannot be trained: one a centroid, of lists and of codebooks."""
+    codebook = re.search(r"PQ\d+(?:x(\d+))?", key)
+    return max(num_centroids(key), 1 << int(codebook[1] or 8) if codebook else 0)
+
+
+def _sub_quantizers(dimension: int) -> list[int]:
+    """Sub-quantizers of 4 bits for codes of about two and one bit a dimension."""
+    found = []
+    for most in (dimension // 2, dimension // 4):
+        fitting = [m for m in range(1, most + 1) if dimension % m == 0]
+        if fitting and fitting[-1] * 2 >= most:
+            found.append(fitting[-1])
+    return list(dict.fromkeys(found))

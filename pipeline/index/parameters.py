@@ -1,9 +1,15 @@
 """FAISS search parameters per call, from the notation FAISS and autofaiss use ("nprobe=16,efSearch=32,ht=2048").
 
+To it comes `rerank`: how many candidates of an index of codes are scored again from the stored vectors for k = 10.
 Nothing is set on an index, which several threads may be searching.
 """
 
+import math
+from collections.abc import Sequence
+
 import faiss
+
+FURTHER_AT_MOST = 8.0  # times the lists, or the graph, that are looked at for masked rows
 
 
 def parsed(parameters: str) -> dict[str, int]:
@@ -62,7 +68,9 @@ def code_vectors_themselves(index: faiss.Index) -> None:
 def keeps_vectors(index: faiss.Index) -> bool:
     """Whether this kind of index compares with the vectors themselves, so that what it says of them is exact."""
     index = faiss.downcast_index(index)
-    return isinstance(index, faiss.IndexIVFFlat) or (_is_float16(index) and not index.by_residual)
+    if isinstance(index, faiss.IndexIVFFlat | faiss.IndexHNSWFlat):
+        return True
+    return _is_float16(index) and not index.by_residual
 
 
 def _is_float16(index: faiss.Index) -> bool:
@@ -80,6 +88,22 @@ def widest(index: faiss.Index) -> dict[str, int]:
     if isinstance(index, faiss.IndexHNSW):
         return {"efSearch": max(index.ntotal, 1)}
     return {}
+
+
+def for_share(index: faiss.Index, values: dict[str, int], share: float) -> dict[str, int]:
+    """Values for a search among a share of the rows (above 0, at most 1), which has to go further for as many of them.
+
+    Where rows are masked at random the k nearest others lie in more lists, though not in 1 / share times as many.
+    """
+    further = min(share**-0.5, FURTHER_AT_MOST)
+    widest_values = widest(index)
+    grown = {name: min(math.ceil(values.get(name, 1) * further), limit) for name, limit in widest_values.items()}
+    return values | grown
+
+
+def widest_of(values: Sequence[dict[str, int]]) -> dict[str, int]:
+    """The largest of each parameter."""
+    return {name: max(each.get(name, 0) for each in values) for name in values[0]}
 
 
 def widened(index: faiss.Index, values: dict[str, int]) -> dict[str, int] | None:

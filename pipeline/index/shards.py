@@ -9,13 +9,13 @@ index.faiss    FAISS ids are row numbers; absent for the key Flat, which searche
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import faiss
 import numpy as np
 import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import DamagedFile
 from pipeline.index.approximate import ApproximateFinder
@@ -32,9 +32,10 @@ ROWS_COPIED = 65_536  # vectors converted or copied at a time
 _LABELS = b"visual_memory.labels"
 
 
-@dataclass(frozen=True)
-class SideFiles:
+class SideFiles(BaseModel):
     """The files of a shard but for its FAISS index."""
+
+    model_config = ConfigDict(frozen=True)
 
     ids: FileRef
     labels: FileRef
@@ -85,6 +86,15 @@ def mapped_vectors(storage: Storage, vectors: FileRef, dimension: int) -> np.nda
     return np.memmap(local, np.float16, mode="r", shape=(vectors.rows, dimension))
 
 
+def write_vectors(storage: Storage, path: str, vectors_ND: np.ndarray, rows: np.ndarray) -> FileRef:
+    """Publish some rows of a matrix of vectors, as they are, a bounded number at a time."""
+    with storage.publishing(path) as local:
+        with local.open("wb") as stream:
+            for start in range(0, len(rows), ROWS_COPIED):
+                stream.write(np.ascontiguousarray(vectors_ND[rows[start : start + ROWS_COPIED]]).data)
+        return describe(path, local, len(rows))
+
+
 def write_faiss(storage: Storage, path: str, index: faiss.Index) -> FileRef:
     """Publish a FAISS index."""
     with storage.publishing(path) as local:
@@ -130,7 +140,7 @@ def _finder_maker(storage: Storage, file: FileRef | None, parameters: str, vecto
     if faiss_index.ntotal != len(vectors_ND):
         raise _damaged(storage, file)
     values = parsed(parameters)
-    return lambda rows_N: ApproximateFinder(faiss_index, values, rows_N)
+    return lambda rows_N: ApproximateFinder(faiss_index, values, rows_N, vectors_ND)
 
 
 def _write_array(storage: Storage, path: str, array: np.ndarray) -> FileRef:
@@ -189,12 +199,8 @@ def without_entries(
         "ids": _write_array(storage, f"{folder}/ids.npy", ids_N[kept_N]),
         "labels": _write_array(storage, f"{folder}/labels.npy", _renumbered(codes_N, used)),
         "entries": _write_ipc(storage, f"{folder}/entries.arrow", table.take(pa.array(kept_N))),
+        "vectors": write_vectors(storage, f"{folder}/vectors.f16", vectors_ND, kept_N),
     }
-    with storage.publishing(f"{folder}/vectors.f16") as local:
-        with local.open("wb") as stream:
-            for start in range(0, len(kept_N), ROWS_COPIED):
-                stream.write(np.ascontiguousarray(vectors_ND[kept_N[start : start + ROWS_COPIED]]).data)
-        changes["vectors"] = describe(f"{folder}/vectors.f16", local, len(kept_N))
     if shard.index is not None and index.trained is not None:
         populated = read_faiss(storage, index.trained, mapped=False)
         for start in range(0, len(kept_N), ROWS_COPIED):

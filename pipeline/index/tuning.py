@@ -1,89 +1,176 @@
-"""Search parameters for a latency, by autofaiss's tuner, and recall measured against exact search.
+"""Search parameters: the least work that reaches a recall, measured against exact search.
 
-The tuner maximises recall at a latency; it does not know a target recall. So the recall it reaches is measured, and
-where it is too low the search is widened until it is high enough.
+autofaiss's tuner finds the best recall within a time a query; it knows no recall to aim at. So the least work that
+reaches the target is looked for first, by measuring, and the tuner is told the time that takes. Where it knows the kind
+of index, what it finds is used if it reaches the target too: it balances several parameters at once.
 """
 
 import logging
+import time
+from dataclasses import dataclass
 
 import faiss
 import numpy as np
-from autofaiss.external.optimize import (
-    binary_search_on_param,
-    get_min_param_value_for_best_neighbors_coverage,
-    get_optimal_hyperparameters,
-)
+from autofaiss.external.optimize import get_optimal_hyperparameters
 
 from pipeline.index import parameters
 from pipeline.index.approximate import ApproximateFinder
 from pipeline.index.exact import ExactFinder, similarities
+from pipeline.store.state import Quality
 
-NEIGHBORS_MEASURED = 10
+NEIGHBORS_TUNED = 10
+RECALLS_AT = (1, 10, 100)
 MAX_QUERIES = 1_000
+TUNING_QUERIES = 300  # of them, with which parameters are looked for; all then say what these reach
+TIMED_QUERIES = 100
+RERANKS = (50, 100, 200, 400, 800)
+TUNER_MAY_TAKE = 1.25  # times what the least work takes, so that the noise of timing does not decide
 
 
-def tuned_parameters(index: faiss.Index, key: str, max_latency_ms: float) -> dict[str, int]:
-    """Parameters that make the most of a latency a single query, as autofaiss finds them.
+@dataclass(frozen=True)
+class Tuned:
+    """Parameters, and who found them: "autofaiss" or "measured"."""
 
-    The tuner sets parameters on the index while it tries them, so `index` must not be in use elsewhere.
+    values: dict[str, int]
+    by: str
+
+
+class Judge:
+    """Exact answers for some stored rows, by which any index over the same rows is judged.
+
+    Each query looks for its nearest other rows, so that finding itself earns nothing. `vectors_ND` is float16 [N, D].
     """
-    if "_HNSW" in key and "OPQ" not in key:  # autofaiss takes IVFn_HNSWm for a plain HNSW and sets no nprobe
-        return _tuned_beyond_heuristics(index, max_latency_ms)
+
+    def __init__(self, vectors_ND: np.ndarray, query_rows: np.ndarray) -> None:
+        self.vectors_ND = vectors_ND
+        self._rows_N = np.arange(len(vectors_ND))
+        self._query_rows = query_rows
+        self._queries_QD = np.ascontiguousarray(vectors_ND[query_rows], np.float32)
+        self._most = min(RECALLS_AT[-1], len(vectors_ND) - 1)
+        exact = ExactFinder(vectors_ND, self._rows_N)
+        self._exact_QK = self._others(exact.find(self._queries_QD, self._most + 1).rows_QK, self._most, len(query_rows))
+
+    def recall(
+        self, index: faiss.Index, values: dict[str, int], k: int, *, refined: bool, queries: int = MAX_QUERIES
+    ) -> float:
+        """recall@k with these parameters, of the first so many queries; with candidates scored again if `refined`."""
+        k = min(k, self._most)
+        if not k:
+            return 1.0
+        finder = self._finder(index, values, refined)
+        queries = min(queries, len(self._query_rows))
+        found_QK = self._others(finder.find(self._queries_QD[:queries], k + 1).rows_QK, k, queries)
+        # A row whose similarity equals the k-th exact one is as right as the one exact search happened to take.
+        return float((found_QK >= self._exact_QK[:queries, k - 1 : k]).mean())
+
+    def seconds(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> tuple[float, float]:
+        """Seconds of a query alone (the median) and of one among many at once."""
+        finder = self._finder(index, values, refined)
+        queries = self._queries_QD[:TUNING_QUERIES]
+        finder.find(queries, NEIGHBORS_TUNED)  # the first one warms up
+        began = time.perf_counter()
+        finder.find(queries, NEIGHBORS_TUNED)
+        together = (time.perf_counter() - began) / len(queries)
+        alone = []
+        for row in range(min(TIMED_QUERIES, len(queries))):
+            began = time.perf_counter()
+            finder.find(queries[row : row + 1], NEIGHBORS_TUNED)
+            alone.append(time.perf_counter() - began)
+        return float(np.median(alone)), together
+
+    def quality(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> Quality:
+        """Recalls and latency of an index."""
+        at_1, at_10, at_100 = (self.recall(index, values, k, refined=refined) for k in RECALLS_AT)
+        alone, together = self.seconds(index, values, refined=refined)
+        return Quality.measured(at_1, at_10, at_100, alone, together)
+
+    def _finder(self, index: faiss.Index, values: dict[str, int], refined: bool) -> ApproximateFinder:
+        return ApproximateFinder(index, values, self._rows_N, self.vectors_ND if refined else None)
+
+    def _others(self, rows_QK: np.ndarray, k: int, queries: int) -> np.ndarray:
+        """Similarities of the k nearest of the rows found that are not the query itself, descending [Q, k]."""
+        similarities_QK = similarities(self._queries_QD[:queries], self.vectors_ND, rows_QK)
+        similarities_QK[rows_QK == self._query_rows[:queries, None]] = -np.inf
+        return -np.sort(-similarities_QK, axis=1)[:, :k]
+
+
+def least_work(index: faiss.Index, judge: Judge, target: float, *, refined: bool) -> dict[str, int] | None:
+    """The parameters with which a query takes least time of those that reach the target; None where none do."""
+    reranks = RERANKS if refined and not parameters.keeps_vectors(index) else (None,)
+    best: tuple[float, dict[str, int]] | None = None
+    for rerank in reranks:
+        values = _narrowest(index, judge, target, {} if rerank is None else {"rerank": rerank}, refined=refined)
+        if values is None:
+            continue
+        seconds = judge.seconds(index, values, refined=refined)[1]
+        if best is not None and seconds > best[0]:
+            break  # more candidates only take longer from here on
+        best = (seconds, values)
+    return best[1] if best else None
+
+
+def tuned(
+    index: faiss.Index, key: str, judge: Judge, target: float, max_latency_ms: float, *, refined: bool
+) -> Tuned | None:
+    """Parameters that reach the target, within the latency where that can be; None where nothing reaches it.
+
+    autofaiss sets parameters on the index while it tries them, so `index` must not be in use elsewhere.
+    """
+    values = least_work(index, judge, target, refined=refined)
+    if values is None:
+        return None
+    alone_ms = judge.seconds(index, values, refined=refined)[0] * 1e3
+    found = autofaiss_parameters(index, key, min(TUNER_MAY_TAKE * alone_ms, max_latency_ms))
+    if found is not None:
+        found |= {"rerank": values["rerank"]} if "rerank" in values else {}
+        if judge.recall(index, found, NEIGHBORS_TUNED, refined=refined, queries=TUNING_QUERIES) >= target:
+            return Tuned(found, "autofaiss")
+    return Tuned(values, "measured")
+
+
+def autofaiss_parameters(index: faiss.Index, key: str, max_latency_ms: float) -> dict[str, int] | None:
+    """What autofaiss's tuner finds for a latency; None for kinds that it has no heuristics for."""
+    if "_HNSW" in key and "OPQ" not in key:
+        return None  # it takes IVFn_HNSWm for a plain HNSW and sets no nprobe
     level = logging.getLogger("autofaiss").level
     logging.getLogger("autofaiss").setLevel(logging.ERROR)
     try:
         return parameters.parsed(get_optimal_hyperparameters(index, key, max_speed_ms=max_latency_ms))
     except NotImplementedError:
-        return _tuned_beyond_heuristics(index, max_latency_ms)
+        return None
     finally:
         logging.getLogger("autofaiss").setLevel(level)
 
 
-def recall(index: faiss.Index, values: dict[str, int], vectors_ND: np.ndarray, query_rows: np.ndarray, k: int) -> float:
-    """recall@k of approximate search with exact re-ranking, against exact search over the same rows.
+def query_sample(num_rows: int, seed: int, held_out: np.ndarray | None = None) -> np.ndarray:
+    """Rows to measure recall with, ascending: all of a small shard, a fixed random sample of a large one.
 
-    The queries are stored rows, each looking for its k nearest other rows, so that finding itself earns nothing.
+    `held_out` bool [N] says which rows the index was not trained on; others are taken only where these are too few.
     """
-    if len(vectors_ND) < 2:
-        return 1.0
-    k = min(k, len(vectors_ND) - 1)
-    rows_N = np.arange(len(vectors_ND))
-    queries_QD = np.ascontiguousarray(vectors_ND[query_rows], np.float32)
-    found = [
-        _nearest_others(finder.find(queries_QD, k + 1).rows_QK, queries_QD, vectors_ND, query_rows, k)
-        for finder in (ExactFinder(vectors_ND, rows_N), ApproximateFinder(index, values, rows_N))
-    ]
-    # A row whose similarity equals the k-th exact one is as right as the one exact search happened to take.
-    exact_QK, approximate_QK = found
-    return float((approximate_QK >= exact_QK[:, -1:]).mean())
-
-
-def query_sample(num_rows: int, seed: int) -> np.ndarray:
-    """Rows to measure recall with: all of a small shard, a fixed random sample of a large one."""
     if num_rows <= MAX_QUERIES:
-        return np.arange(num_rows)
-    return np.sort(np.random.default_rng(seed).choice(num_rows, MAX_QUERIES, replace=False))
+        return np.random.default_rng(seed).permutation(num_rows)
+    rows = np.arange(num_rows) if held_out is None or held_out.sum() < MAX_QUERIES else np.flatnonzero(held_out)
+    return np.random.default_rng(seed).choice(rows, MAX_QUERIES, replace=False)
 
 
-def _nearest_others(
-    rows_QK: np.ndarray, queries_QD: np.ndarray, vectors_ND: np.ndarray, query_rows: np.ndarray, k: int
-) -> np.ndarray:
-    similarities_QK = similarities(queries_QD, vectors_ND, rows_QK)
-    similarities_QK[rows_QK == query_rows[:, None]] = -np.inf
-    return -np.sort(-similarities_QK, axis=1)[:, :k]
+def _narrowest(
+    index: faiss.Index, judge: Judge, target: float, others: dict[str, int], *, refined: bool
+) -> dict[str, int] | None:
+    """The smallest value of the parameter that trades speed for recall, to an eighth, that reaches the target."""
 
+    def reaches(values: dict[str, int]) -> bool:
+        return judge.recall(index, values, NEIGHBORS_TUNED, refined=refined, queries=TUNING_QUERIES) >= target
 
-def _tuned_beyond_heuristics(index: faiss.Index, max_latency_ms: float) -> dict[str, int]:
-    """The same search with the same pieces of autofaiss, for kinds of index its tuner has no heuristics for."""
     limits = parameters.widest(index)
-    if not limits:
-        return {}
-    (name, limit), *_ = limits.items()
-    candidates = list(range(1, limit + 1))
-
-    def notation(value: int) -> str:
-        return f"{name}={value}"
-
-    least = get_min_param_value_for_best_neighbors_coverage(index, candidates, notation, NEIGHBORS_MEASURED)
-    candidates = [value for value in candidates if value >= least] or [least]
-    return {name: int(binary_search_on_param(index, candidates, max_latency_ms, notation, 6.0, False, 1.0))}
+    values: dict[str, int] | None = others | dict.fromkeys(limits, 1)
+    while values is not None and not reaches(values):
+        values = parameters.widened(index, values)
+    if values is None:
+        return None
+    for name in limits:
+        low, high = values[name] // 2, values[name]
+        while high - low > max(high // 8, 1):
+            middle = (low + high) // 2
+            low, high = (low, middle) if reaches(values | {name: middle}) else (middle, high)
+        values = values | {name: high}
+    return values

@@ -77,11 +77,36 @@ class LabelSet(_Frozen):
     map: FileRef | None = None
 
 
+class Quality(_Frozen):
+    """What was measured of a shard: recall against exact search, and seconds of a query alone and among many at once.
+
+    Queries are stored rows that the index was not trained on, as far as there are enough.
+    """
+
+    recall_at_1: float
+    recall_at_10: float
+    recall_at_100: float
+    seconds_alone: float
+    seconds_in_batch: float
+
+    @classmethod
+    def measured(cls, at_1: float, at_10: float, at_100: float, alone: float, in_batch: float) -> "Quality":
+        """From recalls and seconds, rounded to what a measurement is worth."""
+        return cls(
+            recall_at_1=round(at_1, 6),
+            recall_at_10=round(at_10, 6),
+            recall_at_100=round(at_100, 6),
+            seconds_alone=round(alone, 8),
+            seconds_in_batch=round(in_batch, 8),
+        )
+
+
 class Shard(_Frozen):
     """One FAISS index over the live entries of some parts.
 
     `covers` holds inclusive id ranges: an entries file whose ids lie in one of them is searched through the shard.
-    `index` is absent for the key Flat, whose vectors are their own index.
+    `index` is absent for the key Flat, whose vectors are their own index. `centroid_distance` is how far its vectors
+    are from the centroids nearest to them, on average; None without centroids.
     """
 
     number: int
@@ -93,6 +118,8 @@ class Shard(_Frozen):
     vectors: FileRef
     entries: FileRef
     recall_at_10: float
+    quality: Quality | None = None
+    centroid_distance: float | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -103,7 +130,8 @@ class Shard(_Frozen):
 class Index(_Frozen):
     """A generation of shards that share one trained quantizer and one set of search parameters.
 
-    `parameters` is FAISS's own notation ("nprobe=16"); `recall_at_10` is the lowest of any shard.
+    `parameters` is FAISS's own notation ("nprobe=16") and `rerank`; `recall_at_10` is the lowest of any shard.
+    `candidates` is the table of the keys it was chosen from. `centroid_distance` is that of the sample it was trained on.
     """
 
     generation: int
@@ -111,6 +139,8 @@ class Index(_Frozen):
     parameters: str
     trained: FileRef | None
     shards: tuple[Shard, ...]
+    candidates: FileRef | None = None
+    centroid_distance: float | None = None
 
     @property
     def recall_at_10(self) -> float:
@@ -119,6 +149,11 @@ class Index(_Frozen):
     @property
     def num_bytes(self) -> int:
         return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Bytes of the FAISS indexes, which are searched as a whole; for the key Flat those of the vectors."""
+        return sum((shard.index or shard.vectors).num_bytes for shard in self.shards)
 
 
 class SetIdentity(_Frozen):

@@ -5,22 +5,27 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from autofaiss.external.optimize import get_optimal_index_keys_v2
 
 from pipeline.errors import DamagedFile, IndexBuildError, UsageError
 from pipeline.index import parameters
 from pipeline.index.build import IndexOptions
-from pipeline.index.candidates import propose_key, training_rows
+from pipeline.index.candidates import proposals, training_rows
 from tests.conftest import MakeMemory, add_vectors, unit
 from tests.index.test_search import clustered
 
 
-def test_the_key_is_autofaisss_first_memory_mappable_one() -> None:
-    for rows, dimension, memory in ((5_000, 64, "1G"), (300_000, 256, "60M"), (2_000_000, 384, "4G")):
-        expected = get_optimal_index_keys_v2(rows, dimension, memory, should_be_memory_mappable=True)[0]
-        size = int(memory[:-1]) * {"M": 10**6, "G": 10**9}[memory[-1]]
-        assert propose_key(rows, dimension, size) == expected
-        assert "HNSW" not in expected.split(",")[0]
+def test_autofaiss_proposes_beside_what_it_never_does() -> None:
+    found = {proposal.key: proposal.by for proposal in proposals(300_000, 256, 60 << 20)}
+    assert found == {
+        "OPQ128_384,IVF2048_HNSW32,PQ128x8": "autofaiss",
+        "Flat": "visual-memory",
+        "IVF1024,SQfp16": "visual-memory",
+        "IVF1024,SQ8": "visual-memory",
+        "IVF1024,PQ128x4fs": "visual-memory",
+        "IVF1024,PQ64x4fs": "visual-memory",
+        "RR256,IVF1024,RaBitQ": "visual-memory",
+        "HNSW32": "visual-memory",
+    }
 
 
 def test_a_chosen_index_is_tuned_measured_and_described(make_memory: MakeMemory) -> None:
@@ -28,8 +33,11 @@ def test_a_chosen_index_is_tuned_measured_and_described(make_memory: MakeMemory)
     memory = make_memory(vectors, labels)
     state = memory.index()
     assert state.index is not None
-    assert state.index.key == propose_key(3_000, 32, 16 << 30)
-    assert "nprobe" in parameters.parsed(state.index.parameters)
+    table = memory.index_candidates()
+    assert table is not None
+    assert state.index.key == table.chosen.key
+    assert memory.plan_index(IndexOptions(rebuild=True)).key is not None
+    assert {c.proposed_by for c in table.candidates} == {"autofaiss", "visual-memory"}
     assert state.index.recall_at_10 >= 0.95
     status = memory.status()
     assert status["fresh"] == 0
@@ -203,7 +211,7 @@ def test_altered_ids_and_labels_are_found(make_memory: MakeMemory, name: str) ->
 
 
 def test_training_takes_what_memory_allows() -> None:
-    assert training_rows("IVF1024,Flat", 10**6, 256, 16 << 30) == 102_400
+    assert training_rows("IVF1024,Flat", 10**6, 256, 16 << 30) == 65_536
     assert training_rows("IVF1024,Flat", 10**6, 256, 20 << 20) == 10_240
     assert training_rows("IVF1024,Flat", 2_000, 256, 16 << 30) == 2_000
 

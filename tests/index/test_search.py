@@ -245,13 +245,13 @@ def test_an_index_searched_wholly_is_exact_and_says_how_far_off_it_may_be(make_m
     block, *_ = memory.live().blocks
     finder = block.finder("live")
     assert isinstance(finder, ApproximateFinder)
-    wide = ApproximateFinder(finder._index, {"nprobe": 4, "efSearch": 64}, np.arange(len(block.ids_N)))
+    values = {"nprobe": 4, "efSearch": 64}
+    wide = ApproximateFinder(finder._index, values, np.arange(len(block.ids_N)), block.vectors_ND)
     found = wide.find(queries, 10)
     known = found.rows_QK >= 0
     off = np.abs(found.similarities_QK - similarities(queries, block.vectors_ND, found.rows_QK))[known]
-    assert np.isfinite(found.error) == ("Flat" in key or "fp16" in key)
-    assert off.max() <= found.error
-    if np.isfinite(found.error):
+    assert off.max() <= found.error < 1e-4
+    if "Flat" in key or "fp16" in key:
         searched = []
         for finder in (exact, wide):
             block._finders["live"] = finder

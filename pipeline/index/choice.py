@@ -1,0 +1,221 @@
+"""Which key to build: candidates are built on a sample, tuned there to the target recall, and compared.
+
+Of those that reach it within the memory and the latency allowed, the one that costs least is chosen: bytes held in
+memory, times the time they are held for a query. A graph that answers twice as fast from ten times the memory loses.
+
+On the sample a candidate has as many inverted lists as leave each as long as in the whole, so that a list costs what it
+will. What grows with the number of rows is scaled: the time of exact search, and the logarithm of a graph.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+
+import faiss
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import DamagedFile, IndexBuildError
+from pipeline.index import tuning
+from pipeline.index.candidates import (
+    FLAT,
+    expected_bytes,
+    least_rows,
+    num_centroids,
+    proposals,
+    with_lists,
+)
+from pipeline.index.exact import ExactFinder
+from pipeline.index.parameters import widest, written
+from pipeline.index.training import trained
+from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.files import FileRef, unaltered_path, way_out
+from pipeline.store.state import Quality
+from pipeline.store.storage import Storage
+
+SAMPLE_ROWS = 20_000
+SAMPLE_QUERIES = 300
+FEWEST_LISTS = 4
+RECALL_NOISE = 0.01  # of the recall of so many queries
+
+CHOSEN = "chosen"
+
+
+class Candidate(BaseModel):
+    """A row of the table: a key, what it was on the sample, and why it was chosen or not.
+
+    `bytes_in_memory` are for all rows; `seconds_alone` and `seconds_in_batch` those of a query, scaled to them.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    proposed_by: str
+    built_as: str | None = None
+    bytes_in_memory: int
+    parameters: str | None = None
+    quality: Quality | None = None
+    build_seconds: float | None = None
+    verdict: str = ""
+
+    @property
+    def cost(self) -> float:
+        """Byte-seconds a query."""
+        return self.bytes_in_memory * self.quality.seconds_in_batch if self.quality else math.inf
+
+
+class Table(BaseModel):
+    """The candidates, and what was asked of them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    rows: int
+    sample_rows: int
+    target_recall: float
+    max_memory_bytes: int
+    max_latency_ms: float
+    refine: bool
+    candidates: tuple[Candidate, ...]
+
+    @property
+    def chosen(self) -> Candidate:
+        """The candidate to build. Raises IndexBuildError, with the way out, where there is none."""
+        for candidate in self.candidates:
+            if candidate.verdict == CHOSEN:
+                return candidate
+        fitting = [c for c in self.candidates if c.bytes_in_memory <= self.max_memory_bytes]
+        if not fitting:
+            least = min(self.candidates, key=lambda candidate: candidate.bytes_in_memory)
+            raise IndexBuildError(
+                f"no index of {self.rows:,} rows fits into {self.max_memory_bytes:,} bytes: "
+                f"{least.key} takes least, {least.bytes_in_memory:,}; allow at least that with --max-memory"
+            )
+        able = [c for c in self.candidates if c.quality and c.quality.recall_at_10 >= self.target_recall]
+        if able:
+            cheapest = min(able, key=lambda candidate: candidate.bytes_in_memory)
+            assert cheapest.quality is not None  # noqa: S101  # able ones have one
+            raise IndexBuildError(
+                f"no index within {self.max_memory_bytes:,} bytes and {self.max_latency_ms:g} ms a query reaches "
+                f"recall@10 {self.target_recall:g} on a sample: {cheapest.key} does with {cheapest.bytes_in_memory:,} "
+                f"bytes and {cheapest.quality.seconds_alone * 1e3:.2f} ms; allow that with --max-memory and "
+                "--max-latency-ms, or lower --target-recall"
+            )
+        raise IndexBuildError(
+            f"no index reaches recall@10 {self.target_recall:g} on a sample of {self.sample_rows:,} rows: lower "
+            "--target-recall, or give --key Flat for exact search"
+        )
+
+
+def read_table_of(storage: Storage, file: FileRef) -> Table:
+    """The candidates kept with an index. Raises DamagedFile."""
+    try:
+        return Table.model_validate_json(unaltered_path(storage, file).read_bytes())
+    except ValidationError as error:
+        raise DamagedFile(f"{file.path} in the memory at {storage.uri} is damaged: {way_out(file.path)}") from error
+
+
+def choose(
+    sample_ND: np.ndarray,
+    num_rows: int,
+    *,
+    target_recall: float,
+    max_memory_bytes: int,
+    max_latency_ms: float,
+    refine: bool = True,
+    on_progress: OnProgress = ignore_progress,
+) -> Table:
+    """Build and measure candidates for `num_rows` rows on a sample of them, float16 [N, D]. Look at `chosen`."""
+    sample_ND = np.ascontiguousarray(sample_ND[:SAMPLE_ROWS])
+    judge = tuning.Judge(sample_ND, tuning.query_sample(len(sample_ND), seed=0)[:SAMPLE_QUERIES])
+    wanted = proposals(num_rows, sample_ND.shape[1], max_memory_bytes)
+    measured: list[Candidate] = []
+    for done, proposal in enumerate(wanted):
+        on_progress(Progress("choosing", done, len(wanted)))
+        size = expected_bytes(proposal.key, num_rows, sample_ND.shape[1])
+        candidate = Candidate(key=proposal.key, proposed_by=proposal.by, bytes_in_memory=size)
+        if size > max_memory_bytes:
+            measured.append(candidate.model_copy(update={"verdict": "takes more memory than allowed"}))
+            continue
+        measured.append(_measured(candidate, judge, num_rows, target_recall, refine=refine))
+    on_progress(Progress("choosing", len(wanted), len(wanted)))
+    return Table(
+        rows=num_rows,
+        sample_rows=len(sample_ND),
+        target_recall=target_recall,
+        max_memory_bytes=max_memory_bytes,
+        max_latency_ms=max_latency_ms,
+        refine=refine,
+        candidates=_judged(measured, target_recall, max_latency_ms),
+    )
+
+
+def _measured(candidate: Candidate, judge: tuning.Judge, num_rows: int, target: float, *, refine: bool) -> Candidate:
+    """The candidate with what it was on the sample; without, and with the reason, where it cannot be built there."""
+    vectors_ND = judge.vectors_ND
+    grows = num_rows / len(vectors_ND)
+    began = time.perf_counter()
+    if candidate.key == FLAT:
+        alone, together = _exact_seconds(judge.vectors_ND)
+        quality = Quality.measured(1.0, 1.0, 1.0, alone * grows, together * grows)
+        return candidate.model_copy(update={"built_as": FLAT, "parameters": "", "quality": quality, "build_seconds": 0})
+    key = candidate.key
+    if num_centroids(key):
+        lists = max(round(num_centroids(key) / grows), min(FEWEST_LISTS, num_centroids(key)))
+        key = with_lists(key, min(lists, num_centroids(key)))
+    if len(vectors_ND) < least_rows(key):
+        reason = f"needs {least_rows(key):,} rows to train on"
+        return candidate.model_copy(update={"built_as": key, "verdict": reason})
+    index = trained(key, vectors_ND, roughly=True)
+    index.add(np.ascontiguousarray(vectors_ND, np.float32))
+    seconds = round(time.perf_counter() - began, 3)
+    built = candidate.model_copy(update={"built_as": key, "build_seconds": seconds})
+    values = tuning.least_work(index, judge, target, refined=refine)
+    if values is None:
+        values = widest(index) | {"rerank": tuning.RERANKS[-1]}
+        quality = judge.quality(index, values, refined=refine)
+        return built.model_copy(update={"quality": quality, "verdict": "does not reach the recall"})
+    quality = judge.quality(index, values, refined=refine)
+    if isinstance(faiss.downcast_index(index), faiss.IndexHNSW):
+        slower = math.log(num_rows) / math.log(len(vectors_ND))
+        quality = quality.model_copy(
+            update={
+                "seconds_alone": quality.seconds_alone * slower,
+                "seconds_in_batch": quality.seconds_in_batch * slower,
+            }
+        )
+    return built.model_copy(update={"parameters": written(values), "quality": quality})
+
+
+def _judged(candidates: Sequence[Candidate], target: float, max_latency_ms: float) -> tuple[Candidate, ...]:
+    """The candidates with a verdict each, the best first."""
+    able, others = [], []
+    for candidate in candidates:
+        if candidate.quality is None or candidate.verdict:
+            others.append(candidate)
+        elif candidate.quality.recall_at_10 < target - RECALL_NOISE:
+            others.append(candidate.model_copy(update={"verdict": "does not reach the recall"}))
+        elif candidate.quality.seconds_alone * 1e3 > max_latency_ms:
+            others.append(candidate.model_copy(update={"verdict": "takes longer than allowed"}))
+        else:
+            able.append(candidate)
+    able.sort(key=lambda candidate: candidate.cost)
+    verdicts = (
+        CHOSEN if place == 0 else f"costs {c.cost / able[0].cost:.1f} times as much" for place, c in enumerate(able)
+    )
+    return (*(c.model_copy(update={"verdict": v}) for c, v in zip(able, verdicts, strict=True)), *others)
+
+
+def _exact_seconds(vectors_ND: np.ndarray) -> tuple[float, float]:
+    """Seconds of a query alone and of one in a batch, searched exactly."""
+    finder = ExactFinder(vectors_ND, np.arange(len(vectors_ND)))
+    queries_QD = np.ascontiguousarray(vectors_ND[: tuning.TIMED_QUERIES], np.float32)
+    finder.find(queries_QD, tuning.NEIGHBORS_TUNED)
+    began = time.perf_counter()
+    finder.find(queries_QD, tuning.NEIGHBORS_TUNED)
+    together = (time.perf_counter() - began) / len(queries_QD)
+    alone = []
+    for row in range(min(len(queries_QD), 20)):
+        began = time.perf_counter()
+        finder.find(queries_QD[row : row + 1], tuning.NEIGHBORS_TUNED)
+        alone.append(time.perf_counter() - began)
+    return float(np.median(alone)), together

@@ -1,0 +1,189 @@
+"""The work on one shard, in steps that can run in any process: gather its rows, populate it, measure it.
+
+What a step has made is noted in a mark, written when its files are published. A build that was cut off begins again
+with the marks there are. The first mark of a step counts; files of an attempt that came second are garbage.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import faiss
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.errors import DamagedFile
+from pipeline.index import parameters, tuning
+from pipeline.index.shards import SideFiles, mapped_vectors, read_faiss, write_faiss, write_side_files, write_vectors
+from pipeline.index.training import centroid_distance
+from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.state import Quality
+from pipeline.store.storage import AlreadyExists, Storage
+from pipeline.store.tombstones import read_tombstones
+
+ADD_ROWS = 65_536  # vectors converted to float32 at a time
+PROCESS_BYTES = 400 << 20  # of a process with FAISS, pyarrow and this library loaded, on Linux
+ENTRY_BYTES = 300  # of ids, labels, uris and datasets of a row while they are gathered, generously
+
+Mark = TypeVar("Mark", bound=BaseModel)
+
+
+class Gathered(BaseModel):
+    """The rows of a shard in its side files, and a share of the training sample; no sample for the key Flat."""
+
+    model_config = ConfigDict(frozen=True)
+
+    side: SideFiles
+    sample: FileRef | None
+
+
+class Populated(BaseModel):
+    """A populated index, and how far its vectors are from their centroids."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: FileRef
+    centroid_distance: float | None
+
+
+class Measured(BaseModel):
+    """The parameters with which a shard was measured, and what it was; `reached` says whether that is the target."""
+
+    model_config = ConfigDict(frozen=True)
+
+    parameters: str
+    tuned_by: str
+    quality: Quality
+    reached: bool
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What every step on any shard of a build has to know; it travels to other processes.
+
+    Marks lie in `marks`, files of this attempt in `folder`. `rows`, as planned, and `sample_rows` are of all shards.
+    """
+
+    storage: Storage
+    marks: str
+    folder: str
+    dimension: int
+    generation: int
+    first: int
+    shards: tuple[tuple[RowsFile, ...], ...]
+    tombstones: tuple[FileRef, ...]
+    rows: int
+    sample_rows: int
+    key: str
+    target_recall: float
+    max_latency_ms: float
+
+    def gather(self, number: int) -> Gathered:
+        """Write the side files of a shard, reading its parts one after the other, and its share of the sample."""
+
+        def make() -> Gathered:
+            forgotten = read_tombstones(self.storage, self.tombstones)
+            side = write_side_files(self.storage, self.shard_folder(number), self.shards[number], forgotten)
+            chosen = self._sampled(number, side.rows)
+            if not len(chosen):
+                return Gathered(side=side, sample=None)
+            vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
+            path = f"{self.shard_folder(number)}/sample.f16"
+            return Gathered(side=side, sample=write_vectors(self.storage, path, vectors_ND, chosen))
+
+        return self.once(f"gathered-{number}", Gathered, make)
+
+    def populate(self, number: int, side: SideFiles, trained: FileRef) -> Populated:
+        """Add the rows of a shard to the trained index and publish it."""
+
+        def make() -> Populated:
+            index = read_faiss(self.storage, trained, mapped=False)
+            vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
+            distance = centroid_distance(index, vectors_ND)
+            for start in range(0, side.rows, ADD_ROWS):
+                index.add(np.ascontiguousarray(vectors_ND[start : start + ADD_ROWS], np.float32))
+            published = write_faiss(self.storage, f"{self.shard_folder(number)}/index.faiss", index)
+            return Populated(index=published, centroid_distance=distance)
+
+        return self.once(f"populated-{number}", Populated, make)
+
+    def measure(self, number: int, side: SideFiles, index: FileRef, known: str | None) -> Measured:
+        """Recall and latency with the `known` parameters, widened until the target is reached, or with tuned ones."""
+        populated = read_faiss(self.storage, index)
+        vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
+        held_out = np.ones(side.rows, bool)
+        held_out[self._sampled(number, side.rows)] = False
+        judge = tuning.Judge(vectors_ND, tuning.query_sample(side.rows, self.generation, held_out))
+        if known is not None:
+            return self._reached(populated, judge, parameters.parsed(known), "measured")
+        # The tuner sets parameters on what it tries, and asks for vectors by row.
+        loaded = read_faiss(self.storage, index, mapped=False)
+        found = tuning.tuned(loaded, self.key, judge, self.target_recall, self.max_latency_ms, refined=True)
+        if found is None:
+            most = parameters.widest(populated) | {"rerank": tuning.RERANKS[-1]}
+            return self._reached(populated, judge, most, "measured")
+        return self._reached(populated, judge, found.values, found.by)
+
+    def _reached(self, index: faiss.Index, judge: tuning.Judge, values: dict[str, int], by: str) -> Measured:
+        while True:
+            recall = judge.recall(index, values, tuning.NEIGHBORS_TUNED, refined=True)
+            wider = parameters.widened(index, values)
+            if recall >= self.target_recall or wider is None:
+                quality = judge.quality(index, values, refined=True)
+                reached = recall >= self.target_recall
+                return Measured(parameters=parameters.written(values), tuned_by=by, quality=quality, reached=reached)
+            values, by = wider, "measured"
+
+    def memory_bytes(self, number: int, index_bytes: int = 0) -> int:
+        """What a step on a shard takes at most: rows while they are gathered, or an index and vectors in float32."""
+        rows = sum(file.rows for file in self.shards[number])
+        largest = max((file.rows for file in self.shards[number]), default=0)
+        gathering = rows * ENTRY_BYTES + 4 * largest * 2 * self.dimension
+        adding = 2 * index_bytes + 3 * ADD_ROWS * 4 * self.dimension
+        return PROCESS_BYTES + max(gathering, adding)
+
+    def shard_folder(self, number: int) -> str:
+        return f"{self.folder}/shards/{number + self.first}"
+
+    def once(self, name: str, model: type[Mark], make: Callable[[], Mark]) -> Mark:
+        """What the mark of this name says; made, and marked, where there is none whose files are there."""
+        path = f"{self.marks}/{name}.json"
+        known = read_mark(self.storage, path, model)
+        if known is not None:
+            return known
+        made = make()
+        try:
+            self.storage.create(path, made.model_dump_json().encode())
+        except AlreadyExists:  # another attempt was first, or this one's answer was lost
+            known = read_mark(self.storage, path, model)
+            if known is not None:
+                return known
+            self.storage.replace(path, made.model_dump_json().encode())  # its files are gone
+        return made
+
+    def _sampled(self, number: int, rows: int) -> np.ndarray:
+        """Rows of a shard in the training sample, ascending: its share, the same whenever it is asked for."""
+        share = min(rows, -(-self.sample_rows * rows // max(self.rows, 1)))
+        random = np.random.default_rng((self.generation, number))
+        chosen: np.ndarray = np.sort(random.choice(rows, share, replace=False))
+        return chosen
+
+
+def read_mark(storage: Storage, path: str, model: type[Mark]) -> Mark | None:
+    """A mark whose files are all there."""
+    try:
+        mark = model.model_validate_json(storage.read(path))
+    except (DamagedFile, ValidationError):
+        return None
+    return mark if all(storage.exists(file.path) for file in files_of(mark)) else None
+
+
+def files_of(mark: BaseModel) -> Sequence[FileRef]:
+    """The files that a mark names."""
+    found: list[FileRef] = []
+    for _, value in mark:
+        if isinstance(value, FileRef):
+            found.append(value)
+        elif isinstance(value, BaseModel):
+            found += files_of(value)
+    return found

@@ -1,0 +1,75 @@
+"""One index trained on a sample: the quantizer that every shard of a generation shares."""
+
+import faiss
+import numpy as np
+
+from pipeline.index.candidates import empty_index
+
+ITERATIONS = 8  # of k-means; more cost their time for less than .001 of recall on 300,000 rows
+DISTANCE_ROWS = 20_000  # of a sample, which tell the distance to the nearest centroid to three digits
+SAMPLE_ROTATION_ROWS = 5_000
+
+
+def trained(key: str, sample_ND: np.ndarray, *, roughly: bool = False) -> faiss.Index:
+    """An empty index trained on vectors (float [N, D] of unit length).
+
+    `roughly` spends little on a learned rotation (OPQ), whose training would take longer than all else: enough to see
+    what a key is good for on a sample.
+    """
+    index = empty_index(key, sample_ND.shape[1])
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is not None:
+        # The number of rows was checked and recall is measured: no warnings on stderr.
+        inverted.cp.min_points_per_centroid = 1
+        inverted.cp.spherical = True  # the vectors have unit length and are compared by inner product
+        inverted.cp.niter = ITERATIONS
+    for quantizer in _product_quantizers(index):
+        quantizer.cp.min_points_per_centroid = 1
+    if roughly:
+        for rotation in _learned_rotations(index):
+            rotation.niter, rotation.niter_pq, rotation.niter_pq_0 = 2, 2, 4
+            rotation.max_train_points = SAMPLE_ROTATION_ROWS
+    index.train(np.ascontiguousarray(sample_ND, np.float32))
+    return index
+
+
+def centroid_distance(index: faiss.Index, vectors_ND: np.ndarray) -> float | None:
+    """How far vectors are from the centroids nearest to them, 1 - cosine on average; None without centroids.
+
+    How much larger it is for new vectors than for those trained on says how much worse the quantizer fits them.
+    """
+    inverted = faiss.try_extract_index_ivf(index)
+    if inverted is None or not len(vectors_ND):
+        return None
+    if len(vectors_ND) > DISTANCE_ROWS:
+        rows = np.random.default_rng(0).choice(len(vectors_ND), DISTANCE_ROWS, replace=False)
+        vectors_ND = vectors_ND[np.sort(rows)]
+    seen_ND = transformed(index, np.ascontiguousarray(vectors_ND, np.float32))
+    _, nearest_N1 = inverted.quantizer.search(seen_ND, 1)
+    centroids_ND = inverted.quantizer.reconstruct_batch(nearest_N1[:, 0])
+    products_N = np.einsum("nd,nd->n", seen_ND, centroids_ND)
+    lengths_N = np.linalg.norm(seen_ND, axis=1) * np.linalg.norm(centroids_ND, axis=1)
+    return float(1 - (products_N / np.maximum(lengths_N, np.finfo(np.float32).tiny)).mean())
+
+
+def transformed(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:
+    """Vectors (float32 [N, D]) as the inverted lists of an index see them, after what comes before."""
+    outer = faiss.downcast_index(index)
+    if isinstance(outer, faiss.IndexPreTransform):
+        for step in range(outer.chain.size()):
+            vectors_ND = faiss.downcast_VectorTransform(outer.chain.at(step)).apply(vectors_ND)
+    return vectors_ND
+
+
+def _learned_rotations(index: faiss.Index) -> list[faiss.OPQMatrix]:
+    outer = faiss.downcast_index(index)
+    if not isinstance(outer, faiss.IndexPreTransform):
+        return []
+    steps = (faiss.downcast_VectorTransform(outer.chain.at(step)) for step in range(outer.chain.size()))
+    return [step for step in steps if isinstance(step, faiss.OPQMatrix)]
+
+
+def _product_quantizers(index: faiss.Index) -> list[faiss.ProductQuantizer]:
+    inverted = faiss.try_extract_index_ivf(index)
+    inner = faiss.downcast_index(inverted) if inverted is not None else None
+    return [inner.pq] if isinstance(inner, faiss.IndexIVFPQ | faiss.IndexIVFPQFastScan) else []
