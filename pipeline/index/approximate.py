@@ -26,12 +26,18 @@ class ApproximateFinder:
     """
 
     def __init__(
-        self, index: faiss.Index, values: dict[str, int], rows_N: np.ndarray, vectors_ND: np.ndarray | None
+        self,
+        index: faiss.Index,
+        values: dict[str, int],
+        rows_N: np.ndarray,
+        vectors_ND: np.ndarray | None,
+        margin: int = MARGIN,
     ) -> None:
         self._index = index
         self._keeps_vectors = parameters.keeps_vectors(index)
         self._num_allowed = len(rows_N)
         self._rerank = values.get("rerank", RERANK)
+        self._margin = margin
         share = self._num_allowed / max(index.ntotal, 1)
         self._values = parameters.for_share(index, values, share) if 0 < share < 1 else values
         self._refined = None if self._keeps_vectors or vectors_ND is None else Refined(index, vectors_ND)
@@ -52,7 +58,7 @@ class ApproximateFinder:
         """
         if self._exact is not None:
             return self._exact.find(queries_QD, k)
-        width = min(k + (SLACK if self._keeps_vectors else MARGIN), self._num_allowed)
+        width = min(k + (SLACK if self._keeps_vectors else self._margin), self._num_allowed)
         if not width:
             return Candidates.none(len(queries_QD))
         similarities_QK, found_QK = self._search(queries_QD, width, self._values)
@@ -72,8 +78,8 @@ class ApproximateFinder:
         if self._refined is None:
             similarities_QK, found_QK = self._index.search(queries_QD, width, params=params)
             return similarities_QK, found_QK
-        candidates = min(max(self._rerank + RERANK_FACTOR * (width - MARGIN - 10), width), self._num_allowed)
-        return self._refined.search(queries_QD, width, candidates, params)
+        candidates = self._rerank + RERANK_FACTOR * max(width - self._margin - 10, 0)
+        return self._refined.search(queries_QD, width, min(max(candidates, width), self._num_allowed), params)
 
 
 class Refined:

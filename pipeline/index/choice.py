@@ -126,7 +126,7 @@ def choose(
 ) -> Table:
     """Build and measure candidates for `num_rows` rows on a sample of them, float16 [N, D]. Look at `chosen`."""
     sample_ND = np.ascontiguousarray(sample_ND[:SAMPLE_ROWS])
-    judge = tuning.Judge(sample_ND, tuning.query_sample(len(sample_ND), seed=0)[:SAMPLE_QUERIES])
+    judge = tuning.Judge(sample_ND, tuning.query_sample(len(sample_ND), seed=0)[:SAMPLE_QUERIES], num_rows)
     wanted = proposals(num_rows, sample_ND.shape[1], max_memory_bytes)
     measured: list[Candidate] = []
     for done, proposal in enumerate(wanted):

@@ -14,7 +14,7 @@ import numpy as np
 from autofaiss.external.optimize import get_optimal_hyperparameters
 
 from pipeline.index import parameters
-from pipeline.index.approximate import ApproximateFinder
+from pipeline.index.approximate import RERANK, ApproximateFinder
 from pipeline.index.exact import ExactFinder, similarities
 from pipeline.store.state import Quality
 
@@ -23,6 +23,7 @@ RECALLS_AT = (1, 10, 100)
 MAX_QUERIES = 1_000
 TUNING_QUERIES = 300  # of them, with which parameters are looked for; all then say what these reach
 TIMED_QUERIES = 100
+TIMED_BATCHES = 3
 RERANKS = (50, 100, 200, 400, 800)
 TUNER_MAY_TAKE = 1.25  # times what the least work takes, so that the noise of timing does not decide
 
@@ -39,10 +40,14 @@ class Judge:
     """Exact answers for some stored rows, by which any index over the same rows is judged.
 
     Each query looks for its nearest other rows, so that finding itself earns nothing. `vectors_ND` is float16 [N, D].
+    Where they are a sample of `rows` rows, parameters are looked for by as many neighbours, and as many candidates
+    scored again, as a sample holds of those of the whole: else codes that are too coarse for the whole seem to do.
     """
 
-    def __init__(self, vectors_ND: np.ndarray, query_rows: np.ndarray) -> None:
+    def __init__(self, vectors_ND: np.ndarray, query_rows: np.ndarray, rows: int | None = None) -> None:
         self.vectors_ND = vectors_ND
+        share = len(vectors_ND) / (rows or len(vectors_ND))
+        self._k_tuned = max(round(NEIGHBORS_TUNED * min(share, 1.0)), 1)
         self._rows_N = np.arange(len(vectors_ND))
         self._query_rows = query_rows
         self._queries_QD = np.ascontiguousarray(vectors_ND[query_rows], np.float32)
@@ -57,20 +62,34 @@ class Judge:
         k = min(k, self._most)
         if not k:
             return 1.0
-        finder = self._finder(index, values, refined)
-        queries = min(queries, len(self._query_rows))
+        return self._recall(self._finder(index, values, refined), k, min(queries, len(self._query_rows)))
+
+    def _recall(self, finder: ApproximateFinder, k: int, queries: int) -> float:
         found_QK = self._others(finder.find(self._queries_QD[:queries], k + 1).rows_QK, k, queries)
         # A row whose similarity equals the k-th exact one is as right as the one exact search happened to take.
         return float((found_QK >= self._exact_QK[:queries, k - 1 : k]).mean())
+
+    def reaches(self, index: faiss.Index, values: dict[str, int], target: float, *, refined: bool) -> bool:
+        """Whether the tuning queries have the target recall@10 with these parameters."""
+        k = self._k_tuned
+        if k == NEIGHBORS_TUNED:
+            return self.recall(index, values, k, refined=refined, queries=TUNING_QUERIES) >= target
+        thinned = values | {"rerank": values.get("rerank", RERANK) * k // NEIGHBORS_TUNED + 1}  # and the query itself
+        vectors_ND = self.vectors_ND if refined else None
+        finder = ApproximateFinder(index, thinned, self._rows_N, vectors_ND, margin=0)
+        return self._recall(finder, k, min(TUNING_QUERIES, len(self._query_rows))) >= target
 
     def seconds(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> tuple[float, float]:
         """Seconds of a query alone (the median) and of one among many at once."""
         finder = self._finder(index, values, refined)
         queries = self._queries_QD[:TUNING_QUERIES]
         finder.find(queries, NEIGHBORS_TUNED)  # the first one warms up
-        began = time.perf_counter()
-        finder.find(queries, NEIGHBORS_TUNED)
-        together = (time.perf_counter() - began) / len(queries)
+        batches = []
+        for _ in range(TIMED_BATCHES):
+            began = time.perf_counter()
+            finder.find(queries, NEIGHBORS_TUNED)
+            batches.append(time.perf_counter() - began)
+        together = min(batches) / len(queries)
         alone = []
         for row in range(min(TIMED_QUERIES, len(queries))):
             began = time.perf_counter()
@@ -123,7 +142,7 @@ def tuned(
     found = autofaiss_parameters(index, key, min(TUNER_MAY_TAKE * alone_ms, max_latency_ms))
     if found is not None:
         found |= {"rerank": values["rerank"]} if "rerank" in values else {}
-        if judge.recall(index, found, NEIGHBORS_TUNED, refined=refined, queries=TUNING_QUERIES) >= target:
+        if judge.reaches(index, found, target, refined=refined):
             return Tuned(found, "autofaiss")
     return Tuned(values, "measured")
 
@@ -157,13 +176,9 @@ def _narrowest(
     index: faiss.Index, judge: Judge, target: float, others: dict[str, int], *, refined: bool
 ) -> dict[str, int] | None:
     """The smallest value of the parameter that trades speed for recall, to an eighth, that reaches the target."""
-
-    def reaches(values: dict[str, int]) -> bool:
-        return judge.recall(index, values, NEIGHBORS_TUNED, refined=refined, queries=TUNING_QUERIES) >= target
-
     limits = parameters.widest(index)
     values: dict[str, int] | None = others | dict.fromkeys(limits, 1)
-    while values is not None and not reaches(values):
+    while values is not None and not judge.reaches(index, values, target, refined=refined):
         values = parameters.widened(index, values)
     if values is None:
         return None
@@ -171,6 +186,7 @@ def _narrowest(
         low, high = values[name] // 2, values[name]
         while high - low > max(high // 8, 1):
             middle = (low + high) // 2
-            low, high = (low, middle) if reaches(values | {name: middle}) else (middle, high)
+            enough = judge.reaches(index, values | {name: middle}, target, refined=refined)
+            low, high = (low, middle) if enough else (middle, high)
         values = values | {name: high}
     return values
