@@ -1,21 +1,30 @@
-"""`index MEMORY`: build a FAISS index, chosen and tuned by autofaiss, with its recall measured."""
+"""`index MEMORY`: build a FAISS index, chosen, tuned and proved by measuring."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.arguments import Json, Memory, command_line, size_in_bytes
 from jobs.terminal import counted, print_json, progress, say
+from jobs.work import Runner, check_runner, started_runner
+
+if TYPE_CHECKING:
+    from pipeline.index.choice import Table
+
+# Rows from which an index is built on Ray: below, starting Ray takes longer than what it saves.
+RAY_FROM = 4_000_000
 
 
 def index(
     memory: Memory,
     key: Annotated[
         str | None,
-        typer.Option(help="FAISS index_factory key; Flat is exact.  \\[default: autofaiss chooses]", metavar="FACTORY"),
+        typer.Option(
+            help="FAISS index_factory key; Flat is exact.  \\[default: chosen by measuring]", metavar="FACTORY"
+        ),
     ] = None,
     max_memory: Annotated[
-        str, typer.Option(help="Room for the whole index, such as 500M or 16G.", metavar="SIZE")
+        str, typer.Option(help="Memory the index may take, such as 500M or 16G.", metavar="SIZE")
     ] = "16G",
     max_latency_ms: Annotated[float, typer.Option(help="Time a query may take in a shard.", metavar="MS")] = 10.0,
     target_recall: Annotated[float, typer.Option(help="recall@10 every shard must reach.", metavar="R")] = 0.95,
@@ -25,8 +34,9 @@ def index(
             help="Rows of a shard, cut at the borders of parts: one part at least.  \\[default: 1048576]", metavar="N"
         ),
     ] = None,
+    runner: Runner = "auto",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew over everything.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be built, and build nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what would be built, and build nothing.")] = False,
     json: Json = False,
 ) -> None:
     """Build an index over MEMORY, or shards for what was added since the last one."""
@@ -36,20 +46,30 @@ def index(
     options = IndexOptions(
         key, size_in_bytes("--max-memory", max_memory), max_latency_ms, target_recall, shard_rows, rebuild
     )
+    check_runner(runner)
     target = VisualMemory(memory)
     if dry_run:
-        plan = target.plan_index(options)
+        with progress() as on_progress:
+            plan = target.plan_index(options, on_progress=on_progress)
         document = {"key": plan.key, "rows": plan.rows, "shards": len(plan.shards), "grows": plan.grows}
         if json:
-            print_json(document)
-        else:
-            how = "add to the index" if plan.grows else "build"
-            shards = counted(len(plan.shards), "shard")
-            say(f"would {how} {shards} of {plan.rows:,} rows, key {plan.key}; nothing was changed")
+            print_json(document | {"candidates": plan.table.to_json() if plan.table else None})
+            return
+        if plan.table:
+            show_candidates(plan.table)
+        how = "add to the index" if plan.grows else "build"
+        shards = counted(len(plan.shards), "shard")
+        say(f"would {how} {shards} of {plan.rows:,} rows, key {plan.key}; nothing was changed")
         return
     before = target.state()
+    rows = before.num_entries
     with progress() as on_progress:
-        state = target.index(options, command=command_line(memory), on_progress=on_progress)
+        state = target.index(
+            options,
+            runner=started_runner(on_ray=runner == "ray" or (runner == "auto" and rows >= RAY_FROM)),
+            command=command_line(memory),
+            on_progress=on_progress,
+        )
     built = state.index
     assert built is not None  # noqa: S101  # index() either builds one or raises
     if json:
@@ -61,6 +81,7 @@ def index(
                 "shards": len(built.shards),
                 "rows": sum(shard.rows for shard in built.shards),
                 "bytes": built.num_bytes,
+                "bytes_in_memory": built.bytes_in_memory,
                 "recall_at_10": built.recall_at_10,
                 "built": state.version != before.version,
             }
@@ -71,6 +92,26 @@ def index(
         return
     say(
         f"built {built.key} with {built.parameters or 'no parameters'}: {counted(len(built.shards), 'shard')}, "
-        f"{sum(shard.rows for shard in built.shards):,} rows, {built.num_bytes / 1e6:,.1f} MB, "
-        f"recall@10 {built.recall_at_10:.3f}; the memory is at version {state.version}"
+        f"{sum(shard.rows for shard in built.shards):,} rows, recall@10 {built.recall_at_10:.3f}; "
+        f"{built.bytes_in_memory / 1e6:,.1f} MB in memory, {built.num_bytes / 1e6:,.1f} MB with vectors and labels; "
+        f"the memory is at version {state.version}"
     )
+
+
+def show_candidates(table: "Table") -> None:
+    """What was measured of each key on a sample, the chosen one first."""
+    say(
+        f"{counted(len(table.candidates), 'candidate')} on a sample of {table.sample_rows:,} rows, for "
+        f"{table.rows:,} rows, recall@10 {table.target_recall:g}, {table.max_memory_bytes / 1e6:,.0f} MB and "
+        f"{table.max_latency_ms:g} ms:"
+    )
+    width = max(len(candidate.key) for candidate in table.candidates)
+    say(f"  {'key':{width}}  {'MB':>9}  {'recall@10':>9}  {'ms':>8}  {'queries/s':>9}  by")
+    for candidate in table.candidates:
+        size = f"{candidate.bytes_in_memory / 1e6:9,.1f}"
+        found = candidate.quality
+        measured = " " * 30
+        if found is not None:
+            rate = 1 / max(found.seconds_in_batch, 1e-9)
+            measured = f"{found.recall_at_10:9.3f}  {found.seconds_alone * 1e3:8.3f}  {rate:9,.0f}"
+        say(f"  {candidate.key:{width}}  {size}  {measured}  {candidate.proposed_by}: {candidate.verdict}")

@@ -1,16 +1,39 @@
 """`status MEMORY`: what a memory holds."""
 
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
 from jobs.arguments import At, Json, Memory
+from jobs.index import show_candidates
 from jobs.terminal import counted, print_json, say
+
+if TYPE_CHECKING:
+    from pipeline.index.choice import Table
 
 LABELS_SHOWN = 12
 
+# Of the distance to the nearest centroid. Vectors of another kind are 1.3 times as far or more; more of the same ones
+# stay below 1.1.
+DRIFT_WORTH_A_WORD = 1.2
 
-def status(memory: Memory, at: At = None, json: Json = False) -> None:
+
+def status(
+    memory: Memory,
+    at: At = None,
+    index: Annotated[
+        bool, typer.Option("--index", help="Show every shard as measured, and the keys the index was chosen from.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Show what MEMORY holds: entries, datasets, labels, encoder and index."""
     from pipeline import VisualMemory
 
-    found = VisualMemory(memory, at=at).status()
+    target = VisualMemory(memory, at=at)
+    found = target.status()
+    table = target.index_candidates() if index else None
+    if index and found["index"] is not None:
+        found["index"]["candidates"] = table.to_json() if table else None
     if json:
         print_json(found)
         return
@@ -38,9 +61,35 @@ def status(memory: Memory, at: At = None, json: Json = False) -> None:
     if found["index"] is None:
         say("index     none: every entry is searched exactly")
         return
-    index = found["index"]
+    show_index(found, table, shards=index)
+
+
+def show_index(found: dict, table: "Table | None", *, shards: bool) -> None:
+    """The index in a line; with `shards` each of them, and the keys it was chosen from."""
+    built = found["index"]
     say(
-        f"index     {index['key']} with {index['parameters'] or 'no parameters'}: {counted(found['shards'], 'shard')}, "
-        f"{index['bytes'] / 1e6:,.1f} MB, recall@10 {index['recall_at_10']:.3f}; "
+        f"index     {built['key']} with {built['parameters'] or 'no parameters'}: {counted(found['shards'], 'shard')}, "
+        f"{built['bytes_in_memory'] / 1e6:,.1f} MB in memory, recall@10 {built['recall_at_10']:.3f}; "
         f"{counted(found['fresh'], 'fresh entry')} beside it"
     )
+    if built["drift"] is not None and built["drift"] > DRIFT_WORTH_A_WORD:
+        say(
+            f"          entries added since it was trained are {built['drift']:.2f} times as far from its centroids as "
+            "those it was trained on: `index --rebuild` would search them with less work"
+        )
+    if not shards:
+        return
+    for shard in built["shards"]:
+        quality = shard["quality"]
+        measured = (
+            "exact"
+            if quality is None
+            else (
+                f"recall@1 {quality['recall_at_1']:.3f}, @10 {quality['recall_at_10']:.3f}, "
+                f"@100 {quality['recall_at_100']:.3f}; {quality['seconds_alone'] * 1e3:.2f} ms alone, "
+                f"{1 / max(quality['seconds_in_batch'], 1e-9):,.0f} queries/s at once"
+            )
+        )
+        say(f"shard {shard['number']:<4}{shard['rows']:,} rows, {shard['bytes_per_vector']:.0f} bytes each: {measured}")
+    if table is not None:
+        show_candidates(table)

@@ -632,14 +632,7 @@ class VisualMemory:
                 for name in sorted(label_set.name for label_set in state.label_sets)
             },
             "entries_by_label": {name: int(n) for name, n in sorted(zip(live.labels, counts, strict=True)) if n},
-            "index": {
-                "key": index.key,
-                "bytes": index.num_bytes,
-                "recall_at_10": index.recall_at_10,
-                "parameters": index.parameters,
-            }
-            if index
-            else None,
+            "index": index.to_json() if index else None,
         }
 
     def _under_way(self) -> "list[UnderWay]":

@@ -36,9 +36,11 @@ from pipeline.store.storage import Storage
 SAMPLE_ROWS = 20_000
 SAMPLE_QUERIES = 300
 FEWEST_LISTS = 4
-RECALL_NOISE = 0.01  # of the recall of so many queries
 
 CHOSEN = "chosen"
+TOO_COARSE = "does not reach the recall"
+TOO_LARGE = "takes more memory than allowed"
+TOO_SLOW = "takes longer than allowed"
 
 
 class Candidate(BaseModel):
@@ -77,6 +79,10 @@ class Table(BaseModel):
     refine: bool
     candidates: tuple[Candidate, ...]
 
+    def to_json(self) -> dict:
+        """The table as a JSON object."""
+        return self.model_dump(mode="json")
+
     @property
     def chosen(self) -> Candidate:
         """The candidate to build. Raises IndexBuildError, with the way out, where there is none."""
@@ -90,7 +96,7 @@ class Table(BaseModel):
                 f"no index of {self.rows:,} rows fits into {self.max_memory_bytes:,} bytes: "
                 f"{least.key} takes least, {least.bytes_in_memory:,}; allow at least that with --max-memory"
             )
-        able = [c for c in self.candidates if c.quality and c.quality.recall_at_10 >= self.target_recall]
+        able = [c for c in self.candidates if c.quality and c.verdict != TOO_COARSE]
         if able:
             cheapest = min(able, key=lambda candidate: candidate.bytes_in_memory)
             assert cheapest.quality is not None  # noqa: S101  # able ones have one
@@ -134,7 +140,7 @@ def choose(
         size = expected_bytes(proposal.key, num_rows, sample_ND.shape[1])
         candidate = Candidate(key=proposal.key, proposed_by=proposal.by, bytes_in_memory=size)
         if size > max_memory_bytes:
-            measured.append(candidate.model_copy(update={"verdict": "takes more memory than allowed"}))
+            measured.append(candidate.model_copy(update={"verdict": TOO_LARGE}))
             continue
         measured.append(_measured(candidate, judge, num_rows, target_recall, refine=refine))
     on_progress(Progress("choosing", len(wanted), len(wanted)))
@@ -145,7 +151,7 @@ def choose(
         max_memory_bytes=max_memory_bytes,
         max_latency_ms=max_latency_ms,
         refine=refine,
-        candidates=_judged(measured, target_recall, max_latency_ms),
+        candidates=_judged(measured, max_latency_ms),
     )
 
 
@@ -173,7 +179,7 @@ def _measured(candidate: Candidate, judge: tuning.Judge, num_rows: int, target: 
     if values is None:
         values = widest(index) | {"rerank": tuning.RERANKS[-1]}
         quality = judge.quality(index, values, refined=refine)
-        return built.model_copy(update={"quality": quality, "verdict": "does not reach the recall"})
+        return built.model_copy(update={"quality": quality, "verdict": TOO_COARSE})
     quality = judge.quality(index, values, refined=refine)
     if isinstance(faiss.downcast_index(index), faiss.IndexHNSW):
         slower = math.log(num_rows) / math.log(len(vectors_ND))
@@ -186,16 +192,14 @@ def _measured(candidate: Candidate, judge: tuning.Judge, num_rows: int, target: 
     return built.model_copy(update={"parameters": written(values), "quality": quality})
 
 
-def _judged(candidates: Sequence[Candidate], target: float, max_latency_ms: float) -> tuple[Candidate, ...]:
+def _judged(candidates: Sequence[Candidate], max_latency_ms: float) -> tuple[Candidate, ...]:
     """The candidates with a verdict each, the best first."""
     able, others = [], []
     for candidate in candidates:
         if candidate.quality is None or candidate.verdict:
             others.append(candidate)
-        elif candidate.quality.recall_at_10 < target - RECALL_NOISE:
-            others.append(candidate.model_copy(update={"verdict": "does not reach the recall"}))
         elif candidate.quality.seconds_alone * 1e3 > max_latency_ms:
-            others.append(candidate.model_copy(update={"verdict": "takes longer than allowed"}))
+            others.append(candidate.model_copy(update={"verdict": TOO_SLOW}))
         else:
             able.append(candidate)
     able.sort(key=lambda candidate: candidate.cost)

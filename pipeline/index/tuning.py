@@ -72,8 +72,10 @@ class Judge:
     def reaches(self, index: faiss.Index, values: dict[str, int], target: float, *, refined: bool) -> bool:
         """Whether the tuning queries have the target recall@10 with these parameters."""
         k = self._k_tuned
+        if self.recall(index, values, NEIGHBORS_TUNED, refined=refined, queries=TUNING_QUERIES) < target:
+            return False
         if k == NEIGHBORS_TUNED:
-            return self.recall(index, values, k, refined=refined, queries=TUNING_QUERIES) >= target
+            return True
         thinned = values | {"rerank": values.get("rerank", RERANK) * k // NEIGHBORS_TUNED + 1}  # and the query itself
         vectors_ND = self.vectors_ND if refined else None
         finder = ApproximateFinder(index, thinned, self._rows_N, vectors_ND, margin=0)

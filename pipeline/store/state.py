@@ -126,12 +126,22 @@ class Shard(_Frozen):
         files = (self.index, self.ids, self.labels, self.vectors, self.entries)
         return sum(file.num_bytes for file in files if file)
 
+    def to_json(self) -> dict:
+        """What status says of a shard, as a JSON object; bytes in memory, for each vector."""
+        return {
+            "number": self.number,
+            "rows": self.rows,
+            "bytes_per_vector": (self.index or self.vectors).num_bytes / max(self.rows, 1),
+            "recall_at_10": self.recall_at_10,
+            "quality": self.quality.model_dump() if self.quality else None,
+        }
+
 
 class Index(_Frozen):
     """A generation of shards that share one trained quantizer and one set of search parameters.
 
     `parameters` is FAISS's own notation ("nprobe=16") and `rerank`; `recall_at_10` is the lowest of any shard.
-    `candidates` is the table of the keys it was chosen from. `centroid_distance` is that of the sample it was trained on.
+    `candidates` is the table of the keys it was chosen from, `centroid_distance` that of the sample it was trained on.
     """
 
     generation: int
@@ -149,6 +159,24 @@ class Index(_Frozen):
     @property
     def num_bytes(self) -> int:
         return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def drift(self) -> float | None:
+        """The largest distance of a shard's vectors to their centroids, as a multiple of the training sample's."""
+        distances = [shard.centroid_distance for shard in self.shards if shard.centroid_distance is not None]
+        return max(distances) / self.centroid_distance if distances and self.centroid_distance else None
+
+    def to_json(self) -> dict:
+        """What status says of an index, as a JSON object."""
+        return {
+            "key": self.key,
+            "bytes": self.num_bytes,
+            "bytes_in_memory": self.bytes_in_memory,
+            "recall_at_10": self.recall_at_10,
+            "parameters": self.parameters,
+            "drift": self.drift,
+            "shards": [shard.to_json() for shard in self.shards],
+        }
 
     @property
     def bytes_in_memory(self) -> int:
