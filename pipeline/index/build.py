@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import CommitConflict, IndexBuildError, UsageError
 from pipeline.index import parameters
-from pipeline.index.candidates import FLAT, empty_index, num_lists, training_rows
+from pipeline.index.candidates import FLAT, empty_index, least_rows, num_lists, training_rows
 from pipeline.index.choice import SAMPLE_ROWS, Table, choose
 from pipeline.index.shard_work import Gathered, Measured, Populated, ShardWork, files_of, read_mark
 from pipeline.index.shards import mapped_vectors, write_faiss
@@ -342,7 +342,9 @@ class _Builder:
             rows = training_rows(key, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
             return min(max(rows, 1), self._plan.rows)
         likely = f"IVF{num_lists(self._plan.rows)},Flat"
-        rows = training_rows(likely, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
+        rows = self._plan.rows
+        if rows >= least_rows(likely):
+            rows = training_rows(likely, rows, self._work.dimension, self._options.max_memory_bytes)
         return min(max(rows, SAMPLE_ROWS), self._plan.rows)
 
     def _trained(self, gathered: Sequence[Gathered]) -> _Trained:

@@ -13,6 +13,7 @@ from pipeline.index import parameters
 TRAINING_ROWS_PER_CENTROID = 64  # 100, which autofaiss takes, cost twice the time for .001 of recall on 300,000 rows
 ROW_NUMBER = 8  # bytes FAISS keeps for each row of an inverted list
 GRAPH_DEGREE = 32
+INDEXED_FROM = 256  # rows, below which exact search is quickest whatever they are
 PRODUCT_QUANTIZERS_FROM = 1_000  # rows, below which no codebook is worth its training
 FLAT = "Flat"
 
@@ -27,6 +28,8 @@ class Proposal:
 
 def proposals(num_rows: int, dimension: int, max_memory_bytes: int) -> list[Proposal]:
     """Keys worth measuring, each once. Those of autofaiss are its memory-mappable ones."""
+    if num_rows < INDEXED_FROM:
+        return [Proposal(FLAT, "visual-memory")]
     lists = num_lists(num_rows)
     inverted = f"IVF{lists}"
     keys = [FLAT, f"{inverted},SQfp16", f"{inverted},SQ8"]
@@ -34,10 +37,7 @@ def proposals(num_rows: int, dimension: int, max_memory_bytes: int) -> list[Prop
         keys += [f"{inverted},PQ{m}x4fs" for m in _sub_quantizers(dimension)]
         keys += [f"RR{dimension},{inverted},RaBitQ"]
     keys += [f"HNSW{GRAPH_DEGREE}"]
-    theirs = get_optimal_index_keys_v2(
-        num_rows, dimension, f"{max(max_memory_bytes // 1024, 1)}KB", should_be_memory_mappable=True
-    )
-    found = [Proposal(str(key), "autofaiss") for key in theirs[:1]]
+    found = [Proposal(key, "autofaiss") for key in _of_autofaiss(num_rows, dimension, max_memory_bytes)]
     return found + [Proposal(key, "visual-memory") for key in keys if key not in {p.key for p in found}]
 
 
@@ -80,14 +80,21 @@ def empty_index(key: str, dimension: int) -> faiss.Index:
 
 
 def expected_bytes(key: str, num_rows: int, dimension: int) -> int:
-    """Bytes of an index in memory, but for its transforms and codebooks; of the key Flat those of the vectors."""
+    """Bytes of an index in memory: codes, row numbers, centroids, codebooks; of the key Flat those of the vectors."""
     if key == FLAT:
         return 2 * dimension * num_rows
     whole = empty_index(key, dimension)  # owns what the names below only point to
     inverted = faiss.try_extract_index_ivf(whole)
-    if inverted is not None:
-        return (int(inverted.code_size) + ROW_NUMBER) * num_rows + 4 * int(inverted.d) * int(inverted.nlist)
     outer = faiss.downcast_index(whole)
+    if inverted is not None:
+        lists = faiss.downcast_index(inverted)
+        rows = num_rows
+        if isinstance(lists, faiss.IndexIVFFastScan):
+            rows += int(lists.nlist) * lists.bbs // 2  # the last block of a list is half empty
+        fixed = 4 * int(lists.d) * int(lists.nlist)
+        fixed += 4 * dimension * int(lists.d) if outer is not lists else 0  # a rotation
+        fixed += 4 * int(lists.d) * int(lists.pq.ksub) if hasattr(lists, "pq") else 0
+        return int(lists.code_size) * rows + ROW_NUMBER * num_rows + fixed
     graph = faiss.downcast_index(outer.index) if isinstance(outer, faiss.IndexPreTransform) else outer
     code_size = int(faiss.downcast_index(graph.storage).code_size)
     return (code_size + 4 * int(graph.hnsw.nb_neighbors(0)) + ROW_NUMBER) * num_rows
@@ -112,6 +119,24 @@ def least_rows(key: str) -> int:
     """Rows without which a key cannot be trained: one a centroid, of lists and of codebooks."""
     codebook = re.search(r"PQ\d+(?:x(\d+))?", key)
     return max(num_centroids(key), 1 << int(codebook[1] or 8) if codebook else 0)
+
+
+def _of_autofaiss(num_rows: int, dimension: int, max_memory_bytes: int) -> list[str]:
+    """Its first key that fits, or else its first; none where it has none.
+
+    It counts codes and row numbers only. Of few rows the centroids and codebooks weigh more than these, so it is asked
+    again for less memory while what it proposes takes more than is allowed.
+    """
+    first: list[str] = []
+    for part in (1.0, 0.75, 0.5, 0.35):
+        size = f"{max(int(max_memory_bytes * part) // 1024, 1)}KB"
+        keys = get_optimal_index_keys_v2(num_rows, dimension, size, should_be_memory_mappable=True)
+        for key in map(str, keys[:1]):
+            if least_rows(key) <= num_rows:
+                if expected_bytes(key, num_rows, dimension) <= max_memory_bytes:
+                    return [key]
+                first = first or [key]
+    return first
 
 
 def _sub_quantizers(dimension: int) -> list[int]:

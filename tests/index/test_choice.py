@@ -1,0 +1,97 @@
+"""Choosing a key by measuring: what is proposed, what wins and why, and what is said when nothing will do."""
+
+import numpy as np
+import pytest
+
+from pipeline.errors import IndexBuildError
+from pipeline.index import parameters
+from pipeline.index.build import IndexOptions
+from pipeline.index.candidates import expected_bytes, num_lists
+from pipeline.index.choice import CHOSEN, TOO_LARGE, choose
+from pipeline.index.training import trained
+from pipeline.index.tuning import Judge, least_work, query_sample
+from tests.conftest import MakeMemory, unit
+from tests.index.test_search import clustered
+
+
+def correlated(rows: int, dimension: int = 64, rank: int = 10, seed: int = 0) -> np.ndarray:
+    """Vectors that lie near a few directions, as embeddings do; codes after a learned rotation suit them."""
+    generator = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(rank, dimension))
+    spread = generator.normal(size=(rows, rank)) @ mixing + 0.2 * generator.normal(size=(rows, dimension))
+    return unit(spread).astype(np.float16)
+
+
+def test_the_table_says_what_each_candidate_was() -> None:
+    table = choose(correlated(4_000), 100_000, target_recall=0.9, max_memory_bytes=1 << 30, max_latency_ms=50.0)
+    chosen, *others = table.candidates
+    assert chosen.verdict == CHOSEN
+    assert table.chosen == chosen
+    able = [candidate for candidate in others if candidate.verdict.startswith("costs ")]
+    assert [c.cost for c in able] == sorted(c.cost for c in able)
+    assert all(candidate.cost >= chosen.cost for candidate in able)
+    for candidate in (chosen, *able):
+        assert candidate.quality is not None
+        assert candidate.quality.recall_at_10 >= 0.9
+        assert candidate.bytes_in_memory == expected_bytes(candidate.key, 100_000, 64)
+    assert f"IVF{num_lists(100_000)}" in "".join(candidate.key for candidate in table.candidates)
+
+
+def test_in_little_memory_autofaisss_key_wins_and_its_tuner_sets_the_parameters(make_memory: MakeMemory) -> None:
+    memory = make_memory(correlated(12_000, dimension=128), ["a"] * 12_000)
+    # None of ours fits: our smallest codes are a bit a dimension, autofaiss goes on to product quantizers of few bytes.
+    options = IndexOptions(max_memory_bytes=450_000, target_recall=0.8)
+    built = memory.index(options).index
+    table = memory.index_candidates()
+    assert built is not None
+    assert table is not None
+    assert table.chosen.proposed_by == "autofaiss"
+    assert built.key == table.chosen.key
+    assert "OPQ" in built.key
+    assert {c.verdict for c in table.candidates if c.proposed_by == "visual-memory"} == {TOO_LARGE}
+    assert "ht" in parameters.parsed(built.parameters)  # which nobody but its tuner sets
+    assert built.recall_at_10 >= 0.8
+
+
+def test_a_memory_bound_that_nothing_meets_says_what_the_least_is(make_memory: MakeMemory) -> None:
+    memory = make_memory(*clustered(2_000))
+    with pytest.raises(
+        IndexBuildError, match=r"no index of 2,000 rows fits into 1,000 bytes: \S+ takes least, [\d,]+;"
+    ):
+        memory.index(IndexOptions(max_memory_bytes=1_000))
+    assert memory.state().index is None
+    assert not memory.log.storage.walk("index")
+
+
+def test_a_latency_that_nothing_meets_says_what_would(make_memory: MakeMemory) -> None:
+    memory = make_memory(*clustered(2_000))
+    with pytest.raises(IndexBuildError, match=r"0\.0001 ms a query reaches .* bytes and \d+\.\d+ ms; allow that with"):
+        memory.index(IndexOptions(max_latency_ms=1e-4))
+
+
+def test_a_dry_run_measures_and_writes_nothing(make_memory: MakeMemory) -> None:
+    memory = make_memory(*clustered(3_000))
+    before = memory.log.storage.walk()
+    plan = memory.plan_index()
+    assert plan.table is not None
+    assert plan.key == plan.table.chosen.key
+    assert memory.log.storage.walk() == before
+
+
+def test_one_row_and_few_rows(make_memory: MakeMemory) -> None:
+    for rows in (1, 2, 30):
+        memory = make_memory(*clustered(rows), name=str(rows))
+        assert memory.index().index is not None
+        assert len(memory.search(embeddings=clustered(1)[0], k=50)[0]) == rows
+
+
+def test_a_sample_asks_for_codes_that_do_for_the_whole() -> None:
+    sample = correlated(3_000, rank=40)
+    index = trained("IVF8,PQ16x4fs", sample)
+    index.add(sample.astype(np.float32))
+    work = []
+    for rows in (3_000, 3_000_000):
+        judge = Judge(sample, query_sample(len(sample), seed=0), rows)
+        work.append(least_work(index, judge, 0.9, refined=True))
+    assert work[0] is not None
+    assert work[1] is None or work[1]["rerank"] > work[0]["rerank"]
