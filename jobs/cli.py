@@ -19,7 +19,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 VERBS = (
     *("add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "verify"),
-    *("compact", "history", "rollback", "expire", "copy", "export", "submit", "demo"),
+    *("compact", "history", "rollback", "expire", "copy", "export", "plan-capacity", "submit", "demo"),
 )
 PASSED_ON = {"ignore_unknown_options": True}  # the options of the verb that is submitted
 
@@ -38,7 +38,8 @@ def application() -> "typer.Typer":
     )
     for verb in VERBS:
         context = PASSED_ON if verb == "submit" else None
-        app.command(verb, context_settings=context)(getattr(importlib.import_module(f"jobs.{verb}"), verb))
+        name = verb.replace("-", "_")
+        app.command(verb, context_settings=context)(getattr(importlib.import_module(f"jobs.{name}"), name))
     return app
 
 

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from pipeline.embeddings.encoder import Encoder
     from pipeline.embeddings.parts import Work
     from pipeline.embeddings.queries import QueryImage
+    from pipeline.index.capacity import CapacityPlan
     from pipeline.store.verify import Verification
 
 SHOWN_CHARACTERS = 80
@@ -218,6 +219,32 @@ class VisualMemory:
 
         state = self.state()
         return choose_key(self.log.storage, state, plan_with_all_in_files(state, options), options, on_progress)
+
+    def plan_capacity(
+        self,
+        rows: int,
+        *,
+        memory_per_node: int = 64 << 30,
+        target_recall: float = 0.95,
+        queries_per_second: float = 100.0,
+        max_latency_ms: float = 10.0,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "CapacityPlan":
+        """What an index over `rows` entries like these would take, from rates measured here. Writes nothing."""
+        from pipeline.index.capacity import plan_capacity
+
+        state = self.state()
+        return plan_capacity(
+            self.log.storage,
+            state.entries_files(),
+            state.identity.dimension if state.identity else 0,
+            rows,
+            memory_per_node=memory_per_node,
+            target_recall=target_recall,
+            queries_per_second=queries_per_second,
+            max_latency_ms=max_latency_ms,
+            on_progress=on_progress,
+        )
 
     def index_candidates(self) -> Table | None:
         """The keys that the index of the version that is read was chosen from; None where it was not. DamagedFile."""

@@ -37,6 +37,7 @@ def test_the_table_says_what_each_candidate_was() -> None:
     assert f"IVF{num_lists(100_000)}" in "".join(candidate.key for candidate in table.candidates)
 
 
+@pytest.mark.slow
 def test_in_little_memory_autofaisss_key_wins_and_its_tuner_sets_the_parameters(make_memory: MakeMemory) -> None:
     memory = make_memory(correlated(12_000, dimension=128), ["a"] * 12_000)
     # None of ours fits: our smallest codes are a bit a dimension, autofaiss goes on to product quantizers of few bytes.

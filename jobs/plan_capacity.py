@@ -1,0 +1,54 @@
+"""`plan-capacity MEMORY --rows N`: what an index of so many entries would take, from rates measured on this memory."""
+
+from typing import Annotated
+
+import typer
+
+from jobs.arguments import Json, Memory, size_in_bytes
+from jobs.terminal import counted, print_json, progress, say
+
+
+def plan_capacity(
+    memory: Memory,
+    rows: Annotated[int, typer.Option(help="Entries to plan for.", metavar="N")],
+    memory_per_node: Annotated[
+        str, typer.Option(help="Memory of a node that serves, such as 64G.", metavar="SIZE")
+    ] = "64G",
+    target_recall: Annotated[float, typer.Option(help="recall@10 to reach.", metavar="R")] = 0.95,
+    qps: Annotated[float, typer.Option(help="Queries a second to answer.", metavar="Q")] = 100.0,
+    max_latency_ms: Annotated[float, typer.Option(help="Time a query may take in a shard.", metavar="MS")] = 10.0,
+    json: Json = False,
+) -> None:
+    """Size a cluster before paying for it: shards, nodes, memory, disk and build time for N entries like MEMORY's."""
+    from pipeline import VisualMemory
+
+    with progress() as on_progress:
+        plan = VisualMemory(memory).plan_capacity(
+            rows,
+            memory_per_node=size_in_bytes("--memory-per-node", memory_per_node),
+            target_recall=target_recall,
+            queries_per_second=qps,
+            max_latency_ms=max_latency_ms,
+            on_progress=on_progress,
+        )
+    if json:
+        print_json(plan.to_json())
+        return
+    total = sum(plan.build_seconds.values())
+    stages = ", ".join(f"{stage} {seconds:,.0f} s" for stage, seconds in plan.build_seconds.items())
+    rates = plan.rates
+    say(f"{plan.rows:,} entries of {rates.dimension} dimensions as {plan.key}: {counted(plan.shards, 'shard')}")
+    say(
+        f"serving   {counted(plan.nodes, 'node')}: {plan.groups} for all shards, times {plan.replicas} for {qps:g} queries/s"
+    )
+    say(f"          {plan.queries_per_second_a_node:,.0f} queries/s a node in batches, if it is like this machine")
+    say(f"memory    {plan.bytes_in_memory / 1e9:,.2f} GB of indexes in all")
+    say(f"disk      {plan.bytes_on_disk / 1e9:,.2f} GB of shards, their vectors included")
+    say(
+        f"building  {total:,.0f} s on a machine like this one, {plan.build_peak_bytes / 1e9:,.2f} GB at the peak: {stages}"
+    )
+    say(
+        f"measured  on {rates.rows:,} rows: {1 / rates.read_row:,.0f} rows/s read, "
+        f"{1 / (rates.add_row + 1024 * rates.add_row_list):,.0f} rows/s added to 1,024 lists, "
+        f"{1 / max(rates.judge_row, 1e-12):,.0f} rows/s searched exactly for 1,000 queries"
+    )
