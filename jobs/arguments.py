@@ -127,6 +127,14 @@ LabelSet = Annotated[
     str | None,
     typer.Option("--label-set", metavar="NAME", help="Use the labels of this label set.  \\[default: as stored]"),
 ]
+Where = Annotated[
+    str | None,
+    typer.Option(
+        "--where",
+        metavar="EXPR",
+        help="Ask only the entries of which this holds, such as \"camera = 'Canon' and year >= 2020\".",
+    ),
+]
 AbstainBelow = Annotated[
     float, typer.Option("--abstain-below", metavar="P", help="Abstain when the winner's share is below this.")
 ]

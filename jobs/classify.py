@@ -16,6 +16,7 @@ from jobs.arguments import (
     Memory,
     Voting,
     Weigh,
+    Where,
     balance_value,
     pair,
     weights_by_id,
@@ -33,6 +34,7 @@ def classify(
     k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours vote.", metavar="K")] = 50,
     voting: Voting = "rank",
     label_set: LabelSet = None,
+    where: Where = None,
     exclude: Exclude = None,
     weigh: Weigh = None,
     assume: Assume = None,
@@ -53,10 +55,10 @@ def classify(
 ) -> None:
     """Decide what each IMAGE is, by the votes of its nearest entries; with --out each image of a source."""
     if out is not None:
-        options = _options(k, voting, label_set, exclude, weigh, assume, balance, abstain_below)
+        options = _options(k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below)
         _decide_about_a_source(memory, images, out, at, max_rejected, runner, options, json=json)
         return
-    decisions = decided(memory, images, k, voting, label_set, exclude, weigh, assume, balance, abstain_below, at)
+    decisions = decided(memory, images, k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below, at)
     if json:
         print_json([decision.to_json() for decision in decisions])
         return
@@ -100,6 +102,7 @@ def decided(
     k: int,
     voting: str,
     label_set: str | None,
+    where: str | None,
     exclude: list[int] | None,
     weigh: list[str] | None,
     assume: list[str] | None,
@@ -108,7 +111,7 @@ def decided(
     at: int | None,
 ) -> list[Decision]:
     """The decisions that the options of `classify` and `explain` ask for."""
-    options = _options(k, voting, label_set, exclude, weigh, assume, balance, abstain_below)
+    options = _options(k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below)
     from pipeline import VisualMemory
 
     decisions = VisualMemory(memory, at=at).classify(images, **options)
@@ -121,6 +124,7 @@ def _options(
     k: int,
     voting: str,
     label_set: str | None,
+    where: str | None,
     exclude: list[int] | None,
     weigh: list[str] | None,
     assume: list[str] | None,
@@ -132,6 +136,7 @@ def _options(
         "k": k,
         "voting": voting,
         "label_set": label_set,
+        "where": where,
         "exclude": exclude or [],
         "weigh": weights_by_id(weigh or []),
         "assume": dict(map(pair, assume or [])),

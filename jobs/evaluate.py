@@ -4,7 +4,7 @@ from typing import Annotated, cast
 
 import typer
 
-from jobs.arguments import At, Balance, Json, LabelSet, Memory, balance_value
+from jobs.arguments import At, Balance, Json, LabelSet, Memory, Where, balance_value
 from jobs.terminal import counted, print_json, progress, say
 from pipeline.asking import Evaluation
 
@@ -31,6 +31,7 @@ def evaluate(
         ),
     ] = None,
     label_set: LabelSet = None,
+    where: Where = None,
     balance: Balance = "0",
     at: At = None,
     json: Json = False,
@@ -48,7 +49,9 @@ def evaluate(
     target = VisualMemory(memory, at=at)
     with progress() as on_progress:
         if source is None:
-            evaluation = target.evaluate_leave_one_out(ks=ks, votings=votings, balance=tau, label_set=label_set)
+            evaluation = target.evaluate_leave_one_out(
+                ks=ks, votings=votings, balance=tau, label_set=label_set, where=where
+            )
         else:
             evaluation = target.evaluate(
                 source,
@@ -56,6 +59,7 @@ def evaluate(
                 votings=votings,
                 balance=tau,
                 label_set=label_set,
+                where=where,
                 on_progress=on_progress,
             )
     if json:
@@ -70,7 +74,8 @@ def show(evaluation: Evaluation, *, auto: bool) -> None:
     balance = f", balance {evaluation.balance:g}" if evaluation.balance or auto else ""
     queries = counted(evaluation.num_queries, "query")
     label_set = f", label set {evaluation.label_set}" if evaluation.label_set is not None else ""
-    say(f"{queries}{skipped}{label_set}, version {evaluation.version}{balance}; percent right at k =")
+    where = f", where {evaluation.where}" if evaluation.where is not None else ""
+    say(f"{queries}{skipped}{label_set}{where}, version {evaluation.version}{balance}; percent right at k =")
     ks = list(next(iter(evaluation.accuracy.values())))
     say(f"  {'voting':<10}" + "".join(f"{k:>8}" for k in ks))
     for voting, by_k in evaluation.accuracy.items():

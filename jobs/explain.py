@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import AbstainBelow, Assume, At, Balance, Exclude, Json, LabelSet, Memory, Voting, Weigh
+from jobs.arguments import AbstainBelow, Assume, At, Balance, Exclude, Json, LabelSet, Memory, Voting, Weigh, Where
 from jobs.classify import decided
 from jobs.terminal import print_json, say
 from pipeline.decisions.decision import Decision
@@ -19,6 +19,7 @@ def explain(
     k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours vote.", metavar="K")] = 50,
     voting: Voting = "rank",
     label_set: LabelSet = None,
+    where: Where = None,
     exclude: Exclude = None,
     weigh: Weigh = None,
     assume: Assume = None,
@@ -33,7 +34,9 @@ def explain(
     """Show the decision for IMAGE with every neighbour's label, similarity and weight."""
     if html is not None and not html.absolute().parent.is_dir():
         raise typer.BadParameter(f"the folder of {html} does not exist: make it first", param_hint="--html")
-    [decision] = decided(memory, [image], k, voting, label_set, exclude, weigh, assume, balance, abstain_below, at)
+    [decision] = decided(
+        memory, [image], k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below, at
+    )
     from pipeline import VisualMemory
 
     target = VisualMemory(memory, at=at)
@@ -58,6 +61,8 @@ def show(decision: Decision, image: str) -> None:
     voted = f"{decision.voting} voting of {len(decision.neighbors)} neighbours"
     if decision.label_set is not None:
         voted += f", label set {decision.label_set}"
+    if decision.where is not None:
+        voted += f", where {decision.where}"
     say(f"\nvotes ({voted}{f', balance {decision.balance:g}' if decision.balance else ''})")
     width = max((len(label) for label in decision.votes), default=0)
     for label, share in decision.votes.items():

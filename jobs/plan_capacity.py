@@ -39,14 +39,13 @@ def plan_capacity(
     rates = plan.rates
     say(f"{plan.rows:,} entries of {rates.dimension} dimensions as {plan.key}: {counted(plan.shards, 'shard')}")
     say(
-        f"serving   {counted(plan.nodes, 'node')}: {plan.groups} for all shards, times {plan.replicas} for {qps:g} queries/s"
+        f"serving   {counted(plan.nodes, 'node')}: {plan.groups} for all shards, times {plan.replicas} for {qps:g} "
+        f"queries/s; nodes like this machine answer {plan.queries_per_second_a_node:,.0f} a second in batches"
     )
-    say(f"          {plan.queries_per_second_a_node:,.0f} queries/s a node in batches, if it is like this machine")
     say(f"memory    {plan.bytes_in_memory / 1e9:,.2f} GB of indexes in all")
     say(f"disk      {plan.bytes_on_disk / 1e9:,.2f} GB of shards, their vectors included")
-    say(
-        f"building  {total:,.0f} s on a machine like this one, {plan.build_peak_bytes / 1e9:,.2f} GB at the peak: {stages}"
-    )
+    say(f"building  {total:,.0f} s on a machine like this one, {plan.build_peak_bytes / 1e9:,.2f} GB at the peak:")
+    say(f"          {stages}")
     say(
         f"measured  on {rates.rows:,} rows: {1 / rates.read_row:,.0f} rows/s read, "
         f"{1 / (rates.add_row + 1024 * rates.add_row_list):,.0f} rows/s added to 1,024 lists, "

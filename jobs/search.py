@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import At, Images, Json, LabelSet, Memory
+from jobs.arguments import At, Images, Json, LabelSet, Memory, Where
 from jobs.terminal import note, print_json, say
 
 
@@ -13,6 +13,7 @@ def search(
     images: Images,
     k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours.", metavar="K")] = 10,
     label_set: LabelSet = None,
+    where: Where = None,
     at: At = None,
     json: Json = False,
 ) -> None:
@@ -20,9 +21,10 @@ def search(
     from pipeline import VisualMemory
 
     target = VisualMemory(memory, at=at)
-    found = target.search(images, k, label_set=label_set)
+    found = target.search(images, k, label_set=label_set, where=where)
     if found and len(found[0]) < k:
-        note(f"the memory holds {len(found[0]):,} entries, so there are no {k:,} neighbours to show")
+        there = "the memory holds {:,} entries" if where is None else "{:,} entries satisfy --where"
+        note(f"{there.format(len(found[0]))}, so there are no {k:,} neighbours to show")
     if json:
         print_json([[neighbor.to_json() for neighbor in neighbors] for neighbors in found])
         return

@@ -64,6 +64,7 @@ class Evaluation:
     balance: float
     version: int
     label_set: str | None = None
+    where: str | None = None
 
     def to_json(self) -> dict:
         """Accuracies in percent; keys of the inner objects are k as strings."""
@@ -77,6 +78,7 @@ class Evaluation:
             "by_label": self.by_label[voting][k],
             "balance": self.balance,
             "label_set": self.label_set,
+            "where": self.where,
             "version": self.version,
         }
 
@@ -113,7 +115,7 @@ def search(live: LiveEntries, vectors_QD: np.ndarray, k: int) -> list[tuple[Neig
 def check_what_ifs(live: LiveEntries, options: ClassifyOptions) -> None:
     """Raises UnknownName for a what-if about an id that is not there."""
     for option, ids in (("exclude", options.exclude), ("weigh", options.weigh), ("assume", options.assume)):
-        unknown = live.unknown(ids)
+        unknown = live.whole.unknown(ids)
         if unknown is not None:
             raise UnknownName(f"{option} names id {unknown}, which is no entry: `search` shows the ids there are")
 
@@ -121,7 +123,10 @@ def check_what_ifs(live: LiveEntries, options: ClassifyOptions) -> None:
 def classify(
     live: LiveEntries, vectors_QD: np.ndarray, uris: Sequence[str | None], options: ClassifyOptions, version: int
 ) -> list[Decision]:
-    """One decision a query, in order. Raises UnknownName for a what-if about an id that is not there."""
+    """One decision a query, in order. Raises UnknownName for a what-if about an id that is not there.
+
+    Where `live` are the entries that satisfy an expression, those alone vote and are counted for the balance.
+    """
     check_what_ifs(live, options)
     labels, counts, assume = _assumed_labels(live, options.assume)
     rule = options.rule
@@ -134,7 +139,14 @@ def classify(
         reliabilities[retrieved.ids_QK == entry_id] = weight
     votes = count_votes(retrieved.similarities_QK, retrieved.codes_QK, rule, counts, reliabilities)
     question = Question(
-        rule, options.k, version, live.num_shards, options.abstain_below, _why_empty(live, options), live.label_set
+        rule,
+        options.k,
+        version,
+        live.num_shards,
+        options.abstain_below,
+        _why_empty(live, options),
+        live.label_set,
+        live.where,
     )
     decisions = []
     for query, uri in enumerate(uris):
@@ -168,7 +180,7 @@ def evaluate(
     truths_Q = np.array([(codes | extra)[label] for label in truths], np.int64)
     counts = np.concatenate([live.label_counts(), np.zeros(len(extra), np.int64)])
     asked = LabelledNeighbors(retrieved.similarities_QK, retrieved.codes_QK, truths_Q, counts)
-    return replace(_evaluation(asked, names, rule, ks, votings, version, skipped), label_set=live.label_set)
+    return _evaluation(asked, live, names, rule, ks, votings, version, skipped)
 
 
 def truths_in_label_set(
@@ -194,9 +206,11 @@ def evaluate_leave_one_out(
     ids = live.live_ids(labelled=True)
     if not len(ids):
         way = "`relabel --label-set` gives some" if live.label_set else "add images in class sub-folders"
+        if live.where is not None:
+            way = f"the others do not satisfy where: {live.where}" if live.whole.label_counts().any() else way
         raise SourceError(f"the memory has no entry with a label{_in_set(live)} to ask about: {way}")
     asked = _leave_one_out(live, ids, max(ks))
-    return replace(_evaluation(asked, live.labels, rule, ks, votings, version, 0), label_set=live.label_set)
+    return _evaluation(asked, live, live.labels, rule, ks, votings, version, 0)
 
 
 def best_balance(live: LiveEntries, k: int, rule: VotingRule) -> float:
@@ -238,6 +252,7 @@ def _leave_one_out(live: LiveEntries, ids: np.ndarray, k: int) -> LabelledNeighb
 
 def _evaluation(
     asked: LabelledNeighbors,
+    live: LiveEntries,
     names: Sequence[str],
     rule: VotingRule,
     ks: Sequence[int],
@@ -260,6 +275,8 @@ def _evaluation(
         by_label={v: {k: named(s) for k, s in by_k.items()} for v, by_k in scores.items()},
         balance=rule.balance,
         version=version,
+        label_set=live.label_set,
+        where=live.where,
     )
 
 
@@ -268,9 +285,11 @@ def _assumed_labels(live: LiveEntries, assume: Mapping[int, str]) -> tuple[tuple
     labels = [*live.labels, *sorted(set(assume.values()) - set(live.labels))]
     counts = np.concatenate([live.label_counts(), np.zeros(len(labels) - len(live.labels), np.int64)])
     codes = {entry_id: labels.index(label) for entry_id, label in assume.items()}
-    before = live.codes_of(np.array(list(codes), np.int64))
+    ids_N = np.array(list(codes), np.int64)
+    ids_N = ids_N[live.hold(ids_N)]
+    before = live.codes_of(ids_N)
     np.subtract.at(counts, before[before >= 0], 1)
-    np.add.at(counts, list(codes.values()), 1)
+    np.add.at(counts, [codes[entry_id] for entry_id in ids_N.tolist()], 1)
     return tuple(labels), counts, codes
 
 
@@ -297,15 +316,21 @@ def _neighbors(
     return tuple(neighbors)
 
 
+def _of_which(live: LiveEntries) -> str:
+    return "of the memory" if live.where is None else f"that satisfies where ({live.where})"
+
+
 def _in_set(live: LiveEntries) -> str:
     return f" in the label set '{live.label_set}'" if live.label_set is not None else ""
 
 
 def _why_empty(live: LiveEntries, options: ClassifyOptions) -> str:
-    if not len(live):
+    if not len(live.whole):
         return "the memory holds no entries"
+    if not len(live):
+        return f"no entry satisfies where: {live.where}"
     if not live.label_counts().any():
-        return f"no entry of the memory has a label{_in_set(live)}"
+        return f"no entry {_of_which(live)} has a label{_in_set(live)}"
     return "every entry with a label is excluded" if options.exclude else Question.nothing_found
 
 

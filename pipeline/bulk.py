@@ -127,6 +127,7 @@ class Decide:
     version: int
     options: ClassifyOptions
     label_set: str | None
+    where: str | None
     reservation: Reservation
 
     def open(
@@ -140,6 +141,8 @@ class Decide:
         live = LiveEntries.open(self.memory, state)
         if self.label_set is not None:
             live = live.in_label_set(self.memory, state, self.label_set)
+        if self.where is not None:
+            live = live.satisfying(self.memory, state, self.where, self.options.assume)
 
         def load() -> Encoder:
             return encoder or Encoder.open(self.memory, self.reservation.identity)
@@ -213,6 +216,7 @@ def run(
     labels: str,
     options: ClassifyOptions,
     label_set: str | None,
+    where: str | None,
     out_uri: str,
     work: Callable[[Work, Sequence[int]], Iterable[PartMark]],
     max_rejected: float | None = None,
@@ -224,11 +228,11 @@ def run(
     """
     began = time.monotonic()
     out = open_storage(out_uri)
-    job = _job(out, memory.uri, state, listing, labels, options, label_set)
+    job = _job(out, memory.uri, state, listing, labels, options, label_set, where)
     marks = read_marks(out, job.reservation)
     tally = Tally(out, job.reservation, marks.values(), max_rejected, on_progress)
     resumed = tally.done
-    decide = Decide(memory, out, job.version, options, label_set, job.reservation)
+    decide = Decide(memory, out, job.version, options, label_set, where, job.reservation)
     for mark in work(decide, [part for part in range(job.reservation.num_parts) if part not in marks]):
         marks[mark.part] = mark
         tally.count(mark)
@@ -255,10 +259,11 @@ def _job(
     labels: str,
     options: ClassifyOptions,
     label_set: str | None,
+    where: str | None,
 ) -> Job:
     """The job that lies there already, if it is this one, or a new one. Raises UsageError for another."""
     assert state.identity is not None  # noqa: S101  # checked by the caller, who has its encoder
-    said = json.loads(json.dumps(asdict(options) | {"label_set": label_set, "labels": labels}))
+    said = json.loads(json.dumps(asdict(options) | {"label_set": label_set, "where": where, "labels": labels}))
     about = {"source": listing.uri, "memory": memory_uri, "options": said, "identity": state.identity.fingerprint}
     fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     if not out.exists(JOB):

@@ -62,6 +62,7 @@ def explanation_page(decision: Decision, memory: str, kept: Mapping[int, bytes])
     agreeing = sum(neighbor.label == decision.label for neighbor in decision.neighbors)
     balance = f", balance {decision.balance:g}" if decision.balance else ""
     label_set = f"; labels of the label set {escape(decision.label_set)}" if decision.label_set is not None else ""
+    where = f"; where {escape(decision.where)}" if decision.where is not None else ""
     summary = (
         f"<p>confidence {decision.confidence:.1%} · margin {decision.margin:.1%} · "
         f"{agreeing} of {len(decision.neighbors)} neighbours agree</p>"
@@ -84,7 +85,7 @@ def explanation_page(decision: Decision, memory: str, kept: Mapping[int, bytes])
 {reason}{summary}
 <p class="soft">{escape(decision.uri or "an image without a uri")}</p>
 <p class="soft">memory {escape(memory)}, version {decision.version}; {decision.voting} voting at
-k = {decision.k}{balance}{label_set}; {_answered(decision)}</p>
+k = {decision.k}{balance}{label_set}{where}; {_answered(decision)}</p>
 </div>
 </header>
 <h2>Votes</h2>

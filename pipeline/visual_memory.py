@@ -287,13 +287,15 @@ class VisualMemory:
         *,
         embeddings: np.ndarray | None = None,
         label_set: str | None = None,
+        where: str | None = None,
     ) -> list[tuple[Neighbor, ...]]:
         """The k nearest entries of each image (path, bytes or PIL image) or vector (float [Q, D]), and what they keep.
 
-        With `label_set` they show their labels in it; those that have none are found all the same.
+        With `label_set` they show their labels in it; those that have none are found all the same. With `where` only
+        entries of which that expression holds are found (pipeline/index/where.py has its grammar).
         """
         asking.check_k(k)
-        state, live = self._reading(label_set)
+        state, live = self._reading(label_set, where)
         vectors_QD, _ = self._vectors(images, embeddings, live)
         return self._with_kept(state, asking.search(live, vectors_QD, k))
 
@@ -310,13 +312,16 @@ class VisualMemory:
         balance: float | Literal["auto"] = 0.0,
         abstain_below: float = 0.0,
         label_set: str | None = None,
+        where: str | None = None,
     ) -> list[Decision]:
         """One decision an image or vector, in order. The what-if options change nothing stored.
 
-        With `label_set` everything is about the labels of that set, `assume` and `balance` too.
+        With `label_set` everything is about the labels of that set, `assume`, `balance` and `where` too. With `where`
+        only entries of which that expression holds vote (pipeline/index/where.py has its grammar), and `balance` counts
+        no others.
         """
         options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
-        state, live = self._reading(label_set)
+        state, live = self._reading(label_set, where, options.assume)
         vectors_QD, uris = self._vectors(images, embeddings, live)
         return asking.classify(live, vectors_QD, uris, options, state.version)
 
@@ -334,6 +339,7 @@ class VisualMemory:
         balance: float | Literal["auto"] = 0.0,
         abstain_below: float = 0.0,
         label_set: str | None = None,
+        where: str | None = None,
         max_rejected: float | None = None,
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
@@ -347,7 +353,7 @@ class VisualMemory:
 
         check_max_rejected(max_rejected)
         options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
-        state, live = self._reading(label_set)
+        state, live = self._reading(label_set, where, options.assume)
         asking.check_what_ifs(live, options)
         if options.auto_balance:  # found once, not for each part
             tau = asking.best_balance(live, k, options.rule)
@@ -356,7 +362,17 @@ class VisualMemory:
         self._check_given(listing, state)
         work = self._runner(runner, self.encoder() if listing.holds_images else None)
         return run(
-            self.log.storage, state, listing, labels, options, label_set, str(out), work, max_rejected, on_progress
+            self.log.storage,
+            state,
+            listing,
+            labels,
+            options,
+            label_set,
+            where,
+            str(out),
+            work,
+            max_rejected,
+            on_progress,
         )
 
     def explain(
@@ -371,6 +387,7 @@ class VisualMemory:
         balance: float | Literal["auto"] = 0.0,
         abstain_below: float = 0.0,
         label_set: str | None = None,
+        where: str | None = None,
         html: str | Path | None = None,
     ) -> Decision:
         """One decision with all its evidence; with `html` also as a self-contained page at that path."""
@@ -384,6 +401,7 @@ class VisualMemory:
             balance=balance,
             abstain_below=abstain_below,
             label_set=label_set,
+            where=where,
         )
         decision = self.with_kept(decision)
         if html is not None:
@@ -408,13 +426,15 @@ class VisualMemory:
         votings: Sequence[Voting] = VOTINGS,
         balance: float | Literal["auto"] = 0.0,
         label_set: str | None = None,
+        where: str | None = None,
         on_progress: OnProgress = ignore_progress,
     ) -> asking.Evaluation:
         """Accuracy on a folder of labelled images that the memory need not hold. Nothing is stored.
 
         With `label_set` a sub-folder's name may be a label as stored, which the set's map translates, or a label of the
         set. Images under a label of the memory that the set has no word for are skipped; a label that neither knows is
-        wrong. Raises SourceError when no image has a label or none can be read.
+        wrong. With `where` only entries of which that expression holds vote; what is asked stays the same. Raises
+        SourceError when no image has a label or none can be read.
         """
         from pipeline.embeddings.decoding import ImageFacts, Threads
         from pipeline.embeddings.given import embed_source
@@ -422,14 +442,8 @@ class VisualMemory:
 
         check_list("ks", ks)
         check_list("votings", votings)
-        state, live = self._reading(label_set)
-        if not live.label_counts().any():
-            if label_set is not None:
-                raise SourceError(
-                    f"no entry of the memory at {self.uri} has a label in the label set '{label_set}': give it some "
-                    "with `relabel --label-set`"
-                )
-            raise SourceError(f"the memory at {self.uri} has no entry with a label: add images in class sub-folders")
+        state, live = self._reading(label_set, where)
+        self._check_labelled(live)
         listing = list_source(str(source), Labels())
         if not listing.labels and not listing.containers.num_rows:
             raise SourceError(f"no image of {source} has a label: put them into one sub-folder a class")
@@ -472,9 +486,10 @@ class VisualMemory:
         votings: Sequence[Voting] = VOTINGS,
         balance: float | Literal["auto"] = 0.0,
         label_set: str | None = None,
+        where: str | None = None,
     ) -> asking.Evaluation:
-        """Accuracy of every labelled entry asked about with itself left out."""
-        state, live = self._reading(label_set)
+        """Accuracy of every labelled entry asked about with itself left out; with `where` of those that satisfy it."""
+        state, live = self._reading(label_set, where)
         tau = asking.best_balance(live, max(ks), VotingRule(votings[0])) if balance == "auto" else balance
         rule = _rule(votings[0], tau)
         return asking.evaluate_leave_one_out(live, ks, rule, state.version, votings)
@@ -670,19 +685,21 @@ class VisualMemory:
         found = [*under_way(self.log.storage, _taken(before))]
         return [add for add in found if add.segment not in _taken(self.log.newest())]
 
-    def _reading(self, label_set: str | None = None) -> tuple[State, LiveEntries]:
-        """The version that is read, with all that can be found in it under the labels of a label set.
+    def _reading(
+        self, label_set: str | None = None, where: str | None = None, assume: Mapping[int, str] | None = None
+    ) -> tuple[State, LiveEntries]:
+        """The version that is read, with all that can be found in it under the labels of a label set, or assumed.
 
-        Raises UnknownName or DamagedFile.
+        With `where` what satisfies that expression. Raises UnknownName, UsageError or DamagedFile.
         """
         state = self.state()
         try:
-            return state, self._live_in(label_set, state)
+            return state, self._live_in(label_set, state, where, assume)
         except DamagedFile:  # or another process has erased entries or dropped versions since, and their files went
             newer = self.state()
             if newer.version == state.version:
                 raise
-            return newer, self._live_in(label_set, newer)
+            return newer, self._live_in(label_set, newer, where, assume)
 
     def _with_kept(self, state: State, found: list[tuple[Neighbor, ...]]) -> list[tuple[Neighbor, ...]]:
         """Neighbours with the values of kept columns."""
@@ -698,10 +715,17 @@ class VisualMemory:
             kept = read_kept(self.log.storage, newer, ids)
         return [tuple(replace(n, kept=kept.get(n.id, {})) for n in neighbors) for neighbors in found]
 
-    def _live_in(self, label_set: str | None, state: State) -> LiveEntries:
-        """All that can be found in a version under the labels of a label set (None: as stored). Raises UnknownName."""
+    def _live_in(
+        self, label_set: str | None, state: State, where: str | None, assume: Mapping[int, str] | None
+    ) -> LiveEntries:
+        """All that can be found in a version under the labels of a label set (None: as stored), or satisfies `where`.
+
+        Raises UnknownName or UsageError.
+        """
         live = self.live(state)
-        return live if label_set is None else live.in_label_set(self.log.storage, state, label_set)
+        if label_set is not None:
+            live = live.in_label_set(self.log.storage, state, label_set)
+        return live if where is None else live.satisfying(self.log.storage, state, where, assume or {})
 
     def _classify_options(
         self,
@@ -724,12 +748,26 @@ class VisualMemory:
             abstain_below=abstain_below,
         )
 
+    def _check_labelled(self, live: LiveEntries) -> None:
+        """Raises SourceError where no entry has a label to vote for."""
+        if live.label_counts().any():
+            return
+        if live.whole.label_counts().any():
+            raise SourceError(f"no entry of the memory at {self.uri} with a label satisfies where: {live.where}")
+        if live.label_set is not None:
+            raise SourceError(
+                f"no entry of the memory at {self.uri} has a label in the label set '{live.label_set}': give it some "
+                "with `relabel --label-set`"
+            )
+        raise SourceError(f"the memory at {self.uri} has no entry with a label: add images in class sub-folders")
+
     def _truths_in(
         self, name: str, labels: Sequence[str | None], live: LiveEntries, state: State, source: str | Path
     ) -> list[str | None]:
         """Labels of a source's images in a label set. Raises SourceError where it has a word for none of them."""
         [file] = [label_set.map for label_set in state.label_sets if label_set.name == name]
         mapped = read_label_map(self.log.storage, file) if file is not None else {}
+        live = live.whole  # a class of which no entry may vote is asked about all the same
         truths = asking.truths_in_label_set(labels, self.live(state), live, mapped)
         if not any(truth is not None for truth in truths):
             known = [label for label, count in zip(live.labels, live.label_counts(), strict=True) if count]

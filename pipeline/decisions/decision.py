@@ -56,6 +56,7 @@ class Decision:
     balance: float = 0.0
     reason: str | None = None
     label_set: str | None = None
+    where: str | None = None
 
     def to_json(self) -> dict:
         """The decision as a JSON object."""
@@ -70,6 +71,7 @@ class Decision:
             "balance": self.balance,
             "k": self.k,
             "label_set": self.label_set,
+            "where": self.where,
             "votes": self.votes,
             "neighbors": [neighbor.to_json() for neighbor in self.neighbors],
             "version": self.version,
@@ -89,6 +91,7 @@ class Question:
     abstain_below: float = 0.0
     nothing_found: str = "no entry with a label is left to vote"
     label_set: str | None = None
+    where: str | None = None
 
 
 def decision_of(
@@ -125,4 +128,5 @@ def decision_of(
         balance=question.rule.balance,
         reason=reason,
         label_set=question.label_set,
+        where=question.where,
     )

@@ -5,7 +5,7 @@ A shard is one block; the fresh entries are others.
 Rows are in the order of their ids. Label codes point into a vocabulary shared by all blocks of a memory.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 import numpy as np
@@ -47,7 +47,10 @@ class MakeFinder(Protocol):
 
 @dataclass
 class Block:
-    """ids int64 [N] ascending, codes int32 [N] (-1: no label), vectors float16 [N, D], live bool [N]."""
+    """ids int64 [N] ascending, codes int32 [N] (-1: no label), vectors float16 [N, D], live bool [N].
+
+    `kept` are the kept columns at hand, by name: those of a shard, and what was read since somebody asked for it.
+    """
 
     ids_N: np.ndarray
     codes_N: np.ndarray
@@ -56,6 +59,7 @@ class Block:
     uris: pa.ChunkedArray
     datasets: pa.ChunkedArray
     make_finder: MakeFinder
+    kept: dict[str, pa.ChunkedArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (np.diff(self.ids_N) <= 0).any():
@@ -80,6 +84,10 @@ class Block:
         block = replace(self, codes_N=codes_N)
         block.keep_finders(self)
         return block
+
+    def only(self, mask_N: np.ndarray, make_finder: MakeFinder) -> "Block":
+        """The same rows, of which those outside the mask are found no more."""
+        return replace(self, live_N=self.live_N & mask_N, make_finder=make_finder)
 
     def keep_finders(self, other: "Block") -> None:
         """Take over the finders made for other overlays on these rows, where they find the same ones."""

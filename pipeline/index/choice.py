@@ -3,6 +3,8 @@
 Of those that reach it within the memory and the latency allowed, the one that costs least is chosen: bytes held in
 memory, times the time they are held for a query. A graph that answers twice as fast from ten times the memory loses.
 
+They are built from the smallest to the largest, and no more are once they would have to be much faster than any was.
+
 On the sample a candidate has as many inverted lists as leave each as long as in the whole, so that a list costs what it
 will. What grows with the number of rows is scaled: the time of exact search, and the logarithm of a graph.
 """
@@ -36,6 +38,8 @@ from pipeline.store.storage import Storage
 SAMPLE_ROWS = 20_000
 SAMPLE_QUERIES = 300
 FEWEST_LISTS = 4
+
+FASTER_AT_MOST = 3.0  # times the fastest so far, which a larger candidate is never
 
 CHOSEN = "chosen"
 TOO_COARSE = "does not reach the recall"
@@ -134,15 +138,18 @@ def choose(
     sample_ND = np.ascontiguousarray(sample_ND[:SAMPLE_ROWS])
     judge = tuning.Judge(sample_ND, tuning.query_sample(len(sample_ND), seed=0)[:SAMPLE_QUERIES], num_rows)
     wanted = proposals(num_rows, sample_ND.shape[1], max_memory_bytes)
+    sized = [
+        Candidate(key=p.key, proposed_by=p.by, bytes_in_memory=expected_bytes(p.key, num_rows, sample_ND.shape[1]))
+        for p in wanted
+    ]
     measured: list[Candidate] = []
-    for done, proposal in enumerate(wanted):
+    for done, candidate in enumerate(sorted(sized, key=lambda candidate: candidate.bytes_in_memory)):
         on_progress(Progress("choosing", done, len(wanted)))
-        size = expected_bytes(proposal.key, num_rows, sample_ND.shape[1])
-        candidate = Candidate(key=proposal.key, proposed_by=proposal.by, bytes_in_memory=size)
-        if size > max_memory_bytes:
-            measured.append(candidate.model_copy(update={"verdict": TOO_LARGE}))
-            continue
-        measured.append(_measured(candidate, judge, num_rows, target_recall, refine=refine))
+        hopeless = TOO_LARGE if candidate.bytes_in_memory > max_memory_bytes else _outdone(candidate, measured)
+        if hopeless:
+            measured.append(candidate.model_copy(update={"verdict": hopeless}))
+        else:
+            measured.append(_measured(candidate, judge, num_rows, target_recall, refine=refine))
     on_progress(Progress("choosing", len(wanted), len(wanted)))
     return Table(
         rows=num_rows,
@@ -153,6 +160,18 @@ def choose(
         refine=refine,
         candidates=_judged(measured, max_latency_ms),
     )
+
+
+def _outdone(candidate: Candidate, measured: Sequence[Candidate]) -> str:
+    """Why a candidate need not be built: it could only win by being much faster than any before; "" where it may."""
+    able = [c for c in measured if c.quality is not None and not c.verdict]
+    if not able:
+        return ""
+    fastest = min(c.quality.seconds_in_batch for c in able if c.quality)
+    faster = candidate.bytes_in_memory * fastest / min(c.cost for c in able)
+    if faster <= FASTER_AT_MOST:
+        return ""
+    return f"not built: it would have to be {faster:.0f} times as fast as the fastest"
 
 
 def _measured(candidate: Candidate, judge: tuning.Judge, num_rows: int, target: float, *, refine: bool) -> Candidate:

@@ -6,19 +6,24 @@ the stored float16 and rounded to float32; equal similarities are ordered by id.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import UnknownName
-from pipeline.index.blocks import Block, Candidates, Finder, Scope
-from pipeline.index.exact import similarities
+from pipeline.index.blocks import Block, Candidates, Finder, MakeFinder, Scope
+from pipeline.index.columns import kinds_of_columns, masks
+from pipeline.index.exact import ExactFinder, similarities
 from pipeline.index.live import OpenedBlocks, in_label_set, open_blocks
+from pipeline.index.where import parse
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
 
 QUERIES_AT_ONCE = 1_024
+WHERES_KEPT = 4  # expressions whose entries stay known: a mask each, and vectors of few rows
+FEW_ROWS = 4_096  # gathered in 15 ms at 384 dimensions, and then searched faster than any index could be so widely
 ROUNDING = 2.0**-23  # of similarities to float32, in which they are compared
 
 
@@ -51,7 +56,10 @@ class Restrictions:
 
 
 class LiveEntries:
-    """Everything that can be found in one version of a memory. Open with `LiveEntries.open`."""
+    """Everything that can be found in one version of a memory, or the part of it that satisfies `where`.
+
+    Open with `LiveEntries.open`. `whole` is all of it.
+    """
 
     def __init__(
         self,
@@ -61,14 +69,19 @@ class LiveEntries:
         num_shards: int,
         opened: OpenedBlocks | None = None,
         label_set: str | None = None,
+        where: str | None = None,
+        whole: "LiveEntries | None" = None,
     ) -> None:
         self.dimension = dimension
         self.labels = tuple(labels)
         self.label_set = label_set
+        self.where = where
+        self.whole = whole or self
         self.blocks = tuple(blocks)
         self.num_shards = num_shards
         self._opened = opened or OpenedBlocks()
         self._label_sets: dict[str, LiveEntries] = {}
+        self._satisfying: dict[tuple, LiveEntries] = {}
 
     @classmethod
     def open(cls, storage: Storage, state: State, before: "LiveEntries | None" = None) -> "LiveEntries":
@@ -87,6 +100,27 @@ class LiveEntries:
             blocks, labels = in_label_set(storage, self._opened, maps[name], name)
             self._label_sets[name] = LiveEntries(self.dimension, labels, blocks, self.num_shards, label_set=name)
         return self._label_sets[name]
+
+    def satisfying(
+        self, storage: Storage, state: State, where: str, assume: Mapping[int, str] = MappingProxyType({})
+    ) -> "LiveEntries":
+        """The entries of which an expression (pipeline/index/where.py) holds: no others can be neighbours, or count.
+
+        With `assume` some entries are taken to have another label. Raises UsageError or DamagedFile.
+        """
+        condition = parse(where, kinds_of_columns(state))
+        key = (where, *sorted(assume.items())) if "label" in condition.columns else (where,)
+        known = self._satisfying.pop(key, None)
+        if known is None:
+            found = zip(self.blocks, masks(storage, state, self.blocks, self.labels, condition, assume), strict=True)
+            blocks = [block.only(mask_N, _exact_over_few(block)) for block, mask_N in found]
+            known = LiveEntries(
+                self.dimension, self.labels, blocks, self.num_shards, self._opened, self.label_set, where, self
+            )
+        self._satisfying[key] = known  # the last asked for comes last
+        if len(self._satisfying) > WHERES_KEPT:
+            self._satisfying.pop(next(iter(self._satisfying)), None)  # unless another thread did
+        return known
 
     @property
     def own_labels(self) -> pa.Table:
@@ -123,10 +157,15 @@ class LiveEntries:
         for entry_id in given:
             if not 0 <= entry_id < 1 << 63:
                 return entry_id
-        known = np.zeros(len(given), bool)
-        for block, positions, rows in self._located(np.array(given, np.int64)):
-            known[positions] |= block.live_N[rows]
+        known = self.hold(np.array(given, np.int64))
         return None if known.all() else given[int(known.argmin())]
+
+    def hold(self, ids: np.ndarray) -> np.ndarray:
+        """Which of some ids (int64 [N]) are live entries, bool [N]."""
+        known = np.zeros(len(ids), bool)
+        for block, positions, rows in self._located(ids):
+            known[positions] |= block.live_N[rows]
+        return known
 
     def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
         """Ids of the live entries with this uri, label or dataset (one of them), int64 [N]."""
@@ -269,6 +308,15 @@ def _finder(block: Block, restrictions: Restrictions) -> Finder:
             mask_N[assumed] = True
             return block.finder_over(mask_N & block.live_N)
     return block.finder(restrictions.scope)
+
+
+def _exact_over_few(block: Block) -> MakeFinder:
+    """How to search some rows of a block: a few exactly, for an index would look through most of itself for them."""
+
+    def make_finder(rows_N: np.ndarray) -> Finder:
+        return ExactFinder(block.vectors_ND, rows_N) if len(rows_N) <= FEW_ROWS else block.make_finder(rows_N=rows_N)
+
+    return make_finder
 
 
 def _slice(restrictions: Restrictions, start: int) -> Restrictions:

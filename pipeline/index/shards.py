@@ -3,7 +3,7 @@
 ids.npy        int64 [N]       row -> entry id
 labels.npy     int32 [N]       row -> code into the vocabulary kept in entries.arrow's metadata, -1 for none
 vectors.f16    float16 [N, D]  raw, row-major: exact re-ranking is one gather and one product
-entries.arrow  Arrow IPC: uri and dataset of each row
+entries.arrow  Arrow IPC: uri, dataset and kept columns of each row
 index.faiss    FAISS ids are row numbers; absent for the key Flat, which searches vectors.f16 itself
 """
 
@@ -23,6 +23,7 @@ from pipeline.index.blocks import Block, MakeFinder
 from pipeline.index.exact import ExactFinder
 from pipeline.index.parameters import parsed
 from pipeline.store.files import FileRef, RowsFile, checked_path, describe, unaltered_path, way_out
+from pipeline.store.kept import FIXED, kept_after, union, with_columns
 from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import Index, Shard
 from pipeline.store.storage import Storage
@@ -30,6 +31,7 @@ from pipeline.store.storage import Storage
 ROWS_COPIED = 65_536  # vectors converted or copied at a time
 
 _LABELS = b"visual_memory.labels"
+_TOLD = ("uri", "dataset")  # of every entry; kept columns come after
 
 
 class SideFiles(BaseModel):
@@ -49,27 +51,27 @@ class SideFiles(BaseModel):
 
 def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], forgotten: np.ndarray) -> SideFiles:
     """Gather the live rows of some entries files into the side files of a shard, one file at a time."""
-    ids, uris, datasets, labels = [], [], [], []
+    ids, labels, told = [], [], []
     with storage.publishing(f"{folder}/vectors.f16") as local:
         with local.open("wb") as stream:
             for file in files:
-                table = read_table(storage, file, ["id", "uri", "label", "dataset", "embedding"])
+                table = read_table(storage, file)
                 alive = ~np.isin(table.column("id").to_numpy(), forgotten)
                 table = table.filter(pa.array(alive))
                 stream.write(np.ascontiguousarray(embedding_matrix(table.column("embedding"))).data)
                 ids.append(table.column("id").to_numpy())
-                uris += table.column("uri").chunks
-                datasets += table.column("dataset").chunks
                 labels += table.column("label").chunks
+                told.append(table.drop_columns([name for name in FIXED if name not in _TOLD]))
         ids_N = np.concatenate(ids) if ids else np.empty(0, np.int64)
         vectors = describe(f"{folder}/vectors.f16", local, len(ids_N))
     encoded = pa.chunked_array(labels, pa.string()).combine_chunks().dictionary_encode()
     codes_N = encoded.indices.fill_null(-1).to_numpy().astype(np.int32)
+    kept = union([kept_after(table.schema, len(_TOLD)) for table in told])
     schema = pa.schema(
-        [pa.field("uri", pa.string()), pa.field("dataset", pa.string())],
+        [*(pa.field(name, pa.string()) for name in _TOLD), *(column.field for column in kept)],
         metadata={_LABELS: json.dumps(encoded.dictionary.to_pylist())},
     )
-    table = pa.table([pa.chunked_array(uris, pa.string()), pa.chunked_array(datasets, pa.string())], schema=schema)
+    table = pa.concat_tables([schema.empty_table(), *(with_columns(each, schema) for each in told)])
     return SideFiles(
         ids=_write_array(storage, f"{folder}/ids.npy", ids_N),
         labels=_write_array(storage, f"{folder}/labels.npy", codes_N),
@@ -130,6 +132,7 @@ def open_shard(storage: Storage, index: Index, shard: Shard, dimension: int, cod
         uris=table.column("uri"),
         datasets=table.column("dataset"),
         make_finder=_finder_maker(storage, shard.index, index.parameters, vectors_ND),
+        kept={name: table.column(name) for name in table.column_names if name not in _TOLD},
     )
 
 

@@ -7,7 +7,7 @@ from pipeline.index.candidates import empty_index
 
 ITERATIONS = 8  # of k-means; more cost their time for less than .001 of recall on 300,000 rows
 DISTANCE_ROWS = 20_000  # of a sample, which tell the distance to the nearest centroid to three digits
-SAMPLE_ROTATION_ROWS = 5_000
+SAMPLE_ROTATION_ROWS = 39 * 256  # as many as FAISS wants for the codebooks within
 
 
 def trained(key: str, sample_ND: np.ndarray, *, roughly: bool = False) -> faiss.Index:

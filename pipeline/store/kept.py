@@ -57,10 +57,15 @@ def type_of(kind: pa.DataType) -> str | None:
 
 def kept_in(schema: pa.Schema, fixed: pa.Schema) -> tuple[KeptColumn, ...] | None:
     """The kept columns of a file whose other columns are `fixed`; None where it has other columns than that."""
-    kept = [KeptColumn(name=f.name, type=_NAMES[f.type]) for f in list(schema)[len(fixed) :] if f.type in _NAMES]
+    kept = kept_after(schema, len(fixed))
     wanted = pa.schema([*fixed, *(column.field for column in kept)])
     names = set(schema.names)
-    return tuple(kept) if schema.equals(wanted) and len(names) == len(schema) else None
+    return kept if schema.equals(wanted) and len(names) == len(schema) else None
+
+
+def kept_after(schema: pa.Schema, num_fixed: int) -> tuple[KeptColumn, ...]:
+    """The columns of a file that come after so many others and are in one of KINDS."""
+    return tuple(KeptColumn(name=f.name, type=_NAMES[f.type]) for f in list(schema)[num_fixed:] if f.type in _NAMES)
 
 
 def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:

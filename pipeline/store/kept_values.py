@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -43,3 +44,33 @@ def _plain(column: pa.Array, kind: pa.DataType) -> list[KeptValue]:
         return [None if text is None else text.replace(" ", "T") for text in column.cast(pa.string()).to_pylist()]
     values: list[KeptValue] = column.to_pylist()
     return [None if value != value else value for value in values]  # noqa: PLR0124  # a NaN, for which JSON has no word
+
+
+def read_kept_columns(
+    storage: Storage, state: State, ids_N: np.ndarray, names: Sequence[str]
+) -> dict[str, pa.ChunkedArray]:
+    """Kept columns of some entries (ids int64 [N] ascending) in their order, null where one has none of that name.
+
+    They are of the types of `State.kept`. Raises DamagedFile.
+    """
+    kinds = {column.name: column.kind for column in state.kept}
+    keeping = {segment.number for segment in state.segments if {c.name for c in segment.kept} & {*names}}
+    read = []
+    for file in state.entries_files():
+        start, stop = np.searchsorted(ids_N, [file.first_id, file.last_id + 1])
+        numbers = range(split_id(file.first_id)[0], split_id(file.last_id)[0] + 1)
+        if start < stop and any(number in keeping for number in numbers):
+            table = read_table(storage, file, ["id", *names])
+            read.append(pa.table({"id": table["id"], **{name: _in(table, name, kinds[name]) for name in names}}))
+    if not read:
+        return {name: pa.chunked_array([pa.nulls(len(ids_N), kinds[name])]) for name in names}
+    table = pa.concat_tables(read)
+    rows = pc.index_in(pa.array(ids_N), value_set=table["id"])
+    return {name: table[name].take(rows) for name in names}
+
+
+def _in(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    """A kept column of a file as a kind, null where the file has none."""
+    if name not in table.column_names:
+        return pa.chunked_array([pa.nulls(table.num_rows, kind)])
+    return pa.chunked_array([as_type(chunk, kind) for chunk in table[name].chunks], kind)

@@ -445,3 +445,44 @@ def test_commands_know_of_it(source: Path, told: VisualMemory, tmp_path: Path, c
     assert f"camera={SECRET}" in said("explain", uri, str(image), "-k", "20")
     explained = json.loads(said("explain", uri, str(image), "-k", "20", "--json"))["neighbors"]
     assert {n["uri"].rpartition("/")[2]: n.get("kept") for n in explained}["d.parquet#row=0"]["lens"] == "50 mm"
+
+
+def test_commands_ask_only_where_it_holds(
+    source: Path, told: VisualMemory, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def said(*words: str, status: int = 0) -> tuple[str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        out, err = capsys.readouterr()
+        assert (ended.value.code or 0) == status, err
+        return out, err
+
+    image = tmp_path / "asked.png"
+    image.write_bytes(picture(0))
+    asked, where = (told.uri, str(image), "-k", "5"), "taken >= '2024-05-06' AND camera in ('Nikon', 'Sony')"
+    out, err = said("search", *asked, "--where", where, "--json")
+    assert sorted(n["kept"]["camera"] for n in json.loads(out)[0]) == ["Nikon", "Sony"]
+    assert "2 entries satisfy --where, so there are no 5 neighbours to show" in err
+    [decision] = json.loads(said("classify", *asked, "--where", where, "--json")[0])
+    assert decision["where"] == where
+    assert {n["uri"].rpartition("/")[2] for n in decision["neighbors"]} == {"a.parquet#row=1"}  # the other has no label
+    page = tmp_path / "why.html"
+    out, _ = said("explain", *asked, "--where", "label = 'cat' and stars = '5'", "--html", str(page))
+    assert "where label = 'cat' and stars = '5'" in out
+    assert "where label = &#x27;cat&#x27;" in page.read_text()
+    assert (
+        "no entry satisfies where: flash is null and flash"
+        in said("classify", *asked, "--where", "flash is null and flash")[0]
+    )
+    report = json.loads(said("evaluate", told.uri, "--leave-one-out", "-k", "1", "--where", "flash", "--json")[0])
+    assert (report["num_queries"], report["where"]) == (1, "flash")
+    out, _ = said("evaluate", told.uri, str(source), "-k", "1", "--where", "not flash")
+    assert "where not flash, version 3" in out
+    jobs = ("classify", told.uri, str(source / "cat"), "--out", str(tmp_path / "out"), "--where")
+    assert json.loads(said(*jobs, "day is not null", "--json")[0])["decided"] == 2
+    assert "made with other options" in said(*jobs, "day is null", status=2)[1]
+    _, err = said("search", *asked, "--where", "lens > 3", status=2)
+    assert "where cannot compare the column lens (string) with 3: give a text in quotes" in err
+    _, err = said("classify", *asked, "--where", "Kamera = 'x'", status=2)
+    assert "where names Kamera, which is no column: there are id, uri, label, dataset, camera, taken" in err
+    assert "Traceback" not in err
