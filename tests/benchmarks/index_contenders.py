@@ -136,8 +136,8 @@ class Autofaiss(Contender):
 
     def search(self, queries_QD: np.ndarray, k: int, effort: Effort) -> np.ndarray:
         for name, value in effort.items():
-            parameter = "quantizer_efSearch" if name == "efSearch" and self._inverted is not None else name
-            self._space.set_index_parameter(self._index, parameter, max(int(value), k) if name == "ef" else int(value))
+            of_lists = name == "efSearch" and self._inverted is not None
+            self._space.set_index_parameter(self._index, "quantizer_efSearch" if of_lists else name, int(value))
         return self._index.search(queries_QD, k)[1]
 
 
@@ -182,7 +182,7 @@ class Usearch(Contender):
 
         self._kind, self._base_ND = Index, self.base(np.float16 if self.dtype == "f16" else np.float32)
 
-    def _empty(self, kind: type, dimension: int):  # noqa: ANN202  # of a package that need not be there
+    def _empty(self, kind: type, dimension: int):  # of a package that need not be there
         return kind(
             ndim=dimension,
             metric="ip",
@@ -439,11 +439,16 @@ def built(contender: Contender) -> dict:
 
 
 def swept(contender: Contender, truth: Truth) -> dict:
-    """Every effort, warm: the queries are asked once before they are timed."""
+    """Every effort, warm: the queries are asked once before they are timed.
+
+    The memory is what opening and one batch with the most effort add, before anything is compared with the truth.
+    """
     before = measuring.resident_bytes()
     began = time.perf_counter()
     contender.open()
     opened = time.perf_counter() - began
+    contender.search(truth.queries_QD, K, contender.efforts()[-1])
+    after = measuring.resident_bytes()
     points = []
     singles_QD = truth.queries_QD[:SINGLE_QUERIES]
     for effort in contender.efforts():
@@ -463,7 +468,6 @@ def swept(contender: Contender, truth: Truth) -> dict:
         point |= measuring.latency_figures(measuring.single_latencies(search, singles_QD))
         points.append(point)
         print(json.dumps(point), file=sys.stderr, flush=True)
-    after = measuring.resident_bytes()
     growth = {f"{name}_bytes": after[name] - before[name] for name in ("resident", "anonymous", "file")}
     return {"open_seconds": round(opened, 3), "memory": growth, "points": points}
 
