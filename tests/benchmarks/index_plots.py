@@ -30,6 +30,7 @@ PEERS = {
 }
 MARKERS = "osD^vP*Xph<>"
 LEAST_RECALL = 0.5
+LEAST_MISSED = 0.0005  # of the neighbours: what is nearer to a recall of 1 is drawn here
 
 
 def name_of(contender: dict, path: str | None) -> str:
@@ -52,10 +53,15 @@ def curves(document: dict) -> list[tuple[dict, str, list[dict]]]:
     return found
 
 
+def missed(point: dict) -> float:
+    """The share of the ten nearest that was not found, as it is drawn."""
+    return max(1 - float(point["recall_at_10"]), LEAST_MISSED)
+
+
 def frontier(points: Sequence[dict], value: str, *, more: bool) -> list[dict]:
     """Points that no other point beats in recall and in a value at once, by recall; `more` of the value is better."""
     best: list[dict] = []
-    for point in sorted(points, key=lambda p: (-p["recall_at_10"], -p[value] if more else p[value])):
+    for point in sorted(points, key=lambda p: (missed(p), -p[value] if more else p[value])):
         if not best or (point[value] > best[-1][value] if more else point[value] < best[-1][value]):
             best.append(point)
     return best[::-1]
@@ -72,10 +78,8 @@ def drawn_curves(document: dict, theme: str, value: str, label: str, *, more: bo
     """Recall@10 against a value on a logarithmic scale; the recall axis is stretched towards 1."""
     figure, axes = pyplot.subplots(figsize=(8.4, 5.2), layout="constrained")
     colour = colours(document, theme)
-    highest = 0.0
     for number, (contender, name, points) in enumerate(curves(document)):
         line = [point for point in frontier(points, value, more=more) if point["recall_at_10"] >= LEAST_RECALL]
-        highest = max([highest, *(point["recall_at_10"] for point in line)])
         ours = contender["name"].startswith("ours")
         axes.plot(
             [missed(point) for point in line],
@@ -96,17 +100,10 @@ def drawn_curves(document: dict, theme: str, value: str, label: str, *, more: bo
     axes.set_yscale("log")
     axes.set_xlabel("recall@10")
     axes.set_ylabel(label)
-    axes.set_title(title(document), loc="left", fontsize=10)
+    axes.set_title(title(document), loc="left", fontsize=10, color=INKS[theme][0])
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, labelcolor=INKS[theme][0])
     coloured(figure, axes, theme)
     return figure
-
-
-LEAST_MISSED = 0.0005  # of the neighbours: what is nearer to a recall of 1 is drawn here
-
-
-def missed(point: dict) -> float:
-    return max(1 - float(point["recall_at_10"]), LEAST_MISSED)
 
 
 def drawn_costs(document: dict, theme: str) -> Figure:
@@ -126,7 +123,7 @@ def drawn_costs(document: dict, theme: str) -> Figure:
         bars = axes.barh(names, [value(c) for c in measured], color=[colour[c["name"]] for c in measured], height=0.7)
         axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8, color=INKS[theme][0])
         axes.margins(x=0.25)
-        axes.set_title(label, loc="left", fontsize=9)
+        axes.set_title(label, loc="left", fontsize=9, color=INKS[theme][0])
         coloured(figure, axes, theme)
         axes.grid(visible=False)
         axes.set_xticks([])
@@ -150,7 +147,7 @@ def coloured(figure: Figure, axes: Axes, theme: str) -> None:
     axes.grid(visible=True, color=grid, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(colors=ink, labelsize=8)
-    for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+    for text in (axes.xaxis.label, axes.yaxis.label):
         text.set_color(ink)
     for spine in axes.spines.values():
         spine.set_color(grid)
