@@ -257,7 +257,8 @@ class LancePQ(Contender):
             asked_QD = queries_QD[start : start + self.asked_at_once]
             query = self._stored.search(asked_QD, vector_column_name="vector").limit(k).select(["row", "_distance"])
             for name, value in effort.items():
-                query = getattr(query, name)(max(int(value), k) if name == "ef" else int(value))
+                least = k * int(effort["refine_factor"]) if name == "ef" else 1  # Lance refuses fewer
+                query = getattr(query, name)(max(int(value), least))
             found = query.to_arrow()
             if len(asked_QD) == 1:
                 rows_QK[start, : len(found)] = found.column("row").to_numpy()
