@@ -163,7 +163,7 @@ def draw(document: dict, out: Path) -> None:
             axes.set_title(f"{memory['dimension']} dimensions, {views} of an image", loc="left", fontsize=10, color=ink)
             axes.legend(fontsize=8, loc="lower right", frameon=False, labelcolor=ink)
             coloured(figure, axes, theme)
-        row[0][0].set_ylabel(f"accuracy less exact search's, percent ({shown}; 2 standard errors)")
+        row[0][0].set_ylabel(f"accuracy less that of exact search, percent\n({shown}; bars: 2 standard errors)")
         save(figure, out / f"voting-recall-{theme}.svg")
 
 
