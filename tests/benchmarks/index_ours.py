@@ -1,0 +1,140 @@
+"""A memory of given vectors as a contender of `index_peers`: added, indexed and searched as the library does it."""
+
+import multiprocessing
+import time
+from pathlib import Path
+
+import faiss
+import numpy as np
+
+from pipeline.edits import index_growth
+from pipeline.index.approximate import ApproximateFinder
+from pipeline.index.build import IndexOptions
+from pipeline.index.search import LiveEntries
+from pipeline.progress import Progress
+from pipeline.visual_memory import VisualMemory
+from tests.benchmarks import measuring
+from tests.benchmarks.index_contenders import Contender, Effort, Settings
+
+WHOLE, CANDIDATES = "whole", "candidates"
+
+
+class Ours(Contender):
+    """The key and its size as asked, or chosen; `whole` is `LiveEntries.search`, `candidates` what it ranks."""
+
+    packages = ("visual-memory", "faiss-cpu", "autofaiss", "numpy", "pyarrow")
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._memory = VisualMemory(self.folder / "memory")
+
+    def load(self) -> None:
+        """Nothing: `store` reads the vectors from their file, `build` from the memory."""
+        faiss.omp_set_num_threads(self.settings.threads)
+
+    def store(self) -> None:
+        """In a process of its own, so that what an add loads does not count as memory of the build."""
+        process = multiprocessing.get_context("spawn").Process(target=add_rows, args=(self.settings,))
+        process.start()
+        process.join()
+        if process.exitcode:
+            raise RuntimeError(f"the add ended with status {process.exitcode}")
+
+    def build(self) -> dict:
+        stages = Stages()
+        options = IndexOptions(key=self.settings.key, max_memory_bytes=self.settings.max_bytes)
+        state = self._memory.index(options, on_progress=stages.note)
+        index = state.index
+        assert index is not None
+        return {
+            "key": index.key,
+            "tuned": index.parameters,
+            "shards": len(index.shards),
+            "stage_seconds": stages.ended(),
+            "index_bytes": sum(shard.index.num_bytes for shard in index.shards if shard.index),
+            "vectors_bytes": sum(shard.vectors.num_bytes for shard in index.shards),
+        }
+
+    def open(self) -> None:
+        faiss.omp_set_num_threads(self.settings.threads)
+        self._live = self._memory.live()
+        ids = [block.ids_N for block in self._live.blocks]
+        self._ids_N = np.sort(np.concatenate(ids)) if len(ids) > 1 else ids[0]
+
+    def efforts(self) -> list[Effort]:
+        numbers = list_counts(self._live)
+        return [{"nprobe": n, "path": path} for path in (CANDIDATES, WHOLE) for n in numbers] or [{"path": WHOLE}]
+
+    def search(self, queries_QD: np.ndarray, k: int, effort: Effort) -> np.ndarray:
+        if "nprobe" in effort:
+            set_effort(self._live, int(effort["nprobe"]))
+        ids_QK = self._live.search(queries_QD, k).ids_QK if effort["path"] == WHOLE else self._found(queries_QD, k)
+        return np.where(ids_QK >= 0, np.searchsorted(self._ids_N, ids_QK), -1)
+
+    def _found(self, queries_QD: np.ndarray, k: int) -> np.ndarray:
+        """What the finders return, in the order of the similarities they give."""
+        pairs = [(block, block.finder("live").find(queries_QD, k)) for block in self._live.blocks]
+        ids_QK = np.concatenate([np.where(c.rows_QK >= 0, b.ids_N[c.rows_QK], -1) for b, c in pairs], axis=1)
+        similarities_QK = np.concatenate([found.similarities_QK for _, found in pairs], axis=1)
+        best_QK = np.argsort(-similarities_QK, axis=1, kind="stable")[:, :k]
+        return np.take_along_axis(ids_QK, best_QK, axis=1)
+
+    def searched_files(self) -> list[Path]:
+        """The shards; the Parquet files of the memory are what they are made from."""
+        return measuring.files_below(self.folder / "memory" / "index")
+
+
+def add_rows(settings: Settings) -> None:
+    """Remember the base, and see that entries come in the order of its rows."""
+    measuring.hold_to(settings.threads)
+    base = Path(settings.base)
+    rows = len(np.load(base, mmap_mode="r"))
+    index_growth.MAX_FRESH = rows  # the index is built on its own
+    memory = VisualMemory(Path(settings.folder) / "memory")
+    memory.add(base.parent)
+    blocks = memory.live().blocks
+    found = [int(uri.rpartition("=")[2]) for block in blocks for uri in block.uris.to_pylist()]
+    ids_N = np.concatenate([block.ids_N for block in blocks])
+    if found != list(range(rows)) or (np.diff(ids_N) <= 0).any():
+        raise AssertionError("entries are not in the order of the rows they were made from")
+
+
+class Stages:
+    """Seconds from the first note of each stage of a build to the first of another."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[str, float] = {}
+        self._stage, self._began = "planning", time.perf_counter()
+
+    def note(self, progress: Progress) -> None:
+        if progress.stage != self._stage:
+            self._add()
+            self._stage = progress.stage
+
+    def ended(self) -> dict[str, float]:
+        self._add()
+        return {stage: round(seconds, 2) for stage, seconds in self._seconds.items()}
+
+    def _add(self) -> None:
+        now = time.perf_counter()
+        self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._began
+        self._began = now
+
+
+def set_effort(live: LiveEntries, nprobe: int) -> None:
+    """Search so many lists of each shard from now on. The only place that reaches into the library."""
+    for block in live.blocks:
+        finder = block.finder("live")
+        if isinstance(finder, ApproximateFinder):
+            finder._values = finder._values | {"nprobe": nprobe}
+
+
+def list_counts(live: LiveEntries) -> list[int]:
+    """Powers of two up to the lists there are, and what was tuned; none for exact search."""
+    found: set[int] = set()
+    for block in live.blocks:
+        finder = block.finder("live")
+        inverted = faiss.try_extract_index_ivf(finder._index) if isinstance(finder, ApproximateFinder) else None
+        if inverted is not None:
+            found |= {1 << power for power in range(inverted.nlist.bit_length())} | {finder._values["nprobe"]}
+    return sorted(found)
