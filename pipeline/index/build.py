@@ -430,7 +430,7 @@ class _Builder:
         if num_bytes > self._options.max_memory_bytes:
             raise IndexBuildError(
                 f"the index {key} takes {num_bytes:,} bytes and {self._options.max_memory_bytes:,} "
-                "are allowed: allow that much with --max-memory, or give a smaller --key"
+                "are allowed: allow more with --max-memory, or give a smaller --key"
             )
 
     def _shard(self, number: int, gathered: Gathered, populated: Populated | None, measured: Measured | None) -> Shard:

@@ -14,7 +14,7 @@ TRAINING_ROWS_PER_CENTROID = 64  # 100, which autofaiss takes, cost twice the ti
 ROW_NUMBER = 8  # bytes FAISS keeps for each row of an inverted list
 GRAPH_DEGREE = 32
 INDEXED_FROM = 256  # rows, below which exact search is quickest whatever they are
-PRODUCT_QUANTIZERS_FROM = 1_000  # rows, below which no codebook is worth its training
+PRODUCT_QUANTIZERS_FROM = 10_000  # rows, below which no codebook is worth its training
 FLAT = "Flat"
 
 

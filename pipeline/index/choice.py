@@ -3,6 +3,8 @@
 Of those that reach it within the memory and the latency allowed, the one that costs least is chosen: bytes held in
 memory, times the time they are held for a query. A graph that answers twice as fast from ten times the memory loses.
 
+Where exact search takes a millisecond at most it is chosen, whatever else there is.
+
 They are built from the smallest to the largest, and no more are once they would have to be much faster than any was.
 
 On the sample a candidate has as many inverted lists as leave each as long as in the whole, so that a list costs what it
@@ -39,12 +41,14 @@ SAMPLE_ROWS = 20_000
 SAMPLE_QUERIES = 300
 FEWEST_LISTS = 4
 
+QUICK = 1e-3  # seconds of a query alone
 FASTER_AT_MOST = 3.0  # times the fastest so far, which a larger candidate is never
 
 CHOSEN = "chosen"
 TOO_COARSE = "does not reach the recall"
 TOO_LARGE = "takes more memory than allowed"
 TOO_SLOW = "takes longer than allowed"
+NEEDLESS = "not built: exact search is quick"
 
 
 class Candidate(BaseModel):
@@ -98,7 +102,7 @@ class Table(BaseModel):
             least = min(self.candidates, key=lambda candidate: candidate.bytes_in_memory)
             raise IndexBuildError(
                 f"no index of {self.rows:,} rows fits into {self.max_memory_bytes:,} bytes: "
-                f"{least.key} takes least, {least.bytes_in_memory:,}; allow at least that with --max-memory"
+                f"{least.key} takes least, {least.bytes_in_memory:,}; allow more with --max-memory"
             )
         able = [c for c in self.candidates if c.quality and c.verdict != TOO_COARSE]
         if able:
@@ -143,6 +147,11 @@ def choose(
         for p in wanted
     ]
     measured: list[Candidate] = []
+    exact = _exactly(next(c for c in sized if c.key == FLAT), sample_ND, num_rows)
+    assert exact.quality is not None  # noqa: S101  # exact search always has one
+    if exact.bytes_in_memory <= max_memory_bytes and exact.quality.seconds_alone <= min(QUICK, max_latency_ms / 1e3):
+        measured = [exact, *(c.model_copy(update={"verdict": NEEDLESS}) for c in sized if c.key != FLAT)]
+        sized = []
     for done, candidate in enumerate(sorted(sized, key=lambda candidate: candidate.bytes_in_memory)):
         on_progress(Progress("choosing", done, len(wanted)))
         hopeless = TOO_LARGE if candidate.bytes_in_memory > max_memory_bytes else _outdone(candidate, measured)
@@ -180,9 +189,7 @@ def _measured(candidate: Candidate, judge: tuning.Judge, num_rows: int, target: 
     grows = num_rows / len(vectors_ND)
     began = time.perf_counter()
     if candidate.key == FLAT:
-        alone, together = _exact_seconds(judge.vectors_ND)
-        quality = Quality.measured(1.0, 1.0, 1.0, alone * grows, together * grows)
-        return candidate.model_copy(update={"built_as": FLAT, "parameters": "", "quality": quality, "build_seconds": 0})
+        return _exactly(candidate, vectors_ND, num_rows)
     key = candidate.key
     if num_centroids(key):
         lists = max(round(num_centroids(key) / grows), min(FEWEST_LISTS, num_centroids(key)))
@@ -226,6 +233,14 @@ def _judged(candidates: Sequence[Candidate], max_latency_ms: float) -> tuple[Can
         CHOSEN if place == 0 else f"costs {c.cost / able[0].cost:.1f} times as much" for place, c in enumerate(able)
     )
     return (*(c.model_copy(update={"verdict": v}) for c, v in zip(able, verdicts, strict=True)), *others)
+
+
+def _exactly(candidate: Candidate, vectors_ND: np.ndarray, num_rows: int) -> Candidate:
+    """The key Flat as measured on a sample of so many rows."""
+    alone, together = _exact_seconds(vectors_ND)
+    grows = num_rows / len(vectors_ND)
+    quality = Quality.measured(1.0, 1.0, 1.0, alone * grows, together * grows)
+    return candidate.model_copy(update={"built_as": FLAT, "parameters": "", "quality": quality, "build_seconds": 0.0})
 
 
 def _exact_seconds(vectors_ND: np.ndarray) -> tuple[float, float]:

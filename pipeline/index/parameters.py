@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import faiss
 
-FURTHER_AT_MOST = 8.0  # times the lists, or the graph, that are looked at for masked rows
+FURTHER_AT_MOST = 32.0  # times the lists, or the graph, that are looked at for masked rows
 
 
 def parsed(parameters: str) -> dict[str, int]:
@@ -93,7 +93,9 @@ def widest(index: faiss.Index) -> dict[str, int]:
 def for_share(index: faiss.Index, values: dict[str, int], share: float) -> dict[str, int]:
     """Values for a search among a share of the rows (above 0, at most 1), which has to go further for as many of them.
 
-    Where rows are masked at random the k nearest others lie in more lists, though not in 1 / share times as many.
+    Where rows are masked at random the k nearest others lie in more lists, though not in 1 / share times as many: with
+    1 / sqrt(share) times as many recall@10 rose from .970 to .983 at one half, to .995 at a tenth and .998 at 3% of
+    300,000 rows, and fell to .966, .930 and .879 with no more.
     """
     further = min(share**-0.5, FURTHER_AT_MOST)
     widest_values = widest(index)

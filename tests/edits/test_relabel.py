@@ -62,7 +62,7 @@ def test_as_if_the_label_had_been_stored_so(
     stored = make_memory(vectors(), labels, name="stored")
     for one in (memory, stored):
         if key:
-            one.index(IndexOptions(key=key))
+            one.index(IndexOptions(key=key, target_recall=1.0))
     report = memory.relabel(ids=[ids[row] for row in (3, 17, 50, 51)], label="gnu")
     assert (report.relabelled, report.unchanged, report.labels, report.label_set) == (4, 0, 5, None)
     memory.relabel(ids=[ids[4]], label="dog")
@@ -71,7 +71,7 @@ def test_as_if_the_label_had_been_stored_so(
     ours, theirs = (m.evaluate_leave_one_out(ks=[5], balance="auto").to_json() for m in (memory, stored))
     assert ours | {"version": 0} == theirs | {"version": 0}
     if key == "Flat":  # a shard built over them keeps the labels they have now
-        memory.index(IndexOptions(key=key, rebuild=True))
+        memory.index(IndexOptions(key=key, target_recall=1.0, rebuild=True))
         assert answers(memory) == answers(stored)
 
 
