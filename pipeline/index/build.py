@@ -467,7 +467,8 @@ class _Builder:
         for number, found in steps:
             done += sum(file.rows for file in self._plan.shards[number])
             yield number, found
-            self._progress(Progress(stage, done, self._plan.rows))
+            if stage != "gathering" or done < self._plan.rows:  # which is soon done: not worth a line of its own
+                self._progress(Progress(stage, done, self._plan.rows))
 
     def _marked(self) -> list[FileRef]:
         found: list[FileRef] = []
