@@ -17,6 +17,7 @@ from tests.benchmarks import measuring
 from tests.benchmarks.index_contenders import Contender, Effort, Settings
 
 WHOLE, CANDIDATES = "whole", "candidates"
+RERANKS = (100, 200)  # candidates scored again
 
 
 class Ours(Contender):
@@ -63,11 +64,12 @@ class Ours(Contender):
 
     def efforts(self) -> list[Effort]:
         numbers = list_counts(self._live)
-        return [{"nprobe": n, "path": path} for path in (CANDIDATES, WHOLE) for n in numbers] or [{"path": WHOLE}]
+        swept = [{"nprobe": n, "rerank": rerank, "path": WHOLE} for rerank in RERANKS for n in numbers]
+        return [{"nprobe": n, "path": CANDIDATES} for n in numbers] + (swept or [{"path": WHOLE}])
 
     def search(self, queries_QD: np.ndarray, k: int, effort: Effort) -> np.ndarray:
         if "nprobe" in effort:
-            set_effort(self._live, int(effort["nprobe"]))
+            set_effort(self._live, int(effort["nprobe"]), int(effort.get("rerank", RERANKS[0])))
         ids_QK = self._live.search(queries_QD, k).ids_QK if effort["path"] == WHOLE else self._found(queries_QD, k)
         return np.where(ids_QK >= 0, np.searchsorted(self._ids_N, ids_QK), -1)
 
@@ -121,12 +123,13 @@ class Stages:
         self._began = now
 
 
-def set_effort(live: LiveEntries, nprobe: int) -> None:
-    """Search so many lists of each shard from now on. The only place that reaches into the library."""
+def set_effort(live: LiveEntries, nprobe: int, rerank: int) -> None:
+    """Search so many lists, and score so many candidates again, from now on. Reaches into the library."""
     for block in live.blocks:
         finder = block.finder("live")
         if isinstance(finder, ApproximateFinder):
             finder._values = finder._values | {"nprobe": nprobe}
+            finder._rerank = rerank
 
 
 def list_counts(live: LiveEntries) -> list[int]:
