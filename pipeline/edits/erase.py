@@ -15,11 +15,13 @@ import pyarrow.compute as pc
 from pipeline.edits.everything import Duplicate, Everything, Facts, facts_of, kind_of, may_hold
 from pipeline.edits.redact import finish, finish_erasures
 from pipeline.errors import CommitConflict, VisualMemoryError
+from pipeline.index.build import BEGUN
 from pipeline.index.shards import shard_ids, without_entries
 from pipeline.index.vector_bytes import quantizer_holds
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.erasure import ErasurePlan, Rewritten
 from pipeline.store.files import FileRef, RowsFile, describe
+from pipeline.store.garbage import remove_garbage, take_census
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import read_table, write_rows, write_table
 from pipeline.store.state import Index, SetState, Shard, State, file_refs
@@ -48,6 +50,7 @@ def erase(
 ) -> tuple[Facts, ErasureReport]:
     """Erase entries (ids int64 [N]) that some version holds. Raises CommitConflict or DamagedFile."""
     finish_erasures(log)
+    _give_up_builds(log, command)
     with Lease(log.storage, "erase") as lease:
         eraser = _Eraser(log, lease, ids_N, on_progress)
 
@@ -76,6 +79,12 @@ def erase(
             duplicates=tuple(eraser.duplicates.values()),
         )
         return eraser.facts, report
+
+
+def _give_up_builds(log: VersionLog, command: str) -> None:
+    """Remove what index builds left that were cut off: whole vectors among it, which no version names."""
+    if any(name.startswith(BEGUN) for name in log.storage.list("index")):
+        remove_garbage(log, take_census(log), command, lambda path: path.startswith("index/"))
 
 
 class _Eraser:

@@ -33,6 +33,7 @@ from pipeline.store.versions import VersionLog
 
 DEFAULT_SHARD_ROWS = 1 << 20
 MERGED_UP_TO = 4  # times the rows that are new: so shards are few, and a row is gathered anew a few times
+BEGUN = "begun-"  # folders of marks
 FILES_SAMPLED = 64  # entries files that a dry run looks into
 
 
@@ -284,7 +285,7 @@ class _Builder:
         self._old = state.index if plan.grows else None
         self._kept = self._old.shards[: len(self._old.shards) - plan.merged] if self._old else ()
         fingerprint = _fingerprint(state, plan, options)
-        self._marks = f"index/begun-{fingerprint[:16]}"
+        self._marks = f"index/{BEGUN}{fingerprint[:16]}"
         lease.hold(f"{self._marks}/")
         begun = read_mark(storage, f"{self._marks}/begun.json", _Begun)
         if begun is None:

@@ -14,6 +14,7 @@ import pytest
 from pipeline.errors import IndexBuildError
 from pipeline.index import shard_work
 from pipeline.index.build import IndexOptions
+from pipeline.index.vector_bytes import VectorSearch
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory
 from tests.index.test_search import clustered
@@ -77,6 +78,26 @@ def test_other_options_begin_anew(make_memory: MakeMemory, monkeypatch: pytest.M
     assert index is not None
     assert index.key == "IVF16,Flat"
     assert len(index.shards) == 1
+
+
+def test_an_erasure_gives_up_builds_that_were_cut_off(make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels = clustered(4_000)
+    memory = make_memory(vectors, labels)
+    with monkeypatch.context() as patched:
+        stop_after(patched, 3)
+        with pytest.raises(Stop):
+            memory.index(OPTIONS)
+    assert memory.log.storage.walk("index")
+    doomed = memory.live().live_ids()[:3]
+    report = memory.forget(ids=doomed.tolist(), erase=True, verify=True)
+    assert report.receipt is not None
+    assert report.receipt.proven
+    assert not memory.log.storage.walk("index")
+    assert VectorSearch(vectors[:3]).rows_in(b"".join(p.read_bytes() for p in files_of(memory))) == []
+
+
+def files_of(memory: VisualMemory) -> list[Path]:
+    return [path for path in Path(memory.uri).rglob("*") if path.is_file()]
 
 
 def test_what_misses_the_target_leaves_nothing(make_memory: MakeMemory) -> None:
