@@ -47,6 +47,7 @@ class Rates(BaseModel):
     add_row_list: float
     judge_row: float
     tune: float
+    choose: float
 
 
 class CapacityPlan(BaseModel):
@@ -103,6 +104,7 @@ def plan_capacity(
         raise IndexBuildError(
             f"there are {len(vectors_ND):,} entries to measure rates on and {FEWEST_ROWS:,} are needed: add more images"
         )
+    began = time.perf_counter()
     table = choose(
         vectors_ND,
         rows,
@@ -111,7 +113,9 @@ def plan_capacity(
         max_latency_ms=max_latency_ms,
         on_progress=on_progress,
     )
+    chose = time.perf_counter() - began
     rates = _measured(table.chosen.key, vectors_ND, read_row, side_bytes, on_progress)
+    rates = rates.model_copy(update={"choose": chose})
     return computed(rates, table.chosen, rows, memory_per_node, queries_per_second, shard_rows)
 
 
@@ -135,7 +139,7 @@ def computed(
         trained_on = training_rows(chosen.key, rows, rates.dimension, memory_per_node)
         judged = min(rows, shard_rows) * shards
         seconds |= {
-            "choosing": sum(c for c in (rates.tune,)),
+            "choosing": rates.choose,
             "training": rates.train + rates.train_row_list * trained_on * lists,
             "populating": rows * (rates.add_row + rates.add_row_list * lists),
             "tuning": rates.tune + judged * rates.judge_row,
@@ -198,7 +202,7 @@ def _measured(key: str, vectors_ND: np.ndarray, read_row: float, side_bytes: flo
     judge_row = (time.perf_counter() - began) / rows
     zero = Rates(
         key=key, dimension=dimension, rows=rows, read_row=read_row, side_bytes_a_row=side_bytes,
-        train=0, train_row_list=0, add_row=0, add_row_list=0, judge_row=judge_row, tune=0,
+        train=0, train_row_list=0, add_row=0, add_row_list=0, judge_row=judge_row, tune=0, choose=0,
     )  # fmt: skip
     if key == FLAT:
         return zero
