@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 LABELS_SHOWN = 12
 
-# Of the distance to the nearest centroid, as a multiple of the training sample's. Trained on 50 classes of CIFAR-100, more
-# of these are 1.07 times as far, and the other 50 classes 1.26 (256 lists) to 1.31 times (1,024).
+# Of the distance to the nearest centroid, as a multiple of the training sample's. Trained on 50 classes of CIFAR-100,
+# more of these are 1.07 times as far, and the other 50 classes 1.26 (256 lists) to 1.31 times (1,024).
 DRIFT_WORTH_A_WORD = 1.2
 
 
