@@ -300,7 +300,6 @@ class _Builder:
             marks=self._marks,
             folder=self._folder,
             dimension=state.identity.dimension,
-            generation=self._generation,
             first=max((shard.number for shard in self._kept), default=-1) + 1,
             shards=plan.shards,
             tombstones=state.tombstones,
@@ -371,7 +370,7 @@ class _Builder:
             if key == FLAT:
                 return _Trained(key=FLAT, index=None, centroid_distance=None, candidates=candidates)
             rows = training_rows(key, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
-            sample_ND = np.random.default_rng(self._generation).permutation(sample_ND)[:rows]
+            sample_ND = np.random.default_rng(0).permutation(sample_ND)[:rows]
         self._progress(Progress("training", 0, len(sample_ND)))
         index = trained(key, sample_ND)
         self._progress(Progress("training", len(sample_ND), len(sample_ND)))
@@ -380,7 +379,7 @@ class _Builder:
         return _Trained(key=key, index=published, centroid_distance=distance, candidates=candidates)
 
     def _table(self, sample_ND: np.ndarray) -> Table:
-        rows = np.random.default_rng(self._generation).permutation(len(sample_ND))[:SAMPLE_ROWS]
+        rows = np.random.default_rng(0).permutation(len(sample_ND))[:SAMPLE_ROWS]
         return _chosen(sample_ND[rows], self._num_live, self._options, self._progress)
 
     def _write_table(self, table: Table) -> FileRef:

@@ -68,7 +68,6 @@ class ShardWork:
     marks: str
     folder: str
     dimension: int
-    generation: int
     first: int
     shards: tuple[tuple[RowsFile, ...], ...]
     tombstones: tuple[FileRef, ...]
@@ -113,7 +112,7 @@ class ShardWork:
         vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
         held_out = np.ones(side.rows, bool)
         held_out[self._sampled(number, side.rows)] = False
-        judge = tuning.Judge(vectors_ND, tuning.query_sample(side.rows, self.generation, held_out))
+        judge = tuning.Judge(vectors_ND, tuning.query_sample(side.rows, number, held_out))
         if known is not None:
             return self._reached(populated, judge, parameters.parsed(known), "measured")
         # The tuner sets parameters on what it tries, and asks for vectors by row.
@@ -164,7 +163,7 @@ class ShardWork:
     def _sampled(self, number: int, rows: int) -> np.ndarray:
         """Rows of a shard in the training sample, ascending: its share, the same whenever it is asked for."""
         share = min(rows, -(-self.sample_rows * rows // max(self.rows, 1)))
-        random = np.random.default_rng((self.generation, number))
+        random = np.random.default_rng(number)
         chosen: np.ndarray = np.sort(random.choice(rows, share, replace=False))
         return chosen
 

@@ -229,5 +229,5 @@ def test_autofaisss_product_quantizer_is_searched_with_its_own_parameters(make_m
     memory = make_memory(vectors, ["a"] * 2_000)
     state = memory.index(IndexOptions(key="OPQ8_32,IVF16_HNSW32,PQ8x8"))
     assert state.index is not None
-    assert set(parameters.parsed(state.index.parameters)) == {"nprobe", "efSearch", "ht"}
+    assert set(parameters.parsed(state.index.parameters)) == {"nprobe", "efSearch", "ht", "rerank"}
     assert state.index.recall_at_10 >= 0.95  # thanks to exact re-ranking: PQ8x8 alone is far below

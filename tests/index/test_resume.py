@@ -29,8 +29,12 @@ VisualMemory(sys.argv[1]).index(OPTIONS)
 """
 
 
-def answers(memory: VisualMemory, queries: np.ndarray) -> list:
-    return [[(n.id, n.similarity) for n in found] for found in memory.search(embeddings=queries, k=10)]
+def contents(memory: VisualMemory) -> list:
+    """The hashes of every shard's files. Parameters are not compared: they are those that took least time."""
+    index = memory.state().index
+    assert index is not None
+    assert index.recall_at_10 >= OPTIONS.target_recall
+    return [[f.sha256 for f in (s.index, s.ids, s.labels, s.vectors, s.entries) if f] for s in index.shards]
 
 
 class Stop(Exception):
@@ -108,13 +112,14 @@ def test_what_misses_the_target_leaves_nothing(make_memory: MakeMemory) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_killed_at_ten_random_moments(make_memory: MakeMemory) -> None:
-    vectors, labels = clustered(60_000)
+    vectors, labels = clustered(20_000)
     memory = make_memory(vectors, labels)
     began = time.monotonic()
     assert begin(memory.uri).wait() == 0
     alone = time.monotonic() - began
-    expected = answers(memory, vectors[:200])
+    expected = contents(memory)
     moments = random.Random(0)
     for _ in range(10):
         memory.rollback(memory.state().version - 1)
@@ -125,7 +130,7 @@ def test_killed_at_ten_random_moments(make_memory: MakeMemory) -> None:
         os.kill(killed.pid, signal.SIGKILL)
         killed.wait()
         assert begin(memory.uri).wait() == 0
-        assert answers(VisualMemory(memory.uri), vectors[:200]) == expected
+        assert contents(VisualMemory(memory.uri)) == expected
     memory.verify(clean=True)
     assert memory.verify().sound
 
