@@ -8,6 +8,7 @@ import faiss
 import numpy as np
 
 from pipeline.index.shards import read_faiss
+from pipeline.index.training import transformed
 from pipeline.store.files import FileRef
 from pipeline.store.storage import Storage
 
@@ -92,11 +93,7 @@ def quantizer_holds(storage: Storage, trained: FileRef, vectors_ND: np.ndarray) 
     centroids = faiss.try_extract_index_ivf(index)
     if centroids is None or not centroids.nlist:
         return False
-    vectors = np.ascontiguousarray(vectors_ND, np.float32)
-    outer = faiss.downcast_index(index)
-    if isinstance(outer, faiss.IndexPreTransform):
-        for step in range(outer.chain.size()):
-            vectors = faiss.downcast_VectorTransform(outer.chain.at(step)).apply(vectors)
+    vectors = transformed(index, np.ascontiguousarray(vectors_ND, np.float32))
     centroids_CD = _of_unit_length(centroids.quantizer.reconstruct_n(0, centroids.nlist))
     return any(
         bool((_of_unit_length(vectors[begin : begin + COMPARED_AT_ONCE]) @ centroids_CD.T > SAME_DIRECTION).any())
