@@ -6,6 +6,7 @@ of index, what it finds is used if it reaches the target too: it balances severa
 """
 
 import logging
+import math
 import time
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from autofaiss.external.optimize import get_optimal_hyperparameters
 
 from pipeline.index import parameters
 from pipeline.index.approximate import RERANK, ApproximateFinder
+from pipeline.index.blocks import Candidates
 from pipeline.index.exact import ExactFinder, similarities
 from pipeline.store.state import Quality
 
@@ -25,6 +27,7 @@ TUNING_QUERIES = 300  # of them, with which parameters are looked for; all then 
 TIMED_QUERIES = 100
 TIMED_BATCHES = 3
 RERANKS = (50, 100, 200, 400, 800)
+TIE = 1e-6  # between similarities that are the same but for the order in which float32 products were added up
 TUNER_MAY_TAKE = 1.25  # times what the least work takes, so that the noise of timing does not decide
 
 
@@ -53,7 +56,7 @@ class Judge:
         self._queries_QD = np.ascontiguousarray(vectors_ND[query_rows], np.float32)
         self._most = min(RECALLS_AT[-1], len(vectors_ND) - 1)
         exact = ExactFinder(vectors_ND, self._rows_N)
-        self._exact_QK = self._others(exact.find(self._queries_QD, self._most + 1).rows_QK, self._most, len(query_rows))
+        self._exact_QK = self._others(exact.find(self._queries_QD, self._most + 1), self._most)
 
     def recall(
         self, index: faiss.Index, values: dict[str, int], k: int, *, refined: bool, queries: int = MAX_QUERIES
@@ -65,9 +68,14 @@ class Judge:
         return self._recall(self._finder(index, values, refined), k, min(queries, len(self._query_rows)))
 
     def _recall(self, finder: ApproximateFinder, k: int, queries: int) -> float:
-        found_QK = self._others(finder.find(self._queries_QD[:queries], k + 1).rows_QK, k, queries)
+        found_QK = self._others(finder.find(self._queries_QD[:queries], k + 1), k)
+        return self._share(found_QK)
+
+    def _share(self, found_QK: np.ndarray) -> float:
+        """recall@K of these similarities, descending, of the first queries."""
+        queries, k = found_QK.shape
         # A row whose similarity equals the k-th exact one is as right as the one exact search happened to take.
-        return float((found_QK >= self._exact_QK[:queries, k - 1 : k]).mean())
+        return float((found_QK >= self._exact_QK[:queries, k - 1 : k] - TIE).mean())
 
     def reaches(self, index: faiss.Index, values: dict[str, int], target: float, *, refined: bool) -> bool:
         """Whether the tuning queries have the target recall@10 with these parameters."""
@@ -81,8 +89,8 @@ class Judge:
         finder = ApproximateFinder(index, thinned, self._rows_N, vectors_ND, margin=0)
         return self._recall(finder, k, min(TUNING_QUERIES, len(self._query_rows))) >= target
 
-    def seconds(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> tuple[float, float]:
-        """Seconds of a query alone (the median) and of one among many at once."""
+    def seconds_in_batch(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> float:
+        """Seconds of a query among many at once."""
         finder = self._finder(index, values, refined)
         queries = self._queries_QD[:TUNING_QUERIES]
         finder.find(queries, NEIGHBORS_TUNED)  # the first one warms up
@@ -91,39 +99,50 @@ class Judge:
             began = time.perf_counter()
             finder.find(queries, NEIGHBORS_TUNED)
             batches.append(time.perf_counter() - began)
-        together = min(batches) / len(queries)
+        return min(batches) / len(queries)
+
+    def seconds_alone(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> float:
+        """Seconds of a query alone, the median."""
+        finder = self._finder(index, values, refined)
+        queries = self._queries_QD[:TIMED_QUERIES]
         alone = []
-        for row in range(min(TIMED_QUERIES, len(queries))):
+        for row in range(len(queries)):
             began = time.perf_counter()
             finder.find(queries[row : row + 1], NEIGHBORS_TUNED)
             alone.append(time.perf_counter() - began)
-        return float(np.median(alone)), together
+        return float(np.median(alone))
 
     def quality(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> Quality:
         """Recalls and latency of an index."""
         at_1, at_10, at_100 = (self.recall(index, values, k, refined=refined) for k in RECALLS_AT)
-        alone, together = self.seconds(index, values, refined=refined)
+        together = self.seconds_in_batch(index, values, refined=refined)
+        alone = self.seconds_alone(index, values, refined=refined)
         return Quality.measured(at_1, at_10, at_100, alone, together)
 
     def _finder(self, index: faiss.Index, values: dict[str, int], refined: bool) -> ApproximateFinder:
         return ApproximateFinder(index, values, self._rows_N, self.vectors_ND if refined else None)
 
-    def _others(self, rows_QK: np.ndarray, k: int, queries: int) -> np.ndarray:
+    def _others(self, found: Candidates, k: int) -> np.ndarray:
         """Similarities of the k nearest of the rows found that are not the query itself, descending [Q, k]."""
-        similarities_QK = similarities(self._queries_QD[:queries], self.vectors_ND, rows_QK)
-        similarities_QK[rows_QK == self._query_rows[:queries, None]] = -np.inf
-        return -np.sort(-similarities_QK, axis=1)[:, :k]
+        queries = len(found.rows_QK)
+        similarities_QK = found.similarities_QK
+        if not math.isfinite(found.error):  # they are those of codes
+            similarities_QK = similarities(self._queries_QD[:queries], self.vectors_ND, found.rows_QK)
+        itself_QK = found.rows_QK == self._query_rows[:queries, None]
+        return -np.sort(np.where(itself_QK, np.inf, -similarities_QK), axis=1)[:, :k]
 
 
 def least_work(index: faiss.Index, judge: Judge, target: float, *, refined: bool) -> dict[str, int] | None:
     """The parameters with which a query takes least time of those that reach the target; None where none do."""
     reranks = RERANKS if refined and not parameters.keeps_vectors(index) else (None,)
     best: tuple[float, dict[str, int]] | None = None
+    values: dict[str, int] | None = None
     for rerank in reranks:
-        values = _narrowest(index, judge, target, {} if rerank is None else {"rerank": rerank}, refined=refined)
+        others = {} if rerank is None else {"rerank": rerank}
+        values = _narrowest(index, judge, target, others, enough=values, refined=refined)
         if values is None:
             continue
-        seconds = judge.seconds(index, values, refined=refined)[1]
+        seconds = judge.seconds_in_batch(index, values, refined=refined)
         if best is not None and seconds > best[0]:
             break  # more candidates only take longer from here on
         best = (seconds, values)
@@ -140,7 +159,7 @@ def tuned(
     values = least_work(index, judge, target, refined=refined)
     if values is None:
         return None
-    alone_ms = judge.seconds(index, values, refined=refined)[0] * 1e3
+    alone_ms = judge.seconds_alone(index, values, refined=refined) * 1e3
     found = autofaiss_parameters(index, key, min(TUNER_MAY_TAKE * alone_ms, max_latency_ms))
     if found is not None:
         found |= {"rerank": values["rerank"]} if "rerank" in values else {}
@@ -175,20 +194,35 @@ def query_sample(num_rows: int, seed: int, held_out: np.ndarray | None = None) -
 
 
 def _narrowest(
-    index: faiss.Index, judge: Judge, target: float, others: dict[str, int], *, refined: bool
+    index: faiss.Index,
+    judge: Judge,
+    target: float,
+    others: dict[str, int],
+    *,
+    enough: dict[str, int] | None,
+    refined: bool,
 ) -> dict[str, int] | None:
-    """The smallest value of the parameter that trades speed for recall, to an eighth, that reaches the target."""
+    """The smallest value of the parameter that trades speed for recall, to an eighth, that reaches the target.
+
+    `enough` are values known to reach it with others that find less.
+    """
+
+    def reached(values: dict[str, int]) -> bool:
+        return judge.reaches(index, values | others, target, refined=refined)
+
     limits = parameters.widest(index)
-    values: dict[str, int] | None = others | dict.fromkeys(limits, 1)
-    while values is not None and not judge.reaches(index, values, target, refined=refined):
+    values: dict[str, int] | None = {name: enough[name] if enough else 1 for name in limits}
+    while values is not None and not enough and not reached(values):
         values = parameters.widened(index, values)
     if values is None:
         return None
     for name in limits:
-        low, high = values[name] // 2, values[name]
+        high = values[name]
+        while enough and high > 1 and reached({name: high // 2}):
+            high //= 2
+        low = high // 2
         while high - low > max(high // 8, 1):
             middle = (low + high) // 2
-            enough = judge.reaches(index, values | {name: middle}, target, refined=refined)
-            low, high = (low, middle) if enough else (middle, high)
-        values = values | {name: high}
-    return values
+            low, high = (low, middle) if reached({name: middle}) else (middle, high)
+        values[name] = high
+    return values | others
