@@ -1,6 +1,6 @@
 """`index MEMORY`: build a FAISS index, chosen, tuned and proved by measuring."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -10,6 +10,7 @@ from jobs.work import Runner, check_runner, started_runner
 
 if TYPE_CHECKING:
     from pipeline.index.choice import Table
+    from pipeline.store.state import Refine
 
 # Rows from which an index is built on Ray: below, starting Ray takes longer than what it saves.
 RAY_FROM = 4_000_000
@@ -34,6 +35,14 @@ def index(
             help="Rows of a shard, cut at the borders of parts: one part at least.  \\[default: 1048576]", metavar="N"
         ),
     ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(
+            help="Score candidates again from float16 vectors on disk (2 bytes a dimension each), or do not."
+            "  \\[default: float16]",
+            metavar="float16|none",
+        ),
+    ] = None,
     runner: Runner = "auto",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew over everything.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what would be built, and build nothing.")] = False,
@@ -41,17 +50,33 @@ def index(
 ) -> None:
     """Build an index over MEMORY, or shards for what was added since the last one."""
     from pipeline import VisualMemory
-    from pipeline.index.build import IndexOptions
+    from pipeline.index.plan import IndexOptions
 
     options = IndexOptions(
-        key, size_in_bytes("--max-memory", max_memory), max_latency_ms, target_recall, shard_rows, rebuild
+        key,
+        size_in_bytes("--max-memory", max_memory),
+        max_latency_ms,
+        target_recall,
+        shard_rows,
+        rebuild,
+        None if refine is None else cast("Refine", refine),
     )
     check_runner(runner)
     target = VisualMemory(memory)
     if dry_run:
         with progress() as on_progress:
             plan = target.plan_index(options, on_progress=on_progress)
-        document = {"key": plan.key, "rows": plan.rows, "shards": len(plan.shards), "grows": plan.grows}
+        identity = target.state().identity
+        dimension = identity.dimension if identity else 0
+        refine_bytes = 2 * dimension * plan.rows if plan.refine == "float16" else 0
+        document = {
+            "key": plan.key,
+            "rows": plan.rows,
+            "shards": len(plan.shards),
+            "grows": plan.grows,
+            "refine": plan.refine,
+            "refine_bytes": refine_bytes,
+        }
         if json:
             print_json(document | {"candidates": plan.table.to_json() if plan.table else None})
             return
@@ -59,7 +84,10 @@ def index(
             show_candidates(plan.table)
         how = "add to the index" if plan.grows else "build"
         shards = counted(len(plan.shards), "shard")
-        say(f"would {how} {shards} of {plan.rows:,} rows, key {plan.key}; nothing was changed")
+        say(
+            f"would {how} {shards} of {plan.rows:,} rows, key {plan.key}, with {refine_bytes / 1e6:,.1f} MB of vectors "
+            f"on disk (--refine {plan.refine}); nothing was changed"
+        )
         return
     before = target.state()
     rows = before.num_entries
@@ -82,6 +110,7 @@ def index(
                 "rows": sum(shard.rows for shard in built.shards),
                 "bytes": built.num_bytes,
                 "bytes_in_memory": built.bytes_in_memory,
+                "refine": built.refine,
                 "recall_at_10": built.recall_at_10,
                 "built": state.version != before.version,
             }
@@ -90,10 +119,11 @@ def index(
     if state.version == before.version:
         say(f"every entry is in the index already ({built.key}, {len(built.shards)} shards): --rebuild makes a new one")
         return
+    vectors = "with vectors" if built.refine == "float16" else "without vectors"
     say(
         f"built {built.key} with {built.parameters or 'no parameters'}: {counted(len(built.shards), 'shard')}, "
         f"{sum(shard.rows for shard in built.shards):,} rows, recall@10 {built.recall_at_10:.3f}; "
-        f"{built.bytes_in_memory / 1e6:,.1f} MB in memory, {built.num_bytes / 1e6:,.1f} MB with vectors and labels; "
+        f"{built.bytes_in_memory / 1e6:,.1f} MB in memory, {built.num_bytes / 1e6:,.1f} MB {vectors}; "
         f"the memory is at version {state.version}"
     )
 

@@ -143,6 +143,7 @@ def classify(
         options.k,
         version,
         live.num_shards,
+        live.shards_total,
         options.abstain_below,
         _why_empty(live, options),
         live.label_set,

@@ -35,8 +35,9 @@ from pipeline.explanation import explanation_page, write_page
 from pipeline.images.labels import Labels
 from pipeline.images.listing import Listing, list_source
 from pipeline.images.uris import path_of_uri
-from pipeline.index.build import Here, IndexOptions, IndexPlan, Workers, build_index, choose_key, plan_index
+from pipeline.index.build import Here, Workers, build_index
 from pipeline.index.choice import Table, read_table_of
+from pipeline.index.plan import IndexOptions, IndexPlan, choose_key, plan_index
 from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.history import VersionSummary, history
@@ -85,9 +86,19 @@ class VisualMemory:
         return self.log.at(self._at)
 
     def live(self, state: State | None = None) -> LiveEntries:
-        """All that can be found in the version that is read, or in the one given. Raises DamagedFile."""
+        """All that can be found in the version that is read, or in the one given.
+
+        Raises DamagedFile; also where only a shard is damaged, without which a question is answered all the same.
+        """
         if state is None:
-            return self._reading()[1]
+            return self._reading(whole=True)[1]
+        live = self._opened(state)
+        if live.damaged:
+            raise live.damaged[0]
+        return live
+
+    def _opened(self, state: State) -> LiveEntries:
+        """All that can be found in a version, in those of its shards that are whole."""
         if self._live is None or self._live[0] != state:  # an erasure makes another of the same version
             before = self._live[1] if self._live else None
             self._live = (state, LiveEntries.open(self.log.storage, state, before))
@@ -532,7 +543,7 @@ class VisualMemory:
             before = self.log.latest()
             chosen = forgetting.select(Catalogue(self.log, before), selection, self.uri)
         else:
-            before, live = self._reading()
+            before, live = self._reading(whole=True)
             chosen = forgetting.select(live, selection, self.uri)
         facts, erasure = None, None
         if erase:
@@ -574,7 +585,7 @@ class VisualMemory:
         check_list("ids", ids)
         given = None if label is None else str(label)
         correction = relabelling.Correction(ids, given, file, label_set, map)
-        state, live = self._reading()
+        state, live = self._reading(whole=True)
         live, report = relabelling.correct(self.log, state, live, correction, command)
         newest = self.log.latest()
         if newest.version == report.version:
@@ -650,7 +661,7 @@ class VisualMemory:
             state = State()
             live = LiveEntries.open(self.log.storage, state)
         else:
-            state, live = self._reading()
+            state, live = self._reading(whole=True)
         counts = live.label_counts()
         index = state.index
         return {
@@ -686,20 +697,34 @@ class VisualMemory:
         return [add for add in found if add.segment not in _taken(self.log.newest())]
 
     def _reading(
-        self, label_set: str | None = None, where: str | None = None, assume: Mapping[int, str] | None = None
+        self,
+        label_set: str | None = None,
+        where: str | None = None,
+        assume: Mapping[int, str] | None = None,
+        *,
+        whole: bool = False,
     ) -> tuple[State, LiveEntries]:
         """The version that is read, with all that can be found in it under the labels of a label set, or assumed.
 
-        With `where` what satisfies that expression. Raises UnknownName, UsageError or DamagedFile.
+        With `where` what satisfies that expression. Where a shard is damaged the others are there, and a warning says
+        so, unless it has to be `whole`. Raises UnknownName, UsageError or DamagedFile.
         """
         state = self.state()
         try:
-            return state, self._live_in(label_set, state, where, assume)
+            live = self._live_in(label_set, state, where, assume)
         except DamagedFile:  # or another process has erased entries or dropped versions since, and their files went
             newer = self.state()
             if newer.version == state.version:
                 raise
-            return newer, self._live_in(label_set, newer, where, assume)
+            state, live = newer, self._live_in(label_set, newer, where, assume)
+        if live.damaged:
+            state = self.state()  # in which, as above, they may not be named any more
+            live = self._live_in(label_set, state, where, assume)
+        if live.damaged and whole:
+            raise live.damaged[0]
+        for error in live.damaged:
+            logger.warning("%s; the other shards answer", error)
+        return state, live
 
     def _with_kept(self, state: State, found: list[tuple[Neighbor, ...]]) -> list[tuple[Neighbor, ...]]:
         """Neighbours with the values of kept columns."""
@@ -722,7 +747,7 @@ class VisualMemory:
 
         Raises UnknownName or UsageError.
         """
-        live = self.live(state)
+        live = self._opened(state)
         if label_set is not None:
             live = live.in_label_set(self.log.storage, state, label_set)
         return live if where is None else live.satisfying(self.log.storage, state, where, assume or {})
@@ -768,7 +793,7 @@ class VisualMemory:
         [file] = [label_set.map for label_set in state.label_sets if label_set.name == name]
         mapped = read_label_map(self.log.storage, file) if file is not None else {}
         live = live.whole  # a class of which no entry may vote is asked about all the same
-        truths = asking.truths_in_label_set(labels, self.live(state), live, mapped)
+        truths = asking.truths_in_label_set(labels, self._opened(state), live, mapped)
         if not any(truth is not None for truth in truths):
             known = [label for label, count in zip(live.labels, live.label_counts(), strict=True) if count]
             raise SourceError(
@@ -830,7 +855,7 @@ class VisualMemory:
     def _segment_of(self, plan: "AddPlan") -> Segment | None:
         """The segment that holds the one image of a plan, added with the same dataset and label, if any does."""
         [image] = plan.listing.images.to_pylist()
-        state, live = self._reading()
+        state, live = self._reading(whole=True)
         for entry_id in live.matching(uri=image["uri"]):
             if live.was_stored_as(entry_id, image["label"], plan.dataset):
                 number, _, _ = split_id(int(entry_id))

@@ -87,7 +87,8 @@ class Question:
     rule: VotingRule
     k: int
     version: int
-    num_shards: int
+    shards_answered: int
+    shards_total: int
     abstain_below: float = 0.0
     nothing_found: str = "no entry with a label is left to vote"
     label_set: str | None = None
@@ -123,8 +124,8 @@ def decision_of(
         votes=dict(sorted(shares.items(), key=lambda pair: (-pair[1], pair[0] != label))),
         neighbors=weighed,
         version=question.version,
-        shards_answered=question.num_shards,
-        shards_total=question.num_shards,
+        shards_answered=question.shards_answered,
+        shards_total=question.shards_total,
         balance=question.rule.balance,
         reason=reason,
         label_set=question.label_set,

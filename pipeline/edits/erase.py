@@ -221,4 +221,5 @@ class _Eraser:
     def _shard_anew(self, index: Index, shard: Shard, now: State) -> Shard | None:
         assert now.identity is not None  # noqa: S101  # there are entries
         folder = f"{shard.ids.path.rpartition('/')[0]}-{self._lease.nonce}"
-        return without_entries(self._storage, folder, index, shard, now.identity.dimension, self._ids_N)
+        files, dimension = now.entries_files(), now.identity.dimension
+        return without_entries(self._storage, folder, index, shard, dimension, self._ids_N, files)

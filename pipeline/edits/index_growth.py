@@ -10,8 +10,9 @@ from dataclasses import replace
 
 from pipeline.edits.fold import fold_singles
 from pipeline.errors import CommitConflict
-from pipeline.index.build import IndexOptions, IndexPlan, build_index, plan_index
+from pipeline.index.build import build_index
 from pipeline.index.candidates import TRAINING_ROWS_PER_CENTROID
+from pipeline.index.plan import IndexOptions, IndexPlan, plan_index
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store.files import RowsFile
 from pipeline.store.leases import standing

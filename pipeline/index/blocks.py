@@ -5,6 +5,7 @@ A shard is one block; the fresh entries are others.
 Rows are in the order of their ids. Label codes point into a vocabulary shared by all blocks of a memory.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -49,22 +50,32 @@ class MakeFinder(Protocol):
 class Block:
     """ids int64 [N] ascending, codes int32 [N] (-1: no label), vectors float16 [N, D], live bool [N].
 
+    Where `vectors_ND` is None, `read_vectors` reads them from the entries files, and similarities are those of codes.
     `kept` are the kept columns at hand, by name: those of a shard, and what was read since somebody asked for it.
     """
 
     ids_N: np.ndarray
     codes_N: np.ndarray
-    vectors_ND: np.ndarray
+    vectors_ND: np.ndarray | None
     live_N: np.ndarray
     uris: pa.ChunkedArray
     datasets: pa.ChunkedArray
     make_finder: MakeFinder
     kept: dict[str, pa.ChunkedArray] = field(default_factory=dict)
+    read_vectors: Callable[[np.ndarray], np.ndarray] | None = None
 
     def __post_init__(self) -> None:
         if (np.diff(self.ids_N) <= 0).any():
             raise AssertionError("rows of a block must be in the order of their ids: they are found by bisection")
         self._finders: dict[str, Finder] = {}
+
+    def vectors_at(self, rows: np.ndarray) -> np.ndarray:
+        """Stored vectors of some rows, float16 [K, D]. Raises DamagedFile."""
+        if self.vectors_ND is not None:
+            vectors_KD: np.ndarray = self.vectors_ND[rows]
+            return vectors_KD
+        assert self.read_vectors is not None  # noqa: S101  # one of the two is given
+        return self.read_vectors(self.ids_N[rows])
 
     def finder(self, scope: Scope) -> Finder:
         """The finder over the live rows, or over those of them that have a label; made once."""

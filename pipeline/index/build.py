@@ -8,151 +8,29 @@ cut off goes on where it was, as long as it is of the same entries with the same
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import CommitConflict, IndexBuildError, UsageError
+from pipeline.errors import CommitConflict, IndexBuildError
 from pipeline.index import parameters
 from pipeline.index.candidates import FLAT, empty_index, least_rows, num_lists, training_rows
-from pipeline.index.choice import SAMPLE_ROWS, Table, choose
+from pipeline.index.choice import SAMPLE_ROWS, Table
+from pipeline.index.plan import IndexOptions, IndexPlan, measured_candidates
 from pipeline.index.shard_work import Gathered, Measured, Populated, ShardWork, files_of, read_mark
-from pipeline.index.shards import mapped_vectors, write_faiss
+from pipeline.index.shards import SideFiles, mapped_vectors, write_faiss
 from pipeline.index.training import centroid_distance, trained
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef, RowsFile, describe
 from pipeline.store.ids import split_id
 from pipeline.store.leases import Lease
-from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import Index, SetIndex, Shard, State
 from pipeline.store.storage import Storage
-from pipeline.store.tombstones import read_tombstones
 from pipeline.store.versions import VersionLog
 
-DEFAULT_SHARD_ROWS = 1 << 20
-MERGED_UP_TO = 4  # times the rows that are new: so shards are few, and a row is gathered anew a few times
 BEGUN = "begun-"  # folders of marks
-FILES_SAMPLED = 64  # entries files that a dry run looks into
-
-
-@dataclass(frozen=True)
-class IndexOptions:
-    """What a user may ask of an index; with `key` None one is chosen by measuring."""
-
-    key: str | None = None
-    max_memory_bytes: int = 16 << 30
-    max_latency_ms: float = 10.0
-    target_recall: float = 0.95
-    shard_rows: int | None = None
-    rebuild: bool = False
-
-    def __post_init__(self) -> None:
-        if self.max_memory_bytes < 1:
-            raise UsageError(f"--max-memory {self.max_memory_bytes} is no room for an index: give a size such as 16G")
-        if not self.max_latency_ms > 0:
-            raise UsageError(f"--max-latency-ms {self.max_latency_ms} is not a time: give more than 0")
-        if not 0 < self.target_recall <= 1:
-            raise UsageError(f"--target-recall {self.target_recall} is not a share: give more than 0 and at most 1")
-        if self.shard_rows is not None and self.shard_rows < 1:
-            raise UsageError(f"--shard-rows {self.shard_rows} is not a number of rows: give 1 or more")
-
-
-@dataclass(frozen=True)
-class IndexPlan:
-    """What `build` would do: the key (None: to be chosen), and the entries files of each shard to be made.
-
-    `merged` is how many of the last shards there are will be made anew together with what is fresh. `table` are the
-    candidates, where they were measured beforehand.
-    """
-
-    key: str | None
-    rows: int
-    shards: tuple[tuple[RowsFile, ...], ...]
-    grows: bool
-    merged: int = 0
-    table: Table | None = None
-
-
-def plan_index(state: State, options: IndexOptions, *, merging: bool = False) -> IndexPlan:
-    """Cut shards at the borders of parts: as many rows as allowed, at least one part each.
-
-    With `merging` the last shards, while they are small beside what is new, become one with it. Single adds that no
-    file holds yet stay fresh.
-    """
-    merged = 0
-    limit = options.shard_rows or DEFAULT_SHARD_ROWS
-    current = state.index
-    grows = current is not None and not options.rebuild
-    if current is not None and grows:
-        if options.key not in (None, current.key):
-            raise IndexBuildError(
-                f"the index has the key {current.key} and new shards must share it: "
-                f"add --rebuild to build {options.key}"
-            )
-        files = state.fresh_files()
-        if merging and files:
-            files, merged = _with_last_shards(state, current, files, limit)
-    else:
-        files = state.entries_files()
-    shards: list[list[RowsFile]] = []
-    for file in files:
-        if not shards or sum(f.rows for f in shards[-1]) + file.rows > limit:
-            shards.append([])
-        shards[-1].append(file)
-    key = current.key if current is not None and grows else options.key
-    return IndexPlan(key, sum(file.rows for file in files), tuple(tuple(shard) for shard in shards), grows, merged)
-
-
-def _with_last_shards(state: State, index: Index, files: list[RowsFile], limit: int) -> tuple[list[RowsFile], int]:
-    """Fresh files with those of the last shards that are to become one with them, and how many shards these are."""
-    merged, rows = 0, sum(file.rows for file in files)
-    for shard in reversed(index.shards):
-        if shard.rows > MERGED_UP_TO * rows or shard.rows + rows > limit:
-            break
-        merged, rows = merged + 1, rows + shard.rows
-    left = index.model_copy(update={"shards": index.shards[: len(index.shards) - merged]})
-    return state.model_copy(update={"index": left}).fresh_files(), merged
-
-
-def choose_key(
-    storage: Storage, state: State, plan: IndexPlan, options: IndexOptions, on_progress: OnProgress = ignore_progress
-) -> IndexPlan:
-    """The plan with its candidates measured on a sample of the entries, and the key chosen. Writes nothing.
-
-    Raises IndexBuildError where none will do.
-    """
-    if plan.key is not None or not plan.rows:
-        return plan
-    files = [file for shard in plan.shards for file in shard]
-    random = np.random.default_rng(0)
-    some = [files[place] for place in np.sort(random.permutation(len(files))[:FILES_SAMPLED])]
-    forgotten = read_tombstones(storage, state.tombstones)
-    wanted = SAMPLE_ROWS / sum(file.rows for file in some)
-    pieces = []
-    for file in some:
-        table = read_table(storage, file, ["id", "embedding"])
-        alive = np.flatnonzero(~np.isin(table.column("id").to_numpy(), forgotten))
-        taken = random.permutation(alive)[: int(np.ceil(wanted * len(alive)))]
-        pieces.append(embedding_matrix(table.column("embedding"))[np.sort(taken)])
-    sample_ND = np.concatenate(pieces)
-    if not len(sample_ND):
-        raise IndexBuildError("every entry to be indexed is forgotten: add images first")
-    table = _chosen(random.permutation(sample_ND), state.num_live, options, on_progress)
-    return replace(plan, key=table.chosen.key, table=table)
-
-
-def _chosen(sample_ND: np.ndarray, num_rows: int, options: IndexOptions, on_progress: OnProgress) -> Table:
-    return choose(
-        sample_ND,
-        num_rows,
-        target_recall=options.target_recall,
-        max_memory_bytes=options.max_memory_bytes,
-        max_latency_ms=options.max_latency_ms,
-        on_progress=on_progress,
-    )
-
 
 Step = TypeVar("Step")
 
@@ -308,6 +186,7 @@ class _Builder:
             key=plan.key or "",
             target_recall=options.target_recall,
             max_latency_ms=options.max_latency_ms,
+            refine=plan.refine,
         )
         earlier = {file.path.split("/shards/")[0].split("/trained")[0] for file in self._marked()}
         lease.hold(*(f"{folder}/" for folder in sorted(earlier - {self._folder})))
@@ -380,7 +259,7 @@ class _Builder:
 
     def _table(self, sample_ND: np.ndarray) -> Table:
         rows = np.random.default_rng(0).permutation(len(sample_ND))[:SAMPLE_ROWS]
-        return _chosen(sample_ND[rows], self._num_live, self._options, self._progress)
+        return measured_candidates(sample_ND[rows], self._num_live, self._options, self._plan.refine, self._progress)
 
     def _write_table(self, table: Table) -> FileRef:
         path = f"{self._folder}/candidates.json"
@@ -406,9 +285,10 @@ class _Builder:
             for number, found in self._workers.measured(self._work, known, left):
                 measured[number] = found
                 self._progress(Progress("tuning", len(measured), total))
-            for found in measured.values():
+            for number, found in measured.items():
                 if not found.reached:
-                    raise IndexBuildError(self._too_low(key, found))
+                    side = next(gathered.side for place, gathered, _ in asked if place == number)
+                    raise IndexBuildError(self._too_low(key, found, side))
             widest = parameters.widest_of([parameters.parsed(found.parameters) for found in measured.values()])
             known = parameters.written(widest)
             narrower = [n for n, found in measured.items() if parameters.parsed(found.parameters) != widest]
@@ -417,16 +297,32 @@ class _Builder:
             for number in narrower:
                 del measured[number]
 
-    def _too_low(self, key: str, found: Measured) -> str:
+    def _too_low(self, key: str, found: Measured, side: SideFiles) -> str:
+        """That a shard misses the target, and which setting would reach it, as far as could be measured."""
+        target = self._options.target_recall
+        recall = found.quality.recall_at_10
+        reached = f"the index {key} reaches recall@10 {recall:.3f} at most, below the target {target:g}"
+        lower = f"--target-recall {np.floor(recall * 1e3) / 1e3:g}"
+        if found.recall_if_refined is not None and found.recall_if_refined >= target:
+            return (
+                f"{reached}, and was not published: --refine float16 reaches {found.recall_if_refined:.3f} with "
+                f"{2 * self._work.dimension:,} bytes a vector on disk, or give {lower}"
+            )
+        vectors_ND = mapped_vectors(self._storage, side.vectors, self._work.dimension)
+        rows = np.random.default_rng(0).permutation(len(vectors_ND))[:SAMPLE_ROWS]
+        table = self._table(vectors_ND[np.sort(rows)])
+        able = [c for c in table.candidates if c.reaches(target) and c.key not in (key, FLAT)]
+        if not able:
+            return f"{reached}, and was not published: give --key Flat for exact search, or {lower}"
+        finer = min(able, key=lambda candidate: candidate.cost)
         return (
-            f"the index {key} reaches recall@10 {found.quality.recall_at_10:.3f} at most, below the target "
-            f"{self._options.target_recall}, and was not published: allow more --max-memory, lower "
-            "--target-recall, or give --key Flat for exact search"
+            f"{reached}, and was not published: --key {finer.key} reaches {target:g} on a sample, with about "
+            f"{finer.bytes_in_memory:,} bytes in memory, or give {lower}"
         )
 
     def _check_held(self, num_bytes: int, key: str) -> None:
         """Refuse an index that outgrows the memory allowed."""
-        num_bytes += sum((shard.index or shard.vectors).num_bytes for shard in self._kept)
+        num_bytes += sum(shard.bytes_in_memory for shard in self._kept)
         if num_bytes > self._options.max_memory_bytes:
             raise IndexBuildError(
                 f"the index {key} takes {num_bytes:,} bytes and {self._options.max_memory_bytes:,} "
@@ -443,17 +339,21 @@ class _Builder:
             index=populated.index if populated else None,
             ids=side.ids,
             labels=side.labels,
-            vectors=side.vectors,
+            vectors=side.vectors if self._keeps_vectors(populated) else None,
             entries=side.entries,
             recall_at_10=measured.quality.recall_at_10 if measured else 1.0,
             quality=measured.quality if measured else None,
             centroid_distance=populated.centroid_distance if populated else None,
         )
 
+    def _keeps_vectors(self, populated: Populated | None) -> bool:
+        return populated is None or self._plan.refine == "float16"
+
     def _index(self, values: str, made: _Trained, shards: Sequence[Shard]) -> Index:
         return Index(
             generation=self._generation,
             key=made.key,
+            refine=self._plan.refine,
             parameters=values or (self._old.parameters if self._old else ""),
             trained=made.index,
             shards=(*self._kept, *shards),
@@ -488,8 +388,12 @@ class _Builder:
 
     def tidy(self) -> None:
         """Remove what only the build needed."""
-        samples = [file.path for file in self._marked() if file.path.endswith("/sample.f16")]
-        self._storage.delete(samples)
+        needless = (
+            ["/sample.f16"]
+            if self._plan.refine == "float16" or self._work.key == FLAT
+            else ["/sample.f16", "/vectors.f16"]
+        )
+        self._storage.delete([file.path for file in self._marked() if file.path.endswith(tuple(needless))])
         self._storage.remove_folder(self._marks)
 
 

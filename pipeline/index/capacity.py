@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import IndexBuildError, UsageError
 from pipeline.index import tuning
-from pipeline.index.build import DEFAULT_SHARD_ROWS
 from pipeline.index.candidates import FLAT, expected_bytes, num_centroids, training_rows, with_lists
 from pipeline.index.choice import Candidate, choose
+from pipeline.index.plan import DEFAULT_SHARD_ROWS
 from pipeline.index.shard_work import ADD_ROWS, ENTRY_BYTES, PROCESS_BYTES
 from pipeline.index.training import trained
 from pipeline.progress import OnProgress, Progress, ignore_progress

@@ -37,8 +37,8 @@ from pipeline.store.files import FileRef, unaltered_path, way_out
 from pipeline.store.state import Quality
 from pipeline.store.storage import Storage
 
-SAMPLE_ROWS = 20_000
-SAMPLE_QUERIES = 300
+SAMPLE_ROWS = 16_384
+SAMPLE_QUERIES = 250
 FEWEST_LISTS = 4
 
 QUICK = 1e-3  # seconds of a query alone
@@ -67,6 +67,10 @@ class Candidate(BaseModel):
     quality: Quality | None = None
     build_seconds: float | None = None
     verdict: str = ""
+
+    def reaches(self, target: float) -> bool:
+        """Whether it has this recall@10 on the sample, with what was looked for."""
+        return self.quality is not None and self.verdict != TOO_COARSE and self.quality.recall_at_10 >= target
 
     @property
     def cost(self) -> float:
@@ -116,7 +120,7 @@ class Table(BaseModel):
             )
         raise IndexBuildError(
             f"no index reaches recall@10 {self.target_recall:g} on a sample of {self.sample_rows:,} rows: lower "
-            "--target-recall, or give --key Flat for exact search"
+            f"--target-recall, {'' if self.refine else 'leave out --refine none, '}or give --key Flat for exact search"
         )
 
 
@@ -203,7 +207,7 @@ def _measured(candidate: Candidate, judge: tuning.Judge, num_rows: int, target: 
     built = candidate.model_copy(update={"built_as": key, "build_seconds": seconds})
     values = tuning.least_work(index, judge, target, refined=refine)
     if values is None:
-        values = widest(index) | {"rerank": tuning.RERANKS[-1]}
+        values = widest(index) | ({"rerank": tuning.RERANKS[-1]} if refine else {})
         quality = judge.quality(index, values, refined=refine)
         return built.model_copy(update={"quality": quality, "verdict": TOO_COARSE})
     quality = judge.quality(index, values, refined=refine)

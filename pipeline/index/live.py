@@ -11,9 +11,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow as pa
 
+from pipeline.errors import DamagedFile
 from pipeline.index.blocks import Block
 from pipeline.index.exact import ExactFinder
-from pipeline.index.shards import open_shard
+from pipeline.index.shards import files_covered, open_shard
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.identity import Identity
 from pipeline.store.labels import OwnLabels, newest_labels, read_label_map, read_label_rows
@@ -49,7 +50,8 @@ class OpenedBlocks:
     """The blocks of one version.
 
     `codes` numbers the labels and only ever grows. `stored` are the blocks as stored and `laid` those with the overlay,
-    by what they were read from; `tables` are the files of the last fresh block, to which others may come, and
+    by what they were read from; `num_shards` are those of an index that could be opened, `damaged` says why others
+    could not; `tables` are the files of the last fresh block, to which others may come, and
     `pending_table` the rows of `pending`, single adds that no file holds yet.
     """
 
@@ -59,6 +61,7 @@ class OpenedBlocks:
     overlay: Overlay = field(default_factory=lambda: Overlay((), (), np.empty(0, np.int64), LABELS.empty_table()))
     laid: dict[_Key, Block] = field(default_factory=dict)
     num_shards: int = 0
+    damaged: tuple[DamagedFile, ...] = ()
     pending: tuple[Single, ...] = ()
     pending_table: pa.Table | None = None
 
@@ -68,16 +71,25 @@ class OpenedBlocks:
 
 
 def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = None) -> OpenedBlocks:
-    """The blocks of a version: its shards, then its fresh entries. Raises DamagedFile."""
+    """The blocks of a version: its shards, then its fresh entries. A shard that is damaged is left out, and named.
+
+    Raises DamagedFile for anything else that is.
+    """
     before = before or OpenedBlocks()
     opened = OpenedBlocks(codes=dict(before.codes), overlay=_overlay(storage, state, before.overlay))
     dimension = state.identity.dimension if state.identity else 0
     if state.index is not None:
-        opened.num_shards = len(state.index.shards)
+        files = state.entries_files()
         for shard in state.index.shards:
-            key: _Key = (shard.ids.path, state.index.parameters)
-            stored = before.stored.get(key)
-            opened.stored[key] = stored or open_shard(storage, state.index, shard, dimension, opened.codes)
+            covered = files_covered(shard, files) if shard.vectors is None else []
+            key: _Key = (shard.ids.path, state.index.parameters, *(file.path for file in covered))
+            try:
+                stored = before.stored.get(key)
+                opened.stored[key] = stored or open_shard(storage, state.index, shard, dimension, opened.codes, covered)
+            except DamagedFile as error:
+                opened.damaged += (error,)
+            else:
+                opened.num_shards += 1
     for group in _groups(state.fresh_files()):
         key = tuple(file.path for file in group)
         if key in before.stored:

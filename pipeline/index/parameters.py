@@ -108,10 +108,10 @@ def widest_of(values: Sequence[dict[str, int]]) -> dict[str, int]:
     return {name: max(each.get(name, 0) for each in values) for name in values[0]}
 
 
-def widened(index: faiss.Index, values: dict[str, int]) -> dict[str, int] | None:
-    """Values that search twice as far, or None when these already go as far as they can."""
+def widened(index: faiss.Index, values: dict[str, int], factor: float = 2.0) -> dict[str, int] | None:
+    """Values that search so many times as far, or None when these already go as far as they can."""
     limits = widest(index)
-    grown = {name: min(max(values.get(name, 1), 1) * 2, limit) for name, limit in limits.items()}
+    grown = {name: min(math.ceil(max(values.get(name, 1), 1) * factor), limit) for name, limit in limits.items()}
     if "efSearch" in values and "nprobe" in grown:
         grown["efSearch"] = max(values["efSearch"], 2 * grown["nprobe"])
     if all(values.get(name, 1) >= limit for name, limit in limits.items()):

@@ -58,7 +58,8 @@ class Restrictions:
 class LiveEntries:
     """Everything that can be found in one version of a memory, or the part of it that satisfies `where`.
 
-    Open with `LiveEntries.open`. `whole` is all of it.
+    Open with `LiveEntries.open`. `whole` is all of it; `damaged` says of each shard that could not be opened, and whose
+    entries are missing here, what is wrong with it.
     """
 
     def __init__(
@@ -79,13 +80,18 @@ class LiveEntries:
         self.whole = whole or self
         self.blocks = tuple(blocks)
         self.num_shards = num_shards
+        self.damaged = opened.damaged if opened else ()
+        self.shards_total = num_shards + len(self.damaged)
         self._opened = opened or OpenedBlocks()
         self._label_sets: dict[str, LiveEntries] = {}
         self._satisfying: dict[tuple, LiveEntries] = {}
 
     @classmethod
     def open(cls, storage: Storage, state: State, before: "LiveEntries | None" = None) -> "LiveEntries":
-        """Map the shards and read the fresh entries, but for what `before` has read. Raises DamagedFile."""
+        """Map the shards that are whole and read the fresh entries, but for what `before` has read.
+
+        Raises DamagedFile where entries that are not in a shard cannot be read.
+        """
         opened = open_blocks(storage, state, before._opened if before is not None else None)
         dimension = state.identity.dimension if state.identity else 0
         return cls(dimension, list(opened.codes), opened.blocks, opened.num_shards, opened)
@@ -98,7 +104,9 @@ class LiveEntries:
                 hint = f"it has {', '.join(sorted(maps))}" if maps else "it has none: `relabel --label-set` makes one"
                 raise UnknownName(f"the memory at {storage.uri} has no label set '{name}': {hint}")
             blocks, labels = in_label_set(storage, self._opened, maps[name], name)
-            self._label_sets[name] = LiveEntries(self.dimension, labels, blocks, self.num_shards, label_set=name)
+            found = LiveEntries(self.dimension, labels, blocks, self.num_shards, label_set=name)
+            found.damaged, found.shards_total = self.damaged, self.shards_total
+            self._label_sets[name] = found
         return self._label_sets[name]
 
     def satisfying(
@@ -203,7 +211,8 @@ class LiveEntries:
         """Stored vectors of live entries, float32 [N, D], in the order of `ids`."""
         vectors_ND = np.empty((len(ids), self.dimension), np.float32)
         for block, positions, rows in self._located(ids):
-            vectors_ND[positions] = block.vectors_ND[rows]
+            if len(rows):
+                vectors_ND[positions] = block.vectors_at(rows)
         return vectors_ND
 
     def codes_of(self, ids: np.ndarray) -> np.ndarray:
@@ -241,7 +250,11 @@ class LiveEntries:
         for number, (block, rows_QK) in enumerate(zip(self.blocks, _promising(found, k), strict=True)):
             if not (rows_QK >= 0).any():
                 continue
-            similarities_QK = similarities(queries_QD, block.vectors_ND, rows_QK)
+            if block.vectors_ND is not None:
+                similarities_QK = similarities(queries_QD, block.vectors_ND, rows_QK)
+            else:
+                of_codes_QK = found[number].similarities_QK[:, : rows_QK.shape[1]]
+                similarities_QK = np.where(rows_QK >= 0, of_codes_QK, -np.inf).astype(np.float32)
             columns.append(
                 (
                     similarities_QK,
@@ -314,7 +327,9 @@ def _exact_over_few(block: Block) -> MakeFinder:
     """How to search some rows of a block: a few exactly, for an index would look through most of itself for them."""
 
     def make_finder(rows_N: np.ndarray) -> Finder:
-        return ExactFinder(block.vectors_ND, rows_N) if len(rows_N) <= FEW_ROWS else block.make_finder(rows_N=rows_N)
+        if block.vectors_ND is not None and len(rows_N) <= FEW_ROWS:
+            return ExactFinder(block.vectors_ND, rows_N)
+        return block.make_finder(rows_N=rows_N)
 
     return make_finder
 

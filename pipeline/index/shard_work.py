@@ -17,10 +17,11 @@ from pipeline.index import parameters, tuning
 from pipeline.index.shards import SideFiles, mapped_vectors, read_faiss, write_faiss, write_side_files, write_vectors
 from pipeline.index.training import centroid_distance
 from pipeline.store.files import FileRef, RowsFile
-from pipeline.store.state import Quality
+from pipeline.store.state import Quality, Refine
 from pipeline.store.storage import AlreadyExists, Storage
 from pipeline.store.tombstones import read_tombstones
 
+WIDENED = 1.25  # times as far, where all queries ask for more than those that parameters were looked for with
 ADD_ROWS = 65_536  # vectors converted to float32 at a time
 PROCESS_BYTES = 400 << 20  # of a process with FAISS, pyarrow and this library loaded, on Linux
 ENTRY_BYTES = 300  # of ids, labels, uris and datasets of a row while they are gathered, generously
@@ -47,7 +48,10 @@ class Populated(BaseModel):
 
 
 class Measured(BaseModel):
-    """The parameters with which a shard was measured, and what it was; `reached` says whether that is the target."""
+    """The parameters with which a shard was measured, and what it was; `reached` says whether that is the target.
+
+    `recall_if_refined` is recall@10 with candidates scored again, where they are not and the target is missed.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -55,6 +59,7 @@ class Measured(BaseModel):
     tuned_by: str
     quality: Quality
     reached: bool
+    recall_if_refined: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class ShardWork:
     key: str
     target_recall: float
     max_latency_ms: float
+    refine: Refine = "float16"
 
     def gather(self, number: int) -> Gathered:
         """Write the side files of a shard, reading its parts one after the other, and its share of the sample."""
@@ -117,21 +123,34 @@ class ShardWork:
             return self._reached(populated, judge, parameters.parsed(known), "measured")
         # The tuner sets parameters on what it tries, and asks for vectors by row.
         loaded = read_faiss(self.storage, index, mapped=False)
-        found = tuning.tuned(loaded, self.key, judge, self.target_recall, self.max_latency_ms, refined=True)
+        found = tuning.tuned(loaded, self.key, judge, self.target_recall, self.max_latency_ms, refined=self._refined)
         if found is None:
-            most = parameters.widest(populated) | {"rerank": tuning.RERANKS[-1]}
+            most = parameters.widest(populated) | ({"rerank": tuning.RERANKS[-1]} if self._refined else {})
             return self._reached(populated, judge, most, "measured")
         return self._reached(populated, judge, found.values, found.by)
 
     def _reached(self, index: faiss.Index, judge: tuning.Judge, values: dict[str, int], by: str) -> Measured:
         while True:
-            recall = judge.recall(index, values, tuning.NEIGHBORS_TUNED, refined=True)
-            wider = parameters.widened(index, values)
+            recall = judge.recall(index, values, tuning.NEIGHBORS_TUNED, refined=self._refined)
+            wider = parameters.widened(index, values, WIDENED)
             if recall >= self.target_recall or wider is None:
-                quality = judge.quality(index, values, refined=True)
-                reached = recall >= self.target_recall
-                return Measured(parameters=parameters.written(values), tuned_by=by, quality=quality, reached=reached)
+                quality = judge.quality(index, values, refined=self._refined, recall_at_10=recall)
+                reached, refined = recall >= self.target_recall, None
+                if not reached and not self._refined:
+                    most = values | {"rerank": tuning.RERANKS[-1]}
+                    refined = judge.recall(index, most, tuning.NEIGHBORS_TUNED, refined=True)
+                return Measured(
+                    parameters=parameters.written(values),
+                    tuned_by=by,
+                    quality=quality,
+                    reached=reached,
+                    recall_if_refined=refined,
+                )
             values, by = wider, "measured"
+
+    @property
+    def _refined(self) -> bool:
+        return self.refine == "float16"
 
     def memory_bytes(self, number: int, index_bytes: int = 0) -> int:
         """What a step on a shard takes at most: rows while they are gathered, or an index and vectors in float32."""

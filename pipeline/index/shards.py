@@ -2,7 +2,7 @@
 
 ids.npy        int64 [N]       row -> entry id
 labels.npy     int32 [N]       row -> code into the vocabulary kept in entries.arrow's metadata, -1 for none
-vectors.f16    float16 [N, D]  raw, row-major: exact re-ranking is one gather and one product
+vectors.f16    float16 [N, D]  raw, row-major, mapped by FAISS to score candidates again; absent with `--refine none`
 entries.arrow  Arrow IPC: uri, dataset and kept columns of each row
 index.faiss    FAISS ids are row numbers; absent for the key Flat, which searches vectors.f16 itself
 """
@@ -22,6 +22,7 @@ from pipeline.index.approximate import ApproximateFinder
 from pipeline.index.blocks import Block, MakeFinder
 from pipeline.index.exact import ExactFinder
 from pipeline.index.parameters import parsed
+from pipeline.store.embedding_rows import read_embeddings
 from pipeline.store.files import FileRef, RowsFile, checked_path, describe, unaltered_path, way_out
 from pipeline.store.kept import FIXED, kept_after, union, with_columns
 from pipeline.store.schemas import embedding_matrix, read_table
@@ -100,7 +101,10 @@ def write_vectors(storage: Storage, path: str, vectors_ND: np.ndarray, rows: np.
 def write_faiss(storage: Storage, path: str, index: faiss.Index) -> FileRef:
     """Publish a FAISS index."""
     with storage.publishing(path) as local:
-        faiss.write_index(index, str(local))
+        try:
+            faiss.write_index(index, str(local))
+        except RuntimeError as error:  # FAISS knows no other; what it says ends with the reason
+            raise OSError(f"{path} could not be written: {str(error).rpartition(':')[2].strip()}") from error
         return describe(path, local, index.ntotal)
 
 
@@ -116,14 +120,20 @@ def read_faiss(storage: Storage, file: FileRef, *, mapped: bool = True) -> faiss
         raise _damaged(storage, file) from error
 
 
-def open_shard(storage: Storage, index: Index, shard: Shard, dimension: int, codes: dict[str, int]) -> Block:
-    """A shard as a block. Labels new to the vocabulary `codes` are added to it. Raises DamagedFile."""
+def open_shard(
+    storage: Storage, index: Index, shard: Shard, dimension: int, codes: dict[str, int], files: Sequence[RowsFile]
+) -> Block:
+    """A shard as a block. Labels new to the vocabulary `codes` are added to it. Raises DamagedFile.
+
+    `files` are the entries files it was made of, in which its vectors are looked up where it keeps none.
+    """
     ids_N = _read_array(storage, shard.ids)
     local_codes = _read_array(storage, shard.labels)
     table = _mapped_table(storage, shard.entries, checked_path(storage, shard.entries))
     names = json.loads(table.schema.metadata[_LABELS])
+    vectors_ND = mapped_vectors(storage, shard.vectors, dimension) if shard.vectors else None
+    make_finder = _finder_maker(storage, shard, index.parameters, vectors_ND)
     translation = np.array([codes.setdefault(name, len(codes)) for name in names] + [-1], np.int32)
-    vectors_ND = mapped_vectors(storage, shard.vectors, dimension)
     return Block(
         ids_N=ids_N,
         codes_N=translation[local_codes],
@@ -131,17 +141,25 @@ def open_shard(storage: Storage, index: Index, shard: Shard, dimension: int, cod
         live_N=np.ones(len(ids_N), bool),
         uris=table.column("uri"),
         datasets=table.column("dataset"),
-        make_finder=_finder_maker(storage, shard.index, index.parameters, vectors_ND),
+        make_finder=make_finder,
         kept={name: table.column(name) for name in table.column_names if name not in _TOLD},
+        read_vectors=lambda ids_N: read_embeddings(storage, files, ids_N, dimension),
     )
 
 
-def _finder_maker(storage: Storage, file: FileRef | None, parameters: str, vectors_ND: np.ndarray) -> MakeFinder:
-    if file is None:
-        return lambda rows_N: ExactFinder(vectors_ND, rows_N)
-    faiss_index = read_faiss(storage, file)
-    if faiss_index.ntotal != len(vectors_ND):
-        raise _damaged(storage, file)
+def files_covered(shard: Shard, files: Sequence[RowsFile]) -> list[RowsFile]:
+    """The entries files that hold rows of a shard."""
+    return [f for f in files if any(first <= f.last_id and f.first_id <= last for first, last in shard.covers)]
+
+
+def _finder_maker(storage: Storage, shard: Shard, parameters: str, vectors_ND: np.ndarray | None) -> MakeFinder:
+    if shard.index is None:
+        assert vectors_ND is not None  # noqa: S101  # a shard has an index, or vectors, or both
+        exact_ND = vectors_ND
+        return lambda rows_N: ExactFinder(exact_ND, rows_N)
+    faiss_index = read_faiss(storage, shard.index)
+    if faiss_index.ntotal != shard.rows:
+        raise _damaged(storage, shard.index)
     values = parsed(parameters)
     return lambda rows_N: ApproximateFinder(faiss_index, values, rows_N, vectors_ND)
 
@@ -181,10 +199,17 @@ def _damaged(storage: Storage, file: FileRef) -> DamagedFile:
 
 
 def without_entries(
-    storage: Storage, folder: str, index: Index, shard: Shard, dimension: int, erased: np.ndarray
+    storage: Storage,
+    folder: str,
+    index: Index,
+    shard: Shard,
+    dimension: int,
+    erased: np.ndarray,
+    files: Sequence[RowsFile],
 ) -> Shard | None:
     """Write a shard anew below `folder` without some entries (ids int64 [N]); None when no row is left.
 
+    `files` are entries files that hold what stays, in which its vectors are looked up where the shard keeps none.
     The trained quantizer is the same; labels that only erased entries had are gone. Raises DamagedFile.
     """
     ids_N = _read_array(storage, shard.ids)
@@ -196,19 +221,24 @@ def without_entries(
     codes_N = _read_array(storage, shard.labels)[kept_N]
     used = np.unique(codes_N[codes_N >= 0])
     table = table.replace_schema_metadata({_LABELS: json.dumps([names[code] for code in used])})
-    vectors_ND = mapped_vectors(storage, shard.vectors, dimension)
+    vectors_ND = mapped_vectors(storage, shard.vectors, dimension) if shard.vectors else None
     changes: dict[str, object] = {
         "rows": len(kept_N),
         "ids": _write_array(storage, f"{folder}/ids.npy", ids_N[kept_N]),
         "labels": _write_array(storage, f"{folder}/labels.npy", _renumbered(codes_N, used)),
         "entries": _write_ipc(storage, f"{folder}/entries.arrow", table.take(pa.array(kept_N))),
-        "vectors": write_vectors(storage, f"{folder}/vectors.f16", vectors_ND, kept_N),
     }
+    if vectors_ND is not None:
+        changes["vectors"] = write_vectors(storage, f"{folder}/vectors.f16", vectors_ND, kept_N)
     if shard.index is not None and index.trained is not None:
         populated = read_faiss(storage, index.trained, mapped=False)
         for start in range(0, len(kept_N), ROWS_COPIED):
             rows = kept_N[start : start + ROWS_COPIED]
-            populated.add(np.ascontiguousarray(vectors_ND[rows], np.float32))
+            if vectors_ND is not None:
+                added_ND = vectors_ND[rows]
+            else:
+                added_ND = read_embeddings(storage, files, ids_N[rows], dimension)
+            populated.add(np.ascontiguousarray(added_ND, np.float32))
         changes["index"] = write_faiss(storage, f"{folder}/index.faiss", populated)
     return shard.model_copy(update=changes)
 

@@ -141,6 +141,7 @@ class Contents:
             file.path: shard
             for shard in self._shards
             for file in (shard.shard.ids, shard.shard.labels, shard.shard.vectors, shard.shard.entries)
+            if file is not None
         }
         self._loading = threading.Lock()
         self.facts: dict[str, Facts] = {}

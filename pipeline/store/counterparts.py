@@ -30,8 +30,9 @@ class ShardSides:
             return
         rows_N, hit_N = _located(self.ids_N, ids_N)
         rows_N, mask = rows_N[hit_N], pa.array(hit_N)
-        if self.vectors_ND is not None and not _equal_bits(self.vectors_ND[rows_N], vectors_ND[hit_N]):
-            yield damage(self.shard.vectors.path, _differs("vectors"))
+        vectors = self.shard.vectors
+        if vectors and self.vectors_ND is not None and not _equal_bits(self.vectors_ND[rows_N], vectors_ND[hit_N]):
+            yield damage(vectors.path, _differs("vectors"))
         if self._labels is not None and not _same(self._labels.take(pa.array(rows_N)), table["label"].filter(mask)):
             yield damage(self.shard.labels.path, _differs("labels"))
         for name in ("uri", "dataset"):

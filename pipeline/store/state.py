@@ -101,12 +101,15 @@ class Quality(_Frozen):
         )
 
 
+Refine = Literal["float16", "none"]
+
+
 class Shard(_Frozen):
     """One FAISS index over the live entries of some parts.
 
     `covers` holds inclusive id ranges: an entries file whose ids lie in one of them is searched through the shard.
-    `index` is absent for the key Flat, whose vectors are their own index. `centroid_distance` is how far its vectors
-    are from the centroids nearest to them, on average; None without centroids.
+    `index` is absent for the key Flat, whose vectors are their own index; `vectors` where nothing is scored again.
+    `centroid_distance` is how far its vectors are from the centroids nearest to them, on average; None without those.
     """
 
     number: int
@@ -115,7 +118,7 @@ class Shard(_Frozen):
     index: FileRef | None
     ids: FileRef
     labels: FileRef
-    vectors: FileRef
+    vectors: FileRef | None
     entries: FileRef
     recall_at_10: float
     quality: Quality | None = None
@@ -126,12 +129,18 @@ class Shard(_Frozen):
         files = (self.index, self.ids, self.labels, self.vectors, self.entries)
         return sum(file.num_bytes for file in files if file)
 
+    @property
+    def bytes_in_memory(self) -> int:
+        """Bytes of the FAISS index, which is searched as a whole; for the key Flat those of the vectors."""
+        searched = self.index or self.vectors
+        return searched.num_bytes if searched else 0
+
     def to_json(self) -> dict:
         """What status says of a shard, as a JSON object; bytes in memory, for each vector."""
         return {
             "number": self.number,
             "rows": self.rows,
-            "bytes_per_vector": (self.index or self.vectors).num_bytes / max(self.rows, 1),
+            "bytes_per_vector": self.bytes_in_memory / max(self.rows, 1),
             "recall_at_10": self.recall_at_10,
             "quality": self.quality.model_dump() if self.quality else None,
         }
@@ -141,6 +150,7 @@ class Index(_Frozen):
     """A generation of shards that share one trained quantizer and one set of search parameters.
 
     `parameters` is FAISS's own notation ("nprobe=16") and `rerank`; `recall_at_10` is the lowest of any shard.
+    With `refine` float16 the shards keep their vectors, from which candidates are scored again.
     `candidates` is the table of the keys it was chosen from, `centroid_distance` that of the sample it was trained on.
     """
 
@@ -151,6 +161,7 @@ class Index(_Frozen):
     shards: tuple[Shard, ...]
     candidates: FileRef | None = None
     centroid_distance: float | None = None
+    refine: Refine = "float16"
 
     @property
     def recall_at_10(self) -> float:
@@ -172,6 +183,8 @@ class Index(_Frozen):
             "key": self.key,
             "bytes": self.num_bytes,
             "bytes_in_memory": self.bytes_in_memory,
+            "refine": self.refine,
+            "refine_bytes": sum(shard.vectors.num_bytes for shard in self.shards if shard.vectors),
             "recall_at_10": self.recall_at_10,
             "parameters": self.parameters,
             "drift": self.drift,
@@ -180,8 +193,8 @@ class Index(_Frozen):
 
     @property
     def bytes_in_memory(self) -> int:
-        """Bytes of the FAISS indexes, which are searched as a whole; for the key Flat those of the vectors."""
-        return sum((shard.index or shard.vectors).num_bytes for shard in self.shards)
+        """Those of its shards."""
+        return sum(shard.bytes_in_memory for shard in self.shards)
 
 
 class SetIdentity(_Frozen):

@@ -5,12 +5,15 @@
 Base and queries are grown from real vectors (`vectors.grown`), the queries from those of test images only. At each size
 a memory of given vectors is added, indexed and searched as in `index_peers`, in processes of its own, and removed.
 An exponent is the slope of a figure's logarithm over that of the rows, by least squares: 1 is linear, 0.5 a root.
-`single_ms` and `batch_per_second` are those of the least effort with recall@10 of 0.95. Prints one JSON document.
+`single_ms` and `batch_per_second` are those of the least effort with recall@10 of 0.95. Each size but the first was
+predicted on the memory of the size before it, by `plan-capacity`: `off_by` is that over what was measured. Prints one
+JSON document.
 """
 
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +23,7 @@ import numpy as np
 
 from tests.benchmarks import measuring
 from tests.benchmarks.index_contenders import K
-from tests.benchmarks.index_peers import DEFAULT_BYTES, Run, good_effort
+from tests.benchmarks.index_peers import DEFAULT_BYTES, ROOT, Run, good_effort
 from tests.benchmarks.vectors import RealVectors, grown
 
 FIGURES = ("store_seconds", "seconds", "peak_bytes", "disk_bytes", "searched_bytes", "index_bytes")
@@ -50,6 +53,25 @@ def figures(result: Mapping) -> dict[str, float]:
     )
 
 
+def predicted(memory: Path, rows: int, max_bytes: int) -> dict[str, float]:
+    """What `plan-capacity` says of an index over so many rows."""
+    command = [sys.executable, "-W", "ignore", "-m", "jobs.cli", "plan-capacity", str(memory), "--rows", str(rows)]
+    asked = [*command, "--memory-per-node", str(max_bytes), "--json"]
+    said = subprocess.run(asked, cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    return dict(json.loads(said.stdout))
+
+
+def off_by(plan: Mapping, build: Mapping) -> dict[str, float]:
+    """What was predicted of a build, as a multiple of what was measured."""
+    pairs = {
+        "seconds": (plan["total_build_seconds"], build["seconds"]),
+        "peak_bytes": (plan["build_peak_bytes"], build["peak_bytes"] + build["loaded_bytes"]),
+        "bytes_in_memory": (plan["bytes_in_memory"], build["index_bytes"]),
+        "bytes_on_disk": (plan["bytes_on_disk"], build["searched_bytes"]),
+    }
+    return {name: round(said / measured, 3) for name, (said, measured) in pairs.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vectors", type=Path, required=True, help="what vectors.py has written")
@@ -67,15 +89,20 @@ def main() -> None:
     queries_QD = grown(given.queries_QD, arguments.queries, seed=1).astype(np.float32)
     document: dict = {"machine": measuring.machine(), "dimension": arguments.dimension, "k": K}
     document |= {"threads": arguments.threads, "queries": arguments.queries, "sizes": []}
-    for rows in sorted(arguments.rows):
+    sizes = sorted(arguments.rows)
+    plan: dict = {}
+    for rows, following in zip(sizes, [*sizes[1:], None], strict=True):
         run = Run(out / f"rows-{rows}", arguments.threads, arguments.limit, sys.executable)
         run.prepare(grown(given.base_ND, rows, seed=2), queries_QD)
         settings = replace(run.settings("ours", arguments.max_memory), key=arguments.key)
         result = run.measured("ours", settings, cold=False)
-        shutil.rmtree(run.work)
         if "points" not in result:
             sys.exit(f"{rows:,} rows: {result.get('failed', result.get('skipped'))}")
-        document["sizes"].append({"rows": rows, "figures": figures(result), **result})
+        size = {"rows": rows, "figures": figures(result), **result}
+        document["sizes"].append(size | {"predicted": plan, "off_by": off_by(plan, result["build"])} if plan else size)
+        if following is not None:
+            plan = predicted(Path(settings.folder) / "memory", following, arguments.max_memory)
+        shutil.rmtree(run.work)
         document["exponents"] = exponents(document["sizes"])
         (out / "index_growth.json").write_text(json.dumps(document, indent=1))
     print(json.dumps(document, indent=1))

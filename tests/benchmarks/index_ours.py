@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.edits import index_growth
 from pipeline.index.approximate import ApproximateFinder
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.index.search import LiveEntries
 from pipeline.progress import Progress
 from pipeline.visual_memory import VisualMemory

@@ -17,7 +17,7 @@ from pipeline import VisualMemory
 from pipeline.edits.compact import compact
 from pipeline.edits.singles import NewEntry, add_singles
 from pipeline.errors import CommitConflict
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.store import singles, versions
 from pipeline.store.garbage import remove_garbage, take_census
 from pipeline.store.leases import Lease

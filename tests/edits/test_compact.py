@@ -17,7 +17,7 @@ from pipeline.edits import singles
 from pipeline.edits.add import AddOptions
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.errors import CommitConflict
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.progress import Progress
 from pipeline.store.ids import split_id
 from pipeline.store.places import open_storage

@@ -16,7 +16,7 @@ from pipeline import VisualMemory
 from pipeline.edits.copy import copy
 from pipeline.edits.expire import expire
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.progress import Progress
 from pipeline.store.leases import Lease
 from pipeline.store.local import LocalStorage

@@ -19,7 +19,7 @@ from pipeline.edits.redact import finish_erasures
 from pipeline.edits.relabel import Correction
 from pipeline.edits.singles import fold_singles
 from pipeline.errors import CommitConflict, UnknownName
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.index.vector_bytes import VectorSearch, quantizer_holds
 from pipeline.store.erasure import REDACTED, ErasurePlan
 from pipeline.store.leases import Lease

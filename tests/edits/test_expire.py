@@ -14,7 +14,7 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.edits.expire import expire
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.store.leases import Lease
 from pipeline.store.local import LocalStorage
 from pipeline.store.segments import is_given_up, reserve

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.errors import CommitConflict, SourceError, UnknownName, UsageError
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.store.labels import read_label_rows
 from pipeline.store.state import SetState
 from pipeline.store.tombstones import FOLD_EVERY

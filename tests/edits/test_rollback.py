@@ -11,7 +11,8 @@ from pipeline import VisualMemory
 from pipeline.decisions.voting import VOTINGS
 from pipeline.edits.forget import forget
 from pipeline.errors import CommitConflict, MemoryMissing, UsageError
-from pipeline.index.build import IndexOptions, build_index, plan_index
+from pipeline.index.build import build_index
+from pipeline.index.plan import IndexOptions, plan_index
 from pipeline.store.garbage import remove_garbage, take_census
 from pipeline.store.local import LocalStorage
 from pipeline.store.state import file_refs

@@ -23,7 +23,8 @@ from pipeline.edits.rollback import roll_back
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.errors import CommitConflict, DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
 from pipeline.index import live as live_blocks
-from pipeline.index.build import IndexOptions, build_index, plan_index
+from pipeline.index.build import build_index
+from pipeline.index.plan import IndexOptions, plan_index
 from pipeline.index.search import LiveEntries
 from pipeline.store import local
 from pipeline.store import singles as stored_singles

@@ -42,7 +42,7 @@ def test_what_grows_with_rows_and_what_with_lists() -> None:
     large = computed(RATES, candidate("IVF4096,PQ32x4fs"), 10_000_000, 64 << 30, 100.0)
     assert small.build_seconds["gathering"] == pytest.approx(1.0)
     assert large.build_seconds["gathering"] == pytest.approx(10.0)
-    assert small.build_seconds["training"] == pytest.approx(2.0 + 1e-9 * 65_536 * 1_024, abs=0.01)
+    assert small.build_seconds["training"] == pytest.approx(2.0 + 1e-9 * 49_152 * 1_024, abs=0.01)
     assert large.build_seconds["populating"] == pytest.approx(10_000_000 * (1e-6 + 4_096e-9), abs=0.01)
     assert (small.shards, large.shards) == (1, 10)
     assert large.bytes_in_memory == expected_bytes("IVF4096,PQ32x4fs", 10_000_000, 64)

@@ -5,9 +5,9 @@ import pytest
 
 from pipeline.errors import IndexBuildError
 from pipeline.index import parameters
-from pipeline.index.build import IndexOptions
 from pipeline.index.candidates import expected_bytes, num_lists
 from pipeline.index.choice import CHOSEN, TOO_LARGE, choose
+from pipeline.index.plan import IndexOptions
 from pipeline.index.training import trained
 from pipeline.index.tuning import Judge, least_work, query_sample
 from tests.conftest import MakeMemory, unit

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.errors import IndexBuildError
 from pipeline.index import shard_work
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.index.vector_bytes import VectorSearch
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline import VisualMemory
 from pipeline.index.approximate import ApproximateFinder
-from pipeline.index.build import IndexOptions
 from pipeline.index.exact import ExactFinder, similarities
+from pipeline.index.plan import IndexOptions
 from pipeline.index.search import LiveEntries, Restrictions
 from pipeline.store.state import State
 from tests.conftest import MakeMemory, add_vectors, unit

@@ -17,7 +17,7 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.edits.singles import NewEntry, add_singles
 from pipeline.errors import SourceError, UsageError
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.index.where import parse
 from pipeline.store.kept_values import read_kept
 from tests.conftest import unit

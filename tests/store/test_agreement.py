@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import VisualMemory
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.store.files import RowsFile
 from pipeline.store.findings import Finding
 from pipeline.store.labels import label_rows, write_label_map, write_labels

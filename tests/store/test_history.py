@@ -13,7 +13,7 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.edits.expire import expire
 from pipeline.errors import DamagedFile, MemoryMissing, UsageError
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.store.files import FileRef
 from pipeline.store.history import history
 from pipeline.store.local import LocalStorage

@@ -11,7 +11,7 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.edits.singles import NewEntry, add_singles
 from pipeline.errors import DamagedFile
-from pipeline.index.build import IndexOptions
+from pipeline.index.plan import IndexOptions
 from pipeline.store.files import FileRef
 from pipeline.store.findings import Finding
 from pipeline.store.segments import segment_folder
