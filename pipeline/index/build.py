@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import CommitConflict, IndexBuildError
 from pipeline.index import parameters
 from pipeline.index.candidates import FLAT, empty_index, least_rows, num_lists, training_rows
-from pipeline.index.choice import SAMPLE_ROWS, Table
+from pipeline.index.choice import CHOSEN, SAMPLE_ROWS, Table
+from pipeline.index.gpu import gpu
 from pipeline.index.plan import IndexOptions, IndexPlan, measured_candidates
 from pipeline.index.shard_work import Gathered, Measured, Populated, ShardWork, files_of, read_mark
 from pipeline.index.shards import SideFiles, mapped_vectors, write_faiss
@@ -142,6 +143,15 @@ class _Trained(BaseModel):
     candidates: FileRef | None
 
 
+class _TooCoarse(Exception):
+    """A shard misses the target whatever the parameters."""
+
+    def __init__(self, key: str, found: Measured, side: SideFiles) -> None:
+        super().__init__(key)
+        self.found = found
+        self.side = side
+
+
 class _Builder:
     def __init__(
         self,
@@ -160,6 +170,7 @@ class _Builder:
         self._progress = on_progress
         self._workers = workers
         self._num_live = state.num_live
+        self._table = plan.table
         self._old = state.index if plan.grows else None
         self._kept = self._old.shards[: len(self._old.shards) - plan.merged] if self._old else ()
         fingerprint = _fingerprint(state, plan, options)
@@ -200,19 +211,58 @@ class _Builder:
         rows = sum(found.side.rows for found in gathered.values())
         if not rows and key != FLAT:
             raise IndexBuildError("every entry to be indexed is forgotten: add images first")
-        made = self._trained([gathered[number] for number in numbers])
-        key = made.key
-        self._work = replace(self._work, key=key)
-        if made.index is None:
-            self._check_held(sum(found.side.vectors.num_bytes for found in gathered.values()), key)
-            return self._index("", made, [self._shard(number, gathered[number], None, None) for number in numbers])
+        while True:
+            made = self._trained([gathered[number] for number in numbers])
+            self._work = replace(self._work, key=made.key)
+            if made.index is None:
+                self._check_held(sum(found.side.vectors.num_bytes for found in gathered.values()), made.key)
+                return self._index("", made, [self._shard(n, gathered[n], None, None) for n in numbers])
+            try:
+                return self._filled(gathered, made, made.index)
+            except _TooCoarse as short:
+                self._choose_finer(made, short)
+
+    def _filled(self, gathered: dict[int, Gathered], made: _Trained, trained: FileRef) -> Index:
+        """The index with all shards; the first is tuned before the others are populated. Raises _TooCoarse."""
         filled = [(number, found) for number, found in sorted(gathered.items()) if found.side.rows]
-        populated = dict(self._counted("populating", self._workers.populated(self._work, made.index, filled)))
-        self._check_held(sum(found.index.num_bytes for found in populated.values()), key)
+        populated: dict[int, Populated] = {}
+        measured: dict[int, Measured] = {}
+        known = self._old.parameters if self._old else None
+        self._progress(Progress("populating", 0, self._plan.rows))
+        for some in (filled[:1], filled[1:]) if known is None else (filled,):
+            for number, found in self._workers.populated(self._work, trained, some):
+                populated[number] = found
+                done = sum(file.rows for place in populated for file in self._plan.shards[place])
+                self._progress(Progress("populating", done, self._plan.rows))
+            if known is None:
+                [(number, first)] = some
+                self._progress(Progress("tuning", 0, len(filled)))
+                measured.update(self._workers.measured(self._work, None, [(number, first, populated[number])]))
+                self._check_reached(made.key, measured, gathered)
+                known = measured[number].parameters
+        self._check_held(sum(found.index.num_bytes for found in populated.values()), made.key)
         asked = [(number, found, populated[number]) for number, found in filled]
-        written, measured = self._measured(asked, key)
-        shards = [self._shard(n, gathered[n], populated.get(n), measured.get(n)) for n in numbers]
+        written = self._all_measured(asked, made.key, known or "", measured, gathered)
+        shards = [self._shard(n, found, populated.get(n), measured.get(n)) for n, found in sorted(gathered.items())]
         return self._index(written, made, shards)
+
+    def _choose_finer(self, made: _Trained, short: "_TooCoarse") -> None:
+        """Have the next candidate built in place of one that did on the sample and not on a shard.
+
+        Raises IndexBuildError where the key was given, or no other reaches the target.
+        """
+        table = self._table
+        if self._plan.key is not None or table is None:
+            raise IndexBuildError(self._too_low(made.key, short.found, short.side))
+        self._table = table.without(made.key, short.found.quality)
+        if not any(candidate.verdict == CHOSEN for candidate in self._table.candidates):
+            raise IndexBuildError(self._too_low(made.key, short.found, short.side))
+        self._progress(Progress("choosing", 1, 1))
+        for name in self._storage.list(self._marks):
+            if name.startswith(("trained", "populated")):
+                mark = read_mark(self._storage, f"{self._marks}/{name}", _kind_of(name))
+                made_of = [file.path for file in files_of(mark)] if mark else []
+                self._storage.delete([*made_of, f"{self._marks}/{name}"])
 
     def _sample_rows(self, key: str | None) -> int:
         """Rows for the training sample; of a key yet to be chosen, as many as the most demanding may want."""
@@ -243,7 +293,7 @@ class _Builder:
             [mapped_vectors(self._storage, found.sample, self._work.dimension) for found in gathered if found.sample]
         )
         if key is None:
-            table = self._plan.table or self._table(sample_ND)
+            self._table = table = self._table or self._measured_table(sample_ND)
             key = table.chosen.key
             candidates = self._write_table(table)
             if key == FLAT:
@@ -251,13 +301,13 @@ class _Builder:
             rows = training_rows(key, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
             sample_ND = np.random.default_rng(0).permutation(sample_ND)[:rows]
         self._progress(Progress("training", 0, len(sample_ND)))
-        index = trained(key, sample_ND)
+        index = trained(key, sample_ND, device=gpu())
         self._progress(Progress("training", len(sample_ND), len(sample_ND)))
         published = write_faiss(self._storage, f"{self._folder}/trained.faiss", index)
         distance = centroid_distance(index, sample_ND)
         return _Trained(key=key, index=published, centroid_distance=distance, candidates=candidates)
 
-    def _table(self, sample_ND: np.ndarray) -> Table:
+    def _measured_table(self, sample_ND: np.ndarray) -> Table:
         rows = np.random.default_rng(0).permutation(len(sample_ND))[:SAMPLE_ROWS]
         return measured_candidates(sample_ND[rows], self._num_live, self._options, self._plan.refine, self._progress)
 
@@ -267,35 +317,36 @@ class _Builder:
             local.write_text(table.model_dump_json(indent=1))
             return describe(path, local)
 
-    def _measured(self, asked: Sequence[tuple[int, Gathered, Populated]], key: str) -> tuple[str, dict[int, Measured]]:
-        """The parameters that take every shard to the target, and what each is with them.
+    def _all_measured(
+        self,
+        asked: Sequence[tuple[int, Gathered, Populated]],
+        key: str,
+        known: str,
+        measured: dict[int, Measured],
+        gathered: dict[int, Gathered],
+    ) -> str:
+        """Measure every shard that is not yet, and give the parameters that take all of them to the target.
 
-        The first shard is tuned, unless the generation has parameters already. Where another needs wider ones, those
-        measured with narrower ones are measured again.
+        Where one needs wider ones than `known`, those measured with narrower ones are measured again.
         """
-        known = self._old.parameters if self._old else None
-        total = len(asked)
-        measured: dict[int, Measured] = {}
-        if known is None:
-            self._progress(Progress("tuning", 0, total))
-            measured.update(self._workers.measured(self._work, None, asked[:1]))
-            known = measured[asked[0][0]].parameters
         while True:
             left = [entry for entry in asked if entry[0] not in measured]
             for number, found in self._workers.measured(self._work, known, left):
                 measured[number] = found
-                self._progress(Progress("tuning", len(measured), total))
-            for number, found in measured.items():
-                if not found.reached:
-                    side = next(gathered.side for place, gathered, _ in asked if place == number)
-                    raise IndexBuildError(self._too_low(key, found, side))
+                self._progress(Progress("tuning", len(measured), len(asked)))
+                self._check_reached(key, measured, gathered)
             widest = parameters.widest_of([parameters.parsed(found.parameters) for found in measured.values()])
             known = parameters.written(widest)
             narrower = [n for n, found in measured.items() if parameters.parsed(found.parameters) != widest]
             if not narrower:
-                return known, measured
+                return known
             for number in narrower:
                 del measured[number]
+
+    def _check_reached(self, key: str, measured: dict[int, Measured], gathered: dict[int, Gathered]) -> None:
+        for number, found in measured.items():
+            if not found.reached:
+                raise _TooCoarse(key, found, gathered[number].side)
 
     def _too_low(self, key: str, found: Measured, side: SideFiles) -> str:
         """That a shard misses the target, and which setting would reach it, as far as could be measured."""
@@ -310,7 +361,7 @@ class _Builder:
             )
         vectors_ND = mapped_vectors(self._storage, side.vectors, self._work.dimension)
         rows = np.random.default_rng(0).permutation(len(vectors_ND))[:SAMPLE_ROWS]
-        table = self._table(vectors_ND[np.sort(rows)])
+        table = self._measured_table(vectors_ND[np.sort(rows)])
         able = [c for c in table.candidates if c.reaches(target) and c.key not in (key, FLAT)]
         if not able:
             return f"{reached}, and was not published: give --key Flat for exact search, or {lower}"
@@ -373,8 +424,7 @@ class _Builder:
     def _marked(self) -> list[FileRef]:
         found: list[FileRef] = []
         for name in self._storage.list(self._marks):
-            kind = next((kind for start, kind in _KINDS.items() if name.startswith(start)), None)
-            mark = read_mark(self._storage, f"{self._marks}/{name}", kind) if kind else None
+            mark = read_mark(self._storage, f"{self._marks}/{name}", _kind_of(name))
             found += files_of(mark) if mark else []
         return found
 
@@ -397,7 +447,10 @@ class _Builder:
         self._storage.remove_folder(self._marks)
 
 
-_KINDS: dict[str, type[BaseModel]] = {"gathered": Gathered, "populated": Populated, "trained": _Trained}
+def _kind_of(name: str) -> type[BaseModel]:
+    """What a mark of this name says."""
+    kinds: dict[str, type[BaseModel]] = {"gathered": Gathered, "populated": Populated, "trained": _Trained}
+    return kinds.get(name.rpartition(".")[0].partition("-")[0], _Begun)
 
 
 def _next_generation(storage: Storage) -> int:

@@ -17,7 +17,8 @@ from pipeline.index import tuning
 from pipeline.index.candidates import FLAT, expected_bytes, num_centroids, training_rows, with_lists
 from pipeline.index.choice import Candidate, choose
 from pipeline.index.plan import DEFAULT_SHARD_ROWS
-from pipeline.index.shard_work import ADD_ROWS, ENTRY_BYTES, PROCESS_BYTES
+from pipeline.index.populating import ADD_ROWS
+from pipeline.index.shard_work import ENTRY_BYTES, PROCESS_BYTES
 from pipeline.index.training import trained
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import RowsFile
@@ -148,7 +149,8 @@ def computed(
     shard_bytes = expected_bytes(chosen.key, held, rates.dimension)
     training_bytes = 0 if chosen.key == FLAT else 3 * trained_on * 2 * rates.dimension
     chunk = ADD_ROWS * 4 * rates.dimension
-    peak = PROCESS_BYTES + max(held * ENTRY_BYTES, training_bytes, shard_bytes + 2 * chunk)
+    vectors = held * 2 * rates.dimension  # mapped, and read as a whole while a shard is populated and judged
+    peak = PROCESS_BYTES + vectors + max(held * ENTRY_BYTES, training_bytes, shard_bytes + 2 * chunk)
     index_bytes = 0 if chosen.key == FLAT else in_memory
     return CapacityPlan(
         rows=rows,

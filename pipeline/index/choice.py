@@ -70,7 +70,9 @@ class Candidate(BaseModel):
 
     def reaches(self, target: float) -> bool:
         """Whether it has this recall@10 on the sample, with what was looked for."""
-        return self.quality is not None and self.verdict != TOO_COARSE and self.quality.recall_at_10 >= target
+        return (
+            self.quality is not None and not self.verdict.startswith(TOO_COARSE) and self.quality.recall_at_10 >= target
+        )
 
     @property
     def cost(self) -> float:
@@ -95,6 +97,17 @@ class Table(BaseModel):
         """The table as a JSON object."""
         return self.model_dump(mode="json")
 
+    def without(self, key: str, quality: Quality) -> "Table":
+        """The table with another chosen where this key has this quality on a shard, and so misses the target."""
+        verdict = f"{TOO_COARSE}: {quality.recall_at_10:.3f} at most on a shard"
+        left = [
+            c.model_copy(
+                update={"verdict": verdict if c.key == key else "" if c.reaches(self.target_recall) else c.verdict}
+            )
+            for c in self.candidates
+        ]
+        return self.model_copy(update={"candidates": _judged(left, self.max_latency_ms)})
+
     @property
     def chosen(self) -> Candidate:
         """The candidate to build. Raises IndexBuildError, with the way out, where there is none."""
@@ -108,7 +121,7 @@ class Table(BaseModel):
                 f"no index of {self.rows:,} rows fits into {self.max_memory_bytes:,} bytes: "
                 f"{least.key} takes least, {least.bytes_in_memory:,}; allow more with --max-memory"
             )
-        able = [c for c in self.candidates if c.quality and c.verdict != TOO_COARSE]
+        able = [c for c in self.candidates if c.quality and not c.verdict.startswith(TOO_COARSE)]
         if able:
             cheapest = min(able, key=lambda candidate: candidate.bytes_in_memory)
             assert cheapest.quality is not None  # noqa: S101  # able ones have one

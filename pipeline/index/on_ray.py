@@ -15,6 +15,7 @@ from pipeline.errors import VisualMemoryError, WorkerError
 from pipeline.index.shard_work import Gathered, Measured, Populated, ShardWork
 from pipeline.store.files import FileRef
 
+GPU_SHARE = 0.25  # of a GPU, for a task that populates a shard where the cluster has any: most of its time is not there
 TRIES = 3  # of a step whose process dies, beyond the first
 
 
@@ -29,14 +30,15 @@ class OnRay:
         self, work: ShardWork, trained: FileRef, shards: Sequence[tuple[int, Gathered]]
     ) -> Iterable[tuple[int, Populated]]:
         """As `build.Workers` says."""
-        return _done(
+        steps = [
             (
                 number,
                 _needs(work, number, trained.num_bytes),
                 partial(work.populate, number, found.side, trained),
             )
             for number, found in shards
-        )
+        ]
+        return _done(steps, gpu_share=GPU_SHARE if ray.cluster_resources().get("GPU") else 0)  # type: ignore[no-untyped-call]
 
     def measured(
         self, work: ShardWork, known: str | None, shards: Sequence[tuple[int, Gathered, Populated]]
@@ -58,7 +60,7 @@ def _needs(work: ShardWork, number: int, trained_bytes: int) -> int:
     return work.memory_bytes(number, trained_bytes + rows * 2 * work.dimension)
 
 
-def _done(steps: Iterable[tuple[int, int, Callable[[], Any]]]) -> Iterator[tuple[int, Any]]:
+def _done(steps: Iterable[tuple[int, int, Callable[[], Any]]], gpu_share: float = 0) -> Iterator[tuple[int, Any]]:
     """Run steps, each of a shard's number and the bytes it needs, yielding what they return as it comes."""
 
     def step(make: Callable[[], Any]) -> Any:
@@ -70,9 +72,9 @@ def _done(steps: Iterable[tuple[int, int, Callable[[], Any]]]) -> Iterator[tuple
             return error
 
     room = ray.cluster_resources().get("memory", float("inf"))  # type: ignore[no-untyped-call]
-    task = ray.remote(step)
+    task = ray.remote(num_cpus=1, max_retries=TRIES)(step)
     running = {
-        task.options(num_cpus=1, memory=min(needed, int(room)), max_retries=TRIES).remote(make): number
+        task.options(num_gpus=gpu_share, memory=min(needed, int(room))).remote(make): number
         for number, needed, make in steps
     }
     try:

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import DamagedFile
 from pipeline.index import parameters, tuning
+from pipeline.index.gpu import gpu
+from pipeline.index.populating import ADD_ROWS, populated
 from pipeline.index.shards import SideFiles, mapped_vectors, read_faiss, write_faiss, write_side_files, write_vectors
 from pipeline.index.training import centroid_distance
 from pipeline.store.files import FileRef, RowsFile
@@ -22,7 +24,7 @@ from pipeline.store.storage import AlreadyExists, Storage
 from pipeline.store.tombstones import read_tombstones
 
 WIDENED = 1.25  # times as far, where all queries ask for more than those that parameters were looked for with
-ADD_ROWS = 65_536  # vectors converted to float32 at a time
+WIDENINGS = 4  # before other parameters are looked for
 PROCESS_BYTES = 400 << 20  # of a process with FAISS, pyarrow and this library loaded, on Linux
 ENTRY_BYTES = 300  # of ids, labels, uris and datasets of a row while they are gathered, generously
 
@@ -105,48 +107,63 @@ class ShardWork:
             index = read_faiss(self.storage, trained, mapped=False)
             vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
             distance = centroid_distance(index, vectors_ND)
-            for start in range(0, side.rows, ADD_ROWS):
-                index.add(np.ascontiguousarray(vectors_ND[start : start + ADD_ROWS], np.float32))
-            published = write_faiss(self.storage, f"{self.shard_folder(number)}/index.faiss", index)
+            filled = populated(index, vectors_ND, gpu())
+            published = write_faiss(self.storage, f"{self.shard_folder(number)}/index.faiss", filled)
             return Populated(index=published, centroid_distance=distance)
 
         return self.once(f"populated-{number}", Populated, make)
 
     def measure(self, number: int, side: SideFiles, index: FileRef, known: str | None) -> Measured:
-        """Recall and latency with the `known` parameters, widened until the target is reached, or with tuned ones."""
-        populated = read_faiss(self.storage, index)
+        """Recall and latency with the `known` parameters, somewhat wider ones, or tuned ones where these do not do."""
+        mapped = read_faiss(self.storage, index)
         vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
         held_out = np.ones(side.rows, bool)
         held_out[self._sampled(number, side.rows)] = False
         judge = tuning.Judge(vectors_ND, tuning.query_sample(side.rows, number, held_out))
         if known is not None:
-            return self._reached(populated, judge, parameters.parsed(known), "measured")
+            recall, values = self._widened(mapped, judge, parameters.parsed(known))
+            if recall >= self.target_recall:
+                return self._measured(mapped, judge, values, recall, "measured")
         # The tuner sets parameters on what it tries, and asks for vectors by row.
         loaded = read_faiss(self.storage, index, mapped=False)
         found = tuning.tuned(loaded, self.key, judge, self.target_recall, self.max_latency_ms, refined=self._refined)
-        if found is None:
-            most = parameters.widest(populated) | ({"rerank": tuning.RERANKS[-1]} if self._refined else {})
-            return self._reached(populated, judge, most, "measured")
-        return self._reached(populated, judge, found.values, found.by)
+        most = parameters.widest(mapped) | ({"rerank": tuning.RERANKS[-1]} if self._refined else {})
+        tuned = found.values if found else most
+        for rerank in [n for n in tuning.RERANKS if n >= tuned["rerank"]] if "rerank" in tuned else [None]:
+            asked = tuned if rerank is None else tuned | {"rerank": rerank}
+            recall, values = self._widened(mapped, judge, asked)
+            if recall >= self.target_recall:
+                by = found.by if found and values == found.values else "measured"
+                return self._measured(mapped, judge, values, recall, by)
+        recall = judge.recall(mapped, most, tuning.NEIGHBORS_TUNED, refined=self._refined)
+        return self._measured(mapped, judge, most, recall, "measured")
 
-    def _reached(self, index: faiss.Index, judge: tuning.Judge, values: dict[str, int], by: str) -> Measured:
-        while True:
+    def _widened(self, index: faiss.Index, judge: tuning.Judge, values: dict[str, int]) -> tuple[float, dict[str, int]]:
+        """recall@10 of all queries, and the parameters with which it is; they search a few times further if need be."""
+        for _ in range(WIDENINGS):
             recall = judge.recall(index, values, tuning.NEIGHBORS_TUNED, refined=self._refined)
             wider = parameters.widened(index, values, WIDENED)
             if recall >= self.target_recall or wider is None:
-                quality = judge.quality(index, values, refined=self._refined, recall_at_10=recall)
-                reached, refined = recall >= self.target_recall, None
-                if not reached and not self._refined:
-                    most = values | {"rerank": tuning.RERANKS[-1]}
-                    refined = judge.recall(index, most, tuning.NEIGHBORS_TUNED, refined=True)
-                return Measured(
-                    parameters=parameters.written(values),
-                    tuned_by=by,
-                    quality=quality,
-                    reached=reached,
-                    recall_if_refined=refined,
-                )
-            values, by = wider, "measured"
+                break
+            values = wider
+        else:
+            recall = judge.recall(index, values, tuning.NEIGHBORS_TUNED, refined=self._refined)
+        return recall, values
+
+    def _measured(
+        self, index: faiss.Index, judge: tuning.Judge, values: dict[str, int], recall: float, by: str
+    ) -> Measured:
+        reached, refined = recall >= self.target_recall, None
+        if not reached and not self._refined:
+            most = values | {"rerank": tuning.RERANKS[-1]}
+            refined = judge.recall(index, most, tuning.NEIGHBORS_TUNED, refined=True)
+        return Measured(
+            parameters=parameters.written(values),
+            tuned_by=by,
+            quality=judge.quality(index, values, refined=self._refined, recall_at_10=recall),
+            reached=reached,
+            recall_if_refined=refined,
+        )
 
     @property
     def _refined(self) -> bool:

@@ -1,21 +1,30 @@
 """One index trained on a sample: the quantizer that every shard of a generation shares."""
 
+from typing import TYPE_CHECKING
+
 import faiss
 import numpy as np
 
 from pipeline.index.candidates import empty_index
+from pipeline.index.gpu import centroids_of
+
+if TYPE_CHECKING:
+    import torch
 
 ITERATIONS = 6  # of k-means; 8 cost a third more for nothing of recall@10 on 300,000 rows, 4 lost .0015
 CODEBOOK_ITERATIONS = 10  # of the k-means of a product quantizer; FAISS's 25 cost .1 s more for less than .0005
+ROUGH_ITERATIONS = 4  # of the same where only a sample is judged
 DISTANCE_ROWS = 20_000  # of a sample, which tell the distance to the nearest centroid to three digits
 SAMPLE_ROTATION_ROWS = 39 * 256  # as many as FAISS wants for the codebooks within
 
 
-def trained(key: str, sample_ND: np.ndarray, *, roughly: bool = False) -> faiss.Index:
-    """An empty index trained on vectors (float [N, D] of unit length).
+def trained(
+    key: str, sample_ND: np.ndarray, *, roughly: bool = False, device: "torch.device | None" = None
+) -> faiss.Index:
+    """An empty index trained on vectors (float [N, D] of unit length), with k-means on `device` where one is given.
 
-    `roughly` spends little on a learned rotation (OPQ), whose training would take longer than all else: enough to see
-    what a key is good for on a sample.
+    `roughly` spends little on codebooks and on a learned rotation (OPQ), which would take longer than all else: enough
+    to see what a key is good for on a sample.
     """
     index = empty_index(key, sample_ND.shape[1])
     inverted = faiss.try_extract_index_ivf(index)
@@ -26,7 +35,7 @@ def trained(key: str, sample_ND: np.ndarray, *, roughly: bool = False) -> faiss.
         inverted.cp.niter = ITERATIONS
     if isinstance(coded := faiss.downcast_index(inverted), faiss.IndexIVFPQ | faiss.IndexIVFPQFastScan):
         coded.pq.cp.min_points_per_centroid = 1
-        coded.pq.cp.niter = CODEBOOK_ITERATIONS
+        coded.pq.cp.niter = ROUGH_ITERATIONS if roughly else CODEBOOK_ITERATIONS
         if isinstance(coded, faiss.IndexIVFPQ):
             # Codes are ordered for a filter (`ht`) that no search here uses: 24 of 24 s of training PQ32x8.
             coded.do_polysemous_training = False
@@ -36,9 +45,13 @@ def trained(key: str, sample_ND: np.ndarray, *, roughly: bool = False) -> faiss.
         quantizers[-1].cp.min_points_per_centroid = 1
         rotation.pq = quantizers[-1]
         if roughly:
-            rotation.niter, rotation.niter_pq, rotation.niter_pq_0 = 2, 2, 4
+            rotation.niter, rotation.niter_pq, rotation.niter_pq_0 = 2, 2, ROUGH_ITERATIONS
             rotation.max_train_points = SAMPLE_ROTATION_ROWS
-    index.train(np.ascontiguousarray(sample_ND, np.float32))
+    floats_ND = np.ascontiguousarray(sample_ND, np.float32)
+    if device is not None and inverted is not None:
+        seen_ND = _steps_trained(index, floats_ND)
+        inverted.quantizer.add(centroids_of(seen_ND, inverted.nlist, ITERATIONS, device))  # FAISS then looks for none
+    index.train(floats_ND)
     for rotation in _learned_rotations(index):
         rotation.pq = None
     return index
@@ -69,6 +82,18 @@ def transformed(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:
     if isinstance(outer, faiss.IndexPreTransform):
         for step in range(outer.chain.size()):
             vectors_ND = faiss.downcast_VectorTransform(outer.chain.at(step)).apply(vectors_ND)
+    return vectors_ND
+
+
+def _steps_trained(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:
+    """Train what comes before the lists of an index, and give vectors (float32 [N, D]) as it makes them."""
+    outer = faiss.downcast_index(index)
+    if isinstance(outer, faiss.IndexPreTransform):
+        for place in range(outer.chain.size()):
+            step = faiss.downcast_VectorTransform(outer.chain.at(place))
+            if not step.is_trained:
+                step.train(vectors_ND)
+            vectors_ND = step.apply(vectors_ND)
     return vectors_ND
 
 

@@ -1,15 +1,19 @@
 """Choosing a key by measuring: what is proposed, what wins and why, and what is said when nothing will do."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from pipeline.errors import IndexBuildError
-from pipeline.index import parameters
+from pipeline.index import choice, parameters, tuning
+from pipeline.index.build import build_index
 from pipeline.index.candidates import expected_bytes, num_lists
 from pipeline.index.choice import CHOSEN, TOO_LARGE, choose
-from pipeline.index.plan import IndexOptions
+from pipeline.index.plan import IndexOptions, measured_candidates, plan_index
 from pipeline.index.training import trained
 from pipeline.index.tuning import Judge, least_work, query_sample
+from pipeline.progress import ignore_progress
 from tests.conftest import MakeMemory, unit
 from tests.index.test_search import clustered
 
@@ -96,3 +100,27 @@ def test_a_sample_asks_for_codes_that_do_for_the_whole() -> None:
         work.append(least_work(index, judge, 0.9, refined=True))
     assert work[0] is not None
     assert work[1] is None or work[1]["rerank"] > work[0]["rerank"]
+
+
+def test_where_a_sample_promised_too_much_the_next_candidate_is_built(
+    make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(choice, "QUICK", 0.0)
+    monkeypatch.setattr(tuning, "RERANKS", (10,))
+    vectors_ND = correlated(6_000, rank=20)
+    memory = make_memory(vectors_ND, ["a"] * 6_000)
+    options = IndexOptions(target_recall=0.97, shard_rows=2_048)
+    plan = plan_index(memory.state(), options)
+    table = measured_candidates(vectors_ND, 6_000, options, plan.refine, ignore_progress)
+    promising = table.chosen.model_copy(update={"key": "IVF16,PQ2x4fs", "bytes_in_memory": 1})
+    said = (promising, *(c.model_copy(update={"verdict": c.verdict.replace(CHOSEN, "")}) for c in table.candidates))
+    table = table.model_copy(update={"candidates": said})
+    index = build_index(memory.log, memory.state(), replace(plan, table=table), options, "index").index
+    kept = memory.index_candidates()
+    assert index is not None
+    assert kept is not None
+    assert index.key == kept.chosen.key != promising.key
+    assert index.recall_at_10 >= 0.97
+    assert [c.key for c in kept.candidates if "at most on a shard" in c.verdict] == [promising.key]
+    assert {shard.rows for shard in index.shards} == {2_048, 1_904}
+    assert not memory.verify().findings
