@@ -16,6 +16,7 @@ LABELS_SHOWN = 12
 # Of the distance to the nearest centroid, as a multiple of the training sample's. Trained on 50 classes of CIFAR-100,
 # more of these are 1.07 times as far, and the other 50 classes 1.26 (256 lists) to 1.31 times (1,024).
 DRIFT_WORTH_A_WORD = 1.2
+OUTGROWN = 4  # times as many entries as a key was chosen for: twice as many lists would suit them
 
 
 def status(
@@ -31,7 +32,7 @@ def status(
 
     target = VisualMemory(memory, at=at)
     found = target.status()
-    table = target.index_candidates() if index else None
+    table = target.index_candidates()
     if index and found["index"] is not None:
         found["index"]["candidates"] = table.to_json() if table else None
     if json:
@@ -76,6 +77,11 @@ def show_index(found: dict, table: "Table | None", *, shards: bool) -> None:
         say(
             f"          entries added since it was trained are {built['drift']:.2f} times as far from its centroids as "
             "those it was trained on: `index --rebuild` would search them with less work"
+        )
+    if table is not None and found["entries"] > OUTGROWN * table.rows:
+        say(
+            f"          its key was chosen for {table.rows:,} entries: `index --rebuild` chooses one for the "
+            f"{found['entries']:,} there are now"
         )
     if not shards:
         return

@@ -18,6 +18,7 @@ FLOORS: list[set[str]] = [
     {"pipeline.embeddings"},
     {"pipeline.edits", "pipeline.asking", "pipeline.explanation"},
     {"pipeline.bulk"},
+    {"pipeline.reading"},
     {"pipeline.visual_memory", "pipeline.serving"},
     {"jobs"},
     {"cluster"},

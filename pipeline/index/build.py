@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import CommitConflict, IndexBuildError
 from pipeline.index import parameters
 from pipeline.index.candidates import FLAT, empty_index, least_rows, num_lists, training_rows
-from pipeline.index.choice import CHOSEN, SAMPLE_ROWS, Table
+from pipeline.index.choice import CHOSEN, SAMPLE_ROWS, Table, read_table_of
 from pipeline.index.gpu import gpu
 from pipeline.index.plan import IndexOptions, IndexPlan, measured_candidates
 from pipeline.index.shard_work import Gathered, Measured, Populated, ShardWork, files_of, read_mark
@@ -252,6 +252,8 @@ class _Builder:
         Raises IndexBuildError where the key was given, or no other reaches the target.
         """
         table = self._table
+        if table is None and made.candidates is not None and not self._old:  # chosen before the build was cut off
+            table = read_table_of(self._storage, made.candidates)
         if self._plan.key is not None or table is None:
             raise IndexBuildError(self._too_low(made.key, short.found, short.side))
         self._table = table.without(made.key, short.found.quality)

@@ -130,8 +130,8 @@ def computed(
 ) -> CapacityPlan:
     """The plan that follows from rates."""
     lists = num_centroids(chosen.key)
-    in_memory = expected_bytes(chosen.key, rows, rates.dimension)
     shards = math.ceil(rows / shard_rows)
+    in_memory = shards * expected_bytes(chosen.key, math.ceil(rows / shards), rates.dimension)  # each has the centroids
     groups = max(math.ceil(in_memory / (FILLED * memory_per_node)), 1)
     assert chosen.quality is not None  # noqa: S101  # a chosen candidate was measured
     rate = groups / chosen.quality.seconds_in_batch
@@ -150,7 +150,7 @@ def computed(
     training_bytes = 0 if chosen.key == FLAT else 3 * trained_on * 2 * rates.dimension
     chunk = ADD_ROWS * 4 * rates.dimension
     vectors = held * 2 * rates.dimension  # mapped, and read as a whole while a shard is populated and judged
-    peak = PROCESS_BYTES + vectors + max(held * ENTRY_BYTES, training_bytes, shard_bytes + 2 * chunk)
+    peak = PROCESS_BYTES + max(held * ENTRY_BYTES, training_bytes, vectors + shard_bytes + 2 * chunk)
     index_bytes = 0 if chosen.key == FLAT else in_memory
     return CapacityPlan(
         rows=rows,

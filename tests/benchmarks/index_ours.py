@@ -17,6 +17,7 @@ from tests.benchmarks import measuring
 from tests.benchmarks.index_contenders import Contender, Effort, Settings
 
 WHOLE, CANDIDATES = "whole", "candidates"
+FURTHEST = 8  # times the lists that were tuned; beyond, recall hardly rises and a search takes longer and longer
 RERANKS = (100, 200)  # candidates scored again
 
 
@@ -133,11 +134,13 @@ def set_effort(live: LiveEntries, nprobe: int, rerank: int) -> None:
 
 
 def list_counts(live: LiveEntries) -> list[int]:
-    """Powers of two up to the lists there are, and what was tuned; none for exact search."""
+    """Powers of two, and what was tuned, up to eight times as many; none for exact search."""
     found: set[int] = set()
     for block in live.blocks:
         finder = block.finder("live")
         inverted = faiss.try_extract_index_ivf(finder._index) if isinstance(finder, ApproximateFinder) else None
         if inverted is not None:
-            found |= {1 << power for power in range(inverted.nlist.bit_length())} | {finder._values["nprobe"]}
+            tuned = finder._values["nprobe"]
+            powers = {1 << power for power in range(inverted.nlist.bit_length())}
+            found |= {tuned} | {power for power in powers if power <= FURTHEST * tuned}
     return sorted(found)

@@ -45,7 +45,7 @@ def test_what_grows_with_rows_and_what_with_lists() -> None:
     assert small.build_seconds["training"] == pytest.approx(2.0 + 1e-9 * 49_152 * 1_024, abs=0.01)
     assert large.build_seconds["populating"] == pytest.approx(10_000_000 * (1e-6 + 4_096e-9), abs=0.01)
     assert (small.shards, large.shards) == (1, 10)
-    assert large.bytes_in_memory == expected_bytes("IVF4096,PQ32x4fs", 10_000_000, 64)
+    assert large.bytes_in_memory == 10 * expected_bytes("IVF4096,PQ32x4fs", 1_000_000, 64)
 
 
 def test_nodes_hold_the_index_and_answer_the_queries() -> None:

@@ -1,0 +1,550 @@
+"""What can be asked of a memory. Nothing here changes it.
+
+Every call reads the newest version there is, or the one named by `at`, and answers from that version alone.
+
+torch and timm take seconds to import and only some questions need them, so what leads to them is imported where it is
+used.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+
+from pipeline import asking
+from pipeline.decisions.decision import Decision, Neighbor
+from pipeline.decisions.evaluation import DEFAULT_KS
+from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
+from pipeline.errors import DamagedFile, SourceError, UsageError
+from pipeline.explanation import explanation_page, write_page
+from pipeline.images.labels import Labels
+from pipeline.images.listing import Listing, list_source
+from pipeline.index.choice import Table, read_table_of
+from pipeline.index.search import LiveEntries
+from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.history import VersionSummary, history
+from pipeline.store.kept_values import read_kept
+from pipeline.store.labels import read_label_map
+from pipeline.store.places import open_storage
+from pipeline.store.segments import PartMark
+from pipeline.store.state import State
+from pipeline.store.thumbnails import read_thumbnails
+from pipeline.store.versions import VersionLog
+
+if TYPE_CHECKING:
+    from pipeline.bulk import BulkReport
+    from pipeline.edits.under_way import UnderWay
+    from pipeline.embeddings.encoder import Encoder
+    from pipeline.embeddings.parts import Work
+    from pipeline.embeddings.queries import QueryImage
+    from pipeline.index.capacity import CapacityPlan
+
+SHOWN_CHARACTERS = 80
+
+Runner = Literal["here", "ray"]
+
+logger = logging.getLogger(__name__)
+
+
+class Reader:
+    """A memory at a URI, to be asked. `at` pins a version."""
+
+    def __init__(self, uri: str | Path, at: int | None = None) -> None:
+        self.log = VersionLog(open_storage(str(uri)))
+        self._at = at
+        self._live: tuple[State, LiveEntries] | None = None
+        self._encoder: Encoder | None = None
+
+    @property
+    def uri(self) -> str:
+        return self.log.storage.uri
+
+    def state(self) -> State:
+        """The version that is read. Raises MemoryMissing, FormatError or DamagedFile."""
+        return self.log.at(self._at)
+
+    def live(self, state: State | None = None) -> LiveEntries:
+        """All that can be found in the version that is read, or in the one given.
+
+        Raises DamagedFile; also where only a shard is damaged, without which a question is answered all the same.
+        """
+        if state is None:
+            return self._reading(whole=True)[1]
+        live = self._opened(state)
+        if live.damaged:
+            raise live.damaged[0]
+        return live
+
+    def _opened(self, state: State) -> LiveEntries:
+        """All that can be found in a version, in those of its shards that are whole."""
+        if self._live is None or self._live[0] != state:  # an erasure makes another of the same version
+            before = self._live[1] if self._live else None
+            self._live = (state, LiveEntries.open(self.log.storage, state, before))
+        return self._live[1]
+
+    def encoder(self) -> "Encoder":
+        """The encoder the memory was made with, loaded once."""
+        identity = self.state().identity
+        if identity is None:
+            raise SourceError(f"the memory at {self.uri} has no entries yet: add images first")
+        if self._encoder is None or self._encoder.identity != identity:
+            from pipeline.embeddings.encoder import Encoder
+
+            self._encoder = Encoder.open(self.log.storage, identity)
+        return self._encoder
+
+    def plan_capacity(
+        self,
+        rows: int,
+        *,
+        memory_per_node: int = 64 << 30,
+        target_recall: float = 0.95,
+        queries_per_second: float = 100.0,
+        max_latency_ms: float = 10.0,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "CapacityPlan":
+        """What an index over `rows` entries like these would take, from rates measured here. Writes nothing."""
+        from pipeline.index.capacity import plan_capacity
+
+        state = self.state()
+        return plan_capacity(
+            self.log.storage,
+            state.entries_files(),
+            state.identity.dimension if state.identity else 0,
+            rows,
+            memory_per_node=memory_per_node,
+            target_recall=target_recall,
+            queries_per_second=queries_per_second,
+            max_latency_ms=max_latency_ms,
+            on_progress=on_progress,
+        )
+
+    def index_candidates(self) -> Table | None:
+        """The keys that the index of the version that is read was chosen from; None where it was not. DamagedFile."""
+        index = self.state().index
+        if index is None or index.candidates is None:
+            return None
+        return read_table_of(self.log.storage, index.candidates)
+
+    def search(
+        self,
+        images: "Sequence[QueryImage]" = (),
+        k: int = 10,
+        *,
+        embeddings: np.ndarray | None = None,
+        label_set: str | None = None,
+        where: str | None = None,
+    ) -> list[tuple[Neighbor, ...]]:
+        """The k nearest entries of each image (path, bytes or PIL image) or vector (float [Q, D]), and what they keep.
+
+        With `label_set` they show their labels in it; those that have none are found all the same. With `where` only
+        entries of which that expression holds are found (pipeline/index/where.py has its grammar).
+        """
+        asking.check_k(k)
+        state, live = self._reading(label_set, where)
+        vectors_QD, _ = self._vectors(images, embeddings, live)
+        return self._with_kept(state, asking.search(live, vectors_QD, k))
+
+    def classify(
+        self,
+        images: "Sequence[QueryImage]" = (),
+        k: int = 50,
+        voting: Voting = "rank",
+        *,
+        embeddings: np.ndarray | None = None,
+        exclude: Sequence[int] = (),
+        weigh: Mapping[int, float] | None = None,
+        assume: Mapping[int, str] | None = None,
+        balance: float | Literal["auto"] = 0.0,
+        abstain_below: float = 0.0,
+        label_set: str | None = None,
+        where: str | None = None,
+    ) -> list[Decision]:
+        """One decision an image or vector, in order. The what-if options change nothing stored.
+
+        With `label_set` everything is about the labels of that set, `assume`, `balance` and `where` too. With `where`
+        only entries of which that expression holds vote (pipeline/index/where.py has its grammar), and `balance` counts
+        no others.
+        """
+        options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
+        state, live = self._reading(label_set, where, options.assume)
+        vectors_QD, uris = self._vectors(images, embeddings, live)
+        return asking.classify(live, vectors_QD, uris, options, state.version)
+
+    def classify_source(
+        self,
+        source: str | Path,
+        out: str | Path,
+        k: int = 50,
+        voting: Voting = "rank",
+        *,
+        labels: str = "folder",
+        exclude: Sequence[int] = (),
+        weigh: Mapping[int, float] | None = None,
+        assume: Mapping[int, str] | None = None,
+        balance: float | Literal["auto"] = 0.0,
+        abstain_below: float = 0.0,
+        label_set: str | None = None,
+        where: str | None = None,
+        max_rejected: float | None = None,
+        runner: Runner = "here",
+        on_progress: OnProgress = ignore_progress,
+    ) -> "BulkReport":
+        """Decide about every image of a source, as `classify` would, into Parquet files at `out`.
+
+        All decisions are by one version, the one read when it was begun. Killed and called again, it goes on.
+        """
+        from pipeline.bulk import run
+        from pipeline.embeddings.tally import check_max_rejected
+
+        check_max_rejected(max_rejected)
+        options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
+        state, live = self._reading(label_set, where, options.assume)
+        asking.check_what_ifs(live, options)
+        if options.auto_balance:  # found once, not for each part
+            tau = asking.best_balance(live, k, options.rule)
+            options = replace(options, rule=replace(options.rule, balance=tau), auto_balance=False)
+        listing = list_source(str(source), Labels(labels))
+        self._check_given(listing, state)
+        work = self._runner(runner, self.encoder() if listing.holds_images else None)
+        return run(
+            self.log.storage,
+            state,
+            listing,
+            labels,
+            options,
+            label_set,
+            where,
+            str(out),
+            work,
+            max_rejected,
+            on_progress,
+        )
+
+    def explain(
+        self,
+        image: "QueryImage",
+        k: int = 50,
+        voting: Voting = "rank",
+        *,
+        exclude: Sequence[int] = (),
+        weigh: Mapping[int, float] | None = None,
+        assume: Mapping[int, str] | None = None,
+        balance: float | Literal["auto"] = 0.0,
+        abstain_below: float = 0.0,
+        label_set: str | None = None,
+        where: str | None = None,
+        html: str | Path | None = None,
+    ) -> Decision:
+        """One decision with all its evidence; with `html` also as a self-contained page at that path."""
+        [decision] = self.classify(
+            [image],
+            k,
+            voting,
+            exclude=exclude,
+            weigh=weigh,
+            assume=assume,
+            balance=balance,
+            abstain_below=abstain_below,
+            label_set=label_set,
+            where=where,
+        )
+        decision = self.with_kept(decision)
+        if html is not None:
+            write_page(self.explanation_page(decision), Path(html))
+        return decision
+
+    def with_kept(self, decision: Decision) -> Decision:
+        """A decision whose neighbours have the values of kept columns, read from their files."""
+        [neighbors] = self._with_kept(self.state(), [decision.neighbors])
+        return replace(decision, neighbors=neighbors)
+
+    def explanation_page(self, decision: Decision) -> str:
+        """A decision as a self-contained HTML page: thumbnails kept with the entries, else made from their files."""
+        kept = read_thumbnails(self.log.storage, self.state(), [neighbor.id for neighbor in decision.neighbors])
+        return explanation_page(decision, self.uri, kept)
+
+    def evaluate(
+        self,
+        source: str | Path,
+        *,
+        ks: Sequence[int] = DEFAULT_KS,
+        votings: Sequence[Voting] = VOTINGS,
+        balance: float | Literal["auto"] = 0.0,
+        label_set: str | None = None,
+        where: str | None = None,
+        on_progress: OnProgress = ignore_progress,
+    ) -> asking.Evaluation:
+        """Accuracy on a folder of labelled images that the memory need not hold. Nothing is stored.
+
+        With `label_set` a sub-folder's name may be a label as stored, which the set's map translates, or a label of the
+        set. Images under a label of the memory that the set has no word for are skipped; a label that neither knows is
+        wrong. With `where` only entries of which that expression holds vote; what is asked stays the same. Raises
+        SourceError when no image has a label or none can be read.
+        """
+        from pipeline.embeddings.decoding import ImageFacts, Threads
+        from pipeline.embeddings.given import embed_source
+        from pipeline.embeddings.parts import available_cpus
+
+        check_list("ks", ks)
+        check_list("votings", votings)
+        state, live = self._reading(label_set, where)
+        self._check_labelled(live)
+        listing = list_source(str(source), Labels())
+        if not listing.labels and not listing.containers.num_rows:
+            raise SourceError(f"no image of {source} has a label: put them into one sub-folder a class")
+        if label_set is not None and listing.labels:
+            self._truths_in(label_set, listing.labels, live, state, source)  # before anything is embedded
+        self._check_given(listing, state)
+        for k in ks:
+            asking.check_k(k)
+        rule = _rule(votings[0], balance)
+        vectors, said, done, rejected = [], list[str | None](), 0, 0
+        decoding = Threads(available_cpus())
+        for batch in embed_source(listing, Labels(), live.dimension, decoding, self.encoder):
+            for item, image, vector in zip(batch.items, batch.images, batch.vectors_BD, strict=False):
+                if isinstance(image, ImageFacts) and item.label is not None:
+                    vectors.append(vector)
+                    said.append(item.label)
+                rejected += not isinstance(image, ImageFacts)
+            done += len(batch.images)
+            on_progress(Progress("embedding", done, max(listing.planned, done), rejected))
+        truths = self._truths_in(label_set, said, live, state, source) if label_set is not None and said else said
+        asked = [(vector, truth) for vector, truth in zip(vectors, truths, strict=True) if truth is not None]
+        if not asked:
+            raise SourceError(f"none of the {done:,} images of {source} could be read with a label: mend the files")
+        return asking.evaluate(
+            live,
+            np.stack([vector for vector, _ in asked]),
+            [truth for _, truth in asked],
+            ks,
+            rule,
+            state.version,
+            skipped=done - len(asked),
+            votings=votings,
+            auto_balance=balance == "auto",
+        )
+
+    def evaluate_leave_one_out(
+        self,
+        *,
+        ks: Sequence[int] = DEFAULT_KS,
+        votings: Sequence[Voting] = VOTINGS,
+        balance: float | Literal["auto"] = 0.0,
+        label_set: str | None = None,
+        where: str | None = None,
+    ) -> asking.Evaluation:
+        """Accuracy of every labelled entry asked about with itself left out; with `where` of those that satisfy it."""
+        state, live = self._reading(label_set, where)
+        tau = asking.best_balance(live, max(ks), VotingRule(votings[0])) if balance == "auto" else balance
+        rule = _rule(votings[0], tau)
+        return asking.evaluate_leave_one_out(live, ks, rule, state.version, votings)
+
+    def history(self, limit: int | None = None) -> list[VersionSummary]:
+        """The versions that can be read, newest first, no more than `limit`."""
+        return history(self.log, self._at, limit)
+
+    def status(self) -> dict:
+        """What the version that is read holds, as a JSON object, with the adds that are under way."""
+        started = [] if self._at is not None else self._under_way()
+        if started and self.log.newest() is None:
+            state = State()
+            live = LiveEntries.open(self.log.storage, state)
+        else:
+            state, live = self._reading(whole=True)
+        counts = live.label_counts()
+        index = state.index
+        return {
+            "uri": self.uri,
+            "version": state.version,
+            "entries": len(live),
+            "fresh": sum(int(block.live_N.sum()) for block in live.blocks[live.num_shards :]),
+            "forgotten": state.num_entries - len(live),
+            "planned": sum(segment.planned for segment in state.segments),
+            "rejected": sum(segment.num_rejected for segment in state.segments),
+            "under_way": [add.to_json() for add in started],
+            "shards": live.num_shards,
+            "dimension": live.dimension,
+            "encoder": state.identity.encoder if state.identity else None,
+            "identity": state.identity.model_dump(mode="json") if state.identity else None,
+            "datasets": live.dataset_counts(),
+            "kept": {column.name: column.type for column in state.kept},
+            "labels": int((counts > 0).sum()),
+            "label_sets": {
+                name: int((live.in_label_set(self.log.storage, state, name).label_counts() > 0).sum())
+                for name in sorted(label_set.name for label_set in state.label_sets)
+            },
+            "entries_by_label": {name: int(n) for name, n in sorted(zip(live.labels, counts, strict=True)) if n},
+            "index": index.to_json() if index else None,
+        }
+
+    def _under_way(self) -> "list[UnderWay]":
+        """Adds that are not committed, running or not."""
+        from pipeline.edits.under_way import under_way
+
+        before = self.log.newest()  # what is committed meanwhile is asked for again
+        found = [*under_way(self.log.storage, _taken(before))]
+        return [add for add in found if add.segment not in _taken(self.log.newest())]
+
+    def _reading(
+        self,
+        label_set: str | None = None,
+        where: str | None = None,
+        assume: Mapping[int, str] | None = None,
+        *,
+        whole: bool = False,
+    ) -> tuple[State, LiveEntries]:
+        """The version that is read, with all that can be found in it under the labels of a label set, or assumed.
+
+        With `where` what satisfies that expression. Where a shard is damaged the others are there, and a warning says
+        so, unless it has to be `whole`. Raises UnknownName, UsageError or DamagedFile.
+        """
+        state = self.state()
+        try:
+            live = self._live_in(label_set, state, where, assume)
+        except DamagedFile:  # or another process has erased entries or dropped versions since, and their files went
+            newer = self.state()
+            if newer.version == state.version:
+                raise
+            state, live = newer, self._live_in(label_set, newer, where, assume)
+        if live.damaged:
+            state = self.state()  # in which, as above, they may not be named any more
+            live = self._live_in(label_set, state, where, assume)
+        if live.damaged and whole:
+            raise live.damaged[0]
+        for error in live.damaged:
+            logger.warning("%s; the other shards answer", error)
+        return state, live
+
+    def _with_kept(self, state: State, found: list[tuple[Neighbor, ...]]) -> list[tuple[Neighbor, ...]]:
+        """Neighbours with the values of kept columns."""
+        if not state.kept:
+            return found
+        ids = sorted({neighbor.id for neighbors in found for neighbor in neighbors})
+        try:
+            kept = read_kept(self.log.storage, state, ids)
+        except DamagedFile:  # or, as in _reading, their files went
+            newer = self.state()
+            if newer.version == state.version:
+                raise
+            kept = read_kept(self.log.storage, newer, ids)
+        return [tuple(replace(n, kept=kept.get(n.id, {})) for n in neighbors) for neighbors in found]
+
+    def _live_in(
+        self, label_set: str | None, state: State, where: str | None, assume: Mapping[int, str] | None
+    ) -> LiveEntries:
+        """All that can be found in a version under the labels of a label set (None: as stored), or satisfies `where`.
+
+        Raises UnknownName or UsageError.
+        """
+        live = self._opened(state)
+        if label_set is not None:
+            live = live.in_label_set(self.log.storage, state, label_set)
+        return live if where is None else live.satisfying(self.log.storage, state, where, assume or {})
+
+    def _classify_options(
+        self,
+        k: int,
+        voting: Voting,
+        exclude: Sequence[int],
+        weigh: Mapping[int, float] | None,
+        assume: Mapping[int, str] | None,
+        balance: float | Literal["auto"],
+        abstain_below: float,
+    ) -> asking.ClassifyOptions:
+        check_list("exclude", exclude)
+        return asking.ClassifyOptions(
+            k=k,
+            rule=_rule(voting, balance),
+            auto_balance=balance == "auto",
+            exclude=exclude,
+            weigh=weigh or {},
+            assume=assume or {},
+            abstain_below=abstain_below,
+        )
+
+    def _check_labelled(self, live: LiveEntries) -> None:
+        """Raises SourceError where no entry has a label to vote for."""
+        if live.label_counts().any():
+            return
+        if live.whole.label_counts().any():
+            raise SourceError(f"no entry of the memory at {self.uri} with a label satisfies where: {live.where}")
+        if live.label_set is not None:
+            raise SourceError(
+                f"no entry of the memory at {self.uri} has a label in the label set '{live.label_set}': give it some "
+                "with `relabel --label-set`"
+            )
+        raise SourceError(f"the memory at {self.uri} has no entry with a label: add images in class sub-folders")
+
+    def _truths_in(
+        self, name: str, labels: Sequence[str | None], live: LiveEntries, state: State, source: str | Path
+    ) -> list[str | None]:
+        """Labels of a source's images in a label set. Raises SourceError where it has a word for none of them."""
+        [file] = [label_set.map for label_set in state.label_sets if label_set.name == name]
+        mapped = read_label_map(self.log.storage, file) if file is not None else {}
+        live = live.whole  # a class of which no entry may vote is asked about all the same
+        truths = asking.truths_in_label_set(labels, self._opened(state), live, mapped)
+        if not any(truth is not None for truth in truths):
+            known = [label for label, count in zip(live.labels, live.label_counts(), strict=True) if count]
+            raise SourceError(
+                f"no sub-folder of {source} is named by a label that the label set '{name}' has a word for: it has "
+                f"{', '.join(sorted(known)[:3])}{', …' if len(known) > 3 else ''}"
+            )
+        return truths
+
+    def _vectors(
+        self, images: "Sequence[QueryImage]", embeddings: np.ndarray | None, live: LiveEntries
+    ) -> tuple[np.ndarray, list[str | None]]:
+        if embeddings is None:
+            check_list("images", images)
+            if not len(images):
+                raise UsageError("there is nothing to ask about: give at least one image")
+            from pipeline.embeddings.queries import embed_images
+
+            return embed_images(self.encoder(), images)
+        if len(images):
+            raise UsageError("both images and embeddings were given: give one of them")
+        vectors_QD = asking.unit_vectors(embeddings, live.dimension)
+        return vectors_QD, [None] * len(vectors_QD)
+
+    def _check_given(self, listing: Listing, state: State) -> None:
+        """Raises SourceError or IdentityMismatch for vectors that cannot be compared with those of the memory."""
+        from pipeline.edits.settle import check_vectors
+
+        if listing.given is not None and state.identity is not None:
+            check_vectors(listing.given, state.identity)
+
+    def _runner(
+        self, runner: Runner, encoder: "Encoder | None"
+    ) -> "Callable[[Work, Sequence[int]], Iterable[PartMark]]":
+        if runner not in get_args(Runner):
+            raise UsageError(f"runner {runner} is unknown: give here or ray")
+        if runner == "ray":
+            from pipeline.embeddings.on_ray import work_on_ray  # Ray is loaded only where it is used
+
+            return lambda work, parts: work_on_ray(work, parts) if parts else ()
+        from pipeline.embeddings.parts import work_here
+
+        return lambda work, parts: work_here(work, parts, encoder)
+
+
+def check_list(name: str, values: object) -> None:
+    """Raises UsageError for a single value where several are asked for: of a string each letter would be taken."""
+    if isinstance(values, str | bytes | Path) or not hasattr(values, "__len__"):
+        raise UsageError(f"{name} is {_short(values)}: give a list, such as [{_short(values)}]")
+
+
+def _taken(state: State | None) -> set[int]:
+    return {*(segment.number for segment in state.segments), *state.retired} if state else set()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= SHOWN_CHARACTERS else f"one {type(value).__name__}"
+
+
+def _rule(voting: Voting, balance: float | Literal["auto"]) -> VotingRule:
+    return VotingRule(voting=voting, balance=0.0 if balance == "auto" else balance)
