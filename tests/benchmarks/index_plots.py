@@ -39,7 +39,8 @@ def name_of(contender: dict, path: str | None) -> str:
     if not name.startswith("ours"):
         return name
     key = contender["build"].get("key", "")
-    return f"memory, {key}" + (", candidates only" if path == "candidates" else "")
+    given = " (given)" if " " in name else ""
+    return f"memory, {key}{given}" + (", candidates only" if path == "candidates" else "")
 
 
 def curves(document: dict) -> list[tuple[dict, str, list[dict]]]:
@@ -114,14 +115,14 @@ def drawn_costs(document: dict, theme: str) -> Figure:
         ("build, seconds", lambda c: c["build"]["seconds"]),
         ("peak of the build, MB", lambda c: c["build"]["peak_bytes"] / 1e6),
         ("on disk, MB", lambda c: c["build"]["searched_bytes"] / 1e6),
-        ("resident while searching, MB", lambda c: c.get("memory", {}).get("resident_bytes", 0) / 1e6),
+        ("resident while searching, MB", lambda c: c["memory"]["resident_bytes"] / 1e6 if "memory" in c else 0.0),
     )
     height = 1.2 + 0.34 * len(measured)
     figure, row = pyplot.subplots(1, len(kinds), figsize=(11.5, height), sharey=True, layout="constrained")
     colour = colours(document, theme)
     for axes, (label, value) in zip(row, kinds, strict=True):
         bars = axes.barh(names, [value(c) for c in measured], color=[colour[c["name"]] for c in measured], height=0.7)
-        axes.bar_label(bars, fmt="%.3g", padding=3, fontsize=8, color=INKS[theme][0])
+        axes.bar_label(bars, fmt=_figure, padding=3, fontsize=8, color=INKS[theme][0])
         axes.margins(x=0.25)
         axes.set_title(label, loc="left", fontsize=9, color=INKS[theme][0])
         coloured(figure, axes, theme)
@@ -157,6 +158,13 @@ def save(figure: Figure, path: Path, **options: Any) -> None:
     figure.savefig(path, facecolor=figure.get_facecolor(), metadata={"Date": None}, **options)
     pyplot.close(figure)
     print(path, file=sys.stderr)
+
+
+def _figure(value: float) -> str:
+    """What stands at a bar."""
+    if not value:
+        return "not measured"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def main() -> None:
