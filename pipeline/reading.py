@@ -400,7 +400,7 @@ class Reader:
         """The version that is read, with all that can be found in it under the labels of a label set, or assumed.
 
         With `where` what satisfies that expression. Where a shard is damaged the others are there, and a warning says
-        so, unless it has to be `whole`. Raises UnknownName, UsageError or DamagedFile.
+        so, unless it has to be `whole` or none is left. Raises UnknownName, UsageError or DamagedFile.
         """
         state = self.state()
         try:
@@ -413,7 +413,7 @@ class Reader:
         if live.damaged:
             state = self.state()  # in which, as above, they may not be named any more
             live = self._live_in(label_set, state, where, assume)
-        if live.damaged and whole:
+        if live.damaged and (whole or not live.num_shards):
             raise live.damaged[0]
         for error in live.damaged:
             logger.warning("%s; the other shards answer", error)

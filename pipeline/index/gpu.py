@@ -11,10 +11,12 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+    Device = torch.device
+
 ROWS_AT_ONCE = 65_536  # compared with all centroids at a time: 1 GB of products for 4,096 of them
 
 
-def gpu() -> "torch.device | None":
+def gpu() -> "Device | None":
     """The GPU this process may use, or None. On Ray that is one only where the task was granted it."""
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         return None
@@ -24,7 +26,7 @@ def gpu() -> "torch.device | None":
 
 
 def centroids_of(
-    vectors_ND: np.ndarray, num_centroids: int, iterations: int, device: "torch.device", seed: int = 0
+    vectors_ND: np.ndarray, num_centroids: int, iterations: int, device: "Device", seed: int = 0
 ) -> np.ndarray:
     """Spherical k-means: centroids float32 [C, D] of unit length, of vectors float [N, D] of unit length, N >= C.
 
@@ -48,7 +50,7 @@ def centroids_of(
     return found_CD
 
 
-def assigned(vectors_ND: np.ndarray, centroids_CD: np.ndarray, device: "torch.device") -> np.ndarray:
+def assigned(vectors_ND: np.ndarray, centroids_CD: np.ndarray, device: "Device") -> np.ndarray:
     """The centroid with the largest inner product for each vector (float [N, D]), int64 [N]."""
     import torch
 

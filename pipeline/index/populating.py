@@ -10,12 +10,12 @@ from pipeline.index.gpu import assigned
 from pipeline.index.training import transformed
 
 if TYPE_CHECKING:
-    import torch
+    from pipeline.index.gpu import Device
 
 ADD_ROWS = 65_536  # vectors converted to float32 at a time
 
 
-def populated(index: faiss.Index, vectors_ND: np.ndarray, device: "torch.device | None" = None) -> faiss.Index:
+def populated(index: faiss.Index, vectors_ND: np.ndarray, device: "Device | None" = None) -> faiss.Index:
     """The trained `index` with vectors float16 [N, D] in it, numbered from 0; it is not to be used any more itself.
 
     With a device the nearest centroids are found there; what is in the index is the same, but for vectors that lie

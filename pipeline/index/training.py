@@ -9,7 +9,7 @@ from pipeline.index.candidates import empty_index
 from pipeline.index.gpu import centroids_of
 
 if TYPE_CHECKING:
-    import torch
+    from pipeline.index.gpu import Device
 
 ITERATIONS = 6  # of k-means; 8 cost a third more for nothing of recall@10 on 300,000 rows, 4 lost .0015
 CODEBOOK_ITERATIONS = 10  # of the k-means of a product quantizer; FAISS's 25 cost .1 s more for less than .0005
@@ -18,9 +18,7 @@ DISTANCE_ROWS = 20_000  # of a sample, which tell the distance to the nearest ce
 SAMPLE_ROTATION_ROWS = 39 * 256  # as many as FAISS wants for the codebooks within
 
 
-def trained(
-    key: str, sample_ND: np.ndarray, *, roughly: bool = False, device: "torch.device | None" = None
-) -> faiss.Index:
+def trained(key: str, sample_ND: np.ndarray, *, roughly: bool = False, device: "Device | None" = None) -> faiss.Index:
     """An empty index trained on vectors (float [N, D] of unit length), with k-means on `device` where one is given.
 
     `roughly` spends little on codebooks and on a learned rotation (OPQ), which would take longer than all else: enough
