@@ -19,7 +19,7 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 VERBS = (
     *("add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "verify"),
-    *("compact", "history", "rollback", "expire", "copy", "export", "plan-capacity", "submit", "demo"),
+    *("compact", "history", "rollback", "expire", "copy", "export", "plan-capacity", "serve", "submit", "demo"),
 )
 PASSED_ON = {"ignore_unknown_options": True}  # the options of the verb that is submitted
 

@@ -4,15 +4,24 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from pipeline.errors import UsageError
+
+if TYPE_CHECKING:
+    from ray.serve import Application
 
 # Of a cluster of this machine alone. Ray turns 127.0.0.1 into the machine's own address; only Linux answers to other
 # loopback addresses unasked.
 LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
+
+
+USUAL_SHARE = 0.3  # of a CPU, reserved for a process that serves
 
 
 def is_a_job() -> bool:
@@ -81,3 +90,54 @@ def _held_back_stderr() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
+
+
+def serve_until_interrupted(
+    build: Callable[[], "Application"], announce: Callable[[], None], proxies: dict | None
+) -> None:
+    """Start Ray and Serve, deploy what `build` makes, announce it, and stop it all once this process is told to.
+
+    `proxies` are the HTTP options of Serve's own proxies; None for an application that listens by itself.
+    """
+    start_ray()
+    import ray
+    from ray import serve
+
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    quiet = {"log_level": "WARNING", "enable_access_log": False}
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    try:
+        location = "EveryNode" if proxies is not None else "Disabled"
+        serve.start(proxy_location=location, http_options=proxies, logging_config=quiet)
+        serve.run(build(), name="visual-memory", logging_config=quiet)
+        announce()
+        stopped.wait()
+    finally:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+        ray.shutdown()
+
+
+def is_on_cluster() -> bool:
+    """Whether Ray is one that runs already, rather than one of this machine alone."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+def share_of_cpus(processes: int) -> float:
+    """What to reserve for each of so many processes, so that all fit on this machine and a laptop serves too."""
+    from pipeline.embeddings.parts import available_cpus
+
+    if is_on_cluster():
+        return USUAL_SHARE
+    return min(USUAL_SHARE, round(available_cpus() / processes - 0.005, 2))
+
+
+def check_free(host: str, port: int) -> None:
+    """Raises UsageError where a port is taken, or an address is not this machine's."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UsageError(f"{host}:{port} cannot be listened on ({error.strerror}): give another --port") from error

@@ -1,14 +1,15 @@
 """Visual Memory: images -> embeddings -> store -> index -> decisions, edited and served.
 
-`VisualMemory` is loaded when first asked for, so that parts of the package import without the rest.
+`VisualMemory` and `Client` are loaded when first asked for, so that parts of the package import without the rest.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.serving.client import Client as Client
     from pipeline.visual_memory import VisualMemory as VisualMemory
 
-__all__ = ["VisualMemory"]
+__all__ = ["Client", "VisualMemory"]
 
 
 def __getattr__(name: str) -> Any:
@@ -16,4 +17,8 @@ def __getattr__(name: str) -> Any:
         from pipeline.visual_memory import VisualMemory
 
         return VisualMemory
+    if name == "Client":
+        from pipeline.serving.client import Client
+
+        return Client
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

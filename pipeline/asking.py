@@ -4,20 +4,22 @@ Works on one version's live entries and on vectors; it knows no encoder, no file
 server answer alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from pipeline.decisions.decision import Decision, Neighbor, Question, decision_of
+from pipeline.decisions.decision import Decision, Neighbor, Question
 from pipeline.decisions.evaluation import LabelledNeighbors, Score, choose_balance, score_all
-from pipeline.decisions.voting import VOTINGS, Voting, VotingRule, count_votes
+from pipeline.decisions.found import Found, Standing, decide
+from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.errors import SourceError, UnknownName, UsageError
-from pipeline.index.search import LiveEntries, Restrictions, Retrieved
+from pipeline.index.search import LiveEntries, Restrictions
 
 BALANCE_QUERIES = 2_000  # entries asked to choose a balance, drawn evenly from the classes
 MAX_K = 10_000
+SCRAMBLING = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 / golden ratio: Fibonacci hashing (Knuth, TAOCP 3, 6.4)
 K_FOR_FORGOTTEN = 50
 DECISIONS_ABOUT_FORGOTTEN = 200
 MAX_WEIGHT = 1e6
@@ -86,7 +88,9 @@ class Evaluation:
 def check_k(k: int) -> None:
     """Raises UsageError for a number of neighbours no search can return."""
     if not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
-        raise UsageError(f"k = {k} is not a number of neighbours to ask for: give 1 to {MAX_K:,}")
+        error = UsageError(f"k = {k} is not a number of neighbours to ask for: give 1 to {MAX_K:,}")
+        error.field = "k"
+        raise error
 
 
 def unit_vectors(embeddings: np.ndarray, dimension: int) -> np.ndarray:
@@ -108,16 +112,46 @@ def unit_vectors(embeddings: np.ndarray, dimension: int) -> np.ndarray:
 def search(live: LiveEntries, vectors_QD: np.ndarray, k: int) -> list[tuple[Neighbor, ...]]:
     """The k nearest live entries of each query, labelled or not."""
     check_k(k)
-    retrieved = live.search(vectors_QD, k)
-    return [_neighbors(live, live.labels, retrieved, query, {}) for query in range(len(vectors_QD))]
+    neighbors = found(live, vectors_QD, k)
+    return [neighbors.neighbors(query, live.labels) for query in range(len(vectors_QD))]
+
+
+def found(live: LiveEntries, vectors_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Found:
+    """The k nearest entries of each query (float32 [Q, D] of unit length) that the restrictions leave."""
+    retrieved = live.search(vectors_QD, k, restrictions)
+    uris, datasets = [], []
+    for ids, blocks, rows in zip(
+        *(a.tolist() for a in (retrieved.ids_QK, retrieved.blocks_QK, retrieved.rows_QK)), strict=True
+    ):
+        places = [(live.blocks[b], row) for entry_id, b, row in zip(ids, blocks, rows, strict=True) if entry_id >= 0]
+        uris.append([block.uris[row].as_py() for block, row in places])
+        datasets.append([block.datasets[row].as_py() for block, row in places])
+    return Found(retrieved.similarities_QK, retrieved.ids_QK, retrieved.codes_QK, uris, datasets)
+
+
+def standing(live: LiveEntries, assume: Mapping[int, str]) -> tuple[Standing, dict[int, int]]:
+    """What voting has to know of the entries as if the assumed labels were stored, and the codes of these by id."""
+    labels, counts, codes = _assumed_labels(live, assume)
+    return Standing(labels, counts, len(live), len(live.whole)), codes
 
 
 def check_what_ifs(live: LiveEntries, options: ClassifyOptions) -> None:
     """Raises UnknownName for a what-if about an id that is not there."""
+    named = np.array([*options.exclude, *options.weigh, *options.assume], object)
+    inside = np.array([int(entry_id) for entry_id in named if 0 <= int(entry_id) < 1 << 63], np.int64)
+    check_named(options, frozenset(inside[live.whole.hold(inside)].tolist()))
+
+
+def check_named(options: ClassifyOptions, known: Collection[int]) -> None:
+    """Raises UnknownName for a what-if about an id that is not among those known to be entries."""
     for option, ids in (("exclude", options.exclude), ("weigh", options.weigh), ("assume", options.assume)):
-        unknown = live.whole.unknown(ids)
-        if unknown is not None:
-            raise UnknownName(f"{option} names id {unknown}, which is no entry: `search` shows the ids there are")
+        for entry_id in ids:
+            if int(entry_id) not in known:
+                error = UnknownName(
+                    f"{option} names id {entry_id}, which is no entry: `search` shows the ids there are"
+                )
+                error.field = option
+                raise error
 
 
 def classify(
@@ -128,16 +162,11 @@ def classify(
     Where `live` are the entries that satisfy an expression, those alone vote and are counted for the balance.
     """
     check_what_ifs(live, options)
-    labels, counts, assume = _assumed_labels(live, options.assume)
     rule = options.rule
     if options.auto_balance:
         rule = replace(rule, balance=best_balance(live, options.k, rule))
-    restrictions = Restrictions("labelled", frozenset(options.exclude), None, assume)
-    retrieved = live.search(vectors_QD, options.k, restrictions)
-    reliabilities = np.ones(retrieved.ids_QK.shape)
-    for entry_id, weight in options.weigh.items():
-        reliabilities[retrieved.ids_QK == entry_id] = weight
-    votes = count_votes(retrieved.similarities_QK, retrieved.codes_QK, rule, counts, reliabilities)
+    voters, codes = standing(live, options.assume)
+    restrictions = Restrictions("labelled", frozenset(options.exclude), None, codes)
     question = Question(
         rule,
         options.k,
@@ -145,16 +174,11 @@ def classify(
         live.num_shards,
         live.shards_total,
         options.abstain_below,
-        _why_empty(live, options),
+        voters.why_empty(live.label_set, live.where, excluding=bool(options.exclude)),
         live.label_set,
         live.where,
     )
-    decisions = []
-    for query, uri in enumerate(uris):
-        neighbors = _neighbors(live, labels, retrieved, query, options.weigh)
-        winner = int(votes.winners_Q[query])
-        decisions.append(decision_of(question, uri, neighbors, votes, query, labels[winner] if winner >= 0 else None))
-    return decisions
+    return decide(found(live, vectors_QD, options.k, restrictions), voters, question, uris, options.weigh)
 
 
 def evaluate(
@@ -216,14 +240,55 @@ def evaluate_leave_one_out(
 
 def best_balance(live: LiveEntries, k: int, rule: VotingRule) -> float:
     """The balance with the best balanced accuracy in leave-one-out over a sample drawn evenly from the classes."""
-    ids = live.live_ids(labelled=True)
-    codes = live.codes_of(ids)
-    if not len(ids):
+    counts_C = live.label_counts()
+    if not counts_C.any():
         return 0.0
-    generator = np.random.default_rng(0)
-    each = max(BALANCE_QUERIES // max(len(np.unique(codes)), 1), 1)
-    chosen = [generator.permutation(ids[codes == code])[:each] for code in np.unique(codes)]
-    return choose_balance(_leave_one_out(live, np.concatenate(chosen), k), rule, k)
+    sample = balance_sample(live, each_of(counts_C))
+    retrieved = live.search(sample.vectors_ND.astype(np.float32), k, Restrictions("labelled", own_Q=sample.ids_N))
+    return balance_by(sample, retrieved.similarities_QK, retrieved.codes_QK, counts_C, rule, k)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Entries by which a balance is chosen: ids int64 [N], label codes int32 [N], vectors float16 [N, D]."""
+
+    ids_N: np.ndarray
+    codes_N: np.ndarray
+    vectors_ND: np.ndarray
+
+    def least(self, each: int) -> "Sample":
+        """Of each class those entries whose scrambled ids are least: the same however the entries are parted."""
+        scrambled_N = self.ids_N.astype(np.uint64) * SCRAMBLING
+        order_N = np.lexsort((scrambled_N, self.codes_N))
+        codes_N = self.codes_N[order_N]
+        starts = np.searchsorted(codes_N, codes_N)  # where the class of each begins
+        chosen_N = order_N[np.arange(len(codes_N)) - starts < each]
+        return Sample(self.ids_N[chosen_N], self.codes_N[chosen_N], self.vectors_ND[chosen_N])
+
+
+def each_of(counts_C: np.ndarray) -> int:
+    """How many entries of each class are asked to choose a balance; counts int64 [C]."""
+    return max(BALANCE_QUERIES // max(int((counts_C > 0).sum()), 1), 1)
+
+
+def balance_sample(live: LiveEntries, each: int) -> Sample:
+    """Up to so many labelled entries of each class, always the same ones."""
+    ids_N = live.live_ids(labelled=True)
+    chosen = Sample(ids_N, live.codes_of(ids_N), np.empty((len(ids_N), 0), np.float16)).least(each)
+    return replace(chosen, vectors_ND=live.vectors_of(chosen.ids_N).astype(np.float16))
+
+
+def balance_by(
+    sample: Sample,
+    similarities_QK: np.ndarray,
+    codes_QK: np.ndarray,
+    counts_C: np.ndarray,
+    rule: VotingRule,
+    k: int,
+) -> float:
+    """The balance under which the most of a sample is decided right, by class, from their neighbours but themselves."""
+    truths_Q = sample.codes_N.astype(np.int64)
+    return choose_balance(LabelledNeighbors(similarities_QK, codes_QK, truths_Q, counts_C), rule, k)
 
 
 def ask_about_forgotten(live: LiveEntries, vectors_ND: np.ndarray, ids_N: np.ndarray, version: int) -> dict[str, Any]:
@@ -294,45 +359,8 @@ def _assumed_labels(live: LiveEntries, assume: Mapping[int, str]) -> tuple[tuple
     return tuple(labels), counts, codes
 
 
-def _neighbors(
-    live: LiveEntries, labels: Sequence[str], retrieved: Retrieved, query: int, weigh: Mapping[int, float]
-) -> tuple[Neighbor, ...]:
-    neighbors = []
-    for rank in range(int((retrieved.ids_QK[query] >= 0).sum())):
-        block = live.blocks[retrieved.blocks_QK[query, rank]]
-        row = int(retrieved.rows_QK[query, rank])
-        code = int(retrieved.codes_QK[query, rank])
-        entry_id = int(retrieved.ids_QK[query, rank])
-        neighbors.append(
-            Neighbor(
-                rank=rank,
-                id=entry_id,
-                uri=block.uris[row].as_py(),
-                label=labels[code] if code >= 0 else None,
-                similarity=float(retrieved.similarities_QK[query, rank]),
-                dataset=block.datasets[row].as_py(),
-                reliability=float(weigh.get(entry_id, 1.0)),
-            )
-        )
-    return tuple(neighbors)
-
-
-def _of_which(live: LiveEntries) -> str:
-    return "of the memory" if live.where is None else f"that satisfies where ({live.where})"
-
-
 def _in_set(live: LiveEntries) -> str:
     return f" in the label set '{live.label_set}'" if live.label_set is not None else ""
-
-
-def _why_empty(live: LiveEntries, options: ClassifyOptions) -> str:
-    if not len(live.whole):
-        return "the memory holds no entries"
-    if not len(live):
-        return f"no entry satisfies where: {live.where}"
-    if not live.label_counts().any():
-        return f"no entry {_of_which(live)} has a label{_in_set(live)}"
-    return "every entry with a label is excluded" if options.exclude else Question.nothing_found
 
 
 def _with_string_keys(scores: Mapping[Voting, Mapping[int, float]]) -> dict[str, dict[str, float]]:

@@ -12,6 +12,8 @@
     ├── UnknownName         an id, uri, label, dataset or label set that the memory does not hold
     ├── IndexBuildError     no index can be built, or none reaches the recall asked for
     ├── WorkerError         a process that worked for this one died
+    ├── Unavailable         a server, or a part of it, does not answer just now        (HTTP 503)
+    │   └── Overloaded          it has more to do than it can in time                 (HTTP 429)
     ├── ClusterError        a Ray cluster cannot be reached, refuses the token, or knows no such job
     └── CommitConflict      another writer changed what this one had built upon
 
@@ -20,7 +22,9 @@ Each message is one sentence that says what is wrong, where, and what to do abou
 
 
 class VisualMemoryError(Exception):
-    """The root: whatever the library raises on purpose."""
+    """The root: whatever the library raises on purpose. `field` is the part of a request it is about, if one is."""
+
+    field: str | None = None
 
 
 class UsageError(VisualMemoryError):
@@ -65,6 +69,21 @@ class IndexBuildError(VisualMemoryError):
 
 class WorkerError(VisualMemoryError):
     """A process that worked for this one died."""
+
+
+class Unavailable(VisualMemoryError):
+    """A server, or a part of it, does not answer just now: it may be asked again after `retry_seconds`."""
+
+    def __init__(self, message: str, retry_seconds: float = 1.0) -> None:
+        super().__init__(message, retry_seconds)
+        self.retry_seconds = retry_seconds
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class Overloaded(Unavailable):
+    """A server has more to do than it can in time."""
 
 
 class ClusterError(VisualMemoryError):

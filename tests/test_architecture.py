@@ -19,7 +19,8 @@ FLOORS: list[set[str]] = [
     {"pipeline.edits", "pipeline.asking", "pipeline.explanation"},
     {"pipeline.bulk"},
     {"pipeline.reading"},
-    {"pipeline.visual_memory", "pipeline.serving"},
+    {"pipeline.visual_memory"},
+    {"pipeline.serving"},
     {"jobs"},
     {"cluster"},
 ]

@@ -1,7 +1,8 @@
 """A decision as people and programs read it: the winner, its votes, and every neighbour with its weight."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.decisions.voting import Votes, VotingRule
 
@@ -22,6 +23,12 @@ class Neighbor:
     reliability: float = 1.0
     weight: float | None = None
     kept: Mapping[str, bool | int | float | str | None] = field(default_factory=dict, compare=False)
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Neighbor":
+        """A neighbour from what `to_json` made of it."""
+        known = ("rank", "id", "uri", "label", "dataset", "similarity", "reliability", "weight", "kept")
+        return cls(**{name: fields[name] for name in known if name in fields})
 
     def to_json(self) -> dict:
         fields = {
@@ -57,6 +64,12 @@ class Decision:
     reason: str | None = None
     label_set: str | None = None
     where: str | None = None
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Decision":
+        """A decision from what `to_json` made of it; fields that it does not know are left out."""
+        known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
+        return cls(**known | {"neighbors": tuple(map(Neighbor.from_json, fields["neighbors"]))})
 
     def to_json(self) -> dict:
         """The decision as a JSON object."""
@@ -98,11 +111,12 @@ class Question:
 def decision_of(
     question: Question, uri: str | None, neighbors: tuple[Neighbor, ...], votes: Votes, query: int, label: str | None
 ) -> Decision:
-    """Assemble the decision of one query from its row of the counted votes; `label` is the winner's."""
-    weights = votes.weights_QK[query]
-    weighed = tuple(replace(n, weight=float(w)) for n, w in zip(neighbors, weights, strict=False))
+    """Assemble the decision of one query from its row of the counted votes, its neighbours having their weights.
+
+    `label` is the winner's.
+    """
     shares: dict[str, float] = {}
-    for neighbor in weighed:
+    for neighbor in neighbors:
         if neighbor.label is not None and neighbor.weight:
             shares[neighbor.label] = shares.get(neighbor.label, 0.0) + neighbor.weight
     confidence = float(votes.confidences_Q[query])
@@ -122,7 +136,7 @@ def decision_of(
         voting=question.rule.voting,
         k=question.k,
         votes=dict(sorted(shares.items(), key=lambda pair: (-pair[1], pair[0] != label))),
-        neighbors=weighed,
+        neighbors=neighbors,
         version=question.version,
         shards_answered=question.shards_answered,
         shards_total=question.shards_total,

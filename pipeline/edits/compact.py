@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.errors import DamagedFile
+from pipeline.errors import CommitConflict, DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.files import FileRef, RowsFile
@@ -70,7 +70,14 @@ def compact(log: VersionLog, command: str = "compact", on_progress: OnProgress =
         def prepare(_: int, now: State) -> list[SetState]:
             # Writers beside this one commit in milliseconds, so what was packed once is used again if it still fits.
             if packer.packed is None or not packer.packed.fits(now):
-                packer.pack(now)
+                try:
+                    packer.pack(now)
+                except DamagedFile as error:  # or files went that a newer version does not name
+                    if log.latest().version == now.version:
+                        raise
+                    raise CommitConflict(
+                        "another writer removed files meanwhile, and nothing was changed: run the command again"
+                    ) from error
             assert packer.packed is not None  # noqa: S101
             return [SetState(why="compact", state=packer.packed.applied(now))]
 

@@ -29,6 +29,11 @@ def embed_images(encoder: Encoder, images: Sequence[QueryImage]) -> tuple[np.nda
     return vectors_QD, [uri for _, uri in loaded]
 
 
+def pixels_of_query(image: bytes, preprocessing: Preprocessing) -> np.ndarray:
+    """The pixels uint8 [S, S, 3] of the bytes of an image file. Raises Rejected."""
+    return pixels_of_bytes(image, preprocessing).pixels_SS3
+
+
 def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray, str | None]:
     if isinstance(image, Image.Image):
         try:

@@ -81,6 +81,19 @@ def decode(data: bytes, shortest: int | None = None) -> Decoded:
     return Decoded(image, hashlib.sha256(data).hexdigest(), width, height)
 
 
+def dimensions(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels that an image file says it has, nothing of it decoded. Raises Rejected."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            return opened.size
+    except Image.DecompressionBombError as error:
+        raise Rejected("decode", f"more than {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise Rejected("decode", f"not an image in {', '.join(FORMATS)}") from error
+    except Exception as error:  # as in decode
+        raise Rejected("decode", " ".join(str(error).split()) or type(error).__name__) from error
+
+
 def as_displayed(image: Image.Image) -> Image.Image:
     """An opened image as 8-bit RGB, turned as its EXIF orientation says."""
     rgb = _rgb(image)

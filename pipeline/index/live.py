@@ -45,6 +45,20 @@ class Overlay:
         return (self.tombstones, self.labels) == (other.tombstones, other.labels)
 
 
+@dataclass(frozen=True)
+class Share:
+    """The part of a memory that one of several processes opens: every `of`-th shard and block of fresh entries."""
+
+    number: int
+    of: int
+
+    def holds(self, position: int) -> bool:
+        return position % self.of == self.number
+
+
+ALL = Share(0, 1)
+
+
 @dataclass
 class OpenedBlocks:
     """The blocks of one version.
@@ -70,8 +84,10 @@ class OpenedBlocks:
         return list(self.laid.values())
 
 
-def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = None) -> OpenedBlocks:
+def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = None, share: Share = ALL) -> OpenedBlocks:
     """The blocks of a version: its shards, then its fresh entries. A shard that is damaged is left out, and named.
+
+    `before` must have been of the same share.
 
     Raises DamagedFile for anything else that is.
     """
@@ -80,7 +96,7 @@ def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = No
     dimension = state.identity.dimension if state.identity else 0
     if state.index is not None:
         files = state.entries_files()
-        for shard in state.index.shards:
+        for shard in filter(lambda shard: share.holds(shard.number), state.index.shards):
             covered = files_covered(shard, files) if shard.vectors is None else []
             key: _Key = (shard.ids.path, state.index.parameters, *(file.path for file in covered))
             try:
@@ -90,7 +106,10 @@ def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = No
                 opened.damaged += (error,)
             else:
                 opened.num_shards += 1
-    for group in _groups(state.fresh_files()):
+    groups = _groups(state.fresh_files())
+    for position, group in enumerate(groups):
+        if not share.holds(position):
+            continue
         key = tuple(file.path for file in group)
         if key in before.stored:
             opened.stored[key] = before.stored[key]
@@ -98,7 +117,7 @@ def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = No
         else:
             opened.tables = {file.path: _read(storage, file, before.tables) for file in group}
             opened.stored[key] = _fresh_block(pa.concat_tables(opened.tables.values()), opened.codes)
-    if state.pending and state.identity is not None:
+    if state.pending and state.identity is not None and share.holds(len(groups)):
         key = tuple(f"single {single.id}" for single in state.pending)
         opened.pending, opened.pending_table = state.pending, _pending_table(state.pending, state.identity, before)
         known = before.stored.get(key)

@@ -16,7 +16,7 @@ from pipeline.errors import UnknownName
 from pipeline.index.blocks import Block, Candidates, Finder, MakeFinder, Scope
 from pipeline.index.columns import kinds_of_columns, masks
 from pipeline.index.exact import ExactFinder, similarities
-from pipeline.index.live import OpenedBlocks, in_label_set, open_blocks
+from pipeline.index.live import ALL, OpenedBlocks, Share, in_label_set, open_blocks
 from pipeline.index.where import parse
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
@@ -85,14 +85,18 @@ class LiveEntries:
         self._opened = opened or OpenedBlocks()
         self._label_sets: dict[str, LiveEntries] = {}
         self._satisfying: dict[tuple, LiveEntries] = {}
+        self._num_live: int | None = None  # counted once, for every decision asks
+        self._label_counts: np.ndarray | None = None
 
     @classmethod
-    def open(cls, storage: Storage, state: State, before: "LiveEntries | None" = None) -> "LiveEntries":
-        """Map the shards that are whole and read the fresh entries, but for what `before` has read.
+    def open(
+        cls, storage: Storage, state: State, before: "LiveEntries | None" = None, share: Share = ALL
+    ) -> "LiveEntries":
+        """Map the shards that are whole and read the fresh entries of a share, but for what `before` has read.
 
         Raises DamagedFile where entries that are not in a shard cannot be read.
         """
-        opened = open_blocks(storage, state, before._opened if before is not None else None)
+        opened = open_blocks(storage, state, before._opened if before is not None else None, share)
         dimension = state.identity.dimension if state.identity else 0
         return cls(dimension, list(opened.codes), opened.blocks, opened.num_shards, opened)
 
@@ -136,15 +140,19 @@ class LiveEntries:
         return self._opened.overlay.own_labels
 
     def __len__(self) -> int:
-        return sum(int(block.live_N.sum()) for block in self.blocks)
+        if self._num_live is None:
+            self._num_live = sum(int(block.live_N.sum()) for block in self.blocks)
+        return self._num_live
 
     def label_counts(self) -> np.ndarray:
-        """Live entries of each label, int64 [C], in the order of `labels`."""
-        counts = np.zeros(len(self.labels), np.int64)
-        for block in self.blocks:
-            codes = block.codes_N[block.live_N]
-            counts += np.bincount(codes[codes >= 0], minlength=len(self.labels))
-        return counts
+        """Live entries of each label, int64 [C], in the order of `labels`; not to be written to."""
+        if self._label_counts is None:
+            counts = np.zeros(len(self.labels), np.int64)
+            for block in self.blocks:
+                codes = block.codes_N[block.live_N]
+                counts += np.bincount(codes[codes >= 0], minlength=len(self.labels))
+            self._label_counts = counts
+        return self._label_counts
 
     def dataset_counts(self) -> dict[str, int]:
         """Live entries of each dataset that has any."""

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import UnknownName
 from pipeline.store.ids import split_id
 from pipeline.store.kept import as_type
 from pipeline.store.schemas import read_table
@@ -44,6 +45,19 @@ def _plain(column: pa.Array, kind: pa.DataType) -> list[KeptValue]:
         return [None if text is None else text.replace(" ", "T") for text in column.cast(pa.string()).to_pylist()]
     values: list[KeptValue] = column.to_pylist()
     return [None if value != value else value for value in values]  # noqa: PLR0124  # a NaN, for which JSON has no word
+
+
+def read_facts(storage: Storage, state: State, entry_id: int) -> tuple[str, int, int]:
+    """The sha256 of an entry's image file, and its width and height in pixels. Raises UnknownName or DamagedFile."""
+    for single in state.pending:
+        if single.id == entry_id:
+            return single.sha256, single.width, single.height
+    for file in state.entries_files():
+        if file.first_id <= entry_id <= file.last_id:
+            table = read_table(storage, file, ["id", "sha256", "width", "height"])
+            for row in table.filter(pc.equal(table["id"], entry_id)).to_pylist():
+                return row["sha256"], row["width"], row["height"]
+    raise UnknownName(f"id {entry_id} is no entry of version {state.version}")
 
 
 def read_kept_columns(

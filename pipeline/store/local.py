@@ -37,6 +37,14 @@ class LocalStorage:
         except FileNotFoundError as error:
             raise missing_file(self.uri, path) from error
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        try:
+            with (self.root / path).open("rb") as stream:
+                stream.seek(start)
+                return stream.read(stop - start)
+        except FileNotFoundError as error:
+            raise missing_file(self.uri, path) from error
+
     def create(self, path: str, data: bytes) -> None:
         target = self.root / path
         with self._aside(target) as aside:

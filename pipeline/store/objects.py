@@ -95,6 +95,11 @@ class ObjectStorage:
         with self._asking("read", path):
             return bytes(self._files.cat_file(self._key(path), **one_request))
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
+        with self._asking("read", path):
+            return bytes(self._files.cat_file(self._key(path), start=start, end=stop, **one_request))
+
     def create(self, path: str, data: bytes) -> None:
         self._require_exclusive_creation()
         self._create(path, data)

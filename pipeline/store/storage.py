@@ -28,6 +28,9 @@ class Storage(Protocol):
     def read(self, path: str) -> bytes:
         """The whole file. Raises DamagedFile when it is not there."""
 
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        """The bytes of a file from `start` up to `stop`, fewer where it ends. Raises DamagedFile."""
+
     def create(self, path: str, data: bytes) -> None:
         """Publish a file durably, only if the name is free; else AlreadyExists. Never seen half-written."""
 

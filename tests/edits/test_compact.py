@@ -20,6 +20,7 @@ from pipeline.errors import CommitConflict
 from pipeline.index.plan import IndexOptions
 from pipeline.progress import Progress
 from pipeline.store.ids import split_id
+from pipeline.store.local import LocalStorage
 from pipeline.store.places import open_storage
 from pipeline.store.segments import reserve_for_singles
 from pipeline.store.state import State
@@ -375,3 +376,23 @@ def test_entries_of_real_images_are_explained_as_before(tmp_path: Path, digits: 
     before = memory.explanation_page(memory.classify([image], k=20)[0])
     memory.compact()
     assert memory.explanation_page(memory.classify([image], k=20)[0]) == before.replace("version 2", "version 3")
+
+
+def test_files_erased_while_they_are_packed(memory: VisualMemory) -> None:
+    """Another process erases an entry, and with it the file that was about to be read: that is no damage."""
+    [erased, *_] = memory.live().matching(dataset="small").tolist()
+
+    class Overtaken(LocalStorage):
+        overtaken = False
+
+        def local_path(self, path: str) -> Path:
+            if "/entries/" in path and not self.overtaken:
+                self.overtaken = True
+                VisualMemory(self.root).forget(ids=[erased], erase=True)
+            return super().local_path(path)
+
+    with pytest.raises(CommitConflict, match="another writer removed files meanwhile"):
+        compacting.compact(VersionLog(Overtaken(Path(memory.uri))))
+    assert memory.verify(clean=True).findings == ()
+    memory.compact()
+    assert len(again(memory).live()) == len(memory.live())

@@ -1,5 +1,6 @@
 """The commands README shows for one's own photos, run as they stand there."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from pipeline import VisualMemory
+from tests.serving.ray_server import ray_server
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
@@ -28,7 +32,7 @@ def photos(tmp_path: Path, digits: Path) -> Path:
 
 @pytest.mark.timeout(300)
 def test_the_commands_for_ones_own_photos(photos: Path, weights: str) -> None:
-    [_, block] = blocks("sh")
+    [_, block, _] = blocks("sh")
     commands = [line.split("#")[0].strip() for line in block.splitlines() if line.startswith("visual-memory")]
     assert [command.split()[1] for command in commands] == ["add", "classify", "explain", "add", "forget"]
     # The hub is not reached from everywhere: the first add is given weights that come as a package.
@@ -39,6 +43,18 @@ def test_the_commands_for_ones_own_photos(photos: Path, weights: str) -> None:
     assert "written as a page: why.html" in outputs[2]
     assert "remembered 50 of 50 images" in outputs[3]
     assert "forgot 20 entries:" in outputs[4]
+
+
+@pytest.mark.timeout(300)
+def test_the_commands_for_other_programs(digits_memory: VisualMemory, photos: Path) -> None:
+    [*_, block] = blocks("sh")
+    [serve, curl] = [line.split("#")[0].strip() for line in block.splitlines()]
+    assert serve == "visual-memory serve my.memory"
+    with ray_server(digits_memory.uri, photos) as server:
+        asked = curl.replace("http://127.0.0.1:8000", server.url).split()
+        answer = json.loads(subprocess.run([*asked, "-s"], cwd=photos, capture_output=True, check=True).stdout)
+    [decision] = digits_memory.classify([photos / "new.jpg"])
+    assert (answer["label"], answer["confidence"]) == (decision.label, decision.confidence)
 
 
 @pytest.mark.timeout(300)

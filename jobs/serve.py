@@ -1,0 +1,89 @@
+"""`serve MEMORY`: answer questions over HTTP, on Ray Serve."""
+
+from typing import Annotated, Any
+
+import typer
+
+from jobs.arguments import Memory, size_in_bytes
+from jobs.terminal import note, say
+from pipeline.store.places import open_storage
+from pipeline.store.versions import VersionLog
+
+
+def serve(
+    memory: Memory,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is every one.", metavar="HOST")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", metavar="PORT", min=1, max=65_535)] = 8000,
+    groups: Annotated[int, typer.Option(help="Groups that the shards are spread over.", metavar="N", min=1)] = 1,
+    replicas: Annotated[int, typer.Option(help="Processes of each group.", metavar="N", min=1)] = 1,
+    max_replicas: Annotated[
+        int | None, typer.Option(help="As many under load, by Serve's autoscaling.", metavar="N", min=1)
+    ] = None,
+    ingresses: Annotated[int, typer.Option(help="Processes that take requests.", metavar="N", min=1)] = 1,
+    embedders: Annotated[int, typer.Option(help="Processes that embed images.", metavar="N", min=1)] = 1,
+    embedder_gpus: Annotated[float, typer.Option(help="GPUs of each of them.", metavar="N", min=0)] = 0.0,
+    token_file: Annotated[
+        str | None,
+        typer.Option(
+            help="File with the token by which the memory may be changed; or set VISUAL_MEMORY_TOKEN. "
+            "Without one the server only reads.",
+            metavar="FILE",
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder for local copies of a memory on S3.  \\[default: ~/.cache/visual-memory]", metavar="DIR"
+        ),
+    ] = None,
+    cache_size: Annotated[str, typer.Option(help="How much it may hold.", metavar="SIZE")] = "100G",
+    timeout: Annotated[float, typer.Option(help="Seconds within which a request is answered.", metavar="S")] = 10.0,
+    poll: Annotated[float, typer.Option(help="Seconds between looks for a newer version.", metavar="S")] = 1.0,
+) -> None:
+    """Answer questions over HTTP until interrupted; a newer version of the memory is followed."""
+    given: dict[str, Any] = {"cache": cache} if cache is not None else {}
+    from jobs.on_ray import check_free, is_on_cluster, serve_until_interrupted, share_of_cpus
+
+    address = f"http://{host}:{port}"
+    cpus = share_of_cpus(groups * replicas + ingresses + embedders + 1)
+
+    def build() -> Any:
+        from pipeline.serving.application import ServingOptions, build, token_of
+
+        options = ServingOptions(
+            memory=memory,
+            host=host,
+            port=None if is_on_cluster() else port,
+            groups=groups,
+            replicas=replicas,
+            max_replicas=max_replicas,
+            ingresses=ingresses,
+            embedders=embedders,
+            embedder_gpus=embedder_gpus,
+            group_cpus=cpus,
+            ingress_cpus=cpus,
+            embedder_cpus=cpus,
+            editor_cpus=cpus,
+            token_file=token_file,
+            cache_bytes=size_in_bytes("--cache-size", cache_size),
+            timeout_seconds=timeout,
+            poll_seconds=poll,
+            **given,
+        )
+        if token_of(options) is None:
+            note("without a token (--token-file, VISUAL_MEMORY_TOKEN) the memory can be asked and not changed")
+        return build(options)
+
+    def announce() -> None:
+        say(f"serving {memory} at {address}")
+        say(f"  try: curl -F image=@photo.jpg {address}/v1/classify")
+        say(f"  documentation: {address}/docs; Ctrl-C stops")
+
+    VersionLog(open_storage(memory)).latest()  # before Ray is started: there may be no such memory
+    if is_on_cluster():  # its nodes take requests, each by a proxy of Serve
+        serve_until_interrupted(build, announce, {"host": host, "port": port})
+        return
+    check_free(host, port)
+    serve_until_interrupted(build, announce, None)

@@ -1,0 +1,153 @@
+"""What was found for some queries, wherever it was found, and the decisions that follow from it.
+
+A search in one process and one that is spread over several come together here, so that both answer alike. Shapes: Q
+queries, K neighbours in rank order, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.decisions.decision import Decision, Neighbor, Question, decision_of
+from pipeline.decisions.voting import count_votes
+
+
+@dataclass(frozen=True)
+class Found:
+    """Neighbours in order: similarities float32, ids int64 and label codes int32, all [Q, K].
+
+    Where a query has fewer than K the rest has similarity -inf, id -1 and code -1. `uris` and `datasets` have as many
+    as a query has neighbours.
+    """
+
+    similarities_QK: np.ndarray
+    ids_QK: np.ndarray
+    codes_QK: np.ndarray
+    uris: list[list[str]]
+    datasets: list[list[str]]
+
+    def rows(self, queries: slice) -> "Found":
+        """What was found for some of the queries."""
+        columns = self.similarities_QK[queries], self.ids_QK[queries], self.codes_QK[queries]
+        return Found(*columns, self.uris[queries], self.datasets[queries])
+
+    def neighbors(
+        self,
+        query: int,
+        labels: Sequence[str],
+        weigh: Mapping[int, float] | None = None,
+        weights: Sequence[float] | None = None,
+    ) -> tuple[Neighbor, ...]:
+        """Those of one query; codes point into `labels`. `weights` are their shares of the votes."""
+        weigh = weigh or {}
+        ids, codes = self.ids_QK[query].tolist(), self.codes_QK[query].tolist()
+        similarities = self.similarities_QK[query].tolist()
+        return tuple(
+            Neighbor(
+                rank=rank,
+                id=ids[rank],
+                uri=uri,
+                label=labels[codes[rank]] if codes[rank] >= 0 else None,
+                similarity=similarities[rank],
+                dataset=dataset,
+                reliability=float(weigh.get(ids[rank], 1.0)),
+                weight=weights[rank] if weights is not None else None,
+            )
+            for rank, (uri, dataset) in enumerate(zip(self.uris[query], self.datasets[query], strict=True))
+        )
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What a decision needs to know of entries that are no neighbours.
+
+    `counts_C` (int64) are the live entries of each of `labels`; `live` counts those that could be found, with a label
+    or without, and `whole` also those that do not satisfy `where`.
+    """
+
+    labels: tuple[str, ...]
+    counts_C: np.ndarray
+    live: int
+    whole: int
+
+    def why_empty(self, label_set: str | None, where: str | None, *, excluding: bool) -> str:
+        """Why a decision has no neighbour."""
+        if not self.whole:
+            return "the memory holds no entries"
+        if not self.live:
+            return f"no entry satisfies where: {where}"
+        if not self.counts_C.any():
+            which = "of the memory" if where is None else f"that satisfies where ({where})"
+            in_set = f" in the label set '{label_set}'" if label_set is not None else ""
+            return f"no entry {which} has a label{in_set}"
+        return "every entry with a label is excluded" if excluding else Question.nothing_found
+
+
+def decide(
+    found: Found, standing: Standing, question: Question, uris: Sequence[str | None], weigh: Mapping[int, float]
+) -> list[Decision]:
+    """One decision a query, in order; `uris` are those of the images asked about, `weigh` factors of weights by id."""
+    reliabilities_QK = np.ones(found.ids_QK.shape)
+    for entry_id, weight in weigh.items():
+        reliabilities_QK[found.ids_QK == entry_id] = weight
+    votes = count_votes(found.similarities_QK, found.codes_QK, question.rule, standing.counts_C, reliabilities_QK)
+    decisions = []
+    for query, uri in enumerate(uris):
+        neighbors = found.neighbors(query, standing.labels, weigh, votes.weights_QK[query].tolist())
+        winner = int(votes.winners_Q[query])
+        label = standing.labels[winner] if winner >= 0 else None
+        decisions.append(decision_of(question, uri, neighbors, votes, query, label))
+    return decisions
+
+
+def merged(parts: Sequence[Found], k: int) -> Found:
+    """The k nearest of what several places found for the same queries; equal similarities are ordered by id.
+
+    The codes of all must point into one list of labels. An entry is in one place only.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    similarities_QK, ids_QK, codes_QK = (
+        np.concatenate([getattr(part, name) for part in parts], axis=1)
+        for name in ("similarities_QK", "ids_QK", "codes_QK")
+    )
+    order_QK = np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k]
+    starts = np.cumsum([0, *(part.ids_QK.shape[1] for part in parts)])
+    sources_QK = np.searchsorted(starts, order_QK, side="right") - 1
+    places_QK = order_QK - starts[sources_QK]
+    ids_QK = np.take_along_axis(ids_QK, order_QK, axis=1)
+    uris, datasets = [], []
+    for query in range(len(order_QK)):
+        pairs = [
+            (parts[source], place)
+            for source, place, entry_id in zip(
+                sources_QK[query].tolist(), places_QK[query].tolist(), ids_QK[query].tolist(), strict=True
+            )
+            if entry_id >= 0
+        ]
+        uris.append([part.uris[query][place] for part, place in pairs])
+        datasets.append([part.datasets[query][place] for part, place in pairs])
+    return Found(
+        np.take_along_axis(similarities_QK, order_QK, axis=1),
+        ids_QK,
+        np.take_along_axis(codes_QK, order_QK, axis=1),
+        uris,
+        datasets,
+    )
+
+
+def joined(parts: Sequence[Standing]) -> tuple[Standing, list[np.ndarray]]:
+    """The standing of several places together, and for each its label codes as codes of the whole.
+
+    The last item of each translation, int32 [C + 1], is -1: the code of no label stays what it is.
+    """
+    codes: dict[str, int] = {}
+    translations = [
+        np.array([*(codes.setdefault(label, len(codes)) for label in part.labels), -1], np.int32) for part in parts
+    ]
+    counts_C = np.zeros(len(codes), np.int64)
+    for part, translation in zip(parts, translations, strict=True):
+        np.add.at(counts_C, translation[:-1], part.counts_C)
+    whole = Standing(tuple(codes), counts_C, sum(part.live for part in parts), sum(part.whole for part in parts))
+    return whole, translations

@@ -1,0 +1,300 @@
+"""The service as an application of Ray Serve: an ingress, groups of shards, embedders and an editor.
+
+`build` makes it of typed options, for `visual-memory serve`, for `serve run pipeline.serving.application:build` and for
+a Serve config file alike.
+"""
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from fastapi import FastAPI
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from pipeline.asking import Sample
+from pipeline.errors import UsageError, VisualMemoryError
+from pipeline.index.live import Share
+from pipeline.serving.embedder import Embedder
+from pipeline.serving.group import Answer, Asked, Entry, Group, Subject
+from pipeline.serving.http import make_app
+from pipeline.serving.metrics import RayMeter
+from pipeline.serving.service import Limits, Service
+from pipeline.store.cache import CachedStorage, FileCache
+from pipeline.store.objects import ObjectStorage
+from pipeline.store.places import open_storage
+from pipeline.store.storage import Storage
+from pipeline.store.versions import VersionLog
+
+TOKEN = "VISUAL_MEMORY_TOKEN"  # noqa: S105, the name of the variable
+CACHE = "~/.cache/visual-memory"
+CALLS_QUEUED = 8  # of the ingress to a group: what waits, waits in its micro-batches
+HEALTH_SECONDS = 5.0
+
+logger = logging.getLogger("ray.serve")
+
+
+class ServingOptions(BaseModel):
+    """What is served, and how it is spread. Fractions of CPUs are what Ray reserves, not what may be used.
+
+    The shards of the memory go to `groups`, each of `replicas` processes (up to `max_replicas` under load). With `port`
+    the ingresses listen there themselves, besides Serve's proxies, which take longer than most questions; several on
+    one node share it. With a token (`token_file`, or the environment variable VISUAL_MEMORY_TOKEN on the node of the
+    ingress) the memory can be changed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    memory: str
+    groups: int = Field(1, ge=1, le=1_000)
+    replicas: int = Field(1, ge=1)
+    max_replicas: int | None = Field(None, ge=1)
+    ingresses: int = Field(1, ge=1)
+    embedders: int = Field(1, ge=1)
+    max_embedders: int | None = Field(None, ge=1)
+    group_cpus: float = Field(0.3, ge=0)
+    ingress_cpus: float = Field(0.3, ge=0)
+    embedder_cpus: float = Field(0.3, ge=0)
+    embedder_gpus: float = Field(0.0, ge=0)
+    editor_cpus: float = Field(0.1, ge=0)
+    host: str = "127.0.0.1"
+    port: int | None = Field(None, ge=1, le=65_535)
+    token_file: str | None = None
+    edits: bool | None = None
+    cache: str = CACHE
+    cache_bytes: int = Field(100 << 30, ge=1)
+    timeout_seconds: float = Field(10.0, gt=0, le=600)
+    poll_seconds: float = Field(1.0, gt=0, le=3_600)
+    max_queries: int = Field(1_024, ge=1)
+    max_images: int = Field(128, ge=1)
+    max_body_bytes: int = Field(32 << 20, ge=1)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            queries=self.max_queries,
+            images=self.max_images,
+            timeout_seconds=self.timeout_seconds,
+            poll_seconds=self.poll_seconds,
+            body_bytes=self.max_body_bytes,
+        )
+
+
+def build(options: ServingOptions) -> serve.Application:
+    """The application. Raises MemoryMissing, StorageError or UsageError."""
+    identity = VersionLog(open_storage(options.memory)).latest().identity
+    members = [
+        GroupReplica.options(  # type: ignore[attr-defined]
+            name=f"group-{number}",
+            ray_actor_options={"num_cpus": options.group_cpus},
+            **_scaled(options.replicas, options.max_replicas),
+        ).bind(options, number)
+        for number in range(options.groups)
+    ]
+    embedder = None
+    if identity is not None and not identity.is_given:
+        embedder = EmbedderReplica.options(  # type: ignore[attr-defined]
+            name="embedder",
+            ray_actor_options={"num_cpus": options.embedder_cpus, "num_gpus": options.embedder_gpus},
+            **_scaled(options.embedders, options.max_embedders),
+        ).bind(options)
+    editor = None
+    if options.edits or (options.edits is None and token_of(options) is not None):
+        editor = EditorReplica.options(  # type: ignore[attr-defined]
+            name="editor", ray_actor_options={"num_cpus": options.editor_cpus}
+        ).bind(options)
+    application: serve.Application = Ingress.options(  # type: ignore[attr-defined]
+        name="ingress", num_replicas=options.ingresses, ray_actor_options={"num_cpus": options.ingress_cpus}
+    ).bind(options, members, embedder, editor)
+    return application
+
+
+def token_of(options: ServingOptions) -> str | None:
+    """The token, from its file or the environment; None where there is none. Raises UsageError."""
+    if options.token_file is None:
+        return os.environ.get(TOKEN) or None
+    try:
+        token = Path(options.token_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"the token file {options.token_file} cannot be read ({error})") from error
+    if not token:
+        raise UsageError(f"the token file {options.token_file} is empty: write the token into it")
+    return token
+
+
+def _scaled(replicas: int, max_replicas: int | None) -> dict[str, Any]:
+    """A fixed number of replicas, or as many as the load asks for."""
+    if max_replicas is None or max_replicas <= replicas:
+        return {"num_replicas": replicas}
+    return {
+        "autoscaling_config": {
+            "min_replicas": replicas,
+            "max_replicas": max_replicas,
+            "target_ongoing_requests": 2,
+            "downscale_delay_s": 300,
+        }
+    }
+
+
+def _storage_of(options: ServingOptions) -> Storage:
+    """The memory's storage; of one in an object store, with the local copies of this node."""
+    storage = open_storage(options.memory)
+    if not isinstance(storage, ObjectStorage):
+        return storage
+    cache = FileCache(Path(options.cache).expanduser(), options.cache_bytes)
+    return CachedStorage(storage, cache)
+
+
+@serve.deployment(
+    max_ongoing_requests=CALLS_QUEUED,
+    max_surge_percent=100,  # a new replica has its shards open before an old one stops
+    health_check_period_s=HEALTH_SECONDS,
+    graceful_shutdown_timeout_s=10,
+)
+class GroupReplica:
+    """A replica of a group of shards."""
+
+    def __init__(self, options: ServingOptions, number: int) -> None:
+        self._group = Group(_storage_of(options), Share(number, options.groups))
+        self._group.prepare()
+
+    def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
+        return self._group.answer(asked)
+
+    def sample(self, subject: Subject, each: int) -> Sample:
+        return self._group.sample(subject, each)
+
+    def entry(self, version: int, entry_id: int) -> Entry | None:
+        return self._group.entry(version, entry_id)
+
+    def prepare(self, version: int) -> int:
+        return self._group.prepare(version)
+
+    def check_health(self) -> None:
+        """Raises where not even the entries at hand can be searched, so that Serve starts another replica."""
+        self._group.check()
+
+
+@serve.deployment(
+    max_ongoing_requests=4,
+    max_surge_percent=100,
+    health_check_period_s=HEALTH_SECONDS,
+    graceful_shutdown_timeout_s=10,
+)
+class EmbedderReplica:
+    """A replica of the encoder."""
+
+    def __init__(self, options: ServingOptions) -> None:
+        self._embedder = Embedder(_storage_of(options), options.limits.image_pixels)
+
+    def embed(self, images: Sequence[bytes]) -> list[np.ndarray | VisualMemoryError]:
+        return self._embedder.embed(images)
+
+
+@serve.deployment(num_replicas=1, max_ongoing_requests=16, graceful_shutdown_timeout_s=30)
+class EditorReplica:
+    """The one writer."""
+
+    def __init__(self, options: ServingOptions) -> None:
+        from pipeline.serving.editor import Editor
+
+        self._editor = Editor(options.memory)
+
+    def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict | VisualMemoryError:
+        try:
+            return self._editor.edit(verb, arguments)
+        except VisualMemoryError as error:  # as a value: Ray wraps what is raised, and logs it with its arguments
+            return error
+
+
+class _Remote:
+    """Calls to a deployment; one that met a replica which died is made once more."""
+
+    def __init__(self, handle: DeploymentHandle, *, again: bool = True) -> None:
+        self._handle = handle
+        self._again = again
+
+    async def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._handle, method).remote(*arguments)
+        except Exception as error:
+            if not self._again:
+                raise
+            logger.warning("a replica did not answer (%s): asking another", type(error).__name__)
+            return await getattr(self._handle, method).remote(*arguments)
+
+
+class _RemoteGroup(_Remote):
+    async def answer(self, asked: Sequence[Asked]) -> Sequence[Answer | VisualMemoryError]:
+        found: Sequence[Answer | VisualMemoryError] = await self._call("answer", asked)
+        return found
+
+    async def sample(self, subject: Subject, each: int) -> Sample:
+        sample: Sample = await self._call("sample", subject, each)
+        return sample
+
+    async def entry(self, version: int, entry_id: int) -> Entry | None:
+        entry: Entry | None = await self._call("entry", version, entry_id)
+        return entry
+
+    async def prepare(self, version: int) -> None:
+        results = await self._handle.broadcast("prepare", version).results_async(return_exceptions=True)
+        failed = [result for result in results if isinstance(result, Exception)]
+        if failed and len(failed) == len(results):  # else another replica answers, and Serve replaces those
+            raise failed[0]
+
+
+class _RemoteEncoder(_Remote):
+    async def embed(self, images: Sequence[bytes]) -> Sequence[np.ndarray | VisualMemoryError]:
+        vectors: Sequence[np.ndarray | VisualMemoryError] = await self._call("embed", images)
+        return vectors
+
+
+class _RemoteEditor(_Remote):
+    async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
+        report = await self._call("edit", verb, arguments)
+        if isinstance(report, VisualMemoryError):
+            raise report
+        done: dict = report
+        return done
+
+
+@serve.deployment(
+    max_ongoing_requests=2_000,  # what is too much is refused by the service, with a sentence and Retry-After
+    max_surge_percent=100,
+    health_check_period_s=HEALTH_SECONDS,
+    graceful_shutdown_timeout_s=20,
+)
+@serve.ingress()
+class Ingress:
+    """The HTTP face, of which there may be several."""
+
+    def __init__(
+        self,
+        options: ServingOptions,
+        groups: Sequence[DeploymentHandle],
+        embedder: DeploymentHandle | None,
+        editor: DeploymentHandle | None,
+    ) -> None:
+        self._options = options
+        self._service = Service(
+            open_storage(options.memory),
+            [_RemoteGroup(group) for group in groups],
+            _RemoteEncoder(embedder) if embedder is not None else None,
+            _RemoteEditor(editor, again=False) if editor is not None else None,
+            options.limits,
+            RayMeter(),
+        )
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        listen = (self._options.host, self._options.port) if self._options.port is not None else None
+        return make_app(self._service, token_of(self._options), listen)
+
+    def check_health(self) -> None:
+        """Raises where no version is open."""
+        if not self._service.opened:
+            raise RuntimeError("no version of the memory could be opened")

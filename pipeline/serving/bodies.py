@@ -1,0 +1,246 @@
+"""What requests say and answers look like, as pydantic models: checked when asked, and published as OpenAPI."""
+
+import base64
+import binascii
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
+
+from pipeline.asking import MAX_K, MAX_WEIGHT, ClassifyOptions
+from pipeline.decisions.voting import MAX_BALANCE, Voting, VotingRule
+from pipeline.errors import SourceError, UsageError
+from pipeline.serving.service import How
+
+MAX_ID = (1 << 63) - 1
+MAX_NAME = 1_000  # characters of a label, a uri or a name
+MAX_LISTED = 1_000  # ids in one request
+MAX_WHERE = 10_000
+
+EntryId = Annotated[int, Field(ge=0, le=MAX_ID)]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]
+Vector = Annotated[list[FiniteFloat], Field(min_length=1)]
+Base64 = Annotated[str, StringConstraints(min_length=1)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Asking(_Body):
+    """A query image (base64 of an image file) or an embedding; a list of them makes a batch."""
+
+    image_base64: Base64 | Annotated[list[Base64], Field(min_length=1)] | None = None
+    embedding: Vector | Annotated[list[Vector], Field(min_length=1)] | None = Field(
+        None, description="As long as the memory's dimension; scaled to unit length."
+    )
+    label_set: Name | None = Field(None, description="Name labels by this label set.")
+    where: Annotated[str, StringConstraints(max_length=MAX_WHERE)] | None = Field(
+        None, description="Only entries of which this holds, such as: camera = 'Canon' and year >= 2020."
+    )
+    require_all: bool = Field(False, description="Answer 503 rather than without a part of the memory.")
+    timeout_ms: Annotated[int, Field(ge=1, le=600_000)] | None = Field(
+        None, description="The server's own limit holds besides."
+    )
+
+    @property
+    def images(self) -> list[bytes]:
+        """The bytes of the images. Raises SourceError."""
+        given = [self.image_base64] if isinstance(self.image_base64, str) else self.image_base64 or []
+        return [decoded(text) for text in given]
+
+    @property
+    def vectors_QD(self) -> np.ndarray | None:
+        """The embeddings, float64 [Q, D]. Raises UsageError where they are not all of one length."""
+        if self.embedding is None:
+            return None
+        rows = self.embedding if isinstance(self.embedding[0], list) else [self.embedding]
+        if len({len(row) for row in rows if isinstance(row, list)}) > 1:
+            raise about("embedding", UsageError("the embeddings are of several lengths: give vectors of one encoder"))
+        return np.array(rows, np.float64)
+
+    @property
+    def is_batch(self) -> bool:
+        """Whether the answer is a list."""
+        return isinstance(self.image_base64, list) or (
+            self.embedding is not None and isinstance(self.embedding[0], list)
+        )
+
+    @property
+    def how(self) -> How:
+        seconds = self.timeout_ms / 1_000 if self.timeout_ms is not None else None
+        return How(self.label_set, self.where, self.require_all, seconds)
+
+
+class SearchBody(Asking):
+    """A search for the nearest entries."""
+
+    k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
+
+    example: ClassVar[dict] = {"embedding": [0.1, 0.2, 0.3], "k": 3}
+
+
+class ClassifyBody(Asking):
+    """A question what something is. The what-if options change nothing stored."""
+
+    k: Annotated[int, Field(ge=1, le=MAX_K)] = 50
+    voting: Voting = "rank"
+    exclude: Annotated[list[EntryId], Field(max_length=MAX_LISTED)] = []
+    weigh: dict[EntryId, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]] = {}
+    assume: dict[EntryId, Name] = {}
+    balance: Annotated[float, Field(ge=0, le=MAX_BALANCE)] | Literal["auto"] = 0.0
+    abstain_below: Annotated[float, Field(ge=0, le=1)] = 0.0
+
+    example: ClassVar[dict] = {"embedding": [0.1, 0.2, 0.3], "k": 50, "voting": "rank"}
+
+    @property
+    def options(self) -> ClassifyOptions:
+        """How to decide. Raises UsageError."""
+        automatic = self.balance == "auto"
+        return ClassifyOptions(
+            k=self.k,
+            rule=VotingRule(self.voting, balance=0.0 if self.balance == "auto" else self.balance),
+            auto_balance=automatic,
+            exclude=self.exclude,
+            weigh=self.weigh,
+            assume=self.assume,
+            abstain_below=self.abstain_below,
+        )
+
+
+class AddBody(_Body):
+    """One image to remember."""
+
+    image_base64: Base64
+    label: Name | None = None
+    uri: Name | None = Field(
+        None, description="What the entry is called; made of the image's hash where none is given."
+    )
+    dataset: Name = "http"
+
+    example: ClassVar[dict] = {"image_base64": "iVBORw0KGgo…", "label": "cat"}
+
+
+class ForgetBody(_Body):
+    """Everything that any of these names is forgotten; `erase` removes the bytes from every file and version."""
+
+    ids: Annotated[list[EntryId], Field(max_length=MAX_LISTED)] = []
+    uris: Annotated[list[Name], Field(max_length=MAX_LISTED)] = []
+    labels: Annotated[list[Name], Field(max_length=MAX_LISTED)] = []
+    datasets: Annotated[list[Name], Field(max_length=MAX_LISTED)] = []
+    erase: bool = False
+
+    example: ClassVar[dict] = {"ids": [549755813888]}
+
+
+class RelabelBody(_Body):
+    """Another label for some entries, as stored or in a label set."""
+
+    ids: Annotated[list[EntryId], Field(min_length=1, max_length=MAX_LISTED)]
+    label: Name
+    label_set: Name | None = None
+
+    example: ClassVar[dict] = {"ids": [549755813888], "label": "dog"}
+
+
+class KnnBody(BaseModel):
+    """What clip-retrieval's client sends; what it may say besides is taken and has no effect here."""
+
+    model_config = ConfigDict(extra="allow")
+
+    text: str | None = None
+    image: str | None = Field(None, description="Base64 of an image file.")
+    image_url: str | None = None
+    embedding_input: list[FiniteFloat] | None = None
+    modality: str = "image"
+    num_images: Annotated[int, Field(ge=1, le=MAX_K)] = 100
+    num_result_ids: Annotated[int, Field(ge=1, le=MAX_K)] | None = None
+    indice_name: str | None = None
+
+    example: ClassVar[dict] = {"embedding_input": [0.1, 0.2, 0.3], "num_images": 3, "modality": "image"}
+
+
+class NeighborAnswer(BaseModel):
+    """A neighbour; reliability and weight are there where it voted."""
+
+    rank: int
+    id: int
+    uri: str
+    label: str | None
+    dataset: str
+    similarity: float
+    reliability: float | None = None
+    weight: float | None = None
+    kept: dict[str, Any] | None = None
+
+
+class SearchAnswer(BaseModel):
+    """The nearest entries of one query."""
+
+    neighbors: list[NeighborAnswer]
+    version: int
+    shards_answered: int
+    shards_total: int
+    partial: bool
+
+
+class DecisionAnswer(BaseModel):
+    """One decision with its evidence."""
+
+    uri: str | None
+    label: str | None
+    confidence: float
+    margin: float
+    abstained: bool
+    reason: str | None
+    voting: str
+    balance: float
+    k: int
+    label_set: str | None
+    where: str | None
+    votes: dict[str, float]
+    neighbors: list[NeighborAnswer]
+    version: int
+    shards_answered: int
+    shards_total: int
+    partial: bool
+
+
+class EntryAnswer(BaseModel):
+    """One entry as it is in a version."""
+
+    id: int
+    uri: str
+    label: str | None
+    dataset: str
+    width: int
+    height: int
+    sha256: str
+    kept: dict[str, Any]
+    version: int
+
+
+class Refusal(BaseModel):
+    """Why there is no answer, in a sentence, and the field of the request that it is about."""
+
+    detail: str
+    field: str | None = None
+
+
+def decoded(text: str) -> bytes:
+    """The bytes of a base64 text, also as a data URI. Raises SourceError."""
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        data = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise about("image_base64", SourceError(f"the image is no base64 ({error}): encode an image file")) from None
+    if not data:
+        raise about("image_base64", SourceError("the image is empty: encode an image file"))
+    return data
+
+
+def about(field: str, error: UsageError | SourceError) -> UsageError | SourceError:
+    """The error, as one about a field of the request."""
+    error.field = field
+    return error

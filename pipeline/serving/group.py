@@ -1,0 +1,286 @@
+"""A group of shards: the part of a memory that one process opens, follows from version to version and searches.
+
+It knows nothing of Ray and HTTP. Shapes: Q queries, K neighbours, D dimensions.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar, get_args
+
+import numpy as np
+
+from pipeline import asking
+from pipeline.asking import Sample
+from pipeline.decisions.found import Found, Standing
+from pipeline.errors import DamagedFile, MemoryMissing, UnknownName, UsageError, VisualMemoryError
+from pipeline.index.blocks import Scope
+from pipeline.index.live import Share
+from pipeline.index.search import LiveEntries, Restrictions
+from pipeline.store.cache import CachedStorage
+from pipeline.store.kept_values import KeptValue, read_facts, read_kept
+from pipeline.store.state import State, file_refs
+from pipeline.store.storage import Storage
+from pipeline.store.thumbnails import read_thumbnails
+from pipeline.store.versions import VersionLog
+
+VERSIONS_OPEN = 2  # the newest, and the one before, which questions under way are about
+WARMING_K = 10
+ALTERATIONS_BORNE = 3  # of local copies while one answer is looked for
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What queries are about: a version, the label set by which labels are named, and which entries may be found."""
+
+    version: int
+    label_set: str | None = None
+    where: str | None = None
+    assume: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Queries (float32 [Q, D] of unit length) that go together, for the k nearest entries of the group.
+
+    `exclude` takes up no rank; `own_Q` is one id a query left out for it only; `named` are ids of which it is asked
+    whether they are entries. With `standing` the answer says what the labels stand for.
+    """
+
+    subject: Subject
+    vectors_QD: np.ndarray
+    k: int
+    scope: Scope
+    exclude: tuple[int, ...] = ()
+    own_Q: np.ndarray | None = None
+    named: tuple[int, ...] = ()
+    standing: bool = True
+
+    def goes_with(self) -> tuple[Subject, int, Scope, tuple[int, ...]] | None:
+        """What has to be equal for two of them to be searched for in one; None where it goes alone."""
+        if self.own_Q is not None or self.subject.assume:
+            return None
+        return self.subject, self.k, self.scope, self.exclude
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a group found. Label codes point into the standing's labels, which are the same in every replica.
+
+    `known` are those of the ids named that are entries of this group.
+    """
+
+    found: Found
+    standing: Standing | None
+    known: frozenset[int]
+    shards: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry as it is in a version; `sha256` is that of its image file, width and height are pixels."""
+
+    id: int
+    uri: str
+    label: str | None
+    dataset: str
+    sha256: str
+    width: int
+    height: int
+    kept: dict[str, KeptValue]
+    thumbnail: bytes | None
+
+
+class _Opened:
+    """The share of one version, opened."""
+
+    def __init__(self, storage: Storage, state: State, before: "_Opened | None", share: Share) -> None:
+        self.state = state
+        self.live: LiveEntries = LiveEntries.open(storage, state, before.live if before is not None else None, share)
+        self.storage = storage
+        self._renumbered: dict[tuple, tuple[Standing, np.ndarray]] = {}
+
+    def about(self, subject: Subject) -> LiveEntries:
+        """The entries that can be found, under the labels asked for. Raises UnknownName or UsageError."""
+        live, about = self.live, "label_set"
+        try:
+            if subject.label_set is not None:
+                live = live.in_label_set(self.storage, self.state, subject.label_set)
+            if subject.where is not None:
+                about = "where"
+                live = live.satisfying(self.storage, self.state, subject.where, dict(subject.assume))
+        except (UnknownName, UsageError) as error:
+            error.field = about
+            raise
+        return live
+
+    def standing(self, live: LiveEntries, subject: Subject) -> tuple[Standing, np.ndarray, dict[int, int]]:
+        """What the labels stand for, a translation of the process's own codes (int32 [C + 1]), and assumed codes.
+
+        Labels are in the order of their names, so that codes mean the same in another replica, which met them in
+        another order.
+        """
+        key = (subject.label_set, subject.where)
+        if not subject.assume and key in self._renumbered:
+            return *self._renumbered[key], {}
+        standing, codes = asking.standing(live, dict(subject.assume))
+        used = set(np.flatnonzero(standing.counts_C).tolist()) | set(codes.values())
+        ordered = sorted(used, key=lambda code: standing.labels[code])
+        translation = np.full(len(standing.labels) + 1, -1, np.int32)
+        translation[ordered] = np.arange(len(ordered), dtype=np.int32)
+        labels = tuple(standing.labels[code] for code in ordered)
+        standing = replace(standing, labels=labels, counts_C=standing.counts_C[ordered])
+        if not subject.assume:
+            self._renumbered[key] = standing, translation
+        return standing, translation, codes
+
+
+class Group:
+    """One share of a memory, in its newest versions. `storage` may keep local copies, which are watched."""
+
+    def __init__(self, storage: Storage, share: Share) -> None:
+        self._storage = storage
+        self._share = share
+        self._log = VersionLog(storage)
+        self._opened: dict[int, _Opened] = {}
+        self._opening = threading.Lock()
+
+    def prepare(self, version: int | None = None) -> int:
+        """Open and warm a version (None: the newest) beside those that are open; return it.
+
+        Raises MemoryMissing for a version that is not there, or DamagedFile.
+        """
+        with self._opening:
+            state = self._log.latest()
+            if version is not None and version != state.version:
+                if version in self._opened:
+                    return version
+                state = self._log.at(version)
+            opened = self._opened.get(state.version)
+            if opened is None or opened.state != state:  # an erasure makes another of the same version
+                self._opened[state.version] = self._open(state)
+                for old in sorted(self._opened)[:-VERSIONS_OPEN]:
+                    del self._opened[old]
+            return state.version
+
+    def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
+        """An answer, or why there is none, to each. What can be searched for together is."""
+        return self._unaltered(lambda: self._answer(asked))
+
+    def sample(self, subject: Subject, each: int) -> Sample:
+        """Up to `each` entries of each label, by which a balance can be chosen. Codes are those of `standing`."""
+        opened = self._version(subject.version)
+        live = opened.about(subject)
+        _, translation, _ = opened.standing(live, subject)
+        sample = self._unaltered(lambda: asking.balance_sample(live, each))
+        return replace(sample, codes_N=translation[sample.codes_N])
+
+    def entry(self, version: int, entry_id: int) -> Entry | None:
+        """An entry with what is kept of it; None where it is not in this share, or forgotten."""
+        opened = self._version(version)
+        live = opened.live
+        ids = np.array([entry_id], np.int64)
+        if not live.hold(ids).all():
+            return None
+        [(block, row)] = [(block, int(row)) for block in live.blocks for row in block.rows_of(ids)]
+        code = int(block.codes_N[row])
+        return Entry(
+            entry_id,
+            block.uris[row].as_py(),
+            live.labels[code] if code >= 0 else None,
+            block.datasets[row].as_py(),
+            *read_facts(self._storage, opened.state, entry_id),
+            read_kept(self._storage, opened.state, [entry_id]).get(entry_id, {}) if opened.state.kept else {},
+            read_thumbnails(self._storage, opened.state, [entry_id]).get(entry_id),
+        )
+
+    def check(self) -> None:
+        """Search the newest version. Raises DamagedFile where nothing of what it holds can be found."""
+        live = self._version(max(self._opened)).live
+        if live.damaged and not live.num_shards:
+            raise live.damaged[0]
+        if len(live) and not (live.search(_any_query(live.dimension), 1).ids_QK >= 0).any():
+            raise DamagedFile(f"nothing of the memory at {self._storage.uri} is found: run `index --rebuild`")
+
+    def _answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
+        together: dict[object, list[int]] = {}
+        for position, one in enumerate(asked):
+            together.setdefault(one.goes_with() or position, []).append(position)
+        answers: dict[int, Answer | VisualMemoryError] = {}
+        for positions in together.values():
+            some = [asked[position] for position in positions]
+            try:
+                answers |= zip(positions, self._search(some), strict=True)
+            except VisualMemoryError as error:
+                answers |= dict.fromkeys(positions, error)
+        return [answers[position] for position in range(len(asked))]
+
+    def _search(self, asked: Sequence[Asked]) -> list[Answer]:
+        """The answers to queries that are asked the same about."""
+        first = asked[0]
+        opened = self._version(first.subject.version)
+        live = opened.about(first.subject)
+        standing, translation, assumed = opened.standing(live, first.subject)
+        restrictions = Restrictions(first.scope, frozenset(first.exclude), first.own_Q, assumed)
+        vectors_QD = np.concatenate([one.vectors_QD for one in asked])
+        found = asking.found(live, vectors_QD, first.k, restrictions)
+        found = replace(found, codes_QK=translation[found.codes_QK])
+        answers, start = [], 0
+        for one in asked:
+            rows = slice(start, start + len(one.vectors_QD))
+            start = rows.stop
+            named = np.array(one.named, np.int64)
+            known = frozenset(named[live.whole.hold(named)].tolist()) if len(named) else frozenset()
+            said = standing if one.standing else None
+            answers.append(Answer(found.rows(rows), said, known, live.num_shards))
+        return answers
+
+    def _version(self, version: int) -> _Opened:
+        opened = self._opened.get(version)
+        if opened is None:
+            self.prepare(version)
+            opened = self._opened.get(version)
+        if opened is None:
+            raise MemoryMissing(f"version {version} of the memory at {self._storage.uri} is not open any more")
+        return opened
+
+    def _open(self, state: State) -> _Opened:
+        began = time.monotonic()
+        if isinstance(self._storage, CachedStorage):
+            self._storage.expect(file_refs(state))
+        before = self._opened[max(self._opened)] if self._opened else None
+        opened = _Opened(self._storage, state, before, self._share)
+        for error in opened.live.damaged:
+            logger.warning("%s; the other shards answer", error)
+        if opened.live.dimension and len(opened.live):
+            for scope in get_args(Scope):
+                opened.live.search(_any_query(opened.live.dimension), WARMING_K, Restrictions(scope))
+        logger.info("version %d opened and warmed in %.2f s", state.version, time.monotonic() - began)
+        return opened
+
+    def _unaltered(self, look: Callable[[], Result]) -> Result:
+        """What `look` finds, found again where a local copy was altered meanwhile. Raises DamagedFile."""
+        for _ in range(ALTERATIONS_BORNE):
+            found = look()
+            altered = self._storage.altered() if isinstance(self._storage, CachedStorage) else []
+            if not altered:
+                return found
+            logger.warning(
+                "%s and %d more local copies were altered: fetching them again", altered[0], len(altered) - 1
+            )
+            with self._opening:
+                known = {version: opened.state for version, opened in self._opened.items()}
+                self._opened.clear()  # nothing that maps an altered copy is kept
+                for version in sorted(known):
+                    self._opened[version] = self._open(known[version])
+        raise DamagedFile("the local copies of the memory are altered again and again: give another folder for them")
+
+
+def _any_query(dimension: int) -> np.ndarray:
+    return np.full((1, dimension), dimension**-0.5, np.float32)

@@ -1,0 +1,93 @@
+"""A whole service in this process, without Ray: its groups, encoder and editor in threads of their own.
+
+For tests, and for what Ray costs to be known.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, ParamSpec, TypeVar
+
+import numpy as np
+
+from pipeline.asking import Sample
+from pipeline.errors import VisualMemoryError
+from pipeline.index.live import Share
+from pipeline.serving.editor import Editor
+from pipeline.serving.embedder import Embedder
+from pipeline.serving.group import Answer, Asked, Entry, Group, Subject
+from pipeline.serving.service import Limits, Meter, Service
+from pipeline.store.places import open_storage
+from pipeline.store.storage import Storage
+from pipeline.store.versions import VersionLog
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class _Threads:
+    """Calls carried out by threads, while the event loop goes on."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(threads)
+
+    async def run(
+        self, call: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
+    ) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: call(*arguments, **options))
+
+
+class LocalGroup(_Threads):
+    """A group of this process."""
+
+    def __init__(self, storage: Storage, share: Share) -> None:
+        super().__init__()
+        self.group = Group(storage, share)
+        self._beside = _Threads()  # what takes its time holds up no question
+
+    async def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
+        return await self.run(self.group.answer, asked)
+
+    async def sample(self, subject: Subject, each: int) -> Sample:
+        return await self._beside.run(self.group.sample, subject, each)
+
+    async def entry(self, version: int, entry_id: int) -> Entry | None:
+        return await self._beside.run(self.group.entry, version, entry_id)
+
+    async def prepare(self, version: int) -> None:
+        await self._beside.run(self.group.prepare, version)
+
+
+class LocalEncoder(_Threads):
+    """The encoder in this process."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        super().__init__()
+        self._embedder = embedder
+
+    async def embed(self, images: Sequence[bytes]) -> list[np.ndarray | VisualMemoryError]:
+        return await self.run(self._embedder.embed, images)
+
+
+class LocalEditor(_Threads):
+    """The editor in this process."""
+
+    def __init__(self, uri: str) -> None:
+        super().__init__()
+        self._editor = Editor(uri)
+
+    async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
+        return await self.run(self._editor.edit, verb, arguments)
+
+
+def local_service(
+    uri: str, groups: int = 1, *, edits: bool = False, limits: Limits = Limits(), meter: Meter | None = None
+) -> Service:
+    """A service of the memory at `uri`. To be made where its event loop runs. Raises MemoryMissing or DamagedFile."""
+    storage = open_storage(uri)
+    identity = VersionLog(storage).latest().identity
+    members = [LocalGroup(storage, Share(number, groups)) for number in range(groups)]
+    encoder = None
+    if identity is not None and not identity.is_given:
+        encoder = LocalEncoder(Embedder(storage, limits.image_pixels))
+    return Service(storage, members, encoder, LocalEditor(uri) if edits else None, limits, meter)

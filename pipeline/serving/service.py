@@ -1,0 +1,541 @@
+"""One question across all groups: fanned out, merged, voted on, at one version, within its deadline.
+
+It knows groups, the encoder and the editor only by what can be asked of them, so that the same code answers over Ray
+and within one process. Everything here runs on one event loop. Shapes: Q queries, K neighbours, D dimensions.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from pipeline import asking
+from pipeline.asking import ClassifyOptions, Sample
+from pipeline.decisions.decision import Decision, Neighbor, Question
+from pipeline.decisions.found import Found, Standing, decide, joined, merged
+from pipeline.errors import (
+    EncoderError,
+    Overloaded,
+    SourceError,
+    Unavailable,
+    UnknownName,
+    UsageError,
+    VisualMemoryError,
+)
+from pipeline.index.blocks import Scope
+from pipeline.serving.batching import MicroBatcher
+from pipeline.serving.group import Answer, Asked, Entry, Subject
+from pipeline.store.state import State
+from pipeline.store.storage import Storage
+from pipeline.store.versions import VersionLog
+
+STANDINGS_KEPT = 64  # of label sets and expressions, for which labels need not be sent again
+BALANCES_KEPT = 64
+QUERIES_A_CALL = 256  # that go to a group together
+IMAGES_A_CALL = 32
+
+_CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
+
+logger = logging.getLogger(__name__)
+
+
+class GroupClient(Protocol):
+    """A group of shards, wherever it is."""
+
+    async def answer(self, asked: Sequence[Asked]) -> Sequence[Answer | VisualMemoryError]: ...
+
+    async def sample(self, subject: Subject, each: int) -> Sample: ...
+
+    async def entry(self, version: int, entry_id: int) -> Entry | None: ...
+
+    async def prepare(self, version: int) -> None:
+        """Open a version in every replica."""
+
+
+class EncoderClient(Protocol):
+    """Whoever embeds images."""
+
+    async def embed(self, images: Sequence[bytes]) -> Sequence[np.ndarray | VisualMemoryError]:
+        """A vector float32 [D] of unit length, or why there is none, for each."""
+
+
+class EditorClient(Protocol):
+    """Whoever changes the memory. Every call returns what was done as a JSON object with the new version."""
+
+    async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict: ...
+
+
+class Meter(Protocol):
+    """Takes note of what happens."""
+
+    def took(self, stage: str, seconds: float) -> None: ...
+
+    def answered(self, verb: str, version: int, shards: int, *, partial: bool) -> None: ...
+
+    def decided(self, confidence: float, *, abstained: bool) -> None: ...
+
+    def refused(self, status: int) -> None: ...
+
+
+class NoMeter:
+    """Takes no note."""
+
+    def took(self, stage: str, seconds: float) -> None: ...
+
+    def answered(self, verb: str, version: int, shards: int, *, partial: bool) -> None: ...
+
+    def decided(self, confidence: float, *, abstained: bool) -> None: ...
+
+    def refused(self, status: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server bears: queries and images under way, seconds of a request, and the size of what it is sent.
+
+    `grace_seconds` is how long a group that was missing is waited for. `poll_seconds` is how often a new version is
+    looked for.
+    """
+
+    queries: int = 1_024
+    images: int = 128
+    timeout_seconds: float = 10.0
+    grace_seconds: float = 0.25
+    poll_seconds: float = 1.0
+    body_bytes: int = 32 << 20
+    image_pixels: int = 50_000_000
+
+
+@dataclass(frozen=True)
+class How:
+    """What goes for a whole request besides the options of a decision."""
+
+    label_set: str | None = None
+    where: str | None = None
+    require_all: bool = False
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Neighbours of each query, and who answered."""
+
+    neighbors: list[tuple[Neighbor, ...]]
+    version: int
+    shards_answered: int
+    shards_total: int
+    partial: bool
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision for each query; `partial` where a group or a shard is missing from them."""
+
+    decisions: list[Decision]
+    partial: bool
+
+
+@dataclass
+class _Member:
+    """A group with its queue and what is known of it."""
+
+    number: int
+    client: GroupClient
+    queue: MicroBatcher[Asked, Answer]
+    missing: bool = False
+    standings: dict[tuple, Standing] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    found: Found
+    standing: Standing
+    state: State
+    shards: int
+    known: frozenset[int]
+    partial: bool
+    groups_missing: int
+
+
+class Service:
+    """The memory at a storage, answered for by groups; `encoder` is None where its vectors were given without one."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        groups: Sequence[GroupClient],
+        encoder: EncoderClient | None,
+        editor: EditorClient | None = None,
+        limits: Limits = Limits(),
+        meter: Meter | None = None,
+    ) -> None:
+        self.limits = limits
+        self.meter: Meter = meter or NoMeter()
+        self.editor = editor
+        self._log = VersionLog(storage)
+        self._state: State | None = None
+        self._members = [
+            _Member(n, client, MicroBatcher(client.answer, QUERIES_A_CALL)) for n, client in enumerate(groups)
+        ]
+        self._encoder = MicroBatcher(encoder.embed, IMAGES_A_CALL, 2) if encoder is not None else None
+        self._balances: dict[tuple, float] = {}
+        self._queries_under_way = 0
+        self._images_under_way = 0
+        self._seconds_an_image = 0.0
+        self._refreshing = asyncio.Lock()
+        self._following: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Have the newest version opened, and follow the memory from then on. Raises MemoryMissing."""
+        await self.refresh()
+        self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    async def stop(self) -> None:
+        """Follow no more."""
+        if self._following is not None:
+            self._following.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._following
+
+    @property
+    def state(self) -> State:
+        """The version that is answered by. Raises Unavailable before the first is open."""
+        if self._state is None:
+            raise Unavailable("the memory is being opened: ask again in a moment")
+        return self._state
+
+    @property
+    def opened(self) -> bool:
+        """Whether a version is open."""
+        return self._state is not None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether a question would be answered, as far as is known: a version is open, and a group answers."""
+        return self._state is not None and not all(member.missing for member in self._members)
+
+    async def refresh(self) -> int:
+        """Go on to the newest version, once every group that answers has it open; return its number."""
+        async with self._refreshing:
+            state = await asyncio.to_thread(self._log.latest)
+            if self._state is None or state.version != self._state.version:
+                began = time.monotonic()
+                opened = await asyncio.gather(
+                    *(member.client.prepare(state.version) for member in self._members), return_exceptions=True
+                )
+                for member, result in zip(self._members, opened, strict=True):
+                    if isinstance(result, Exception):
+                        logger.warning("group %d could not open version %d: %s", member.number, state.version, result)
+                if self._state is None and all(isinstance(result, Exception) for result in opened):
+                    raise next(result for result in opened if isinstance(result, Exception))
+                for member in self._members:
+                    member.standings.clear()
+                self._balances.clear()
+                self._state = state
+                self.meter.took("refresh", time.monotonic() - began)
+            return state.version
+
+    def unit_vectors(self, embeddings: np.ndarray) -> np.ndarray:
+        """Embeddings as queries, float32 [Q, D] of unit length. Raises UsageError for what cannot be one."""
+        identity = self.state.identity
+        try:
+            return asking.unit_vectors(embeddings, identity.dimension if identity else 0)
+        except UsageError as error:
+            raise _about("embedding", error) from None
+
+    async def search(self, vectors_QD: np.ndarray, k: int, how: How) -> Searched:
+        """The k nearest entries of each query (float32 [Q, D] of unit length), labelled or not; see `classify`."""
+        async with self._admitted(len(vectors_QD)):
+            asking.check_k(k)
+            gathered = await self._gathered(vectors_QD, k, "live", how)
+            found, labels = gathered.found, gathered.standing.labels
+            neighbors = [found.neighbors(query, labels) for query in range(len(vectors_QD))]
+        total = _shards_total(gathered.state)
+        self.meter.answered("search", gathered.state.version, gathered.shards, partial=gathered.partial)
+        return Searched(neighbors, gathered.state.version, gathered.shards, total, gathered.partial)
+
+    async def classify(self, vectors_QD: np.ndarray, options: ClassifyOptions, how: How) -> Decided:
+        """A decision for each query (float32 [Q, D] of unit length).
+
+        Raises UsageError and UnknownName for what can never be answered, Overloaded, and Unavailable where no group
+        answers in time, or not all of them do and `how` requires it.
+        """
+        async with self._admitted(len(vectors_QD)):
+            rule = options.rule
+            if options.auto_balance:
+                rule = replace(rule, balance=await self._balance(options, how))
+            named = {*options.exclude, *options.weigh, *options.assume}
+            gathered = await self._gathered(
+                vectors_QD, options.k, "labelled", how, options.exclude, options.assume, tuple(named)
+            )
+            if not gathered.groups_missing:
+                asking.check_named(options, gathered.known)
+            began = time.monotonic()
+            excluding = bool(options.exclude)
+            question = Question(
+                rule,
+                options.k,
+                gathered.state.version,
+                gathered.shards,
+                _shards_total(gathered.state),
+                options.abstain_below,
+                gathered.standing.why_empty(how.label_set, how.where, excluding=excluding),
+                how.label_set,
+                how.where,
+            )
+            uris = [None] * len(vectors_QD)
+            decisions = decide(gathered.found, gathered.standing, question, uris, options.weigh)
+            self.meter.took("decide", time.monotonic() - began)
+        self.meter.answered("classify", gathered.state.version, gathered.shards, partial=gathered.partial)
+        for decision in decisions:
+            self.meter.decided(decision.confidence, abstained=decision.abstained)
+        return Decided(decisions, gathered.partial)
+
+    async def embed(self, images: Sequence[bytes], timeout_seconds: float | None = None) -> np.ndarray:
+        """Vectors float32 [Q, D] of the bytes of image files.
+
+        Raises SourceError naming the first that cannot be used, UsageError where no encoder is known, Overloaded, and
+        Unavailable where it takes too long.
+        """
+        if self._encoder is None:
+            raise _about(
+                "image",
+                UsageError(
+                    "this memory was made of vectors without an encoder, which no image can be compared with: ask with "
+                    "an embedding"
+                ),
+            )
+        timeout = min(timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
+        expected = self._images_under_way * self._seconds_an_image
+        if self._images_under_way and (self._images_under_way + len(images) > self.limits.images or expected > timeout):
+            raise Overloaded(
+                "more images are waiting than can be embedded in time: ask again later", max(expected, 1.0)
+            )
+        self._images_under_way += len(images)
+        began = time.monotonic()
+        futures = [self._encoder.ask(image) for image in images]
+        try:
+            _, late = await asyncio.wait(futures, timeout=timeout)
+        finally:
+            self._images_under_way -= len(images)
+            for future in futures:
+                if not future.done():
+                    future.cancel()
+        if late:
+            raise Unavailable(f"the image was not embedded within {timeout:g} s: ask again later")
+        took = (time.monotonic() - began) / len(images)
+        self._seconds_an_image = took if not self._seconds_an_image else 0.9 * self._seconds_an_image + 0.1 * took
+        self.meter.took("embed", time.monotonic() - began)
+        errors = [future.exception() for future in futures]
+        for position, error in enumerate(errors):
+            if isinstance(error, _CALLERS_FAULT):
+                which = f" (number {position + 1} of {len(images)})" if len(images) > 1 else ""
+                raise _about("image", type(error)(f"{error}{which}"))
+            if error is not None:
+                raise Unavailable("the image could not be embedded just now: ask again") from error
+        return np.stack([future.result() for future in futures])
+
+    async def entry(self, entry_id: int) -> Entry:
+        """An entry of the version that is answered by. Raises UnknownName, or Unavailable where a group is missing."""
+        if not 0 <= entry_id < 1 << 63:
+            raise _about("id", UnknownName(f"id {entry_id} is no entry: `search` shows the ids there are"))
+        version = self.state.version
+        tasks = [asyncio.ensure_future(member.client.entry(version, entry_id)) for member in self._members]
+        await asyncio.wait(tasks, timeout=self.limits.timeout_seconds)
+        for task in tasks:
+            if task.done() and not task.exception() and (entry := task.result()) is not None:
+                return entry
+        missing = [task for task in tasks if not task.done() or task.exception()]
+        for task in missing:
+            task.cancel()
+        if missing:
+            raise Unavailable("a part of the memory does not answer just now: ask again later")
+        raise _about("id", UnknownName(f"id {entry_id} is no entry of version {version}: it may be forgotten"))
+
+    async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
+        """Change the memory; what is asked from then on is answered by the new version. Raises Unavailable."""
+        if self.editor is None:
+            raise Unavailable("this server only reads: start it with a token to change the memory")
+        report = await self.editor.edit(verb, arguments)
+        await self.refresh()
+        return report
+
+    def status(self) -> dict:
+        """What is served, as a JSON object."""
+        state = self.state
+        identity = state.identity
+        return {
+            "version": state.version,
+            "entries": state.num_live,
+            "fresh": state.num_fresh,
+            "dimension": identity.dimension if identity else 0,
+            "encoder": identity.encoder if identity else None,
+            "takes_images": self._encoder is not None,
+            "takes_edits": self.editor is not None,
+            "label_sets": sorted(label_set.name for label_set in state.label_sets),
+            "shards_total": _shards_total(state),
+            "groups": [{"group": member.number, "answers": not member.missing} for member in self._members],
+        }
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(self.limits.poll_seconds)
+            try:
+                await self.refresh()
+            except Exception as error:  # the store may be away: what is open still answers
+                logger.warning("no newer version could be read: %s", error)
+
+    @contextlib.asynccontextmanager
+    async def _admitted(self, queries: int) -> AsyncIterator[None]:
+        if self._queries_under_way and self._queries_under_way + queries > self.limits.queries:
+            raise Overloaded(f"{self._queries_under_way:,} queries are under way already: ask again later", 1.0)
+        self._queries_under_way += queries
+        try:
+            yield
+        finally:
+            self._queries_under_way -= queries
+
+    async def _gathered(
+        self,
+        vectors_QD: np.ndarray,
+        k: int,
+        scope: Scope,
+        how: How,
+        exclude: Sequence[int] = (),
+        assume: Mapping[int, str] | None = None,
+        named: tuple[int, ...] = (),
+        own_Q: np.ndarray | None = None,
+    ) -> _Gathered:
+        began = time.monotonic()
+        timeout = min(how.timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
+        while True:
+            state = self.state
+            subject = Subject(state.version, how.label_set, how.where, tuple(sorted((assume or {}).items())))
+            asked = Asked(subject, vectors_QD, k, scope, tuple(sorted(exclude)), own_Q, named)
+            answers = await self._fan_out(asked, began + timeout - time.monotonic())
+            if all(answers) or state is self._state:  # else it may be that the version was just closed
+                break
+        present = [(member, answer) for member, answer in zip(self._members, answers, strict=True) if answer]
+        missing = len(self._members) - len(present)
+        shards = sum(answer.shards for _, answer in present)
+        total = _shards_total(state)
+        if not present:
+            raise Unavailable("no part of the memory answers in time: ask again later")
+        if how.require_all and (missing or shards < total):
+            raise Unavailable(
+                f"{missing} of {len(self._members)} groups and {total - shards} of {total} shards are missing, and all "
+                "were required: ask again later, or take a partial answer"
+            )
+        standing, translations = self._standing(subject, present)
+        parts = [
+            replace(answer.found, codes_QK=translation[answer.found.codes_QK])
+            for (_, answer), translation in zip(present, translations, strict=True)
+        ]
+        self.meter.took("search", time.monotonic() - began)
+        known = frozenset().union(*(answer.known for _, answer in present))
+        partial = bool(missing) or shards < total
+        return _Gathered(merged(parts, k), standing, state, shards, known, partial, missing)
+
+    async def _fan_out(self, asked: Asked, timeout: float) -> list[Answer | None]:
+        """The answer of each group, None where there is none in time. Raises what is the caller's fault."""
+        key = _key(asked.subject)
+        known = [None if asked.subject.assume else member.standings.get(key) for member in self._members]
+        futures = [
+            member.queue.ask(replace(asked, standing=standing is None))
+            for member, standing in zip(self._members, known, strict=True)
+        ]
+        expected = [f for f, member in zip(futures, self._members, strict=True) if not member.missing]
+        if expected:
+            await asyncio.wait(expected, timeout=max(timeout, 0))
+        else:  # without any there is no answer at all
+            await asyncio.wait(futures, timeout=max(timeout, 0), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(futures, timeout=self.limits.grace_seconds)
+        answers: list[Answer | None] = []
+        for member, future, standing in zip(self._members, futures, known, strict=True):
+            answer = self._answer_of(member, future)
+            answers.append(
+                replace(answer, standing=standing) if answer is not None and standing is not None else answer
+            )
+        return answers
+
+    def _answer_of(self, member: _Member, future: "asyncio.Future[Answer]") -> Answer | None:
+        error = future.exception() if future.done() else None
+        if isinstance(error, _CALLERS_FAULT):
+            raise error
+        if future.done() and error is None:
+            if member.missing:
+                logger.warning("group %d answers again", member.number)
+            member.missing = False
+            return future.result()
+        if not member.missing:
+            logger.warning("group %d is missing: %s", member.number, error or "no answer in time")
+        member.missing = True
+        future.cancel()
+        return None
+
+    def _standing(
+        self, subject: Subject, present: Sequence[tuple[_Member, Answer]]
+    ) -> tuple[Standing, list[np.ndarray]]:
+        """What the labels stand for over all groups, and for each that answered what its codes mean in it."""
+        key = _key(subject)
+        own: list[Standing] = []
+        for member, answer in present:
+            assert answer.standing is not None  # noqa: S101  # it was asked for where it was not known
+            own.append(answer.standing)
+            if not subject.assume and key not in member.standings and subject.version == self.state.version:
+                if len(member.standings) >= STANDINGS_KEPT:
+                    member.standings.pop(next(iter(member.standings)))
+                member.standings[key] = answer.standing
+        return joined(own)
+
+    async def _balance(self, options: ClassifyOptions, how: How) -> float:
+        """The balance that `auto` stands for, chosen once for a version."""
+        state = self.state
+        key = (state.version, options.k, options.rule, how)
+        if key in self._balances:
+            return self._balances[key]
+        subject = Subject(state.version, how.label_set, how.where)
+        whole = replace(how, require_all=True)
+        probe_1D = self.unit_vectors(np.ones((1, state.identity.dimension if state.identity else 1)))
+        standing = (await self._gathered(probe_1D, 1, "labelled", whole)).standing
+        if not standing.counts_C.any():
+            return 0.0
+        each = asking.each_of(standing.counts_C)
+        samples = await asyncio.gather(*(member.client.sample(subject, each) for member in self._members))
+        known = [member.standings.get(_key(subject)) for member in self._members]
+        if None in known:  # a newer version has come meanwhile
+            return await self._balance(options, how)
+        _, translations = joined([standing for standing in known if standing is not None])
+        codes_N = np.concatenate([t[s.codes_N] for s, t in zip(samples, translations, strict=True)])
+        ids_N, vectors_ND = (np.concatenate([getattr(s, name) for s in samples]) for name in ("ids_N", "vectors_ND"))
+        sample = Sample(ids_N, codes_N, vectors_ND).least(each)
+        gathered = await self._gathered(
+            sample.vectors_ND.astype(np.float32), options.k, "labelled", whole, own_Q=sample.ids_N
+        )
+        found = gathered.found
+        balance = asking.balance_by(
+            sample, found.similarities_QK, found.codes_QK, gathered.standing.counts_C, options.rule, options.k
+        )
+        if len(self._balances) >= BALANCES_KEPT:
+            self._balances.pop(next(iter(self._balances)))
+        self._balances[key] = balance
+        return balance
+
+
+def _about(name: str, error: VisualMemoryError) -> VisualMemoryError:
+    """The error, which says from then on what field of a request it is about."""
+    error.field = name
+    return error
+
+
+def _key(subject: Subject) -> tuple:
+    return subject.version, subject.label_set, subject.where
+
+
+def _shards_total(state: State) -> int:
+    return len(state.index.shards) if state.index is not None else 0

@@ -1,0 +1,32 @@
+"""The application on Ray Serve as a user starts it: one command, one question, an answer as the library's, an end."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline import Client, VisualMemory
+from pipeline.errors import UsageError
+from tests.serving.ray_server import ray_server
+
+
+@pytest.mark.timeout(240)
+def test_one_command_and_one_question(digits_memory: VisualMemory, digits: Path, tmp_path: Path) -> None:
+    image = sorted((digits / "ask" / "3").iterdir())[0]
+    with ray_server(digits_memory.uri, tmp_path) as server:
+        asked = ["curl", "-s", "-F", f"image=@{image}", f"{server.url}/v1/classify"]
+        answer = json.loads(subprocess.run(asked, capture_output=True, check=True).stdout)
+        expected = digits_memory.classify([image.read_bytes()])[0].to_json()
+        assert answer == {**json.loads(json.dumps(expected)), "partial": False}
+        with Client(server.url) as client:
+            assert client.classify([image], k=5, balance="auto") == digits_memory.classify(
+                [image.read_bytes()], k=5, balance="auto"
+            )
+            with pytest.raises(UsageError, match="only reads"):
+                client.forget(labels=["3"])
+        assert len(server.replicas("group-0")) == len(server.replicas("embedder")) == 1
+    assert server.process.returncode == 0
+    said = (tmp_path / "serve.log").read_text()
+    assert "try: curl -F image=@photo.jpg" in said
+    assert "Traceback" not in said
