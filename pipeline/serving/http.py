@@ -9,7 +9,7 @@ import hmac
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ import numpy as np
 import orjson
 import uvicorn
 from fastapi import FastAPI, Path, Request
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import RedirectResponse, Response
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from starlette.datastructures import UploadFile
@@ -58,6 +59,7 @@ BACKLOG = 2_048  # connections that wait to be taken
 Body = TypeVar("Body", bound=BaseModel)
 
 _LISTS = {"exclude"}
+_AS_JSON = {"application/x-www-form-urlencoded", "text/plain"}  # what curl and others call it when not told
 _PAIRS = {"weigh", "assume"}
 _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (Overloaded, 429),
@@ -110,6 +112,11 @@ def make_app(service: Service, token: str | None = None, listen: tuple[str, int]
         status = next(code for kind, code in _STATUSES if isinstance(error, kind))
         retry = error.retry_seconds if isinstance(error, Unavailable) else 1.0
         return _refusal(service, status, str(error), error.field, retry)
+
+    @app.exception_handler(RequestValidationError)
+    async def wrong(_: Request, error: RequestValidationError) -> Response:
+        told = _told(error.errors())
+        return _refusal(service, told.status, told.detail, told.field)
 
     @app.exception_handler(HTTPException)
     async def unknown(_: Request, error: HTTPException) -> Response:
@@ -310,7 +317,7 @@ async def _asked(request: Request, kind: type[Body]) -> tuple[list[Body], bool]:
     content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         return [await _of_form(request, kind)], False
-    if content_type and not content_type.endswith("json"):
+    if content_type and not content_type.endswith("json") and content_type not in _AS_JSON:
         raise Refused(415, f"{content_type} is not taken: send application/json or multipart/form-data")
     data = await request.body()
     if data.lstrip()[:1] != b"[":
@@ -392,28 +399,25 @@ def _checked(kind: Any, data: bytes) -> Any:
             return kind.validate_json(data)
         return kind.model_validate_json(data)
     except ValidationError as error:
-        raise _told(error) from None
+        raise _told(error.errors(include_url=False, include_input=False)) from None
 
 
 def _validated(kind: type[Body], fields: Mapping[str, Any]) -> Body:
     try:
         return kind.model_validate(fields, strict=False)
     except ValidationError as error:
-        raise _told(error) from None
+        raise _told(error.errors(include_url=False, include_input=False)) from None
 
 
-def _told(error: ValidationError) -> Refused:
-    """The first problem of a body as a sentence."""
+def _told(problems: Sequence[Any]) -> Refused:
+    """What is wrong with a request as a sentence, from the problems that pydantic found."""
     # Of the problems that each form of a field has, the one that says most: not that it has another form.
-    problem = max(
-        error.errors(include_url=False, include_input=False),
-        key=lambda found: (not found["type"].endswith("_type"), len(found["loc"])),
-    )
+    problem = max(problems, key=lambda found: (not found["type"].endswith("_type"), len(found["loc"])))
     if problem["type"] == "json_invalid":
         return Refused(400, f"the body is no JSON ({problem['msg']}): send a JSON object")
     place = [str(part) for part in problem["loc"]]
-    while place and place[0].isdigit():
-        place.pop(0)  # the number of a question in a list
+    while place and (place[0].isdigit() or place[0] == "path"):
+        place.pop(0)  # the number of a question in a list, or where a parameter stands
     field = place[0] if place else None
     if problem["type"] == "extra_forbidden":
         return Refused(422, f"{field} is not asked for: leave it out", field)

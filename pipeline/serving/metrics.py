@@ -20,6 +20,7 @@ class RayMeter:
         self._refusals = Counter("visual_memory_refusals", "Requests refused, by HTTP status.", tag_keys=("status",))
         self._abstentions = Counter("visual_memory_abstentions", "Decisions that abstained.")
         self._confidence = Histogram("visual_memory_confidence", "Confidence of decisions.", boundaries=SHARES)
+        self._told: tuple[int, int] | None = None
         self._version = Gauge("visual_memory_version", "The version that is answered by.")
         self._shards = Gauge("visual_memory_shards_answered", "Shards that took part in the last answer.")
 
@@ -28,8 +29,10 @@ class RayMeter:
 
     def answered(self, verb: str, version: int, shards: int, *, partial: bool) -> None:
         self._answers.inc(1, {"verb": verb, "partial": str(partial).lower()})
-        self._version.set(version)
-        self._shards.set(shards)
+        if (version, shards) != self._told:
+            self._told = version, shards
+            self._version.set(version)
+            self._shards.set(shards)
 
     def decided(self, confidence: float, *, abstained: bool) -> None:
         self._confidence.observe(max(confidence, 1e-9))  # Ray's histograms refuse 0

@@ -180,7 +180,7 @@ class Service:
         self._log = VersionLog(storage)
         self._state: State | None = None
         self._members = [
-            _Member(n, client, MicroBatcher(client.answer, QUERIES_A_CALL)) for n, client in enumerate(groups)
+            _Member(n, client, MicroBatcher(client.answer, QUERIES_A_CALL, 2)) for n, client in enumerate(groups)
         ]
         self._encoder = MicroBatcher(encoder.embed, IMAGES_A_CALL, 2) if encoder is not None else None
         self._balances: dict[tuple, float] = {}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 def main() -> None:
     folder, port = Path(sys.argv[1]), int(sys.argv[2])
+    sys.path.pop(0)  # this folder, in which another file has the package's name
     index = folder / "index"
     if not (index / "metadata").exists():
         from clip_retrieval.clip_index import clip_index

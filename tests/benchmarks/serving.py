@@ -39,6 +39,7 @@ CLIENTS = (1, 8, 16, 64)
 BATCH = 32
 BODIES = 1_000
 CHECKED = 500  # queries whose answers' recall is looked at
+RECALL = 0.993  # that our index is tuned to, by held-out rows; by the queries here it reaches what the peer does (.996)
 SECONDS_TO_START = 1_800.0  # with an index to build
 ROOT = Path(__file__).parents[2]
 
@@ -155,16 +156,16 @@ def measured(contender: Contender, out: Path, truth: measuring.Truth, seconds: f
     return result
 
 
-def made_memory(out: Path, base_ND: np.ndarray) -> tuple[Path, list[dict]]:
-    """A memory of the vectors, in one exact-enough index of as many shards as there are groups."""
-    place = out / "memory"
+def made_memory(out: Path, base_ND: np.ndarray, shards: int) -> tuple[Path, dict]:
+    """A memory of the vectors in so many shards, tuned to RECALL, and what its index is."""
+    place = out / f"memory-{shards}"
     memory = VisualMemory(place)
     if memory.log.newest() is None:
         np.save(out / "vectors.npy", base_ND)
         memory.add(out / "vectors.npy")
-        memory.index(IndexOptions(target_recall=0.99, shard_rows=-(-len(base_ND) // 4), rebuild=True))
+        memory.index(IndexOptions(target_recall=RECALL, shard_rows=-(-len(base_ND) // shards), rebuild=True))
     index = memory.state().index
-    return place, [index.to_json()] if index else []
+    return place, index.to_json() if index else {}
 
 
 def made_embeddings(out: Path, base_ND: np.ndarray) -> Path:
@@ -193,17 +194,19 @@ def main() -> None:
     given = RealVectors.read(arguments.vectors)
     base_ND = grown(given.base_ND, arguments.rows, seed=2)
     truth = measuring.Truth.of(base_ND, grown(given.queries_QD, BODIES, seed=1).astype(np.float32), K)
-    memory, index = made_memory(out, base_ND)
+    whole, index = made_memory(out, base_ND, 1)
+    parted, index_in_four = made_memory(out, base_ND, 4)
     folder = made_embeddings(out, base_ND)
-    verb = [sys.executable, "-m", "jobs.cli", "serve", str(memory)]
-    bare = [sys.executable, "-m", "tests.benchmarks.serving_bare", str(memory)]
+    verb = [sys.executable, "-m", "jobs.cli", "serve"]
+    bare = [sys.executable, "-m", "tests.benchmarks.serving_bare", str(whole)]
     contenders: Sequence[Contender] = [
         peer(arguments.peer, folder),
-        ours("one group", lambda port: [*verb, "--port", str(port)]),
-        ours("four groups", lambda port: [*verb, "--port", str(port), "--groups", "4"]),
+        ours("one group", lambda port: [*verb, str(whole), "--port", str(port)]),
+        ours("four groups", lambda port: [*verb, str(parted), "--port", str(port), "--groups", "4"]),
         ours("without Ray", lambda port: [*bare, str(port), "1"]),
     ]
-    document: dict = {"machine": measuring.machine(), "rows": arguments.rows, "k": K, "index": index, "servers": []}
+    document: dict = {"machine": measuring.machine(), "rows": arguments.rows, "k": K, "servers": []}
+    document |= {"one shard": index, "four shards": index_in_four}
     rate = None
     for contender in contenders:
         if arguments.only and contender.name not in arguments.only:
