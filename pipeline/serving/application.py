@@ -230,7 +230,8 @@ class _Remote:
 
 class _RemoteGroup(_Remote):
     async def answer(self, asked: Sequence[Asked]) -> Sequence[Answer | VisualMemoryError]:
-        found: Sequence[Answer | VisualMemoryError] = await self._call("answer", asked)
+        # Not asked again here: the service has to know at once that a group is missing.
+        found: Sequence[Answer | VisualMemoryError] = await self._handle.answer.remote(asked)
         return found
 
     async def sample(self, subject: Subject, each: int) -> Sample:

@@ -179,9 +179,7 @@ class Service:
         self.editor = editor
         self._log = VersionLog(storage)
         self._state: State | None = None
-        self._members = [
-            _Member(n, client, MicroBatcher(client.answer, QUERIES_A_CALL, 2)) for n, client in enumerate(groups)
-        ]
+        self._members = [self._member(number, client) for number, client in enumerate(groups)]
         self._encoder = MicroBatcher(encoder.embed, IMAGES_A_CALL, 2) if encoder is not None else None
         self._balances: dict[tuple, float] = {}
         self._queries_under_way = 0
@@ -382,6 +380,12 @@ class Service:
             "groups": [{"group": member.number, "answers": not member.missing} for member in self._members],
         }
 
+    def _member(self, number: int, client: GroupClient) -> _Member:
+        # Two calls at once: while one is on its way the group works at the other.
+        queue = MicroBatcher[Asked, Answer](lambda asked: self._asked_twice(member, asked), QUERIES_A_CALL, 2)
+        member = _Member(number, client, queue)
+        return member
+
     async def _follow(self) -> None:
         while True:
             await asyncio.sleep(self.limits.poll_seconds)
@@ -417,7 +421,7 @@ class Service:
             state = self.state
             subject = Subject(state.version, how.label_set, how.where, tuple(sorted((assume or {}).items())))
             asked = Asked(subject, vectors_QD, k, scope, tuple(sorted(exclude)), own_Q, named)
-            answers = await self._fan_out(asked, began + timeout - time.monotonic())
+            answers = await self._fan_out(asked, began + timeout - time.monotonic(), every=how.require_all)
             if all(answers) or state is self._state:  # else it may be that the version was just closed
                 break
         present = [(member, answer) for member, answer in zip(self._members, answers, strict=True) if answer]
@@ -441,7 +445,7 @@ class Service:
         partial = bool(missing) or shards < total
         return _Gathered(merged(parts, k), standing, state, shards, known, partial, missing)
 
-    async def _fan_out(self, asked: Asked, timeout: float) -> list[Answer | None]:
+    async def _fan_out(self, asked: Asked, timeout: float, *, every: bool) -> list[Answer | None]:
         """The answer of each group, None where there is none in time. Raises what is the caller's fault."""
         key = _key(asked.subject)
         known = [None if asked.subject.assume else member.standings.get(key) for member in self._members]
@@ -449,12 +453,7 @@ class Service:
             member.queue.ask(replace(asked, standing=standing is None))
             for member, standing in zip(self._members, known, strict=True)
         ]
-        expected = [f for f, member in zip(futures, self._members, strict=True) if not member.missing]
-        if expected:
-            await asyncio.wait(expected, timeout=max(timeout, 0))
-        else:  # without any there is no answer at all
-            await asyncio.wait(futures, timeout=max(timeout, 0), return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait(futures, timeout=self.limits.grace_seconds)
+        await self._awaited(futures, timeout, every=every)
         answers: list[Answer | None] = []
         for member, future, standing in zip(self._members, futures, known, strict=True):
             answer = self._answer_of(member, future)
@@ -462,6 +461,37 @@ class Service:
                 replace(answer, standing=standing) if answer is not None and standing is not None else answer
             )
         return answers
+
+    async def _awaited(self, futures: "Sequence[asyncio.Future[Answer]]", timeout: float, *, every: bool) -> None:
+        """Wait for groups that answer as long as there is time, and for missing ones only a moment.
+
+        For these too as long as there is time where `every` one is required, or there would be no answer at all.
+        """
+        until = time.monotonic() + timeout
+        while (left := until - time.monotonic()) > 0:
+            late = [
+                f for f, m in zip(futures, self._members, strict=True) if not (f.done() or (m.missing and not every))
+            ]
+            if late:  # any of which may turn out to be missing
+                await asyncio.wait(late, timeout=min(left, self.limits.grace_seconds))
+            elif not any(future.done() for future in futures):
+                await asyncio.wait(futures, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                break
+        if not all(future.done() for future in futures):
+            await asyncio.wait(futures, timeout=max(min(until - time.monotonic(), self.limits.grace_seconds), 0))
+
+    async def _asked_twice(self, member: _Member, asked: Sequence[Asked]) -> Sequence[Answer | Exception]:
+        """What a group answers; where a process of it died over that, what another does, or the same begun anew."""
+        try:
+            return await member.client.answer(asked)
+        except VisualMemoryError:
+            raise
+        except Exception as error:  # of many types, by what is between
+            if not member.missing:
+                logger.warning("group %d is missing (%s): asking again", member.number, type(error).__name__)
+            member.missing = True
+            return await member.client.answer(asked)
 
     def _answer_of(self, member: _Member, future: "asyncio.Future[Answer]") -> Answer | None:
         error = future.exception() if future.done() else None

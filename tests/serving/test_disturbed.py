@@ -102,7 +102,7 @@ class Load:
 @pytest.fixture
 def memory(s3: SeaweedFS, digits: Path, weights: str, tmp_path: Path) -> VisualMemory:
     """Digits in two exact shards and some fresh entries, on S3."""
-    memory = VisualMemory(s3.uri("served"))
+    memory = VisualMemory(s3.uri())
     for number, folders in enumerate((("0", "1"), ("2", "3"), ("4",))):
         source = tmp_path / f"source {number}"
         source.mkdir()
