@@ -39,51 +39,56 @@ def serve(
         ),
     ] = None,
     cache_size: Annotated[str, typer.Option(help="How much it may hold.", metavar="SIZE")] = "100G",
-    timeout: Annotated[float, typer.Option(help="Seconds within which a request is answered.", metavar="S")] = 10.0,
-    poll: Annotated[float, typer.Option(help="Seconds between looks for a newer version.", metavar="S")] = 1.0,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds within which a request is answered.", metavar="S", min=0.001, max=600)
+    ] = 10.0,
+    poll: Annotated[
+        float, typer.Option(help="Seconds between looks for a newer version.", metavar="S", min=0.01, max=3_600)
+    ] = 1.0,
 ) -> None:
     """Answer questions over HTTP until interrupted; a newer version of the memory is followed."""
-    given: dict[str, Any] = {"cache": cache} if cache is not None else {}
     from jobs.on_ray import check_free, is_on_cluster, serve_until_interrupted, share_of_cpus
+    from pipeline.serving.options import CACHE, ServingOptions, token_of
 
-    address = f"http://{host}:{port}"
     cpus = share_of_cpus(groups * replicas + ingresses + embedders + 1)
+    options = ServingOptions(
+        memory=memory,
+        host=host,
+        port=None if is_on_cluster() else port,
+        groups=groups,
+        replicas=replicas,
+        max_replicas=max_replicas,
+        ingresses=ingresses,
+        embedders=embedders,
+        embedder_gpus=embedder_gpus,
+        group_cpus=cpus,
+        ingress_cpus=cpus,
+        embedder_cpus=cpus,
+        editor_cpus=cpus,
+        token_file=token_file,
+        cache=cache or CACHE,
+        cache_bytes=size_in_bytes("--cache-size", cache_size),
+        timeout_seconds=timeout,
+        poll_seconds=poll,
+    )
+    has_token = token_of(options) is not None  # all that can be wrong is told before Ray starts
+    VersionLog(open_storage(memory)).latest()
+    if not is_on_cluster():
+        check_free(host, port)
+    if not has_token:
+        note("without a token (--token-file, VISUAL_MEMORY_TOKEN) the memory can be asked and not changed")
 
-    def build() -> Any:
-        from pipeline.serving.application import ServingOptions, build, token_of
+    def application() -> Any:
+        from pipeline.serving.application import build  # with Ray, once it runs
 
-        options = ServingOptions(
-            memory=memory,
-            host=host,
-            port=None if is_on_cluster() else port,
-            groups=groups,
-            replicas=replicas,
-            max_replicas=max_replicas,
-            ingresses=ingresses,
-            embedders=embedders,
-            embedder_gpus=embedder_gpus,
-            group_cpus=cpus,
-            ingress_cpus=cpus,
-            embedder_cpus=cpus,
-            editor_cpus=cpus,
-            token_file=token_file,
-            cache_bytes=size_in_bytes("--cache-size", cache_size),
-            timeout_seconds=timeout,
-            poll_seconds=poll,
-            **given,
-        )
-        if token_of(options) is None:
-            note("without a token (--token-file, VISUAL_MEMORY_TOKEN) the memory can be asked and not changed")
         return build(options)
 
     def announce() -> None:
+        address = f"http://{host}:{port}"
         say(f"serving {memory} at {address}")
         say(f"  try: curl -F image=@photo.jpg {address}/v1/classify")
         say(f"  documentation: {address}/docs; Ctrl-C stops")
 
-    VersionLog(open_storage(memory)).latest()  # before Ray is started: there may be no such memory
-    if is_on_cluster():  # its nodes take requests, each by a proxy of Serve
-        serve_until_interrupted(build, announce, {"host": host, "port": port})
-        return
-    check_free(host, port)
-    serve_until_interrupted(build, announce, None)
+    # On a cluster the nodes take requests, each by a proxy of Serve.
+    proxies = {"host": host, "port": port} if is_on_cluster() else None
+    serve_until_interrupted(application, announce, proxies)

@@ -442,6 +442,16 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["evaluate", "{memory}", "{ask}", "--k", "0"], 2, "not a number of neighbours"),
     (["evaluate", "{memory}", "{ask}", "--voting", "loud"], 2, "is unknown"),
     (["evaluate", "{memory}", "{tmp}/empty"], 1, "is empty"),
+    (["serve", "{new}"], 1, "there is no memory at"),
+    (["serve", "s3:///nowhere"], 2, "names no bucket"),
+    (["serve", "{memory}", "--port", "0"], 2, "1<=x<=65535"),
+    (["serve", "{memory}", "--groups", "0"], 2, "x>=1"),
+    (["serve", "{memory}", "--timeout", "0"], 2, "0.001<=x<=600"),
+    (["serve", "{memory}", "--host", "nowhere.invalid"], 2, "cannot be listened on"),
+    (["serve", "{memory}", "--host", "192.0.2.1"], 2, "cannot be listened on"),
+    (["serve", "{memory}", "--cache-size", "large"], 2, "is not a size"),
+    (["serve", "{memory}", "--token-file", "{tmp}/nowhere"], 2, "cannot be read"),
+    (["serve", "{memory}", "--token-file", "{tmp}/blank.txt"], 2, "is empty: write the token into it"),
     (["forget", "{memory}"], 2, "nothing was named to forget"),
     (["forget", "{memory}", "--label", "33"], 1, "has no entry with label '33': it has 3"),
     (["forget", "{memory}", "--id", "12"], 1, "has no entry with id 12"),
@@ -534,6 +544,7 @@ def test_mistakes_are_named_and_change_nothing(
     (tmp_path / "texts/a.txt").write_text("no image, no weights")
     (tmp_path / "broken.png").write_text("no image")
     (tmp_path / "labels.csv").write_text("uri,label\n/nowhere.png,a\n")
+    (tmp_path / "blank.txt").write_text("\n")
     places = {
         "new": tmp_path / "new",
         "tmp": tmp_path,

@@ -1,0 +1,71 @@
+"""What a server is told: what to serve, how to spread it, and where its token is."""
+
+import os
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import UsageError
+from pipeline.serving.service import Limits
+
+TOKEN = "VISUAL_MEMORY_TOKEN"  # noqa: S105, the name of the variable
+CACHE = "~/.cache/visual-memory"
+
+
+class ServingOptions(BaseModel):
+    """What is served, and how it is spread. Fractions of CPUs are what Ray reserves, not what may be used.
+
+    The shards of the memory go to `groups`, each of `replicas` processes (up to `max_replicas` under load). With `port`
+    the ingresses listen there themselves, besides Serve's proxies, which take longer than most questions; several on
+    one node share it. With a token (`token_file`, or the environment variable VISUAL_MEMORY_TOKEN on the node of the
+    ingress) the memory can be changed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    memory: str
+    groups: int = Field(1, ge=1, le=1_000)
+    replicas: int = Field(1, ge=1)
+    max_replicas: int | None = Field(None, ge=1)
+    ingresses: int = Field(1, ge=1)
+    embedders: int = Field(1, ge=1)
+    max_embedders: int | None = Field(None, ge=1)
+    group_cpus: float = Field(0.3, ge=0)
+    ingress_cpus: float = Field(0.3, ge=0)
+    embedder_cpus: float = Field(0.3, ge=0)
+    embedder_gpus: float = Field(0.0, ge=0)
+    editor_cpus: float = Field(0.1, ge=0)
+    host: str = "127.0.0.1"
+    port: int | None = Field(None, ge=1, le=65_535)
+    token_file: str | None = None
+    edits: bool | None = None
+    cache: str = CACHE
+    cache_bytes: int = Field(100 << 30, ge=1)
+    timeout_seconds: float = Field(10.0, gt=0, le=600)
+    poll_seconds: float = Field(1.0, gt=0, le=3_600)
+    max_queries: int = Field(1_024, ge=1)
+    max_images: int = Field(128, ge=1)
+    max_body_bytes: int = Field(32 << 20, ge=1)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(
+            queries=self.max_queries,
+            images=self.max_images,
+            timeout_seconds=self.timeout_seconds,
+            poll_seconds=self.poll_seconds,
+            body_bytes=self.max_body_bytes,
+        )
+
+
+def token_of(options: ServingOptions) -> str | None:
+    """The token, from its file or the environment; None where there is none. Raises UsageError."""
+    if options.token_file is None:
+        return os.environ.get(TOKEN) or None
+    try:
+        token = Path(options.token_file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"the token file {options.token_file} cannot be read ({error})") from error
+    if not token:
+        raise UsageError(f"the token file {options.token_file} is empty: write the token into it")
+    return token
