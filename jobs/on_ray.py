@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from pipeline.errors import UsageError
+from pipeline.errors import ClusterError, UsageError
 
 if TYPE_CHECKING:
     from ray.serve import Application
@@ -115,7 +115,12 @@ def serve_until_interrupted(
     try:
         location = "EveryNode" if proxies is not None else "Disabled"
         serve.start(proxy_location=location, http_options=proxies, logging_config=quiet)
-        serve.run(build(), name="visual-memory", logging_config=quiet)
+        application = build()
+        try:
+            serve.run(application, name="visual-memory", logging_config=quiet)
+        except RuntimeError as error:
+            said = " ".join(str(error).split())
+            raise ClusterError(f"the server did not start ({said}): Ray's logs say why") from error
         announce()
         stopped.wait()
     finally:

@@ -12,13 +12,15 @@ import numpy as np
 from pipeline.decisions.decision import Decision, Neighbor, Question, decision_of
 from pipeline.decisions.voting import count_votes
 
+KeptValues = Mapping[str, bool | int | float | str | None]  # by the names of columns
+
 
 @dataclass(frozen=True)
 class Found:
     """Neighbours in order: similarities float32, ids int64 and label codes int32, all [Q, K].
 
-    Where a query has fewer than K the rest has similarity -inf, id -1 and code -1. `uris` and `datasets` have as many
-    as a query has neighbours.
+    Where a query has fewer than K the rest has similarity -inf, id -1 and code -1. `uris`, `datasets` and `kept`, the
+    values of kept columns where they were asked for, have as many as a query has neighbours.
     """
 
     similarities_QK: np.ndarray
@@ -26,11 +28,13 @@ class Found:
     codes_QK: np.ndarray
     uris: list[list[str]]
     datasets: list[list[str]]
+    kept: list[list[KeptValues]] | None = None
 
     def rows(self, queries: slice) -> "Found":
         """What was found for some of the queries."""
         columns = self.similarities_QK[queries], self.ids_QK[queries], self.codes_QK[queries]
-        return Found(*columns, self.uris[queries], self.datasets[queries])
+        kept = self.kept[queries] if self.kept is not None else None
+        return Found(*columns, self.uris[queries], self.datasets[queries], kept)
 
     def neighbors(
         self,
@@ -53,6 +57,7 @@ class Found:
                 dataset=dataset,
                 reliability=float(weigh.get(ids[rank], 1.0)),
                 weight=weights[rank] if weights is not None else None,
+                kept=self.kept[query][rank] if self.kept is not None else {},
             )
             for rank, (uri, dataset) in enumerate(zip(self.uris[query], self.datasets[query], strict=True))
         )
@@ -117,7 +122,7 @@ def merged(parts: Sequence[Found], k: int) -> Found:
     sources_QK = np.searchsorted(starts, order_QK, side="right") - 1
     places_QK = order_QK - starts[sources_QK]
     ids_QK = np.take_along_axis(ids_QK, order_QK, axis=1)
-    uris, datasets = [], []
+    uris, datasets, kept = [], [], []
     for query in range(len(order_QK)):
         pairs = [
             (parts[source], place)
@@ -128,12 +133,14 @@ def merged(parts: Sequence[Found], k: int) -> Found:
         ]
         uris.append([part.uris[query][place] for part, place in pairs])
         datasets.append([part.datasets[query][place] for part, place in pairs])
+        kept.append([part.kept[query][place] if part.kept is not None else {} for part, place in pairs])
     return Found(
         np.take_along_axis(similarities_QK, order_QK, axis=1),
         ids_QK,
         np.take_along_axis(codes_QK, order_QK, axis=1),
         uris,
         datasets,
+        kept if any(part.kept is not None for part in parts) else None,
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline import asking
 from pipeline.asking import Sample
-from pipeline.decisions.found import Found, Standing
+from pipeline.decisions.found import Found, KeptValues, Standing
 from pipeline.errors import DamagedFile, MemoryMissing, UnknownName, UsageError, VisualMemoryError
 from pipeline.index.blocks import Scope
 from pipeline.index.live import Share
@@ -230,7 +230,8 @@ class Group:
         restrictions = Restrictions(first.scope, frozenset(first.exclude), first.own_Q, assumed)
         vectors_QD = np.concatenate([one.vectors_QD for one in asked])
         found = asking.found(live, vectors_QD, first.k, restrictions)
-        found = replace(found, codes_QK=translation[found.codes_QK])
+        kept = self._kept(opened.state, found) if first.scope == "live" and opened.state.kept else None
+        found = replace(found, codes_QK=translation[found.codes_QK], kept=kept)
         answers, start = [], 0
         for one in asked:
             rows = slice(start, start + len(one.vectors_QD))
@@ -240,6 +241,13 @@ class Group:
             said = standing if one.standing else None
             answers.append(Answer(found.rows(rows), said, known, live.num_shards))
         return answers
+
+    def _kept(self, state: State, found: Found) -> list[list[KeptValues]]:
+        """The kept columns of what was found."""
+        ids = sorted({*found.ids_QK[found.ids_QK >= 0].tolist()})
+        values = read_kept(self._storage, state, ids)
+        rows = (found.ids_QK[query, : len(uris)].tolist() for query, uris in enumerate(found.uris))
+        return [[values.get(entry_id, {}) for entry_id in row] for row in rows]
 
     def _version(self, version: int) -> _Opened:
         opened = self._opened.get(version)

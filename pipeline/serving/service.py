@@ -38,6 +38,7 @@ STANDINGS_KEPT = 64  # of label sets and expressions, for which labels need not 
 BALANCES_KEPT = 64
 QUERIES_A_CALL = 256  # that go to a group together
 IMAGES_A_CALL = 32
+CALLS_AT_ONCE = 2  # to a group or to the embedders: while one is on its way the other is worked at
 
 _CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
 
@@ -180,8 +181,9 @@ class Service:
         self._log = VersionLog(storage)
         self._state: State | None = None
         self._members = [self._member(number, client) for number, client in enumerate(groups)]
-        self._encoder = MicroBatcher(encoder.embed, IMAGES_A_CALL, 2) if encoder is not None else None
+        self._encoder = self._embedding(encoder) if encoder is not None else None
         self._balances: dict[tuple, float] = {}
+        self._joined: dict[tuple[int, ...], tuple[list[Standing], tuple[Standing, list[np.ndarray]]]] = {}
         self._queries_under_way = 0
         self._images_under_way = 0
         self._seconds_an_image = 0.0
@@ -234,6 +236,7 @@ class Service:
                 for member in self._members:
                     member.standings.clear()
                 self._balances.clear()
+                self._joined.clear()
                 self._state = state
                 self.meter.took("refresh", time.monotonic() - began)
             return state.version
@@ -309,7 +312,7 @@ class Service:
                 ),
             )
         timeout = min(timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
-        expected = self._images_under_way * self._seconds_an_image
+        expected = self._images_under_way * self._seconds_an_image / CALLS_AT_ONCE
         if self._images_under_way and (self._images_under_way + len(images) > self.limits.images or expected > timeout):
             raise Overloaded(
                 "more images are waiting than can be embedded in time: ask again later", max(expected, 1.0)
@@ -326,8 +329,6 @@ class Service:
                     future.cancel()
         if late:
             raise Unavailable(f"the image was not embedded within {timeout:g} s: ask again later")
-        took = (time.monotonic() - began) / len(images)
-        self._seconds_an_image = took if not self._seconds_an_image else 0.9 * self._seconds_an_image + 0.1 * took
         self.meter.took("embed", time.monotonic() - began)
         errors = [future.exception() for future in futures]
         for position, error in enumerate(errors):
@@ -360,7 +361,10 @@ class Service:
         if self.editor is None:
             raise Unavailable("this server only reads: start it with a token to change the memory")
         report = await self.editor.edit(verb, arguments)
-        await self.refresh()
+        try:
+            await self.refresh()
+        except VisualMemoryError as error:  # it is done all the same, and will be seen when the store answers again
+            logger.warning("what was changed is not seen yet: %s", error)
         return report
 
     def status(self) -> dict:
@@ -381,10 +385,21 @@ class Service:
         }
 
     def _member(self, number: int, client: GroupClient) -> _Member:
-        # Two calls at once: while one is on its way the group works at the other.
-        queue = MicroBatcher[Asked, Answer](lambda asked: self._asked_twice(member, asked), QUERIES_A_CALL, 2)
+        queue = MicroBatcher[Asked, Answer](
+            lambda asked: self._asked_twice(member, asked), QUERIES_A_CALL, CALLS_AT_ONCE
+        )
         member = _Member(number, client, queue)
         return member
+
+    def _embedding(self, encoder: EncoderClient) -> MicroBatcher[bytes, np.ndarray]:
+        async def embed(images: Sequence[bytes]) -> Sequence[np.ndarray | Exception]:
+            began = time.monotonic()
+            vectors = await encoder.embed(images)
+            took = (time.monotonic() - began) / len(images)
+            self._seconds_an_image = 0.9 * (self._seconds_an_image or took) + 0.1 * took
+            return vectors
+
+        return MicroBatcher[bytes, np.ndarray](embed, IMAGES_A_CALL, CALLS_AT_ONCE)
 
     async def _follow(self) -> None:
         while True:
@@ -521,7 +536,14 @@ class Service:
                 if len(member.standings) >= STANDINGS_KEPT:
                     member.standings.pop(next(iter(member.standings)))
                 member.standings[key] = answer.standing
-        return joined(own)
+        if subject.assume:
+            return joined(own)
+        together = tuple(map(id, own))
+        if together not in self._joined:
+            if len(self._joined) >= STANDINGS_KEPT:
+                self._joined.pop(next(iter(self._joined)))
+            self._joined[together] = own, joined(own)  # kept with what it was made of, so that no id is used again
+        return self._joined[together][1]
 
     async def _balance(self, options: ClassifyOptions, how: How) -> float:
         """The balance that `auto` stands for, chosen once for a version."""

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline import VisualMemory
 from pipeline.decisions.voting import VOTINGS
 from pipeline.index.plan import IndexOptions
-from tests.conftest import ENCODER, IMAGE_SIZE
+from pipeline.store.schemas import embedding_column
+from tests.conftest import ENCODER, IMAGE_SIZE, unit
 from tests.serving.serving import Served, served
 
 TOKEN = "a token of the tests"
@@ -134,6 +137,25 @@ def test_clients_of_clip_retrieval_are_answered(server: Served, memory: VisualMe
     assert [(a["id"], a["similarity"], a["url"]) for a in answer] == [(n.id, n.similarity, n.uri) for n in found]
     refused = server.post("/knn-service", {**body, "image": None, "text": "a cat"})
     assert (refused.status_code, refused.json()["field"]) == (422, "text")
+
+
+def test_kept_columns_come_with_the_neighbours(tmp_path: Path) -> None:
+    vectors_ND = unit(np.random.default_rng(0).normal(size=(120, 16)))
+    years = [2_000 + row % 20 for row in range(120)]
+    column = embedding_column(vectors_ND)
+    (tmp_path / "source").mkdir()
+    pq.write_table(pa.table({"embedding": column, "year": years}), tmp_path / "source" / "vectors.parquet")
+    memory = VisualMemory(tmp_path / "memory")
+    memory.add(tmp_path / "source", labels="none", keep=["year"])
+    memory.index(IndexOptions(key="Flat"))
+    queries = np.random.default_rng(1).normal(size=(3, 16))
+    for where in (None, "year >= 2010"):
+        expected = [[n.to_json() for n in found] for found in memory.search(embeddings=queries, k=5, where=where)]
+        assert expected[0][0]["kept"]["year"] >= 2_000
+        for groups in (1, 2):
+            with served(memory.uri, groups) as server:
+                found = server.post("/v1/search", {"embedding": queries.tolist(), "k": 5, "where": where}).json()
+                assert [answer["neighbors"] for answer in found] == expected
 
 
 def encoded(path: Path) -> str:
