@@ -7,6 +7,7 @@ entries.arrow  Arrow IPC: uri, dataset and kept columns of each row
 index.faiss    FAISS ids are row numbers; absent for the key Flat, which searches vectors.f16 itself
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,8 @@ from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import Index, Shard
 from pipeline.store.storage import Storage
 
+SHARE_READ_AHEAD = 0.5  # of the memory that is available
+READ_AHEAD_BYTES = 8 << 20
 ROWS_COPIED = 65_536  # vectors converted or copied at a time
 
 _LABELS = b"visual_memory.labels"
@@ -145,6 +148,32 @@ def open_shard(
         kept={name: table.column(name) for name in table.column_names if name not in _TOLD},
         read_vectors=lambda ids_N: read_embeddings(storage, files, ids_N, dimension),
     )
+
+
+def read_ahead(storage: Storage, shards: Sequence[Shard]) -> bool:
+    """Read the files of shards once, into the system's page cache, where there is room for them: whether there was.
+
+    They are mapped and searched at random, so that from a cold disk each question would wait for thousands of pages.
+    POSIX_FADV_WILLNEED reads no more than the device's own readahead.
+    """
+    files = [f for s in shards for f in (s.index, s.ids, s.labels, s.vectors, s.entries) if f is not None]
+    if sum(file.num_bytes for file in files) > _available_bytes() * SHARE_READ_AHEAD:
+        return False
+    buffer = bytearray(READ_AHEAD_BYTES)
+    for file in files:
+        with contextlib.suppress(DamagedFile), storage.local_path(file.path).open("rb", buffering=0) as stream:
+            while stream.readinto(buffer):  # a file that is missing or damaged is told of by `open_shard`
+                pass
+    return True
+
+
+def _available_bytes() -> int:
+    """Memory that could be had without swapping; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def files_covered(shard: Shard, files: Sequence[RowsFile]) -> list[RowsFile]:

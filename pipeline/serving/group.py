@@ -19,6 +19,7 @@ from pipeline.errors import DamagedFile, MemoryMissing, UnknownName, UsageError,
 from pipeline.index.blocks import Scope
 from pipeline.index.live import Share
 from pipeline.index.search import LiveEntries, Restrictions
+from pipeline.index.shards import read_ahead
 from pipeline.store.cache import CachedStorage
 from pipeline.store.kept_values import KeptValue, read_facts, read_kept
 from pipeline.store.state import State, file_refs
@@ -262,6 +263,9 @@ class Group:
         began = time.monotonic()
         if isinstance(self._storage, CachedStorage):
             self._storage.expect(file_refs(state))
+        known = {s.ids.path for o in self._opened.values() if o.state.index for s in o.state.index.shards}
+        shards = [s for s in (state.index.shards if state.index else ()) if self._share.holds(s.number)]
+        read_ahead(self._storage, [shard for shard in shards if shard.ids.path not in known])
         before = self._opened[max(self._opened)] if self._opened else None
         opened = _Opened(self._storage, state, before, self._share)
         for error in opened.live.damaged:
