@@ -5,6 +5,7 @@ a Serve config file alike.
 """
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from pipeline.asking import Sample
 from pipeline.errors import VisualMemoryError
 from pipeline.index.live import Share
+from pipeline.progress import OnProgress, Progress
 from pipeline.serving.embedder import Embedder
 from pipeline.serving.group import Answer, Asked, Entry, Group, Subject
 from pipeline.serving.http import make_app
@@ -31,6 +33,7 @@ from pipeline.store.versions import VersionLog
 
 CALLS_QUEUED = 8  # of the ingress to a group: what waits, waits in its micro-batches
 HEALTH_SECONDS = 5.0
+SECONDS_BETWEEN_LINES = 10.0
 
 logger = logging.getLogger("ray.serve")
 
@@ -83,8 +86,21 @@ def _storage_of(options: ServingOptions) -> Storage:
     storage = open_storage(options.memory)
     if not isinstance(storage, ObjectStorage):
         return storage
-    cache = FileCache(Path(options.cache).expanduser(), options.cache_bytes)
+    cache = FileCache(Path(options.cache).expanduser(), options.cache_bytes, _logged())
     return CachedStorage(storage, cache)
+
+
+def _logged() -> OnProgress:
+    """Long downloads tell the log where they stand."""
+    last = time.monotonic()
+
+    def tell(moment: Progress) -> None:
+        nonlocal last
+        if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
+            last = time.monotonic()
+            logger.warning("%s: %d of %d MB", moment.stage, moment.done >> 20, moment.total >> 20)
+
+    return tell
 
 
 @serve.deployment(

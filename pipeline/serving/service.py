@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -19,9 +19,7 @@ from pipeline.asking import ClassifyOptions, Sample
 from pipeline.decisions.decision import Decision, Neighbor, Question
 from pipeline.decisions.found import Found, Standing, decide, joined, merged
 from pipeline.errors import (
-    EncoderError,
     Overloaded,
-    SourceError,
     Unavailable,
     UnknownName,
     UsageError,
@@ -29,33 +27,16 @@ from pipeline.errors import (
 )
 from pipeline.index.blocks import Scope
 from pipeline.serving.batching import MicroBatcher
-from pipeline.serving.group import Answer, Asked, Entry, Subject
+from pipeline.serving.group import Asked, Entry, Subject
+from pipeline.serving.members import CALLERS_FAULT, CALLS_AT_ONCE, GroupClient, Members
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
 from pipeline.store.versions import VersionLog
 
-STANDINGS_KEPT = 64  # of label sets and expressions, for which labels need not be sent again
 BALANCES_KEPT = 64
-QUERIES_A_CALL = 256  # that go to a group together
 IMAGES_A_CALL = 32
-CALLS_AT_ONCE = 2  # to a group or to the embedders: while one is on its way the other is worked at
-
-_CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
 
 logger = logging.getLogger(__name__)
-
-
-class GroupClient(Protocol):
-    """A group of shards, wherever it is."""
-
-    async def answer(self, asked: Sequence[Asked]) -> Sequence[Answer | VisualMemoryError]: ...
-
-    async def sample(self, subject: Subject, each: int) -> Sample: ...
-
-    async def entry(self, version: int, entry_id: int) -> Entry | None: ...
-
-    async def prepare(self, version: int) -> None:
-        """Open a version in every replica."""
 
 
 class EncoderClient(Protocol):
@@ -141,17 +122,6 @@ class Decided:
     partial: bool
 
 
-@dataclass
-class _Member:
-    """A group with its queue and what is known of it."""
-
-    number: int
-    client: GroupClient
-    queue: MicroBatcher[Asked, Answer]
-    missing: bool = False
-    standings: dict[tuple, Standing] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class _Gathered:
     found: Found
@@ -180,10 +150,9 @@ class Service:
         self.editor = editor
         self._log = VersionLog(storage)
         self._state: State | None = None
-        self._members = [self._member(number, client) for number, client in enumerate(groups)]
+        self._members = Members(groups, limits.grace_seconds)
         self._encoder = self._embedding(encoder) if encoder is not None else None
         self._balances: dict[tuple, float] = {}
-        self._joined: dict[tuple[int, ...], tuple[list[Standing], tuple[Standing, list[np.ndarray]]]] = {}
         self._queries_under_way = 0
         self._images_under_way = 0
         self._seconds_an_image = 0.0
@@ -217,7 +186,7 @@ class Service:
     @property
     def healthy(self) -> bool:
         """Whether a question would be answered, as far as is known: a version is open, and a group answers."""
-        return self._state is not None and not all(member.missing for member in self._members)
+        return self._state is not None and not all(member.missing for member in self._members.all)
 
     async def refresh(self) -> int:
         """Go on to the newest version, once every group that answers has it open; return its number."""
@@ -225,18 +194,11 @@ class Service:
             state = await asyncio.to_thread(self._log.latest)
             if self._state is None or state.version != self._state.version:
                 began = time.monotonic()
-                opened = await asyncio.gather(
-                    *(member.client.prepare(state.version) for member in self._members), return_exceptions=True
-                )
-                for member, result in zip(self._members, opened, strict=True):
-                    if isinstance(result, Exception):
-                        logger.warning("group %d could not open version %d: %s", member.number, state.version, result)
-                if self._state is None and all(isinstance(result, Exception) for result in opened):
-                    raise next(result for result in opened if isinstance(result, Exception))
-                for member in self._members:
-                    member.standings.clear()
+                errors = await self._members.prepare(state.version)
+                if self._state is None and all(errors):
+                    raise next(error for error in errors if error is not None)
+                self._members.go_on_to(state.version)
                 self._balances.clear()
-                self._joined.clear()
                 self._state = state
                 self.meter.took("refresh", time.monotonic() - began)
             return state.version
@@ -332,7 +294,7 @@ class Service:
         self.meter.took("embed", time.monotonic() - began)
         errors = [future.exception() for future in futures]
         for position, error in enumerate(errors):
-            if isinstance(error, _CALLERS_FAULT):
+            if isinstance(error, CALLERS_FAULT):
                 which = f" (number {position + 1} of {len(images)})" if len(images) > 1 else ""
                 raise _about("image", type(error)(f"{error}{which}"))
             if error is not None:
@@ -344,7 +306,7 @@ class Service:
         if not 0 <= entry_id < 1 << 63:
             raise _about("id", UnknownName(f"id {entry_id} is no entry: `search` shows the ids there are"))
         version = self.state.version
-        tasks = [asyncio.ensure_future(member.client.entry(version, entry_id)) for member in self._members]
+        tasks = [asyncio.ensure_future(member.client.entry(version, entry_id)) for member in self._members.all]
         await asyncio.wait(tasks, timeout=self.limits.timeout_seconds)
         for task in tasks:
             if task.done() and not task.exception() and (entry := task.result()) is not None:
@@ -381,15 +343,8 @@ class Service:
             "takes_edits": self.editor is not None,
             "label_sets": sorted(label_set.name for label_set in state.label_sets),
             "shards_total": _shards_total(state),
-            "groups": [{"group": member.number, "answers": not member.missing} for member in self._members],
+            "groups": [{"group": member.number, "answers": not member.missing} for member in self._members.all],
         }
-
-    def _member(self, number: int, client: GroupClient) -> _Member:
-        queue = MicroBatcher[Asked, Answer](
-            lambda asked: self._asked_twice(member, asked), QUERIES_A_CALL, CALLS_AT_ONCE
-        )
-        member = _Member(number, client, queue)
-        return member
 
     def _embedding(self, encoder: EncoderClient) -> MicroBatcher[bytes, np.ndarray]:
         async def embed(images: Sequence[bytes]) -> Sequence[np.ndarray | Exception]:
@@ -436,21 +391,22 @@ class Service:
             state = self.state
             subject = Subject(state.version, how.label_set, how.where, tuple(sorted((assume or {}).items())))
             asked = Asked(subject, vectors_QD, k, scope, tuple(sorted(exclude)), own_Q, named)
-            answers = await self._fan_out(asked, began + timeout - time.monotonic(), every=how.require_all)
+            left = began + timeout - time.monotonic()
+            answers = await self._members.ask(asked, left, every=how.require_all)
             if all(answers) or state is self._state:  # else it may be that the version was just closed
                 break
-        present = [(member, answer) for member, answer in zip(self._members, answers, strict=True) if answer]
-        missing = len(self._members) - len(present)
+        present = [(member, answer) for member, answer in zip(self._members.all, answers, strict=True) if answer]
+        missing = len(self._members.all) - len(present)
         shards = sum(answer.shards for _, answer in present)
         total = _shards_total(state)
         if not present:
             raise Unavailable("no part of the memory answers in time: ask again later")
         if how.require_all and (missing or shards < total):
             raise Unavailable(
-                f"{missing} of {len(self._members)} groups and {total - shards} of {total} shards are missing, and all "
-                "were required: ask again later, or take a partial answer"
+                f"{missing} of {len(self._members.all)} groups and {total - shards} of {total} shards are missing, and "
+                "all were required: ask again later, or take a partial answer"
             )
-        standing, translations = self._standing(subject, present)
+        standing, translations = self._members.standing(subject, present)
         parts = [
             replace(answer.found, codes_QK=translation[answer.found.codes_QK])
             for (_, answer), translation in zip(present, translations, strict=True)
@@ -459,91 +415,6 @@ class Service:
         known = frozenset().union(*(answer.known for _, answer in present))
         partial = bool(missing) or shards < total
         return _Gathered(merged(parts, k), standing, state, shards, known, partial, missing)
-
-    async def _fan_out(self, asked: Asked, timeout: float, *, every: bool) -> list[Answer | None]:
-        """The answer of each group, None where there is none in time. Raises what is the caller's fault."""
-        key = _key(asked.subject)
-        known = [None if asked.subject.assume else member.standings.get(key) for member in self._members]
-        futures = [
-            member.queue.ask(replace(asked, standing=standing is None))
-            for member, standing in zip(self._members, known, strict=True)
-        ]
-        await self._awaited(futures, timeout, every=every)
-        answers: list[Answer | None] = []
-        for member, future, standing in zip(self._members, futures, known, strict=True):
-            answer = self._answer_of(member, future)
-            answers.append(
-                replace(answer, standing=standing) if answer is not None and standing is not None else answer
-            )
-        return answers
-
-    async def _awaited(self, futures: "Sequence[asyncio.Future[Answer]]", timeout: float, *, every: bool) -> None:
-        """Wait for groups that answer as long as there is time, and for missing ones only a moment.
-
-        For these too as long as there is time where `every` one is required, or there would be no answer at all.
-        """
-        until = time.monotonic() + timeout
-        while (left := until - time.monotonic()) > 0:
-            late = [
-                f for f, m in zip(futures, self._members, strict=True) if not (f.done() or (m.missing and not every))
-            ]
-            if late:  # any of which may turn out to be missing
-                await asyncio.wait(late, timeout=min(left, self.limits.grace_seconds))
-            elif not any(future.done() for future in futures):
-                await asyncio.wait(futures, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            else:
-                break
-        if not all(future.done() for future in futures):
-            await asyncio.wait(futures, timeout=max(min(until - time.monotonic(), self.limits.grace_seconds), 0))
-
-    async def _asked_twice(self, member: _Member, asked: Sequence[Asked]) -> Sequence[Answer | Exception]:
-        """What a group answers; where a process of it died over that, what another does, or the same begun anew."""
-        try:
-            return await member.client.answer(asked)
-        except VisualMemoryError:
-            raise
-        except Exception as error:  # of many types, by what is between
-            if not member.missing:
-                logger.warning("group %d is missing (%s): asking again", member.number, type(error).__name__)
-            member.missing = True
-            return await member.client.answer(asked)
-
-    def _answer_of(self, member: _Member, future: "asyncio.Future[Answer]") -> Answer | None:
-        error = future.exception() if future.done() else None
-        if isinstance(error, _CALLERS_FAULT):
-            raise error
-        if future.done() and error is None:
-            if member.missing:
-                logger.warning("group %d answers again", member.number)
-            member.missing = False
-            return future.result()
-        if not member.missing:
-            logger.warning("group %d is missing: %s", member.number, error or "no answer in time")
-        member.missing = True
-        future.cancel()
-        return None
-
-    def _standing(
-        self, subject: Subject, present: Sequence[tuple[_Member, Answer]]
-    ) -> tuple[Standing, list[np.ndarray]]:
-        """What the labels stand for over all groups, and for each that answered what its codes mean in it."""
-        key = _key(subject)
-        own: list[Standing] = []
-        for member, answer in present:
-            assert answer.standing is not None  # noqa: S101  # it was asked for where it was not known
-            own.append(answer.standing)
-            if not subject.assume and key not in member.standings and subject.version == self.state.version:
-                if len(member.standings) >= STANDINGS_KEPT:
-                    member.standings.pop(next(iter(member.standings)))
-                member.standings[key] = answer.standing
-        if subject.assume:
-            return joined(own)
-        together = tuple(map(id, own))
-        if together not in self._joined:
-            if len(self._joined) >= STANDINGS_KEPT:
-                self._joined.pop(next(iter(self._joined)))
-            self._joined[together] = own, joined(own)  # kept with what it was made of, so that no id is used again
-        return self._joined[together][1]
 
     async def _balance(self, options: ClassifyOptions, how: How) -> float:
         """The balance that `auto` stands for, chosen once for a version."""
@@ -558,11 +429,11 @@ class Service:
         if not standing.counts_C.any():
             return 0.0
         each = asking.each_of(standing.counts_C)
-        samples = await asyncio.gather(*(member.client.sample(subject, each) for member in self._members))
-        known = [member.standings.get(_key(subject)) for member in self._members]
-        if None in known:  # a newer version has come meanwhile
+        samples = await asyncio.gather(*(member.client.sample(subject, each) for member in self._members.all))
+        known = self._members.known_standings(subject)
+        if known is None:  # a newer version has come meanwhile
             return await self._balance(options, how)
-        _, translations = joined([standing for standing in known if standing is not None])
+        _, translations = joined(known)
         codes_N = np.concatenate([t[s.codes_N] for s, t in zip(samples, translations, strict=True)])
         ids_N, vectors_ND = (np.concatenate([getattr(s, name) for s in samples]) for name in ("ids_N", "vectors_ND"))
         sample = Sample(ids_N, codes_N, vectors_ND).least(each)
@@ -583,10 +454,6 @@ def _about(name: str, error: VisualMemoryError) -> VisualMemoryError:
     """The error, which says from then on what field of a request it is about."""
     error.field = name
     return error
-
-
-def _key(subject: Subject) -> tuple:
-    return subject.version, subject.label_set, subject.where
 
 
 def _shards_total(state: State) -> int:

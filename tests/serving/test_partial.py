@@ -35,7 +35,7 @@ class Tap:
     """Between a service and one of its groups: lets calls pass, holds them up, or breaks them off."""
 
     def __init__(self, server: Served, number: int) -> None:
-        member = server.service._members[number]
+        member = server.service._members.all[number]
         self._answer = member.queue._call
         member.queue._call = self.answer
         self.open = threading.Event()

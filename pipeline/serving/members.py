@@ -1,0 +1,175 @@
+"""The groups that answer together: each with its queue, whether it is missing, and what its labels stand for.
+
+Shapes: C labels.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.asking import Sample
+from pipeline.decisions.found import Standing, joined
+from pipeline.errors import EncoderError, SourceError, UnknownName, UsageError, VisualMemoryError
+from pipeline.serving.batching import MicroBatcher
+from pipeline.serving.group import Answer, Asked, Entry, Subject
+
+STANDINGS_KEPT = 64  # of label sets and expressions, for which labels need not be sent again
+QUERIES_A_CALL = 256  # that go to a group together
+CALLS_AT_ONCE = 2  # to a group: while one is on its way the other is worked at
+CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
+
+logger = logging.getLogger(__name__)
+
+
+class GroupClient(Protocol):
+    """A group of shards, wherever it is."""
+
+    async def answer(self, asked: Sequence[Asked]) -> Sequence[Answer | VisualMemoryError]: ...
+
+    async def sample(self, subject: Subject, each: int) -> Sample: ...
+
+    async def entry(self, version: int, entry_id: int) -> Entry | None: ...
+
+    async def prepare(self, version: int) -> None:
+        """Open a version in every replica."""
+
+
+@dataclass
+class Member:
+    """A group with its queue and what is known of it."""
+
+    number: int
+    client: GroupClient
+    queue: MicroBatcher[Asked, Answer]
+    missing: bool = False
+    standings: dict[tuple, Standing] = field(default_factory=dict)
+
+
+class Members:
+    """All groups of a service. `grace_seconds` is how long one that was missing is waited for."""
+
+    def __init__(self, clients: Sequence[GroupClient], grace_seconds: float) -> None:
+        self._grace_seconds = grace_seconds
+        self.all = [self._member(number, client) for number, client in enumerate(clients)]
+        self._version = 0
+        self._joined: dict[tuple[int, ...], tuple[list[Standing], tuple[Standing, list[np.ndarray]]]] = {}
+
+    async def prepare(self, version: int) -> list[BaseException | None]:
+        """Have every group open a version; for each why it could not, if so."""
+        opened = await asyncio.gather(*(member.client.prepare(version) for member in self.all), return_exceptions=True)
+        for member, error in zip(self.all, opened, strict=True):
+            if error is not None:
+                logger.warning("group %d could not open version %d: %s", member.number, version, error)
+        return opened
+
+    def go_on_to(self, version: int) -> None:
+        """Forget what was known of the labels of another version."""
+        self._version = version
+        self._joined.clear()
+        for member in self.all:
+            member.standings.clear()
+
+    async def ask(self, asked: Asked, timeout: float, *, every: bool) -> list[Answer | None]:
+        """The answer of each group, None where there is none in `timeout` seconds. Raises what is the caller's fault.
+
+        Missing groups are waited for only a moment, unless `every` one is required.
+        """
+        key = _key(asked.subject)
+        known = [None if asked.subject.assume else member.standings.get(key) for member in self.all]
+        futures = [
+            member.queue.ask(replace(asked, standing=standing is None))
+            for member, standing in zip(self.all, known, strict=True)
+        ]
+        await self._awaited(futures, timeout, every=every)
+        answers: list[Answer | None] = []
+        for member, future, standing in zip(self.all, futures, known, strict=True):
+            answer = self._answer_of(member, future)
+            answers.append(
+                replace(answer, standing=standing) if answer is not None and standing is not None else answer
+            )
+        return answers
+
+    async def _awaited(self, futures: "Sequence[asyncio.Future[Answer]]", timeout: float, *, every: bool) -> None:
+        """Wait for groups that answer as long as there is time, and for missing ones only a moment.
+
+        For these too as long as there is time where `every` one is required, or there would be no answer at all.
+        """
+        until = time.monotonic() + timeout
+        while (left := until - time.monotonic()) > 0:
+            late = [f for f, m in zip(futures, self.all, strict=True) if not (f.done() or (m.missing and not every))]
+            if late:  # any of which may turn out to be missing
+                await asyncio.wait(late, timeout=min(left, self._grace_seconds))
+            elif not any(future.done() for future in futures):
+                await asyncio.wait(futures, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                break
+        if not all(future.done() for future in futures):
+            await asyncio.wait(futures, timeout=max(min(until - time.monotonic(), self._grace_seconds), 0))
+
+    async def _asked_twice(self, member: Member, asked: Sequence[Asked]) -> Sequence[Answer | Exception]:
+        """What a group answers; where a process of it died over that, what another does, or the same begun anew."""
+        try:
+            return await member.client.answer(asked)
+        except VisualMemoryError:
+            raise
+        except Exception as error:  # of many types, by what is between
+            if not member.missing:
+                logger.warning("group %d is missing (%s): asking again", member.number, type(error).__name__)
+            member.missing = True
+            return await member.client.answer(asked)
+
+    def _answer_of(self, member: Member, future: "asyncio.Future[Answer]") -> Answer | None:
+        error = future.exception() if future.done() else None
+        if isinstance(error, CALLERS_FAULT):
+            raise error
+        if future.done() and error is None:
+            if member.missing:
+                logger.warning("group %d answers again", member.number)
+            member.missing = False
+            return future.result()
+        if not member.missing:
+            logger.warning("group %d is missing: %s", member.number, error or "no answer in time")
+        member.missing = True
+        future.cancel()
+        return None
+
+    def standing(self, subject: Subject, present: Sequence[tuple[Member, Answer]]) -> tuple[Standing, list[np.ndarray]]:
+        """What the labels stand for over all groups, and for each that answered what its codes mean in it."""
+        key = _key(subject)
+        own: list[Standing] = []
+        for member, answer in present:
+            assert answer.standing is not None  # noqa: S101  # it was asked for where it was not known
+            own.append(answer.standing)
+            if not subject.assume and key not in member.standings and subject.version == self._version:
+                if len(member.standings) >= STANDINGS_KEPT:
+                    member.standings.pop(next(iter(member.standings)))
+                member.standings[key] = answer.standing
+        if subject.assume:
+            return joined(own)
+        together = tuple(map(id, own))
+        if together not in self._joined:
+            if len(self._joined) >= STANDINGS_KEPT:
+                self._joined.pop(next(iter(self._joined)))
+            self._joined[together] = own, joined(own)  # kept with what it was made of, so that no id is used again
+        return self._joined[together][1]
+
+    def known_standings(self, subject: Subject) -> list[Standing] | None:
+        """What the labels stand for in each group; None where it is not known of all."""
+        known = [member.standings.get(_key(subject)) for member in self.all]
+        return None if None in known else [standing for standing in known if standing is not None]
+
+    def _member(self, number: int, client: GroupClient) -> Member:
+        queue = MicroBatcher[Asked, Answer](
+            lambda asked: self._asked_twice(member, asked), QUERIES_A_CALL, CALLS_AT_ONCE
+        )
+        member = Member(number, client, queue)
+        return member
+
+
+def _key(subject: Subject) -> tuple:
+    return subject.version, subject.label_set, subject.where
