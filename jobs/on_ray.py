@@ -103,6 +103,7 @@ def serve_until_interrupted(
     # ingress, which they would turn on, is not needed where ours listens.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
+    os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(1 << 30))  # a batch of images is larger
     start_ray()
     import ray
     from ray import serve

@@ -1,14 +1,25 @@
 """The application on Ray Serve as a user starts it: one command, one question, an answer as the library's, an end."""
 
+import io
 import json
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from pipeline import Client, VisualMemory
 from pipeline.errors import UsageError
 from tests.serving.ray_server import ray_server
+
+
+def noise(seed: int) -> bytes:
+    """A PNG of half a megabyte."""
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 255, (420, 420, 3), np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
 
 
 @pytest.mark.timeout(240)
@@ -23,6 +34,9 @@ def test_one_command_and_one_question(digits_memory: VisualMemory, digits: Path,
             assert client.classify([image], k=5, balance="auto") == digits_memory.classify(
                 [image.read_bytes()], k=5, balance="auto"
             )
+            large = [noise(seed) for seed in range(12)]  # more in one call than gRPC takes by itself
+            assert sum(map(len, large)) > 5 << 20
+            assert client.classify(large, k=5) == digits_memory.classify(large, k=5)
             with pytest.raises(UsageError, match="only reads"):
                 client.forget(labels=["3"])
         assert len(server.replicas("group-0")) == len(server.replicas("embedder")) == 1
