@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from jobs.arguments import Json, Memory, Source, command_line
+from jobs.labels import note_after, note_before, show_labels, show_passed_over
 from jobs.terminal import counted, note, print_json, progress, say
 from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
 
@@ -27,11 +28,30 @@ def add(
     labels: Annotated[
         str,
         typer.Option(
-            help="folder: class sub-folders, or what lies beside the images in archives and tables; none; a column of "
-            "Parquet files, or of the JSON in tars; a file with columns uri and label.",
-            metavar="folder|none|column:NAME|file:PATH",
+            help="folder: the first folder below SOURCE, or what lies beside the images in archives and tables; "
+            "parent: the folder that holds the image; none; a column of Parquet files, or of the JSON in tars; a file "
+            "that names images and their labels.",
+            metavar="folder|parent|none|column:NAME|file:PATH",
         ),
     ] = "folder",
+    label: Annotated[
+        str | None, typer.Option(help="The one label of all these images, in place of --labels.", metavar="NAME")
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Pass over files and folders like this, as .gitignore has it: 'masks', '*_seg.png', 'a/**/b'. "
+            "Repeatable.",
+            metavar="GLOB",
+        ),
+    ] = None,
+    image_extension: Annotated[
+        str | None,
+        typer.Option(
+            help="In tar archives, take only the images with this ending after the name of their sample, such as jpg.",
+            metavar="EXTENSION",
+        ),
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Name of these images.  \\[default: the folder's name]")] = None,
     encoder: Annotated[
         str | None,
@@ -92,18 +112,30 @@ def add(
         encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
     )
     options = AddOptions(
-        labels, dataset, choice, thumbnails, max_rejected, tuple(keep or ()), cast("Precision", precision)
+        labels,
+        dataset,
+        choice,
+        thumbnails,
+        max_rejected,
+        tuple(keep or ()),
+        cast("Precision", precision),
+        label,
+        tuple(exclude or ()),
+        image_extension,
     )
-    plan = target.plan_add(source, options)
+    with progress() as on_progress:
+        plan = target.plan_add(source, options, on_progress=on_progress)
     if dry_run:
         _show_plan(plan, json=json)
         return
+    if plan.already is None:
+        note_before(plan.listing)
     on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
     with progress() as on_progress:
         where = started_runner(on_ray=on_ray)
         report = target.carry_out(plan, runner=where, command=command_line(memory), on_progress=on_progress)
     if json:
-        print_json(report.to_json() | {"skipped": plan.listing.skipped})
+        print_json(report.to_json())
     else:
         _show(report, plan, source, target.uri)
 
@@ -126,6 +158,8 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
         "bytes": plan.listing.num_bytes,
         "skipped": plan.listing.skipped,
         "labels": len(plan.listing.labels),
+        "passed_over": plan.listing.passed_over.to_json(),
+        "label_census": (plan.listing.census + plan.listing.inside).to_json(),
         "dataset": plan.dataset,
         "kept": {column.name: column.type for column in plan.listing.kept},
         "encoder": identity.encoder,
@@ -142,10 +176,12 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
     uncounted = plan.listing.uncounted
     archives = f" and what is in {counted(uncounted, 'archive')}" if uncounted else ""
     say(
-        f"would add {counted(plan.planned, 'image')}{archives} ({plan.listing.num_bytes / 1e6:,.1f} MB) with "
-        f"{counted(len(plan.listing.labels), 'label')} of folders as dataset {plan.dataset}, in "
-        f"{counted(plan.num_parts, 'part')}"
+        f"would add {counted(plan.planned, 'image')}{archives} ({plan.listing.num_bytes / 1e6:,.1f} MB) "
+        f"as dataset {plan.dataset}, in {counted(plan.num_parts, 'part')}"
     )
+    show_labels(plan.listing.census + plan.listing.inside)
+    show_passed_over(plan.listing.passed_over)
+    note_before(plan.listing)
     if plan.listing.kept:
         say(f"keeping {', '.join(f'{column.name} ({column.type})' for column in plan.listing.kept)}")
     say(f"encoder {identity}; embeddings {plan.embedding_bytes / 1e6:,.1f} MB; nothing was changed")
@@ -169,12 +205,11 @@ def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> Non
     if report.numerics is not None:
         compiled = ", compiled" if report.numerics.compiled else ""
         say(f"embedded in {report.numerics.precision}{compiled}: {report.numerics.reason}")
-    if plan.options.labels == "folder" and not (plan.listing.labels or plan.listing.containers.num_rows):
-        note("none of these images has a label, which `classify` needs: they lie in no sub-folders, one a class")
+    show_labels(report.census)
+    note_after(report, plan.listing)
     if report.unplanned:
         say(f"{counted(report.unplanned, 'image')} came after this add was begun, not in it: {_NEW_IMAGES}")
     if report.index_error:
         note(f"no index was built after the add: {report.index_error}")
-    if plan.listing.skipped:
-        say(f"{counted(plan.listing.skipped, 'file')} passed over: names that do not end as images do")
+    show_passed_over(report.passed_over)
     show_rejects(report.rejected, report.rejects, f"{memory}/segments/{report.segment or 0:08d}")

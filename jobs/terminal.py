@@ -112,10 +112,12 @@ class _Lines:
         if new:
             self._last = now
             return
-        if moment.done < moment.total and now - self._last < SECONDS_BETWEEN_LINES:
+        total = moment.total if moment.total is not None else "?"
+        is_going_on = moment.total is None or moment.done < moment.total
+        if is_going_on and now - self._last < SECONDS_BETWEEN_LINES:
             return
         self._last = now
-        left = f", {(moment.total - moment.done) / rate:,.0f} s left" if rate and moment.done < moment.total else ""
+        left = f", {(moment.total - moment.done) / rate:,.0f} s left" if rate and moment.total and is_going_on else ""
         rejected = f", {moment.rejected:,} rejected" if moment.rejected else ""
-        line = f"{moment.stage}: {moment.done:,} of {moment.total:,}, {rate:,.0f}/s{rejected}{left}"
+        line = f"{moment.stage}: {moment.done:,} of {total}, {rate:,.0f}/s{rejected}{left}"
         stderr.print(line, markup=False)

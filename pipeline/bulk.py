@@ -28,6 +28,7 @@ from pipeline.embeddings.parts import PartEmbedder, Work
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, read_rejects
 from pipeline.errors import FormatError, UsageError
+from pipeline.images.containers import Choice
 from pipeline.images.listing import Listing
 from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, ignore_progress
@@ -264,6 +265,8 @@ def _job(
     """The job that lies there already, if it is this one, or a new one. Raises UsageError for another."""
     assert state.identity is not None  # noqa: S101  # checked by the caller, who has its encoder
     said = json.loads(json.dumps(asdict(options) | {"label_set": label_set, "where": where, "labels": labels}))
+    if listing.choice != Choice():
+        said |= {"exclude": list(listing.choice.exclude), "image_extension": listing.choice.extension}
     about = {"source": listing.uri, "memory": memory_uri, "options": said, "identity": state.identity.fingerprint}
     fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     if not out.exists(JOB):
@@ -280,6 +283,8 @@ def _job(
             nonce=secrets.token_hex(8),
             containers=listing.containers,
             labels=labels,
+            exclude=listing.choice.exclude,
+            image_extension=listing.choice.extension,
         )
         job = Job(memory=memory_uri, version=state.version, options=said, reservation=reservation)
         try:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 class Progress:
     """One moment of a piece of work.
 
-    `done` and `total` count rows of `stage`; `rejected` of the done ones could not become entries.
+    `done` and `total` count rows of `stage`, `total` is None while nobody knows it; `rejected` of the done ones could
+    not become entries.
     """
 
     stage: str
     done: int
-    total: int
+    total: int | None
     rejected: int = 0
 
 

@@ -20,8 +20,11 @@ from pipeline.decisions.evaluation import DEFAULT_KS
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.errors import DamagedFile, SourceError, UsageError
 from pipeline.explanation import explanation_page, write_page
+from pipeline.images.containers import Choice
+from pipeline.images.items import Item
 from pipeline.images.labels import Labels
 from pipeline.images.listing import Listing, list_source
+from pipeline.images.notes import ContainerNotes
 from pipeline.index.choice import Table, read_table_of
 from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, Progress, ignore_progress
@@ -189,6 +192,8 @@ class Reader:
         abstain_below: float = 0.0,
         label_set: str | None = None,
         where: str | None = None,
+        exclude_files: Sequence[str] = (),
+        image_extension: str | None = None,
         max_rejected: float | None = None,
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
@@ -207,7 +212,9 @@ class Reader:
         if options.auto_balance:  # found once, not for each part
             tau = asking.best_balance(live, k, options.rule)
             options = replace(options, rule=replace(options.rule, balance=tau), auto_balance=False)
-        listing = list_source(str(source), Labels(labels))
+        listing = list_source(
+            str(source), Labels(labels), (), Choice(tuple(exclude_files), image_extension), on_progress
+        )
         self._check_given(listing, state)
         work = self._runner(runner, self.encoder() if listing.holds_images else None)
         return run(
@@ -276,6 +283,9 @@ class Reader:
         balance: float | Literal["auto"] = 0.0,
         label_set: str | None = None,
         where: str | None = None,
+        labels: str = "folder",
+        exclude_files: Sequence[str] = (),
+        image_extension: str | None = None,
         on_progress: OnProgress = ignore_progress,
     ) -> asking.Evaluation:
         """Accuracy on a folder of labelled images that the memory need not hold. Nothing is stored.
@@ -293,7 +303,9 @@ class Reader:
         check_list("votings", votings)
         state, live = self._reading(label_set, where)
         self._check_labelled(live)
-        listing = list_source(str(source), Labels())
+        asked_labels = Labels(labels)
+        choice = Choice(tuple(exclude_files), image_extension)
+        listing = list_source(str(source), asked_labels, (), choice, on_progress)
         if not listing.labels and not listing.containers.num_rows:
             raise SourceError(f"no image of {source} has a label: put them into one sub-folder a class")
         if label_set is not None and listing.labels:
@@ -302,17 +314,21 @@ class Reader:
         for k in ks:
             asking.check_k(k)
         rule = _rule(votings[0], balance)
-        vectors, said, done, rejected = [], list[str | None](), 0, 0
+        vectors, done, rejected = [], 0, 0
         decoding = Threads(available_cpus())
-        for batch in embed_source(listing, Labels(), live.dimension, decoding, self.encoder):
+        notes = ContainerNotes()
+        items: list[Item] = []
+        for batch in embed_source(listing, asked_labels, live.dimension, decoding, self.encoder, notes):
             for item, image, vector in zip(batch.items, batch.images, batch.vectors_BD, strict=False):
-                if isinstance(image, ImageFacts) and item.label is not None:
+                if isinstance(image, ImageFacts):
                     vectors.append(vector)
-                    said.append(item.label)
+                    items.append(replace(item, content=None))
                 rejected += not isinstance(image, ImageFacts)
             done += len(batch.images)
             on_progress(Progress("embedding", done, max(listing.planned, done), rejected))
-        truths = self._truths_in(label_set, said, live, state, source) if label_set is not None and said else said
+        said = [item.label for item in notes.amended(items)]
+        is_translated = label_set is not None and any(label is not None for label in said)
+        truths = self._truths_in(str(label_set), said, live, state, source) if is_translated else said
         asked = [(vector, truth) for vector, truth in zip(vectors, truths, strict=True) if truth is not None]
         if not asked:
             raise SourceError(f"none of the {done:,} images of {source} could be read with a label: mend the files")

@@ -47,14 +47,20 @@ class VisualMemory(Reader):
 
     _indexed_from = 0  # fresh entries from which on indexing them is worth another try
 
-    def plan_add(self, source: str | Path, options: "AddOptions | None" = None) -> "AddPlan":
+    def plan_add(
+        self,
+        source: str | Path,
+        options: "AddOptions | None" = None,
+        *,
+        on_progress: OnProgress = ignore_progress,
+    ) -> "AddPlan":
         """What adding a source would do. Writes nothing."""
         from pipeline.edits.add import AddOptions, prepare
 
         options = options or AddOptions()
         self._writable()
         state = self.log.newest()
-        plan = prepare(self.log, state, str(source), options, self.encoder)
+        plan = prepare(self.log, state, str(source), options, self.encoder, on_progress)
         if plan.is_single and state is not None:
             return replace(plan, already=self._segment_of(plan))
         return plan
@@ -74,17 +80,32 @@ class VisualMemory(Reader):
         thumbnails: bool = False,
         max_rejected: float | None = None,
         precision: Precision = "auto",
+        label: str | None = None,
+        exclude: Sequence[str] = (),
+        image_extension: str | None = None,
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
-        """Remember every image of a source, with its columns `keep`: `plan_add`, then `carry_out`."""
+        """Remember every image of a source, as AddOptions say: `plan_add`, then `carry_out`."""
         from pipeline.edits.add import AddOptions
 
         check_list("keep", keep)
+        check_list("exclude", exclude)
         file = str(weights) if weights is not None else None
         choice = EncoderChoice(encoder, file, weights_order, image_size, decoding)
-        options = AddOptions(labels, dataset, choice, thumbnails, max_rejected, tuple(keep), precision)
-        plan = self.plan_add(source, options)
+        options = AddOptions(
+            labels,
+            dataset,
+            choice,
+            thumbnails,
+            max_rejected,
+            tuple(keep),
+            precision,
+            label,
+            tuple(exclude),
+            image_extension,
+        )
+        plan = self.plan_add(source, options, on_progress=on_progress)
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
 
     def carry_out(
@@ -348,7 +369,8 @@ class VisualMemory(Reader):
         path = path_of_uri(image["uri"])
         entries = embed_singles(plan.encoder, [path], [image["uri"]], [image["label"]], plan.dataset)
         after, [entry_id] = add_singles(self.log, state, plan.encoder, entries, command)
-        return AddReport(split_id(entry_id)[0], 1, 1, (), after, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        return AddReport(split_id(entry_id)[0], 1, 1, (), after, seconds, census=plan.listing.census)
 
     def _segment_of(self, plan: "AddPlan") -> Segment | None:
         """The segment that holds the one image of a plan, added with the same dataset and label, if any does."""

@@ -16,16 +16,21 @@ from typing import get_args
 
 import pyarrow as pa
 
+from pipeline.edits.label_report import label_report
 from pipeline.edits.settle import refuse_mix, settle
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, check_max_rejected, read_rejects
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, SourceError, UsageError
+from pipeline.images.census import LabelCensus
+from pipeline.images.containers import Choice
 from pipeline.images.files import is_remote
 from pipeline.images.kept import check_names
 from pipeline.images.labels import Labels
+from pipeline.images.leftovers import PassedOver
 from pipeline.images.listing import Listing, list_source
+from pipeline.images.notes import ContainerNotes
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store import ids
 from pipeline.store.garbage import FOLDERS
@@ -67,6 +72,8 @@ class AddOptions:
     `max_rejected` is the share of images beyond which an add stops; None means 5% and never stops for a handful.
     `keep` names columns of the source that stay with the entries.
     `precision` "auto" tries bfloat16 on GPUs, "bfloat16" anywhere; it is used if the vectors stay where they are.
+    `label` is the one label of all images. `exclude` are patterns, as .gitignore has them, of what is passed over, and
+    `image_extension` is the ending of the images to take from archives in which a sample has several.
     """
 
     labels: str = "folder"
@@ -76,12 +83,24 @@ class AddOptions:
     max_rejected: float | None = None
     keep: tuple[str, ...] = ()
     precision: Precision = "auto"
+    label: str | None = None
+    exclude: tuple[str, ...] = ()
+    image_extension: str | None = None
 
     def __post_init__(self) -> None:
+        if self.label is not None and self.labels != "folder":
+            raise UsageError(f"--label {self.label} and --labels {self.labels} were given: leave one of them out")
+        Labels(self.asked_labels)
+        Choice(self.exclude, self.image_extension)
         check_max_rejected(self.max_rejected)
         check_names(self.keep)
         if self.precision not in get_args(Precision):
             raise UsageError(f"--precision {self.precision} is unknown: give auto, float32 or bfloat16")
+
+    @property
+    def asked_labels(self) -> str:
+        """Where labels come from, as `Labels` takes it."""
+        return self.labels if self.label is None else f"label:{self.label}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +146,8 @@ class AddReport:
     `resumed` images were done by an earlier, interrupted run. `segment` is None when the source was there already, as
     segment `already`. `unplanned` images came after the plan was frozen and are not in the memory. `index_error` says
     why the index that so large an add builds afterwards was not built. `stages` are where the time of this run went,
-    `numerics` in what precision it was embedded where that was to be decided.
+    `numerics` in what precision it was embedded where that was to be decided. `census` tells of the labels of all
+    images, `passed_over` of what the source holds besides, in archives too, and `notes` of samples with several images.
     """
 
     segment: int | None
@@ -143,6 +163,9 @@ class AddReport:
     stages: Stages = field(default_factory=Stages)
     numerics: Numerics | None = None
     rejected: int = 0
+    census: LabelCensus = field(default_factory=LabelCensus)
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    notes: ContainerNotes = field(default_factory=ContainerNotes)
 
     @property
     def version(self) -> int:
@@ -173,6 +196,9 @@ class AddReport:
             "precision": self.numerics.precision if self.numerics else "float32",
             "compiled": self.numerics is not None and self.numerics.compiled,
             "rejects": [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects],
+            "skipped": self.passed_over.num_files,
+            "passed_over": self.passed_over.to_json() | self.notes.to_json(),
+            **self.census.to_json(),
         }
 
 
@@ -182,6 +208,7 @@ def prepare(
     source: str,
     options: AddOptions,
     load: Callable[[], Encoder] | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> AddPlan:
     """List the source and settle the encoder; `load` gives the memory's own where the caller keeps it. Writes nothing.
 
@@ -189,8 +216,9 @@ def prepare(
     """
     if not is_remote(source) and os.path.isdir(source) and {"versions", "segments"} <= set(os.listdir(source)):
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
-    labels = Labels(options.labels)
-    listing = list_source(source, labels, options.keep)
+    labels = Labels(options.asked_labels)
+    choice = Choice(options.exclude, options.image_extension)
+    listing = list_source(source, labels, options.keep, choice, on_progress)
     if state is None and not set(log.storage.list("")) <= FOLDERS:
         raise MemoryMissing(
             f"{log.storage.uri} is a folder with other files in it and no memory: "
@@ -200,9 +228,16 @@ def prepare(
     if not dataset.strip():
         raise UsageError("--dataset is empty: give a name, or leave it out to take the folder's")
     identity, encoder = settle(log, state, listing, options.encoder, load)
-    about = {"source": listing.uri, "labels": options.labels, "dataset": dataset, "thumbnails": options.thumbnails}
+    about = {
+        "source": listing.uri,
+        "labels": options.asked_labels,
+        "dataset": dataset,
+        "thumbnails": options.thumbnails,
+    }
     about |= {"labels_sha256": labels.sha256} if labels.file else {}
     about |= {"keep": sorted(options.keep)} if options.keep else {}
+    about |= {"exclude": sorted(choice.exclude)} if choice.exclude else {}
+    about |= {"image_extension": choice.extension} if choice.extension else {}
     canonical = json.dumps(about | {"identity": identity.fingerprint}, sort_keys=True)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
     return AddPlan(
@@ -289,6 +324,7 @@ def _added(
         stages=tally.stages,
         numerics=read_numerics(storage, reservation),
         rejected=segment.num_rejected,
+        **label_report(storage, plan.listing, segment, marks.values()),
     )
 
 
@@ -318,9 +354,11 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
         lease=lease,
         thumbnails=plan.options.thumbnails,
         containers=plan.listing.containers,
-        labels=plan.options.labels,
+        labels=plan.options.asked_labels,
         kept=plan.listing.kept,
         precision=plan.options.precision,
+        exclude=plan.listing.choice.exclude,
+        image_extension=plan.listing.choice.extension,
     )
     return reservation, 0
 

@@ -11,6 +11,7 @@ from pipeline.images.containers import Container, vectors_in
 from pipeline.images.decode import Rejected
 from pipeline.images.labels import Labels
 from pipeline.images.listing import Listing, containers_of_vectors, items_of
+from pipeline.images.notes import ContainerNotes
 from pipeline.images.vectors import VectorBatch
 from pipeline.store.kept import KeptColumn
 
@@ -37,11 +38,19 @@ def batches_of_vectors(
 
 
 def embed_source(
-    listing: Listing, labels: Labels, dimension: int, decoding: Decoding, load: Callable[[], Encoder]
+    listing: Listing,
+    labels: Labels,
+    dimension: int,
+    decoding: Decoding,
+    load: Callable[[], Encoder],
+    notes: ContainerNotes | None = None,
 ) -> Iterator[EmbeddedBatch]:
-    """Every image of a source embedded, then every vector; `load` is asked for the encoder if there are images."""
+    """Every image of a source embedded, then every vector; `load` is asked for the encoder if there are images.
+
+    `notes` is complete when all were given, and has the labels that came late.
+    """
     if listing.holds_images:
-        yield from embed_items(load(), items_of(listing, labels), decoding)
+        yield from embed_items(load(), items_of(listing, labels, notes), decoding)
     for container in containers_of_vectors(listing):
         yield from batches_of_vectors(container, labels, dimension)
 

@@ -6,6 +6,7 @@ The same class works in this process and inside a Ray actor; it depends on neith
 import itertools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -22,10 +23,11 @@ from pipeline.embeddings.numerics import MEASURED_IMAGES, decide, encoder_in, ne
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import EmbeddedBatch, embed_items
 from pipeline.errors import SourceError
-from pipeline.images.containers import Container, images_in
+from pipeline.images.containers import Choice, Container, images_in
 from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
 from pipeline.images.labels import Labels
+from pipeline.images.notes import ContainerNotes
 from pipeline.store.ids import MAX_ROWS, part_ids
 from pipeline.store.kept import rows_of
 from pipeline.store.schemas import PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
@@ -44,7 +46,8 @@ def available_cpus() -> int:
 class EmbeddedPart:
     """The images of a part in order: ids int64 [N], vectors float32 [N, D], items, and facts or why it was rejected.
 
-    The vector of a rejected image means nothing. `decoded_on` names the nodes that decoded for this one.
+    The vector of a rejected image means nothing. `decoded_on` names the nodes that decoded for this one. `notes` are
+    those of the reader, if the part is a container.
     """
 
     ids_N: np.ndarray
@@ -52,6 +55,12 @@ class EmbeddedPart:
     items: list[Item]
     images: list[ImageFacts | Rejected]
     decoded_on: tuple[str, ...] = ()
+    notes: ContainerNotes | None = None
+
+    @property
+    def unlabelled(self) -> Counter[str]:
+        """The images of a container without a label, by the reason."""
+        return Counter(item.no_label for item in self.items if item.label is None and item.no_label and self.notes)
 
     @property
     def kept(self) -> list[int]:
@@ -158,6 +167,8 @@ class PartEmbedder:
             seconds=stages.to_json(),
             node=self._node,
             decoded_on=embedded.decoded_on,
+            unlabelled=embedded.unlabelled,
+            noted=embedded.notes.counts() if embedded.notes else None,
         )
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})
@@ -166,7 +177,8 @@ class PartEmbedder:
         """Embed one part. What each stage takes is added to `stages`."""
         vectors, items, images = [], list[Item](), list[ImageFacts | Rejected]()
         decoded_on = set[str]()
-        for batch in self._batches(part, stages):
+        notes = ContainerNotes() if part >= self._reservation.containers_from else None
+        for batch in self._batches(part, stages, notes):
             vectors.append(batch.vectors_BD)
             # The bytes of a member have done their work.
             items += [item if item.content is None else replace(item, content=None) for item in batch.items]
@@ -177,7 +189,8 @@ class PartEmbedder:
             raise SourceError(f"{items[0].uri.partition('#')[0]} holds more than {MAX_ROWS:,} images: split it")
         none_ND = np.empty((0, self._reservation.identity.dimension), np.float32)
         ids_N = part_ids(self._reservation.number, part, len(items))
-        return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images, tuple(sorted(decoded_on)))
+        items = notes.amended(items) if notes else items
+        return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images, tuple(sorted(decoded_on)), notes)
 
     def described(self, part: int) -> str:
         """What a part holds, in a few words for a message."""
@@ -188,16 +201,16 @@ class PartEmbedder:
         last = min(first + reservation.rows_per_part, reservation.planned) - 1
         return f"one of images {first:,} to {last:,} of {reservation.source}"
 
-    def _batches(self, part: int, stages: Stages) -> Iterator[EmbeddedBatch]:
+    def _batches(self, part: int, stages: Stages, notes: ContainerNotes | None) -> Iterator[EmbeddedBatch]:
         """The images of a part embedded, or its vectors as they were given."""
         if part >= self._reservation.containers_from:
             container = Container(**read_container(self._storage, self._reservation, part))
             if container.holds_vectors:
-                labels, kept = Labels(self._reservation.labels), self._reservation.kept
-                return batches_of_vectors(container, labels, self._reservation.identity.dimension, stages, kept)
+                kept = self._reservation.kept
+                return batches_of_vectors(container, self._labels, self._reservation.identity.dimension, stages, kept)
         thumbnails = self._reservation.thumbnails
         encoder = self._settled_encoder(part)
-        return embed_items(encoder, self._items(part), self._decoding, thumbnails=thumbnails, stages=stages)
+        return embed_items(encoder, self._items(part, notes), self._decoding, thumbnails=thumbnails, stages=stages)
 
     def _settled_encoder(self, part: int) -> Encoder:
         """The encoder, embedding as was decided for the segment; that is decided by the first images of a part."""
@@ -223,11 +236,16 @@ class PartEmbedder:
         self._numerics_settled = True
         return self._encoder
 
-    def _items(self, part: int) -> Generator[Item]:
+    @property
+    def _labels(self) -> Labels:
+        return Labels(self._reservation.labels, self._reservation.source)
+
+    def _items(self, part: int, notes: ContainerNotes | None = None) -> Generator[Item]:
         """The images of a part, those of a container as they are read."""
         if part >= self._reservation.containers_from:
             container = Container(**read_container(self._storage, self._reservation, part))
-            yield from images_in(container, Labels(self._reservation.labels), self._reservation.kept)
+            choice = Choice(self._reservation.exclude, self._reservation.image_extension)
+            yield from images_in(container, self._labels, self._reservation.kept, choice, notes)
             return
         plan = read_plan(self._storage, self._reservation, part)
         columns = (plan.column(name).to_pylist() for name in ("uri", "label", "num_bytes"))

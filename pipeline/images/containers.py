@@ -8,6 +8,7 @@ import bisect
 import contextlib
 import datetime
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,15 +16,19 @@ from typing import BinaryIO, get_args
 
 import pyarrow as pa
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, UsageError
 from pipeline.images import parquet, tars, vectors
+from pipeline.images.census import LabelCensus
 from pipeline.images.decode import Rejected
 from pipeline.images.files import is_remote, open_file, read_file
 from pipeline.images.items import Item
 from pipeline.images.kept import ColumnsFound, filled_up
 from pipeline.images.labels import Labels
+from pipeline.images.leftovers import Exclusion
+from pipeline.images.notes import ContainerNotes
 from pipeline.images.npy import NoVectors
 from pipeline.images.npy_pairs import VectorKind, beside
+from pipeline.images.samples import is_image
 from pipeline.images.suffixes import Kind, kind_of
 from pipeline.images.uris import split_member
 from pipeline.images.vector_columns import Maker
@@ -70,8 +75,10 @@ class Given:
 
 def plan_containers(
     found: Sequence[Container], labels: Labels, columns: ColumnsFound, *, beside_images: bool = False
-) -> tuple[pa.Table, Given | None]:
+) -> tuple[pa.Table, Given | None, LabelCensus]:
     """Containers as units of work, as CONTAINERS: Parquet files, whose footers are read, cut at row groups.
+
+    The census is what the footers tell of labels.
 
     A file that has neither images nor vectors, or that is no Parquet, is one unit, which ends as one rejected image.
     What their columns are is noted in `columns`. Raises SourceError where there is no other, nor, for a .npy, are there
@@ -85,13 +92,33 @@ def plan_containers(
             raise cut
     units = [unit for cut in cuts for unit in (cut.units if isinstance(cut, _Cut) else [cut.unit])]
     table = pa.Table.from_pylist([vars(unit) for unit in units], schema=CONTAINERS)
-    return table, _given([cut.given for cut in cuts if isinstance(cut, _Cut) and cut.given])
+    whole = [cut for cut in cuts if isinstance(cut, _Cut)]
+    return table, _given([cut.given for cut in whole if cut.given]), _census(whole, labels)
 
 
 @dataclass(frozen=True)
 class _Cut:
     units: list[Container]
     given: vectors.Vectors | None = None
+    label: parquet.FileLabel | None = None
+
+
+def _census(cuts: Sequence[_Cut], labels: Labels) -> LabelCensus:
+    """What is known of labels before any row is read: one for all, or that a file names none."""
+    counts: Counter[str] = Counter()
+    unlabelled: Counter[str] = Counter()
+    unread = 0
+    for cut in cuts:
+        rows = sum(unit.images or 0 for unit in cut.units)
+        if labels.fixed is not None:
+            counts[labels.fixed] += rows
+        elif cut.label is None or cut.label.column is not None or labels.file:
+            unread += len(cut.units)
+        elif cut.label.value is not None:
+            counts[cut.label.value] += rows
+        else:
+            unlabelled[cut.label.reason] += rows
+    return LabelCensus(+counts, +unlabelled, unread)
 
 
 def _cut(container: Container, labels: Labels, columns: ColumnsFound) -> "_Cut | _Unusable":
@@ -134,7 +161,7 @@ def _cut_parquet(container: Container, labels: Labels, columns: ColumnsFound) ->
     for first, number in parquet.slices(layout, SLICE_ROWS):
         rows = sum(layout.rows[first : first + number])
         units.append(replace(container, first_group=first, num_groups=number, images=rows))
-    return _Cut([unit for unit in units if unit.images])
+    return _Cut([unit for unit in units if unit.images], label=layout.columns.label)
 
 
 def _cut_npy(container: Container, labels: Labels, columns: ColumnsFound) -> _Cut:
@@ -158,7 +185,7 @@ def _cut_vectors(container: Container, found: vectors.Vectors, most: int, column
         else:
             runs += [(first + start, min(most, rows - start)) for start in range(0, rows, most)]
         first += rows
-    return _Cut([replace(container, first_group=f, num_groups=n, images=n) for f, n in runs], found)
+    return _Cut([replace(container, first_group=f, num_groups=n, images=n) for f, n in runs], found, found.label)
 
 
 def _given(found: Sequence[vectors.Vectors]) -> Given | None:
@@ -188,8 +215,8 @@ def vectors_in(
     done = 0
     try:
         for batch in _vector_batches(container, labels.inside, dimension, kept):
-            if labels.file is not None:
-                named = [_by_file(item, labels, labels.file, kept) for item in batch.items]
+            if labels.inside != labels.option:
+                named = [_as_asked(item, labels, kept) for item in batch.items]
                 batch = replace(batch, items=named)  # noqa: PLW2901, the same batch
             yield batch
             done += len(batch.items)
@@ -204,9 +231,14 @@ def vectors_in(
         yield vectors.rejected_rows(rejected, [container.uri] * left, dimension)
 
 
-def _by_file(item: Item, labels: Labels, path: str, kept: Sequence[KeptColumn]) -> Item:
-    """An image in a container, with what a label file says of it."""
-    return replace(item, label=labels.of(item.uri, item.uri, None), kept=filled_up(item, path, kept))
+def _as_asked(item: Item, labels: Labels, kept: Sequence[KeptColumn]) -> Item:
+    """An image in a container, with the one label of all, or what a label file says of it."""
+    label = labels.of_member(item.uri, item.label)
+    file = labels.read_file()
+    if file is None:
+        return replace(item, label=label)
+    values = filled_up(item.kept, file.row_of(item.uri, labels.root), file, kept)
+    return replace(item, label=label, kept=values, no_label="" if label else labels.why_none(item.uri, item.no_label))
 
 
 def _vector_batches(
@@ -223,18 +255,50 @@ def _vector_batches(
         yield from vectors.read_npy(stream, container.uri, described, place, labels, dimension, first, number, kept)
 
 
-def images_in(container: Container, labels: Labels, kept: Sequence[KeptColumn] = ()) -> Iterator[Item]:
-    """The images in a container by position, a rejected one for what cannot be read. Raises StorageError."""
+@dataclass(frozen=True)
+class Choice:
+    """Which images of a source are taken: not those that `exclude` covers, and in archives those with `extension`."""
+
+    exclude: tuple[str, ...] = ()
+    extension: str | None = None
+
+    def __post_init__(self) -> None:
+        Exclusion(self.exclude)
+        if self.extension is not None:
+            given = self.extension.lower().lstrip(".")
+            if not is_image(f"name.{given}"):
+                raise UsageError(
+                    f"image_extension {self.extension} is no ending of an image: give one such as jpg or seg.png"
+                )
+            object.__setattr__(self, "extension", given)
+
+
+def images_in(
+    container: Container,
+    labels: Labels,
+    kept: Sequence[KeptColumn] = (),
+    choice: Choice = Choice(),
+    notes: ContainerNotes | None = None,
+) -> Iterator[Item]:
+    """The images in a container by position, a rejected one for what cannot be read. Raises StorageError.
+
+    `notes` is complete when all were given, and has what was passed over and the labels that came late.
+    """
+    notes = notes if notes is not None else ContainerNotes()
+    is_as_asked = labels.inside == labels.option
     try:
         with open_file(container.uri) as stream:
             if container.kind == "tar":
-                found = tars.read_tar(stream, container.uri, labels.inside, kept)
+                members = tars.Members(labels.inside, tuple(kept), choice.extension, Exclusion(choice.exclude))
+                found = tars.read_tar(stream, container.uri, members, notes)
             else:
                 layout = parquet.inspect(stream, container.uri, labels.inside)
                 groups = container.first_group or 0, container.num_groups or len(layout.rows)
                 found = parquet.read_parquet(stream, container.uri, layout, *groups, kept)
             for item in found:
-                yield item if labels.file is None else _by_file(item, labels, labels.file, kept)
+                yield item if is_as_asked else _as_asked(item, labels, kept)
+            if not is_as_asked:
+                notes.late = {uri: _as_asked(item, labels, kept) for uri, item in notes.late.items()}
     except Rejected as rejected:
         yield Item(container.uri, None, rejected)
     except SourceError as error:  # it was another file when it was planned
@@ -260,7 +324,10 @@ def read_image(uri: str) -> bytes:
         if not row.isdecimal():  # the uris of given vectors are their source's own
             raise Rejected("read", "the container has no such member")
         container = _holding(container, int(row))
-    content = next((item.content for item in images_in(container, Labels("none")) if item.uri == uri), None)
+    exactly = Choice(extension=member.rpartition("/")[2].partition(".")[2]) if kind == "tar" else Choice()
+    content = next(
+        (item.content for item in images_in(container, Labels("none"), (), exactly) if item.uri == uri), None
+    )
     if isinstance(content, bytes):
         return content
     raise content or Rejected("read", "the container has no such member")

@@ -1,6 +1,6 @@
 """One image of a source on its way to the encoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pipeline.images.decode import Rejected
 
@@ -9,10 +9,11 @@ from pipeline.images.decode import Rejected
 class Item:
     """An image of a source: the bytes of its file, why there are none, or None while they are still to be read.
 
-    `kept` are the values of the columns to be kept, as store/kept.py has them.
+    `kept` are the values of the columns to be kept, as store/kept.py has them. `no_label` says why `label` is None.
     """
 
     uri: str
     label: str | None
     content: bytes | Rejected | None = None
     kept: tuple = ()
+    no_label: str = field(default="", compare=False)

@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, UsageError
-from pipeline.images.items import Item
-from pipeline.images.label_files import last_change, read_fields, read_table
-from pipeline.images.labels import text_of
+from pipeline.images.label_files import last_change
+from pipeline.images.label_rows import LabelFile, label_table, plain_name, read_label_file
 from pipeline.images.parquet import class_names, kept_values
+from pipeline.images.partitions import partition_columns
 from pipeline.store.kept import FIXED, KeptColumn, type_of
 from pipeline.store.schemas import PLAN
 
@@ -53,9 +53,12 @@ class ColumnsFound:
         self._may_have_any = True
 
     def note(self, uri: str, schema: pa.Schema) -> None:
-        """A Parquet file, or a label file, whose columns are known."""
+        """A Parquet file, or a label file, whose columns are known, and those its folders give."""
         if not self._names:
             return
+        for name in partition_columns(uri):
+            if name not in schema.names:
+                schema = schema.append(pa.field(name, pa.string()))
         self._there |= {field.name for field in schema if field.name.lower() not in FIXED and type_of(field.type)}
         for name in self._names:
             if schema.names.count(name) > 1:
@@ -74,7 +77,7 @@ class ColumnsFound:
     def settled(self, label_file: str | None) -> tuple[KeptColumn, ...]:
         """The columns with their types. Raises SourceError for one that is nowhere, or that cannot be kept."""
         if self._names and label_file is not None:
-            schema = _label_table(label_file, self._names, last_change(label_file)).schema
+            schema = _kept_table(label_file, self._names, last_change(label_file)).schema
             # What is text because a CSV has no types fits any.
             typed = [f if _is_parquet(label_file) else pa.field(f.name, pa.null()) for f in schema]
             self.note(label_file, pa.schema(typed, metadata=schema.metadata))
@@ -102,57 +105,52 @@ def _common(types: set[str]) -> str:
     return "float64" if types == _NUMBERS else "string"
 
 
-def with_label_file(images: pa.Table, folder: str, path: str | None, kept: Sequence[KeptColumn]) -> pa.Table:
-    """Planned images with those kept columns that a label file has, found by uri, or by the uri from `folder` on."""
-    if path is None or not kept:
-        return images
-    by_uri, none = _beside(path, tuple(kept), last_change(path)), (None,) * len(kept)
-    there = _label_table(path, tuple(column.name for column in kept), last_change(path)).column_names
-    uris = images.column("uri").to_pylist()
-    rows = [by_uri.get(uri) or by_uri.get(uri.removeprefix(f"{folder}/")) or none for uri in uris]
+def with_label_file(
+    images: pa.Table, rows: Sequence[int | None], file: LabelFile, kept: Sequence[KeptColumn]
+) -> pa.Table:
+    """Planned images with those kept columns that a label file has; `rows` has the row of the file for each image."""
+    values, none = _rows(file.path, tuple(kept), last_change(file.path)), (None,) * len(kept)
+    there = _kept_table(file.path, tuple(column.name for column in kept), last_change(file.path)).column_names
+    found = [none if row is None else values[row] for row in rows]
     for at, column in enumerate(kept):
         if column.name in there:
             if column.name in PLAN.names:
-                raise SourceError(f"the column {column.name} of {path} has the name of one of the plan's: rename it")
-            images = images.append_column(column.field, pa.array([row[at] for row in rows], column.kind))
+                raise SourceError(
+                    f"the column {column.name} of {file.path} has the name of one of the plan's: rename it"
+                )
+            images = images.append_column(column.field, pa.array([row[at] for row in found], column.kind))
     return images
 
 
-def filled_up(item: Item, path: str, kept: Sequence[KeptColumn]) -> tuple:
-    """The kept values of an image in a container, what that does not tell from a label file."""
-    beside = _beside(path, tuple(kept), last_change(path)).get(item.uri) if item.kept else None
-    if beside is None:
-        return item.kept
-    return tuple(other if own is None else own for own, other in zip(item.kept, beside, strict=True))
+def filled_up(own: tuple, row: int | None, file: LabelFile, kept: Sequence[KeptColumn]) -> tuple:
+    """The kept values of an image in a container, what that does not tell from its row in a label file."""
+    if row is None or not kept:
+        return own
+    beside = _rows(file.path, tuple(kept), last_change(file.path))[row]
+    return tuple(other if value is None else value for value, other in zip(own or beside, beside, strict=True))
 
 
 @functools.lru_cache(maxsize=1)
-def _beside(path: str, kept: tuple[KeptColumn, ...], change: object) -> dict[str, tuple]:
-    """Kept values by uri in a label file. Raises SourceError."""
-    table = _label_table(path, tuple(column.name for column in kept), change)
-    rows = (row for batch in table.to_batches() for row in kept_values(batch, kept, table.schema))
-    by_uri: dict[str, tuple] = {}
-    for uri, row in zip(table["uri"].to_pylist(), rows, strict=True):
-        if by_uri.setdefault(uri, row) != row:
-            raise SourceError(f"{path} gives uri '{uri}' two rows with other values to keep: leave one of them out")
-    return by_uri
+def _rows(path: str, kept: tuple[KeptColumn, ...], change: object) -> list[tuple]:
+    """Kept values of each row of a label file. Raises SourceError."""
+    table = _kept_table(path, tuple(column.name for column in kept), change)
+    values = [row for batch in table.to_batches() for row in kept_values(batch, kept, table.schema)]
+    file = read_label_file(path)
+    for row, name in enumerate(file.names):
+        if values[file.rows[plain_name(name)]] != values[row]:
+            raise SourceError(f"{path} gives '{name}' two rows with other values to keep: leave one of them out")
+    return values
 
 
 @functools.lru_cache(maxsize=1)
-def _label_table(path: str, names: tuple[str, ...], _: object) -> pa.Table:
-    """A label file as a table, its uris as strings, and the named columns as strings where it is no Parquet file."""
-    if path.endswith(".json"):
-        said = read_fields(path)
-        there = dict.fromkeys(name for _, fields in said for name in fields)
-        columns = {name: pa.array([text_of(fields.get(name)) for _, fields in said], pa.string()) for name in there}
-        return pa.table(columns | {"uri": pa.array([uri for uri, _ in said], pa.string())})
-    table = read_table(path, names)
-    if "uri" not in table.column_names:
-        raise SourceError(f"{path} has no column uri, but {', '.join(table.column_names)}: name one of them so")
+def _kept_table(path: str, names: tuple[str, ...], change: object) -> pa.Table:
+    """A label file as a table, the named columns without their spaces and empty texts where it is no Parquet file."""
+    table, _, _ = label_table(path, change)
     for name in () if _is_parquet(path) else set(names) & set(table.column_names):
-        column = pc.utf8_trim_whitespace(table[name])
-        texts = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
-        table = table.set_column(table.schema.get_field_index(name), name, texts)
+        if pa.types.is_string(table[name].type):
+            column = pc.utf8_trim_whitespace(table[name])
+            texts = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+            table = table.set_column(table.schema.get_field_index(name), name, texts)
     return table
 
 

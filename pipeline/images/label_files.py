@@ -1,25 +1,27 @@
 """Files of labels as users write them: a label for each entry, or a map from labels to those of a label set.
 
-CSV and TSV with a header, Parquet, and JSON objects. Names are read as they are written: 007 stays 007, and only the
-spaces around a label that is to be given are taken away.
+CSV and TSV with a header, Parquet, JSON objects and JSON lines. Names are read as they are written: 007 stays 007, and
+only the spaces around a label that is to be given are taken away.
 """
 
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import csv, parquet
+from pyarrow import json as json_lines
 
 from pipeline.errors import SourceError
+from pipeline.images.label_text import encoding_of, text_of_bytes
 from pipeline.images.uris import printable
 
-SUFFIXES = (".csv", ".tsv", ".parquet", ".json")
-FORMS = "give a .csv or .tsv file with a header, a .parquet file, or a .json object"
-_NAMES = ("id", "uri", "label", "mapped")
+SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl")
+FORMS = "give a .csv or .tsv file with a header, a .parquet file, a .json object, or a .jsonl file of objects"
+HEAD_BYTES = 64 << 10  # of a table, enough for its header
 _AN_ID = re.compile(r"\s*[0-9]{1,30}\s*")
 
 Key = TypeVar("Key", int, str)
@@ -46,7 +48,7 @@ def read_entry_labels(path: str | Path) -> tuple[dict[int, str], dict[str, str]]
         table = _read_table(local, path)
         column = "id" if "id" in table.column_names else "uri"
         if column not in table.column_names:
-            raise SourceError(f"{path} has no column id or uri, but {_listed(table.column_names)}: name one of them so")
+            raise SourceError(f"{path} has no column id or uri, but {listed(table.column_names)}: name one of them so")
         names, labels = _texts(table, column, path), _texts(table, "label", path)
     if not names:
         raise SourceError(f"{path} names no entry: give a row for each entry to be labelled")
@@ -73,12 +75,9 @@ def read_fields(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     return [(name, dict(said) if isinstance(said, _Object) else {"label": said}) for name, said in pairs]
 
 
-def read_table(path: str | Path, texts: Sequence[str]) -> pa.Table:
-    """All columns of a CSV, TSV or Parquet file of labels; `texts` names those that are texts in a CSV or TSV.
-
-    Raises SourceError.
-    """
-    return _read_table(_local(path), path, texts)
+def read_rows(path: str | Path) -> pa.Table:
+    """All rows of a file of labels that is a table. Every column of a CSV or TSV is text. Raises SourceError."""
+    return _read_table(_local(path), path)
 
 
 def last_change(path: str) -> tuple[int, int] | None:
@@ -130,7 +129,9 @@ def read_names(path: str | Path) -> list[str]:
 
 
 def given_label(text: str) -> str | None:
-    """A label as it will be stored, or None for one that says nothing."""
+    """A label as it will be stored, or None for one that says nothing. Raises SourceError for one with a NUL."""
+    if "\0" in text:
+        raise SourceError("a label holds a NUL character, which no tool shows: give it without")
     return printable(text).strip() or None
 
 
@@ -154,26 +155,34 @@ def _local(path: str | Path) -> str:
     return local
 
 
-def _read_table(local: str, path: str | Path, texts: Sequence[str] = ()) -> pa.Table:
+def _read_table(local: str, path: str | Path) -> pa.Table:
     try:
         if local.endswith(".parquet"):
             with parquet.ParquetFile(local) as file:
                 return file.read()
-        separator = "\t" if local.endswith(".tsv") else ","
-        return csv.read_csv(
-            local,
-            parse_options=csv.ParseOptions(delimiter=separator, newlines_in_values=True),
-            convert_options=csv.ConvertOptions(column_types=dict.fromkeys([*_NAMES, *texts], pa.string())),
-        )
-    except (OSError, pa.ArrowException) as error:
+        if local.endswith(".jsonl"):
+            return json_lines.read_json(local)
+        with open(local, "rb") as stream:
+            head = stream.read(HEAD_BYTES)
+        encoding = encoding_of(head)
+        header = head.decode(encoding, errors="replace").partition("\n")[0]
+        # A spreadsheet of a country with decimal commas writes semicolons.
+        separator = "\t" if local.endswith(".tsv") else ";" if ";" in header and "," not in header else ","
+        read = csv.ReadOptions(encoding="utf8" if encoding.startswith("utf-8") else encoding)
+        parse = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
+        with csv.open_csv(local, read, parse) as reader:
+            texts = dict.fromkeys(reader.schema.names, pa.string())
+        return csv.read_csv(local, read, parse, csv.ConvertOptions(column_types=texts))
+    except (OSError, pa.ArrowException, UnicodeError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{path} cannot be read ({first}): {FORMS}") from error
 
 
 def _read_object(local: str, path: str | Path) -> _Object:
     try:
-        with open(local, encoding="utf-8-sig") as stream:
-            found = json.load(stream, object_pairs_hook=_Object)
+        with open(local, "rb") as stream:
+            data = stream.read()
+        found = json.loads(data.decode(encoding_of(data)), object_pairs_hook=_Object)
     except (OSError, ValueError, RecursionError) as error:
         raise SourceError(f"{path} cannot be read as JSON ({error}): {FORMS}") from error
     if not isinstance(found, _Object):
@@ -197,9 +206,12 @@ def _texts(table: pa.Table, name: str, path: str | Path) -> list[str]:
     """A column of names as text."""
     if table.column_names.count(name) != 1:
         problem = f"two columns {name}" if name in table.column_names else f"no column {name}"
-        raise SourceError(f"{path} has {problem}, but {_listed(table.column_names)}: mend its header")
+        raise SourceError(f"{path} has {problem}, but {listed(table.column_names)}: mend its header")
     column = table.column(name)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):  # texts of a writer that does not mark them
+        column = pa.chunked_array([[None if b is None else text_of_bytes(b) for b in column.cast(kind).to_pylist()]])
+        kind = pa.string()
     if not (kind in (pa.string(), pa.large_string(), pa.null()) or pa.types.is_integer(kind)):
         raise SourceError(f"the column {name} of {path} holds {kind}: write it as strings or whole numbers")
     texts: list[str | None] = column.cast(kind).cast(pa.string()).to_pylist()
@@ -220,5 +232,6 @@ def _text_of(value: object, what: str) -> str:
     return text
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: list[str]) -> str:
+    """The first names of columns, for a message."""
     return ", ".join(f"'{name}'" for name in names[:8]) + (", …" if len(names) > 8 else "") if names else "none at all"

@@ -1,36 +1,54 @@
-"""Where the labels of a source come from (`--labels`), and the text of a value found there."""
+"""Where the labels of a source come from (`--labels`, `--label`), and the text of a value found there."""
 
-import functools
 import hashlib
-import math
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from pipeline.errors import SourceError, UsageError
-from pipeline.images.label_files import last_change, read_entry_labels
+from pipeline.images.label_rows import LABEL_COLUMNS, LabelFile, read_label_file
+from pipeline.images.label_text import cleaned, text_of
+from pipeline.images.partitions import partition_columns
+from pipeline.images.uris import path_of_uri, printable
 
-FORMS = "folder (what the source says: class sub-folders, .cls files, a column label), none, column:NAME or file:PATH"
+FORMS = (
+    "folder (what the source says: class sub-folders, .cls files, a column label), parent (the folder that holds the "
+    "image), none, column:NAME or file:PATH"
+)
+
+NO_FOLDER = "it lies in no sub-folder, and nothing else names its label"
+NO_ROW = "no row of the label file names it"
+EMPTY_ROW = "its row in the label file has an empty label"
+NOT_ASKED = "labels were not asked for"
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What `--labels` asks for, as it was written: folder, none, column:NAME or file:PATH."""
+    """What `--labels` asks for, as it was written: folder, parent, none, column:NAME, file:PATH; or label:NAME.
+
+    "label:NAME", which `--label NAME` stands for, gives every image this label. `root` is the uri of the source, from
+    which a label file may name its images; a single file's is its own.
+    """
 
     option: str = "folder"
+    root: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         kind, _, value = self.option.partition(":")
-        if self.option not in ("folder", "none") and not (kind in ("column", "file") and value):
+        if self.option not in ("folder", "parent", "none") and not (kind in ("column", "file", "label") and value):
             raise UsageError(f"--labels {self.option} is unknown: give {FORMS}")
-
-    @property
-    def by_folder(self) -> bool:
-        return self.option == "folder"
+        if kind == "label" and text_of(value) is None:
+            raise UsageError("--label is empty: give the name of the class")
 
     @property
     def file(self) -> str | None:
-        """The file of labels by uri, if one is to be read."""
+        """The file of labels, if one is to be read."""
         return self.option.removeprefix("file:") if self.option.startswith("file:") else None
+
+    @property
+    def fixed(self) -> str | None:
+        """The one label of all images, if it was given."""
+        return text_of(self.option.removeprefix("label:")) if self.option.startswith("label:") else None
 
     @property
     def sha256(self) -> str:
@@ -43,45 +61,63 @@ class Labels:
 
     @property
     def inside(self) -> str:
-        """What to ask of a container about its members: folder, none or column:NAME."""
-        return "none" if self.file else self.option
+        """What to ask of a container about its members: folder, parent, none or column:NAME."""
+        return "none" if self.file or self.fixed else self.option
 
-    def of(self, uri: str, below: str, said: str | None) -> str | None:
-        """The label of an image: the file's, by its uri or by its uri `below` the source, else what its source said.
+    def of_path(self, uri: str, below: str, source_name: str) -> str | None:
+        """The label that the folders of an image file give; `below` is its uri from the source on.
 
-        Raises SourceError for a file that cannot be read.
+        `source_name` is the name of the source's own folder, which "parent" takes for an image that lies directly in
+        it. Doubled slashes make no folder. A folder such as label=cat, as Hive writes partitions, gives its value.
         """
-        if self.file is None:
-            return said
-        by_uri = _read(self.file, last_change(self.file))
-        found = by_uri.get(uri)
-        return found if found is not None else by_uri.get(below)
+        if self.fixed is not None:
+            return self.fixed
+        partition = partition_label(uri, self.inside)
+        if partition is not None:
+            return partition[1]
+        folders = [printable(path_of_uri(step)) for step in below.split("/")[:-1] if step]
+        if self.option == "folder":
+            return cleaned(folders[0]) if folders else None
+        return cleaned([source_name, *folders][-1]) if self.option == "parent" else None
 
+    def of_member(self, uri: str, said: str | None) -> str | None:
+        """The label of an image in a container that itself says `said`. Raises SourceError for an unreadable file."""
+        if self.fixed is not None:
+            return self.fixed
+        file = self.read_file()
+        return said if file is None else file.label_of(uri, self.root)
 
-@functools.lru_cache(maxsize=1)
-def _read(path: str, _: object) -> dict[str, str]:
-    by_id, by_uri = read_entry_labels(path)
-    if by_id:
-        raise SourceError(f"{path} has labels by id, which a source does not have yet: give it columns uri and label")
-    return by_uri
+    def read_file(self) -> LabelFile | None:
+        """The file of labels; None where there is none. It is read once. Raises SourceError."""
+        return None if self.file is None else read_label_file(self.file)
+
+    def why_none(self, uri: str, said: str) -> str:
+        """Why the image at a uri has no label, where its source said `said` about it."""
+        file = self.read_file()
+        if file is not None:
+            return self.why_no_label_in_file(file.row_of(uri, self.root))
+        if self.option == "none":
+            return NOT_ASKED
+        column = column_of(self.option)
+        return said if column is None or said != NO_FOLDER else f"no folder {column}=VALUE holds it"
+
+    def why_no_label_in_file(self, row: int | None) -> str:
+        """Why an image has no label, of which a row of the label file names it or none."""
+        return NO_ROW if row is None else EMPTY_ROW
 
 
 def column_of(labels: str) -> str | None:
-    """The NAME of "column:NAME"; None for "folder" and "none"."""
+    """The NAME of "column:NAME"; None for the others."""
     return labels.removeprefix("column:") if labels.startswith("column:") else None
 
 
-def text_of(value: object) -> str | None:
-    """The label a scalar stands for; a null, a NaN, an empty text, a list and an object are no label.
+def partition_label(uri: str, labels: str) -> tuple[str, str | None] | None:
+    """The column and the label that a container's folders give, as Hive writes partitions; None where they give none.
 
-    Whole floats lose their ".0", because a column of integers becomes one of floats as soon as pandas sees a null.
+    `labels` is what is asked of a container.
     """
-    if value is None or isinstance(value, (dict, list)):
-        return None
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        value = int(value) if value.is_integer() else value
-    return str(value).encode("utf-8", errors="replace").decode() or None  # JSON can spell half a surrogate pair
+    partitions = partition_columns(uri)
+    column = column_of(labels)
+    names: Sequence[str] = (column,) if column else LABEL_COLUMNS if labels in ("folder", "parent") else ()
+    name = next((name for name in names if name in partitions), None)
+    return None if name is None else (name, cleaned(partitions[name]))

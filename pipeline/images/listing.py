@@ -4,33 +4,36 @@ The order is that of the uris, which fixes the ids. No image is opened here. A l
 memory: beyond some rows it goes to a temporary file, from which its table is mapped.
 """
 
-import datetime
 import itertools
-import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SourceError, StorageError
-from pipeline.images.containers import VECTOR_KINDS, Container, Given, images_in, plan_containers
-from pipeline.images.decode import Rejected
-from pipeline.images.files import file_system, is_remote, retrying
+from pipeline.errors import SourceError
+from pipeline.images.census import LabelCensus, census_of_files
+from pipeline.images.containers import VECTOR_KINDS, Choice, Container, Given, images_in, plan_containers
 from pipeline.images.items import Item
 from pipeline.images.kept import ColumnsFound, with_label_file
+from pipeline.images.label_rows import rows_of_images
 from pipeline.images.labels import Labels
+from pipeline.images.leftovers import Exclusion, PassedOver
+from pipeline.images.notes import ContainerNotes
 from pipeline.images.npy_pairs import candidates, passed_over
 from pipeline.images.suffixes import endings, kind_of
-from pipeline.images.uris import path_of_uri, printable, uri_of_path
+from pipeline.images.uris import printable
+from pipeline.images.walk import Found, Walk, one_file, walk_source
+from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.kept import KeptColumn
-from pipeline.store.refusals import code_of, explanation
 from pipeline.store.schemas import PLAN
 
 BATCH_ROWS = 65_536
+TOLD_EVERY = 1_000  # files, after which the time is looked at
+TOLD_SECONDS = 0.5  # between two words on how many there are
 # A file that tells what lies around it, and the folders of tables beside it.
 _OF_A_MEMORY = re.compile(r"versions/\d{20}\.json$"), ("segments", "packs", "tombstones", "labels", "index")
 _OF_DECISIONS = re.compile(r"job\.json$"), ("plan", "containers", "decisions", "rejected")
@@ -39,32 +42,32 @@ IMAGES = pa.schema(list(PLAN)[1:])  # ids come with the segment
 _VECTORS = set(VECTOR_KINDS)
 
 
-class Found(NamedTuple):
-    """A file of a source; `below` is its uri from the source on."""
-
-    uri: str
-    below: str
-    num_bytes: int | None
-    modified: datetime.datetime | None
-
-
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds: `images` as IMAGES, `containers` as CONTAINERS; `skipped` counts other files.
+    """What a source holds: `images` as IMAGES, `containers` as CONTAINERS.
 
     `given` is about the vectors among the containers, None where there are none. `is_file` tells a source that is one
     image from a folder of one. `kept` are the columns to be kept; those that a label file has are columns of `images`
-    too.
+    too. `choice` says which images of containers are taken. `census` is about the labels of image files, `inside` about
+    what is known of those in containers; `passed_over` is what is neither.
     """
 
     uri: str
     name: str
     images: pa.Table
     containers: pa.Table
-    skipped: int
     is_file: bool = False
     kept: tuple[KeptColumn, ...] = ()
     given: Given | None = None
+    choice: Choice = Choice()
+    census: LabelCensus = LabelCensus()
+    inside: LabelCensus = LabelCensus()
+    passed_over: PassedOver = field(default_factory=PassedOver)
+
+    @property
+    def skipped(self) -> int:
+        """Files that are neither images nor containers."""
+        return self.passed_over.num_files
 
     @property
     def num_bytes(self) -> int:
@@ -91,62 +94,114 @@ class Listing:
         return sorted(pc.unique(self.images.column("label").drop_null()).to_pylist())
 
 
-def list_source(source: str, labels: Labels, keep: Sequence[str] = ()) -> Listing:
+def list_source(
+    source: str,
+    labels: Labels,
+    keep: Sequence[str] = (),
+    choice: Choice = Choice(),
+    on_progress: OnProgress = ignore_progress,
+) -> Listing:
     """List the images and containers under a folder or prefix, or the one file that `source` names.
 
     By default an image's label is the first folder below the source, as in torchvision's ImageFolder; an image directly
     in the source has none, and a single file is labelled by the folder that holds it. Symbolic links are followed, each
-    folder once; hidden files are passed over. Raises SourceError when the source is missing, unreadable or without an
+    folder once. Hidden files, leftovers of desktops and what `choice` excludes are passed over; so is a folder that
+    cannot be read, which `passed_over` names. Raises SourceError when the source is missing, unreadable or without an
     image, or has no column that is to be kept, and StorageError when the place it lies in cannot be reached.
     """
-    if is_remote(source):
-        uri, name, is_file, files = _remote(source)
-    else:
-        uri, name, is_file, files = _local(source)
-    other = 0
+    passed = PassedOver()
+    walk = walk_source(source, Exclusion(choice.exclude), passed)
+    labels = replace(labels, root=walk.uri)
     containers: list[Container] = []
     ours: list[str] = []
 
     def images() -> Iterator[Found]:
-        nonlocal other
-        for file in files:
+        for file in _told(walk.files, on_progress):
             kind = kind_of(file.uri)
             if kind == "image":
                 yield file
             elif kind is None:
-                other += 1
+                passed.note_file(file.uri, file.uri)
                 ours.extend(_folders_of_ours(file.uri))
             else:
                 containers.append(Container(file.uri, kind, file.num_bytes, file.modified))
 
-    table = _in_order(_spooled(_batches(images(), labels)))
+    table = _in_order(_spooled(_batches(images(), labels, walk.name)))
     # A memory, or decisions, that lie below the source are not part of it.
     found = [container for container in containers if not container.uri.startswith(tuple(set(ours)))]
-    other += len(containers) - len(found)
-    found, extra = _with_pairs(found, uri)
-    other += extra
+    found, described = _with_pairs(found, walk.uri)
+    for container in set(containers) - set(found) - described:
+        passed.note_file(container.uri)
     if not table.num_rows and not found:
-        if is_file:
-            raise SourceError(f"{source} is no image file: give a folder of images, or a file ending in {endings()}")
-        what = f"holds {other:,} files but no image" if other else "is empty"
-        raise SourceError(f"the source {source} {what}: give a folder with files ending in {endings()}")
+        raise _nothing_in(source, walk, passed)
     columns = ColumnsFound(keep)
     found.sort(key=lambda container: container.uri)
-    planned, given = plan_containers(found, labels, columns, beside_images=bool(table.num_rows))
+    planned, given, census = plan_containers(found, labels, columns, beside_images=bool(table.num_rows))
     kept = columns.settled(labels.file)
-    below = uri.rsplit("/", 2)[0] if is_file else uri  # labels name a single file with its folder
-    table = with_label_file(table, below, labels.file, kept)
-    alone = is_file and table.num_rows == 1
-    return Listing(uri, printable(name) or "root", table, planned, other, alone, kept, given)
+    rows = None
+    if (file := labels.read_file()) is not None:
+        rows = rows_of_images(table.column("uri").to_pylist(), file, walk.uri)
+        named = pa.array([None if row is None else file.labels[row] for row in rows], pa.string())
+        table = table.set_column(table.schema.get_field_index("label"), "label", named)
+        table = with_label_file(table, rows, file, kept)
+    alone = walk.is_file and table.num_rows == 1
+    return Listing(
+        walk.uri,
+        printable(walk.name) or "root",
+        table,
+        planned,
+        alone,
+        kept,
+        given,
+        choice,
+        census_of_files(table.column("label"), labels, rows),
+        census,
+        passed,
+    )
 
 
-def items_of(listing: Listing, labels: Labels) -> Iterator[Item]:
-    """Every image of a source in order, files first; no vectors. Raises StorageError."""
+def _told(files: Iterator[Found], on_progress: OnProgress) -> Iterator[Found]:
+    """The files, told now and then: nobody knows how many will come."""
+    told = time.monotonic()
+    for number, file in enumerate(files, start=1):
+        yield file
+        if number % TOLD_EVERY == 0 and (now := time.monotonic()) - told >= TOLD_SECONDS:
+            on_progress(Progress("listing", number, None))
+            told = now
+
+
+def _nothing_in(source: str, walk: Walk, passed: PassedOver) -> SourceError:
+    """Why a source gives nothing to plan."""
+    if walk.is_file:
+        return SourceError(f"{source} is no image file: give a folder of images, or a file ending in {endings()}")
+    ways = f"give a folder with files ending in {endings()}"
+    if passed.unreadable:
+        first, reason = next(iter(passed.unreadable.items()))
+        return SourceError(
+            f"the source {source} holds no image that can be read: {first} cannot be listed ({reason}): give this user "
+            "the right to read it"
+        )
+    if passed.excluded:
+        return SourceError(f"the source {source} holds no image but those excluded: exclude less, or {ways}")
+    what = f"holds {passed.num_files:,} files but no image" if passed.num_files else "is empty"
+    if passed.leftovers and not passed.num_files:
+        what = f"holds nothing but what is passed over ({', '.join(sorted(passed.leftovers)[:3])})"
+    return SourceError(f"the source {source} {what}: {ways}")
+
+
+def items_of(listing: Listing, labels: Labels, notes: ContainerNotes | None = None) -> Iterator[Item]:
+    """Every image of a source in order, files first; no vectors. Raises StorageError.
+
+    `notes` is complete when all were given, and has the labels that came late.
+    """
+    notes = notes if notes is not None else ContainerNotes()
     for batch in listing.images.select(["uri", "label"]).to_batches(BATCH_ROWS):
         yield from itertools.starmap(Item, zip(*(column.to_pylist() for column in batch.columns), strict=True))
     for row in listing.containers.to_pylist():
         if row["kind"] not in _VECTORS:
-            yield from images_in(Container(**row), labels)
+            of_one = ContainerNotes()
+            yield from images_in(Container(**row), replace(labels, root=listing.uri), (), listing.choice, of_one)
+            notes.late |= of_one.late
 
 
 def containers_of_vectors(listing: Listing) -> list[Container]:
@@ -154,10 +209,10 @@ def containers_of_vectors(listing: Listing) -> list[Container]:
     return [Container(**row) for row in listing.containers.to_pylist() if row["kind"] in _VECTORS]
 
 
-def _with_pairs(containers: list[Container], source: str) -> tuple[list[Container], int]:
+def _with_pairs(containers: list[Container], source: str) -> tuple[list[Container], set[Container]]:
     """Each .npy with the size and time of the Parquet file beside it added, which then is no container of its own.
 
-    The number is of files that are passed over.
+    The set has those that became part of another.
 
     Raises SourceError for a .npy of clip-retrieval that lacks its metadata, where others have theirs.
     """
@@ -168,7 +223,7 @@ def _with_pairs(containers: list[Container], source: str) -> tuple[list[Containe
         if container.kind != "npy" or is_passed_over(uri):
             continue
         for kind, place in candidates(uri):
-            known = by_uri.get(place) or (None if place.startswith(f"{source}/") else _one_file(place))
+            known = by_uri.get(place) or (None if place.startswith(f"{source}/") else one_file(place))
             if known is not None:
                 num_bytes = (container.num_bytes or 0) + (known.num_bytes or 0)
                 times = [time for time in (container.modified, known.modified) if time is not None]
@@ -184,19 +239,8 @@ def _with_pairs(containers: list[Container], source: str) -> tuple[list[Containe
         wanted = next((place for kind, place in candidates(one.uri) if kind == "npy+metadata"), None)
         if one.kind == "npy" and wanted and any(is_passed_over(uri) and "/metadata/" in uri for uri in by_uri):
             raise SourceError(f"{one.uri} has no metadata at {wanted}, where others have theirs: copy what is missing")
-    return found, len(left) - len(found)
-
-
-def _one_file(uri: str) -> Found | None:
-    """What is known of a file that lies outside of the source, if it is there."""
-    if not is_remote(uri):
-        path = path_of_uri(uri)
-        return _found(path, path) if os.path.isfile(path) else None
-    files, path = file_system(uri)
-    try:
-        return _key(uri.partition("://")[0], path, path, retrying(lambda: files.info(path), uri))
-    except Rejected:
-        return None
+    described_ones = {by_uri[uri] for uri in described if uri in by_uri}
+    return found, described_ones | {by_uri[uri] for uri in pairs}
 
 
 def _folders_of_ours(uri: str) -> list[str]:
@@ -209,24 +253,18 @@ def _folders_of_ours(uri: str) -> list[str]:
     ]
 
 
-def _batches(files: Iterator[Found], labels: Labels) -> Iterator[pa.RecordBatch]:
+def _batches(files: Iterator[Found], labels: Labels, name: str) -> Iterator[pa.RecordBatch]:
+    source_name = printable(name)
     while chunk := list(itertools.islice(files, BATCH_ROWS)):
         yield pa.record_batch(
             [
                 pa.array([file.uri for file in chunk], pa.string()),
-                pa.array([_label(file, labels) for file in chunk], pa.string()),
+                pa.array([labels.of_path(file.uri, file.below, source_name) for file in chunk], pa.string()),
                 pa.array([file.num_bytes for file in chunk], pa.int64()),
                 pa.array([file.modified for file in chunk], pa.timestamp("us", tz="UTC")),
             ],
             schema=IMAGES,
         )
-
-
-def _label(file: Found, labels: Labels) -> str | None:
-    folder, below, _ = file.below.partition("/")
-    # Uris have "%" and "#" encoded, and what is no UTF-8; labels only the last.
-    said = printable(path_of_uri(folder)) if labels.by_folder and below else None
-    return labels.of(file.uri, file.below, said)
 
 
 def _spooled(batches: Iterator[pa.RecordBatch]) -> pa.Table:
@@ -250,131 +288,3 @@ def _in_order(images: pa.Table) -> pa.Table:
             return images.take(pc.sort_indices(images.column("uri")))
         last = batch[-1].as_py() if len(batch) else last
     return images
-
-
-# On this machine
-
-
-def _local(source: str) -> tuple[str, str, bool, Iterator[Found]]:
-    root = os.path.abspath(os.path.expanduser(source.removeprefix("file://")))
-    if not os.path.exists(root):
-        raise SourceError(f"there is no source at {root}: check the path")
-    if os.path.isfile(root):
-        folder = os.path.basename(os.path.dirname(root))
-        file = _found(root, f"{folder}/{os.path.basename(root)}" if folder else os.path.basename(root))
-        return uri_of_path(root), folder, True, iter([file])
-    return uri_of_path(root), os.path.basename(root), False, _walk(root)
-
-
-def _found(path: str, below: str) -> Found:
-    try:
-        status = os.stat(path)
-    except OSError:  # a link that leads nowhere is listed, and rejected with its reason
-        return Found(uri_of_path(path), uri_of_path(below), None, None)
-    modified = datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
-    return Found(uri_of_path(path), uri_of_path(below), status.st_size, modified)
-
-
-def _walk(root: str) -> Iterator[Found]:
-    """Every file under a folder but hidden ones, by uri; a folder reached again through a link is not walked twice."""
-    seen: set[tuple[int, int]] = set()
-
-    def walked(folder: str, below: str) -> Iterator[Found]:
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        try:
-            with os.scandir(folder) as found:
-                names = sorted(
-                    uri_of_path(entry.name) + ("/" if entry.is_dir() else "")
-                    for entry in found
-                    # A link that leads nowhere is listed; a pipe would hang whoever opened it.
-                    if not entry.name.startswith(".")
-                    and (entry.is_dir() or entry.is_file() or not os.path.exists(entry.path))
-                )
-        except OSError as error:
-            raise SourceError(
-                f"{folder} cannot be listed ({error.strerror}): give this user the right to read it"
-            ) from error
-        for name in names:
-            there = path_of_uri(name.rstrip("/"))
-            path, inside = os.path.join(folder, there), f"{below}{there}"
-            if name.endswith("/"):
-                yield from walked(path, f"{inside}/")
-            else:
-                yield _found(path, inside)
-
-    return walked(root, "")
-
-
-# In an object store, or wherever fsspec leads
-
-
-def _remote(source: str) -> tuple[str, str, bool, Iterator[Found]]:
-    files, root = file_system(source)
-    scheme = source.partition("://")[0].lower()
-    root = root.rstrip("/")
-    pages = _s3_keys(files, root) if "s3" in files.protocol else _walked_keys(files, root)
-    keys = _saying_why(pages, source)
-    first = next(keys, None)
-    name = root.rpartition("/")[2]
-    if first is None:
-        try:
-            about = files.info(root)
-        except FileNotFoundError as error:
-            raise SourceError(f"there is nothing at {source}: check the URI") from error
-        if about.get("type") != "file":
-            return f"{scheme}://{uri_of_path(root)}", name, False, iter(())
-        folder = root.rpartition("/")[0].rpartition("/")[2]
-        return f"{scheme}://{uri_of_path(root)}", folder, True, iter([_key(scheme, root, f"{folder}/{name}", about)])
-    start = len(root) + 1
-    found = (
-        _key(scheme, key, key[start:], about)
-        for key, about in itertools.chain([first], keys)
-        if not any(step.startswith(".") for step in key[start:].split("/"))
-    )
-    return f"{scheme}://{uri_of_path(root)}", name, False, found
-
-
-def _key(scheme: str, key: str, below: str, about: dict[str, Any]) -> Found:
-    modified = about.get("LastModified") or about.get("mtime") or about.get("last_modified") or about.get("updated")
-    if isinstance(modified, str):
-        modified = datetime.datetime.fromisoformat(modified)
-    elif isinstance(modified, int | float):
-        modified = datetime.datetime.fromtimestamp(modified, datetime.UTC)
-    if modified is not None and modified.tzinfo is None:
-        modified = modified.replace(tzinfo=datetime.UTC)
-    size = about.get("Size", about.get("size"))
-    return Found(f"{scheme}://{uri_of_path(key)}", uri_of_path(below), size, modified)
-
-
-def _s3_keys(files: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Page after page, where s3fs's own `find` would hold every key at once."""
-    bucket, _, prefix = root.partition("/")
-    page: dict[str, Any] = {"IsTruncated": True}
-    while page.get("IsTruncated"):
-        token = page.get("NextContinuationToken")
-        more = {"ContinuationToken": token} if token else {}
-        page = files.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **more)
-        for about in page.get("Contents", []):
-            if not about["Key"].endswith("/"):  # consoles make such keys, which stand for a folder
-                yield f"{bucket}/{about['Key']}", about
-
-
-def _walked_keys(files: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for _, _, found in files.walk(root, detail=True):
-        for about in sorted(found.values(), key=lambda about: str(about["name"])):
-            if not about["name"].endswith("/"):
-                yield about["name"], about
-
-
-def _saying_why(keys: Iterator[tuple[str, dict[str, Any]]], source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        yield from keys
-    except FileNotFoundError as error:
-        if code_of(error) == "NoSuchBucket":
-            raise StorageError(explanation(error, source, "list", source)) from error
-        return  # there is nothing of this name
-    except Exception as error:  # every file system of fsspec has an error tree of its own
-        raise StorageError(explanation(error, source, "list", source)) from error

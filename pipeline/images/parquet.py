@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 from pipeline.errors import SourceError
 from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
-from pipeline.images.labels import column_of, text_of
-from pipeline.store.kept import KeptColumn, as_type, type_of, values_of
+from pipeline.images.label_rows import LABEL_COLUMNS
+from pipeline.images.label_text import text_of, why_no_label
+from pipeline.images.labels import column_of, partition_label
+from pipeline.images.partitions import partition_columns
+from pipeline.store.kept import KeptColumn, as_type, type_of, value_of, values_of
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data")  # the first one wins
-LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
 MAX_GROUP_ROWS = 1 << 20  # rows of a part, 20 bits of an id: a row group is never divided
 BATCH_ROWS = 64
 BATCH_BYTES = 32 << 20  # of images in one batch, as far as their mean size tells
@@ -34,37 +36,58 @@ class NoImages(SourceError):
 
 
 @dataclass(frozen=True)
-class ImageColumns:
-    """Where a file keeps its images and labels.
+class FileLabel:
+    """How a file says the labels of its rows: in a `column`, or by a `value` that its folders give for all of them.
 
-    `image` is a binary column, or `in_struct` a struct {bytes, path} as Hugging Face writes it; `label` is None for
-    images without labels; `label_names` are the names that the integers of a Hugging Face ClassLabel stand for.
+    `names` are what the integers of a Hugging Face ClassLabel stand for. `reason` says why neither names a label.
     """
+
+    column: str | None = None
+    names: tuple[str, ...] | None = None
+    value: str | None = None
+    reason: str = field(default="", compare=False)
+
+    def labels_in(self, batch: pa.RecordBatch) -> list[tuple[str | None, str]]:
+        """The label of each row of a batch, and why there is none where it is None."""
+        if self.column is None:
+            return [(self.value, self.reason)] * batch.num_rows
+        values = _named(_decoded(batch.column(batch.schema.get_field_index(self.column))), self.names)
+        where = f"the column {self.column}"
+        return [(text, "" if text else why_no_label(value, where)) for value in values for text in [text_of(value)]]
+
+
+@dataclass(frozen=True)
+class ImageColumns:
+    """Where a file keeps its images and labels: `image` is a binary column, or `in_struct` a struct {bytes, path}."""
 
     image: str
     in_struct: bool
-    label: str | None
-    label_names: tuple[str, ...] | None = None
+    label: FileLabel = FileLabel()
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What the footer of a file says: its columns, and the number of rows in each row group."""
+    """What the footer of a file says: its columns, and the number of rows in each row group.
+
+    `labels` is what was asked of it.
+    """
 
     uri: str
     columns: ImageColumns
     rows: tuple[int, ...]
     schema: pa.Schema | None = field(default=None, compare=False)
+    labels: str = field(default="folder", compare=False)
 
 
 def inspect(stream: BinaryIO, uri: str, labels: str) -> Layout:
     """The layout of a Parquet file, from its footer alone; `stream` must be seekable.
 
-    `labels` is "none", "column:NAME", or "folder" for a column that is named as labels are. Raises SourceError for a
-    file that is not Parquet, without an image column or with several, or without NAME; and what the stream raises.
+    `labels` is "none", "column:NAME", or "folder" and "parent" for a column that is named as labels are, or a folder
+    that gives such a column as Hive does. Raises SourceError for a file that is not Parquet, without an image column or
+    with several, or without NAME; and what the stream raises.
     """
     file = open_parquet(Source(stream), uri)
-    return Layout(uri, _columns(file.schema_arrow, uri, labels), group_rows(file), file.schema_arrow)
+    return Layout(uri, _columns(file.schema_arrow, uri, labels), group_rows(file), file.schema_arrow, labels)
 
 
 def slices(layout: Layout, rows: int) -> list[tuple[int, int]]:
@@ -101,26 +124,26 @@ def read_parquet(
     """
     source = Source(stream)
     file = open_parquet(source, uri)
-    label = layout.columns.label
-    columns = _columns(file.schema_arrow, uri, "none" if label is None else f"column:{label}")
+    columns = _columns(file.schema_arrow, uri, layout.labels)
     if (columns, group_rows(file)) != (layout.columns, layout.rows):
         raise SourceError(f"{uri} has changed since it was listed: add it again")
     row = sum(layout.rows[:first_group])
     for group in range(first_group, first_group + num_groups):
-        for label, content, values in _contents(file, source, layout, group, kept):
-            yield Item(f"{uri}#row={row}", label, content, values)
+        for (label, reason), content, values in _contents(file, source, layout, group, kept):
+            yield Item(f"{uri}#row={row}", label, content, values, reason)
             row += 1
 
 
 def _contents(
     file: pq.ParquetFile, source: "Source", layout: Layout, group: int, kept: Sequence[KeptColumn]
-) -> Iterator[tuple[str | None, bytes | Rejected, tuple]]:
-    """Label, bytes and kept values of each row of a row group, as many as the footer says."""
+) -> Iterator[tuple[tuple[str | None, str], bytes | Rejected, tuple]]:
+    """Label or why there is none, bytes and kept values of each row of a row group, as many as the footer says."""
     columns, left = layout.columns, layout.rows[group]
     image = f"{columns.image}.bytes" if columns.in_struct else columns.image
     clause = "it has fewer rows than the footer says"
     there = [column.name for column in kept if file.schema_arrow.names.count(column.name) == 1]
-    wanted = dict.fromkeys([image, *([] if columns.label is None else [columns.label]), *there])
+    label_column = columns.label.column
+    wanted = dict.fromkeys([image, *([] if label_column is None else [label_column]), *there])
     try:
         for batch in file.iter_batches(
             _batch_rows(file, group),
@@ -131,8 +154,8 @@ def _contents(
             images = batch.column(batch.schema.get_field_index(columns.image))
             if columns.in_struct:
                 images = pc.struct_field(images, "bytes")
-            values = kept_values(batch, kept, file.schema_arrow)
-            labels = texts_in(batch, columns.label, columns.label_names)
+            values = kept_values(batch, kept, file.schema_arrow, layout.uri)
+            labels = columns.label.labels_in(batch)
             for label, content, row in list(zip(labels, images, values, strict=True))[:left]:
                 yield label, _content(content), row
                 left -= 1
@@ -143,7 +166,7 @@ def _contents(
             raise source.lost from None
         clause = " ".join(str(error).split()).rstrip(".")
     for _ in range(left):
-        yield None, Rejected("read", f"the row group is damaged: {clause}"), ()
+        yield (None, ""), Rejected("read", f"the row group is damaged: {clause}"), ()
 
 
 def _content(scalar: pa.Scalar) -> bytes | Rejected:
@@ -155,12 +178,11 @@ def _content(scalar: pa.Scalar) -> bytes | Rejected:
     return bytes(buffer.to_pybytes()) if buffer.size else Rejected("read", "the file is empty")
 
 
-def texts_in(batch: pa.RecordBatch, name: str | None, names: tuple[str, ...] | None = None) -> list[str | None]:
-    """A column of a batch as texts, such as labels; `names` are what its integers stand for, no column is all None."""
+def texts_in(batch: pa.RecordBatch, name: str | None) -> list[str | None]:
+    """A column of a batch as texts, such as uris; no column is all None."""
     if name is None:
         return [None] * batch.num_rows
-    column = _decoded(batch.column(batch.schema.get_field_index(name)))
-    return [text_of(value) for value in _named(column, names)]
+    return [text_of(value) for value in _decoded(batch.column(batch.schema.get_field_index(name))).to_pylist()]
 
 
 def _decoded(column: pa.Array) -> pa.Array:
@@ -174,16 +196,25 @@ def _decoded(column: pa.Array) -> pa.Array:
 
 
 def _named(column: pa.Array, names: Sequence[str] | None) -> list:
-    """The values of a column, names in place of a ClassLabel's numbers."""
+    """The values of a column, names in place of a ClassLabel's numbers, of which -1 stands for none."""
     values: list = column.to_pylist()
-    return [names[v] if v is not None and 0 <= v < len(names) else v for v in values] if names else values
+    if names is None:
+        return values
+    return [None if v is None or v < 0 else names[v] if v < len(names) else v for v in values]
 
 
-def kept_values(batch: pa.RecordBatch, kept: Sequence[KeptColumn], schema: pa.Schema) -> list[tuple]:
-    """The kept values of each row of a batch from a file with this schema, None for what is not of its type."""
+def kept_values(batch: pa.RecordBatch, kept: Sequence[KeptColumn], schema: pa.Schema, uri: str = "") -> list[tuple]:
+    """The kept values of each row of a batch from a file with this schema, None for what is not of its type.
+
+    A column that the file does not have may be given by the folders of its `uri`, as Hive writes partitions.
+    """
     columns = []
+    partitions = partition_columns(uri)
     for wanted in kept:
         at = batch.schema.get_field_index(wanted.name)
+        if at < 0 and wanted.name in partitions:
+            columns.append([value_of(partitions[wanted.name], wanted.kind)] * batch.num_rows)
+            continue
         if at < 0 or type_of(batch.schema.field(at).type) is None:
             columns.append([None] * batch.num_rows)
             continue
@@ -206,13 +237,7 @@ def _batch_rows(file: pq.ParquetFile, group: int) -> int:
 
 def _columns(schema: pa.Schema, uri: str, labels: str) -> ImageColumns:
     image = _image_field(schema, uri)
-    label = label_field(schema, uri, labels)
-    return ImageColumns(
-        image.name,
-        in_struct=pa.types.is_struct(image.type),
-        label=None if label is None else label.name,
-        label_names=None if label is None else class_names(schema, label.name),
-    )
+    return ImageColumns(image.name, pa.types.is_struct(image.type), file_label(schema, uri, labels, image.name))
 
 
 def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
@@ -222,6 +247,8 @@ def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
             f"{uri} has no column of image bytes, only {described(schema)}: write the bytes of the image files into a "
             "binary column named image"
         )
+    # Writers that do not mark texts leave labels as bytes.
+    candidates = [field for field in candidates if field.name not in LABEL_COLUMNS] or candidates
     named = [field for name in IMAGE_COLUMNS for field in candidates if field.name == name]
     found = named[0] if named else candidates[0]
     if (not named and len(candidates) > 1) or schema.names.count(found.name) > 1:
@@ -231,23 +258,37 @@ def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
     return found
 
 
-def label_field(schema: pa.Schema, uri: str, labels: str) -> pa.Field | None:
-    """The column of labels that `labels` asks for, as in `inspect`; None for none. Raises SourceError."""
-    name = column_of(labels)
-    if name is not None:
-        if schema.names.count(name) != 1:
-            count = "several columns" if name in schema.names else "no column"
-            raise SourceError(f"{uri} has {count} {name}, it has {described(schema)}: name one in --labels column:NAME")
-        if not _holds_labels(schema.field(name).type):
-            raise SourceError(
-                f"the column {name} of {uri} is {schema.field(name).type} and no label: name a column of texts, "
-                "numbers or booleans in --labels column:NAME"
-            )
-        return schema.field(name)
+def file_label(schema: pa.Schema, uri: str, labels: str, content: str) -> FileLabel:
+    """How a file of rows says the labels that `labels` asks for, as in `inspect`; not in its column `content`.
+
+    Raises SourceError.
+    """
+
+    def is_usable(column: str) -> bool:
+        return column != content and _holds_labels(schema.field(column).type)
+
     if labels == "none":
-        return None
-    fitting = (name for name in LABEL_COLUMNS if schema.names.count(name) == 1)
-    return next((schema.field(name) for name in fitting if _holds_labels(schema.field(name).type)), None)
+        return FileLabel(reason="labels were not asked for")
+    name = column_of(labels)
+    partition = partition_label(uri, labels)
+    if name is not None and schema.names.count(name) != 1 and not (partition and name not in schema.names):
+        count = "several columns" if name in schema.names else "no column"
+        raise SourceError(f"{uri} has {count} {name}, it has {described(schema)}: name one in --labels column:NAME")
+    if name is not None and name in schema.names and not is_usable(name):
+        raise SourceError(
+            f"the column {name} of {uri} is {schema.field(name).type} and no label: name a column of texts, "
+            "numbers or booleans in --labels column:NAME"
+        )
+    there = [one for one in ((name,) if name else LABEL_COLUMNS) if schema.names.count(one) == 1 and one != content]
+    found = next((one for one in there if is_usable(one)), None)
+    if found is not None:
+        return FileLabel(found, class_names(schema, found))
+    if partition is not None:
+        return FileLabel(value=partition[1], reason=f"its folder gives {partition[0]} no value")
+    if there:
+        kind = schema.field(there[0]).type
+        return FileLabel(reason=f"the column {there[0]} holds {kind}, and a label is one text or number")
+    return FileLabel(reason=f"the table has no column of labels ({', '.join(LABEL_COLUMNS)})")
 
 
 def class_names(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
@@ -271,7 +312,8 @@ def _holds_labels(kind: pa.DataType) -> bool:
     types = pa.types
     value = kind.value_type if types.is_dictionary(kind) else kind
     numbers = types.is_integer(value) or types.is_floating(value) or types.is_decimal(value)
-    return is_text(value) or numbers or types.is_boolean(value) or types.is_date(value) or types.is_null(value)
+    texts = is_text(value) or _is_binary(value) or types.is_fixed_size_binary(value)
+    return texts or numbers or types.is_boolean(value) or types.is_date(value) or types.is_null(value)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -2,163 +2,278 @@
 
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from pipeline.errors import SourceError
-from pipeline.images.decode import MAX_FILE_BYTES, Rejected
+from pipeline.images.decode import Rejected
 from pipeline.images.items import Item
-from pipeline.images.labels import column_of, text_of
-from pipeline.images.suffixes import IMAGES
+from pipeline.images.label_text import text_of, text_of_bytes, why_no_label
+from pipeline.images.labels import column_of, partition_label
+from pipeline.images.leftovers import Exclusion, leftover_of
+from pipeline.images.notes import ContainerNotes
+from pipeline.images.samples import Sidecars, is_image, pictures, sample_of
+from pipeline.images.tar_links import Link, Links, unreadable_reason
 from pipeline.images.tar_members import PLAIN_TYPES, Archive, Broken
 from pipeline.images.uris import member_uri, printable
 from pipeline.store.kept import KeptColumn, value_of
 
 MAX_IMAGES = 1 << 20  # rows of a part: 20 bits of an id
 MAX_SIDECAR_BYTES = 1 << 20  # a label is text of a few bytes; what is larger is something else
-HELD_BYTES = 64 << 20  # what the images of one key may take while their sidecars are awaited
+HELD_BYTES = 64 << 20  # what the images of one sample may take while their sidecars are awaited
 JSON_LABELS = ("label", "cls", "class")
+SIDECARS = {"cls", "json", "txt"}  # what may describe an image, and is never told as passed over
 
 
-def read_tar(stream: BinaryIO, uri: str, labels: str, kept: Sequence[KeptColumn] = ()) -> Iterator[Item]:
+@dataclass(frozen=True)
+class Members:
+    """Which members of an archive are images to be taken, and what of their description.
+
+    `labels` is folder, parent, none or column:NAME. With `extension`, such as "jpg" or "seg.png", only images with
+    exactly that after the name of their sample are taken.
+    """
+
+    labels: str = "folder"
+    kept: tuple[KeptColumn, ...] = ()
+    extension: str | None = None
+    exclusion: Exclusion = Exclusion()
+
+    @property
+    def wanted(self) -> set[str]:
+        """The extensions of sidecars that say something."""
+        column = column_of(self.labels)
+        columns = [kept.name for kept in self.kept] + ([] if column is None else [column])
+        wanted = {"json", *(name.lower() for name in columns)} if columns else set()
+        return wanted | SIDECARS if column is None and self.labels != "none" else wanted
+
+
+def read_tar(
+    stream: BinaryIO, uri: str, members: Members = Members(), notes: ContainerNotes | None = None
+) -> Iterator[Item]:
     """The images of a tar archive, plain or compressed with gzip, bzip2 or xz, in order of position.
 
-    `stream` need not be seekable. `labels` is "none"; or "column:NAME": NAME in the `.json` beside an image, else the
-    sidecar with that extension; or "folder": the first there is of the `.cls`, the label in the `.json`, the `.txt`,
-    and the first folder of the image's path. Sidecars lie next to the image and share its path up to the first dot of
-    the base name; when the images of one such key take more than `HELD_BYTES`, only the sidecars before them count.
-    The values of kept columns are found as those of "column:NAME".
+    `stream` need not be seekable. A label is, for "column:NAME", NAME in the `.json` beside an image, else the sidecar
+    with that extension; for "folder" the first there is of the `.cls`, the label in the `.json`, the `.txt`, the
+    archive's own folder where it is a partition (label=cat), and the first folder of the image's path, for "parent" its
+    last. The values of kept columns are found as those of "column:NAME".
+
+    Sidecars share the image's path up to any dot of the base name, the longest such path first, and should lie next to
+    it. Those that come later, or that lay elsewhere, are in `notes` when the archive ends: `notes.amended` has the
+    labels that hold. A hard link is the member it links to; it comes last, and costs a second reading of the archive.
 
     What cannot be read is an `Item` with a `Rejected`; one under the archive's own uri comes last when the archive
     breaks off between two images. Raises SourceError beyond `MAX_IMAGES`, and whatever `stream.read` raises.
     """
-    for position, item in enumerate(_items(Archive(stream), uri, labels, kept)):
+    reader = _Reader(stream, uri, members, notes or ContainerNotes())
+    for position, item in enumerate(reader.items()):
         if position == MAX_IMAGES:
             raise SourceError(f"{uri} holds more than {MAX_IMAGES:,} images: split it into several archives")
         yield item
 
 
-def _items(archive: Archive, uri: str, labels: str, kept: Sequence[KeptColumn]) -> Iterator[Item]:
-    wanted = _wanted(labels, kept)
-    names: set[str] = set()
-    num_images = 0
-    group = _Group("")
-    try:
-        while (member := archive.next()) is not None:
-            if member.isdir() or _is_hidden(member.name):
-                continue
-            key, extension = _split(member.name)
-            if key != group.key:
-                yield from group.items(uri, labels, kept)
-                group = _Group(key)
-            if _is_image(member.name):
-                num_images += 1
-                content = _content(archive, member, names)
-                num_bytes = len(content) if isinstance(content, bytes) else 0
-                if group.held_bytes + num_bytes > HELD_BYTES:
-                    yield from group.items(uri, labels, kept)
-                    group = _Group(key, sidecars=group.sidecars)
-                group.images.append((member.name, content))
-                group.held_bytes += num_bytes
-            elif extension in wanted and member.type in PLAIN_TYPES and member.size <= MAX_SIDECAR_BYTES:
-                group.sidecars.setdefault(extension, archive.content())
-    except Broken as broken:
-        yield from group.items(uri, labels, kept)
-        reason = archive.fault or f"the archive breaks off after {num_images:,} images: it {broken}"
-        yield Item(uri, None, Rejected("read", reason))
-    else:
-        yield from group.items(uri, labels, kept)
-
-
-def _content(archive: Archive, member: tarfile.TarInfo, names: set[str]) -> bytes | Rejected:
-    """The bytes of a member with the name of an image, or why there are none. Adds its name to those seen."""
-    if member.name in names:
-        return Rejected("plan", "its name is in the archive already")
-    names.add(member.name)
-    if member.issym() or member.islnk():
-        return Rejected("read", "a link, not an image")
-    if member.type == tarfile.GNUTYPE_SPARSE:
-        return Rejected("read", "it is stored as a sparse file: archive it without --sparse")
-    if member.type not in PLAIN_TYPES:
-        return Rejected("read", "a device, a pipe or something else that is not a plain file")
-    if member.size > MAX_FILE_BYTES:
-        return Rejected("read", f"{member.size:,} bytes is more than {MAX_FILE_BYTES:,}")
-    if member.size == 0:
-        return Rejected("read", "the file is empty")
-    try:
-        return archive.content()
-    except Broken as broken:
-        return Rejected("read", f"the archive {broken} here")
-
-
 @dataclass
 class _Group:
-    """Neighbours of one key. The images wait until the key changes, because a sidecar may follow its image."""
+    """Neighbours of one sample. The images wait until the sample changes, because a sidecar may follow its image."""
 
     key: str
-    images: list[tuple[str, bytes | Rejected]] = field(default_factory=list)
-    sidecars: dict[str, bytes] = field(default_factory=dict)
+    images: list[tuple[str, bytes | Rejected | Link]] = field(default_factory=list)
+    sidecars: Sidecars = field(default_factory=Sidecars)
     held_bytes: int = 0
 
-    def items(self, uri: str, labels: str, kept: Sequence[KeptColumn]) -> Iterator[Item]:
-        described = self._described()
-        values = tuple(value_of(self._column(column.name, described), column.kind) for column in kept)
-        for name, content in self.images:
-            yield Item(member_uri(uri, name), self._label(name, described, labels), content, values)
 
-    def _label(self, name: str, described: dict[str, object], labels: str) -> str | None:
-        if labels == "none":
-            return None
-        column = column_of(labels)
-        if column is not None:
-            return self._column(column, described)
-        if "cls" in self.sidecars:
-            return self._text("cls")
-        for key in JSON_LABELS:
-            if key in described:
-                return text_of(described[key])
-        if "txt" in self.sidecars:
-            return self._text("txt")
-        folders = [part for part in name.split("/")[:-1] if part not in ("", ".", "..")]
-        return printable(folders[0]) if folders else None
+class _Reader:
+    def __init__(self, stream: BinaryIO, uri: str, members: Members, notes: ContainerNotes) -> None:
+        self._stream = stream
+        self._archive = Archive(stream)
+        self._uri = uri
+        self._members = members
+        self._notes = notes
+        self._wanted = members.wanted
+        self._taken: set[str] = set()  # names of members that are images
+        self._links = Links(stream)
+        self._loose = Sidecars(HELD_BYTES)  # that lie next to no image of their sample
+        self._bare: list[str] = []  # names of images given without any sidecar
+        self._bare_samples: set[str] = set()
 
-    def _column(self, name: str, described: dict[str, object]) -> str | None:
-        """A field of the `.json`, else the sidecar with that extension."""
-        return text_of(described[name]) if name in described else self._text(name.lower())
-
-    def _text(self, extension: str) -> str | None:
-        content = self.sidecars.get(extension)
-        return None if content is None else text_of(content.decode("utf-8-sig", errors="replace").strip())
-
-    def _described(self) -> dict[str, object]:
+    def items(self) -> Iterator[Item]:
+        group = _Group("")
+        broken: Broken | None = None
         try:
-            found = json.loads(self._text("json") or "null")
-        except (ValueError, RecursionError):  # not JSON, or nested to make the parser stumble: it names no label
-            return {}
-        return found if isinstance(found, dict) else {}
+            while (member := self._archive.next()) is not None:
+                if member.isdir() or self._is_passed_over(member.name):
+                    continue
+                key = sample_of(member.name)
+                if key != group.key:
+                    yield from self._given(group)
+                    group = _Group(key)
+                if is_image(member.name) and self._is_taken(member.name):
+                    content = self._content(member)
+                    num_bytes = len(content) if isinstance(content, bytes) else 0
+                    if group.images and group.held_bytes + num_bytes > HELD_BYTES:
+                        yield from self._given(group)
+                        group = _Group(key, sidecars=group.sidecars)
+                    group.images.append((member.name, content))
+                    group.held_bytes += num_bytes
+                else:
+                    self._read_beside(member, group)
+                if member.type in PLAIN_TYPES:
+                    self._links.note(member.name)
+        except Broken as error:
+            broken = error
+        yield from self._given(group)
+        yield from self._of_links()
+        self._amend()
+        if broken is not None:
+            reason = self._archive.fault or f"the archive breaks off after {len(self._taken):,} images: it {broken}"
+            yield Item(self._uri, None, Rejected("read", reason))
+
+    def _is_passed_over(self, name: str) -> bool:
+        leftover = leftover_of(name.split("/"))
+        if leftover is not None:
+            if is_image(name):
+                self._notes.passed_over.note_leftover(leftover)
+            return True
+        if self._members.exclusion.covers(name.removeprefix("./")):
+            self._notes.passed_over.excluded += 1
+            return True
+        return False
+
+    def _is_taken(self, name: str) -> bool:
+        extension = self._members.extension
+        if extension is None or name.lower().endswith(f".{extension}"):
+            return True
+        self._notes.masks[f".{name.rpartition('/')[2].partition('.')[2].lower()}"] += 1
+        return False
+
+    def _read_beside(self, member: tarfile.TarInfo, group: _Group) -> None:
+        """A member that is no image: a sidecar that is wanted is read, others are counted."""
+        if is_image(member.name):
+            return
+        if not group.sidecars.wants(member.name, self._wanted):
+            ending = member.name.rpartition(".")[2].lower()
+            if ending not in SIDECARS:
+                self._notes.passed_over.note_file(member.name)
+            return
+        if member.islnk():
+            self._links.wait(self._links.link(member), member.name)
+        elif member.type in PLAIN_TYPES and member.size <= MAX_SIDECAR_BYTES:
+            group.sidecars.put(member.name, self._archive.content(), self._wanted)
+
+    def _content(self, member: tarfile.TarInfo) -> bytes | Rejected | Link:
+        """The bytes of a member with the name of an image, or why there are none. Adds its name to those taken."""
+        if member.name in self._taken:
+            return Rejected("plan", "its name is in the archive already")
+        self._taken.add(member.name)
+        if member.islnk():
+            return self._links.link(member)
+        reason = unreadable_reason(member)
+        if reason is not None:
+            return Rejected("read", reason)
+        try:
+            return self._archive.content()
+        except Broken as broken:
+            return Rejected("read", f"the archive {broken} here")
+
+    def _given(self, group: _Group) -> Iterator[Item]:
+        """The images of a sample, described by what lies beside them or was met before."""
+        if not group.images:
+            self._loose.update(group.sidecars)
+            return
+        if self._members.extension is None:
+            shown = pictures([name for name, _ in group.images])
+            masks = [name for name, _ in group.images if name not in shown]
+        else:
+            shown, masks = {name for name, _ in group.images}, []
+        self._notes.masks.update(f".{name.rpartition('/')[2].partition('.')[2].lower()}" for name in masks)
+        if len(shown) > 1 and len({name.rpartition(".")[2].lower() for name in shown}) > 1:
+            self._notes.together.update(f".{name.rpartition('/')[2].partition('.')[2].lower()}" for name in shown)
+        for name, content in group.images:
+            if name not in shown:
+                self._taken.discard(name)
+                continue
+            sidecars = group.sidecars if group.sidecars.any_of(name) else self._loose
+            if not sidecars.any_of(name):
+                self._bare.append(name)
+                self._bare_samples.add(group.key)
+            item = self._described(name, sidecars)
+            if isinstance(content, Link):
+                self._links.wait(content, item)
+            else:
+                yield Item(item.uri, item.label, content, item.kept, item.no_label)
+        if group.key in self._bare_samples or group.sidecars.is_of_other_samples(shown):
+            self._loose.update(group.sidecars)
+
+    def _of_links(self) -> Iterator[Item]:
+        """The images that are hard links, and the sidecars that are, from a second reading of the archive."""
+        for place, content in self._links.contents():
+            if isinstance(place, Item):
+                yield Item(place.uri, place.label, content, place.kept, place.no_label)
+            elif isinstance(content, bytes) and len(content) <= MAX_SIDECAR_BYTES:
+                self._loose.put(place, content, self._wanted)
+
+    def _amend(self) -> None:
+        """Describe again the images that had no sidecar, where one came later."""
+        for name in self._bare:
+            if self._loose.any_of(name):
+                item = self._described(name, self._loose)
+                self._notes.late[item.uri] = item
+
+    def _described(self, name: str, sidecars: Sidecars) -> Item:
+        """An image without its bytes: its uri, label and kept values."""
+        description = _description(sidecars, name)
+        values = tuple(
+            value_of(_column(column.name, description, sidecars, name)[0], column.kind) for column in self._members.kept
+        )
+        label, reason = self._label(name, description, sidecars)
+        return Item(member_uri(self._uri, name), label, None, values, reason)
+
+    def _label(self, name: str, description: Mapping[str, object], sidecars: Sidecars) -> tuple[str | None, str]:
+        """The label of an image, or why it has none."""
+        labels = self._members.labels
+        if labels == "none":
+            return None, "labels were not asked for"
+        column = column_of(labels)
+        partition = partition_label(self._uri, labels)
+        if column is not None:
+            text, reason = _column(column, description, sidecars, name)
+            return (partition[1], reason) if text is None and partition is not None else (text, reason)
+        content = sidecars.of(name, "cls")
+        if content is not None:
+            return _of_sidecar(content, "cls")
+        for key in JSON_LABELS:
+            if key in description:
+                return text_of(description[key]), why_no_label(description[key], f"{key} in its .json")
+        content = sidecars.of(name, "txt")
+        if content is not None:
+            return _of_sidecar(content, "txt")
+        if partition is not None:
+            return partition[1], f"its folder gives {partition[0]} no value"
+        folders = [part for part in name.split("/")[:-1] if part not in ("", ".", "..")]
+        if not folders:
+            return None, "no sidecar that was understood lies beside it, and no folder holds it in the archive"
+        return text_of(printable(folders[-1 if labels == "parent" else 0])), "its folder has no name"
 
 
-def _wanted(labels: str, kept: Sequence[KeptColumn]) -> set[str]:
-    """The extensions of sidecars that say something."""
-    column = column_of(labels)
-    columns = [kept_column.name for kept_column in kept] + ([] if column is None else [column])
-    wanted = {"json", *(name.lower() for name in columns)} if columns else set()
-    return wanted | {"cls", "json", "txt"} if column is None and labels != "none" else wanted
+def _column(name: str, description: Mapping[str, object], sidecars: Sidecars, image: str) -> tuple[str | None, str]:
+    """A field of the `.json`, else the sidecar with that extension; and why there is none."""
+    if name in description:
+        return text_of(description[name]), why_no_label(description[name], f"{name} in its .json")
+    content = sidecars.of(image, name.lower())
+    if content is not None:
+        return _of_sidecar(content, name)
+    return None, f"neither a .json beside it nor a file with the extension {name} names its label"
 
 
-def _split(name: str) -> tuple[str, str]:
-    """Webdataset's key of a member, up to the first dot of its base name, and its extension, all that follows."""
-    folder, slash, base = name.rpartition("/")
-    stem, _, extension = base.partition(".")
-    return f"{folder}{slash}{stem}", extension.lower()
+def _of_sidecar(content: bytes, extension: str) -> tuple[str | None, str]:
+    text = text_of_bytes(content).strip()
+    return text_of(text), why_no_label(text, f"its .{extension}")
 
 
-def _is_image(name: str) -> bool:
-    _, dot, suffix = name.rpartition("/")[2].rpartition(".")
-    return f"{dot}{suffix}".lower() in IMAGES
-
-
-def _is_hidden(name: str) -> bool:
-    """What a desktop leaves behind: hidden files, the "._" twins and the __MACOSX folder of macOS."""
-    return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in name.split("/"))
+def _description(sidecars: Sidecars, name: str) -> dict[str, object]:
+    content = sidecars.of(name, "json")
+    try:
+        found = json.loads(text_of_bytes(content)) if content is not None else None
+    except (ValueError, RecursionError):  # not JSON, or nested to make the parser stumble: it names no label
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -11,8 +11,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import SourceError
+from pipeline.images.labels import partition_label
 from pipeline.images.npy import NoVectors
-from pipeline.images.parquet import class_names, described, is_text, label_field, texts_in
+from pipeline.images.parquet import FileLabel, described, file_label, is_text, texts_in
 from pipeline.images.uris import uri_of
 from pipeline.store.kept import KeptColumn
 from pipeline.store.schemas import ENCODER_KEY, FINGERPRINT_KEY
@@ -38,8 +39,7 @@ class Columns:
     """The columns of a Parquet file that say what a row is, as far as it has them."""
 
     uri: str | None = None
-    label: str | None = None
-    label_names: tuple[str, ...] | None = None
+    label: FileLabel = FileLabel(reason="nothing beside the vectors names a label")
     sha256: str | None = None
     width: str | None = None
     height: str | None = None
@@ -47,7 +47,7 @@ class Columns:
 
     @property
     def names(self) -> list[str]:
-        every = (self.uri, self.label, self.sha256, self.width, self.height, *self.kept)
+        every = (self.uri, self.label.column, self.sha256, self.width, self.height, *self.kept)
         return [name for name in dict.fromkeys(every) if name is not None]
 
 
@@ -75,16 +75,22 @@ def _misfit(length: int | None, dimension: int) -> str | None:
 
 def said_of(
     said: pa.RecordBatch | None, columns: Columns, rows: int
-) -> tuple[list[str | None], list[str | None], list[str | None], list[int], list[int]]:
-    """uri, label, sha256, width and height of each row; None, and 0, for what is not said."""
+) -> tuple[list[str | None], list[tuple[str | None, str]], list[str | None], list[int], list[int]]:
+    """uri, label or why there is none, sha256, width and height of each row; None, and 0, for what is not said."""
     if said is None:
-        return [None] * rows, [None] * rows, [None] * rows, [0] * rows, [0] * rows
+        labels = [(columns.label.value, columns.label.reason)] * rows
+        return [None] * rows, labels, [None] * rows, [0] * rows, [0] * rows
     uris = texts_in(said, columns.uri)
     if columns.uri != "uri":  # else it is one already
         uris = [uri_of(uri) if uri and uri.startswith(("/", "file://")) else uri for uri in uris]
     hashes = [text.lower() if text and _HEX64.fullmatch(text) else None for text in texts_in(said, columns.sha256)]
-    labels = texts_in(said, columns.label, columns.label_names)
-    return uris, labels, hashes, _pixels_in(said, columns.width), _pixels_in(said, columns.height)
+    return (
+        uris,
+        columns.label.labels_in(said),
+        hashes,
+        _pixels_in(said, columns.width),
+        _pixels_in(said, columns.height),
+    )
 
 
 def _pixels_in(said: pa.RecordBatch, name: str | None) -> list[int]:
@@ -95,6 +101,12 @@ def _pixels_in(said: pa.RecordBatch, name: str | None) -> list[int]:
     return [int(v) if v is not None and math.isfinite(v) and 0 < v <= _MAX_PIXELS else 0 for v in values]
 
 
+def columns_of_none(uri: str, labels: str) -> Columns:
+    """Those of a .npy with no table beside it: its folders may give a label, as Hive writes partitions."""
+    found = partition_label(uri, labels)
+    return Columns() if found is None else Columns(label=FileLabel(value=found[1]))
+
+
 def columns_of(schema: pa.Schema, uri: str, labels: str, kept: Sequence[KeptColumn] = ()) -> Columns:
     """Those of a file, with the labels that `labels` asks for. Raises SourceError where it has no such column."""
 
@@ -102,11 +114,9 @@ def columns_of(schema: pa.Schema, uri: str, labels: str, kept: Sequence[KeptColu
         single = (name for name in names if schema.names.count(name) == 1)
         return next((name for name in single if _fits(schema.field(name).type, numbers=numbers)), None)
 
-    label = label_field(schema, uri, labels)
     return Columns(
         uri=first(URI_COLUMNS),
-        label=None if label is None else label.name,
-        label_names=None if label is None else class_names(schema, label.name),
+        label=file_label(schema, uri, labels, ""),
         sha256=first(("sha256",)),
         width=first(("width",), numbers=True),
         height=first(("height",), numbers=True),

@@ -22,8 +22,17 @@ from pipeline.errors import SourceError
 from pipeline.images.decode import Rejected
 from pipeline.images.items import Item
 from pipeline.images.npy import NoVectors, read_header
-from pipeline.images.parquet import Source, group_rows, kept_values, open_parquet
-from pipeline.images.vector_columns import Columns, Maker, columns_of, embedding_field, maker_of, matrix_of, said_of
+from pipeline.images.parquet import FileLabel, Source, group_rows, kept_values, open_parquet
+from pipeline.images.vector_columns import (
+    Columns,
+    Maker,
+    columns_of,
+    columns_of_none,
+    embedding_field,
+    maker_of,
+    matrix_of,
+    said_of,
+)
 from pipeline.store.kept import KeptColumn
 
 BATCH_ROWS = 2_048
@@ -42,6 +51,7 @@ class Vectors:
     dimension: int | None
     maker: Maker
     schema: pa.Schema | None = field(default=None, compare=False)
+    label: FileLabel | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -80,15 +90,16 @@ def inspect_npy(stream: BinaryIO, uri: str, beside: BinaryIO | None, beside_uri:
             raise SourceError(str(error)) from error
         raise
     if beside is None:
-        return Vectors(uri, (header.rows,), header.dimension, Maker(uri))
+        label = columns_of_none(uri, labels).label
+        return Vectors(uri, (header.rows,), header.dimension, Maker(uri), None, label)
     file = open_parquet(Source(beside), beside_uri)
-    columns_of(file.schema_arrow, beside_uri, labels)
+    label = columns_of(file.schema_arrow, beside_uri, labels).label
     if (rows := sum(group_rows(file))) != header.rows:
         raise SourceError(
             f"{uri} has {header.rows:,} rows and {beside_uri} has {rows:,}: both must have the same rows in the same "
             "order"
         )
-    return Vectors(uri, (header.rows,), header.dimension, maker_of(file, beside_uri), file.schema_arrow)
+    return Vectors(uri, (header.rows,), header.dimension, maker_of(file, beside_uri), file.schema_arrow, label)
 
 
 def inspect_column(stream: BinaryIO, uri: str, labels: str) -> Vectors:
@@ -99,7 +110,7 @@ def inspect_column(stream: BinaryIO, uri: str, labels: str) -> Vectors:
     source = Source(stream)
     file = open_parquet(source, uri)
     field = embedding_field(file.schema_arrow, uri)
-    columns_of(file.schema_arrow, uri, labels)
+    label = columns_of(file.schema_arrow, uri, labels).label
     if pa.types.is_fixed_size_list(field.type):
         dimension: int | None = field.type.list_size
     else:
@@ -113,7 +124,7 @@ def inspect_column(stream: BinaryIO, uri: str, labels: str) -> Vectors:
                 ),
                 None,
             )
-    return Vectors(uri, group_rows(file), dimension, maker_of(file, uri), file.schema_arrow)
+    return Vectors(uri, group_rows(file), dimension, maker_of(file, uri), file.schema_arrow, label)
 
 
 # The rows of a file
@@ -137,7 +148,7 @@ def read_npy(
     header = read_header(stream, uri)
     if header.dimension != dimension or header.rows < first + num_rows:
         raise SourceError(f"{uri} has changed since it was listed: add it again")
-    said, columns = _said(beside, beside_uri, labels, first, num_rows, header.rows, kept)
+    said, columns = _said(beside, beside_uri or uri, labels, first, num_rows, header.rows, kept)
     width = header.dimension * header.dtype.itemsize
     at_once = max(1, READ_BYTES // width)
     for start in range(0, num_rows, at_once):
@@ -195,7 +206,7 @@ def _said(
 ) -> tuple[pa.Table | None, Columns]:
     """What a Parquet file says of some rows, of as many as the .npy beside it has."""
     if beside is None:
-        return None, Columns()
+        return None, columns_of_none(uri, labels)
     source = Source(beside)
     file = open_parquet(source, uri)
     columns = columns_of(file.schema_arrow, uri, labels, kept)
@@ -243,7 +254,8 @@ def _batch(
     vectors_BD, bad = unit(given_BD)
     reasons = [one or other for one, other in zip(reasons, bad, strict=True)]
     said = said.combine_chunks().to_batches()[0] if said is not None and rows else None
-    values = kept_values(said, kept, said.schema) if said is not None else [(None,) * len(kept)] * rows
+    beside = pa.record_batch([pa.nulls(rows)], names=[""]) if said is None else said
+    values = kept_values(beside, kept, beside.schema, uri)
     uris, labels, hashes, widths, heights = said_of(said, columns, rows)
     own = [found or f"{uri}#row={first + row}" for row, found in enumerate(uris)]
     halves_BD = vectors_BD.astype("<f2")
@@ -253,9 +265,10 @@ def _batch(
             facts.append(Rejected("read", reason))
         else:
             facts.append(RowFacts(digest or hashlib.sha256(halves_BD[row].tobytes()).hexdigest(), width, height))
-    return VectorBatch(
-        vectors_BD, [Item(*item) for item in zip(own, labels, [None] * rows, values, strict=True)], facts
-    )
+    items = [
+        Item(name, label, None, row, reason) for name, (label, reason), row in zip(own, labels, values, strict=True)
+    ]
+    return VectorBatch(vectors_BD, items, facts)
 
 
 def unit(given_BD: np.ndarray) -> tuple[np.ndarray, list[str | None]]:

@@ -51,7 +51,8 @@ class Reservation(BaseModel):
 
     `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
     images are counted when it is read. `known_inside` of them are known to be there. Entries get the columns `kept`.
-    `precision` is what the model may compute in; what it does is decided once, and recorded as Numerics.
+    `precision` is what the model may compute in; what it does is decided once, and recorded as Numerics. `exclude` are
+    the patterns, and `image_extension` the ending, that choose among the images of an archive.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +73,8 @@ class Reservation(BaseModel):
     known_inside: int = 0
     kept: tuple[KeptColumn, ...] = ()
     precision: Precision = "float32"
+    exclude: tuple[str, ...] = ()
+    image_extension: str | None = None
 
     @property
     def folder(self) -> str:
@@ -106,6 +109,8 @@ class PartMark(BaseModel):
     """What `done/PART.json` says of a finished part: its files, None where it has no such rows.
 
     `seconds` are what each stage of the work on it took; `decoded_on` names other nodes that decoded images for it.
+    `unlabelled` counts the images of a container without a label by the reason, and `noted` what its reader passed
+    over, by kind and name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,6 +126,8 @@ class PartMark(BaseModel):
     decisions: RowsFile | None = None
     seconds: dict[str, float] = {}
     decoded_on: tuple[str, ...] = ()
+    unlabelled: dict[str, int] = {}
+    noted: dict[str, dict[str, int]] = {}
 
     @property
     def num_entries(self) -> int:
@@ -145,6 +152,8 @@ def reserve(
     labels: str = "folder",
     kept: tuple[KeptColumn, ...] = (),
     precision: Precision = "float32",
+    exclude: tuple[str, ...] = (),
+    image_extension: str | None = None,
 ) -> Reservation:
     """Freeze a plan under the next free segment number, and hold the segment's folder.
 
@@ -168,6 +177,8 @@ def reserve(
             labels=labels,
             kept=kept,
             precision=precision,
+            exclude=exclude,
+            image_extension=image_extension,
         )
         try:
             described = reservation.model_dump_json(indent=1).encode()
@@ -195,6 +206,8 @@ def freeze(
     labels: str = "folder",
     kept: tuple[KeptColumn, ...] = (),
     precision: Precision = "float32",
+    exclude: tuple[str, ...] = (),
+    image_extension: str | None = None,
 ) -> Reservation:
     """Write the plan of a source as that of segment `number`, 0 for work that is none. Nobody knows of it yet."""
     rows = ids.rows_per_part(images.num_rows)
@@ -213,6 +226,8 @@ def freeze(
         thumbnails=thumbnails,
         labels=labels,
         precision=precision,
+        exclude=exclude,
+        image_extension=image_extension,
         containers=_write_containers(storage, f"{folder}containers/{nonce}.parquet", containers),
         num_containers=num_containers,
         known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
@@ -341,13 +356,25 @@ def publish_part(
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
     decoded_on: tuple[str, ...] = (),
+    unlabelled: Mapping[str, int] | None = None,
+    noted: Mapping[str, dict[str, int]] | None = None,
 ) -> PartMark:
     """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
     schema = entries_schema(reservation.identity, reservation.kept)
     tables = {"entries": entries.cast(schema), "rejected": rejected.cast(REJECTED)}
     if thumbnails is not None:
         tables["thumbnails"] = thumbnails.cast(THUMBNAILS)
-    return publish(storage, reservation, part, tables, seconds=seconds, node=node, decoded_on=decoded_on)
+    return publish(
+        storage,
+        reservation,
+        part,
+        tables,
+        seconds=seconds,
+        node=node,
+        decoded_on=decoded_on,
+        unlabelled=unlabelled,
+        noted=noted,
+    )
 
 
 def publish(
@@ -359,12 +386,14 @@ def publish(
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
     decoded_on: tuple[str, ...] = (),
+    unlabelled: Mapping[str, int] | None = None,
+    noted: Mapping[str, dict[str, int]] | None = None,
 ) -> PartMark:
     """Write tables of rows with ids, by kind, and the mark that names them; return the mark that stands.
 
     Rejected rows and the others are together as many as were planned. `node` names the machine at work, for those who
     read the mark; None takes the name of this host. `seconds` are what each stage of the work took, `decoded_on` other
-    nodes that decoded images for it.
+    nodes that decoded images for it, `unlabelled` and `noted` as PartMark has them.
     """
     attempt = secrets.token_hex(6)
     planned = sum(tables[kind].num_rows for kind in ("entries", "decisions", "rejected") if kind in tables)
@@ -387,6 +416,8 @@ def publish(
         decisions=files.get("decisions"),
         seconds=dict(seconds or {}),
         decoded_on=decoded_on,
+        unlabelled=dict(unlabelled or {}),
+        noted=dict(noted or {}),
     )
     path = f"{reservation.folder}done/{part:06d}.json"
     try:

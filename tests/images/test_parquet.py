@@ -17,7 +17,7 @@ from pipeline.errors import SourceError
 from pipeline.images import parquet
 from pipeline.images.decode import Rejected, decode
 from pipeline.images.items import Item
-from pipeline.images.parquet import ImageColumns, Layout, inspect, read_parquet, slices
+from pipeline.images.parquet import FileLabel, ImageColumns, Layout, inspect, read_parquet, slices
 from tests.images.archives import Lost
 from tests.images.pictures import encoded, gradient
 
@@ -74,7 +74,7 @@ def test_any_run_of_row_groups_has_its_own_rows() -> None:
     images = noise(250)
     content = file_of({"image": images, "label": list(range(250))}, row_group_size=70)
     layout = inspect(io.BytesIO(content), URI, "folder")
-    assert layout == Layout(URI, ImageColumns("image", False, "label"), (70, 70, 70, 40))
+    assert layout == Layout(URI, ImageColumns("image", False, FileLabel("label")), (70, 70, 70, 40))
     found = list(read_parquet(io.BytesIO(content), URI, layout, 1, 2))
     assert found == [Item(f"{URI}#row={row}", str(row), images[row]) for row in range(70, 210)]
     assert list(read_parquet(io.BytesIO(content), URI, layout, 1, 0)) == []
@@ -83,7 +83,7 @@ def test_any_run_of_row_groups_has_its_own_rows() -> None:
 def test_hugging_face_struct_and_class_label() -> None:
     found = items_of(file_of(of_hugging_face([1, 0, 2, None, -1, 7])))
     assert [item.content for item in found] == [b"0", b"1", b"2", b"3", b"4", b"5"]
-    assert [item.label for item in found] == ["dog", "cat", None, None, "-1", "7"]
+    assert [item.label for item in found] == ["dog", "cat", None, None, None, "7"]
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,12 @@ def test_labels_are_text(labels: Any, expected: list[str | None]) -> None:
 
 def test_the_image_column_is_found_by_looking() -> None:
     struct = pa.array([{"bytes": b"x", "path": "p"}])
-    assert columns_of({"image": struct}) == ImageColumns("image", True, None)
-    assert columns_of({"picture": [b"x"], "path": ["p"]}) == ImageColumns("picture", False, None)
+    assert columns_of({"image": struct}) == ImageColumns("image", True)
+    assert columns_of({"picture": [b"x"], "path": ["p"]}) == ImageColumns("picture", False)
     assert columns_of({"picture": struct, "n": [1]}).image == "picture"
     assert columns_of({"mask": struct, "data": [b"x"], "png": [b"x"], "z": [b"x"]}).image == "png"
     assert columns_of({"bytes": ["text"], "img": [3], "z": pa.array([b"x"], pa.large_binary())}).image == "z"
-    assert columns_of({"with.dot": [b"x"], "class.label": ["a"]}, "column:class.label").label == "class.label"
+    assert columns_of({"with.dot": [b"x"], "class.label": ["a"]}, "column:class.label").label.column == "class.label"
 
 
 def test_a_name_with_a_dot_is_read() -> None:
@@ -182,12 +182,12 @@ def test_no_image_column_or_several(columns: dict[str, Any], message: str) -> No
 
 def test_the_label_column_is_found_by_its_name() -> None:
     image = {"image": [b"x"]}
-    assert columns_of(image | {"target": ["a"], "class": ["b"], "caption": ["c"]}).label == "class"
-    assert columns_of(image | {"labels": [["a"]], "target": ["b"]}).label == "target"
-    assert columns_of(image | {"label": [{"a": 1}], "cls": [b"b"]}).label is None
-    assert columns_of(image | {"caption": ["c"]}).label is None
-    assert columns_of(image | {"label": ["a"]}, "none").label is None
-    assert columns_of(image | {"label": ["a"], "caption": ["c"]}, "column:caption").label == "caption"
+    assert columns_of(image | {"target": ["a"], "class": ["b"], "caption": ["c"]}).label.column == "class"
+    assert columns_of(image | {"labels": [["a"]], "target": ["b"]}).label.column == "target"
+    assert columns_of(image | {"label": [{"a": 1}], "cls": [b"b"]}).label.column == "cls"
+    assert columns_of(image | {"caption": ["c"]}).label.column is None
+    assert columns_of(image | {"label": ["a"]}, "none").label.column is None
+    assert columns_of(image | {"label": ["a"], "caption": ["c"]}, "column:caption").label.column == "caption"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_a_file_that_has_changed() -> None:
     for columns in ({"image": noise(4), "label": [1, 2, 3, 4]}, {"image": [{"bytes": b"x"}] * 3, "label": [1, 2, 3]}):
         with pytest.raises(SourceError, match="a.parquet has changed since it was listed"):
             list(read_parquet(io.BytesIO(file_of(columns)), URI, layout, 0, 1))
-    with pytest.raises(SourceError, match="has no column label"):
+    with pytest.raises(SourceError, match="has changed since it was listed"):
         list(read_parquet(io.BytesIO(file_of({"image": noise(3)})), URI, layout, 0, 1))
 
 
@@ -298,7 +298,7 @@ def test_a_damaged_footer_is_refused_or_believed() -> None:
 
 @given(rows=st.lists(st.integers(0, 50), max_size=30), most=st.integers(1, 100))
 def test_slices_cover_all_row_groups_once(rows: list[int], most: int) -> None:
-    runs = slices(Layout(URI, ImageColumns("image", False, None), tuple(rows)), most)
+    runs = slices(Layout(URI, ImageColumns("image", False), tuple(rows)), most)
     assert [group for first, count in runs for group in range(first, first + count)] == list(range(len(rows)))
     for first, count in runs:
         assert count >= 1
@@ -306,7 +306,7 @@ def test_slices_cover_all_row_groups_once(rows: list[int], most: int) -> None:
 
 
 def test_slices_are_as_few_as_can_be_and_refuse_giants() -> None:
-    layout = Layout(URI, ImageColumns("image", False, None), (10, 0, 10, 30, 5, 5, 0))
+    layout = Layout(URI, ImageColumns("image", False), (10, 0, 10, 30, 5, 5, 0))
     assert slices(layout, 20) == [(0, 3), (3, 1), (4, 3)]
     assert slices(layout, 1_000) == [(0, 7)]
     giant = Layout(URI, layout.columns, (3, (1 << 20) + 1))

@@ -14,10 +14,10 @@ from typing import BinaryIO, cast
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.images import tars
+from pipeline.images import tar_links, tars
 from pipeline.images.decode import Rejected, decode
 from pipeline.images.items import Item
-from pipeline.images.tars import read_tar
+from pipeline.images.tars import Members, read_tar
 from pipeline.images.uris import split_member
 from tests.images.archives import Dribble, Lost, tar_of
 from tests.images.pictures import encoded, gradient
@@ -27,7 +27,7 @@ COMPRESSIONS = {"plain": bytes, "gz": gzip.compress, "bz2": bz2.compress, "xz": 
 
 
 def items_of(content: bytes, labels: str = "folder") -> list[Item]:
-    return list(read_tar(cast("BinaryIO", Dribble(content, 8_000)), URI, labels))
+    return list(read_tar(cast("BinaryIO", Dribble(content, 8_000)), URI, Members(labels)))
 
 
 def labels_of(members: dict[str, bytes], labels: str = "folder") -> list[str | None]:
@@ -54,7 +54,7 @@ def test_a_stream_of_any_compression_in_pieces_of_any_size(compression: str, at_
     members = {"a/1.jpg": b"one" * 300, "a/1.cls": b"3", "b/2.PNG": b"two", "b/readme.md": b"no image", "3.webp": b"3"}
     content = COMPRESSIONS[compression](tar_of(members))
     stream = cast("BinaryIO", Dribble(content, at_most))
-    assert list(read_tar(stream, URI, "folder")) == [
+    assert list(read_tar(stream, URI)) == [
         Item(f"{URI}#a/1.jpg", "3", b"one" * 300),
         Item(f"{URI}#b/2.PNG", "b", b"two"),
         Item(f"{URI}#3.webp", None, b"3"),
@@ -145,7 +145,8 @@ def test_links_and_devices_are_rejected_and_folders_are_not_images() -> None:
             archive.addfile(info)
     found = {member_of(item): reason_of(item) for item in items_of(stream.getvalue())}
     assert list(found) == ["sym.jpg", "hard.jpg", "pipe.jpg", "disk.jpg", "strange.jpg"]
-    assert found["sym.jpg"] == found["hard.jpg"] == "a link, not an image"
+    assert found["sym.jpg"] == "a link, not an image"
+    assert found["hard.jpg"] == "a hard link to /etc/passwd, which is not in the archive before it"
     assert "not a plain file" in found["pipe.jpg"]
 
 
@@ -161,7 +162,7 @@ def test_empty_and_repeated_members() -> None:
 
 
 def test_too_large_a_member_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tars, "MAX_FILE_BYTES", 1_000)
+    monkeypatch.setattr(tar_links, "MAX_FILE_BYTES", 1_000)
     found = items_of(tar_of({"1.jpg": b"x" * 1_001, "2.jpg": b"x" * 1_000}))
     assert reason_of(found[0]) == "1,001 bytes is more than 1,000"
     assert found[1].content == b"x" * 1_000
@@ -178,7 +179,7 @@ def test_too_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tars, "MAX_IMAGES", 3)
     members = {f"{i}.jpg": b"x" for i in range(4)}
     assert len(items_of(tar_of(dict(list(members.items())[:3])))) == 3
-    reading = read_tar(io.BytesIO(tar_of(members)), URI, "none")
+    reading = read_tar(io.BytesIO(tar_of(members)), URI, Members("none"))
     assert len([next(reading) for _ in range(3)]) == 3
     with pytest.raises(SourceError, match="a.tar holds more than 3 images: split it"):
         next(reading)
@@ -288,7 +289,7 @@ def test_cut_anywhere_yields_what_came_before_and_says_so() -> None:
     whole = items_of(content)
     assert [member_of(item) for item in whole] == names
     for size in range(len(content)):
-        found = list(read_tar(io.BytesIO(content[:size]), URI, "none"))
+        found = list(read_tar(io.BytesIO(content[:size]), URI, Members("none")))
         complete = sum(end <= size for end in ends)
         assert [item.content for item in found[:complete]] == [item.content for item in whole[:complete]], size
         assert [item.uri for item in found[:complete]] == [item.uri for item in whole[:complete]], size
@@ -430,7 +431,7 @@ def test_an_error_of_the_stream_is_the_callers(compression: str, error: Exceptio
     for good in (0, 3, 600, 3_500, len(content) // 2, len(content) - 1):
         found = []
         with pytest.raises(type(error)) as raised:
-            found.extend(read_tar(Lost(content, good, error), URI, "none"))
+            found.extend(read_tar(Lost(content, good, error), URI, Members("none")))
         assert raised.value is error
         assert not [item for item in found if isinstance(item.content, Rejected)]
 
@@ -438,6 +439,6 @@ def test_an_error_of_the_stream_is_the_callers(compression: str, error: Exceptio
 def test_nothing_is_read_far_ahead() -> None:
     """The members that have been yielded are all that was taken of the stream, but for a key's neighbours."""
     stream = io.BytesIO(tar_of({f"{i}.jpg": b"x" * 5_000 for i in range(1_000)}))
-    reading = read_tar(stream, URI, "folder")
+    reading = read_tar(stream, URI)
     next(reading)
     assert stream.tell() < 20_000

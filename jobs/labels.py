@@ -1,0 +1,124 @@
+"""What `add` says of labels and of what it passes over: a line each, and a way out where something looks wrong."""
+
+from typing import TYPE_CHECKING
+
+from jobs.terminal import counted, note, say
+
+if TYPE_CHECKING:
+    from pipeline.edits.add import AddReport
+    from pipeline.images.census import LabelCensus
+    from pipeline.images.leftovers import PassedOver
+    from pipeline.images.listing import Listing
+
+LABELS_SHOWN = 8
+NAMES_SHOWN = 5
+
+
+def show_labels(census: "LabelCensus") -> None:
+    """The first labels with their counts, and how many images have none."""
+    first = [f"{label} ({number:,})" for label, number in census.first_labels(LABELS_SHOWN).items()]
+    more = f", and {len(census.counts) - len(first):,} more" if len(census.counts) > len(first) else ""
+    unread = f"; what {counted(census.unread, 'container')} say is known when they are read" if census.unread else ""
+    if census.counts:
+        without = f"; {counted(census.without, 'image')} without one" if census.without else ""
+        say(f"labels: {', '.join(first)}{more}{without}{unread}")
+    elif unread:
+        say(f"labels: {unread.removeprefix('; ')}")
+
+
+def show_passed_over(passed: "PassedOver") -> None:
+    """What was no image, with the endings; leftovers and what was excluded."""
+    said = []
+    if passed.endings:
+        endings = [f"{number:,} {ending or 'without an ending'}" for ending, number in passed.endings.most_common()]
+        said.append(f"{counted(passed.num_files, 'file')} that are no images ({_listed(endings)})")
+    if passed.leftovers:
+        said.append(
+            f"leftovers and hidden names ({_listed([f'{n:,} {name}' for name, n in passed.leftovers.most_common()])})"
+        )
+    if passed.excluded:
+        said.append(f"{passed.excluded:,} excluded")
+    if said:
+        say(f"passed over: {'; '.join(said)}")
+
+
+def note_before(listing: "Listing") -> None:
+    """What is known to be wrong with labels before anything is embedded."""
+    for uri, reason in list(listing.passed_over.unreadable.items())[:NAMES_SHOWN]:
+        note(f"the folder {uri} cannot be read ({reason}), so its images are not in this add")
+    if len(listing.passed_over.unreadable) > NAMES_SHOWN:
+        note(f"{len(listing.passed_over.unreadable):,} folders cannot be read in all")
+    census = listing.census + listing.inside
+    _note_questionable(census)
+    if not listing.containers.num_rows:
+        _note_unmatched(census, listing)
+    _note_unlabelled(census, listing)
+
+
+def note_after(report: "AddReport", listing: "Listing") -> None:
+    """What is wrong with labels, where that was not known before the images were read."""
+    if not listing.containers.num_rows:
+        return
+    before = listing.census + listing.inside
+    if set(report.census.questionable()) - set(before.questionable()):
+        _note_questionable(report.census)
+    _note_unmatched(report.census, listing)
+    if report.census.unlabelled != before.unlabelled:
+        _note_unlabelled(report.census, listing)
+    if report.notes.masks:
+        names = list(report.notes.masks)
+        note(
+            f"{counted(sum(report.notes.masks.values()), 'image')} passed over beside the picture of their sample "
+            f"({_listed(names)}): `--image-extension {names[0].lstrip('.')}` would take these instead"
+        )
+    if report.notes.together:
+        names = list(report.notes.together)
+        note(
+            f"samples of these archives hold several images ({_listed(names)}), each of which is an entry: "
+            f"`--image-extension {names[0].lstrip('.')}` would take one of them"
+        )
+
+
+def _note_questionable(census: "LabelCensus") -> None:
+    names = census.questionable()
+    if names:
+        said = [f"{name} ({census.counts[name]:,})" for name in names]
+        note(
+            f"{'these labels look' if len(names) > 1 else 'this label looks'} like a split or a folder of images, not "
+            f"like a class: {_listed(said)}; `--labels parent` takes the folder that holds each image, `--label NAME` "
+            "one label for all"
+        )
+
+
+def _note_unmatched(census: "LabelCensus", listing: "Listing") -> None:
+    if census.num_unmatched:
+        first = f", such as '{census.unmatched[0]}'" if census.unmatched else ""
+        note(
+            f"{census.num_unmatched:,} of {counted(census.num_rows, 'row')} of the label file name no image of the "
+            f"source{first}: name images by their path from {listing.uri} on"
+        )
+
+
+def _note_unlabelled(census: "LabelCensus", listing: "Listing") -> None:
+    reasons = {reason: number for reason, number in census.unlabelled.items() if reason != "labels were not asked for"}
+    if not reasons:
+        return
+    number = sum(reasons.values())
+    whole = number + census.labelled
+    why = "; ".join(
+        reason if len(reasons) == 1 else f"{count:,}: {reason}"
+        for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1])[:NAMES_SHOWN]
+    )
+    files = listing.passed_over.label_files
+    way = (
+        f"`--labels file:{files[0]}` reads labels from the file there"
+        if files and not any("row" in reason for reason in reasons)
+        else "`--label NAME` gives all of them one, `--labels` says where else to look"
+    )
+    which = "no image of these" if number == whole and not census.unread else f"{number:,} of these images"
+    has = "has a label" if which.startswith("no ") else "have no label"
+    note(f"{which} {has}, which `classify` needs ({why}): {way}")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:NAMES_SHOWN]) + (", …" if len(names) > NAMES_SHOWN else "")

@@ -1,0 +1,108 @@
+"""What is known of the labels of a source: how many images have which, why others have none, what looks like a mistake.
+
+NumPy and Arrow only: nothing is read here.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.images.label_rows import LabelFile
+from pipeline.images.labels import NO_FOLDER, Labels
+
+SHOWN_LABELS = 20
+
+# Names that people give to parts of a data set, and to folders that hold all kinds of images; a year or a number may
+# follow (train2017). They are seldom classes.
+_NO_CLASS = re.compile(
+    r"(train|training|val|valid|validation|test|testing|dev|eval|trainval|holdout|split)(set)?[-_ ]?\d*"
+    r"|(images?|imgs?|jpe?gs?|jpegimages|pngs?|photos?|pictures?|pics|data|dataset|raw|input|all|files|samples|query"
+    r"|gallery|downloads?|desktop|documents|tmp|temp|new folder|untitled folder|camera|dcim|unlabell?ed)[-_ ]?\d*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class LabelCensus:
+    """The labels of some images.
+
+    `counts` are images by label, `unlabelled` images without one by the reason. `unread` containers say theirs only
+    when they are read. Of the `num_rows` rows of a label file `num_unmatched` name no image so far, `unmatched` are the
+    first of these.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    unlabelled: Counter[str] = field(default_factory=Counter)
+    unread: int = 0
+    num_rows: int = 0
+    num_unmatched: int = 0
+    unmatched: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def without(self) -> int:
+        return sum(self.unlabelled.values())
+
+    def __add__(self, other: "LabelCensus") -> "LabelCensus":
+        """The census of the images of both; of a label file what the first says."""
+        return LabelCensus(
+            self.counts + other.counts,
+            self.unlabelled + other.unlabelled,
+            self.unread + other.unread,
+            self.num_rows,
+            self.num_unmatched,
+            self.unmatched,
+        )
+
+    def questionable(self) -> list[str]:
+        """The labels that are named like a split or a folder of images rather than a class, the most frequent first."""
+        return [label for label, _ in self.counts.most_common() if _NO_CLASS.fullmatch(label.strip())]
+
+    def first_labels(self, number: int = SHOWN_LABELS) -> dict[str, int]:
+        """The most frequent labels with their counts, those of equal counts by name."""
+        return dict(sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))[:number])
+
+    def to_json(self) -> dict:
+        """The census as a JSON object."""
+        return {
+            "labelled": self.labelled,
+            "unlabelled": self.without,
+            "why_unlabelled": dict(self.unlabelled.most_common()),
+            "labels": self.first_labels(),
+            "num_labels": len(self.counts),
+            "questionable": self.questionable()[:SHOWN_LABELS],
+            "label_rows": self.num_rows,
+            "label_rows_unmatched": self.num_unmatched,
+            "first_unmatched": list(self.unmatched),
+        }
+
+
+def census_of_files(column: pa.ChunkedArray, labels: Labels, rows: Sequence[int | None] | None) -> LabelCensus:
+    """The census of image files with these labels; `rows` has the row of the label file for each, if there is one."""
+    counts: Counter[str] = Counter()
+    for pair in pc.value_counts(column).to_pylist():
+        if pair["values"] is not None:
+            counts[pair["values"]] += pair["counts"]
+    without = column.null_count
+    file = labels.read_file()
+    if file is None or rows is None:
+        reason = labels.why_none("", NO_FOLDER)
+        return LabelCensus(counts, Counter({reason: without} if without else {}))
+    unlabelled: Counter[str] = Counter()
+    for row, label in zip(rows, column.to_pylist(), strict=True):
+        if label is None:
+            unlabelled[labels.why_no_label_in_file(row)] += 1
+    unmatched = _unmatched(file, rows)
+    return LabelCensus(counts, unlabelled, 0, len(file.rows), len(unmatched), tuple(unmatched[:3]))
+
+
+def _unmatched(file: LabelFile, rows: Sequence[int | None]) -> list[str]:
+    matched = {row for row in rows if row is not None}
+    return [file.names[row] for row in file.rows.values() if row not in matched]

@@ -1,0 +1,84 @@
+"""Hard links in a tar archive: names of members that lie before them, whose bytes a second reading finds."""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from pipeline.images.decode import MAX_FILE_BYTES, Rejected
+from pipeline.images.items import Item
+from pipeline.images.tar_members import PLAIN_TYPES, Archive, Broken
+from pipeline.images.uris import printable
+
+
+@dataclass(frozen=True)
+class Link:
+    """In place of bytes: those of the member `target`."""
+
+    target: str
+
+
+class Links:
+    """The hard links met in a first reading of an archive, and what waits for their bytes.
+
+    Memory: the names of all plain members, and those of the links.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._plain: set[str] = set()
+        self._targets: dict[str, str] = {}
+        self._waiting: dict[str, list[Item | str]] = {}
+
+    def note(self, name: str) -> None:
+        """A plain member, which later ones may link to."""
+        self._plain.add(name)
+
+    def link(self, member: tarfile.TarInfo) -> Link | Rejected:
+        """What a hard link stands for, or why it cannot be read."""
+        target = self._targets.get(member.linkname, member.linkname)  # a link to a link is one to its target
+        if target not in self._plain:
+            return Rejected("read", f"a hard link to {printable(target)}, which is not in the archive before it")
+        if not getattr(self._stream, "seekable", bool)():
+            return Rejected("read", "a hard link, and this stream cannot be read a second time")
+        self._targets[member.name] = target
+        return Link(target)
+
+    def wait(self, link: Link | Rejected, place: Item | str) -> None:
+        """Let an image, or the name of a sidecar, wait for the bytes of a link."""
+        if isinstance(link, Link):
+            self._waiting.setdefault(link.target, []).append(place)
+
+    def contents(self) -> Iterator[tuple[Item | str, bytes | Rejected]]:
+        """What waits, with its bytes or why there are none, in the order of the targets.
+
+        Reads the archive again from its beginning up to the last target, where anything waits.
+        """
+        waiting, reason = self._waiting, "the member it links to could not be found again"
+        self._waiting = {}
+        try:
+            if waiting:
+                self._stream.seek(0)
+                archive = Archive(self._stream)
+                while waiting and (member := archive.next()) is not None:
+                    if member.name not in waiting or member.type not in PLAIN_TYPES:
+                        continue
+                    why = unreadable_reason(member)
+                    content = Rejected("read", why) if why is not None else archive.content()
+                    yield from ((place, content) for place in waiting.pop(member.name))
+        except Broken as broken:
+            reason = f"the archive {broken} before the member it links to"
+        yield from ((place, Rejected("read", reason)) for places in waiting.values() for place in places)
+
+
+def unreadable_reason(member: tarfile.TarInfo) -> str | None:
+    """Why the bytes of a member, which is no hard link, cannot be had; None where they can."""
+    if member.issym():
+        return "a link, not an image"
+    if member.type == tarfile.GNUTYPE_SPARSE:
+        return "it is stored as a sparse file: archive it without --sparse"
+    if member.type not in PLAIN_TYPES:
+        return "a device, a pipe or something else that is not a plain file"
+    if member.size > MAX_FILE_BYTES:
+        return f"{member.size:,} bytes is more than {MAX_FILE_BYTES:,}"
+    return "the file is empty" if member.size == 0 else None
