@@ -129,7 +129,7 @@ def add(
         _show_plan(plan, json=json)
         return
     if plan.already is None:
-        note_before(plan.listing)
+        note_before(plan)
     on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
     with progress() as on_progress:
         where = started_runner(on_ray=on_ray)
@@ -181,7 +181,7 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
     )
     show_labels(plan.listing.census + plan.listing.inside)
     show_passed_over(plan.listing.passed_over)
-    note_before(plan.listing)
+    note_before(plan)
     if plan.listing.kept:
         say(f"keeping {', '.join(f'{column.name} ({column.type})' for column in plan.listing.kept)}")
     say(f"encoder {identity}; embeddings {plan.embedding_bytes / 1e6:,.1f} MB; nothing was changed")
@@ -206,7 +206,7 @@ def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> Non
         compiled = ", compiled" if report.numerics.compiled else ""
         say(f"embedded in {report.numerics.precision}{compiled}: {report.numerics.reason}")
     show_labels(report.census)
-    note_after(report, plan.listing)
+    note_after(report, plan)
     if report.unplanned:
         say(f"{counted(report.unplanned, 'image')} came after this add was begun, not in it: {_NEW_IMAGES}")
     if report.index_error:

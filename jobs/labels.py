@@ -5,10 +5,9 @@ from typing import TYPE_CHECKING
 from jobs.terminal import counted, note, say
 
 if TYPE_CHECKING:
-    from pipeline.edits.add import AddReport
+    from pipeline.edits.add import AddPlan, AddReport
     from pipeline.images.census import LabelCensus
     from pipeline.images.leftovers import PassedOver
-    from pipeline.images.listing import Listing
 
 LABELS_SHOWN = 8
 NAMES_SHOWN = 5
@@ -31,7 +30,8 @@ def show_passed_over(passed: "PassedOver") -> None:
     said = []
     if passed.endings:
         endings = [f"{number:,} {ending or 'without an ending'}" for ending, number in passed.endings.most_common()]
-        said.append(f"{counted(passed.num_files, 'file')} that are no images ({_listed(endings)})")
+        are = "is no image" if passed.num_files == 1 else "are no images"
+        said.append(f"{counted(passed.num_files, 'file')} that {are} ({_listed(endings)})")
     if passed.leftovers:
         said.append(
             f"leftovers and hidden names ({_listed([f'{n:,} {name}' for name, n in passed.leftovers.most_common()])})"
@@ -42,29 +42,35 @@ def show_passed_over(passed: "PassedOver") -> None:
         say(f"passed over: {'; '.join(said)}")
 
 
-def note_before(listing: "Listing") -> None:
+def note_before(plan: "AddPlan") -> None:
     """What is known to be wrong with labels before anything is embedded."""
+    listing = plan.listing
     for uri, reason in list(listing.passed_over.unreadable.items())[:NAMES_SHOWN]:
         note(f"the folder {uri} cannot be read ({reason}), so its images are not in this add")
     if len(listing.passed_over.unreadable) > NAMES_SHOWN:
         note(f"{len(listing.passed_over.unreadable):,} folders cannot be read in all")
     census = listing.census + listing.inside
-    _note_questionable(census)
+    if listing.is_file and census.counts and plan.options.asked_labels == "folder":
+        [label] = census.counts
+        note(f"the image has the label {label}, the name of its folder: `--label NAME` gives it another")
+    else:
+        _note_questionable(census)
     if not listing.containers.num_rows:
-        _note_unmatched(census, listing)
-    _note_unlabelled(census, listing)
+        _note_unmatched(census, plan)
+    _note_unlabelled(census, plan)
 
 
-def note_after(report: "AddReport", listing: "Listing") -> None:
+def note_after(report: "AddReport", plan: "AddPlan") -> None:
     """What is wrong with labels, where that was not known before the images were read."""
+    listing = plan.listing
     if not listing.containers.num_rows:
         return
     before = listing.census + listing.inside
     if set(report.census.questionable()) - set(before.questionable()):
         _note_questionable(report.census)
-    _note_unmatched(report.census, listing)
+    _note_unmatched(report.census, plan)
     if report.census.unlabelled != before.unlabelled:
-        _note_unlabelled(report.census, listing)
+        _note_unlabelled(report.census, plan)
     if report.notes.masks:
         names = list(report.notes.masks)
         note(
@@ -90,16 +96,16 @@ def _note_questionable(census: "LabelCensus") -> None:
         )
 
 
-def _note_unmatched(census: "LabelCensus", listing: "Listing") -> None:
+def _note_unmatched(census: "LabelCensus", plan: "AddPlan") -> None:
     if census.num_unmatched:
         first = f", such as '{census.unmatched[0]}'" if census.unmatched else ""
         note(
             f"{census.num_unmatched:,} of {counted(census.num_rows, 'row')} of the label file name no image of the "
-            f"source{first}: name images by their path from {listing.uri} on"
+            f"source{first}: name images by their path from {plan.listing.uri} on"
         )
 
 
-def _note_unlabelled(census: "LabelCensus", listing: "Listing") -> None:
+def _note_unlabelled(census: "LabelCensus", plan: "AddPlan") -> None:
     reasons = {reason: number for reason, number in census.unlabelled.items() if reason != "labels were not asked for"}
     if not reasons:
         return
@@ -109,12 +115,13 @@ def _note_unlabelled(census: "LabelCensus", listing: "Listing") -> None:
         reason if len(reasons) == 1 else f"{count:,}: {reason}"
         for reason, count in sorted(reasons.items(), key=lambda pair: -pair[1])[:NAMES_SHOWN]
     )
-    files = listing.passed_over.label_files
-    way = (
-        f"`--labels file:{files[0]}` reads labels from the file there"
-        if files and not any("row" in reason for reason in reasons)
-        else "`--label NAME` gives all of them one, `--labels` says where else to look"
-    )
+    asked, tables = plan.options.asked_labels, plan.listing.passed_over.label_files
+    if asked.startswith("file:"):
+        way = f"give them rows in {asked.removeprefix('file:')}"
+    elif tables:
+        way = f"`--labels file:{tables[0]}` reads labels from the file there"
+    else:
+        way = "`--label NAME` gives all of them one, `--labels` says where else to look"
     which = "no image of these" if number == whole and not census.unread else f"{number:,} of these images"
     has = "has a label" if which.startswith("no ") else "have no label"
     note(f"{which} {has}, which `classify` needs ({why}): {way}")

@@ -19,7 +19,7 @@ SHOWN_LABELS = 20
 # Names that people give to parts of a data set, and to folders that hold all kinds of images; a year or a number may
 # follow (train2017). They are seldom classes.
 _NO_CLASS = re.compile(
-    r"(train|training|val|valid|validation|test|testing|dev|eval|trainval|holdout|split)(set)?[-_ ]?\d*"
+    r"(train|training|val|valid|validation|test|testing|dev|eval|trainval|holdout|split)([-_ ]?set)?[-_ ]?\d*"
     r"|(images?|imgs?|jpe?gs?|jpegimages|pngs?|photos?|pictures?|pics|data|dataset|raw|input|all|files|samples|query"
     r"|gallery|downloads?|desktop|documents|tmp|temp|new folder|untitled folder|camera|dcim|unlabell?ed)[-_ ]?\d*",
     re.IGNORECASE,

@@ -18,6 +18,8 @@ from pipeline import VisualMemory
 from pipeline.embeddings import tally
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.images import files
+from pipeline.images.containers import Choice
+from pipeline.images.decode import decode
 from pipeline.images.labels import Labels
 from pipeline.images.listing import list_source
 from pipeline.store.ids import split_id
@@ -316,6 +318,30 @@ def test_what_is_wrong_with_a_bucket_is_said_at_once(
     files._file_system.cache_clear()
     with pytest.raises(StorageError, match="refuses these credentials"):
         memory.add(s3.uri(), **options)
+
+
+def test_what_a_user_writes_for_a_bucket_is_taken_as_it_is(
+    s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(s3, monkeypatch)
+    uri = s3.uri()
+    there = fsspec.filesystem("s3", skip_instance_cache=True)
+    keys = ["my%20pics/cat/1.png", "per%cent/c#t/1.png", "ds//cat/1.png", "ds//dog//2.png", "ds//3.png"]
+    keys += ["nas/cat/1.png", "nas/cat/@eaDir/1.png/x.png", "nas/cat/@eaDir/2.png/x.png", "nas/#recycle/3.png"]
+    for number, key in enumerate(keys):
+        there.pipe_file(f"{uri}/{key}", picture(number))
+    for name, label, below in (("my%20pics", "cat", "my%2520pics"), ("per%cent", "c#t", "per%25cent")):
+        listing = list_source(f"{uri}/{name}", Labels())
+        assert (listing.uri, listing.labels) == (f"{uri}/{below}", [label])
+        assert list_source(f"{uri}/{name}/{label}/1.png", Labels()).planned == 1
+        decode(files.read_file(listing.images.column("uri").to_pylist()[0]))
+    doubled = list_source(f"{uri}/ds", Labels())
+    assert doubled.images.column("label").to_pylist() == [None, "cat", "dog"]
+    for image in doubled.images.column("uri").to_pylist():
+        decode(files.read_file(image))
+    found = list_source(f"{uri}/nas", Labels(), (), Choice(("3.png",)))
+    assert (found.planned, found.labels) == (1, ["cat"])
+    assert found.passed_over.leftovers == {"@eaDir": 1, "#recycle": 1}
 
 
 def test_plans_of_any_length_are_listed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

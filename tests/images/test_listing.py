@@ -1,6 +1,11 @@
 """The folder source: what counts as an image, what its label is, and in which order it comes."""
 
+import json
 import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -9,8 +14,12 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SourceError, UsageError
 from pipeline.images.labels import Labels
+from pipeline.images.leftovers import Exclusion, PassedOver
 from pipeline.images.listing import list_source
 from pipeline.images.uris import path_of_uri, uri_of_path
+from pipeline.images.walk import walk_source
+
+ROOT = Path(__file__).parents[2]
 
 
 def make(root: Path, *names: str) -> Path:
@@ -53,6 +62,66 @@ def test_links_are_followed_once(tmp_path: Path) -> None:
     (tmp_path / "real/broken.jpg").symlink_to(tmp_path / "nowhere.jpg")
     uris = list_source(str(tmp_path / "real"), Labels()).images.column("uri").to_pylist()
     assert uris == [str(tmp_path / "real/broken.jpg"), str(tmp_path / "real/dog/a.jpg")]
+
+
+def test_a_link_to_itself_is_passed_over(tmp_path: Path) -> None:
+    make(tmp_path, "cat/1.jpg")
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "cat/round.jpg").symlink_to("round.jpg")
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    listing = list_source(str(tmp_path), Labels())
+    assert listing.images.column("uri").to_pylist() == [f"{tmp_path}/cat/1.jpg", f"{tmp_path}/cat/round.jpg"]
+    assert listing.passed_over.endings == Counter({"": 3})
+    with pytest.raises(SourceError, match="cannot be read .Too many levels"):
+        list_source(str(tmp_path / "self"), Labels())
+
+
+def as_somebody(source: Path) -> dict:
+    """What a process that may read no files of others lists of a source: root could read them all."""
+    code = (
+        "import json, sys; from pipeline.images.labels import Labels; from pipeline.images.listing import list_source\n"
+        "try:\n"
+        "    found = list_source(sys.argv[1], Labels())\n"
+        "    print(json.dumps({'uris': found.images['uri'].to_pylist(), 'passed': found.passed_over.to_json()}))\n"
+        "except Exception as error:\n"
+        "    print(json.dumps({'error': str(error)}))"
+    )
+    capabilities = "-dac_override,-dac_read_search"
+    root = ["setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}"] if os.geteuid() == 0 else []
+    done = subprocess.run([*root, sys.executable, "-c", code, source], capture_output=True, check=True, cwd=ROOT)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["lost+found", "secret", "no entry"])
+def test_a_folder_that_cannot_be_read_is_named_and_the_rest_goes_on(tmp_path: Path, name: str) -> None:
+    make(tmp_path, "cat/1.jpg", f"{name}/x.jpg", f"cat/{name}/y.jpg")
+    for folder in (tmp_path / name, tmp_path / "cat" / name):
+        folder.chmod(0o600 if name == "no entry" else 0o000)
+    try:
+        found = as_somebody(tmp_path)
+        denied = [{"uri": str(tmp_path / below / name), "reason": "Permission denied"} for below in ("cat", "")]
+        if name == "no entry":  # its files are listed, and rejected with their reason
+            assert len(found["uris"]) == 3
+        else:
+            assert found["uris"] == [f"{tmp_path}/cat/1.jpg"]
+            assert sorted(found["passed"]["unreadable"], key=str) == sorted(denied, key=str)
+        error = as_somebody(tmp_path / name).get("error", "")
+        assert ("give this user the right to read it" in error) == (name != "no entry")
+    finally:
+        for folder in (tmp_path / name, tmp_path / "cat" / name):
+            folder.chmod(0o700)
+
+
+def test_a_folder_that_vanishes_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "a/1.jpg", "b/1.jpg", "c/1.jpg")
+    passed = PassedOver()
+    found = []
+    for file in walk_source(str(tmp_path), Exclusion(), passed).files:
+        found.append(file.below)
+        shutil.rmtree(tmp_path / "b", ignore_errors=True)
+    assert found == ["a/1.jpg", "c/1.jpg"]
+    assert passed.unreadable == {str(tmp_path / "b"): "No such file or directory"}
 
 
 @pytest.mark.parametrize(

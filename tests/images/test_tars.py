@@ -8,6 +8,7 @@ import lzma
 import random
 import subprocess
 import tarfile
+from collections import Counter
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -17,8 +18,11 @@ from pipeline.errors import SourceError
 from pipeline.images import tar_links, tars
 from pipeline.images.decode import Rejected, decode
 from pipeline.images.items import Item
+from pipeline.images.leftovers import Exclusion
+from pipeline.images.notes import ContainerNotes
 from pipeline.images.tars import Members, read_tar
 from pipeline.images.uris import split_member
+from pipeline.store.kept import KeptColumn
 from tests.images.archives import Dribble, Lost, tar_of
 from tests.images.pictures import encoded, gradient
 
@@ -266,6 +270,124 @@ def test_images_of_one_key_are_not_held_without_end(monkeypatch: pytest.MonkeyPa
     with_sidecars = {"a.txt": b"early", **members, "a.cls": b"late"}
     assert labels_of(with_sidecars) == ["early", "early", "early", "early", "late"]
     assert labels_of({"b.jpg": b"x" * 2_000, "b.cls": b"7"}) == ["7"]
+
+
+# Samples whose members lie apart, or share a name
+
+
+def amended(members: dict[str, bytes] | bytes, of: Members = Members()) -> tuple[list[Item], ContainerNotes]:
+    notes = ContainerNotes()
+    content = members if isinstance(members, bytes) else tar_of(members)
+    return notes.amended(list(read_tar(io.BytesIO(content), URI, of, notes))), notes
+
+
+IMAGES_THEN_LABELS = {f"data/{i}.jpg": b"x" for i in range(4)} | {f"data/{i}.cls": b"%d" % i for i in range(4)}
+
+
+@pytest.mark.parametrize("order", ["images first", "labels first", "shuffled"])
+def test_sidecars_that_lie_apart_find_their_image(order: str) -> None:
+    names = list(IMAGES_THEN_LABELS)
+    names = names[::-1] if order == "labels first" else names
+    random.Random(2).shuffle(names if order == "shuffled" else [])
+    found, _ = amended({name: IMAGES_THEN_LABELS[name] for name in names})
+    assert {member_of(item): item.label for item in found} == {f"data/{i}.jpg": str(i) for i in range(4)}
+    assert all(item.content == b"x" for item in found)
+
+
+def test_kept_values_that_come_late() -> None:
+    members = {"a.jpg": b"x", "b.jpg": b"y", "a.json": b'{"label": "cat", "stars": 3}', "b.json": b'{"stars": 4}'}
+    found, _ = amended(members, Members("folder", (KeptColumn(name="stars", type="int64"),)))
+    assert [(item.label, item.kept) for item in found] == [("cat", (3,)), (None, (4,))]
+
+
+def test_dots_in_the_names_of_a_sample() -> None:
+    members = {}
+    for day in range(4):
+        members |= {f"IMG_2024.05.0{day}.jpg": b"x", f"IMG_2024.05.0{day}.cls": b"%d" % day}
+    assert [item.label for item in amended(members)[0]] == ["0", "1", "2", "3"]
+    members = {"a.b.jpg": b"1", "a.c.jpg": b"2", "a.cls": b"all", "a.c.cls": b"c"}
+    assert [item.label for item in amended(members)[0]] == ["all", "c"]
+
+
+def test_masks_beside_a_picture_are_no_images_of_their_own() -> None:
+    members = {"1.cls": b"cat", "1.jpg": b"x", "1.seg.png": b"m", "1.depth_0.png": b"d", "2.mask.png": b"only"}
+    found, notes = amended(members)
+    assert [(member_of(item), item.label) for item in found] == [("1.jpg", "cat"), ("2.mask.png", None)]
+    assert notes.masks == Counter({".seg.png": 1, ".depth_0.png": 1})
+    found, notes = amended(members, Members(extension="seg.png"))
+    assert [(member_of(item), item.label, item.content) for item in found] == [("1.seg.png", "cat", b"m")]
+    assert notes.masks == Counter({".jpg": 1, ".depth_0.png": 1, ".mask.png": 1})
+    found, notes = amended({"1.jpg": b"x", "1.png": b"y", "2.input.jpg": b"x", "2.output.jpg": b"y"})
+    assert (len(found), notes.together) == (4, Counter({".jpg": 1, ".png": 1}))
+
+
+def test_members_that_are_no_images_are_counted_and_sidecars_are_not() -> None:
+    members = {
+        "1.avif": b"x",
+        "1.cls": b"3",
+        "2.AVIF": b"x",
+        "inner.tar": b"x",
+        "3.jpg": b"x",
+        "3.txt": b"t",
+        "no": b"x",
+    }
+    found, notes = amended(members | {"__MACOSX/4.jpg": b"x", "x/5.jpg": b"x"}, Members(exclusion=Exclusion(("x",))))
+    assert len(found) == 1
+    assert notes.counts() == {
+        "endings": {".avif": 2, ".tar": 1, "": 1},
+        "leftovers": {"__MACOSX": 1},
+        "excluded": {"": 1},
+    }
+
+
+def test_labels_in_other_encodings_and_reasons_for_those_that_are_none() -> None:
+    members = {"1.jpg": b"x", "1.cls": "k\u00e4tze".encode("utf-16"), "2.jpg": b"x", "2.cls": b"a\0b", "3.jpg": b"x"}
+    found, _ = amended(members | {"3.json": b'{"label": ["a"]}', "4.jpg": b"x", "4.cls": b" ", "5.jpg": b"x"})
+    assert [item.label for item in found] == ["k\u00e4tze", None, None, None, None]
+    assert [item.no_label for item in found[1:]] == [
+        "its .cls holds a NUL character",
+        "label in its .json holds a list",
+        "its .cls is empty",
+        "no sidecar that was understood lies beside it, and no folder holds it in the archive",
+    ]
+
+
+def with_links(*members: tuple[str, bytes | str]) -> bytes:
+    """An archive in which a text in place of bytes is the target of a hard link."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.LNKTYPE, content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_hard_links_are_their_target(compression: str) -> None:
+    content = with_links(
+        ("cat/1.jpg", b"one"), ("blob", b"two"), ("dog/2.jpg", "cat/1.jpg"), ("3.jpg", "dog/2.jpg"), ("4.jpg", "blob"),
+        ("4.cls", b"4"), ("5.jpg", b"five"), ("5.cls", "4.cls"), ("6.jpg", "absent.jpg"),
+    )  # fmt: skip
+    found, _ = amended(COMPRESSIONS[compression](content))
+    by_name = {member_of(item): (item.label, item.content) for item in found}
+    assert {name: said for name, said in by_name.items() if name != "6.jpg"} == {
+        "cat/1.jpg": ("cat", b"one"),
+        "dog/2.jpg": ("dog", b"one"),
+        "3.jpg": (None, b"one"),
+        "4.jpg": ("4", b"two"),
+        "5.jpg": ("4", b"five"),
+    }
+    assert reason_of(found[[member_of(item) for item in found].index("6.jpg")]).startswith("a hard link to absent.jpg")
+
+
+def test_a_hard_link_in_a_stream_that_ends_is_rejected_with_the_reason() -> None:
+    content = with_links(("1.jpg", b"one"), ("2.jpg", "1.jpg"))
+    assert reason_of(items_of(content)[1]) == "a hard link, and this stream cannot be read a second time"
 
 
 # Archives that end too early, or are none
