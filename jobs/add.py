@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from jobs.arguments import Json, Memory, Source, command_line
-from jobs.labels import note_after, note_before, show_labels, show_passed_over
+from jobs.labels import note_after, note_before, show_first, show_labels, show_passed_over
 from jobs.terminal import counted, note, print_json, progress, say
 from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
 
@@ -151,6 +151,7 @@ def _is_for_ray(plan: "AddPlan") -> bool:
 
 def _show_plan(plan: "AddPlan", *, json: bool) -> None:
     identity = plan.identity
+    peeked = plan.peek() if plan.already is None else None
     document = {
         "planned": plan.planned,
         "archives": plan.listing.uncounted,
@@ -159,7 +160,8 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
         "skipped": plan.listing.skipped,
         "labels": len(plan.listing.labels),
         "passed_over": plan.listing.passed_over.to_json(),
-        "label_census": (plan.listing.census + plan.listing.inside).to_json(),
+        **(plan.listing.census + plan.listing.inside).to_json(),
+        "first_images": peeked[1].to_json() | {"container": peeked[0]} if peeked else None,
         "dataset": plan.dataset,
         "kept": {column.name: column.type for column in plan.listing.kept},
         "encoder": identity.encoder,
@@ -180,6 +182,7 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
         f"as dataset {plan.dataset}, in {counted(plan.num_parts, 'part')}"
     )
     show_labels(plan.listing.census + plan.listing.inside)
+    show_first(plan, peeked)
     show_passed_over(plan.listing.passed_over)
     note_before(plan)
     if plan.listing.kept:

@@ -17,12 +17,26 @@ def show_labels(census: "LabelCensus") -> None:
     """The first labels with their counts, and how many images have none."""
     first = [f"{label} ({number:,})" for label, number in census.first_labels(LABELS_SHOWN).items()]
     more = f", and {len(census.counts) - len(first):,} more" if len(census.counts) > len(first) else ""
-    unread = f"; what {counted(census.unread, 'container')} say is known when they are read" if census.unread else ""
+    containers = f"{census.unread:,} {'archive or table' if census.unread == 1 else 'archives and tables'}"
+    unread = f"; those in {containers} are known when they are read" if census.unread else ""
     if census.counts:
         without = f"; {counted(census.without, 'image')} without one" if census.without else ""
         say(f"labels: {', '.join(first)}{more}{without}{unread}")
     elif unread:
         say(f"labels: {unread.removeprefix('; ')}")
+
+
+def show_first(plan: "AddPlan", peeked: "tuple[str, LabelCensus] | None") -> None:
+    """The labels of the first images in an archive or table, and what is wrong with them."""
+    if peeked is None:
+        return
+    container, census = peeked
+    number = census.labelled + census.without
+    labels = [f"{label} ({count:,})" for label, count in census.first_labels(LABELS_SHOWN).items()]
+    without = [f"{census.without:,} without one"] if census.without else []
+    say(f"the first {counted(number, 'image')} in {container}: {', '.join([*labels, *without]) or 'none'}")
+    _note_questionable(census)
+    _note_unlabelled(census, plan)
 
 
 def show_passed_over(passed: "PassedOver") -> None:

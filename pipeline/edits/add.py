@@ -29,7 +29,7 @@ from pipeline.images.files import is_remote
 from pipeline.images.kept import check_names
 from pipeline.images.labels import Labels
 from pipeline.images.leftovers import PassedOver
-from pipeline.images.listing import Listing, list_source
+from pipeline.images.listing import Listing, list_source, peek
 from pipeline.images.notes import ContainerNotes
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store import ids
@@ -132,6 +132,10 @@ class AddPlan:
     def num_parts(self) -> int:
         files = int(self.listing.images.num_rows)
         return -(-files // ids.rows_per_part(files)) + int(self.listing.containers.num_rows)
+
+    def peek(self) -> tuple[str, LabelCensus] | None:
+        """The labels of the first images in an archive or table, and its uri, as `listing.peek` reads them."""
+        return peek(self.listing, Labels(self.options.asked_labels))
 
     @property
     def embedding_bytes(self) -> int:

@@ -9,7 +9,7 @@ import contextlib
 import datetime
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import BinaryIO, get_args
@@ -279,7 +279,7 @@ def images_in(
     kept: Sequence[KeptColumn] = (),
     choice: Choice = Choice(),
     notes: ContainerNotes | None = None,
-) -> Iterator[Item]:
+) -> Generator[Item]:
     """The images in a container by position, a rejected one for what cannot be read. Raises StorageError.
 
     `notes` is complete when all were given, and has what was passed over and the labels that came late.

@@ -8,7 +8,9 @@ import itertools
 import re
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -32,6 +34,8 @@ from pipeline.store.kept import KeptColumn
 from pipeline.store.schemas import PLAN
 
 BATCH_ROWS = 65_536
+PEEKED_IMAGES = 256
+PEEKED_BYTES = 16 << 20
 TOLD_EVERY = 1_000  # files, after which the time is looked at
 TOLD_SECONDS = 0.5  # between two words on how many there are
 # A file that tells what lies around it, and the folders of tables beside it.
@@ -202,6 +206,28 @@ def items_of(listing: Listing, labels: Labels, notes: ContainerNotes | None = No
             of_one = ContainerNotes()
             yield from images_in(Container(**row), replace(labels, root=listing.uri), (), listing.choice, of_one)
             notes.late |= of_one.late
+
+
+def peek(listing: Listing, labels: Labels) -> tuple[str, LabelCensus] | None:
+    """The labels of the first images of a container that says its labels only when it is read, and its uri.
+
+    At most PEEKED_IMAGES or PEEKED_BYTES are read. None where there is no such container. Raises StorageError.
+    """
+    unread = listing.containers.filter(pc.invert(pc.is_in(listing.containers["kind"], pa.array(VECTOR_KINDS))))
+    if not listing.inside.unread or not unread.num_rows:
+        return None
+    [row] = unread.slice(0, 1).to_pylist()
+    notes = ContainerNotes()
+    items, num_bytes = [], 0
+    with closing(images_in(Container(**row), replace(labels, root=listing.uri), (), listing.choice, notes)) as found:
+        for item in found:
+            items.append(replace(item, content=None))
+            num_bytes += len(item.content) if isinstance(item.content, bytes) else 0
+            if len(items) >= PEEKED_IMAGES or num_bytes >= PEEKED_BYTES:
+                break
+    said = notes.amended(items)
+    counts = Counter(item.label for item in said if item.label is not None)
+    return row["uri"], LabelCensus(counts, Counter(item.no_label for item in said if item.label is None))
 
 
 def containers_of_vectors(listing: Listing) -> list[Container]:
