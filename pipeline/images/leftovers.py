@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import pathspec
 
 from pipeline.errors import UsageError
+from pipeline.images.suffixes import kind_of
 from pipeline.images.uris import printable
 
 # Folders that no user made: thumbnails, bins and snapshots of Synology and QNAP, bins and caches of Windows and macOS,
@@ -110,8 +111,9 @@ class PassedOver:
             self.label_files.append(uri)
 
     def note_leftover(self, name: str) -> None:
-        """A folder or a hidden file that no user put there to be an image."""
-        self.leftovers["._*" if name.startswith("._") else printable(name)] += 1
+        """A folder or a hidden file that no user put there to be an image; a file is counted without its name."""
+        is_file = kind_of(name) is not None
+        self.leftovers["._*" if name.startswith("._") else "hidden" if is_file else printable(name)] += 1
 
     def note_unreadable(self, uri: str, error: OSError) -> None:
         """A folder that could not be listed."""
