@@ -218,7 +218,7 @@ def prepare(
 
     Raises SourceError, EncoderError or UsageError.
     """
-    if not is_remote(source) and os.path.isdir(source) and {"versions", "segments"} <= set(os.listdir(source)):
+    if not is_remote(source) and all(os.path.isdir(os.path.join(source, name)) for name in ("versions", "segments")):
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
     labels = Labels(options.asked_labels)
     choice = Choice(options.exclude, options.image_extension)

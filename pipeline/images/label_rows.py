@@ -22,8 +22,8 @@ from pipeline.images.uris import path_of_uri, printable
 
 # The first there is names the image. `id` is last: other tools number their rows so.
 NAME_COLUMNS = (
-    *("uri", "file_name", "filename", "file", "file_path", "filepath", "path", "image_path", "image_file", "image"),
-    *("image_name", "image_id", "img", "img_path", "img_name", "name", "key", "id"),
+    *("uri", "filename", "file", "filepath", "path", "imagepath", "imagefile", "image", "imagename", "imageid", "img"),
+    *("imgpath", "imgname", "imgid", "name", "key", "id"),
 )
 LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
 
@@ -119,10 +119,8 @@ def label_table(path: str, _: object) -> tuple[pa.Table, str, str]:
         columns = {name: _texts([fields.get(name) for _, fields in said]) for name in there if name != "uri"}
         return pa.table(columns | {"uri": pa.array([uri for uri, _ in said], pa.string())}), "uri", "label"
     table = read_rows(path)
-    names = [name for name in table.column_names if name.strip().lower() in NAME_COLUMNS]
-    names.sort(key=lambda name: NAME_COLUMNS.index(name.strip().lower()))
-    labels = [name for name in table.column_names if name.strip().lower() in LABEL_COLUMNS]
-    labels.sort(key=lambda name: LABEL_COLUMNS.index(name.strip().lower()))
+    names = _first_of(NAME_COLUMNS, table.column_names)
+    labels = _first_of(LABEL_COLUMNS, table.column_names)
     if not names:
         raise SourceError(
             f"{path} has no column that names images, but {listed(table.column_names)}: name one of them uri or "
@@ -136,6 +134,12 @@ def label_table(path: str, _: object) -> tuple[pa.Table, str, str]:
         if table.column_names.count(name) > 1:
             raise SourceError(f"{path} has two columns {name}: mend its header")
     return table, names[0], labels[0]
+
+
+def _first_of(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those names of columns that are wanted, in whatever case and with "_" or without, the most wanted first."""
+    plain = {name: re.sub("[^a-z0-9]", "", name.lower()) for name in names}
+    return sorted((name for name in names if plain[name] in wanted), key=lambda name: wanted.index(plain[name]))
 
 
 def _texts(values: list[Any]) -> pa.Array:

@@ -1,5 +1,6 @@
 """Where the labels of a source come from (`--labels`, `--label`), and the text of a value found there."""
 
+import functools
 import hashlib
 import os
 from collections.abc import Sequence
@@ -72,13 +73,15 @@ class Labels:
         """
         if self.fixed is not None:
             return self.fixed
-        partition = partition_label(uri, self.inside)
+        partition = partition_label(uri, self.inside) if "=" in uri else None
         if partition is not None:
             return partition[1]
-        folders = [printable(path_of_uri(step)) for step in below.split("/")[:-1] if step]
+        folders = [step for step in below.split("/")[:-1] if step]
         if self.option == "folder":
-            return cleaned(folders[0]) if folders else None
-        return cleaned([source_name, *folders][-1]) if self.option == "parent" else None
+            return _label_of_folder(folders[0]) if folders else None
+        if self.option != "parent":
+            return None
+        return _label_of_folder(folders[-1]) if folders else cleaned(source_name)
 
     def of_member(self, uri: str, said: str | None) -> str | None:
         """The label of an image in a container that itself says `said`. Raises SourceError for an unreadable file."""
@@ -104,6 +107,11 @@ class Labels:
     def why_no_label_in_file(self, row: int | None) -> str:
         """Why an image has no label, of which a row of the label file names it or none."""
         return NO_ROW if row is None else EMPTY_ROW
+
+
+@functools.lru_cache(maxsize=4_096)
+def _label_of_folder(name: str) -> str | None:
+    return cleaned(printable(path_of_uri(name)))
 
 
 def column_of(labels: str) -> str | None:

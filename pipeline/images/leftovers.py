@@ -29,10 +29,13 @@ LEFTOVER_FOLDERS = frozenset(
         "recycler",
         "recycled",
         "system volume information",
+        "network trash folder",
+        "temporary items",
         "found.000",
         "lost+found",
     }
 )
+_BEGINNINGS = frozenset(".") | {c for name in LEFTOVER_FOLDERS for c in (name[0], name[0].upper())}
 NAMES_SHOWN = 20
 MAX_ENDING = 12  # characters: what is longer is no ending
 
@@ -40,9 +43,13 @@ MAX_ENDING = 12  # characters: what is longer is no ending
 def leftover_of(steps: Sequence[str]) -> str | None:
     """The first of the folder and file names of a path that is a leftover or hidden; None where there is none."""
     for step in steps:
-        if step.lower() in LEFTOVER_FOLDERS or (step.startswith(".") and step not in (".", "..")):
+        if step[:1] in _BEGINNINGS and _is_leftover(step):
             return step
     return None
+
+
+def _is_leftover(name: str) -> bool:
+    return name.lower() in LEFTOVER_FOLDERS or (name.startswith(".") and name not in (".", ".."))
 
 
 @dataclass(frozen=True)
