@@ -80,7 +80,7 @@ def note_after(report: "AddReport", plan: "AddPlan") -> None:
     if not listing.containers.num_rows:
         return
     before = listing.census + listing.inside
-    if set(report.census.questionable()) - set(before.questionable()):
+    if report.census.counts.keys() != before.counts.keys():
         _note_questionable(report.census)
     _note_unmatched(report.census, plan)
     if report.census.unlabelled != before.unlabelled:
@@ -100,6 +100,9 @@ def note_after(report: "AddReport", plan: "AddPlan") -> None:
 
 
 def _note_questionable(census: "LabelCensus") -> None:
+    alike = [" and ".join(repr(label) for label in group) for group in census.alike()]
+    if alike:
+        note(f"these labels may be meant as one: {_listed(alike)}; `relabel` makes them one")
     names = census.questionable()
     if names:
         said = [f"{name} ({census.counts[name]:,})" for name in names]

@@ -4,6 +4,7 @@ NumPy and Arrow only: nothing is read here.
 """
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -65,6 +66,14 @@ class LabelCensus:
         """The labels that are named like a split or a folder of images rather than a class, the most frequent first."""
         return [label for label, _ in self.counts.most_common() if _NO_CLASS.fullmatch(label.strip())]
 
+    def alike(self) -> list[list[str]]:
+        """Labels that differ in case, spaces or the form of Unicode only, and may be meant as one."""
+        groups: dict[str, list[str]] = {}
+        for label in self.counts:
+            plain = unicodedata.normalize("NFKC", label).casefold()
+            groups.setdefault(" ".join(re.split(r"[\s_-]+", plain.strip())), []).append(label)
+        return [sorted(group) for group in groups.values() if len(group) > 1]
+
     def first_labels(self, number: int = SHOWN_LABELS) -> dict[str, int]:
         """The most frequent labels with their counts, those of equal counts by name."""
         return dict(sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))[:number])
@@ -78,6 +87,7 @@ class LabelCensus:
             "label_counts": self.first_labels(),
             "num_labels": len(self.counts),
             "questionable_labels": self.questionable()[:SHOWN_LABELS],
+            "alike_labels": self.alike()[:SHOWN_LABELS],
             "unread_containers": self.unread,
             "label_rows": self.num_rows,
             "label_rows_unmatched": self.num_unmatched,

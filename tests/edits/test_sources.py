@@ -18,7 +18,7 @@ from pipeline import VisualMemory
 from pipeline.embeddings import tally
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.images import files
-from pipeline.images.containers import Choice
+from pipeline.images.containers import Choice, read_image
 from pipeline.images.decode import decode
 from pipeline.images.labels import Labels
 from pipeline.images.listing import list_source
@@ -195,6 +195,38 @@ def test_a_column_for_labels(tmp_path: Path, options: dict) -> None:
     assert memory.status()["entries_by_label"] == {"a": 1, "b": 2}
     with pytest.raises(SourceError, match="breeds"):
         memory.add(path, labels="column:breeds")
+
+
+def test_an_unsorted_archive_is_remembered_asked_and_decided_by_its_labels(tmp_path: Path, options: dict) -> None:
+    images = {f"data/{row}.png": picture(row) for row in range(6)}
+    labels = {f"data/{row}.cls": b"even" if row % 2 == 0 else b"odd" for row in range(6)}
+    write_tar(tmp_path / "a/unsorted.tar", images | labels)
+    memory = VisualMemory(tmp_path / "memory")
+    report = memory.add(tmp_path / "a", **options)
+    assert report.census.counts == {"even": 3, "odd": 3}
+    assert {label for _, label, _ in entries_of(memory).values()} == {"even", "odd"}
+    asked = memory.evaluate(tmp_path / "a/unsorted.tar", ks=[1], votings=["plurality"])
+    assert (asked.num_queries, asked.accuracy["plurality"][1]) == (6, 100.0)
+    memory.classify_source(tmp_path / "a", tmp_path / "out")
+    decided = pq.read_table(tmp_path / "out/decisions").to_pylist()
+    assert sorted(row["source_label"] for row in decided) == ["even"] * 3 + ["odd"] * 3
+    # A picture of a member is that member's, a mask's too.
+    write_tar(tmp_path / "b/m.tar", {"1.png": picture(1), "1.seg.png": picture(2), "x/3.png": picture(3)})
+    masks = memory.add(tmp_path / "b", image_extension="seg.png", exclude=["x"], label="mask")
+    assert (masks.entries, masks.census.counts, masks.passed_over.excluded) == (1, {"mask": 1}, 1)
+    assert read_image(f"{tmp_path}/b/m.tar#1.seg.png") == picture(2)
+    assert memory.add(tmp_path / "b", image_extension="seg.png", exclude=["x"], label="mask").already == masks.segment
+    assert memory.add(tmp_path / "b", label="picture").entries == 2
+
+
+def test_evaluating_a_source_with_splits(tmp_path: Path, options: dict) -> None:
+    for number, name in enumerate(["train/cat/1.png", "train/dog/2.png", "test/cat/3.png", "@eaDir/x/4.png"]):
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(picture(number))
+    memory = VisualMemory(tmp_path / "memory")
+    memory.add(tmp_path / "images/train", **options)
+    asked = memory.evaluate(tmp_path / "images", labels="parent", exclude_files=["test"], ks=[1])
+    assert (asked.num_queries, asked.accuracy["rank"][1]) == (2, 100.0)
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.7])

@@ -55,6 +55,13 @@ def test_folders_that_are_no_classes_are_questioned(tmp_path: Path) -> None:
     assert sorted(list_source(str(root), Labels()).census.questionable()) == sorted(names)
 
 
+def test_labels_that_may_be_meant_as_one_are_told(tmp_path: Path) -> None:
+    names = ["cat", "Cat", "grey wolf", "grey_wolf", "caf\u00e9", "cafe\u0301", "dog", "dogs"]
+    root = make(tmp_path, *(f"{name}/1.jpg" for name in names))
+    alike = list_source(str(root), Labels()).census.alike()
+    assert sorted(alike) == [["Cat", "cat"], ["cafe\u0301", "caf\u00e9"], ["grey wolf", "grey_wolf"]]
+
+
 def test_partitions_give_the_label_of_files_of_any_kind(tmp_path: Path) -> None:
     root = make(tmp_path, "split=train/label=c%20t/1.jpg", "label=__HIVE_DEFAULT_PARTITION__/2.jpg", "x=1/3.jpg")
     assert labels_of(list_source(str(root), Labels())) == {
