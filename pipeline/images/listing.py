@@ -133,6 +133,8 @@ def list_source(
     table = _in_order(_spooled(_batches(images(), labels, walk.name)))
     # A memory, or decisions, that lie below the source are not part of it.
     found = [container for container in containers if not container.uri.startswith(tuple(set(ours)))]
+    memories = tuple({folder.rstrip("/").rpartition("/")[0] + "/" for folder in ours})
+    passed.label_files = [uri for uri in passed.label_files if not uri.startswith(memories)]
     found, described = _with_pairs(found, walk.uri)
     for container in set(containers) - set(found) - described:
         passed.note_file(container.uri)
