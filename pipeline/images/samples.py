@@ -41,6 +41,9 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
     """The path of a member up to each dot of its base name and what follows that, the longest path first."""
     folder, slash, base = name.rpartition("/")
     parts = base.split(".")
+    if len(parts) == 2:  # nearly all are like that
+        yield name[: -len(parts[1]) - 1], parts[1].lower()
+        return
     for at in range(len(parts) - 1, 0, -1):
         yield f"{folder}{slash}{'.'.join(parts[:at])}", ".".join(parts[at:]).lower()
 

@@ -90,6 +90,8 @@ class _Reader:
         self._members = members
         self._notes = notes
         self._wanted = members.wanted
+        self._column = column_of(members.labels)
+        self._partition = partition_label(uri, members.labels)
         self._taken: set[str] = set()  # names of members that are images
         self._links = Links(stream)
         self._loose = Sidecars(HELD_BYTES)  # that lie next to no image of their sample
@@ -143,7 +145,7 @@ class _Reader:
         extension = self._members.extension
         if extension is None or name.lower().endswith(f".{extension}"):
             return True
-        self._notes.masks[f".{name.rpartition('/')[2].partition('.')[2].lower()}"] += 1
+        self._notes.masks[_ending(name)] += 1
         return False
 
     def _read_beside(self, member: tarfile.TarInfo, group: _Group) -> None:
@@ -185,9 +187,10 @@ class _Reader:
             masks = [name for name, _ in group.images if name not in shown]
         else:
             shown, masks = {name for name, _ in group.images}, []
-        self._notes.masks.update(f".{name.rpartition('/')[2].partition('.')[2].lower()}" for name in masks)
-        if len(shown) > 1 and len({name.rpartition(".")[2].lower() for name in shown}) > 1:
-            self._notes.together.update(f".{name.rpartition('/')[2].partition('.')[2].lower()}" for name in shown)
+        self._notes.masks.update(map(_ending, masks))
+        if len(shown) > 1 and f"{group.key}." in {name[: name.rindex(".") + 1] for name in shown}:
+            endings = {_ending(name) for name in shown}
+            self._notes.together.update(endings if len(endings) > 1 else ())
         for name, content in group.images:
             if name not in shown:
                 self._taken.discard(name)
@@ -233,10 +236,9 @@ class _Reader:
         labels = self._members.labels
         if labels == "none":
             return None, "labels were not asked for"
-        column = column_of(labels)
-        partition = partition_label(self._uri, labels)
-        if column is not None:
-            text, reason = _column(column, description, sidecars, name)
+        partition = self._partition
+        if self._column is not None:
+            text, reason = _column(self._column, description, sidecars, name)
             return (partition[1], reason) if text is None and partition is not None else (text, reason)
         content = sidecars.of(name, "cls")
         if content is not None:
@@ -253,6 +255,11 @@ class _Reader:
         if not folders:
             return None, "no sidecar that was understood lies beside it, and no folder holds it in the archive"
         return text_of(printable(folders[-1 if labels == "parent" else 0])), "its folder has no name"
+
+
+def _ending(name: str) -> str:
+    """What follows the name of its sample in a member, with its dot."""
+    return f".{name.rpartition('/')[2].partition('.')[2].lower()}"
 
 
 def _column(name: str, description: Mapping[str, object], sidecars: Sidecars, image: str) -> tuple[str | None, str]:
