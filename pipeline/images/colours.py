@@ -10,29 +10,28 @@ from pipeline.images.cielab import srgb_of_cielab
 from pipeline.images.scales import finite, full_scale, to_8_bits
 
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # from the greys of a PNG of 2 and 4 bits to those of 8
+_OPAQUE = frozenset({"RGB", "L", "1", "P", "CMYK", "YCbCr", "RGBX", "HSV"})
 _PIXELS_AT_ONCE = 1 << 20
 _PHOTOMETRIC, _BITS_PER_SAMPLE = 262, 258
 
 
 def rgb_of(image: Image.Image) -> Image.Image:
     """8-bit RGB, not turned; loads the image if it is not. What is transparent shows white."""
-    rawmode = _rawmode(image)
     transparency = image.info.get("transparency")
+    rawmode = _rawmode(image) if transparency is not None else ""
     low_bytes = _low_bytes(image) if rawmode == "RGB;16B" and isinstance(transparency, tuple) else None
     image.load()
-    if not isinstance(image, PngImagePlugin.PngImageFile):  # of a PNG, what comes behind the pixels does not count
-        transparency = image.info.get("transparency")
+    if image.mode in _OPAQUE and transparency is None and (image.format == "PNG" or "transparency" not in image.info):
+        return image.convert("RGB")  # of a PNG, what comes behind the pixels does not count
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return Image.fromarray(_grey_to_8_bits(image, transparency)).convert("RGB")
     if image.mode == "LAB":
         return _of_cielab(image)
-    if isinstance(image, PngImagePlugin.PngImageFile) and transparency is not None and image.mode in ("L", "RGB"):
+    if isinstance(image, PngImagePlugin.PngImageFile) and image.mode in ("L", "RGB"):
         return _without_one_colour(image, transparency, rawmode, low_bytes)
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or transparency is not None:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
 
 
 def _rawmode(image: Image.Image) -> str:

@@ -12,14 +12,13 @@ lack only their end marker, TIFFs of more kinds of samples.
 import hashlib
 import io
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from pipeline.images import jpeg_ends, png_chunks
+from pipeline.images import jpeg_ends
 from pipeline.images.colours import rgb_of
+from pipeline.images.png_chunks import is_png, texts_hide_pixels, without_ancillary
 from pipeline.images.tiff_colours import rgb_of_samples
 from pipeline.images.tiff_header import CIELAB, TiffHeader, is_tiff, read_header
 
@@ -67,25 +66,39 @@ def decode(data: bytes, shortest: int | None = None) -> Decoded:
 
     With `shortest`, a JPEG may come out smaller by a power of two, no side with fewer pixels than that.
     """
-    with _reasons(data):
+    try:
         image, width, height = _decode(data, shortest)
+    except Rejected:
+        raise
+    except Exception as error:  # hostile bytes end in errors of every type; each is a reject, none a crash
+        raise _rejected(data, error) from error
     return Decoded(image, hashlib.sha256(data).hexdigest(), width, height)
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
     """Width and height in pixels that an image file says it has, nothing of it decoded. Raises Rejected."""
-    with _reasons(data):
-        try:
-            with _open(data) as opened:
-                return opened.size
-        except Image.DecompressionBombError:
-            raise
-        except Exception:  # as in _decode
-            if is_tiff(data):
-                header = read_header(data)
-                return header.width, header.height
-            with _open(_mended(data, at_end=False)) as opened:
-                return opened.size
+    try:
+        return _dimensions(data)
+    except Exception as error:  # as in decode
+        raise _rejected(data, error) from error
+
+
+def _dimensions(data: bytes) -> tuple[int, int]:
+    try:
+        with _open(data) as opened:
+            return opened.size
+    except Image.DecompressionBombError:
+        raise
+    except Exception as error:  # as in decode
+        unmended = error
+    if is_tiff(data):
+        header = read_header(data)
+        return header.width, header.height
+    mended = _mended(data, at_end=False)
+    if mended == data:
+        raise unmended
+    with _open(mended) as opened:
+        return opened.size
 
 
 def as_displayed(image: Image.Image) -> Image.Image:
@@ -112,7 +125,7 @@ def _decode(data: bytes, shortest: int | None) -> tuple[Image.Image, int, int]:
         return _decode_with_pillow(data, shortest)
     except (Rejected, Image.DecompressionBombError):
         raise
-    except Exception as error:  # decoders meet hostile bytes with errors of every type
+    except Exception as error:  # as in decode
         mended = _mended(data, at_end="truncated" in str(error))
         if mended == data:
             raise
@@ -121,25 +134,25 @@ def _decode(data: bytes, shortest: int | None) -> tuple[Image.Image, int, int]:
 
 def _decode_with_pillow(data: bytes, shortest: int | None) -> tuple[Image.Image, int, int]:
     with _open(data) as opened:
-        _refuse_bomb(opened.size)
         whole = opened.size
+        _refuse_bomb(whole)
         if shortest is not None:
             opened.draft(None, (shortest, shortest))
-        scaled = opened.size != whole
-        rgb = rgb_of(opened)
-        if isinstance(opened, PngImagePlugin.PngImageFile) and png_chunks.texts_hide_pixels(opened.text):
+        is_smaller = opened.size != whole
+        image = rgb_of(opened)
+        if isinstance(opened, PngImagePlugin.PngImageFile) and opened.text and texts_hide_pixels(opened.text):
             raise ValueError("a text of the PNG is named like a property of its pixels")
-        orientation = _orientation(opened)
-        image = _turned(rgb, orientation)
-        if scaled:
-            return image, *(reversed(whole) if orientation in _TURNED else whole)
-        return image, *image.size
+        orientation = _orientation(opened) if opened.info else 1
+        if orientation != 1:
+            image = _turned(image, orientation)
+        width, height = whole if is_smaller else image.size
+        return (image, height, width) if is_smaller and orientation in _TURNED else (image, width, height)
 
 
 def _mended(data: bytes, *, at_end: bool) -> bytes:
     """The same picture in a form that Pillow reads, or the bytes as they are. Raises ValueError with the reason."""
-    if png_chunks.is_png(data):
-        return png_chunks.without_ancillary(data)
+    if is_png(data):
+        return without_ancillary(data)
     if data.startswith(jpeg_ends.START):
         return jpeg_ends.with_end(data) if at_end else jpeg_ends.without_applications(data)
     return data
@@ -179,19 +192,14 @@ def _refuse_bomb(size: tuple[int, int]) -> None:
         raise Rejected("decode", f"{size[0]} x {size[1]} pixels is more than {MAX_PIXELS:,}")
 
 
-@contextmanager
-def _reasons(data: bytes) -> Iterator[None]:
-    """Errors of every type become Rejected: hostile bytes are each a reject, none a crash."""
-    try:
-        yield
-    except Rejected:
-        raise
-    except Image.DecompressionBombError as error:
-        raise Rejected("decode", f"more than {MAX_PIXELS:,} pixels") from error
-    except UnidentifiedImageError as error:
-        raise Rejected("decode", _why_unidentified(data)) from error
-    except Exception as error:
-        raise Rejected("decode", _in_words(error)) from error
+def _rejected(data: bytes, error: Exception) -> Rejected:
+    if isinstance(error, Rejected):
+        return error
+    if isinstance(error, Image.DecompressionBombError):
+        return Rejected("decode", f"more than {MAX_PIXELS:,} pixels")
+    if isinstance(error, UnidentifiedImageError):
+        return Rejected("decode", _why_unidentified(data))
+    return Rejected("decode", _in_words(error))
 
 
 def _why_unidentified(data: bytes) -> str:
@@ -201,7 +209,7 @@ def _why_unidentified(data: bytes) -> str:
         if accepts is not None and accepts(data[:16]):
             try:
                 read(io.BytesIO(data), "")
-            except Exception as error:  # as in _reasons
+            except Exception as error:  # as in decode
                 return f"a {kind} file that cannot be read: {_in_words(error)}"
     return f"not an image in {', '.join(FORMATS)}"
 

@@ -79,32 +79,27 @@ class TiffSamples:
         offsets, counts = header.offsets[first : first + num], header.counts[first : first + num]
         if len(offsets) < num:
             raise ValueError(f"the {header.kind} is truncated: {num} strips or tiles, and {len(offsets)} places")
+        stored_HB = np.empty((lines, row_bytes), np.uint8)
         if header.compression == UNCOMPRESSED:
-            stored = np.empty((lines, row_bytes), np.uint8)
             for index, offset in enumerate(offsets):
-                part = stored[index * height : (index + 1) * height]
+                part = stored_HB[index * height : (index + 1) * height]
                 found = np.frombuffer(data, np.uint8)[offset : offset + part.size]
-                is_short = (
-                    num > 1 and len(counts) == num and counts[index] < part.size
-                )  # one strip alone may be miscounted
+                is_short = num > 1 and len(counts) == num and counts[index] < part.size  # one may be miscounted
                 if found.size < part.size or is_short:
                     raise ValueError(f"the {header.kind} is truncated")
                 part[:] = found.reshape(part.shape)
-            return _MIRRORED[stored] if header.bits_from_right else stored
+            return _MIRRORED[stored_HB] if header.bits_from_right else stored_HB
         if len(counts) < num:
             raise ValueError(f"the {header.kind} does not say how long its strips or tiles are")
         if sum(counts) > 4 * len(data):  # strips that share bytes would be copied over and over
             raise ValueError(f"the {header.kind} says that its strips or tiles are longer than the file")
         at_once = max(1, _BYTES_AT_ONCE // (height * row_bytes))
-        runs = []
         for start in range(0, num, at_once):
-            rectangles = [
-                data[offset : offset + count]
-                for offset, count in zip(offsets[start : start + at_once], counts[start : start + at_once], strict=True)
-            ]
-            rows = min(height * len(rectangles), lines - start * height)
-            runs.append(_decompress(rectangles, header, row_bytes, height, rows))
-        return np.concatenate(runs) if len(runs) > 1 else runs[0]
+            places = zip(offsets[start : start + at_once], counts[start : start + at_once], strict=True)
+            rectangles = [data[offset : offset + count] for offset, count in places]
+            part = stored_HB[start * height : (start + len(rectangles)) * height]
+            part[:] = _decompress(rectangles, header, row_bytes, height, len(part))
+        return stored_HB
 
 
 def _refuse_unknown(header: TiffHeader) -> None:
