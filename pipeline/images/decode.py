@@ -4,14 +4,23 @@ What is fixed here is part of the encoder's identity as pixel path "pillow": EXI
 white, the first frame of an animation, 16-bit and float greys scaled to 8 bits, CMYK and CIELAB converted to sRGB;
 embedded colour profiles are not applied (neither timm nor the paper's code applies them). Pixel path "pillow-draft"
 differs in that large JPEG files are decoded at a half, a quarter or an eighth of their size.
+
+Pillow decodes; what it refuses and browsers show is mended beside: PNGs whose other chunks are damaged, JPEG files that
+lack only their end marker, TIFFs of more kinds of samples.
 """
 
 import hashlib
 import io
+import struct
 from dataclasses import dataclass
 
-import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
+
+from pipeline.images import jpeg_ends
+from pipeline.images.colours import rgb_of
+from pipeline.images.png_chunks import is_png, texts_hide_pixels, without_ancillary
+from pipeline.images.tiff_colours import rgb_of_samples
+from pipeline.images.tiff_header import CIELAB, TiffHeader, is_tiff, read_header
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")  # "JPEG" opens MPO too
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb: twice 1 GiB / 4 / 3 pixels
@@ -58,47 +67,166 @@ def decode(data: bytes, shortest: int | None = None) -> Decoded:
     With `shortest`, a JPEG may come out smaller by a power of two, no side with fewer pixels than that.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise Rejected("decode", f"{opened.width} x {opened.height} pixels is more than {MAX_PIXELS:,}")
-            whole = opened.size
-            if shortest is not None:
-                opened.draft(None, (shortest, shortest))
-            scaled = opened.size != whole
-            opened.load()
-            image = as_displayed(opened)
-            width, height = image.size
-            if scaled:
-                width, height = reversed(whole) if _orientation(opened) in _TURNED else whole
+        image, width, height = _decode(data, shortest)
     except Rejected:
         raise
-    except Image.DecompressionBombError as error:
-        raise Rejected("decode", f"more than {MAX_PIXELS:,} pixels") from error
-    except UnidentifiedImageError as error:
-        raise Rejected("decode", f"not an image in {', '.join(FORMATS)}") from error
-    except Exception as error:  # decoders meet hostile bytes with errors of every type; each is a reject, none a crash
-        raise Rejected("decode", " ".join(str(error).split()) or type(error).__name__) from error
+    except Exception as error:  # hostile bytes end in errors of every type; each is a reject, none a crash
+        raise _rejected(data, error) from error
     return Decoded(image, hashlib.sha256(data).hexdigest(), width, height)
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
     """Width and height in pixels that an image file says it has, nothing of it decoded. Raises Rejected."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            return opened.size
-    except Image.DecompressionBombError as error:
-        raise Rejected("decode", f"more than {MAX_PIXELS:,} pixels") from error
-    except UnidentifiedImageError as error:
-        raise Rejected("decode", f"not an image in {', '.join(FORMATS)}") from error
+        return _dimensions(data)
     except Exception as error:  # as in decode
-        raise Rejected("decode", " ".join(str(error).split()) or type(error).__name__) from error
+        raise _rejected(data, error) from error
+
+
+def _dimensions(data: bytes) -> tuple[int, int]:
+    try:
+        with _open(data) as opened:
+            return opened.size
+    except Image.DecompressionBombError:
+        raise
+    except Exception as error:  # as in decode
+        unmended = error
+    if is_tiff(data):
+        header = read_header(data)
+        return header.width, header.height
+    mended = _mended(data, at_end=False)
+    if mended == data:
+        raise unmended
+    with _open(mended) as opened:
+        return opened.size
 
 
 def as_displayed(image: Image.Image) -> Image.Image:
-    """An opened image as 8-bit RGB, turned as its EXIF orientation says."""
-    rgb = _rgb(image)
-    transposition = _TRANSPOSITIONS.get(_orientation(image))
-    return rgb.transpose(transposition) if transposition is not None else rgb
+    """An opened image as 8-bit RGB, turned as its EXIF orientation says. Raises what Pillow raises, or ValueError."""
+    if (
+        image.format == "TIFF"
+        and isinstance(image, ImageFile.ImageFile)
+        and image.tile
+        and image.fp
+        and not image.tell()
+    ):
+        image.fp.seek(0)
+        return _decode_tiff(image.fp.read())[0]
+    return _turned(rgb_of(image), _orientation(image))
+
+
+def _decode(data: bytes, shortest: int | None) -> tuple[Image.Image, int, int]:
+    """The image as displayed, and the width and height of the whole."""
+    if is_tiff(data):
+        return _decode_tiff(data)
+    if jpeg_ends.lost_its_end(data):
+        data = jpeg_ends.with_end(data)
+    try:
+        return _decode_with_pillow(data, shortest)
+    except (Rejected, Image.DecompressionBombError):
+        raise
+    except Exception as error:  # as in decode
+        mended = _mended(data, at_end="truncated" in str(error))
+        if mended == data:
+            raise
+    return _decode_with_pillow(mended, shortest)
+
+
+def _decode_with_pillow(data: bytes, shortest: int | None) -> tuple[Image.Image, int, int]:
+    with _open(data) as opened:
+        whole = opened.size
+        _refuse_bomb(whole)
+        if shortest is not None:
+            opened.draft(None, (shortest, shortest))
+        is_smaller = opened.size != whole
+        image = rgb_of(opened)
+        if isinstance(opened, PngImagePlugin.PngImageFile) and opened.text and texts_hide_pixels(opened.text):
+            raise ValueError("a text of the PNG is named like a property of its pixels")
+        orientation = _orientation(opened) if opened.info else 1
+        if orientation != 1:
+            image = _turned(image, orientation)
+        width, height = whole if is_smaller else image.size
+        return (image, height, width) if is_smaller and orientation in _TURNED else (image, width, height)
+
+
+def _mended(data: bytes, *, at_end: bool) -> bytes:
+    """The same picture in a form that Pillow reads, or the bytes as they are. Raises ValueError with the reason."""
+    if is_png(data):
+        return without_ancillary(data)
+    if data.startswith(jpeg_ends.START):
+        return jpeg_ends.with_end(data) if at_end else jpeg_ends.without_applications(data)
+    return data
+
+
+def _decode_tiff(data: bytes) -> tuple[Image.Image, int, int]:
+    """By Pillow where it is right, else by the samples."""
+    header = read_header(data)
+    _refuse_bomb((header.width, header.height))
+    if header.bytewise and (header.photometric == CIELAB or header.is_guessed):
+        return _decode_samples(data, header)
+    try:
+        with _open(data) as opened:
+            if opened.mode not in ("I", "F") and not opened.mode.startswith("I;16") and not header.has_wide_planes:
+                image = rgb_of(opened)  # Pillow turns a TIFF when it loads it
+                return image, *image.size
+    except UnidentifiedImageError:
+        pass  # not in Pillow's table
+    except OSError as error:
+        if str(error).startswith("decoder error"):
+            raise ValueError(f"the {header.kind} is damaged or truncated, or its compression is not known") from error
+        raise
+    return _decode_samples(data, header)
+
+
+def _decode_samples(data: bytes, header: TiffHeader) -> tuple[Image.Image, int, int]:
+    image = _turned(rgb_of_samples(data, header), header.orientation)
+    return image, *image.size
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    return Image.open(io.BytesIO(data), formats=FORMATS)
+
+
+def _refuse_bomb(size: tuple[int, int]) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise Rejected("decode", f"{size[0]} x {size[1]} pixels is more than {MAX_PIXELS:,}")
+
+
+def _rejected(data: bytes, error: Exception) -> Rejected:
+    if isinstance(error, Rejected):
+        return error
+    if isinstance(error, Image.DecompressionBombError):
+        return Rejected("decode", f"more than {MAX_PIXELS:,} pixels")
+    if isinstance(error, UnidentifiedImageError):
+        return Rejected("decode", _why_unidentified(data))
+    return Rejected("decode", _in_words(error))
+
+
+def _why_unidentified(data: bytes) -> str:
+    """What the reader of the format says that the first bytes name; Pillow itself keeps that to itself."""
+    for kind in FORMATS:
+        read, accepts = Image.OPEN[kind]
+        if accepts is not None and accepts(data[:16]):
+            try:
+                read(io.BytesIO(data), "")
+            except Exception as error:  # as in decode
+                return f"a {kind} file that cannot be read: {_in_words(error)}"
+    return f"not an image in {', '.join(FORMATS)}"
+
+
+def _in_words(error: Exception) -> str:
+    """One clause. Readers that run over the end of a header say so in their own ways."""
+    cause = error.__cause__ if isinstance(error, SyntaxError) else error
+    if isinstance(cause, IndexError | struct.error | TypeError | KeyError | EOFError):
+        return "its header is damaged or truncated"
+    if str(error) == "not identified by this driver":  # Pillow's words for a header without a size or without colours
+        return "its header names no size, or no colours that are known here"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    transposition = _TRANSPOSITIONS.get(orientation)
+    return image.transpose(transposition) if transposition is not None else image
 
 
 def _orientation(image: Image.Image) -> int:
@@ -106,40 +234,3 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # a broken EXIF block says nothing about the pixels: they are shown as stored
         return 1
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_grey_to_8_bits(image)).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    if image.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
-        if converted is None:  # only for inPlace=True, says the signature
-            raise Rejected("decode", "the CIELAB image cannot be converted")
-        return converted
-    return image.convert("RGB")
-
-
-def _grey_to_8_bits(image: Image.Image) -> np.ndarray:
-    """uint8 [H, W] from 16-bit, 32-bit or float greys; a grey marked transparent becomes white.
-
-    Floats up to 2 are taken to have the full scale 1; larger values that of 8 bits, 16 bits, or their own maximum.
-    """
-    grey_HW = np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=0.0, neginf=0.0)
-    if image.mode.startswith("I;16"):
-        full_scale = 65_535.0
-    else:
-        largest = grey_HW.max(initial=0.0)
-        if image.mode == "F" and largest <= 2.0:
-            full_scale = 1.0
-        else:
-            full_scale = 255.0 if largest <= 255.0 else max(65_535.0, largest)
-    scaled_HW = (np.clip(grey_HW / full_scale, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):
-        scaled_HW[grey_HW == transparent] = 255
-    return scaled_HW

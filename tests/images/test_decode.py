@@ -136,6 +136,10 @@ def test_a_broken_exif_block_does_not_reject_the_picture() -> None:
         (encoded(gradient(), "PNG")[:60], ""),
         (bomb(), "pixels"),
         (encoded(gradient(), "ICO"), "not an image in JPEG"),
+        (b"GIF89a", "a GIF file that cannot be read: its header is damaged or truncated"),
+        (b"\xff\xd8\xff\xe0\0", "truncated: it ends before its pixels"),
+        (b"\xff\xd8\xff\xe0\0\1", "a JPEG file that cannot be read: its header names no size"),
+        (b"BM" + bytes(60), "BMP header type"),
         (b"\x89PNG\r\n\x1a\n", ""),
     ],
 )
@@ -145,6 +149,30 @@ def test_bad_bytes_become_a_reason(data: bytes, reason: str) -> None:
     assert caught.value.stage == "decode"
     assert reason in caught.value.reason
     assert "\n" not in caught.value.reason
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_ordinary_pictures_are_what_pillow_converts(kind: str, mode: str) -> None:
+    """To the bit: these pixels are part of the identity of encoders."""
+    if (kind, mode) in {("JPEG", "P"), ("JPEG", "1"), ("PNG", "CMYK"), ("WEBP", "CMYK")}:
+        mode = "RGB"
+    picture = gradient(123, 77)
+    for options in ({}, {"optimize": True}, {"quality": 60}, {"progressive": True}, {"lossless": True}):
+        data = encoded(picture.convert(mode), kind, **options)
+        with Image.open(io.BytesIO(data)) as opened:
+            assert decode(data).image.tobytes() == opened.convert("RGB").tobytes()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_ordinary_alpha_is_what_pillow_composites(kind: str) -> None:
+    picture = gradient(123, 77).convert("RGBA")
+    picture.putalpha(gradient(123, 77).convert("L"))
+    data = encoded(picture, kind, lossless=True)
+    with Image.open(io.BytesIO(data)) as opened:
+        rgba = opened.convert("RGBA")
+    expected = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    assert decode(data).image.tobytes() == expected.tobytes()
 
 
 @settings(max_examples=200, deadline=None)
