@@ -29,8 +29,8 @@ class Finding:
 
 def unread(error: NotPermitted) -> Finding:
     """A file or folder that may not be read: whether it is sound cannot be known."""
-    what, _, advice = str(error).rpartition(": ")
-    return Finding("unread", error.path or "the memory", f"is not readable ({what})", advice)
+    advice = str(error).rpartition(": ")[2]
+    return Finding("unread", error.path or "the memory", "is not readable (permission denied)", advice)
 
 
 def damage(path: str, what: str, advice: str | None = None) -> Finding:
