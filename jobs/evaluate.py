@@ -16,7 +16,8 @@ def evaluate(
         typer.Argument(metavar="SOURCE", help="Folder of labelled images to ask about.", show_default=False),
     ] = None,
     leave_one_out: Annotated[
-        bool, typer.Option("--leave-one-out", help="Ask about the memory's own entries, each without itself.")
+        bool,
+        typer.Option("--leave-one-out", help="Ask about the memory's own entries, each without itself and its copies."),
     ] = False,
     k: Annotated[
         list[int] | None,
@@ -76,6 +77,11 @@ def show(evaluation: Evaluation, *, auto: bool) -> None:
     label_set = f", label set {evaluation.label_set}" if evaluation.label_set is not None else ""
     where = f", where {evaluation.where}" if evaluation.where is not None else ""
     say(f"{queries}{skipped}{label_set}{where}, version {evaluation.version}{balance}; percent right at k =")
+    if evaluation.held_already:
+        say(
+            f"note: {evaluation.held_already:,} of these {evaluation.num_queries:,} images are in the memory already, "
+            "by their bytes: of them this measures memory, not how well others are told"
+        )
     ks = list(next(iter(evaluation.accuracy.values())))
     say(f"  {'voting':<10}" + "".join(f"{k:>8}" for k in ks))
     for voting, by_k in evaluation.accuracy.items():

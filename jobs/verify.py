@@ -30,7 +30,11 @@ def verify(
         if report.removed is not None:
             say(f"removed {counted(report.removed, 'file')} that belonged to nobody")
         damaged = sum(finding.severity == "damage" for finding in report.findings)
+        unread = sum(finding.severity == "unread" for finding in report.findings)
         verdict = "sound" if report.sound else f"not sound ({damaged:,} damaged)"
+        if unread:
+            known = f", {damaged:,} damaged" if damaged else ""
+            verdict = f"not known to be sound ({counted(unread, 'file')} may not be read{known})"
         checked = f"{counted(report.versions, 'version')} up to {report.version}, {counted(report.files, 'file')}"
         garbage = f", {report.garbage_bytes / 1e6:,.1f} MB of garbage" if report.garbage_bytes else ""
         seconds = time.monotonic() - began

@@ -15,11 +15,12 @@ from pipeline.decisions.evaluation import LabelledNeighbors, Score, choose_balan
 from pipeline.decisions.found import Found, Standing, decide
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.errors import SourceError, UnknownName, UsageError
-from pipeline.index.search import LiveEntries, Restrictions
+from pipeline.index.others import copies_among, search_others
+from pipeline.index.sampling import Sample, draw, each_of
+from pipeline.index.search import LiveEntries, Restrictions, Retrieved
+from pipeline.store.digests import Digests
 
-BALANCE_QUERIES = 2_000  # entries asked to choose a balance, drawn evenly from the classes
 MAX_K = 10_000
-SCRAMBLING = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 / golden ratio: Fibonacci hashing (Knuth, TAOCP 3, 6.4)
 K_FOR_FORGOTTEN = 50
 DECISIONS_ABOUT_FORGOTTEN = 200
 MAX_WEIGHT = 1e6
@@ -54,6 +55,9 @@ class ClassifyOptions:
 class Evaluation:
     """Scores of each voting at each k. `skipped` queries had no label or could not be read.
 
+    `held_already` queries are of images that the memory holds by their bytes: it remembers them, which says nothing of
+    others. None in leave-one-out, where such entries are left out.
+
     `by_label` is percent right for each true label, at the voting and k that scored best overall (`best`).
     """
 
@@ -67,6 +71,7 @@ class Evaluation:
     version: int
     label_set: str | None = None
     where: str | None = None
+    held_already: int | None = None
 
     def to_json(self) -> dict:
         """Accuracies in percent; keys of the inner objects are k as strings."""
@@ -74,6 +79,7 @@ class Evaluation:
         return {
             "num_queries": self.num_queries,
             "skipped": self.skipped,
+            "held_already": self.held_already,
             "accuracy": _with_string_keys(self.accuracy),
             "balanced_accuracy": _with_string_keys(self.balanced_accuracy),
             "best": {"voting": voting, "k": k, "accuracy": self.accuracy[voting][k]},
@@ -118,7 +124,11 @@ def search(live: LiveEntries, vectors_QD: np.ndarray, k: int) -> list[tuple[Neig
 
 def found(live: LiveEntries, vectors_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Found:
     """The k nearest entries of each query (float32 [Q, D] of unit length) that the restrictions leave."""
-    retrieved = live.search(vectors_QD, k, restrictions)
+    return told_of(live, live.search(vectors_QD, k, restrictions))
+
+
+def told_of(live: LiveEntries, retrieved: Retrieved) -> Found:
+    """What was retrieved, with the uri and the dataset of each."""
     uris, datasets = [], []
     for ids, blocks, rows in zip(
         *(a.tolist() for a in (retrieved.ids_QK, retrieved.blocks_QK, retrieved.rows_QK)), strict=True
@@ -155,16 +165,24 @@ def check_named(options: ClassifyOptions, known: Collection[int]) -> None:
 
 
 def classify(
-    live: LiveEntries, vectors_QD: np.ndarray, uris: Sequence[str | None], options: ClassifyOptions, version: int
+    live: LiveEntries,
+    vectors_QD: np.ndarray,
+    uris: Sequence[str | None],
+    options: ClassifyOptions,
+    version: int,
+    digests: Digests | None = None,
 ) -> list[Decision]:
     """One decision a query, in order. Raises UnknownName for a what-if about an id that is not there.
 
-    Where `live` are the entries that satisfy an expression, those alone vote and are counted for the balance.
+    `digests` are needed where the balance is to be chosen. Where `live` are the entries that satisfy an expression,
+    those alone vote and are counted for the balance.
     """
     check_what_ifs(live, options)
     rule = options.rule
     if options.auto_balance:
-        rule = replace(rule, balance=best_balance(live, options.k, rule))
+        if digests is None:
+            raise AssertionError("without digests a copy of an entry would answer for it")
+        rule = replace(rule, balance=best_balance(live, options.k, rule, digests))
     voters, codes = standing(live, options.assume)
     restrictions = Restrictions("labelled", frozenset(options.exclude), None, codes)
     question = Question(
@@ -188,16 +206,21 @@ def evaluate(
     ks: Sequence[int],
     rule: VotingRule,
     version: int,
+    digests: Digests,
     *,
+    asked_digests_Q: np.ndarray | None = None,
     skipped: int = 0,
     votings: Sequence[Voting] = VOTINGS,
     auto_balance: bool = False,
 ) -> Evaluation:
-    """Score queries with known labels. A label the memory does not have counts as wrong."""
+    """Score queries with known labels. A label the memory does not have counts as wrong.
+
+    With the digests of what is asked about (uint64 [Q]) those queries are counted that the memory holds by their bytes.
+    """
     codes = {label: code for code, label in enumerate(live.labels)}
     extra = {label: len(codes) + i for i, label in enumerate(sorted(set(truths) - set(codes)))}
     if auto_balance:
-        rule = replace(rule, balance=best_balance(live, max(ks), rule))
+        rule = replace(rule, balance=best_balance(live, max(ks), rule, digests))
     for k in ks:
         check_k(k)
     retrieved = live.search(vectors_QD, max(ks), Restrictions("labelled"))
@@ -205,7 +228,11 @@ def evaluate(
     truths_Q = np.array([(codes | extra)[label] for label in truths], np.int64)
     counts = np.concatenate([live.label_counts(), np.zeros(len(extra), np.int64)])
     asked = LabelledNeighbors(retrieved.similarities_QK, retrieved.codes_QK, truths_Q, counts)
-    return _evaluation(asked, live, names, rule, ks, votings, version, skipped)
+    evaluation = _evaluation(asked, live, names, rule, ks, votings, version, skipped)
+    if asked_digests_Q is None:
+        return evaluation
+    held = copies_among(live, digests, retrieved, asked_digests_Q).any(axis=1)
+    return replace(evaluation, held_already=int(held.sum()))
 
 
 def truths_in_label_set(
@@ -223,9 +250,17 @@ def truths_in_label_set(
 
 
 def evaluate_leave_one_out(
-    live: LiveEntries, ks: Sequence[int], rule: VotingRule, version: int, votings: Sequence[Voting] = VOTINGS
+    live: LiveEntries,
+    ks: Sequence[int],
+    rule: VotingRule,
+    version: int,
+    digests: Digests,
+    votings: Sequence[Voting] = VOTINGS,
 ) -> Evaluation:
-    """Score every labelled entry as a query that may not find itself. Raises SourceError with none to ask."""
+    """Score every labelled entry as a query that may find neither itself nor an entry of the same bytes.
+
+    Raises SourceError with none to ask.
+    """
     for k in ks:
         check_k(k)
     ids = live.live_ids(labelled=True)
@@ -234,48 +269,21 @@ def evaluate_leave_one_out(
         if live.where is not None:
             way = f"the others do not satisfy where: {live.where}" if live.whole.label_counts().any() else way
         raise SourceError(f"the memory has no entry with a label{_in_set(live)} to ask about: {way}")
-    asked = _leave_one_out(live, ids, max(ks))
+    asked = _leave_one_out(live, ids, max(ks), digests)
     return _evaluation(asked, live, live.labels, rule, ks, votings, version, 0)
 
 
-def best_balance(live: LiveEntries, k: int, rule: VotingRule) -> float:
-    """The balance with the best balanced accuracy in leave-one-out over a sample drawn evenly from the classes."""
+def best_balance(live: LiveEntries, k: int, rule: VotingRule, digests: Digests) -> float:
+    """The balance with the best balanced accuracy in leave-one-out over a sample drawn evenly from the classes.
+
+    Entries of the same bytes as the one that is asked about are left out with it.
+    """
     counts_C = live.label_counts()
     if not counts_C.any():
         return 0.0
-    sample = balance_sample(live, each_of(counts_C))
-    retrieved = live.search(sample.vectors_ND.astype(np.float32), k, Restrictions("labelled", own_Q=sample.ids_N))
+    sample = draw(live, each_of(counts_C))
+    retrieved = search_others(live, digests, sample.vectors_ND.astype(np.float32), k, sample.ids_N)
     return balance_by(sample, retrieved.similarities_QK, retrieved.codes_QK, counts_C, rule, k)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Entries by which a balance is chosen: ids int64 [N], label codes int32 [N], vectors float16 [N, D]."""
-
-    ids_N: np.ndarray
-    codes_N: np.ndarray
-    vectors_ND: np.ndarray
-
-    def least(self, each: int) -> "Sample":
-        """Of each class those entries whose scrambled ids are least: the same however the entries are parted."""
-        scrambled_N = self.ids_N.astype(np.uint64) * SCRAMBLING
-        order_N = np.lexsort((scrambled_N, self.codes_N))
-        codes_N = self.codes_N[order_N]
-        starts = np.searchsorted(codes_N, codes_N)  # where the class of each begins
-        chosen_N = order_N[np.arange(len(codes_N)) - starts < each]
-        return Sample(self.ids_N[chosen_N], self.codes_N[chosen_N], self.vectors_ND[chosen_N])
-
-
-def each_of(counts_C: np.ndarray) -> int:
-    """How many entries of each class are asked to choose a balance; counts int64 [C]."""
-    return max(BALANCE_QUERIES // max(int((counts_C > 0).sum()), 1), 1)
-
-
-def balance_sample(live: LiveEntries, each: int) -> Sample:
-    """Up to so many labelled entries of each class, always the same ones."""
-    ids_N = live.live_ids(labelled=True)
-    chosen = Sample(ids_N, live.codes_of(ids_N), np.empty((len(ids_N), 0), np.float16)).least(each)
-    return replace(chosen, vectors_ND=live.vectors_of(chosen.ids_N).astype(np.float16))
 
 
 def balance_by(
@@ -309,8 +317,8 @@ def ask_about_forgotten(live: LiveEntries, vectors_ND: np.ndarray, ids_N: np.nda
     return {"queries": len(vectors_ND), "k": K_FOR_FORGOTTEN, "votings": list(VOTINGS), "returned": came_back}
 
 
-def _leave_one_out(live: LiveEntries, ids: np.ndarray, k: int) -> LabelledNeighbors:
-    retrieved = live.search(live.vectors_of(ids), k, Restrictions("labelled", own_Q=ids))
+def _leave_one_out(live: LiveEntries, ids: np.ndarray, k: int, digests: Digests) -> LabelledNeighbors:
+    retrieved = search_others(live, digests, live.vectors_of(ids), k, ids)
     return LabelledNeighbors(
         retrieved.similarities_QK, retrieved.codes_QK, live.codes_of(ids).astype(np.int64), live.label_counts()
     )

@@ -7,6 +7,7 @@
     │   └── IdentityMismatch    vectors of two encoders would mix
     ├── MemoryMissing       there is no memory at this URI, or no such version of it
     ├── StorageError        the place of a memory cannot be reached, written to, or relied upon
+    │   └── NotPermitted        it can, but this user, or these credentials, may not
     ├── FormatError         the memory was written in a format this release does not read
     ├── DamagedFile         a file of the memory is missing, cut short or altered
     ├── UnknownName         an id, uri, label, dataset or label set that the memory does not hold
@@ -49,6 +50,15 @@ class MemoryMissing(VisualMemoryError):
 
 class StorageError(VisualMemoryError):
     """The place of a memory cannot be reached, refuses the credentials, or lacks what a memory needs of it."""
+
+
+class NotPermitted(StorageError):
+    """A file of a memory may not be read or written by this user, or with these credentials; it need not be damaged.
+
+    `path` is the file or folder in the memory, empty for the memory itself.
+    """
+
+    path: str = ""
 
 
 class FormatError(VisualMemoryError):

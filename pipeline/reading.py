@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline import asking
 from pipeline.decisions.decision import Decision, Neighbor
@@ -28,6 +29,7 @@ from pipeline.images.notes import ContainerNotes
 from pipeline.index.choice import Table, read_table_of
 from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.digests import Digests, digests_in
 from pipeline.store.history import VersionSummary, history
 from pipeline.store.kept_values import read_kept
 from pipeline.store.labels import read_label_map
@@ -60,6 +62,7 @@ class Reader:
         self._at = at
         self._live: tuple[State, LiveEntries] | None = None
         self._encoder: Encoder | None = None
+        self._digests_known: tuple[State, Digests] | None = None
 
     @property
     def uri(self) -> str:
@@ -175,7 +178,7 @@ class Reader:
         options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
         state, live = self._reading(label_set, where, options.assume)
         vectors_QD, uris = self._vectors(images, embeddings, live)
-        return asking.classify(live, vectors_QD, uris, options, state.version)
+        return asking.classify(live, vectors_QD, uris, options, state.version, self._digests(state))
 
     def classify_source(
         self,
@@ -210,7 +213,7 @@ class Reader:
         state, live = self._reading(label_set, where, options.assume)
         asking.check_what_ifs(live, options)
         if options.auto_balance:  # found once, not for each part
-            tau = asking.best_balance(live, k, options.rule)
+            tau = asking.best_balance(live, k, options.rule, self._digests(state))
             options = replace(options, rule=replace(options.rule, balance=tau), auto_balance=False)
         listing = list_source(
             str(source), Labels(labels), (), Choice(tuple(exclude_files), image_extension), on_progress
@@ -294,6 +297,8 @@ class Reader:
         set. Images under a label of the memory that the set has no word for are skipped; a label that neither knows is
         wrong. With `where` only entries of which that expression holds vote; what is asked stays the same. Raises
         SourceError when no image has a label or none can be read.
+
+        `held_already` counts the images that the memory holds by their bytes: of those accuracy is memory.
         """
         from pipeline.embeddings.decoding import ImageFacts, Threads
         from pipeline.embeddings.given import embed_source
@@ -314,7 +319,7 @@ class Reader:
         for k in ks:
             asking.check_k(k)
         rule = _rule(votings[0], balance)
-        vectors, done, rejected = [], 0, 0
+        vectors, sha256s, done, rejected = [], list[str](), 0, 0
         decoding = Threads(available_cpus())
         notes = ContainerNotes()
         items: list[Item] = []
@@ -323,13 +328,15 @@ class Reader:
                 if isinstance(image, ImageFacts):
                     vectors.append(vector)
                     items.append(replace(item, content=None))
+                    sha256s.append(image.sha256)
                 rejected += not isinstance(image, ImageFacts)
             done += len(batch.images)
             on_progress(Progress("embedding", done, max(listing.planned, done), rejected))
         said = [item.label for item in notes.amended(items)]
         is_translated = label_set is not None and any(label is not None for label in said)
         truths = self._truths_in(str(label_set), said, live, state, source) if is_translated else said
-        asked = [(vector, truth) for vector, truth in zip(vectors, truths, strict=True) if truth is not None]
+        known = [row for row, truth in enumerate(truths) if truth is not None]
+        asked = [(vectors[row], str(truths[row])) for row in known]
         if not asked:
             raise SourceError(f"none of the {done:,} images of {source} could be read with a label: mend the files")
         return asking.evaluate(
@@ -339,6 +346,8 @@ class Reader:
             ks,
             rule,
             state.version,
+            self._digests(state),
+            asked_digests_Q=digests_in(pa.array([sha256s[row] for row in known], pa.string())),
             skipped=done - len(asked),
             votings=votings,
             auto_balance=balance == "auto",
@@ -353,11 +362,15 @@ class Reader:
         label_set: str | None = None,
         where: str | None = None,
     ) -> asking.Evaluation:
-        """Accuracy of every labelled entry asked about with itself left out; with `where` of those that satisfy it."""
+        """Accuracy of every labelled entry asked about with itself left out, and with it entries of the same bytes.
+
+        With `where` of those entries that satisfy it.
+        """
         state, live = self._reading(label_set, where)
-        tau = asking.best_balance(live, max(ks), VotingRule(votings[0])) if balance == "auto" else balance
+        digests = self._digests(state)
+        tau = asking.best_balance(live, max(ks), VotingRule(votings[0]), digests) if balance == "auto" else balance
         rule = _rule(votings[0], tau)
-        return asking.evaluate_leave_one_out(live, ks, rule, state.version, votings)
+        return asking.evaluate_leave_one_out(live, ks, rule, state.version, digests, votings)
 
     def history(self, limit: int | None = None) -> list[VersionSummary]:
         """The versions that can be read, newest first, no more than `limit`."""
@@ -434,6 +447,12 @@ class Reader:
         for error in live.damaged:
             logger.warning("%s; the other shards answer", error)
         return state, live
+
+    def _digests(self, state: State) -> Digests:
+        """Which bytes the entries of a version hold, read as far as it is asked for."""
+        if self._digests_known is None or self._digests_known[0] != state:
+            self._digests_known = state, Digests(self.log.storage, state)
+        return self._digests_known[1]
 
     def _with_kept(self, state: State, found: list[tuple[Neighbor, ...]]) -> list[tuple[Neighbor, ...]]:
         """Neighbours with the values of kept columns."""

@@ -74,6 +74,11 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 
+def sha256_of(vector_D: np.ndarray) -> str:
+    """What an entry of a given vector has in place of the sha256 of its file."""
+    return hashlib.sha256(np.ascontiguousarray(vector_D, np.float16)).hexdigest()
+
+
 def add_vectors(
     log: VersionLog, vectors_ND: np.ndarray, labels: Sequence[str | None], dataset: str = "given", name: str = "a"
 ) -> State:
@@ -104,7 +109,7 @@ def add_vectors(
                 plan.column("label"),
                 pa.array([dataset] * rows),
                 embedding_column(vectors_ND[start : start + rows]),
-                pa.array(["0" * 64] * rows),
+                pa.array([sha256_of(vector_D) for vector_D in vectors_ND[start : start + rows]]),
                 pa.array([1] * rows, pa.int32()),
                 pa.array([1] * rows, pa.int32()),
             ],

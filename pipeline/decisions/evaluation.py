@@ -37,7 +37,9 @@ def score(asked: LabelledNeighbors, rule: VotingRule, k: int) -> Score:
     """Score one rule on the first k neighbours."""
     votes = count_votes(asked.similarities_QK[:, :k], asked.codes_QK[:, :k], rule, asked.class_counts_C)
     right_Q = (votes.winners_Q == asked.truths_Q) & (asked.truths_Q >= 0)
-    by_class = {int(code): float(right_Q[asked.truths_Q == code].mean() * 100) for code in np.unique(asked.truths_Q)}
+    classes, of_class_Q = np.unique(asked.truths_Q, return_inverse=True)
+    percents = np.bincount(of_class_Q, right_Q) / np.bincount(of_class_Q) * 100
+    by_class = dict(zip(classes.tolist(), percents.tolist(), strict=True))
     accuracy = float(right_Q.mean() * 100) if len(right_Q) else 0.0
     return Score(accuracy, float(np.mean(list(by_class.values()))) if by_class else 0.0, by_class)
 

@@ -17,7 +17,7 @@ VOTINGS: tuple[Voting, ...] = get_args(Voting)
 
 MAX_BALANCE = 10  # a billion entries to this power is still a number
 
-CELLS_AT_ONCE = 1 << 24  # queries x classes summed at a time: 128 MB of float64
+NEIGHBORS_AT_ONCE = 1 << 21  # neighbours of all queries counted at a time: some 200 MB
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def count_votes(
     per_class_C = np.maximum(class_counts_C, 1).astype(np.float64) ** rule.balance
     balanced_QK = weights_QK / per_class_C[np.maximum(codes_QK, 0)] if num_classes else weights_QK
     pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    step = max(CELLS_AT_ONCE // max(num_classes, 1), 1)
+    step = max(NEIGHBORS_AT_ONCE // max(codes_QK.shape[1], 1), 1)
     for start in range(0, max(len(codes_QK), 1), step):
         rows = slice(start, start + step)
         pieces.append(_winners(weights_QK[rows], codes_QK[rows], per_class_C))
@@ -110,27 +110,34 @@ def count_votes(
 def _winners(
     weights_QK: np.ndarray, codes_QK: np.ndarray, per_class_C: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Winners, confidences and margins. Only classes that a neighbour has are looked at, however many there are.
+
+    A cell is a class that has a vote in a query; M cells in all, those of a query next to each other.
+    """
     num_queries, num_classes = len(codes_QK), len(per_class_C)
+    winners_Q, confidences_Q, margins_Q = np.full(num_queries, -1), np.zeros(num_queries), np.zeros(num_queries)
     voting_QK = (codes_QK >= 0) & (weights_QK > 0)
     queries, ranks = np.nonzero(voting_QK)  # in rank order within a query, so that bincount sums in rank order
-    cells = queries * num_classes + codes_QK[queries, ranks]
-    sums = np.bincount(cells, weights_QK[queries, ranks], minlength=num_queries * num_classes)
-    sums_QC = sums.reshape(num_queries, num_classes) / per_class_C
     if not num_classes or not len(queries):
-        return np.full(num_queries, -1), np.zeros(num_queries), np.zeros(num_queries)
+        return winners_Q, confidences_Q, margins_Q
+    codes = codes_QK[queries, ranks].astype(np.int64)
+    keys_M, cells = np.unique(queries * num_classes + codes, return_inverse=True)
+    sums_M = np.bincount(cells, weights_QK[queries, ranks]) / per_class_C[keys_M % num_classes]
     # A class reaches its sum with its last voting neighbour: of equal sums the one reached earliest wins.
-    reached = np.full(num_queries * num_classes, weights_QK.shape[1], np.int64)
-    reached[cells] = ranks
-    best_Q1 = sums_QC.max(axis=1, keepdims=True)
-    reached_QC = np.where(sums_QC == best_Q1, reached.reshape(num_queries, num_classes), weights_QK.shape[1])
-    winners_Q = reached_QC.argmin(axis=1)
+    reached_M = np.zeros(len(keys_M), np.int64)
+    reached_M[cells] = ranks
+    asked, first = np.unique(keys_M // num_classes, return_index=True)  # queries with a vote, and their first cells
+    sizes = np.diff([*first, len(keys_M)])
+    best = np.maximum.reduceat(sums_M, first)
+    is_best_M = sums_M == np.repeat(best, sizes)
+    earliest = np.minimum.reduceat(np.where(is_best_M, reached_M, weights_QK.shape[1]), first)
+    others_M = np.where(is_best_M & (reached_M == np.repeat(earliest, sizes)), 0.0, sums_M)
     # Summed in the order in which the classes reached their sums: the codes have another order in another process.
-    last = reached[cells] == ranks
-    total_Q = np.bincount(queries[last], sums_QC[queries[last], codes_QK[queries, ranks][last]], minlength=num_queries)
-    voted_Q = total_Q > 0
-    others_QC = sums_QC.copy()
-    others_QC[np.arange(num_queries), winners_Q] = 0.0
-    safe_Q = np.where(voted_Q, total_Q, 1.0)
-    confidences_Q = best_Q1[:, 0] / safe_Q
-    margins_Q = (best_Q1[:, 0] - others_QC.max(axis=1)) / safe_Q
-    return np.where(voted_Q, winners_Q, -1), confidences_Q, margins_Q
+    last = reached_M[cells] == ranks
+    totals = np.bincount(queries[last], sums_M[cells[last]], minlength=num_queries)[asked]
+    voted = totals > 0
+    winners_Q[asked] = np.where(voted, codes_QK[asked, earliest], -1)
+    safe = np.where(voted, totals, 1.0)
+    confidences_Q[asked] = best / safe
+    margins_Q[asked] = (best - np.maximum.reduceat(others_M, first)) / safe
+    return winners_Q, confidences_Q, margins_Q

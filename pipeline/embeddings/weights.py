@@ -36,6 +36,8 @@ def read_weights(uri: str) -> Tensors:
             loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise EncoderError(f"there are no weights at {uri}: check the path given with --weights") from error
+    except PermissionError as error:
+        raise EncoderError(f"permission denied: the weights at {uri} may not be read: allow this user to") from error
     except Exception as error:  # damaged pickles, archives and headers surface as errors of many types
         raise EncoderError(
             f"the weights at {uri} cannot be read: they are no .safetensors or torch file of tensors alone, or damaged"

@@ -22,7 +22,7 @@ from pipeline.index.gpu import gpu
 from pipeline.index.plan import IndexOptions, IndexPlan, measured_candidates
 from pipeline.index.shard_work import Gathered, Measured, Populated, ShardWork, files_of, read_mark
 from pipeline.index.shards import SideFiles, mapped_vectors, write_faiss
-from pipeline.index.training import centroid_distance, trained
+from pipeline.index.training import centroid_distance, trained, trained_on
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef, RowsFile, describe
 from pipeline.store.ids import split_id
@@ -303,7 +303,7 @@ class _Builder:
             rows = training_rows(key, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
             sample_ND = np.random.default_rng(0).permutation(sample_ND)[:rows]
         self._progress(Progress("training", 0, len(sample_ND)))
-        index = trained(key, sample_ND, device=gpu())
+        index = trained(key, trained_on(key, sample_ND), device=gpu())
         self._progress(Progress("training", len(sample_ND), len(sample_ND)))
         published = write_faiss(self._storage, f"{self._folder}/trained.faiss", index)
         distance = centroid_distance(index, sample_ND)

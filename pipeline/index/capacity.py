@@ -16,6 +16,7 @@ from pipeline.errors import IndexBuildError, UsageError
 from pipeline.index import tuning
 from pipeline.index.candidates import FLAT, expected_bytes, num_centroids, training_rows, with_lists
 from pipeline.index.choice import Candidate, choose
+from pipeline.index.distinct import vector_keys
 from pipeline.index.plan import DEFAULT_SHARD_ROWS
 from pipeline.index.populating import ADD_ROWS
 from pipeline.index.shard_work import ENTRY_BYTES, PROCESS_BYTES
@@ -200,7 +201,7 @@ def _measured(key: str, vectors_ND: np.ndarray, read_row: float, side_bytes: flo
     rows, dimension = vectors_ND.shape
     floats_ND = np.ascontiguousarray(vectors_ND, np.float32)
     began = time.perf_counter()
-    judge = tuning.Judge(vectors_ND, tuning.query_sample(rows, seed=0))
+    judge = tuning.Judge(vectors_ND, tuning.query_sample(vector_keys(vectors_ND), seed=0))
     judge_row = (time.perf_counter() - began) / rows
     zero = Rates(
         key=key, dimension=dimension, rows=rows, read_row=read_row, side_bytes_a_row=side_bytes,

@@ -30,9 +30,10 @@ from pipeline.index.candidates import (
     proposals,
     with_lists,
 )
+from pipeline.index.distinct import vector_keys
 from pipeline.index.exact import ExactFinder
 from pipeline.index.parameters import widest, written
-from pipeline.index.training import trained
+from pipeline.index.training import trained, trained_on
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef, unaltered_path, way_out
 from pipeline.store.state import Quality
@@ -159,7 +160,8 @@ def choose(
 ) -> Table:
     """Build and measure candidates for `num_rows` rows on a sample of them, float16 [N, D]. Look at `chosen`."""
     sample_ND = np.ascontiguousarray(sample_ND[:SAMPLE_ROWS])
-    judge = tuning.Judge(sample_ND, tuning.query_sample(len(sample_ND), seed=0)[:SAMPLE_QUERIES], num_rows)
+    keys_N = vector_keys(sample_ND)
+    judge = tuning.Judge(sample_ND, tuning.query_sample(keys_N, seed=0)[:SAMPLE_QUERIES], num_rows, keys_N)
     wanted = proposals(num_rows, sample_ND.shape[1], max_memory_bytes)
     sized = [
         Candidate(key=p.key, proposed_by=p.by, bytes_in_memory=expected_bytes(p.key, num_rows, sample_ND.shape[1]))
@@ -216,7 +218,7 @@ def _measured(candidate: Candidate, judge: tuning.Judge, num_rows: int, target: 
     if len(vectors_ND) < least_rows(key):
         reason = f"needs {least_rows(key):,} rows to train on"
         return candidate.model_copy(update={"built_as": key, "verdict": reason})
-    index = trained(key, vectors_ND, roughly=True)
+    index = trained(key, trained_on(key, vectors_ND), roughly=True)
     index.add(np.ascontiguousarray(vectors_ND, np.float32))
     seconds = round(time.perf_counter() - began, 3)
     built = candidate.model_copy(update={"built_as": key, "build_seconds": seconds})

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import DamagedFile
 from pipeline.index import parameters, tuning
+from pipeline.index.distinct import vector_keys
 from pipeline.index.gpu import gpu
 from pipeline.index.populating import ADD_ROWS, populated
 from pipeline.index.shards import SideFiles, mapped_vectors, read_faiss, write_faiss, write_side_files, write_vectors
@@ -119,7 +120,8 @@ class ShardWork:
         vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
         held_out = np.ones(side.rows, bool)
         held_out[self._sampled(number, side.rows)] = False
-        judge = tuning.Judge(vectors_ND, tuning.query_sample(side.rows, number, held_out))
+        keys_N = vector_keys(vectors_ND)
+        judge = tuning.Judge(vectors_ND, tuning.query_sample(keys_N, number, held_out), keys_N=keys_N)
         if known is not None:
             recall, values = self._widened(mapped, judge, parameters.parsed(known))
             if recall >= self.target_recall:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import faiss
 import numpy as np
 
-from pipeline.index.candidates import empty_index
+from pipeline.index.candidates import empty_index, least_rows
+from pipeline.index.distinct import without_copies
 from pipeline.index.gpu import centroids_of
 
 if TYPE_CHECKING:
@@ -53,6 +54,15 @@ def trained(key: str, sample_ND: np.ndarray, *, roughly: bool = False, device: "
     for rotation in _learned_rotations(index):
         rotation.pq = None
     return index
+
+
+def trained_on(key: str, sample_ND: np.ndarray) -> np.ndarray:
+    """A training sample, float16 [N, D], with each vector once: many copies would be many equal centroids.
+
+    With its copies where the key needs more rows than would be left.
+    """
+    distinct_ND = without_copies(sample_ND)
+    return distinct_ND if len(distinct_ND) >= least_rows(key) else sample_ND
 
 
 def centroid_distance(index: faiss.Index, vectors_ND: np.ndarray) -> float | None:

@@ -17,12 +17,14 @@ from autofaiss.external.optimize import get_optimal_hyperparameters
 from pipeline.index import parameters
 from pipeline.index.approximate import RERANK, ApproximateFinder
 from pipeline.index.blocks import Candidates
+from pipeline.index.distinct import vector_keys
 from pipeline.index.exact import ExactFinder, similarities
 from pipeline.store.state import Quality
 
 NEIGHBORS_TUNED = 10
 RECALLED_AT_MOST = 100
 MAX_QUERIES = 1_000
+MOST_COPIES = 16  # of a vector that is asked about: it is looked for past them
 TUNING_QUERIES = 250  # of them, with which parameters are looked for; all then say what these reach
 TIMED_QUERIES = 100
 TIMED_BATCHES = 3
@@ -42,21 +44,30 @@ class Tuned:
 class Judge:
     """Exact answers for some stored rows, by which any index over the same rows is judged.
 
-    Each query looks for its nearest other rows, so that finding itself earns nothing. `vectors_ND` is float16 [N, D].
+    Each query looks for its nearest other rows, so that finding itself, or a copy of itself, earns nothing.
+    `vectors_ND` is float16 [N, D]; `keys_N` are its `vector_keys`, where they are known.
     Where they are a sample of `rows` rows, parameters are looked for by as many neighbours, and as many candidates
     scored again, as a sample holds of those of the whole: else codes that are too coarse for the whole seem to do.
     """
 
-    def __init__(self, vectors_ND: np.ndarray, query_rows: np.ndarray, rows: int | None = None) -> None:
+    def __init__(
+        self,
+        vectors_ND: np.ndarray,
+        query_rows: np.ndarray,
+        rows: int | None = None,
+        keys_N: np.ndarray | None = None,
+    ) -> None:
         self.vectors_ND = vectors_ND
+        self._keys_N = vector_keys(vectors_ND) if keys_N is None else keys_N
         share = len(vectors_ND) / (rows or len(vectors_ND))
         self._k_tuned = max(round(NEIGHBORS_TUNED * min(share, 1.0)), 1)
         self._rows_N = np.arange(len(vectors_ND))
         self._query_rows = query_rows
         self._queries_QD = np.ascontiguousarray(vectors_ND[query_rows], np.float32)
         self._most = min(RECALLED_AT_MOST, len(vectors_ND) - 1)
+        self._copies = min(int(_numbers(self._keys_N, query_rows).max(initial=1)), MOST_COPIES)  # the query with them
         exact = ExactFinder(vectors_ND, self._rows_N)
-        self._exact_QK = self._others(exact.find(self._queries_QD, self._most + 1), self._most)
+        self._exact_QK = self._others(exact.find(self._queries_QD, self._most + self._copies), self._most)
 
     def recall(
         self, index: faiss.Index, values: dict[str, int], k: int, *, refined: bool, queries: int = MAX_QUERIES
@@ -68,14 +79,20 @@ class Judge:
         return self._recall(self._finder(index, values, refined), k, min(queries, len(self._query_rows)))
 
     def _recall(self, finder: ApproximateFinder, k: int, queries: int) -> float:
-        found_QK = self._others(finder.find(self._queries_QD[:queries], k + 1), k)
+        found_QK = self._others(finder.find(self._queries_QD[:queries], k + self._copies), k)
         return self._share(found_QK)
 
     def _share(self, found_QK: np.ndarray) -> float:
         """recall@K of these similarities, descending, of the first queries."""
         queries, k = found_QK.shape
-        # A row whose similarity equals the k-th exact one is as right as the one exact search happened to take.
-        return float((found_QK >= self._exact_QK[:queries, k - 1 : k] - TIE).mean())
+        exact_QK = self._exact_QK[:queries, :k]
+        last_Q1 = exact_QK[:, -1:]
+        # A row whose similarity equals the k-th exact one is as right as the one exact search happened to take, but it
+        # makes up for none that is nearer: of ten copies all ten are found where one is.
+        nearer_Q = (exact_QK > last_Q1 + TIE).sum(axis=1)
+        found_nearer_Q = np.minimum((found_QK > last_Q1 + TIE).sum(axis=1), nearer_Q)
+        found_equal_Q = np.minimum((found_QK >= last_Q1 - TIE).sum(axis=1) - found_nearer_Q, k - nearer_Q)
+        return float((found_nearer_Q + found_equal_Q).mean() / k)
 
     def reaches(self, index: faiss.Index, values: dict[str, int], target: float, *, refined: bool) -> bool:
         """Whether the tuning queries have the target recall@10 with these parameters."""
@@ -84,7 +101,7 @@ class Judge:
             return False
         if k == NEIGHBORS_TUNED:
             return True
-        thinned = values | {"rerank": values.get("rerank", RERANK) * k // NEIGHBORS_TUNED + 1}  # and the query itself
+        thinned = values | {"rerank": values.get("rerank", RERANK) * k // NEIGHBORS_TUNED + self._copies}
         vectors_ND = self.vectors_ND if refined else None
         finder = ApproximateFinder(index, thinned, self._rows_N, vectors_ND, margin=0)
         return self._recall(finder, k, min(TUNING_QUERIES, len(self._query_rows))) >= target
@@ -131,7 +148,7 @@ class Judge:
         similarities_QK = found.similarities_QK
         if not math.isfinite(found.error):  # they are those of codes
             similarities_QK = similarities(self._queries_QD[:queries], self.vectors_ND, found.rows_QK)
-        itself_QK = found.rows_QK == self._query_rows[:queries, None]
+        itself_QK = self._keys_N[found.rows_QK] == self._keys_N[self._query_rows[:queries, None]]
         return -np.sort(np.where(itself_QK, np.inf, -similarities_QK), axis=1)[:, :k]
 
 
@@ -185,15 +202,30 @@ def autofaiss_parameters(index: faiss.Index, key: str, max_latency_ms: float) ->
         logging.getLogger("autofaiss").setLevel(level)
 
 
-def query_sample(num_rows: int, seed: int, held_out: np.ndarray | None = None) -> np.ndarray:
-    """Rows to measure recall with, ascending: all of a small shard, a fixed random sample of a large one.
+def query_sample(keys_N: np.ndarray, seed: int, held_out: np.ndarray | None = None) -> np.ndarray:
+    """Rows to measure recall with, no two of one vector: all of a small shard, a fixed random sample of a large one.
 
-    `held_out` bool [N] says which rows the index was not trained on; others are taken only where these are too few.
+    `keys_N` are the `vector_keys` of the rows. `held_out` bool [N] says which the index was not trained on; others are
+    taken only where these are too few. So are vectors of very many copies, the nearest others of which lie behind them.
     """
-    if num_rows <= MAX_QUERIES:
-        return np.random.default_rng(seed).permutation(num_rows)
-    rows = np.arange(num_rows) if held_out is None or held_out.sum() < MAX_QUERIES else np.flatnonzero(held_out)
+    _, first, places, numbers = np.unique(keys_N, return_index=True, return_inverse=True, return_counts=True)
+    fewest = int(numbers.min()) if len(numbers) else 0
+    usable = numbers <= max(MOST_COPIES, fewest)
+    rows = np.sort(first[usable])
+    if len(rows) <= MAX_QUERIES:
+        return np.random.default_rng(seed).permutation(rows)
+    if held_out is not None:
+        unseen = np.bincount(places, ~held_out, len(first)) == 0
+        if (unseen & usable).sum() >= MAX_QUERIES:
+            rows = np.sort(first[unseen & usable])
     return np.random.default_rng(seed).choice(rows, MAX_QUERIES, replace=False)
+
+
+def _numbers(keys_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """How many rows hold the vector of each of some rows, int64."""
+    distinct, numbers = np.unique(keys_N, return_counts=True)
+    found: np.ndarray = numbers[np.searchsorted(distinct, keys_N[rows])]
+    return found
 
 
 def _narrowest(

@@ -2,10 +2,10 @@
 
 from collections.abc import Collection, Iterable, Iterator
 
-from pipeline.errors import DamagedFile
+from pipeline.errors import DamagedFile, NotPermitted
 from pipeline.index.shards import read_faiss
 from pipeline.store.files import FileRef
-from pipeline.store.findings import Finding, damage
+from pipeline.store.findings import Finding, damage, unread
 from pipeline.store.state import Index
 from pipeline.store.storage import Storage
 
@@ -22,6 +22,9 @@ def verify_faiss(
     for file in files.values():
         try:
             found = read_faiss(storage, file)
+        except NotPermitted as error:
+            yield unread(error)
+            continue
         except DamagedFile:
             yield damage(file.path, "cannot be opened by FAISS")
             continue

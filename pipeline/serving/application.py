@@ -15,9 +15,9 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from pipeline.asking import Sample
 from pipeline.errors import VisualMemoryError
 from pipeline.index.live import Share
+from pipeline.index.sampling import Sample
 from pipeline.progress import OnProgress, Progress
 from pipeline.serving.embedder import Embedder
 from pipeline.serving.group import Answer, Asked, Entry, Group, Subject

@@ -13,14 +13,16 @@ from typing import TypeVar, get_args
 import numpy as np
 
 from pipeline import asking
-from pipeline.asking import Sample
 from pipeline.decisions.found import Found, KeptValues, Standing
 from pipeline.errors import DamagedFile, MemoryMissing, UnknownName, UsageError, VisualMemoryError
 from pipeline.index.blocks import Scope
 from pipeline.index.live import Share
+from pipeline.index.others import search_others
+from pipeline.index.sampling import Sample, draw
 from pipeline.index.search import LiveEntries, Restrictions
 from pipeline.index.shards import read_ahead
 from pipeline.store.cache import CachedStorage
+from pipeline.store.digests import Digests
 from pipeline.store.kept_values import KeptValue, read_facts, read_kept
 from pipeline.store.state import State, file_refs
 from pipeline.store.storage import Storage
@@ -50,7 +52,8 @@ class Subject:
 class Asked:
     """Queries (float32 [Q, D] of unit length) that go together, for the k nearest entries of the group.
 
-    `exclude` takes up no rank; `own_Q` is one id a query left out for it only; `named` are ids of which it is asked
+    `exclude` takes up no rank; `own_Q` is one id a query left out for it only, with entries of the bytes that
+    `own_digests_Q` tells; `named` are ids of which it is asked
     whether they are entries. With `standing` the answer says what the labels stand for.
     """
 
@@ -60,6 +63,7 @@ class Asked:
     scope: Scope
     exclude: tuple[int, ...] = ()
     own_Q: np.ndarray | None = None
+    own_digests_Q: np.ndarray | None = None
     named: tuple[int, ...] = ()
     standing: bool = True
 
@@ -105,6 +109,7 @@ class _Opened:
         self.state = state
         self.live: LiveEntries = LiveEntries.open(storage, state, before.live if before is not None else None, share)
         self.storage = storage
+        self.digests = Digests(storage, state)
         self._renumbered: dict[tuple, tuple[Standing, np.ndarray]] = {}
 
     def about(self, subject: Subject) -> LiveEntries:
@@ -179,7 +184,7 @@ class Group:
         opened = self._version(subject.version)
         live = opened.about(subject)
         _, translation, _ = opened.standing(live, subject)
-        sample = self._unaltered(lambda: asking.balance_sample(live, each))
+        sample = self._unaltered(lambda: draw(live, each, opened.digests))
         return replace(sample, codes_N=translation[sample.codes_N])
 
     def entry(self, version: int, entry_id: int) -> Entry | None:
@@ -228,9 +233,14 @@ class Group:
         opened = self._version(first.subject.version)
         live = opened.about(first.subject)
         standing, translation, assumed = opened.standing(live, first.subject)
-        restrictions = Restrictions(first.scope, frozenset(first.exclude), first.own_Q, assumed)
+        restrictions = Restrictions(first.scope, frozenset(first.exclude), None, assumed)
         vectors_QD = np.concatenate([one.vectors_QD for one in asked])
-        found = asking.found(live, vectors_QD, first.k, restrictions)
+        if first.own_Q is None:
+            retrieved = live.search(vectors_QD, first.k, restrictions)
+        else:
+            own = first.own_Q, first.own_digests_Q
+            retrieved = search_others(live, opened.digests, vectors_QD, first.k, *own, restrictions)
+        found = asking.told_of(live, retrieved)
         kept = self._kept(opened.state, found) if first.scope == "live" and opened.state.kept else None
         found = replace(found, codes_QK=translation[found.codes_QK], kept=kept)
         answers, start = [], 0

@@ -10,9 +10,9 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 import numpy as np
 
-from pipeline.asking import Sample
 from pipeline.errors import VisualMemoryError
 from pipeline.index.live import Share
+from pipeline.index.sampling import Sample
 from pipeline.serving.editor import Editor
 from pipeline.serving.embedder import Embedder
 from pipeline.serving.group import Answer, Asked, Entry, Group, Subject

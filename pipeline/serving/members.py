@@ -12,9 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.asking import Sample
 from pipeline.decisions.found import Standing, joined
 from pipeline.errors import EncoderError, SourceError, UnknownName, UsageError, VisualMemoryError
+from pipeline.index.sampling import Sample
 from pipeline.serving.batching import MicroBatcher
 from pipeline.serving.group import Answer, Asked, Entry, Subject
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from pipeline import asking
-from pipeline.asking import ClassifyOptions, Sample
+from pipeline.asking import ClassifyOptions
 from pipeline.decisions.decision import Decision, Neighbor, Question
 from pipeline.decisions.found import Found, Standing, decide, joined, merged
 from pipeline.errors import (
@@ -26,6 +26,7 @@ from pipeline.errors import (
     VisualMemoryError,
 )
 from pipeline.index.blocks import Scope
+from pipeline.index.sampling import Sample, asked_classes, each_of
 from pipeline.serving.batching import MicroBatcher
 from pipeline.serving.group import Asked, Entry, Subject
 from pipeline.serving.members import CALLERS_FAULT, CALLS_AT_ONCE, GroupClient, Members
@@ -383,14 +384,16 @@ class Service:
         exclude: Sequence[int] = (),
         assume: Mapping[int, str] | None = None,
         named: tuple[int, ...] = (),
-        own_Q: np.ndarray | None = None,
+        own: Sample | None = None,
     ) -> _Gathered:
         began = time.monotonic()
         timeout = min(how.timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
         while True:
             state = self.state
             subject = Subject(state.version, how.label_set, how.where, tuple(sorted((assume or {}).items())))
-            asked = Asked(subject, vectors_QD, k, scope, tuple(sorted(exclude)), own_Q, named)
+            asked = Asked(subject, vectors_QD, k, scope, tuple(sorted(exclude)), named=named)
+            if own is not None:
+                asked = replace(asked, own_Q=own.ids_N, own_digests_Q=own.digests_N)
             left = began + timeout - time.monotonic()
             answers = await self._members.ask(asked, left, every=how.require_all)
             if all(answers) or state is self._state:  # else it may be that the version was just closed
@@ -428,18 +431,19 @@ class Service:
         standing = (await self._gathered(probe_1D, 1, "labelled", whole)).standing
         if not standing.counts_C.any():
             return 0.0
-        each = asking.each_of(standing.counts_C)
+        each = each_of(standing.counts_C)
         samples = await asyncio.gather(*(member.client.sample(subject, each) for member in self._members.all))
         known = self._members.known_standings(subject)
         if known is None:  # a newer version has come meanwhile
             return await self._balance(options, how)
         _, translations = joined(known)
         codes_N = np.concatenate([t[s.codes_N] for s, t in zip(samples, translations, strict=True)])
-        ids_N, vectors_ND = (np.concatenate([getattr(s, name) for s in samples]) for name in ("ids_N", "vectors_ND"))
-        sample = Sample(ids_N, codes_N, vectors_ND).least(each)
-        gathered = await self._gathered(
-            sample.vectors_ND.astype(np.float32), options.k, "labelled", whole, own_Q=sample.ids_N
+        ids_N, vectors_ND, digests_N = (
+            np.concatenate([getattr(s, name) for s in samples]) for name in ("ids_N", "vectors_ND", "digests_N")
         )
+        asked = asked_classes(standing.labels, standing.counts_C)
+        sample = Sample(ids_N, codes_N, vectors_ND, digests_N).least(each).of(asked)
+        gathered = await self._gathered(sample.vectors_ND.astype(np.float32), options.k, "labelled", whole, own=sample)
         found = gathered.found
         balance = asking.balance_by(
             sample, found.similarities_QK, found.codes_QK, gathered.standing.counts_C, options.rule, options.k

@@ -45,6 +45,15 @@ class FileCache:
 
     def get(self, storage: Storage, file: FileRef) -> Path:
         """Where the copy of a file lies, every byte of it as published. Raises StorageError or DamagedFile."""
+        try:
+            return self._got(storage, file)
+        except PermissionError as error:
+            raise StorageError(
+                f"permission denied: {error.filename or self.folder} may not be read or written by this user: give "
+                "this user the right to, or name another folder for local copies"
+            ) from error
+
+    def _got(self, storage: Storage, file: FileRef) -> Path:
         copy = self.folder / file.sha256
         held = self._held.get(file.sha256)
         if held is not None and _signature(copy) == held[1]:

@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pipeline.errors import DamagedFile, FormatError
-from pipeline.store.findings import RESTORE, Finding, damage
+from pipeline.errors import DamagedFile, FormatError, NotPermitted
+from pipeline.store.findings import RESTORE, Finding, damage, unread
 from pipeline.store.state import SetIndex, SetState, State
 from pipeline.store.versions import FOLDER, HINT, Commit, VersionLog, checkpoint_path, commit_path
 
@@ -102,7 +102,7 @@ def read_chain(log: VersionLog) -> Chain:
         advice = RESTORE if number == first != 1 else _SPARE
         try:
             state = log.read_checkpoint(number)
-        except (DamagedFile, FormatError) as error:
+        except (DamagedFile, FormatError, NotPermitted) as error:
             chain.findings.append(_unreadable(checkpoint_path(number), error, advice))
             continue
         if state.version == number:
@@ -116,7 +116,7 @@ def read_chain(log: VersionLog) -> Chain:
 def _read(log: VersionLog, number: int) -> Commit | Finding:
     try:
         [commit] = log.commits([number])
-    except (DamagedFile, FormatError) as error:
+    except (DamagedFile, FormatError, NotPermitted) as error:
         return _unreadable(commit_path(number), error, RESTORE)
     return commit
 
@@ -157,6 +157,9 @@ def check_hint(log: VersionLog, chain: Chain) -> Iterator[Finding]:
         return
     try:
         hinted = int(log.storage.read(HINT))
+    except NotPermitted as error:
+        yield unread(error)
+        return
     except ValueError:
         yield Finding("note", HINT, "is no number", "nothing: no reader depends on it, and it is written anew")
         return
@@ -178,6 +181,8 @@ def _gaps(there: list[int], has_start: bool) -> Iterator[Finding]:
 
 
 def _unreadable(path: str, error: Exception, advice: str) -> Finding:
+    if isinstance(error, NotPermitted):
+        return unread(error)
     if isinstance(error, FormatError):
         return damage(path, _said(error), _LATER)
     what = "is missing" if "is missing" in str(error) else "is not as it was written"

@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from pipeline.errors import DamagedFile
+from pipeline.errors import DamagedFile, NotPermitted
 from pipeline.progress import OnProgress, Progress
 from pipeline.store.chain import Chain
 from pipeline.store.counterparts import PlanRows, ShardSides
 from pipeline.store.files import FileRef, RowsFile
-from pipeline.store.findings import Finding, damage
+from pipeline.store.findings import Finding, damage, unread
 from pipeline.store.identity import Identity
 from pipeline.store.kept import KeptColumn, kept_in
 from pipeline.store.schemas import (
@@ -70,6 +70,7 @@ _KINDS = {
     ("Shard", "vectors"): "shard vectors",
     ("Shard", "entries"): "shard entries",
 }
+_OF_THE_IDENTITY = {"entries", "shard vectors"}  # only who knows the encoder knows what these should hold
 
 
 @dataclass
@@ -166,6 +167,9 @@ class Contents:
             data = self._data(file)
             if hashlib.sha256(memoryview(data)).hexdigest() != file.sha256:
                 raise DamagedFile("was altered: its bytes are not those that were written")
+        except NotPermitted as error:
+            self.broken.add(file.path)
+            return [unread(error)]
         except DamagedFile as error:
             self.broken.add(file.path)
             return [damage(file.path, "is missing" if "is missing" in str(error) else str(error))]
@@ -188,6 +192,8 @@ class Contents:
         return data
 
     def _findings(self, file: FileRef, kind: str, data: pa.Buffer) -> Iterator[Finding]:
+        if self._schema is None and kind in _OF_THE_IDENTITY:
+            return  # the version that tells it cannot be read, which is said of that version
         if file.path in self._sides:
             yield from (damage(file.path, what) for what in self._read_side(file, kind, data, self._sides[file.path]))
         elif kind == "entries":

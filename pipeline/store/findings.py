@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from pipeline.errors import NotPermitted
 from pipeline.store.files import way_out
 
-# An invariant is broken; something belongs to nobody; or something is worth knowing and needs nothing done.
-Severity = Literal["damage", "waste", "note"]
+# An invariant is broken; a file may not be read, so that nobody knows; something belongs to nobody; or something is
+# worth knowing and needs nothing done.
+Severity = Literal["damage", "unread", "waste", "note"]
 
 RESTORE = way_out("versions/")
 CLEAN = "run `verify --clean`"
@@ -23,6 +25,12 @@ class Finding:
 
     def to_json(self) -> dict:
         return {"severity": self.severity, "path": self.path, "what": self.what, "advice": self.advice}
+
+
+def unread(error: NotPermitted) -> Finding:
+    """A file or folder that may not be read: whether it is sound cannot be known."""
+    advice = str(error).rpartition(": ")[2]
+    return Finding("unread", error.path or "the memory", "is not readable (permission denied)", advice)
 
 
 def damage(path: str, what: str, advice: str | None = None) -> Finding:

@@ -13,10 +13,11 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from pipeline.errors import StorageError
 from pipeline.store.processes import Process
-from pipeline.store.storage import AlreadyExists, missing_file
+from pipeline.store.storage import AlreadyExists, may_not, missing_file
 
 _ASIDE = re.compile(r"\..*\.(?P<place>[0-9a-f]{8})-(?P<owner>\d+-\d*)-[0-9a-f]{12}\.aside")
 
@@ -32,18 +33,13 @@ class LocalStorage:
         self.uri = str(root)
 
     def read(self, path: str) -> bytes:
-        try:
-            return (self.root / path).read_bytes()
-        except FileNotFoundError as error:
-            raise missing_file(self.uri, path) from error
+        with self._opened(path) as stream:
+            return stream.read()
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        try:
-            with (self.root / path).open("rb") as stream:
-                stream.seek(start)
-                return stream.read(stop - start)
-        except FileNotFoundError as error:
-            raise missing_file(self.uri, path) from error
+        with self._opened(path) as stream:
+            stream.seek(start)
+            return stream.read(stop - start)
 
     def create(self, path: str, data: bytes) -> None:
         target = self.root / path
@@ -69,16 +65,17 @@ class LocalStorage:
     def publishing(self, path: str) -> Iterator[Path]:
         target = self.root / path
         with self._aside(target) as aside:
+            mode = aside.stat().st_mode  # what the umask leaves to every file
             yield aside
+            if aside.stat().st_mode != mode:  # a library wrote through a file of its own, for its owner's eyes only
+                aside.chmod(mode)
             _sync(aside)
             aside.replace(target)
             _sync(target.parent)
 
     def local_path(self, path: str) -> Path:
-        target = self.root / path
-        if not target.exists():
-            raise missing_file(self.uri, path)
-        return target
+        with self._opened(path):  # libraries that map it do not tell "permission denied" from damage
+            return self.root / path
 
     def release(self, path: str) -> None:
         pass  # the file itself was given
@@ -88,11 +85,13 @@ class LocalStorage:
             names = os.listdir(self.root / folder)
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except PermissionError as error:
+            raise may_not("read", self.uri, folder) from error
         return sorted(name for name in names if not name.endswith(".aside"))
 
     def walk(self, folder: str = "") -> dict[str, int]:
         found = {}
-        for above, _, names in os.walk(self.root / folder):
+        for above, _, names in os.walk(self.root / folder, onerror=self._refused):
             for name in names:
                 path = os.path.join(above, name)
                 with contextlib.suppress(FileNotFoundError):  # gone since it was listed
@@ -102,13 +101,19 @@ class LocalStorage:
         return found
 
     def exists(self, path: str) -> bool:
-        return (self.root / path).exists()
+        try:
+            return (self.root / path).exists()
+        except PermissionError as error:
+            raise may_not("read", self.uri, path) from error
 
     def delete(self, paths: Iterable[str]) -> None:
         folders = set()
         for path in paths:
             target = self.root / path
-            target.unlink(missing_ok=True)
+            try:
+                target.unlink(missing_ok=True)
+            except PermissionError as error:
+                raise may_not("write", self.uri, path) from error
             folders.add(target.parent)
         for folder in folders:
             self._tidy(folder)
@@ -142,6 +147,24 @@ class LocalStorage:
             folder = folder.parent
 
     @contextlib.contextmanager
+    def _opened(self, path: str) -> Iterator[IO[bytes]]:
+        """A file opened to be read. Raises DamagedFile when it is not there, NotPermitted when this user may not."""
+        try:
+            stream = (self.root / path).open("rb")
+        except FileNotFoundError as error:
+            raise missing_file(self.uri, path) from error
+        except PermissionError as error:
+            raise may_not("read", self.uri, path) from error
+        with stream:
+            yield stream
+
+    def _refused(self, error: OSError) -> None:
+        """A folder that is gone since it was listed has no files; one that may not be read is no empty one."""
+        if isinstance(error, PermissionError):
+            folder = os.path.relpath(error.filename, self.root).replace(os.sep, "/")
+            raise may_not("read", self.uri, "" if folder == "." else folder) from error
+
+    @contextlib.contextmanager
     def _aside(self, target: Path) -> Iterator[Path]:
         """A private name in the target's folder, gone afterwards whatever happened."""
         process = Process.this()
@@ -155,6 +178,9 @@ class LocalStorage:
             except (FileNotFoundError, FileExistsError):  # it was empty, and another process is just removing it
                 if attempt == MAX_ATTEMPTS - 1:
                     raise
+            except PermissionError as error:
+                folder = os.path.relpath(target.parent, self.root).replace(os.sep, "/")
+                raise may_not("write", self.uri, "" if folder == "." else folder) from error
         try:
             yield aside
         finally:

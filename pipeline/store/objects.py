@@ -23,7 +23,7 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 
 from pipeline.errors import StorageError, UsageError, VisualMemoryError
 from pipeline.store.copies import Copies
-from pipeline.store.refusals import DENIED, UNSUPPORTED, code_of, explanation
+from pipeline.store.refusals import DENIED, UNSUPPORTED, code_of, refusal
 from pipeline.store.storage import AlreadyExists, missing_file
 
 # Stores whose fsspec file system creates exclusively, under the one name that a URI is given.
@@ -303,9 +303,9 @@ class ObjectStorage:
         rest = iter(objects)
         while chunk := list(itertools.islice(rest, BULK)):
             answer = self._call("delete_objects", Delete={"Objects": chunk, "Quiet": True})
-            for refusal in answer.get("Errors", []):
-                if refusal.get("Code") not in {"NoSuchKey", "NoSuchVersion"}:
-                    raise ClientError({"Error": refusal}, "DeleteObjects")
+            for left in answer.get("Errors", []):
+                if left.get("Code") not in {"NoSuchKey", "NoSuchVersion"}:
+                    raise ClientError({"Error": left}, "DeleteObjects")
 
     def _noncurrent(self, folder: str) -> Sequence[str]:
         with self._asking("list", folder):
@@ -325,7 +325,7 @@ class ObjectStorage:
         except Exception as error:  # every file system of fsspec has an error tree of its own
             if isinstance(error, FileNotFoundError) and code_of(error) != "NoSuchBucket" and doing == "read":
                 raise missing_file(self.uri, path) from error
-            raise StorageError(explanation(error, self.uri, doing, f"{self.uri}/{path}".rstrip("/"))) from error
+            raise refusal(error, self.uri, doing, path) from error
 
 
 def _is_file(path: str) -> bool:

@@ -5,6 +5,8 @@ import tempfile
 
 from botocore import exceptions as botocore
 
+from pipeline.errors import NotPermitted, StorageError
+
 REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "ExpiredToken", "RequestTimeTooSkewed"}
 DENIED = {"AccessDenied", "AllAccessDisabled", "AccountProblem", "403"}
 ELSEWHERE = {"PermanentRedirect", "301", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
@@ -41,6 +43,22 @@ def lacks_credentials(error: BaseException) -> bool:
     return isinstance(error, _NO_CREDENTIALS) or code_of(error) in REFUSED
 
 
+def is_denied(error: BaseException) -> bool:
+    """Whether the store knows these credentials and does not let them do what was asked for."""
+    code = code_of(error)
+    return code in DENIED or (not code and isinstance(error, PermissionError))
+
+
+def refusal(error: Exception, uri: str, doing: str, path: str) -> StorageError:
+    """The error for one met while `doing` ("read", "write to") what is at `path` in the memory at `uri`."""
+    said = explanation(error, uri, doing, f"{uri}/{path}".rstrip("/"))
+    if not is_denied(error):
+        return StorageError(said)
+    denied = NotPermitted(said)
+    denied.path = path
+    return denied
+
+
 def explanation(error: Exception, uri: str, doing: str, where: str) -> str:
     """The sentence for an error met while `doing` ("read", "write to") what is `where` in the memory at `uri`."""
     code, said = code_of(error), " ".join(str(error).split())
@@ -74,4 +92,4 @@ def _answer(code: str, said: str, uri: str, doing: str, where: str) -> str:
 
 
 def _may_not(doing: str, where: str) -> str:
-    return f"these credentials may not {doing} {where}: have them allowed to, or use others"
+    return f"permission denied: these credentials may not {doing} {where}: have them allowed to, or use others"

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import DamagedFile
+from pipeline.errors import DamagedFile, NotPermitted
 
 
 class AlreadyExists(Exception):
@@ -20,7 +20,8 @@ class AlreadyExists(Exception):
 class Storage(Protocol):
     """What a place that holds a memory must be able to do.
 
-    Every method raises StorageError when the store cannot be reached, refuses the credentials or has not room.
+    Every method raises StorageError when the store cannot be reached, refuses the credentials or has not room, and
+    NotPermitted when this user, or these credentials, may not do it.
     """
 
     uri: str
@@ -38,10 +39,16 @@ class Storage(Protocol):
         """Publish a small file durably, whatever was there before. Never seen half-written."""
 
     def publishing(self, path: str) -> contextlib.AbstractContextManager[Path]:
-        """Yield a local path to write a large file to; on leaving, publish it durably, replacing what was there."""
+        """Yield a local path to write a large file to; on leaving, publish it durably, replacing what was there.
+
+        The file gets the mode of every other file, whatever mode its writer gave it.
+        """
 
     def local_path(self, path: str) -> Path:
-        """Where the file can be memory-mapped on this machine. Raises DamagedFile when it is not there."""
+        """Where the file can be memory-mapped on this machine. Raises DamagedFile when it is not there.
+
+        Raises NotPermitted when this user may not read it, so that no library has to say why it cannot be opened.
+        """
 
     def release(self, path: str) -> None:
         """The caller is done with `local_path`: a copy made for it need not be kept."""
@@ -80,6 +87,18 @@ def create_own(storage: Storage, path: str, data: bytes) -> None:
             if storage.read(path) == data:
                 return
         raise
+
+
+def may_not(doing: str, uri: str, path: str) -> NotPermitted:
+    """The error for a file or folder of the memory at `uri` that this user may not "read" or "write" to."""
+    place = f"{path} in the memory at {uri}" if path else f"the memory at {uri}"
+    access = "read" if doing == "read" else "write to"
+    error = NotPermitted(
+        f"permission denied: this user may not {access} {place}: give this user the right to {access} it, and to enter "
+        "the folders it lies in"
+    )
+    error.path = path
+    return error
 
 
 def missing_file(uri: str, path: str) -> DamagedFile:

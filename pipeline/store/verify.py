@@ -7,13 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.errors import DamagedFile
+from pipeline.errors import DamagedFile, NotPermitted
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.agreement import Agreement
 from pipeline.store.chain import Chain, check_hint, check_steps, read_chain
 from pipeline.store.contents import Contents, named_by
-from pipeline.store.findings import CLEAN, RESTORE, Finding, damage
+from pipeline.store.findings import CLEAN, RESTORE, Finding, damage, unread
 from pipeline.store.garbage import Census, take_census
 from pipeline.store.state import Index, file_refs
 from pipeline.store.storage import Storage
@@ -22,13 +22,15 @@ from pipeline.store.versions import VersionLog
 
 ERASURES = "erasures"
 
+_UNSOUND = ("damage", "unread")
+
 
 @dataclass(frozen=True)
 class Verification:
     """What was looked at and found. `removed` counts the files that a clean-up removed before, None without one.
 
     `indexes` are those of the versions kept, over vectors of `dimension`: pipeline/index alone can open their files.
-    `broken` are the files that are not as they were written.
+    `broken` are the files that are not as they were written, or may not be read.
     """
 
     findings: tuple[Finding, ...]
@@ -44,8 +46,8 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """Whether no invariant is broken; garbage breaks none."""
-        return not any(finding.severity == "damage" for finding in self.findings)
+        """Whether every file could be read and no invariant is broken; garbage breaks none."""
+        return not any(finding.severity in _UNSOUND for finding in self.findings)
 
     def to_json(self) -> dict:
         return {
@@ -71,16 +73,19 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
     for step in chain.steps():
         findings += agreement.check(step)
     findings += _numbers(log.storage, agreement.numbers)
-    if any(finding.severity == "damage" for finding in findings):
+    if any(finding.severity in _UNSOUND for finding in findings):
         findings = _still_true(log, findings)
     garbage_bytes = 0
     if chain.findings:
         what = "what is garbage cannot be told while versions are missing or cannot be read"
         findings.append(Finding("note", f"{VERSIONS}/", what, "mend the versions first"))
     else:
-        census = take_census(log)
-        garbage_bytes = census.garbage_bytes
-        findings += _whose(log.storage, chain, census)
+        try:
+            census = take_census(log)
+            garbage_bytes = census.garbage_bytes
+            findings += _whose(log.storage, chain, census)
+        except NotPermitted as error:
+            findings.append(unread(error))
     version_bytes = sum(log.storage.walk(VERSIONS).values())
     return Verification(
         findings=tuple(dict.fromkeys(findings)),
@@ -116,7 +121,7 @@ def _still_true(log: VersionLog, findings: list[Finding]) -> list[Finding]:
     def counts(finding: Finding) -> bool:
         return finding.path in (versions if finding.path.startswith(f"{VERSIONS}/") else named)
 
-    return [f for f in findings if f.severity != "damage" or counts(f) or f.path.endswith(segments.DESCRIPTION)]
+    return [f for f in findings if f.severity not in _UNSOUND or counts(f) or f.path.endswith(segments.DESCRIPTION)]
 
 
 def _numbers(storage: Storage, numbers: set[int]) -> Iterator[Finding]:
@@ -125,6 +130,9 @@ def _numbers(storage: Storage, numbers: set[int]) -> Iterator[Finding]:
         path = f"{segments.segment_folder(number)}{segments.DESCRIPTION}"
         try:
             reservation = segments.read_reservation(storage, number)
+        except NotPermitted as error:
+            yield unread(error)
+            continue
         except DamagedFile as error:
             yield damage(path, "is missing" if "is missing" in str(error) else "is not whole", RESTORE)
             continue

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import CommitConflict, DamagedFile, FormatError, MemoryMissing
+from pipeline.errors import CommitConflict, DamagedFile, FormatError, MemoryMissing, NotPermitted
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
@@ -287,7 +287,7 @@ class VersionLog:
             state = self.read_checkpoint(checkpoint) if checkpoint else State()
             for commit in self.commits(range(state.version + 1, number + 1)):
                 state = self._folded(state, commit)
-        except (DamagedFile, ValueError):
+        except (DamagedFile, NotPermitted, ValueError):  # nothing depends on a hint
             return None
         return state
 

@@ -1,6 +1,7 @@
 """The four votings against cases worked by hand, and against a slow reference written from the contract."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.decisions.voting import VOTINGS, VotingRule, count_votes
 from pipeline.errors import UsageError
+from tests.decisions.dense import dense_votes
 
 COUNTS = np.array([10, 10, 10])
 
@@ -222,3 +224,34 @@ def test_the_order_of_the_codes_changes_not_a_digit(voting: str) -> None:
     assert (renumbered[one.winners_Q] == other.winners_Q).all()
     for name in ("confidences_Q", "margins_Q", "weights_QK"):
         assert (getattr(one, name) == getattr(other, name)).all()
+
+
+@pytest.mark.parametrize("voting", VOTINGS)
+@pytest.mark.parametrize(("num_classes", "balance"), [(3, 0.0), (40, 0.75), (5_000, 1.25), (200_000, 1.0)])
+def test_many_classes_are_counted_to_the_last_digit_as_in_a_table(voting, num_classes: int, balance: float) -> None:
+    generator = np.random.default_rng(num_classes)
+    near = generator.integers(0, num_classes, 6)  # classes that come back, so that votes add up and tie
+    codes_QK = np.where(
+        generator.random((60, 30)) < 0.7, generator.choice(near, (60, 30)), generator.integers(0, num_classes, (60, 30))
+    )
+    codes_QK[:5, 10:] = -1
+    codes_QK[5] = -1
+    similarities_QK = -np.sort(-generator.uniform(0.2, 1.0, (60, 30)).astype(np.float32), axis=1)
+    counts_C = generator.integers(1, 100, num_classes)
+    rule = VotingRule(voting=voting, balance=balance)
+    votes = count_votes(similarities_QK, codes_QK, rule, counts_C)
+    winners_Q, confidences_Q, margins_Q = dense_votes(similarities_QK, codes_QK, rule, counts_C)
+    assert (votes.winners_Q == winners_Q).all()
+    assert (votes.confidences_Q == confidences_Q).all()
+    assert (votes.margins_Q == margins_Q).all()
+
+
+def test_counting_votes_takes_no_memory_by_the_number_of_classes() -> None:
+    codes_QK = np.random.default_rng(0).integers(0, 1_000_000, (2_000, 50))
+    similarities_QK = np.full((2_000, 50), 0.5)
+    tracemalloc.start()
+    votes = count_votes(similarities_QK, codes_QK, VotingRule(balance=1.0), np.ones(1_000_000, np.int64))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (votes.winners_Q >= 0).all()
+    assert peak < 100 << 20  # a table of 2,000 x 1,000,000 would be 16 GB

@@ -8,7 +8,7 @@ from pipeline.edits.singles import NewEntry, add_singles
 from pipeline.store.state import State
 from pipeline.store.versions import VersionLog
 from tests.benchmarks.single_adds import Given
-from tests.conftest import unit
+from tests.conftest import sha256_of, unit
 
 
 def vectors(num_rows: int, dimension: int = 8, seed: int = 0) -> np.ndarray:
@@ -25,7 +25,7 @@ def add_given(
     """One commit of entries with these vectors (float16 [N, D]), after the newest version where no state is given."""
     labels = labels or [f"label {row % 3}" for row in range(len(vectors_ND))]
     entries = [
-        NewEntry(f"/{name}/{row}.png", label, "singles", vector_D.astype(np.float32), "0" * 64, 1, 1)
+        NewEntry(f"/{name}/{row}.png", label, "singles", vector_D.astype(np.float32), sha256_of(vector_D), 1, 1)
         for row, (vector_D, label) in enumerate(zip(vectors_ND, labels, strict=True))
     ]
     return add_singles(log, state or log.newest(), Given(vectors_ND.shape[1]), entries, "add")

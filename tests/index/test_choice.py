@@ -10,6 +10,7 @@ from pipeline.index import choice, parameters, tuning
 from pipeline.index.build import build_index
 from pipeline.index.candidates import expected_bytes, num_lists
 from pipeline.index.choice import CHOSEN, TOO_LARGE, choose
+from pipeline.index.distinct import vector_keys
 from pipeline.index.plan import IndexOptions, measured_candidates, plan_index
 from pipeline.index.training import trained
 from pipeline.index.tuning import Judge, least_work, query_sample
@@ -96,7 +97,7 @@ def test_a_sample_asks_for_codes_that_do_for_the_whole() -> None:
     index.add(sample.astype(np.float32))
     work = []
     for rows in (3_000, 3_000_000):
-        judge = Judge(sample, query_sample(len(sample), seed=0), rows)
+        judge = Judge(sample, query_sample(vector_keys(sample), seed=0), rows)
         work.append(least_work(index, judge, 0.9, refined=True))
     assert work[0] is not None
     assert work[1] is None or work[1]["rerank"] > work[0]["rerank"]
