@@ -1,5 +1,6 @@
 """A server on Ray from its start to its end: what it says meanwhile, and how it stops without losing an answer."""
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -77,29 +78,39 @@ def _deploy_and_wait(
     except Stopped:
         tell("stopping")
     finally:
+        if application is not None:
+            _drain(application, signals, tell)
         with held_back_stderr():  # the raylet remarks on processes that end while they are asked
-            if application is not None:
-                _drain(application, signals)
             if proxies is None:
                 ray.shutdown()  # all of this Ray is ours: nothing is left to be told
             else:
                 _leave_cluster()
 
 
-def _drain(application: "DeploymentHandle", signals: "StopSignals") -> None:
+def _drain(application: "DeploymentHandle", signals: "StopSignals", tell: Callable[[str], None]) -> None:
     """Wait until every ingress has answered what is under way, or this process is told to stop once more."""
-    import ray
-
     drained = threading.Event()
+    unanswered: list[int | Exception] = []
 
-    def ask() -> None:
-        with contextlib.suppress(ray.exceptions.RayError, RuntimeError, TimeoutError):
-            application.broadcast("drain").results(timeout_s=DRAIN_LIMIT_SECONDS)
+    async def ask() -> None:  # handles work within an event loop only, as Serve is set up here
+        answers = application.broadcast("drain")
+        unanswered.extend(await answers.results_async(timeout_s=DRAIN_LIMIT_SECONDS, return_exceptions=True))
+
+    def wait() -> None:
+        try:
+            asyncio.run(ask())
+        except Exception as error:  # a process that died answers nothing more, and the rest is stopped all the same
+            unanswered.append(error)
         drained.set()
 
-    threading.Thread(target=ask, daemon=True).start()
+    threading.Thread(target=wait, daemon=True).start()
     while not drained.wait(0.05) and not signals.told_twice:
         pass
+    failed = [found for found in unanswered if isinstance(found, Exception)]
+    if failed:
+        tell(f"what was under way may not have been answered ({type(failed[0]).__name__})")
+    elif not drained.is_set() or any(unanswered):
+        tell("some requests were not answered any more")
 
 
 def _leave_cluster() -> None:

@@ -4,21 +4,23 @@ An id stands in each of them twice: as a number, and as text, for what rounds nu
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import orjson
 from fastapi.responses import Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from pipeline.serving.access import request_id
 from pipeline.serving.service import Service
+
+Id = Annotated[int, Field(json_schema_extra={"format": "int64"})]
 
 
 class NeighborAnswer(BaseModel):
     """A neighbour; reliability and weight are there where it voted."""
 
     rank: int
-    id: int
+    id: Id
     id_text: str
     uri: str
     label: str | None
@@ -64,7 +66,7 @@ class DecisionAnswer(BaseModel):
 class KnnAnswer(BaseModel):
     """A neighbour as clip-retrieval's clients know it."""
 
-    id: int
+    id: Id
     id_text: str
     similarity: float
     url: str
@@ -75,7 +77,7 @@ class KnnAnswer(BaseModel):
 class EntryAnswer(BaseModel):
     """One entry as it is in a version."""
 
-    id: int
+    id: Id
     id_text: str
     uri: str
     label: str | None
@@ -90,9 +92,9 @@ class EntryAnswer(BaseModel):
 class AddAnswer(BaseModel):
     """What was remembered: the ids in the order of the images, and `id`, the first of them."""
 
-    id: int
+    id: Id
     id_text: str
-    ids: list[int]
+    ids: list[Id]
     ids_text: list[str]
     version: int
 
@@ -100,7 +102,7 @@ class AddAnswer(BaseModel):
 class DuplicateAnswer(BaseModel):
     """An entry that has the uri, hash or vector of an erased one, and stays."""
 
-    id: int
+    id: Id
     id_text: str
     uri: str
     same: str

@@ -13,7 +13,8 @@ from pipeline.serving.service import Limits
 TOKEN = "VISUAL_MEMORY_TOKEN"  # noqa: S105, the name of the variable
 CACHE = "~/.cache/visual-memory"
 ANY_ORIGIN = "*"
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s/@\[\]:]+|\[[0-9a-fA-F:.]+\])(?::\d{1,5})?")
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+_USUAL_PORT = re.compile(r"http://.*:80|https://.*:443")  # browsers leave it out
 
 
 class ServingOptions(BaseModel):
@@ -83,10 +84,10 @@ def token_of(options: ServingOptions) -> str | None:
 def check_origins(origins: Sequence[str]) -> None:
     """Raise UsageError for what is no origin, as browsers send it: scheme, host and perhaps a port."""
     for origin in origins:
-        if origin != ANY_ORIGIN and not _ORIGIN.fullmatch(origin):
+        if origin != ANY_ORIGIN and (not _ORIGIN.fullmatch(origin) or _USUAL_PORT.fullmatch(origin)):
             raise UsageError(
                 f"{origin!r} is not an origin: write scheme, host and port as the browser shows them, without a path, "
-                "such as http://localhost:3000"
+                "such as http://localhost:3000 (in small letters, without the usual port)"
             )
     if ANY_ORIGIN in origins and len(set(origins)) > 1:
         raise UsageError("* lets in every origin: give it alone, or name the origins without it")

@@ -101,8 +101,13 @@ def checked(kind: Any, data: bytes, of: type[BaseModel] | None = None, *, images
 
 def told(problems: Sequence[Any], kind: type[BaseModel] | None = None) -> Refused:
     """What is wrong with a request as a sentence, from the problems that pydantic found."""
-    # Of the problems that each form of a field has, the one that says most: not that it has another form.
-    problem = max(problems, key=lambda found: (not found["type"].endswith("_type"), len(found["loc"])))
+
+    # A name that is not quite right comes before what is missing for it. Of the problems that each form of a field has,
+    # the one that says most: not that it has another form.
+    def says(found: Any) -> tuple[bool, bool, int]:
+        return found["type"] == "extra_forbidden", not found["type"].endswith("_type"), len(found["loc"])
+
+    problem = max(problems, key=says)
     place = slips.place_of(problem["loc"])
     field = place[0] if place else None
     if problem["type"] == "extra_forbidden" and field is not None:

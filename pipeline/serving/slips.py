@@ -91,7 +91,7 @@ def unknown_field(kind: type[BaseModel] | None, field: str, value: Any) -> str:
     near = [name for name in _MEANT.get(field.lower(), ()) if name in known]
     folded = field.replace("-", "_").lower()
     near += [name for name in known if name in (folded, f"{folded}s", folded.removesuffix("s"))]
-    near += difflib.get_close_matches(folded, known, 1, 0.7)
+    near += difflib.get_close_matches(folded, known, 1, 0.65)
     if not near:
         return f"{shown(field)} is not asked for: leave it out"
     meant = near[0]
