@@ -104,6 +104,10 @@ def serve(
     VersionLog(open_storage(memory)).latest()
     if not is_on_cluster():
         check_free(host, port)
+    if has_token and token_file is None and is_on_cluster():
+        note(
+            "on a cluster the token is read where the ingress runs: set VISUAL_MEMORY_TOKEN there, or give --token-file"
+        )
     if not has_token:
         note("without a token (--token-file, VISUAL_MEMORY_TOKEN) the memory can be asked and not changed")
 

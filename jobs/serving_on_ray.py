@@ -1,11 +1,12 @@
 """A server on Ray from its start to its end: what it says meanwhile, and how it stops without losing an answer."""
 
-import asyncio
 import contextlib
+import io
 import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -38,8 +39,8 @@ def serve_until_interrupted(
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
     os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(1 << 30))  # a batch of images is larger
-    tell("starting Ray" if not os.environ.get("RAY_ADDRESS") else "connecting to Ray")
     with stop_signals() as signals:
+        tell("starting Ray" if not os.environ.get("RAY_ADDRESS") else "connecting to Ray")
         try:
             start_ray()
         except SystemExit:  # what Ray makes of SIGTERM while it starts
@@ -80,7 +81,8 @@ def _deploy_and_wait(
     finally:
         if application is not None:
             _drain(application, signals, tell)
-        with held_back_stderr():  # the raylet remarks on processes that end while they are asked
+        with held_back_stderr(), contextlib.redirect_stdout(io.StringIO()):
+            # Ray remarks, on either, on processes that end while they are asked.
             if proxies is None:
                 ray.shutdown()  # all of this Ray is ours: nothing is left to be told
             else:
@@ -89,28 +91,55 @@ def _deploy_and_wait(
 
 def _drain(application: "DeploymentHandle", signals: "StopSignals", tell: Callable[[str], None]) -> None:
     """Wait until every ingress has answered what is under way, or this process is told to stop once more."""
+    import ray
+
+    asked = _asking_to_drain(APPLICATION, DRAIN_LIMIT_SECONDS)
     drained = threading.Event()
     unanswered: list[int | Exception] = []
 
-    async def ask() -> None:  # handles work within an event loop only, as Serve is set up here
-        answers = application.broadcast("drain")
-        unanswered.extend(await answers.results_async(timeout_s=DRAIN_LIMIT_SECONDS, return_exceptions=True))
-
     def wait() -> None:
         try:
-            asyncio.run(ask())
+            if os.environ.get("RAY_ADDRESS", "").startswith(
+                "ray://"
+            ):  # where handles do not work: a process of the cluster asks instead
+                remote = ray.remote(num_cpus=0)(asked)
+                unanswered.extend(ray.get(remote.remote(), timeout=DRAIN_LIMIT_SECONDS))
+            else:
+                unanswered.extend(asked(application))
         except Exception as error:  # a process that died answers nothing more, and the rest is stopped all the same
             unanswered.append(error)
         drained.set()
 
     threading.Thread(target=wait, daemon=True).start()
-    while not drained.wait(0.05) and not signals.told_twice:
+    limit = time.monotonic() + DRAIN_LIMIT_SECONDS
+    while not drained.wait(0.05) and not signals.told_twice and time.monotonic() < limit:
         pass
     failed = [found for found in unanswered if isinstance(found, Exception)]
     if failed:
         tell(f"what was under way may not have been answered ({type(failed[0]).__name__})")
     elif not drained.is_set() or any(unanswered):
         tell("some requests were not answered any more")
+
+
+def _asking_to_drain(name: str, limit_seconds: float) -> Callable[..., list[int | Exception]]:
+    """What asks every ingress how many requests it did not answer in time, or why that cannot be known.
+
+    It is made here, and so travels to another process whole: what runs a client's tasks need not have this module.
+    """
+
+    def asked(application: "DeploymentHandle | None" = None) -> list[int | Exception]:
+        import asyncio
+
+        from ray import serve
+
+        async def ask() -> list[int | Exception]:  # handles work within an event loop only, as Serve is set up here
+            answers = (application or serve.get_app_handle(name)).broadcast("drain")
+            found: list[int | Exception] = await answers.results_async(timeout_s=limit_seconds, return_exceptions=True)
+            return found
+
+        return asyncio.run(ask())
+
+    return asked
 
 
 def _leave_cluster() -> None:

@@ -27,7 +27,8 @@ def add_changes(app: FastAPI, service: Service, token: str | None) -> None:
     def check(request: Request) -> None:
         """Raise Refused without the token. It is compared in constant time."""
         if token is None or service.editor is None:
-            raise Refused(403, "this server only reads: start it with a token to change the memory")
+            where = " where its ingress runs" if service.editor is not None else ""
+            raise Refused(403, f"this server only reads: start it with a token{where} to change the memory")
         given = request.headers.get("authorization", "")
         if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
             raise Refused(401, "the token is missing or wrong: send it as Authorization: Bearer TOKEN")

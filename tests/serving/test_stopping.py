@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,8 +98,6 @@ def test_what_is_under_way_is_answered(
 @pytest.mark.timeout(300)
 def test_a_long_request_is_waited_for(digits_memory: VisualMemory, tmp_path: Path) -> None:
     """The first image that is taught takes seconds, for its encoder is loaded then."""
-    import shutil
-
     shutil.copytree(digits_memory.uri, tmp_path / "memory")
     environment = {"VISUAL_MEMORY_TOKEN": "t"}
     with ray_server(str(tmp_path / "memory"), tmp_path, environment=environment) as server:
@@ -140,7 +139,7 @@ def test_a_server_that_starts_says_so_and_can_be_stopped(
         assert (tmp_path / "said").read_text().startswith("opening ")
         time.sleep(seconds)
         process.terminate()
-        assert process.wait(60) in {0, 143}
+        assert process.wait(60) == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
