@@ -7,14 +7,9 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-from pipeline.errors import ClusterError, UsageError
-
-if TYPE_CHECKING:
-    from ray.serve import Application
+from pipeline.errors import UsageError
 
 # Of a cluster of this machine alone. Ray turns 127.0.0.1 into the machine's own address; only Linux answers to other
 # loopback addresses unasked.
@@ -42,6 +37,8 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a known, harmless error (ray#53727)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # a driver does not send it otherwise
     import ray  # slow to import, and only large adds need it
     import ray.data
 
@@ -51,7 +48,7 @@ def start_ray() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    with _held_back_stderr(), _deferred_interrupt():
+    with held_back_stderr(), _deferred_interrupt():
         if address:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
             return
@@ -75,7 +72,7 @@ def _deferred_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _held_back_stderr() -> Iterator[None]:
+def held_back_stderr() -> Iterator[None]:
     """Keep what Ray's C++ core says while it starts, and show it only if starting fails."""
     sys.stderr.flush()
     kept = os.dup(2)
@@ -90,44 +87,6 @@ def _held_back_stderr() -> Iterator[None]:
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-
-
-def serve_until_interrupted(
-    build: Callable[[], "Application"], announce: Callable[[], None], proxies: dict | None
-) -> None:
-    """Start Ray and Serve, deploy what `build` makes, announce it, and stop it all once this process is told to.
-
-    `proxies` are the HTTP options of Serve's own proxies; None for an application that listens by itself.
-    """
-    # Serve's own switches for throughput: half as many seconds again for a question (docs/benchmarks.md). Its direct
-    # ingress, which they would turn on, is not needed where ours listens.
-    os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-    os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
-    os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(1 << 30))  # a batch of images is larger
-    start_ray()
-    import ray
-    from ray import serve
-
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
-    stopped = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stopped.set())
-    try:
-        location = "EveryNode" if proxies is not None else "Disabled"
-        serve.start(proxy_location=location, http_options=proxies, logging_config=quiet)
-        application = build()
-        try:
-            serve.run(application, name="visual-memory", logging_config=quiet)
-        except RuntimeError as error:
-            said = " ".join(str(error).split())
-            raise ClusterError(f"the server did not start ({said}): Ray's logs say why") from error
-        announce()
-        stopped.wait()
-    finally:
-        with _held_back_stderr():  # the raylet remarks on the controller, which ends while it is asked to
-            serve.shutdown()  # type: ignore[no-untyped-call]
-            ray.shutdown()
 
 
 def is_on_cluster() -> bool:

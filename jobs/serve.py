@@ -1,11 +1,16 @@
 """`serve MEMORY`: answer questions over HTTP, on Ray Serve."""
 
+import contextlib
+import os
+import tempfile
+import threading
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from jobs.arguments import Memory, size_in_bytes
-from jobs.terminal import note, say
+from jobs.terminal import note, say, stderr
 from pipeline.store.places import open_storage
 from pipeline.store.versions import VersionLog
 
@@ -32,6 +37,24 @@ def serve(
             metavar="FILE",
         ),
     ] = None,
+    thumbnails: Annotated[
+        bool,
+        typer.Option(
+            "--thumbnails/--no-thumbnails",
+            help="Keep a small picture, about 3 KB, of each image added over HTTP: its bytes have no file to go "
+            "back to.",
+        ),
+    ] = True,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Let pages of this origin ask, such as http://localhost:3000; repeatable. * lets in every one.",
+            metavar="ORIGIN",
+        ),
+    ] = None,
+    access_log: Annotated[
+        bool, typer.Option("--access-log/--no-access-log", help="Tell of each request in a line on stderr.")
+    ] = True,
     cache: Annotated[
         str | None,
         typer.Option(
@@ -47,8 +70,10 @@ def serve(
     ] = 1.0,
 ) -> None:
     """Answer questions over HTTP until interrupted; a newer version of the memory is followed."""
-    from jobs.on_ray import check_free, is_on_cluster, serve_until_interrupted, share_of_cpus
-    from pipeline.serving.options import CACHE, ServingOptions, token_of
+    tell(f"opening {memory}")
+    from jobs.on_ray import check_free, is_on_cluster, share_of_cpus
+    from jobs.serving_on_ray import serve_until_interrupted
+    from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
 
     cpus = share_of_cpus(groups * replicas + ingresses + embedders + 1)
     options = ServingOptions(
@@ -66,22 +91,25 @@ def serve(
         embedder_cpus=cpus,
         editor_cpus=cpus,
         token_file=token_file,
+        thumbnails=thumbnails,
+        cors=tuple(dict.fromkeys(cors or ())),
+        log_requests=access_log,
         cache=cache or CACHE,
         cache_bytes=size_in_bytes("--cache-size", cache_size),
         timeout_seconds=timeout,
         poll_seconds=poll,
     )
     has_token = token_of(options) is not None  # all that can be wrong is told before Ray starts
+    check_origins(options.cors)
     VersionLog(open_storage(memory)).latest()
     if not is_on_cluster():
         check_free(host, port)
+    if has_token and token_file is None and is_on_cluster():
+        note(
+            "on a cluster the token is read where the ingress runs: set VISUAL_MEMORY_TOKEN there, or give --token-file"
+        )
     if not has_token:
         note("without a token (--token-file, VISUAL_MEMORY_TOKEN) the memory can be asked and not changed")
-
-    def application() -> Any:
-        from pipeline.serving.application import build  # with Ray, once it runs
-
-        return build(options)
 
     def announce() -> None:
         address = f"http://{host}:{port}"
@@ -91,4 +119,46 @@ def serve(
 
     # On a cluster the nodes take requests, each by a proxy of Serve.
     proxies = {"host": host, "port": port} if is_on_cluster() else None
-    serve_until_interrupted(application, announce, proxies)
+    with shown_requests() if access_log and proxies is None else contextlib.nullcontext() as pipe:
+
+        def application() -> Any:
+            from pipeline.serving.application import build  # with Ray, once it runs
+
+            return build(options.model_copy(update={"access_log": pipe}))
+
+        serve_until_interrupted(application, announce, proxies, tell)
+
+
+def tell(text: str) -> None:
+    """A line of what is being done, on stderr."""
+    stderr.print(text, markup=False)
+
+
+@contextlib.contextmanager
+def shown_requests() -> Iterator[str]:
+    """The path of a pipe; what processes of this machine write into it, a line a request, is shown on stderr."""
+    with tempfile.TemporaryDirectory(prefix="visual-memory-") as folder:
+        path = os.path.join(folder, "requests")
+        os.mkfifo(path, 0o600)
+        pipe = os.open(path, os.O_RDWR)  # also for writing, so that it does not end with the last process that writes
+        shown = os.dup(2)  # what else is said is held back while Ray stops
+        showing = threading.Thread(target=_show, args=(pipe, shown), daemon=True)
+        showing.start()
+        try:
+            yield path
+        finally:
+            os.write(pipe, _END)
+            showing.join(1)
+            os.close(pipe)
+            os.close(shown)
+
+
+_END = b"\0"
+
+
+def _show(pipe: int, shown: int) -> None:
+    while data := os.read(pipe, 1 << 16):
+        with contextlib.suppress(OSError):  # nobody reads it any more
+            os.write(shown, data.rstrip(_END))
+        if data.endswith(_END):
+            return

@@ -1,17 +1,24 @@
 """One decision as a self-contained HTML page: the question, the votes, and every neighbour with its weight.
 
 No script and no request to anywhere: thumbnails are embedded, and colours follow the reader's light or dark setting.
+A picture that cannot be shown says why, and how it could be.
 """
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.errors import UsageError
-from pipeline.images.thumbnails import KEPT_PIXELS, data_uri, thumbnail_of
+from pipeline.images.containers import read_image
+from pipeline.images.decode import Rejected, decode
+from pipeline.images.files import is_remote
+from pipeline.images.thumbnails import KEPT_PIXELS, data_uri, thumbnail
 
 QUERY_PIXELS = 256
+MAX_REASON = 120  # characters in the place of a picture
+GONE = "its file is gone or was moved"
 DOCTYPE = "<!doctype html>"
 
 _STYLE = """
@@ -32,6 +39,9 @@ header > div:last-child { flex: 1 1 18rem; min-width: 0; }
 .picture { display: grid; place-items: center; background: var(--card); border: 1px solid var(--line);
   border-radius: .5rem; overflow: hidden; text-align: center; font-size: .75rem; color: var(--soft); }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
+.picture span { padding: .5rem; overflow-wrap: anywhere; }
+.note { background: var(--card); border: 1px solid var(--line); border-left: .25rem solid var(--for); max-width: 46rem;
+  border-radius: .5rem; padding: .6rem .9rem; margin: 0 0 .9rem; font-size: .875rem; overflow-wrap: anywhere; }
 .votes { display: grid; grid-template-columns: minmax(4rem, max-content) 1fr 4rem; gap: .35rem .75rem;
   align-items: center; max-width: 40rem; }
 .votes span { overflow-wrap: anywhere; }
@@ -54,9 +64,10 @@ li .soft { font-size: .75rem; line-height: 1.35; }
 def explanation_page(decision: Decision, memory: str, kept: Mapping[int, bytes]) -> str:
     """The page of one decision. `kept` are thumbnails (JPEG) by id; other neighbours are shown from their files.
 
-    A neighbour without either is shown without a picture.
+    In the place of a picture that cannot be shown stands why, and above them all how to get it.
     """
-    asked = thumbnail_of(decision.uri, QUERY_PIXELS) if decision.uri else None
+    asked = _picture_at(decision.uri, QUERY_PIXELS) if decision.uri else "it was given as bytes"
+    pictures = {n.id: kept.get(n.id) or _picture_at(n.uri, KEPT_PIXELS) for n in decision.neighbors}
     verdict = "No decision" if decision.abstained else escape(decision.label or "")
     reason = f"<p>Abstained: {escape(decision.reason)}.</p>" if decision.reason else ""
     agreeing = sum(neighbor.label == decision.label for neighbor in decision.neighbors)
@@ -68,7 +79,7 @@ def explanation_page(decision: Decision, memory: str, kept: Mapping[int, bytes])
         f"{agreeing} of {len(decision.neighbors)} neighbours agree</p>"
     )
     heaviest = max((neighbor.weight or 0.0 for neighbor in decision.neighbors), default=0.0)
-    neighbors = "\n".join(_neighbor(neighbor, decision.label, heaviest, kept) for neighbor in decision.neighbors)
+    neighbors = "\n".join(_neighbor(n, decision.label, heaviest, pictures[n.id]) for n in decision.neighbors)
     return f"""{DOCTYPE}
 <html lang="en">
 <head>
@@ -93,7 +104,7 @@ k = {decision.k}{balance}{label_set}{where}; {_answered(decision)}</p>
 {_votes(decision)}
 </div>
 <h2>The entries that decided, nearest first</h2>
-<ol>
+{_missing([found for found in pictures.values() if isinstance(found, str)], len(pictures))}<ol>
 {neighbors}
 </ol>
 </body>
@@ -125,12 +136,11 @@ def _votes(decision: Decision) -> str:
     )
 
 
-def _neighbor(neighbor: Neighbor, winner: str | None, heaviest: float, kept: Mapping[int, bytes]) -> str:
-    jpeg = kept.get(neighbor.id) or thumbnail_of(neighbor.uri, KEPT_PIXELS)
+def _neighbor(neighbor: Neighbor, winner: str | None, heaviest: float, picture: bytes | str) -> str:
     weight = neighbor.weight or 0.0
     agrees = neighbor.label is not None and neighbor.label == winner
     return f"""<li{' class="for"' if agrees else ""}>
-<div class="picture">{_picture(jpeg, neighbor.label or "no label")}</div>
+<div class="picture">{_picture(picture, neighbor.label or "no label")}</div>
 <div class="label">{escape(neighbor.label or "no label")}</div>
 <div class="bar" style="width:{weight / heaviest if heaviest else 0.0:.2%}"></div>
 <div class="figures"><span title="share of all votes">weight {weight:.1%}</span>
@@ -139,8 +149,43 @@ def _neighbor(neighbor: Neighbor, winner: str | None, heaviest: float, kept: Map
 </li>"""
 
 
-def _picture(jpeg: bytes | None, text: str) -> str:
-    return f'<img src="{data_uri(jpeg)}" alt="{escape(text)}">' if jpeg else "<span>no picture</span>"
+def _picture_at(uri: str, pixels: int) -> bytes | str:
+    """The image at a uri as a small JPEG, or why it cannot be shown, as a clause."""
+    if uri.startswith("sha256:"):
+        return "it was taught as bytes, and no thumbnail was kept"
+    if not is_remote(uri) and not uri.startswith(("/", "file://")):
+        return "its uri is not that of a file"
+    try:
+        return thumbnail(decode(read_image(uri)).image, pixels)
+    except Rejected as rejected:
+        return GONE if rejected.reason == "there is no such file" else rejected.reason
+    except Exception as error:  # a uri is whatever somebody taught, and fsspec has file systems that raise anything
+        return f"it cannot be fetched ({error})"
+
+
+def _picture(picture: bytes | str, text: str) -> str:
+    if isinstance(picture, bytes):
+        return f'<img src="{data_uri(picture)}" alt="{escape(text)}">'
+    return f"<span>no picture: {escape(_clause(picture))}</span>"
+
+
+def _clause(reason: str) -> str:
+    line = " ".join(reason.split())
+    return f"{line[:MAX_REASON]}…" if len(line) > MAX_REASON else line
+
+
+def _missing(reasons: Sequence[str], of: int) -> str:
+    """Why pictures are missing, counted, and how to get them; nothing where none is missing."""
+    if not reasons:
+        return ""
+    counts = Counter(_clause(reason) for reason in reasons)
+    why = "; ".join(f"{count} because {escape(reason)}" for reason, count in counts.most_common(3))
+    more = f"; {len(counts) - 3} other reasons" if len(counts) > 3 else ""
+    return (
+        f'<p class="note">{len(reasons)} of {of} pictures cannot be shown: {why}{more}. Put the files back where they '
+        "were; or forget these entries and add the images again with <code>--thumbnails</code>, which keeps a small "
+        "picture with each entry.</p>\n"
+    )
 
 
 def _answered(decision: Decision) -> str:

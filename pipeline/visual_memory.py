@@ -148,12 +148,14 @@ class VisualMemory(Reader):
         images: "Sequence[bytes | str | Path]",
         *,
         labels: Sequence[str | None] | None = None,
-        uris: Sequence[str] | None = None,
+        uris: Sequence[str | None] | None = None,
         dataset: str = "single",
+        thumbnails: bool = False,
         command: str = "add_images",
     ) -> list[int]:
         """Remember some images (paths, or bytes of image files) at once, in one commit; return their ids.
 
+        With `thumbnails` each keeps a small picture of about 3 KB, which is shown where its file is gone.
         The memory must have an encoder. Bytes without a uri get one from their hash; several entries may share a uri.
         """
         from pipeline.edits.singles import add_singles, embed_singles
@@ -168,7 +170,7 @@ class VisualMemory(Reader):
             raise UsageError("there is nothing to add: give at least one image")
         encoder = self.encoder()
         none = [None] * len(images)
-        entries = embed_singles(encoder, images, uris or none, labels or none, dataset)
+        entries = embed_singles(encoder, images, uris or none, labels or none, dataset, thumbnails=thumbnails)
         after, ids = add_singles(self.log, self.log.latest(), encoder, entries, command)
         _, index_error = self._indexed(after, command, ignore_progress)
         if index_error:
@@ -367,7 +369,10 @@ class VisualMemory(Reader):
         assert plan.encoder is not None  # noqa: S101  # the source is one image
         [image] = plan.listing.images.to_pylist()
         path = path_of_uri(image["uri"])
-        entries = embed_singles(plan.encoder, [path], [image["uri"]], [image["label"]], plan.dataset)
+        thumbnails = plan.options.thumbnails
+        entries = embed_singles(
+            plan.encoder, [path], [image["uri"]], [image["label"]], plan.dataset, thumbnails=thumbnails
+        )
         after, [entry_id] = add_singles(self.log, state, plan.encoder, entries, command)
         seconds = time.monotonic() - began
         return AddReport(split_id(entry_id)[0], 1, 1, (), after, seconds, census=plan.listing.census)

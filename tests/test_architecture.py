@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"jobs"},
     {"cluster"},
 ]
-RAY_MAY_APPEAR = {"on_ray.py", "submit.py"}
+RAY_MAY_APPEAR = {"on_ray.py", "serving_on_ray.py", "submit.py"}
 SERVING_WITH_RAY = {"pipeline.serving.application", "pipeline.serving.metrics"}
 
 

@@ -34,6 +34,7 @@ class Neighbor:
         fields = {
             "rank": self.rank,
             "id": self.id,
+            "id_text": str(self.id),  # beyond 2 ** 53 a number is rounded by JavaScript, and by whatever reads floats
             "uri": self.uri,
             "label": self.label,
             "dataset": self.dataset,

@@ -126,7 +126,7 @@ class AddPlan:
     @property
     def is_single(self) -> bool:
         """Whether the source is one image file, which goes to the log of single adds."""
-        return self.listing.is_file and not self.options.thumbnails and not self.options.keep
+        return self.listing.is_file and not self.options.keep
 
     @property
     def num_parts(self) -> int:

@@ -25,7 +25,7 @@ from pipeline.store.identity import Identity
 from pipeline.store.ids import first_id
 from pipeline.store.leases import Lease
 from pipeline.store.segments import give_up, reserve_for_singles
-from pipeline.store.singles import FOLD_EVERY, encoded_vector
+from pipeline.store.singles import FOLD_EVERY, encoded_thumbnail, encoded_vector
 from pipeline.store.state import AddSingles, SetIdentity, Single, State
 from pipeline.store.storage import Storage
 from pipeline.store.versions import VersionLog
@@ -44,7 +44,10 @@ class Origin(Protocol):
 
 @dataclass(frozen=True)
 class NewEntry:
-    """An image about to be remembered: its vector float32 [D] of unit length, and what an entry keeps besides."""
+    """An image about to be remembered: its vector float32 [D] of unit length, and what an entry keeps besides.
+
+    `thumbnail` is a JPEG, None where none is to be kept.
+    """
 
     uri: str
     label: str | None
@@ -53,6 +56,7 @@ class NewEntry:
     sha256: str
     width: int
     height: int
+    thumbnail: bytes | None = None
 
 
 def embed_singles(
@@ -61,8 +65,10 @@ def embed_singles(
     uris: Sequence[str | None],
     labels: Sequence[str | None],
     dataset: str,
+    *,
+    thumbnails: bool = False,
 ) -> list[NewEntry]:
-    """Entries from image files, given by path or as their bytes.
+    """Entries from image files, given by path or as their bytes; with `thumbnails` each keeps a small picture.
 
     Where no uri is given it is the path's, or made of the hash of the bytes. A vector is that of the same image asked
     about, as float16 to the last bit. Raises SourceError naming the first image that cannot be read.
@@ -75,7 +81,7 @@ def embed_singles(
     for label, name in zip(labels, names, strict=True):
         if label is not None and name is None:
             raise UsageError("a label is empty: give its name, or None for an image without a label")
-    loaded = [_loaded(encoder, image) for image in images]
+    loaded = [_loaded(encoder, image, thumbnails=thumbnails) for image in images]
     vectors_ND = encoder.embed_queries(np.stack([pixels.pixels_SS3 for pixels in loaded]))
     return [
         NewEntry(
@@ -86,6 +92,7 @@ def embed_singles(
             sha256=pixels.facts.sha256,
             width=pixels.facts.width,
             height=pixels.facts.height,
+            thumbnail=pixels.facts.thumbnail,
         )
         for image, pixels, uri, label, vector_D in zip(images, loaded, uris, names, vectors_ND, strict=True)
     ]
@@ -141,15 +148,16 @@ def _single(entry_id: int, entry: NewEntry) -> Single:
         sha256=entry.sha256,
         width=entry.width,
         height=entry.height,
+        thumbnail=encoded_thumbnail(entry.thumbnail),
     )
 
 
-def _loaded(encoder: Encoder, image: bytes | str | Path) -> Pixels:
+def _loaded(encoder: Encoder, image: bytes | str | Path, *, thumbnails: bool = False) -> Pixels:
     if not isinstance(image, bytes | str | Path):
         raise SourceError(f"an image to add is a {type(image).__name__}: give a path, or the bytes of an image file")
     try:
         data = image if isinstance(image, bytes) else read_file(uri_of(str(image)))
-        return pixels_of_bytes(data, encoder.identity.pixels)
+        return pixels_of_bytes(data, encoder.identity.pixels, thumbnails=thumbnails)
     except Rejected as rejected:
         named = "given as bytes" if isinstance(image, bytes) else image
         raise SourceError(f"the image {named} cannot be used ({rejected.reason}): check the path or the file") from None

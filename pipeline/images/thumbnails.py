@@ -5,10 +5,6 @@ import io
 
 from PIL import Image
 
-from pipeline.errors import SourceError, StorageError
-from pipeline.images.containers import read_image
-from pipeline.images.decode import Rejected, decode
-
 JPEG_QUALITY = 80
 KEPT_PIXELS = 112  # a side of the thumbnails kept in a memory: about 3 KB each
 
@@ -27,14 +23,6 @@ def thumbnail(image: Image.Image, pixels: int = KEPT_PIXELS) -> bytes:
     stream = io.BytesIO()
     small.save(stream, "JPEG", quality=JPEG_QUALITY)
     return stream.getvalue()
-
-
-def thumbnail_of(uri: str, pixels: int) -> bytes | None:
-    """The thumbnail of the image at `uri`; None when its file is gone or unreadable."""
-    try:
-        return thumbnail(decode(read_image(uri)).image, pixels)
-    except (Rejected, SourceError, StorageError):
-        return None
 
 
 def data_uri(jpeg: bytes) -> str:

@@ -19,11 +19,13 @@ from pipeline.errors import VisualMemoryError
 from pipeline.index.live import Share
 from pipeline.index.sampling import Sample
 from pipeline.progress import OnProgress, Progress
+from pipeline.serving.access import Pipe, WriteLine
 from pipeline.serving.embedder import Embedder
 from pipeline.serving.group import Answer, Asked, Entry, Group, Subject
 from pipeline.serving.http import make_app
+from pipeline.serving.listening import DRAIN_SECONDS
 from pipeline.serving.metrics import RayMeter
-from pipeline.serving.options import ServingOptions, token_of
+from pipeline.serving.options import ServingOptions, check_origins, token_of
 from pipeline.serving.service import Service
 from pipeline.store.cache import CachedStorage, FileCache
 from pipeline.store.objects import ObjectStorage
@@ -40,6 +42,7 @@ logger = logging.getLogger("ray.serve")
 
 def build(options: ServingOptions) -> serve.Application:
     """The application. Raises MemoryMissing, StorageError or UsageError."""
+    check_origins(options.cors)
     identity = VersionLog(open_storage(options.memory)).latest().identity
     members = [
         GroupReplica.options(  # type: ignore[attr-defined]
@@ -156,7 +159,7 @@ class EditorReplica:
     def __init__(self, options: ServingOptions) -> None:
         from pipeline.serving.editor import Editor
 
-        self._editor = Editor(options.memory)
+        self._editor = Editor(options.memory, thumbnails=options.thumbnails)
 
     def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict | VisualMemoryError:
         try:
@@ -218,11 +221,17 @@ class _RemoteEditor(_Remote):
         return done
 
 
+def _access_log(options: ServingOptions) -> WriteLine | None:
+    if not options.log_requests:
+        return None
+    return Pipe(options.access_log) if options.access_log is not None else logger.info
+
+
 @serve.deployment(
     max_ongoing_requests=2_000,  # what is too much is refused by the service, with a sentence and Retry-After
     max_surge_percent=100,
     health_check_period_s=HEALTH_SECONDS,
-    graceful_shutdown_timeout_s=20,
+    graceful_shutdown_timeout_s=DRAIN_SECONDS + 5,
 )
 @serve.ingress()
 class Ingress:
@@ -245,9 +254,19 @@ class Ingress:
             RayMeter(),
         )
 
+        self._app: FastAPI | None = None
+
     def __serve_build_asgi_app__(self) -> FastAPI:
-        listen = (self._options.host, self._options.port) if self._options.port is not None else None
-        return make_app(self._service, token_of(self._options), listen)
+        options = self._options
+        listen = (options.host, options.port) if options.port is not None else None
+        access = _access_log(options)
+        self._app = make_app(self._service, token_of(options), listen, cors=options.cors, access=access)
+        return self._app
+
+    async def drain(self) -> int:
+        """Take nothing new and answer what is under way; how many requests were not answered in time."""
+        unanswered: int = await self._app.state.drain() if self._app is not None else 0
+        return unanswered
 
     def check_health(self) -> None:
         """Raises where no version is open."""

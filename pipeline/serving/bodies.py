@@ -1,23 +1,45 @@
-"""What requests say and answers look like, as pydantic models: checked when asked, and published as OpenAPI."""
+"""What requests say, as pydantic models: checked when asked, and published as OpenAPI."""
 
-import base64
-import binascii
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StringConstraints, WithJsonSchema
 
 from pipeline.asking import MAX_K, MAX_WEIGHT, ClassifyOptions
 from pipeline.decisions.voting import MAX_BALANCE, Voting, VotingRule
-from pipeline.errors import SourceError, UsageError
+from pipeline.errors import UsageError
+from pipeline.serving.encoded import about, decoded
 from pipeline.serving.service import How
 
 MAX_ID = (1 << 63) - 1
 MAX_NAME = 1_000  # characters of a label, a uri or a name
 MAX_LISTED = 1_000  # ids in one request
 MAX_WHERE = 10_000
+MAX_IMAGES = 256  # in one add, which is one commit
+# A PNG of one pixel, for examples that can be sent as they stand.
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 
-EntryId = Annotated[int, Field(ge=0, le=MAX_ID)]
+
+def _number(value: Any) -> Any:
+    """An id as a number; as decimal text it passes through programs that round large numbers."""
+    return int(value) if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,19}\s*", value, re.ASCII) else value
+
+
+EntryId = Annotated[
+    int,
+    Field(ge=0, le=MAX_ID),
+    BeforeValidator(_number),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 0, "maximum": MAX_ID},
+                {"type": "string", "pattern": "^[0-9]{1,19}$"},
+            ],
+            "description": "An id, as a number or as decimal text.",
+        }
+    ),
+]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]
 Vector = Annotated[list[FiniteFloat], Field(min_length=1)]
 Base64 = Annotated[str, StringConstraints(min_length=1)]
@@ -109,16 +131,40 @@ class ClassifyBody(Asking):
 
 
 class AddBody(_Body):
-    """One image to remember."""
+    """Images to remember: one, or a list. A label is for all of them, or one for each; so is a uri."""
 
-    image_base64: Base64
-    label: Name | None = None
-    uri: Name | None = Field(
+    image_base64: Base64 | Annotated[list[Base64], Field(min_length=1, max_length=MAX_IMAGES)] | None = None
+    label: Name | Annotated[list[Name | None], Field(max_length=MAX_IMAGES)] | None = None
+    uri: Name | Annotated[list[Name | None], Field(max_length=MAX_IMAGES)] | None = Field(
         None, description="What the entry is called; made of the image's hash where none is given."
     )
     dataset: Name = "http"
 
-    example: ClassVar[dict] = {"image_base64": "iVBORw0KGgo…", "label": "cat"}
+    example: ClassVar[dict] = {"image_base64": PIXEL, "label": "cat"}
+
+    @property
+    def images(self) -> list[bytes]:
+        """The bytes of the images. Raises SourceError."""
+        given = [self.image_base64] if isinstance(self.image_base64, str) else self.image_base64 or []
+        return [decoded(text) for text in given]
+
+    def labels_of(self, num_images: int) -> list[str | None]:
+        """A label for each of so many images. Raises UsageError."""
+        if self.label is None or isinstance(self.label, str):
+            return [self.label] * num_images
+        return _one_each("label", self.label, num_images)
+
+    def uris_of(self, num_images: int) -> list[str | None]:
+        """A uri for each of so many images, None for one made of its hash. Raises UsageError."""
+        if self.uri is None:
+            return [None] * num_images
+        return _one_each("uri", [self.uri] if isinstance(self.uri, str) else self.uri, num_images)
+
+
+def _one_each(field: str, values: list[str | None], num_images: int) -> list[str | None]:
+    if len(values) != num_images:
+        raise about(field, UsageError(f"{num_images} images came with {len(values)} of {field}: give one for each"))
+    return values
 
 
 class ForgetBody(_Body):
@@ -158,89 +204,3 @@ class KnnBody(BaseModel):
     indice_name: str | None = None
 
     example: ClassVar[dict] = {"embedding_input": [0.1, 0.2, 0.3], "num_images": 3, "modality": "image"}
-
-
-class NeighborAnswer(BaseModel):
-    """A neighbour; reliability and weight are there where it voted."""
-
-    rank: int
-    id: int
-    uri: str
-    label: str | None
-    dataset: str
-    similarity: float
-    reliability: float | None = None
-    weight: float | None = None
-    kept: dict[str, Any] | None = None
-
-
-class SearchAnswer(BaseModel):
-    """The nearest entries of one query."""
-
-    neighbors: list[NeighborAnswer]
-    version: int
-    shards_answered: int
-    shards_total: int
-    partial: bool
-
-
-class DecisionAnswer(BaseModel):
-    """One decision with its evidence."""
-
-    uri: str | None
-    label: str | None
-    confidence: float
-    margin: float
-    abstained: bool
-    reason: str | None
-    voting: str
-    balance: float
-    k: int
-    label_set: str | None
-    where: str | None
-    votes: dict[str, float]
-    neighbors: list[NeighborAnswer]
-    version: int
-    shards_answered: int
-    shards_total: int
-    partial: bool
-
-
-class EntryAnswer(BaseModel):
-    """One entry as it is in a version."""
-
-    id: int
-    uri: str
-    label: str | None
-    dataset: str
-    width: int
-    height: int
-    sha256: str
-    kept: dict[str, Any]
-    version: int
-
-
-class Refusal(BaseModel):
-    """Why there is no answer, in a sentence, and the field of the request that it is about."""
-
-    detail: str
-    field: str | None = None
-
-
-def decoded(text: str) -> bytes:
-    """The bytes of a base64 text, also as a data URI. Raises SourceError."""
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise about("image_base64", SourceError(f"the image is no base64 ({error}): encode an image file")) from None
-    if not data:
-        raise about("image_base64", SourceError("the image is empty: encode an image file"))
-    return data
-
-
-def about(field: str, error: UsageError | SourceError) -> UsageError | SourceError:
-    """The error, as one about a field of the request."""
-    error.field = field
-    return error

@@ -7,29 +7,34 @@ from pipeline.visual_memory import VisualMemory
 
 
 class Editor:
-    """The memory at a URI, changed in one process so that its own commits do not race each other."""
+    """The memory at a URI, changed in one process so that its own commits do not race each other.
 
-    def __init__(self, uri: str) -> None:
+    With `thumbnails` images that are added keep one: bytes that came over HTTP have no file to go back to.
+    """
+
+    def __init__(self, uri: str, *, thumbnails: bool = True) -> None:
         self._memory = VisualMemory(uri)
+        self._thumbnails = thumbnails
 
     def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
         """Do what a request asked for; what was done as a JSON object. Raises VisualMemoryError."""
         verbs: dict[str, Callable[..., dict]] = {"add": self._add, "forget": self._forget, "relabel": self._relabel}
         return verbs[verb](**arguments)
 
-    def _add(self, image: bytes, label: str | None, uri: str | None, dataset: str) -> dict:
-        uris = None if uri is None else [uri]
-        [entry_id] = self._memory.add_images(
-            [image], labels=[label], uris=uris, dataset=dataset, command="POST entries"
+    def _add(
+        self, images: list[bytes], labels: list[str | None], uris: list[str | None], dataset: str, command: str
+    ) -> dict:
+        ids = self._memory.add_images(
+            images, labels=labels, uris=uris, dataset=dataset, thumbnails=self._thumbnails, command=command
         )
-        return {"id": entry_id, "version": self._memory.log.latest().version}
+        texts = [str(entry_id) for entry_id in ids]
+        version = self._memory.log.latest().version
+        return {"id": ids[0], "id_text": texts[0], "ids": ids, "ids_text": texts, "version": version}
 
-    def _forget(self, ids: list[int], uris: list[str], labels: list[str], datasets: list[str], *, erase: bool) -> dict:
-        report = self._memory.forget(
-            ids=ids, uris=uris, labels=labels, datasets=datasets, erase=erase, command="POST forget"
-        )
-        return report.to_json()
+    def _forget(self, *, command: str, **named: Any) -> dict:
+        report = self._memory.forget(**named, command=command).to_json()
+        duplicates = [{**duplicate, "id_text": str(duplicate["id"])} for duplicate in report["live_duplicates"]]
+        return report | {"live_duplicates": duplicates}
 
-    def _relabel(self, ids: list[int], label: str, label_set: str | None) -> dict:
-        report = self._memory.relabel(ids=ids, label=label, label_set=label_set, command="POST relabel")
-        return report.to_json()
+    def _relabel(self, *, command: str, **named: Any) -> dict:
+        return self._memory.relabel(**named, command=command).to_json()

@@ -72,16 +72,22 @@ class LocalEncoder(_Threads):
 class LocalEditor(_Threads):
     """The editor in this process."""
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, *, thumbnails: bool) -> None:
         super().__init__()
-        self._editor = Editor(uri)
+        self._editor = Editor(uri, thumbnails=thumbnails)
 
     async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
         return await self.run(self._editor.edit, verb, arguments)
 
 
 def local_service(
-    uri: str, groups: int = 1, *, edits: bool = False, limits: Limits = Limits(), meter: Meter | None = None
+    uri: str,
+    groups: int = 1,
+    *,
+    edits: bool = False,
+    limits: Limits = Limits(),
+    meter: Meter | None = None,
+    thumbnails: bool = True,
 ) -> Service:
     """A service of the memory at `uri`. To be made where its event loop runs. Raises MemoryMissing or DamagedFile."""
     storage = open_storage(uri)
@@ -90,4 +96,4 @@ def local_service(
     encoder = None
     if identity is not None and not identity.is_given:
         encoder = LocalEncoder(Embedder(storage, limits.image_pixels))
-    return Service(storage, members, encoder, LocalEditor(uri) if edits else None, limits, meter)
+    return Service(storage, members, encoder, LocalEditor(uri, thumbnails=thumbnails) if edits else None, limits, meter)

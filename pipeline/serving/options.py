@@ -1,6 +1,8 @@
 """What a server is told: what to serve, how to spread it, and where its token is."""
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -10,6 +12,9 @@ from pipeline.serving.service import Limits
 
 TOKEN = "VISUAL_MEMORY_TOKEN"  # noqa: S105, the name of the variable
 CACHE = "~/.cache/visual-memory"
+ANY_ORIGIN = "*"
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
+_USUAL_PORT = re.compile(r"http://.*:80|https://.*:443")  # browsers leave it out
 
 
 class ServingOptions(BaseModel):
@@ -18,7 +23,8 @@ class ServingOptions(BaseModel):
     The shards of the memory go to `groups`, each of `replicas` processes (up to `max_replicas` under load). With `port`
     the ingresses listen there themselves, besides Serve's proxies, which take longer than most questions; several on
     one node share it. With a token (`token_file`, or the environment variable VISUAL_MEMORY_TOKEN on the node of the
-    ingress) the memory can be changed.
+    ingress) the memory can be changed; images that are added then keep `thumbnails`. Pages of the origins `cors` may
+    ask. Each request is a line of Serve's log, or of the pipe or file `access_log` on the node of the ingress.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,6 +45,10 @@ class ServingOptions(BaseModel):
     port: int | None = Field(None, ge=1, le=65_535)
     token_file: str | None = None
     edits: bool | None = None
+    thumbnails: bool = True
+    cors: tuple[str, ...] = ()
+    log_requests: bool = True
+    access_log: str | None = None
     cache: str = CACHE
     cache_bytes: int = Field(100 << 30, ge=1)
     timeout_seconds: float = Field(10.0, gt=0, le=600)
@@ -69,3 +79,15 @@ def token_of(options: ServingOptions) -> str | None:
     if not token:
         raise UsageError(f"the token file {options.token_file} is empty: write the token into it")
     return token
+
+
+def check_origins(origins: Sequence[str]) -> None:
+    """Raise UsageError for what is no origin, as browsers send it: scheme, host and perhaps a port."""
+    for origin in origins:
+        if origin != ANY_ORIGIN and (not _ORIGIN.fullmatch(origin) or _USUAL_PORT.fullmatch(origin)):
+            raise UsageError(
+                f"{origin!r} is not an origin: write scheme, host and port as the browser shows them, without a path, "
+                "such as http://localhost:3000 (in small letters, without the usual port)"
+            )
+    if ANY_ORIGIN in origins and len(set(origins)) > 1:
+        raise UsageError("* lets in every origin: give it alone, or name the origins without it")

@@ -14,13 +14,15 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pipeline.serving.bodies import Asking
+from pipeline.serving import slips
+from pipeline.serving.bodies import MAX_IMAGES, AddBody, Asking
 
 MAX_QUERIES = 256  # in one request
-MAX_PART_FIELDS = 100
-_LISTS = {"exclude"}
+MAX_PART_FIELDS = 1_000
 _AS_JSON = {"application/x-www-form-urlencoded", "text/plain"}  # what curl and others call it when not told
 PAIRS = {"weigh", "assume"}
+_LISTS: dict[type[BaseModel], set[str]] = {AddBody: {"label", "uri"}}  # fields that a form may have several times
+_ALWAYS_LISTS = {"exclude"}
 
 Body = TypeVar("Body", bound=BaseModel)
 Question = TypeVar("Question", bound=Asking)
@@ -45,23 +47,45 @@ class Refused(Exception):
 
 async def asked(request: Request, kind: type[Question]) -> "tuple[list[Query[Question]], bool]":
     """The questions of a request, and whether they came as a list."""
-    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if content_type == "multipart/form-data":
-        return [await _of_form(request, kind)], False
-    if content_type and not content_type.endswith("json") and content_type not in _AS_JSON:
-        raise Refused(415, f"{content_type} is not taken: send application/json or multipart/form-data")
-    data = await request.body()
+    if _is_form(request):
+        body, files = await _of_form(request, kind)
+        if files and (body.image_base64 is not None or body.embedding is not None):
+            raise Refused(422, "an image file was given, and something else besides: give one of them", "image")
+        return [Query(body, len(files) > 1 if files else body.is_batch, files or None)], False
+    data = await _json_of(request, images=True)
     if data.lstrip()[:1] != b"[":
-        body = checked(kind, data)
+        body = checked(kind, data, images=True)
         return [Query(body, body.is_batch)], False
-    bodies = checked(TypeAdapter(list[kind]), data)  # type: ignore[valid-type]
+    bodies = checked(TypeAdapter(list[kind]), data, kind, images=True)  # type: ignore[valid-type]
     if not 1 <= len(bodies) <= MAX_QUERIES:
         raise Refused(422, f"the list has {len(bodies):,} questions: give 1 to {MAX_QUERIES}")
     return [Query(body, body.is_batch) for body in bodies], True
 
 
-def checked(kind: Any, data: bytes) -> Any:
-    """A JSON body as a model, or a list of them."""
+async def added(request: Request) -> tuple[AddBody, list[bytes]]:
+    """What is to be remembered, and the images. Raises SourceError for what is no base64."""
+    if _is_form(request):
+        body, images = await _of_form(request, AddBody)
+    else:
+        body, images = checked(AddBody, await _json_of(request, images=True), images=True), []
+    if images and body.image_base64 is not None:
+        raise Refused(422, "an image file was given, and image_base64 besides: give one of them", "image")
+    images = images or body.images
+    if not images:
+        raise Refused(422, f"there is no image: give image_base64, or a file ({slips.AS_FORM})", "image_base64")
+    if len(images) > MAX_IMAGES:
+        raise Refused(422, f"{len(images):,} images are many for one request: give at most {MAX_IMAGES}", "image")
+    return body, images
+
+
+async def stated(request: Request, kind: type[Body]) -> Body:
+    """A body that has no images in it."""
+    body: Body = checked(kind, await _json_of(request, images=False))
+    return body
+
+
+def checked(kind: Any, data: bytes, of: type[BaseModel] | None = None, *, images: bool = False) -> Any:
+    """A JSON body as a model, or a list of them; `of` is then the model."""
     if not data:
         raise Refused(400, "the body is empty: send JSON")
     try:
@@ -69,23 +93,29 @@ def checked(kind: Any, data: bytes) -> Any:
             return kind.validate_json(data)
         return kind.model_validate_json(data)
     except ValidationError as error:
-        raise told(error.errors(include_url=False, include_input=False)) from None
+        problems = error.errors(include_url=False)
+        if problems[0]["type"] == "json_invalid":
+            raise Refused(400, slips.no_json(data, problems[0]["msg"], images=images)) from None
+        raise told(problems, of or kind) from None
 
 
-def told(problems: Sequence[Any]) -> Refused:
+def told(problems: Sequence[Any], kind: type[BaseModel] | None = None) -> Refused:
     """What is wrong with a request as a sentence, from the problems that pydantic found."""
-    # Of the problems that each form of a field has, the one that says most: not that it has another form.
-    problem = max(problems, key=lambda found: (not found["type"].endswith("_type"), len(found["loc"])))
-    if problem["type"] == "json_invalid":
-        return Refused(400, f"the body is no JSON ({problem['msg']}): send a JSON object")
-    place = [str(part) for part in problem["loc"]]
-    while place and (place[0].isdigit() or place[0] == "path"):
-        place.pop(0)  # the number of a question in a list, or where a parameter stands
+
+    # A name that is not quite right comes before what is missing for it. Of the problems that each form of a field has,
+    # the one that says most: not that it has another form.
+    def says(found: Any) -> tuple[bool, bool, int]:
+        return found["type"] == "extra_forbidden", not found["type"].endswith("_type"), len(found["loc"])
+
+    problem = max(problems, key=says)
+    place = slips.place_of(problem["loc"])
     field = place[0] if place else None
-    if problem["type"] == "extra_forbidden":
-        return Refused(422, f"{field} is not asked for: leave it out", field)
+    if problem["type"] == "extra_forbidden" and field is not None:
+        return Refused(422, slips.unknown_field(kind, field, problem.get("input")), field)
     if problem["type"] == "missing":
         return Refused(422, f"{field} is missing: give it", field)
+    if problem["type"] == "list_type" and field is not None:
+        return Refused(422, slips.alone_for_list(field, problem.get("input")), field)
     said = problem["msg"][:1].lower() + problem["msg"][1:]
     return Refused(422, f"{field or 'the body'} is wrong: {said}", field)
 
@@ -115,8 +145,27 @@ class BodyLimit:
         await self._app(scope, limited, send)
 
 
-async def _of_form(request: Request, kind: type[Question]) -> "Query[Question]":
-    """A question as a form: the file(s) `image`, and options as text fields, those with pairs as ID=VALUE."""
+def _content_type(request: Request) -> str:
+    return request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+
+
+def _is_form(request: Request) -> bool:
+    return _content_type(request) == "multipart/form-data"
+
+
+async def _json_of(request: Request, *, images: bool) -> bytes:
+    """The body of a request that should be JSON."""
+    content_type = _content_type(request)
+    if content_type and not content_type.endswith("json") and content_type not in _AS_JSON:
+        raise Refused(415, slips.type_not_taken(content_type, images=images))
+    data = await request.body()
+    if content_type in _AS_JSON and slips.is_image(data):
+        raise Refused(415, slips.no_json(data, "", images=images))
+    return data
+
+
+async def _of_form(request: Request, kind: type[Body]) -> tuple[Body, list[bytes]]:
+    """A body as a form: the file(s) `image`, and options as text fields, those with pairs as ID=VALUE."""
     try:
         form = await request.form(max_files=MAX_QUERIES, max_fields=MAX_PART_FIELDS)
     except HTTPException as error:
@@ -124,34 +173,35 @@ async def _of_form(request: Request, kind: type[Question]) -> "Query[Question]":
     fields: dict[str, Any] = {}
     images: list[UploadFile] = []
     for name, value in form.multi_items():
-        if not isinstance(value, UploadFile):
-            _put(fields, name, value)
-        elif name == "image":
+        if isinstance(value, UploadFile):
+            if name != "image":
+                raise Refused(422, f"the file {slips.shown(name)} is not asked for: name it image", name)
             images.append(value)
+        elif name == "image":
+            raise Refused(422, slips.image_as_text(value), name)
         else:
-            raise Refused(422, f"the file {name} is not asked for: name it image", name)
+            _put(fields, name, value, may_repeat=name in _LISTS.get(kind, ()))
     body = _validated(kind, fields)
-    if not images:
-        return Query(body, body.is_batch)
-    if body.image_base64 is not None or body.embedding is not None:
-        raise Refused(422, "an image file was given, and something else besides: give one of them", "image")
     contents = [await image.read() for image in images]
     if not all(contents):
         raise Refused(422, "the image is empty: send an image file", "image")
-    return Query(body, len(contents) > 1, contents)
+    return body, contents
 
 
-def _put(fields: dict[str, Any], name: str, text: str) -> None:
+def _put(fields: dict[str, Any], name: str, text: str, *, may_repeat: bool) -> None:
     """A text field of a form among those of a body."""
-    if name in _LISTS:
+    if name in _ALWAYS_LISTS:
         fields.setdefault(name, []).append(text)
     elif name in PAIRS:
         entry_id, _, said = text.partition("=")
         fields.setdefault(name, {})[entry_id] = said
-    elif name in fields:
-        raise Refused(422, f"{name} was given twice: give it once", name)
-    else:
+    elif name not in fields:
         fields[name] = _from_json(name, text) if name == "embedding" else text
+    elif may_repeat:
+        given = fields[name]
+        fields[name] = [*given, text] if isinstance(given, list) else [given, text]
+    else:
+        raise Refused(422, f"{name} was given twice: give it once", name)
 
 
 def _from_json(name: str, text: str) -> Any:
@@ -165,4 +215,4 @@ def _validated(kind: type[Body], fields: Mapping[str, Any]) -> Body:
     try:
         return kind.model_validate(fields, strict=False)
     except ValidationError as error:
-        raise told(error.errors(include_url=False, include_input=False)) from None
+        raise told(error.errors(include_url=False), kind) from None

@@ -30,8 +30,9 @@ from pipeline.index.sampling import Sample, asked_classes, each_of
 from pipeline.serving.batching import MicroBatcher
 from pipeline.serving.group import Asked, Entry, Subject
 from pipeline.serving.members import CALLERS_FAULT, CALLS_AT_ONCE, GroupClient, Members
-from pipeline.store.state import State
+from pipeline.store.state import State, shards_of
 from pipeline.store.storage import Storage
+from pipeline.store.tombstones import read_tombstones
 from pipeline.store.versions import VersionLog
 
 BALANCES_KEPT = 64
@@ -157,6 +158,7 @@ class Service:
         self._queries_under_way = 0
         self._images_under_way = 0
         self._seconds_an_image = 0.0
+        self._fresh: tuple[int, int] | None = None  # of a version
         self._refreshing = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
 
@@ -330,14 +332,16 @@ class Service:
             logger.warning("what was changed is not seen yet: %s", error)
         return report
 
-    def status(self) -> dict:
+    async def status(self) -> dict:
         """What is served, as a JSON object."""
         state = self.state
         identity = state.identity
+        if self._fresh is None or self._fresh[0] != state.version:
+            self._fresh = state.version, await asyncio.to_thread(live_fresh, self._log.storage, state)
         return {
             "version": state.version,
             "entries": state.num_live,
-            "fresh": state.num_fresh,
+            "fresh": self._fresh[1],
             "dimension": identity.dimension if identity else 0,
             "encoder": identity.encoder if identity else None,
             "takes_images": self._encoder is not None,
@@ -452,6 +456,14 @@ class Service:
             self._balances.pop(next(iter(self._balances)))
         self._balances[key] = balance
         return balance
+
+
+def live_fresh(storage: Storage, state: State) -> int:
+    """Entries that no shard covers and that are not forgotten."""
+    if state.index is None:
+        return state.num_live
+    forgotten_N = read_tombstones(storage, state.tombstones)
+    return state.num_fresh - int((shards_of(forgotten_N, state.index) < 0).sum())
 
 
 def _about(name: str, error: VisualMemoryError) -> VisualMemoryError:

@@ -15,9 +15,11 @@ from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.findings import Finding, damage
 from pipeline.store.ids import first_id, split_id
 from pipeline.store.kept import KeptColumn
-from pipeline.store.singles import vectors_of_singles
+from pipeline.store.singles import thumbnails_of_singles, vectors_of_singles
 from pipeline.store.state import SINGLES, Index, Segment, Shard, Single, State, shards_of
 from pipeline.store.versions import commit_path
+
+JPEG = b"\xff\xd8"  # how one begins
 
 _NONE = np.empty(0, np.int64)
 
@@ -117,6 +119,11 @@ class Agreement:
                 yield "would give an id of a single add to another"
         if self._is_new(segment.entries):
             yield from self._order(f"segment {segment.number}", segment.entries)
+        if self._is_new(segment.thumbnails):
+            yield from self._order(f"segment {segment.number}", segment.thumbnails)
+            pictures, entries = self._all(segment.thumbnails), self._entries(state, segment)
+            if pictures is not None and entries is not None and not np.isin(pictures, entries).all():
+                yield f"keeps thumbnails in segment {segment.number} of what is no entry"
 
     def _segment(self, state: State, segment: Segment) -> Iterator[str]:
         """A segment made from a plan: entries and rejected images are the planned ones, each once."""
@@ -176,6 +183,7 @@ class Agreement:
         if any(not single.uri or not single.dataset for single in singles):
             yield "has single adds without a uri or a dataset"
         yield from self._vectors(singles, state.identity.dimension)
+        yield from self._thumbnails(singles)
         stored = state.model_copy(update={"pending": ()})
         in_files = len(singles) - len(self._missing(stored, ids[known:], unknown_is_there=False))
         if in_files:
@@ -189,6 +197,14 @@ class Agreement:
             return
         if len(wrong):
             yield f"has single adds whose vectors are not of unit length, the first of entry {singles[wrong[0]].id}"
+
+    def _thumbnails(self, singles: Sequence[Single]) -> Iterator[str]:
+        try:
+            jpegs = thumbnails_of_singles(singles)
+        except ValueError:
+            jpegs = {singles[0].id: b""}
+        if not all(jpeg.startswith(JPEG) for jpeg in jpegs.values()):
+            yield "has single adds whose thumbnails cannot be read"
 
     def _forget(self, state: State, wholly: bool) -> Generator[str, None, np.ndarray]:
         """Yields ids forgotten twice; returns those to look up among the entries."""

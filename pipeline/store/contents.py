@@ -57,6 +57,7 @@ _KINDS = {
     ("Segment", "plan"): "plan",
     ("Segment", "entries"): "entries",
     ("FoldSingles", "files"): "entries",
+    ("FoldSingles", "thumbnails"): "thumbnails",
     ("State", "packs"): "entries",
     ("Segment", "rejected"): "rejected",
     ("Segment", "thumbnails"): "thumbnails",

@@ -149,7 +149,8 @@ class ErasurePlan(BaseModel):
                 kept = tuple(single for single in action.entries if single.id not in self.ids)
                 return action.model_copy(update={"entries": kept})  # even none: rows are counted on from it
             case FoldSingles():
-                return action.model_copy(update={"files": self._kept(action.files)})
+                folded = {"files": self._kept(action.files), "thumbnails": self._kept(action.thumbnails)}
+                return action.model_copy(update=folded)
             case Forget():
                 kept_files = self._kept([action.tombstones])
                 return action.model_copy(update={"tombstones": kept_files[0]}) if kept_files else None

@@ -1,7 +1,7 @@
 """Entries added by themselves: written into their commits, and folded into files now and then.
 
 A single add so costs one small file, whatever the memory holds. The files they are folded into are merged in tiers, so
-that a hundred thousand single adds lie in a few dozen files.
+that a hundred thousand single adds lie in a few dozen files. Their thumbnails go the same way into files of their own.
 """
 
 import base64
@@ -15,7 +15,7 @@ import pyarrow as pa
 from pipeline.store.files import RowsFile
 from pipeline.store.identity import Identity
 from pipeline.store.leases import Lease
-from pipeline.store.schemas import embedding_column, entries_schema, read_table, write_rows
+from pipeline.store.schemas import THUMBNAILS, embedding_column, entries_schema, read_table, write_rows
 from pipeline.store.segments import segment_folder
 from pipeline.store.state import FoldSingles, Single, State
 from pipeline.store.storage import Storage
@@ -28,6 +28,16 @@ FILES_A_TIER = (63, 15)
 def encoded_vector(vector_D: np.ndarray) -> str:
     """A vector as an entry in a commit holds it: base64 of float16 [D], little-endian."""
     return base64.b64encode(np.ascontiguousarray(vector_D, "<f2").tobytes()).decode()
+
+
+def encoded_thumbnail(jpeg: bytes | None) -> str | None:
+    """A thumbnail as an entry in a commit holds it: base64 of a JPEG."""
+    return base64.b64encode(jpeg).decode() if jpeg is not None else None
+
+
+def thumbnails_of_singles(singles: Sequence[Single]) -> dict[int, bytes]:
+    """The thumbnails (JPEG) of some single adds by id, of those that have one."""
+    return {single.id: base64.b64decode(single.thumbnail) for single in singles if single.thumbnail is not None}
 
 
 def vectors_of_singles(singles: Sequence[Single], dimension: int) -> np.ndarray:
@@ -59,6 +69,12 @@ def files_of_singles(state: State) -> list[RowsFile]:
     return [file for segment in state.segments if segment.number == number for file in segment.entries]
 
 
+def thumbnail_files_of_singles(state: State) -> list[RowsFile]:
+    """The files with thumbnails of single adds, in the order of their ids."""
+    number = state.singles.segment if state.singles else None
+    return [file for segment in state.segments if segment.number == number for file in segment.thumbnails]
+
+
 def fresh_singles(state: State) -> list[RowsFile]:
     """The last of these files, which no shard covers: what is folded may be put into one file with them."""
     fresh = {file.path for file in state.fresh_files()}
@@ -73,7 +89,8 @@ def _schema(identity: Identity) -> pa.Schema:
 def fold(storage: Storage, lease: Lease, state: State, *, wholly: bool = False) -> FoldSingles:
     """Write the pending single adds of a state into a file, with as many of the files before as make a tier full.
 
-    With `wholly` with all files before that no shard covers.
+    With `wholly` with all files before that no shard covers. Thumbnails are merged up to the first tier only: they are
+    large, and nothing opens their files but a page that shows them.
     """
     if state.singles is None or state.identity is None:
         raise AssertionError("there is nothing to fold")
@@ -85,13 +102,24 @@ def fold(storage: Storage, lease: Lease, state: State, *, wholly: bool = False) 
     number = state.singles.segment
     path = f"{segment_folder(number)}entries/{state.version:020d}-{lease.nonce}.parquet"
     file = write_rows(storage, path, pa.concat_tables(tables))
-    return FoldSingles(segment=number, files=(*files[: len(files) - merged], file))
+    pictures = _fold_thumbnails(storage, state, path.replace("/entries/", "/thumbnails/"))
+    return FoldSingles(segment=number, files=(*files[: len(files) - merged], file), thumbnails=pictures)
 
 
-def _full_tiers(files: Sequence[RowsFile]) -> int:
+def _fold_thumbnails(storage: Storage, state: State, path: str) -> tuple[RowsFile, ...]:
+    files, pending = thumbnail_files_of_singles(state), thumbnails_of_singles(state.pending)
+    if not pending:
+        return tuple(files)
+    kept = len(files) - _full_tiers(files, tiers=1)
+    tables = [read_table(storage, file) for file in files[kept:]]
+    tables.append(pa.table({"id": [*pending], "jpeg": [*pending.values()]}, schema=THUMBNAILS))
+    return (*files[:kept], write_rows(storage, path, pa.concat_tables(tables)))
+
+
+def _full_tiers(files: Sequence[RowsFile], tiers: int = len(TIER_ROWS)) -> int:
     """How many of the last files are to be merged with what is folded now."""
     merged = 0
-    for below, most in zip(TIER_ROWS, FILES_A_TIER, strict=True):
+    for below, most in list(zip(TIER_ROWS, FILES_A_TIER, strict=True))[:tiers]:
         small = 0
         while merged + small < len(files) and files[-1 - merged - small].rows < below:
             small += 1

@@ -50,7 +50,7 @@ class Segment(_Frozen):
 class Single(_Frozen):
     """An entry that was added by itself, kept in its commit until it is folded into a file.
 
-    `embedding` is the base64 of float16 [D], little-endian.
+    `embedding` is the base64 of float16 [D], little-endian; `thumbnail` that of a JPEG, where one is kept.
     """
 
     id: int
@@ -61,6 +61,7 @@ class Single(_Frozen):
     sha256: str
     width: int
     height: int
+    thumbnail: str | None = None
 
 
 class Singles(_Frozen):
@@ -227,11 +228,15 @@ class AddSingles(_Frozen):
 
 
 class FoldSingles(_Frozen):
-    """Single adds lie in these files from now on, up to the last id in them; later ones stay in their commits."""
+    """Single adds lie in these files from now on, up to the last id in them; later ones stay in their commits.
+
+    Their thumbnails lie in `thumbnails`, up to the same id.
+    """
 
     action: Literal["fold_singles"] = "fold_singles"
     segment: int
     files: tuple[RowsFile, ...]
+    thumbnails: tuple[RowsFile, ...] = ()
 
 
 class Forget(_Frozen):
@@ -356,7 +361,8 @@ class State(_Frozen):
                 return self._with_singles(action)
             case FoldSingles():
                 folded = [segment for segment in self.segments if segment.number == action.segment]
-                moved = [self._with(segment.model_copy(update={"entries": action.files})) for segment in folded]
+                files = {"entries": action.files, "thumbnails": action.thumbnails}
+                moved = [self._with(segment.model_copy(update=files)) for segment in folded]
                 last = action.files[-1].last_id if action.files else -1  # none is left where all were erased
                 later = tuple(single for single in self.pending if single.id > last)
                 return {"segments": moved[0] if moved else self.segments, "pending": later}

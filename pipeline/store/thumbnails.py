@@ -6,13 +6,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store.schemas import read_table
+from pipeline.store.singles import thumbnails_of_singles
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
 
 
 def read_thumbnails(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, bytes]:
-    """JPEG bytes by id, for those of the ids whose segment keeps thumbnails. Raises DamagedFile."""
-    kept: dict[int, bytes] = {}
+    """JPEG bytes by id, for those of the ids of which a thumbnail is kept. Raises DamagedFile."""
+    asked = set(ids)
+    kept = thumbnails_of_singles([single for single in state.pending if single.id in asked])
     for file in (file for segment in state.segments for file in segment.thumbnails):
         wanted = [entry_id for entry_id in ids if file.first_id <= entry_id <= file.last_id]
         if wanted:

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.seaweed import free_ports
 from pipeline import VisualMemory
+from pipeline.serving.access import WriteLine
 from pipeline.serving.http import make_app
 from pipeline.serving.in_process import local_service
 from pipeline.serving.service import Limits, Service
@@ -39,15 +40,24 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(uri: str, groups: int = 1, *, token: str | None = None, limits: Limits = Limits()) -> Iterator[Served]:
+def served(
+    uri: str,
+    groups: int = 1,
+    *,
+    token: str | None = None,
+    limits: Limits = Limits(),
+    thumbnails: bool = True,
+    cors: Sequence[str] = (),
+    access: WriteLine | None = None,
+) -> Iterator[Served]:
     """Serve a memory until the block ends."""
     [port] = free_ports(1)
     made: list[Service] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if not made:  # here, where the event loop runs
-            made.append(local_service(uri, groups, edits=token is not None, limits=limits))
-            app.inner = make_app(made[0], token)  # type: ignore[attr-defined]
+            made.append(local_service(uri, groups, edits=token is not None, limits=limits, thumbnails=thumbnails))
+            app.inner = make_app(made[0], token, cors=cors, access=access)  # type: ignore[attr-defined]
         await app.inner(scope, receive, send)  # type: ignore[attr-defined]
 
     server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error", lifespan="on"))

@@ -1,0 +1,50 @@
+"""Base64 as people send it: wrapped, in the alphabet of URLs, without padding, or as a data URL."""
+
+import base64
+import binascii
+import re
+import urllib.parse
+
+from pipeline.errors import SourceError, UsageError
+
+_DATA_URL = re.compile(r"\s*data:", re.IGNORECASE)
+_ADDRESS = re.compile(r"\s*(?:https?|s3|s3a|gs|gcs|file)://", re.IGNORECASE)
+_FILE_NAME = re.compile(r"\s*@?[^\n]{0,300}\.(?:jpe?g|png|gif|webp|bmp|tiff?)\s*", re.IGNORECASE)
+_URL_ALPHABET = str.maketrans("-_", "+/")
+_STRANGE = re.compile(r"[^A-Za-z0-9+/]")
+
+
+def decoded(text: str, field: str = "image_base64") -> bytes:
+    """The bytes of a base64 text. White space in it and missing padding are no fault. Raises SourceError."""
+    if _DATA_URL.match(text):
+        head, comma, text = text.partition(",")
+        if not comma or not head.rstrip().lower().endswith(";base64"):
+            raise _refusal(field, "a data URL that is not in base64: write data:image/jpeg;base64,…")
+        text = urllib.parse.unquote(text)
+    elif _ADDRESS.match(text):
+        raise _refusal(field, "an address, and nothing is fetched from one: send the bytes of the image in base64")
+    elif _FILE_NAME.fullmatch(text):
+        raise _refusal(field, "the name of a file: send the bytes of the file in base64")
+    letters = "".join(text.split()).rstrip("=").translate(_URL_ALPHABET)
+    strange = _STRANGE.search(letters)
+    if strange:
+        raise _refusal(field, f"no base64 (it has {strange[0]!r} in it): encode an image file")
+    if len(letters) % 4 == 1:
+        raise _refusal(field, f"no base64 ({len(letters):,} characters are one too many): send it whole")
+    try:
+        data = base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _refusal(field, f"no base64 ({error}): encode an image file") from None
+    if not data:
+        raise _refusal(field, "empty: encode an image file")
+    return data
+
+
+def about(field: str, error: UsageError | SourceError) -> UsageError | SourceError:
+    """The error, as one about a field of the request."""
+    error.field = field
+    return error
+
+
+def _refusal(field: str, what: str) -> UsageError | SourceError:
+    return about(field, SourceError(f"{field} is {what}"))
