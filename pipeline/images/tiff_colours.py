@@ -59,7 +59,7 @@ def _conversion(header: TiffHeader, samples: TiffSamples, num_colours: int) -> C
     def of_values(values: np.ndarray) -> np.ndarray:
         if header.photometric == CMYK:
             return _of_cmyk(to_8_bits(values, white))
-        scaled = to_8_bits(white - finite(values) if header.photometric == WHITE_IS_ZERO else values, white)
+        scaled = to_8_bits(values, white, white_is_zero=header.photometric == WHITE_IS_ZERO)
         return np.broadcast_to(scaled, (*scaled.shape[:2], 3))
 
     return of_values
