@@ -98,7 +98,7 @@ def _grey_to_8_bits(image: Image.Image, transparency: Any) -> np.ndarray:
     white = full_scale(largest, bits, is_float=is_float)
     scaled_HW = np.empty(grey_HW.shape, np.uint8)
     for rows in _runs(image):
-        scaled_HW[rows] = to_8_bits(white - finite(grey_HW[rows]) if white_is_zero else grey_HW[rows], white)
+        scaled_HW[rows] = to_8_bits(grey_HW[rows], white, white_is_zero=white_is_zero)
     if isinstance(transparency, int):
         scaled_HW[grey_HW == transparency] = 255
     return scaled_HW

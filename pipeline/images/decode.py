@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from pipeline.images import jpeg_ends
+from pipeline.images.bmp_bitfields import has_unknown_masks, rgb_of_bitfields, size_of_bitfields
 from pipeline.images.colours import rgb_of
 from pipeline.images.png_chunks import is_png, texts_hide_pixels, without_ancillary
 from pipeline.images.tiff_colours import rgb_of_samples
@@ -36,6 +37,7 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_MASKS = "Unsupported BMP bitfields layout"  # what Pillow says
 _TURNED = {5, 6, 7, 8}  # by a right angle
 
 
@@ -91,6 +93,8 @@ def _dimensions(data: bytes) -> tuple[int, int]:
         raise
     except Exception as error:  # as in decode
         unmended = error
+    if str(unmended) == _MASKS:
+        return size_of_bitfields(data)
     if is_tiff(data):
         header = read_header(data)
         return header.width, header.height
@@ -119,6 +123,8 @@ def _decode(data: bytes, shortest: int | None) -> tuple[Image.Image, int, int]:
     """The image as displayed, and the width and height of the whole."""
     if is_tiff(data):
         return _decode_tiff(data)
+    if has_unknown_masks(data):
+        return _decode_bitfields(data)
     if jpeg_ends.lost_its_end(data):
         data = jpeg_ends.with_end(data)
     try:
@@ -126,6 +132,8 @@ def _decode(data: bytes, shortest: int | None) -> tuple[Image.Image, int, int]:
     except (Rejected, Image.DecompressionBombError):
         raise
     except Exception as error:  # as in decode
+        if str(error) == _MASKS:
+            return _decode_bitfields(data)
         mended = _mended(data, at_end="truncated" in str(error))
         if mended == data:
             raise
@@ -149,6 +157,12 @@ def _decode_with_pillow(data: bytes, shortest: int | None) -> tuple[Image.Image,
         return (image, height, width) if is_smaller and orientation in _TURNED else (image, width, height)
 
 
+def _decode_bitfields(data: bytes) -> tuple[Image.Image, int, int]:
+    _refuse_bomb(size_of_bitfields(data))
+    image = rgb_of_bitfields(data)
+    return image, *image.size
+
+
 def _mended(data: bytes, *, at_end: bool) -> bytes:
     """The same picture in a form that Pillow reads, or the bytes as they are. Raises ValueError with the reason."""
     if is_png(data):
@@ -162,7 +176,7 @@ def _decode_tiff(data: bytes) -> tuple[Image.Image, int, int]:
     """By Pillow where it is right, else by the samples."""
     header = read_header(data)
     _refuse_bomb((header.width, header.height))
-    if header.bytewise and (header.photometric == CIELAB or header.is_guessed):
+    if header.bytewise and (header.photometric == CIELAB or header.is_guessed or header.has_8_bit_palette):
         return _decode_samples(data, header)
     try:
         with _open(data) as opened:

@@ -1,5 +1,7 @@
 """Samples of more than 8 bits to 8 bits: what the whitest value of a picture is, where the file does not say."""
 
+from functools import lru_cache
+
 import numpy as np
 
 _LARGEST_OWN_SCALE = 1 << 24  # beyond, whole numbers are taken to use all the bits of their type
@@ -28,6 +30,18 @@ def finite(values: np.ndarray) -> np.ndarray:
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
 
 
-def to_8_bits(values: np.ndarray, white: float) -> np.ndarray:
-    """uint8 of the same shape: 0 and less is 0, `white` and more is 255, rounded."""
-    return (np.clip(finite(values) / white, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)
+def to_8_bits(values: np.ndarray, white: float, *, white_is_zero: bool = False) -> np.ndarray:
+    """uint8 of the same shape: 0 and less is black, `white` and more is white, rounded; or the other way round."""
+    if values.dtype.kind == "u" and values.dtype.itemsize <= 2:  # ten times as fast, and the same to the bit
+        return _table(white, white_is_zero)[values]
+    return _to_8_bits(values, white, white_is_zero)
+
+
+@lru_cache(maxsize=8)
+def _table(white: float, white_is_zero: bool) -> np.ndarray:
+    return _to_8_bits(np.arange(1 << 16), white, white_is_zero)
+
+
+def _to_8_bits(values: np.ndarray, white: float, white_is_zero: bool) -> np.ndarray:
+    shares = finite(values) / white
+    return (np.clip(1.0 - shares if white_is_zero else shares, 0.0, 1.0) * 255.0 + 0.5).astype(np.uint8)

@@ -21,7 +21,7 @@ from pipeline.images.tiff_header import (
 from pipeline.images.tiff_samples import TiffSamples
 
 _NUM_COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, CIELAB: 3}
-_ASSOCIATED = 1
+_UNSPECIFIED, _ASSOCIATED = (0,), (1,)  # the first of the extra samples; one that is not named is alpha, too
 
 
 def rgb_of_samples(data: bytes, header: TiffHeader) -> Image.Image:
@@ -38,7 +38,7 @@ def rgb_of_samples(data: bytes, header: TiffHeader) -> Image.Image:
     for values in samples.rows():
         rows = slice(top, top + len(values))
         rgb_HW3[rows] = colours_of(values[:, :, :num_colours])
-        if header.num_samples > num_colours and header.extra_samples[:1] not in ((), (0,)):
+        if header.num_samples > num_colours and header.extra_samples[:1] != _UNSPECIFIED:
             rgb_HW3[rows] = _on_white(rgb_HW3[rows], _alpha(values[:, :, num_colours], header), header)
         top += len(values)
     return Image.fromarray(rgb_HW3)
@@ -59,7 +59,7 @@ def _conversion(header: TiffHeader, samples: TiffSamples, num_colours: int) -> C
     def of_values(values: np.ndarray) -> np.ndarray:
         if header.photometric == CMYK:
             return _of_cmyk(to_8_bits(values, white))
-        scaled = to_8_bits(white - finite(values) if header.photometric == WHITE_IS_ZERO else values, white)
+        scaled = to_8_bits(values, white, white_is_zero=header.photometric == WHITE_IS_ZERO)
         return np.broadcast_to(scaled, (*scaled.shape[:2], 3))
 
     return of_values
@@ -69,7 +69,8 @@ def _palette_conversion(header: TiffHeader) -> Callable[[np.ndarray], np.ndarray
     num = 1 << header.bits
     if header.bits > 16 or header.sample_format == FLOAT or len(header.palette) < 3 * num:
         raise ValueError(f"the {header.kind} has {len(header.palette)} numbers in its palette")
-    palette_K3 = (np.array(header.palette[: 3 * num], dtype=np.uint32).reshape(3, num).T >> 8).astype(np.uint8)
+    palette_K3 = np.array(header.palette[: 3 * num], dtype=np.uint32).reshape(3, num).T
+    palette_K3 = (palette_K3 if header.has_8_bit_palette else palette_K3 >> 8).astype(np.uint8)
     return lambda values: palette_K3[values[:, :, 0].astype(np.intp) % num]
 
 
@@ -98,6 +99,6 @@ def _alpha(values: np.ndarray, header: TiffHeader) -> np.ndarray:
 def _on_white(rgb: np.ndarray, alpha: np.ndarray, header: TiffHeader) -> np.ndarray:
     """Colours associated with alpha were multiplied by it already; those of others are."""
     opaque = alpha[:, :, None]
-    colours = rgb if header.extra_samples[0] == _ASSOCIATED else rgb * opaque
+    colours = rgb if header.extra_samples[:1] == _ASSOCIATED else rgb * opaque
     rounded: np.ndarray = np.clip(colours + 255.0 * (1.0 - opaque), 0.0, 255.0) + 0.5
     return rounded.astype(np.uint8)

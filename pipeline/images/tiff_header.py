@@ -54,6 +54,11 @@ class TiffHeader:
         return self.compression in _BYTEWISE
 
     @property
+    def has_8_bit_palette(self) -> bool:
+        """Whether colours of 8 bits stand where TIFF has 16: some programs write such, libtiff sees it as here."""
+        return self.photometric == PALETTE and bool(self.palette) and max(self.palette) < 256
+
+    @property
     def has_wide_planes(self) -> bool:
         return self.is_planar and self.bits > 8
 

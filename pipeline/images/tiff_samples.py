@@ -52,7 +52,7 @@ class TiffSamples:
             numbers = of_three[:, :, low] | of_three[:, :, 1] << 8 | of_three[:, :, high] << 16
         else:  # packed from the left, in either order of bytes
             bits = np.unpackbits(bytes_HB, axis=1, count=a_row * header.bits).reshape(-1, a_row, header.bits)
-            numbers = np.zeros(bits.shape[:2], np.uint32)
+            numbers = np.zeros(bits.shape[:2], np.uint16 if header.bits <= 16 else np.uint32)
             for place in range(header.bits):
                 numbers = numbers << 1 | bits[:, :, place]
         return numbers[:, :a_row].reshape(-1, header.width, a_pixel)

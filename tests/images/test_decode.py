@@ -175,6 +175,16 @@ def test_ordinary_alpha_is_what_pillow_composites(kind: str) -> None:
     assert decode(data).image.tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_colour_profiles_are_not_applied(kind: str) -> None:
+    """Numbers are taken for sRGB, whatever the file says: here, that they are XYZ."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
+    with_profile = encoded(gradient(), kind, icc_profile=profile)
+    with Image.open(io.BytesIO(with_profile)) as opened:
+        assert opened.info["icc_profile"] == profile
+    assert decode(with_profile).image.tobytes() == decode(encoded(gradient(), kind)).image.tobytes()
+
+
 @settings(max_examples=200, deadline=None)
 @given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP"]), data=st.data())
 def test_damaged_files_are_decoded_or_rejected_never_more(kind: str, data: st.DataObject) -> None:

@@ -148,6 +148,13 @@ def test_a_palette_of_many_colours() -> None:
     assert (shown(data) == (palette[:, indices] >> 8).transpose(1, 2, 0)).all()
 
 
+def test_a_palette_of_8_bit_colours_where_16_belong() -> None:
+    indices = np.arange(WIDTH * HEIGHT).reshape(HEIGHT, WIDTH) % 256
+    palette = np.arange(256 * 3).reshape(3, 256) * 41 % 256
+    data = tiff([b"".join(rows_of(indices, 8, "<"))], {**tags_of(8, 3), 320: tuple(palette.ravel().tolist())})
+    assert (shown(data) == palette[:, indices].transpose(1, 2, 0)).all()
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_cielab_of_both_depths_shows_its_colours(bits: int) -> None:
     unit = 1 << bits - 8
