@@ -9,7 +9,7 @@ from jobs.terminal import counted, note, print_json, progress, say
 from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
 
 if TYPE_CHECKING:
-    from pipeline.edits.add import AddPlan, AddReport
+    from pipeline.edits.add import AddPlan, AddReport, OnDuplicates
     from pipeline.embeddings.choice import DecodingChoice
     from pipeline.store.segments import Precision
 
@@ -76,6 +76,13 @@ def add(
             metavar="auto|float32|bfloat16",
         ),
     ] = "auto",
+    duplicates: Annotated[
+        str,
+        typer.Option(
+            help="Images whose bytes the memory holds already: keep them as entries, or leave them out.",
+            metavar="keep|skip",
+        ),
+    ] = "keep",
     max_rejected: MaxRejected = None,
     runner: Runner = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
@@ -92,7 +99,14 @@ def add(
         encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
     )
     options = AddOptions(
-        labels, dataset, choice, thumbnails, max_rejected, tuple(keep or ()), cast("Precision", precision)
+        labels,
+        dataset,
+        choice,
+        thumbnails,
+        max_rejected,
+        tuple(keep or ()),
+        cast("Precision", precision),
+        cast("OnDuplicates", duplicates),
     )
     plan = target.plan_add(source, options)
     if dry_run:
@@ -152,11 +166,17 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
 
 
 def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> None:
+    from pipeline.decisions.small_classes import hint
+    from pipeline.store.segments import DUPLICATE
+
     if report.already is not None:
         say(
             f"{source} was added before as segment {report.already}, so there is nothing to add"
             + (f"; {counted(report.unplanned, 'new image')} in it: {_NEW_IMAGES}" if report.unplanned else "")
         )
+        return
+    if report.segment is None:
+        say(f"{source} is in the memory already, by its bytes ({report.rejects[0].reason}): nothing was added")
         return
     before = f"; {report.resumed:,} were done before" if report.resumed else ""
     things = "images" if plan.listing.holds_images else "vectors"
@@ -171,10 +191,28 @@ def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> Non
         say(f"embedded in {report.numerics.precision}{compiled}: {report.numerics.reason}")
     if plan.options.labels == "folder" and not (plan.listing.labels or plan.listing.containers.num_rows):
         note("none of these images has a label, which `classify` needs: they lie in no sub-folders, one a class")
+    _show_duplicates(report, things)
+    if report.small_classes:
+        note(hint(report.small_classes))
     if report.unplanned:
         say(f"{counted(report.unplanned, 'image')} came after this add was begun, not in it: {_NEW_IMAGES}")
     if report.index_error:
         note(f"no index was built after the add: {report.index_error}")
     if plan.listing.skipped:
         say(f"{counted(plan.listing.skipped, 'file')} passed over: names that do not end as images do")
-    show_rejects(report.rejected, report.rejects, f"{memory}/segments/{report.segment or 0:08d}")
+    failures = [reject for reject in report.rejects if reject.stage != DUPLICATE]
+    show_rejects(report.rejected - report.left_out, failures, f"{memory}/segments/{report.segment or 0:08d}")
+
+
+def _show_duplicates(report: "AddReport", things: str) -> None:
+    """How many images the memory held already, and how many came twice."""
+    some = f"{report.duplicates or 0:,} of these {report.planned:,} {things} were" if report.planned > 1 else "it was"
+    held = f"{some} in the memory already, by the bytes"
+    if report.left_out:
+        say(f"{held}, and left out")
+    elif report.duplicates:
+        note(f"{held}: `--duplicates skip` leaves such {things} out, which have two votes otherwise")
+    elif report.duplicates is None:
+        say(f"whether the memory held some of these {things} already was not looked for: it is large beside them")
+    if report.duplicates_within:
+        note(f"{report.duplicates_within:,} of these {things} come again in the source, byte for byte: each has a vote")

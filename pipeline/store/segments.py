@@ -9,7 +9,7 @@ import contextlib
 import json
 import secrets
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 import pyarrow as pa
@@ -41,6 +41,7 @@ FOLDER = "segments"
 DESCRIPTION = "segment.json"
 GIVEN_UP = "given_up.json"
 NUMERICS = "numerics.json"
+DUPLICATE = "duplicate"  # the stage of images that are rejected because the memory holds their bytes
 KEPT = (DESCRIPTION, GIVEN_UP, NUMERICS)  # small, and not named by any version
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -51,7 +52,9 @@ class Reservation(BaseModel):
 
     `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
     images are counted when it is read. `known_inside` of them are known to be there. Entries get the columns `kept`.
-    `precision` is what the model may compute in; what it does is decided once, and recorded as Numerics.
+    `precision` is what the model may compute in; what it does is decided once, and recorded as Numerics. `held` are the
+    bytes that the memory held when this was planned, where images of the same bytes are to be left out; like the plan
+    they are written once, and unlike it they go when the segment is committed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,6 +75,7 @@ class Reservation(BaseModel):
     known_inside: int = 0
     kept: tuple[KeptColumn, ...] = ()
     precision: Precision = "float32"
+    held: FileRef | None = None
 
     @property
     def folder(self) -> str:
@@ -105,7 +109,8 @@ class Numerics(BaseModel):
 class PartMark(BaseModel):
     """What `done/PART.json` says of a finished part: its files, None where it has no such rows.
 
-    `seconds` are what each stage of the work on it took; `decoded_on` names other nodes that decoded images for it.
+    `seconds` are what each stage of the work on it took; `decoded_on` names other nodes that decoded images for it. Of
+    the rejected images `duplicates` were left out because the memory held their bytes.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -121,6 +126,7 @@ class PartMark(BaseModel):
     decisions: RowsFile | None = None
     seconds: dict[str, float] = {}
     decoded_on: tuple[str, ...] = ()
+    duplicates: int = 0
 
     @property
     def num_entries(self) -> int:
@@ -145,8 +151,11 @@ def reserve(
     labels: str = "folder",
     kept: tuple[KeptColumn, ...] = (),
     precision: Precision = "float32",
+    hold: Callable[[str], FileRef | None] | None = None,
 ) -> Reservation:
     """Freeze a plan under the next free segment number, and hold the segment's folder.
+
+    `hold` writes what the memory holds to a path, where duplicates of that are to be left out.
 
     `images` has the columns of PLAN but for `id`, then those of `kept` whose values are known already, and `containers`
     those of CONTAINERS, in the order to be kept; at least one row between them. Raises UsageError for more than an id
@@ -169,11 +178,14 @@ def reserve(
             kept=kept,
             precision=precision,
         )
+        if hold is not None:
+            held = hold(f"{reservation.folder}plan/{lease.nonce}.held.npy")
+            reservation = reservation.model_copy(update={"held": held})
         try:
             described = reservation.model_dump_json(indent=1).encode()
             create_own(storage, f"{segment_folder(number)}{DESCRIPTION}", described)
         except AlreadyExists:
-            storage.delete([file.path for file in (reservation.plan, reservation.containers) if file])
+            storage.delete([file.path for file in (reservation.plan, reservation.containers, reservation.held) if file])
             number += 1
         else:
             lease.hold(segment_folder(number))
@@ -341,13 +353,23 @@ def publish_part(
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
     decoded_on: tuple[str, ...] = (),
+    duplicates: int = 0,
 ) -> PartMark:
     """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
     schema = entries_schema(reservation.identity, reservation.kept)
     tables = {"entries": entries.cast(schema), "rejected": rejected.cast(REJECTED)}
     if thumbnails is not None:
         tables["thumbnails"] = thumbnails.cast(THUMBNAILS)
-    return publish(storage, reservation, part, tables, seconds=seconds, node=node, decoded_on=decoded_on)
+    return publish(
+        storage,
+        reservation,
+        part,
+        tables,
+        seconds=seconds,
+        node=node,
+        decoded_on=decoded_on,
+        duplicates=duplicates,
+    )
 
 
 def publish(
@@ -359,6 +381,7 @@ def publish(
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
     decoded_on: tuple[str, ...] = (),
+    duplicates: int = 0,
 ) -> PartMark:
     """Write tables of rows with ids, by kind, and the mark that names them; return the mark that stands.
 
@@ -387,6 +410,7 @@ def publish(
         decisions=files.get("decisions"),
         seconds=dict(seconds or {}),
         decoded_on=decoded_on,
+        duplicates=duplicates,
     )
     path = f"{reservation.folder}done/{part:06d}.json"
     try:
