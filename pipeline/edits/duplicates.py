@@ -22,7 +22,7 @@ from pipeline.store.tombstones import read_tombstones
 
 # Entries of a memory that are looked through whatever is added: about a second from a local disk.
 LOOKED_THROUGH = 2_000_000
-# Beyond that, so many for each image added: 20 microseconds of reading beside the milliseconds of embedding it.
+# Beyond that, so many for each image added: 10 microseconds of reading beside the milliseconds of embedding it.
 ENTRIES_AN_IMAGE = 20
 MOST_ADDED = 100_000_000  # whose digests are held in memory, 800 MB
 
@@ -47,9 +47,9 @@ def are_looked_for(state: State | None, num_added: int) -> bool:
 def find_duplicates(storage: Storage, before: State | None, added: tuple[RowsFile, ...]) -> Duplicates:
     """Compare the bytes of what is being added with those the memory held before, and among themselves.
 
-    Holds 8 bytes for each image added and reads ids and sha256 of the memory's entries, some 45 bytes each, a file at a
-    time: a million take about half a second and a billion ten minutes, so that many are looked through only for an add
-    that takes far longer. Raises DamagedFile.
+    Holds 8 bytes for each image added and reads ids and sha256 of the memory's entries, 35 bytes each on disk, a file
+    at a time: a million take half a second of CPU and a billion would take 8 minutes at that rate, so that many are
+    looked through only for an add that takes far longer. Raises DamagedFile.
     """
     num_added = sum(file.rows for file in added)
     if num_added > MOST_ADDED:

@@ -273,3 +273,24 @@ def test_an_add_of_a_class_far_smaller_than_the_others_says_so(make_memory: Make
     [small] = finding.find_small_classes(log.storage, memory.state(), state.segments[-1].entries)
     assert (small.label, small.entries) == ("wolf", 10)
     assert {small.label for small in memory.small_classes()} == {"wolf"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_on_ray_the_same_images_are_left_out(tmp_path: Path) -> None:
+    from jobs.on_ray import start_ray
+
+    vectors_ND = unit(np.random.default_rng(0).normal(size=(1_200, 8)))
+    for name, rows in (("first", vectors_ND[::3]), ("second/a", vectors_ND[:700]), ("second/b", vectors_ND[700:])):
+        (tmp_path / name).mkdir(parents=True)
+        np.save(tmp_path / name / "x.npy", rows)
+    start_ray()
+    left_out = []
+    for runner in ("here", "ray"):
+        memory = VisualMemory(tmp_path / runner)
+        memory.add(tmp_path / "first")
+        report = memory.add(tmp_path / "second", duplicates="skip", runner=runner)  # type: ignore[arg-type]
+        assert (report.entries, report.duplicates) == (800, 400)
+        assert memory.verify().sound
+        left_out.append([(row["uri"], row["reason"]) for row in rejected(memory, report)])
+    assert left_out[0] == left_out[1]
