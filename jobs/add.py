@@ -10,7 +10,7 @@ from jobs.terminal import counted, note, print_json, progress, say
 from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
 
 if TYPE_CHECKING:
-    from pipeline.edits.add import AddPlan, AddReport
+    from pipeline.edits.add import AddPlan, AddReport, OnDuplicates
     from pipeline.embeddings.choice import DecodingChoice
     from pipeline.store.segments import Precision
 
@@ -96,6 +96,13 @@ def add(
             metavar="auto|float32|bfloat16",
         ),
     ] = "auto",
+    duplicates: Annotated[
+        str,
+        typer.Option(
+            help="Images whose bytes the memory holds already: keep them as entries, or leave them out.",
+            metavar="keep|skip",
+        ),
+    ] = "keep",
     max_rejected: MaxRejected = None,
     runner: Runner = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
@@ -122,6 +129,7 @@ def add(
         label,
         tuple(exclude or ()),
         image_extension,
+        cast("OnDuplicates", duplicates),
     )
     with progress() as on_progress:
         plan = target.plan_add(source, options, on_progress=on_progress)
@@ -191,11 +199,17 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
 
 
 def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> None:
+    from pipeline.decisions.small_classes import hint
+    from pipeline.store.segments import DUPLICATE
+
     if report.already is not None:
         say(
             f"{source} was added before as segment {report.already}, so there is nothing to add"
             + (f"; {counted(report.unplanned, 'new image')} in it: {_NEW_IMAGES}" if report.unplanned else "")
         )
+        return
+    if report.segment is None:
+        say(f"{source} is in the memory already, by its bytes ({report.rejects[0].reason}): nothing was added")
         return
     before = f"; {report.resumed:,} were done before" if report.resumed else ""
     things = "images" if plan.listing.holds_images else "vectors"
@@ -210,9 +224,27 @@ def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> Non
         say(f"embedded in {report.numerics.precision}{compiled}: {report.numerics.reason}")
     show_labels(report.census)
     note_after(report, plan)
+    _show_duplicates(report, things)
+    if report.small_classes:
+        note(hint(report.small_classes))
     if report.unplanned:
         say(f"{counted(report.unplanned, 'image')} came after this add was begun, not in it: {_NEW_IMAGES}")
     if report.index_error:
         note(f"no index was built after the add: {report.index_error}")
     show_passed_over(report.passed_over)
-    show_rejects(report.rejected, report.rejects, f"{memory}/segments/{report.segment or 0:08d}")
+    failures = [reject for reject in report.rejects if reject.stage != DUPLICATE]
+    show_rejects(report.rejected - report.left_out, failures, f"{memory}/segments/{report.segment or 0:08d}")
+
+
+def _show_duplicates(report: "AddReport", things: str) -> None:
+    """How many images the memory held already, and how many came twice."""
+    some = f"{report.duplicates or 0:,} of these {report.planned:,} {things} were" if report.planned > 1 else "it was"
+    held = f"{some} in the memory already, by the bytes"
+    if report.left_out:
+        say(f"{held}, and left out")
+    elif report.duplicates:
+        note(f"{held}: `--duplicates skip` leaves such {things} out, which have two votes otherwise")
+    elif report.duplicates is None:
+        say(f"whether the memory held some of these {things} already was not looked for: it is large beside them")
+    if report.duplicates_within:
+        note(f"{report.duplicates_within:,} of these {things} come again in the source, byte for byte: each has a vote")

@@ -113,10 +113,17 @@ def decided(
     """The decisions that the options of `classify` and `explain` ask for."""
     options = _options(k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below)
     from pipeline import VisualMemory
+    from pipeline.decisions.small_classes import hint
 
-    decisions = VisualMemory(memory, at=at).classify(images, **options)
+    target = VisualMemory(memory, at=at)
+    decisions = target.classify(images, **options)
     if decisions and 0 < len(decisions[0].neighbors) < k:
         note(f"{len(decisions[0].neighbors):,} entries can vote, fewer than -k {k:,}: all of them do")
+    if options["balance"] == 0:
+        outvoted = {n.label for d in decisions for n in d.neighbors if n.label != d.label}
+        found = [small for small in target.small_classes(label_set, where) if small.label in outvoted]
+        if found:
+            note(hint(found))
     return decisions
 
 

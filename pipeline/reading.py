@@ -18,6 +18,7 @@ import pyarrow as pa
 from pipeline import asking
 from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.decisions.evaluation import DEFAULT_KS
+from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.errors import DamagedFile, SourceError, UsageError
 from pipeline.explanation import explanation_page, write_page
@@ -179,6 +180,14 @@ class Reader:
         state, live = self._reading(label_set, where, options.assume)
         vectors_QD, uris = self._vectors(images, embeddings, live)
         return asking.classify(live, vectors_QD, uris, options, state.version, self._digests(state))
+
+    def small_classes(self, label_set: str | None = None, where: str | None = None) -> tuple[SmallClass, ...]:
+        """The classes that others outvote, being far smaller, unless it is asked with a balance; the smallest first.
+
+        Counts the labels of all that is open, which a question has done already.
+        """
+        _, live = self._reading(label_set, where)
+        return small_classes(dict(zip(live.labels, live.label_counts().tolist(), strict=True)))
 
     def classify_source(
         self,

@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from pipeline import asking
 from pipeline.edits import forget as forgetting
 from pipeline.edits import relabel as relabelling
@@ -27,17 +29,22 @@ from pipeline.embeddings.choice import DecodingChoice, EncoderChoice, WeightsOrd
 from pipeline.errors import CommitConflict, IndexBuildError, UsageError
 from pipeline.images.uris import path_of_uri
 from pipeline.index.build import Here, Workers, build_index
+from pipeline.index.others import copies_among
 from pipeline.index.plan import IndexOptions, IndexPlan, choose_key, plan_index
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.reading import Reader, Runner, check_list
+from pipeline.store.digests import digests_in
 from pipeline.store.ids import split_id
 from pipeline.store.places import open_storage
-from pipeline.store.segments import Precision
+from pipeline.store.segments import DUPLICATE, Precision
 from pipeline.store.state import Segment, State
 
 if TYPE_CHECKING:
-    from pipeline.edits.add import AddOptions, AddPlan, AddReport
+    from pipeline.edits.add import AddOptions, AddPlan, AddReport, OnDuplicates
+    from pipeline.edits.singles import NewEntry
     from pipeline.store.verify import Verification
+
+COPIES_LOOKED_UP = 8  # nearest entries that may hold the very bytes of an image
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +90,7 @@ class VisualMemory(Reader):
         label: str | None = None,
         exclude: Sequence[str] = (),
         image_extension: str | None = None,
+        duplicates: "OnDuplicates" = "keep",
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
@@ -104,6 +112,7 @@ class VisualMemory(Reader):
             label,
             tuple(exclude),
             image_extension,
+            duplicates,
         )
         plan = self.plan_add(source, options, on_progress=on_progress)
         return self.carry_out(plan, runner=runner, on_progress=on_progress)
@@ -361,6 +370,7 @@ class VisualMemory(Reader):
     def _add_file(self, plan: "AddPlan", state: State | None, command: str) -> "AddReport":
         from pipeline.edits.add import AddReport
         from pipeline.edits.singles import add_singles, embed_singles
+        from pipeline.embeddings.tally import Reject
 
         began = time.monotonic()
         already = self._segment_of(plan) if state is not None else None
@@ -373,9 +383,27 @@ class VisualMemory(Reader):
         entries = embed_singles(
             plan.encoder, [path], [image["uri"]], [image["label"]], plan.dataset, thumbnails=thumbnails
         )
+        holder = self._holder_of(entries[0]) if state is not None else None
+        if holder is not None and state is not None and plan.options.duplicates == "skip":
+            reject = Reject(image["uri"], DUPLICATE, f"the memory holds these bytes already, as entry {holder}")
+            seconds = time.monotonic() - began
+            return AddReport(None, 1, 0, (reject,), state, seconds, rejected=1, duplicates=1, left_out=1)
         after, [entry_id] = add_singles(self.log, state, plan.encoder, entries, command)
-        seconds = time.monotonic() - began
-        return AddReport(split_id(entry_id)[0], 1, 1, (), after, seconds, census=plan.listing.census)
+        seconds, held = time.monotonic() - began, int(holder is not None)
+        return AddReport(split_id(entry_id)[0], 1, 1, (), after, seconds, duplicates=held, census=plan.listing.census)
+
+    def _holder_of(self, entry: "NewEntry") -> int | None:
+        """An entry that holds the bytes of an image about to be added, or None.
+
+        Copies have next to the same vector, so that only the nearest entries are looked up: one search, and a file.
+        """
+        state, live = self._reading()
+        if not live.blocks:
+            return None
+        found = live.search(entry.vector_D[None], COPIES_LOOKED_UP)
+        own = digests_in(pa.array([entry.sha256], pa.string()))
+        copies = found.ids_QK[copies_among(live, self._digests(state), found, own)]
+        return int(copies.min()) if len(copies) else None
 
     def _segment_of(self, plan: "AddPlan") -> Segment | None:
         """The segment that holds the one image of a plan, added with the same dataset and label, if any does."""

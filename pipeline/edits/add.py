@@ -12,10 +12,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import get_args
+from typing import Literal, get_args
 
 import pyarrow as pa
 
+from pipeline.decisions.small_classes import SmallClass
+from pipeline.edits.duplicates import find_duplicates, find_small_classes
 from pipeline.edits.label_report import label_report
 from pipeline.edits.settle import refuse_mix, settle
 from pipeline.embeddings.choice import EncoderChoice
@@ -33,7 +35,9 @@ from pipeline.images.listing import Listing, list_source, peek
 from pipeline.images.notes import ContainerNotes
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store import ids
+from pipeline.store.files import FileRef
 from pipeline.store.garbage import FOLDERS
+from pipeline.store.held import write_held
 from pipeline.store.identity import Identity
 from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import read_table
@@ -62,6 +66,8 @@ COMPARED_AT_ONCE = 65_536
 
 _FILE_COLUMNS = ["uri", "num_bytes", "modified"]
 
+OnDuplicates = Literal["keep", "skip"]
+
 EmbedParts = Callable[[Reservation, Sequence[int]], Iterable[PartMark]]
 
 
@@ -74,6 +80,7 @@ class AddOptions:
     `precision` "auto" tries bfloat16 on GPUs, "bfloat16" anywhere; it is used if the vectors stay where they are.
     `label` is the one label of all images. `exclude` are patterns, as .gitignore has them, of what is passed over, and
     `image_extension` is the ending of the images to take from archives in which a sample has several.
+    `duplicates` "skip" rejects images whose bytes the memory holds when the add is planned; "keep" counts them.
     """
 
     labels: str = "folder"
@@ -86,6 +93,7 @@ class AddOptions:
     label: str | None = None
     exclude: tuple[str, ...] = ()
     image_extension: str | None = None
+    duplicates: OnDuplicates = "keep"
 
     def __post_init__(self) -> None:
         if self.label is not None and self.labels != "folder":
@@ -96,6 +104,8 @@ class AddOptions:
         check_names(self.keep)
         if self.precision not in get_args(Precision):
             raise UsageError(f"--precision {self.precision} is unknown: give auto, float32 or bfloat16")
+        if self.duplicates not in get_args(OnDuplicates):
+            raise UsageError(f"--duplicates {self.duplicates} is unknown: give keep or skip")
 
     @property
     def asked_labels(self) -> str:
@@ -152,6 +162,12 @@ class AddReport:
     why the index that so large an add builds afterwards was not built. `stages` are where the time of this run went,
     `numerics` in what precision it was embedded where that was to be decided. `census` tells of the labels of all
     images, `passed_over` of what the source holds besides, in archives too, and `notes` of samples with several images.
+
+
+    `duplicates` are images whose bytes the memory held before; None where it is too large to look for them
+    (edits/duplicates.py). With `--duplicates skip` they are `left_out`, and among the rejected; else they are entries.
+    `duplicates_within` are entries of the same bytes as another of this add. `small_classes` are classes of this add
+    that the others outvote.
     """
 
     segment: int | None
@@ -170,6 +186,10 @@ class AddReport:
     census: LabelCensus = field(default_factory=LabelCensus)
     passed_over: PassedOver = field(default_factory=PassedOver)
     notes: ContainerNotes = field(default_factory=ContainerNotes)
+    duplicates: int | None = None
+    duplicates_within: int = 0
+    left_out: int = 0
+    small_classes: tuple[SmallClass, ...] = ()
 
     @property
     def version(self) -> int:
@@ -199,6 +219,10 @@ class AddReport:
             "bound_by": (self.stages.verdict() or (None,))[0],
             "precision": self.numerics.precision if self.numerics else "float32",
             "compiled": self.numerics is not None and self.numerics.compiled,
+            "duplicates": self.duplicates,
+            "duplicates_left_out": self.left_out,
+            "duplicates_within": self.duplicates_within,
+            "small_classes": [{"label": small.label, "entries": small.entries} for small in self.small_classes],
             "rejects": [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects],
             "skipped": self.passed_over.num_files,
             "passed_over": self.passed_over.to_json() | self.notes.to_json(),
@@ -242,6 +266,7 @@ def prepare(
     about |= {"keep": sorted(options.keep)} if options.keep else {}
     about |= {"exclude": sorted(choice.exclude)} if choice.exclude else {}
     about |= {"image_extension": choice.extension} if choice.extension else {}
+    about |= {"duplicates": options.duplicates} if options.duplicates != "keep" else {}
     canonical = json.dumps(about | {"identity": identity.fingerprint}, sort_keys=True)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
     return AddPlan(
@@ -305,7 +330,8 @@ def _added(
     if not segment.planned:
         give_up(storage, reservation.number)
         raise SourceError(f"there is no image in the archives of {plan.listing.uri}, so nothing was added")
-    if not segment.entries:
+    left_out = sum(mark.duplicates for mark in marks.values())
+    if not segment.entries and not left_out:
         give_up(storage, reservation.number)
         raise SourceError(
             f"none of the {segment.planned:,} images of {plan.listing.uri} could be read (the first, {rejects[0].uri}: "
@@ -315,7 +341,10 @@ def _added(
     actions: list[AddSegment | SetIdentity] = [AddSegment(segment=segment, beside=tuple(same))]
     if state is None or state.identity is None:
         actions.insert(0, SetIdentity(identity=identity, weights=weights))
+    found = find_duplicates(storage, state if plan.options.duplicates == "keep" else None, segment.entries)
     committed = log.commit(state or State(), command, lambda _number, _state: actions, lease)
+    if reservation.held is not None:
+        storage.delete([reservation.held.path])  # it has served
     return AddReport(
         segment=segment.number,
         planned=segment.planned,
@@ -329,6 +358,10 @@ def _added(
         numerics=read_numerics(storage, reservation),
         rejected=segment.num_rejected,
         **label_report(storage, plan.listing, segment, marks.values()),
+        duplicates=found.held if plan.options.duplicates == "keep" else left_out,
+        duplicates_within=found.within,
+        left_out=left_out,
+        small_classes=find_small_classes(storage, committed, segment.entries),
     )
 
 
@@ -363,8 +396,14 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
         precision=plan.options.precision,
         exclude=plan.listing.choice.exclude,
         image_extension=plan.listing.choice.extension,
+        hold=_holding(log, state) if plan.options.duplicates == "skip" else None,
     )
     return reservation, 0
+
+
+def _holding(log: VersionLog, state: State | None) -> Callable[[str], FileRef | None]:
+    """What freezes the bytes that the memory holds in a version."""
+    return lambda path: write_held(log.storage, path, state) if state is not None else None
 
 
 def _refuse_held(log: VersionLog, reservation: Reservation) -> None:
@@ -444,6 +483,6 @@ def _already_there(log: VersionLog, state: State | None, fingerprint: str) -> Se
     for segment in state.segments:
         if segment.fingerprint == fingerprint:
             gone = ((forgotten >> 39) == segment.number).sum()
-            if gone < segment.num_entries:
+            if gone < segment.num_entries or not segment.num_entries:  # of duplicates alone, which were left out
                 return segment
     return None

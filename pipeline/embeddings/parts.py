@@ -28,10 +28,20 @@ from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
 from pipeline.images.labels import Labels
 from pipeline.images.notes import ContainerNotes
+from pipeline.store.digests import digests_in
+from pipeline.store.held import Held
 from pipeline.store.ids import MAX_ROWS, part_ids
 from pipeline.store.kept import rows_of
 from pipeline.store.schemas import PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
-from pipeline.store.segments import PartMark, Reservation, publish_part, read_container, read_numerics, read_plan
+from pipeline.store.segments import (
+    DUPLICATE,
+    PartMark,
+    Reservation,
+    publish_part,
+    read_container,
+    read_numerics,
+    read_plan,
+)
 from pipeline.store.storage import Storage
 
 TOO_LARGE = Rejected("read", f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
@@ -151,11 +161,12 @@ class PartEmbedder:
         self._load = load
         self._encoder: Encoder | None = None
         self._numerics_settled = reservation.precision == "float32"
+        self._held: Held | None = None
 
     def do(self, part: int) -> PartMark:
         """Embed one part and publish its entries."""
         stages = Stages()
-        embedded = self.embed(part, stages)
+        embedded, duplicates = self._without_duplicates(self.embed(part, stages))
         began = time.perf_counter()
         mark = publish_part(
             self._storage,
@@ -169,6 +180,7 @@ class PartEmbedder:
             decoded_on=embedded.decoded_on,
             unlabelled=embedded.unlabelled,
             noted=embedded.notes.counts() if embedded.notes else None,
+            duplicates=duplicates,
         )
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})
@@ -191,6 +203,20 @@ class PartEmbedder:
         ids_N = part_ids(self._reservation.number, part, len(items))
         items = notes.amended(items) if notes else items
         return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images, tuple(sorted(decoded_on)), notes)
+
+    def _without_duplicates(self, embedded: EmbeddedPart) -> tuple[EmbeddedPart, int]:
+        """The part with images rejected whose bytes the memory held when the add was planned, and how many they are."""
+        kept = embedded.kept
+        if self._reservation.held is None or not kept:
+            return embedded, 0
+        self._held = self._held or Held(self._storage, self._reservation.held)
+        facts = [image for image in embedded.images if isinstance(image, ImageFacts)]
+        holders = self._held.holders(digests_in(pa.array([image.sha256 for image in facts], pa.string())))
+        images = list(embedded.images)
+        for row, holder in zip(kept, holders.tolist(), strict=True):
+            if holder >= 0:
+                images[row] = Rejected(DUPLICATE, f"the memory holds these bytes already, as entry {holder}")
+        return replace(embedded, images=images), int((holders >= 0).sum())
 
     def described(self, part: int) -> str:
         """What a part holds, in a few words for a message."""

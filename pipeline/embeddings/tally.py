@@ -4,12 +4,14 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pyarrow.compute as pc
+
 from pipeline.embeddings.stages import Stages
 from pipeline.errors import SourceError, UsageError
 from pipeline.progress import OnProgress, Progress
 from pipeline.store.files import RowsFile
 from pipeline.store.schemas import read_table
-from pipeline.store.segments import PartMark, Reservation
+from pipeline.store.segments import DUPLICATE, PartMark, Reservation
 from pipeline.store.storage import Storage
 
 MAX_REJECTED = 0.05
@@ -31,6 +33,15 @@ def read_rejects(storage: Storage, files: Iterable[RowsFile]) -> tuple[Reject, .
     tables = (read_table(storage, file, ["uri", "stage", "reason"]) for file in files)
     rows = (Reject(row["uri"], row["stage"], row["reason"]) for table in tables for row in table.to_pylist())
     return tuple(itertools.islice(rows, REJECTS_REPORTED))
+
+
+def first_failure(storage: Storage, files: Iterable[RowsFile]) -> Reject:
+    """The first image in some files of rejected ones that could not be read, rather than was left out."""
+    for file in files:
+        table = read_table(storage, file, ["uri", "stage", "reason"])
+        for row in table.filter(pc.not_equal(table["stage"], DUPLICATE)).slice(0, 1).to_pylist():
+            return Reject(row["uri"], row["stage"], row["reason"])
+    raise AssertionError("there is one among the rejected that are no duplicates")
 
 
 def check_max_rejected(share: float | None) -> None:
@@ -72,8 +83,8 @@ class Tally:
 
     def _take(self, mark: PartMark) -> None:
         self.done += mark.planned
-        self._rejected += mark.num_rejected
-        self._last_rejected = mark.rejected or self._last_rejected
+        self._rejected += mark.num_rejected - mark.duplicates  # which are no failures
+        self._last_rejected = mark.rejected if mark.num_rejected > mark.duplicates else self._last_rejected
         self._found += mark.planned if mark.part >= self._reservation.containers_from else 0
 
     def _tell(self) -> None:
@@ -81,7 +92,7 @@ class Tally:
         self._on_progress(Progress("embedding", self.done, planned, self._rejected))
         unfinished = self._rejected < self.done or self.done < planned  # else nothing was read, which is said later
         if self._last_rejected and unfinished and self._too_many(planned):
-            reject = read_rejects(self._storage, [self._last_rejected])[0]
+            reject = first_failure(self._storage, [self._last_rejected])
             raise SourceError(
                 f"{self._rejected:,} of the first {self.done:,} images of {self._reservation.source} were rejected "
                 f"(such as {reject.uri}: {reject.reason}), so the work was stopped, and keeps what is done: mend the "

@@ -4,7 +4,7 @@ A digest is the first eight bytes of a sha256, as uint64. Of two entries that ar
 alike, these are equal by chance once in 2 ** 64; a set of a billion finds a stranger among them once in 2 ** 34 times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from pipeline.store.files import RowsFile
 from pipeline.store.schemas import read_table
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
+from pipeline.store.tombstones import read_tombstones
 
 HEX_DIGITS = 16  # of the 64 of a sha256
 
@@ -81,3 +82,18 @@ class Digests:
         at = np.minimum(np.searchsorted(ids_N, wanted), len(ids_N) - 1)
         here = (ids_N[at] == wanted) & ~known
         found[here], known[here] = digests_N[at[here]], True
+
+
+def live_rows(storage: Storage, state: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids int64 [N] and digests uint64 [N] of the live entries of a version, one file after another. DamagedFile."""
+    forgotten = read_tombstones(storage, state.tombstones)
+    for file in state.entries_files():
+        table = read_table(storage, file, ["id", "sha256"])
+        ids_N = table["id"].to_numpy()
+        alive_N = ~np.isin(ids_N, forgotten)
+        yield ids_N[alive_N], digests_in(table["sha256"])[alive_N]
+        storage.release(file.path)
+    ids_N = np.array([single.id for single in state.pending], np.int64)
+    alive_N = ~np.isin(ids_N, forgotten)
+    if len(ids_N):
+        yield ids_N[alive_N], digests_in(pa.array([single.sha256 for single in state.pending], pa.string()))[alive_N]

@@ -9,7 +9,7 @@ import contextlib
 import json
 import secrets
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal
 
 import pyarrow as pa
@@ -41,6 +41,7 @@ FOLDER = "segments"
 DESCRIPTION = "segment.json"
 GIVEN_UP = "given_up.json"
 NUMERICS = "numerics.json"
+DUPLICATE = "duplicate"  # the stage of images that are rejected because the memory holds their bytes
 KEPT = (DESCRIPTION, GIVEN_UP, NUMERICS)  # small, and not named by any version
 
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -52,7 +53,9 @@ class Reservation(BaseModel):
     `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
     images are counted when it is read. `known_inside` of them are known to be there. Entries get the columns `kept`.
     `precision` is what the model may compute in; what it does is decided once, and recorded as Numerics. `exclude` are
-    the patterns, and `image_extension` the ending, that choose among the images of an archive.
+    the patterns, and `image_extension` the ending, that choose among the images of an archive. `held` are the bytes
+    that the memory held when this was planned, where images of the same bytes are to be left out; like the plan they
+    are written once, and unlike it they go when the segment is committed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -75,6 +78,7 @@ class Reservation(BaseModel):
     precision: Precision = "float32"
     exclude: tuple[str, ...] = ()
     image_extension: str | None = None
+    held: FileRef | None = None
 
     @property
     def folder(self) -> str:
@@ -108,9 +112,9 @@ class Numerics(BaseModel):
 class PartMark(BaseModel):
     """What `done/PART.json` says of a finished part: its files, None where it has no such rows.
 
-    `seconds` are what each stage of the work on it took; `decoded_on` names other nodes that decoded images for it.
-    `unlabelled` counts the images of a container without a label by the reason, and `noted` what its reader passed
-    over, by kind and name.
+    `seconds` are what each stage of the work on it took; `decoded_on` names other nodes that decoded images for it. Of
+    the rejected images `duplicates` were left out because the memory held their bytes. `unlabelled` counts the images
+    of a container without a label by the reason, and `noted` what its reader passed over, by kind and name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -128,6 +132,7 @@ class PartMark(BaseModel):
     decoded_on: tuple[str, ...] = ()
     unlabelled: dict[str, int] = {}
     noted: dict[str, dict[str, int]] = {}
+    duplicates: int = 0
 
     @property
     def num_entries(self) -> int:
@@ -154,8 +159,11 @@ def reserve(
     precision: Precision = "float32",
     exclude: tuple[str, ...] = (),
     image_extension: str | None = None,
+    hold: Callable[[str], FileRef | None] | None = None,
 ) -> Reservation:
     """Freeze a plan under the next free segment number, and hold the segment's folder.
+
+    `hold` writes what the memory holds to a path, where duplicates of that are to be left out.
 
     `images` has the columns of PLAN but for `id`, then those of `kept` whose values are known already, and `containers`
     those of CONTAINERS, in the order to be kept; at least one row between them. Raises UsageError for more than an id
@@ -180,11 +188,14 @@ def reserve(
             exclude=exclude,
             image_extension=image_extension,
         )
+        if hold is not None:
+            held = hold(f"{reservation.folder}plan/{lease.nonce}.held.npy")
+            reservation = reservation.model_copy(update={"held": held})
         try:
             described = reservation.model_dump_json(indent=1).encode()
             create_own(storage, f"{segment_folder(number)}{DESCRIPTION}", described)
         except AlreadyExists:
-            storage.delete([file.path for file in (reservation.plan, reservation.containers) if file])
+            storage.delete([file.path for file in (reservation.plan, reservation.containers, reservation.held) if file])
             number += 1
         else:
             lease.hold(segment_folder(number))
@@ -358,6 +369,7 @@ def publish_part(
     decoded_on: tuple[str, ...] = (),
     unlabelled: Mapping[str, int] | None = None,
     noted: Mapping[str, dict[str, int]] | None = None,
+    duplicates: int = 0,
 ) -> PartMark:
     """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
     schema = entries_schema(reservation.identity, reservation.kept)
@@ -374,6 +386,7 @@ def publish_part(
         decoded_on=decoded_on,
         unlabelled=unlabelled,
         noted=noted,
+        duplicates=duplicates,
     )
 
 
@@ -388,6 +401,7 @@ def publish(
     decoded_on: tuple[str, ...] = (),
     unlabelled: Mapping[str, int] | None = None,
     noted: Mapping[str, dict[str, int]] | None = None,
+    duplicates: int = 0,
 ) -> PartMark:
     """Write tables of rows with ids, by kind, and the mark that names them; return the mark that stands.
 
@@ -418,6 +432,7 @@ def publish(
         decoded_on=decoded_on,
         unlabelled=dict(unlabelled or {}),
         noted=dict(noted or {}),
+        duplicates=duplicates,
     )
     path = f"{reservation.folder}done/{part:06d}.json"
     try:

@@ -109,3 +109,18 @@ def test_leave_one_out_of_a_doubled_memory_says_what_it_said_of_the_single_one(m
     assert twice.accuracy["plurality"] == once.accuracy["plurality"]
     chosen = make_memory(np.concatenate([base, base]), names * 2, "auto")
     assert chosen.evaluate_leave_one_out(ks=[1], balance="auto").num_queries == 240
+
+
+def test_a_doubled_memory_chooses_the_balance_of_the_single_one(make_memory: MakeMemory) -> None:
+    """An entry's copy would decide for it under every balance, so that none seemed as good as any."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(6), [150, 120, 100, 80, 12, 8])
+    base = unit(rng.normal(size=(6, 8))[labels] + 0.9 * rng.normal(size=(len(labels), 8)))
+    names = [f"class {label}" for label in labels]
+    chosen = []
+    for copies in (1, 2, 4):
+        memory = make_memory(np.concatenate([base] * copies), names * copies, f"memory {copies}")
+        chosen.append(memory.classify(embeddings=base[:1], k=1, balance="auto", voting="plurality")[0].balance)
+        evaluated = memory.evaluate_leave_one_out(ks=[1, 20 * copies], balance=1.0, votings=["plurality"])
+        assert evaluated.accuracy["plurality"][1] < 90
+    assert len({*chosen}) == 1
