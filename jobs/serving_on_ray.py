@@ -99,9 +99,8 @@ def _drain(application: "DeploymentHandle", signals: "StopSignals", tell: Callab
 
     def wait() -> None:
         try:
-            if os.environ.get("RAY_ADDRESS", "").startswith(
-                "ray://"
-            ):  # where handles do not work: a process of the cluster asks instead
+            if os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
+                # Handles do not work in a client: a process of the cluster asks instead.
                 remote = ray.remote(num_cpus=0)(asked)
                 unanswered.extend(ray.get(remote.remote(), timeout=DRAIN_LIMIT_SECONDS))
             else:

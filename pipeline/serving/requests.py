@@ -4,6 +4,7 @@ The body is read and checked here rather than by FastAPI's parameters, which wou
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
@@ -21,6 +22,7 @@ MAX_QUERIES = 256  # in one request
 MAX_PART_FIELDS = 1_000
 _AS_JSON = {"application/x-www-form-urlencoded", "text/plain"}  # what curl and others call it when not told
 PAIRS = {"weigh", "assume"}
+_BREAKS = re.compile(rb"[\x00-\x1f]")  # which json.dumps writes as escapes
 _LISTS: dict[type[BaseModel], set[str]] = {AddBody: {"label", "uri"}}  # fields that a form may have several times
 _ALWAYS_LISTS = {"exclude"}
 
@@ -95,8 +97,20 @@ def checked(kind: Any, data: bytes, of: type[BaseModel] | None = None, *, images
     except ValidationError as error:
         problems = error.errors(include_url=False)
         if problems[0]["type"] == "json_invalid":
+            mended = _with_control_characters(data)
+            if mended is not None:
+                return checked(kind, mended, of, images=images)
             raise Refused(400, slips.no_json(data, problems[0]["msg"], images=images)) from None
         raise told(problems, of or kind) from None
+
+
+def _with_control_characters(data: bytes) -> bytes | None:
+    """JSON in whose strings lines are broken, as a shell does with the output of `base64`, as JSON; None for other."""
+    try:
+        found = json.loads(data, strict=False)
+    except (ValueError, RecursionError):
+        return None
+    return json.dumps(found).encode() if _BREAKS.search(data) else None
 
 
 def told(problems: Sequence[Any], kind: type[BaseModel] | None = None) -> Refused:

@@ -94,6 +94,19 @@ def test_every_route_takes_wrapped_base64(server: Served, form: str, digits: Pat
     send(server, "/v1/forget", json={"ids": added["ids"]})
 
 
+def test_lines_broken_within_json_are_taken(server: Served, digits: Path) -> None:
+    """As a shell makes it of what `base64 new.jpg` prints."""
+    image = sorted((digits / "ask" / "3").iterdir())[0].read_bytes()
+    plain = server.post("/v1/classify", {"image_base64": FORMS["plain"](image)}).json()
+    for end in ("\n", "\r\n", "\t"):
+        body = f'{{"image_base64": "{wrapped(FORMS["plain"](image), 76, end)}"}}'.encode()
+        assert send(server, "/v1/classify", content=body) == (200, plain)
+        assert send(server, "/v1/classify", content=b"[" + body + b"]") == (200, [plain])
+    assert send(server, "/v1/classify", content=b'{"image_base64": "AA\nAA"')[0] == 400
+    assert send(server, "/v1/classify", content=b'\n{"a":' * 100_000)[0] == 400
+    assert send(server, "/v1/classify", content=b'{"embedding": [NaN], "where": "a\nb"}')[0] == 422
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
