@@ -97,7 +97,8 @@ def _dimensions(data: bytes) -> tuple[int, int]:
         return size_of_bitfields(data)
     if is_tiff(data):
         header = read_header(data)
-        return header.width, header.height
+        size = header.width, header.height
+        return size[::-1] if header.orientation in _TURNED else size
     mended = _mended(data, at_end=False)
     if mended == data:
         raise unmended
@@ -115,7 +116,10 @@ def as_displayed(image: Image.Image) -> Image.Image:
         and not image.tell()
     ):
         image.fp.seek(0)
-        return _decode_tiff(image.fp.read())[0]
+        try:
+            return _decode_tiff(image.fp.read())[0]
+        except Rejected as rejected:
+            raise ValueError(rejected.reason) from rejected
     return _turned(rgb_of(image), _orientation(image))
 
 

@@ -28,7 +28,7 @@ def rgb_of_samples(data: bytes, header: TiffHeader) -> Image.Image:
     """An RGB image as stored, not turned. Raises ValueError with the reason if the TIFF cannot be read."""
     num_colours = _NUM_COLOURS.get(header.photometric)
     if num_colours is None:
-        raise ValueError(f"a {header.kind} cannot be read: such colours are not known with such samples")
+        raise ValueError(f"the {header.kind} cannot be read: such colours are not known with such samples")
     if header.num_samples < num_colours:
         raise ValueError(f"the {header.kind} has {header.num_samples} samples a pixel, its colours need {num_colours}")
     samples = TiffSamples(data, header)
@@ -81,7 +81,7 @@ def _of_cmyk(values: np.ndarray) -> np.ndarray:
 def _of_cielab(values: np.ndarray, header: TiffHeader) -> np.ndarray:
     """Lightness is unsigned, the other two are signed, of 8 or 16 bits. TIFF knows no other."""
     if header.bits not in (8, 16) or header.sample_format == FLOAT:
-        raise ValueError(f"a {header.kind} cannot be read: CIELAB has 8 or 16 bits")
+        raise ValueError(f"the {header.kind} cannot be read: CIELAB has 8 or 16 bits")
     top = (1 << header.bits) - 1
     lightness = values[:, :, 0].astype(np.float64) % (top + 1) * (100.0 / top)
     signed = values[:, :, 1:].astype(f"i{header.bits // 8}") / float(1 << header.bits - 8)

@@ -104,10 +104,10 @@ class TiffSamples:
 
 def _refuse_unknown(header: TiffHeader) -> None:
     if not header.bytewise:
-        raise ValueError(f"a {header.kind} cannot be read: this compression is not known, or not with such samples")
+        raise ValueError(f"the {header.kind} cannot be read: this compression is not known, or not with such samples")
     sizes = {UNSIGNED: range(1, 33), SIGNED: (8, 16, 32), FLOAT: (16, 32, 64)}.get(header.sample_format, ())
     if header.bits not in sizes:
-        raise ValueError(f"a {header.kind} cannot be read: samples of this size are not known")
+        raise ValueError(f"the {header.kind} cannot be read: samples of this size are not known")
     width, height = header.rectangle
     if not 0 < width <= 1 << 24 or not 0 < height <= 1 << 24:
         raise ValueError(f"the {header.kind} has tiles of {width} x {height} pixels")

@@ -8,13 +8,16 @@ import io
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from tests.images.pictures import tiff
+
 PROGRAMS = {
-    "imagemagick": "convert",
+    "imagemagick": "identify",
     "libtiff-tools": "tiffcp",
     "netpbm": "pnmtopng",
     "webp": "cwebp",
@@ -34,13 +37,13 @@ class Variant:
     """A kind of file: the ending and the shell command that writes {out}.
 
     ImageMagick 6 undoes a white at zero in TIFFs of 1, 8 and 16 bits and forgets it at other depths, where libtiff's
-    and netpbm's tools undo it: there its rendering is inverted before it is compared.
+    and netpbm's tools undo it: its rendering of `deep_white_at_zero` is inverted before it is compared.
     """
 
     name: str
     ending: str
     command: str
-    imagemagick_inverts: bool = False
+    deep_white_at_zero: bool = False
 
 
 def _greys(ending: str, depths: dict[str, str], more: dict[str, str]) -> list[Variant]:
@@ -49,7 +52,7 @@ def _greys(ending: str, depths: dict[str, str], more: dict[str, str]) -> list[Va
             f"{ending} grey {depth} {name}".strip(),
             ending,
             f"convert {{grey}} {how} {options} {{out}}",
-            imagemagick_inverts="white at zero" in name and depth not in ("1", "8", "16"),
+            deep_white_at_zero="white at zero" in name and depth not in ("1", "8", "16"),
         )
         for depth, how in depths.items()
         for name, options in more.items()
@@ -247,7 +250,7 @@ TIFF = [
             f"tif of netpbm, white at zero {name}",
             "tif",
             f"{how} | pamtotiff -miniswhite {options} -output {{out}}",
-            imagemagick_inverts="2" in name or "4" in name,
+            deep_white_at_zero="2" in name or "4" in name,
         )
         for name, how, options in [
             ("1", "pgmtopbm {grey}", "-packbits"),
@@ -321,4 +324,12 @@ def rendered(path: Path, variant: Variant) -> np.ndarray:
     command += ["-alpha", "off", "-colorspace", "sRGB", "-depth", "8", "ppm:-"]
     shown = subprocess.run(command, check=True, timeout=SECONDS, capture_output=True).stdout
     pixels_HW3 = np.asarray(Image.open(io.BytesIO(shown)).convert("RGB"))
-    return 255 - pixels_HW3 if variant.imagemagick_inverts else pixels_HW3
+    return 255 - pixels_HW3 if variant.deep_white_at_zero and _forgets_white_at_zero(path.parent) else pixels_HW3
+
+
+@cache
+def _forgets_white_at_zero(folder: Path) -> bool:
+    """Whether this ImageMagick shows a TIFF of 2 bits black that is white, as version 6 does."""
+    path = folder / "white at zero.tif"
+    path.write_bytes(tiff([bytes(8)], {256: 4, 257: 8, 258: 2, 259: 1, 262: 0, 277: 1, 278: 8}))
+    return bool(rendered(path, Variant("white", "tif", "")).max() == 0)

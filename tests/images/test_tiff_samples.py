@@ -176,6 +176,7 @@ def test_pictures_read_by_their_samples_are_turned(orientation: int) -> None:
     deep = tiff([grey16.tobytes()], tags_of(16, BLACK_IS_ZERO, tag274=orientation))
     plain = tiff([EXPECTED_HW.astype(np.uint8).tobytes()], tags_of(8, BLACK_IS_ZERO, tag274=orientation))
     assert shown(deep).shape == shown(plain).shape
+    assert dimensions(deep) == dimensions(plain) == shown(deep).shape[1::-1]
     assert np.abs(shown(deep) - shown(plain)).max() <= 1
 
 
