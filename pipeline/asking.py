@@ -52,7 +52,10 @@ class ClassifyOptions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of each voting at each k. `skipped` queries had no label or could not be read.
+    """Scores of each voting at each k. `skipped` queries could not be asked.
+
+    Of these `unreadable` images could not be read, for the labels of `without_word` the label set has no word, and the
+    others had no label.
 
     `by_label` is percent right for each true label, at the voting and k that scored best overall (`best`).
     """
@@ -67,6 +70,8 @@ class Evaluation:
     version: int
     label_set: str | None = None
     where: str | None = None
+    unreadable: int = 0
+    without_word: int = 0
 
     def to_json(self) -> dict:
         """Accuracies in percent; keys of the inner objects are k as strings."""
@@ -74,6 +79,8 @@ class Evaluation:
         return {
             "num_queries": self.num_queries,
             "skipped": self.skipped,
+            "unreadable": self.unreadable,
+            "without_word": self.without_word,
             "accuracy": _with_string_keys(self.accuracy),
             "balanced_accuracy": _with_string_keys(self.balanced_accuracy),
             "best": {"voting": voting, "k": k, "accuracy": self.accuracy[voting][k]},
