@@ -42,6 +42,8 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a known, harmless error (ray#53727)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # a log that is a file is no terminal
     import ray  # slow to import, and only large adds need it
     import ray.data
 
@@ -76,11 +78,16 @@ def _deferred_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _held_back_stderr() -> Iterator[None]:
-    """Keep what Ray's C++ core says while it starts, and show it only if starting fails."""
+    """Keep what Ray's C++ core says while it starts, and show it only if starting fails.
+
+    What this process itself says, such as its progress, goes on to where it went.
+    """
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    kept, ours = os.dup(2), sys.stderr
+    with tempfile.TemporaryFile() as held, open(kept, "w", buffering=1) as beside:
         os.dup2(held.fileno(), 2)
+        if _is_stderr_itself():
+            sys.stderr = beside
         try:
             yield
         except BaseException:
@@ -88,8 +95,16 @@ def _held_back_stderr() -> Iterator[None]:
             os.write(kept, held.read())
             raise
         finally:
+            sys.stderr = ours
             os.dup2(kept, 2)
-            os.close(kept)
+
+
+def _is_stderr_itself() -> bool:
+    """Whether Python's stderr is that of the process, and not what a test or a notebook has put in its place."""
+    try:
+        return sys.stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def serve_until_interrupted(

@@ -26,7 +26,7 @@ from pipeline.images.files import is_remote
 from pipeline.images.kept import check_names
 from pipeline.images.labels import Labels
 from pipeline.images.listing import Listing, list_source
-from pipeline.progress import OnProgress, ignore_progress
+from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import ids
 from pipeline.store.garbage import FOLDERS
 from pipeline.store.identity import Identity
@@ -182,6 +182,7 @@ def prepare(
     source: str,
     options: AddOptions,
     load: Callable[[], Encoder] | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> AddPlan:
     """List the source and settle the encoder; `load` gives the memory's own where the caller keeps it. Writes nothing.
 
@@ -190,6 +191,7 @@ def prepare(
     if not is_remote(source) and os.path.isdir(source) and {"versions", "segments"} <= set(os.listdir(source)):
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
     labels = Labels(options.labels)
+    on_progress(Progress("listing", 0, None))
     listing = list_source(source, labels, options.keep)
     if state is None and not set(log.storage.list("")) <= FOLDERS:
         raise MemoryMissing(
@@ -199,6 +201,7 @@ def prepare(
     dataset = options.dataset if options.dataset is not None else listing.name
     if not dataset.strip():
         raise UsageError("--dataset is empty: give a name, or leave it out to take the folder's")
+    on_progress(Progress("loading the encoder", 0, None))
     identity, encoder = settle(log, state, listing, options.encoder, load)
     about = {"source": listing.uri, "labels": options.labels, "dataset": dataset, "thumbnails": options.thumbnails}
     about |= {"labels_sha256": labels.sha256} if labels.file else {}
