@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from jobs.arguments import Json, Memory, Source, command_line
-from jobs.terminal import counted, note, print_json, progress, say
+from jobs.progress import progress
+from jobs.terminal import counted, note, print_json, say
 from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
 
 if TYPE_CHECKING:
@@ -32,7 +33,9 @@ def add(
             metavar="folder|none|column:NAME|file:PATH",
         ),
     ] = "folder",
-    dataset: Annotated[str | None, typer.Option(help="Name of these images.  \\[default: the folder's name]")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Name of these images.  \\[default: the folder's name]", metavar="NAME")
+    ] = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -83,25 +86,27 @@ def add(
 ) -> None:
     """Remember every image of SOURCE. The first add fixes the encoder; killed and repeated, it goes on."""
     check_runner(runner)
-    from pipeline import VisualMemory
-    from pipeline.edits.add import AddOptions
-    from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
+    report = None
+    with progress("loading PyTorch") as on_progress:
+        from pipeline import VisualMemory
+        from pipeline.edits.add import AddOptions
+        from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 
-    target = VisualMemory(memory)
-    choice = EncoderChoice(
-        encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
-    )
-    options = AddOptions(
-        labels, dataset, choice, thumbnails, max_rejected, tuple(keep or ()), cast("Precision", precision)
-    )
-    plan = target.plan_add(source, options)
-    if dry_run:
+        target = VisualMemory(memory)
+        choice = EncoderChoice(
+            encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
+        )
+        options = AddOptions(
+            labels, dataset, choice, thumbnails, max_rejected, tuple(keep or ()), cast("Precision", precision)
+        )
+        plan = target.plan_add(source, options, on_progress=on_progress)
+        if not dry_run:
+            on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
+            where = started_runner(on_progress, on_ray=on_ray)
+            report = target.carry_out(plan, runner=where, command=command_line(memory), on_progress=on_progress)
+    if report is None:
         _show_plan(plan, json=json)
         return
-    on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
-    with progress() as on_progress:
-        where = started_runner(on_ray=on_ray)
-        report = target.carry_out(plan, runner=where, command=command_line(memory), on_progress=on_progress)
     if json:
         print_json(report.to_json() | {"skipped": plan.listing.skipped})
     else:
