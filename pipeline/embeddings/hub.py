@@ -32,15 +32,15 @@ def why_silent() -> str | None:
     """Why the hub does not answer, with its address; None where it does, whatever it says."""
     from huggingface_hub import constants, get_session
 
-    reason = ""
+    said = ""
     for attempt in range(TRIES):
         time.sleep(PAUSE_SECONDS * bool(attempt))
         try:
             answer = get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
         except Exception as error:  # of its HTTP client, which is another in each of its releases
-            reason = str(error) or type(error).__name__
+            said = f"does not answer: {(str(error) or type(error).__name__).splitlines()[0]}"
             continue
         if answer.status_code < 500:
             return None
-        reason = f"it answers {answer.status_code}"
-    return f"{constants.ENDPOINT} does not answer: {reason.splitlines()[0]}"
+        said = f"is down: it answers {answer.status_code}"
+    return f"{constants.ENDPOINT} {said}"
