@@ -6,7 +6,8 @@ import typer
 
 from jobs.arguments import Json, Memory, Source, command_line
 from jobs.labels import note_after, note_before, show_first, show_labels, show_passed_over
-from jobs.terminal import counted, note, print_json, progress, say
+from jobs.progress import progress
+from jobs.terminal import counted, note, print_json, say
 from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ def add(
             metavar="EXTENSION",
         ),
     ] = None,
-    dataset: Annotated[str | None, typer.Option(help="Name of these images.  \\[default: the folder's name]")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Name of these images.  \\[default: the folder's name]", metavar="NAME")
+    ] = None,
     encoder: Annotated[
         str | None,
         typer.Option(
@@ -110,38 +113,39 @@ def add(
 ) -> None:
     """Remember every image of SOURCE. The first add fixes the encoder; killed and repeated, it goes on."""
     check_runner(runner)
-    from pipeline import VisualMemory
-    from pipeline.edits.add import AddOptions
-    from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
+    report = None
+    with progress("loading PyTorch") as on_progress:
+        from pipeline import VisualMemory
+        from pipeline.edits.add import AddOptions
+        from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 
-    target = VisualMemory(memory)
-    choice = EncoderChoice(
-        encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
-    )
-    options = AddOptions(
-        labels,
-        dataset,
-        choice,
-        thumbnails,
-        max_rejected,
-        tuple(keep or ()),
-        cast("Precision", precision),
-        label,
-        tuple(exclude or ()),
-        image_extension,
-        cast("OnDuplicates", duplicates),
-    )
-    with progress() as on_progress:
+        target = VisualMemory(memory)
+        choice = EncoderChoice(
+            encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
+        )
+        options = AddOptions(
+            labels,
+            dataset,
+            choice,
+            thumbnails,
+            max_rejected,
+            tuple(keep or ()),
+            cast("Precision", precision),
+            label,
+            tuple(exclude or ()),
+            image_extension,
+            cast("OnDuplicates", duplicates),
+        )
         plan = target.plan_add(source, options, on_progress=on_progress)
-    if dry_run:
+        if not dry_run:
+            if plan.already is None:
+                note_before(plan)
+            on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
+            where = started_runner(on_progress, on_ray=on_ray)
+            report = target.carry_out(plan, runner=where, command=command_line(memory), on_progress=on_progress)
+    if report is None:
         _show_plan(plan, json=json)
         return
-    if plan.already is None:
-        note_before(plan)
-    on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
-    with progress() as on_progress:
-        where = started_runner(on_ray=on_ray)
-        report = target.carry_out(plan, runner=where, command=command_line(memory), on_progress=on_progress)
     if json:
         print_json(report.to_json())
     else:

@@ -5,6 +5,7 @@ import datetime
 import re
 import shlex
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Annotated, Literal
 
 import typer
@@ -15,6 +16,7 @@ MAX_COMMAND = 1_000  # characters of a command that a version keeps
 _UNSAID = {"--json", "--debug"}  # say nothing of what was done
 _SECRET = {"--weights", "--token"}  # may carry what gives access, with the value that follows
 _AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_THOUSANDS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -24,6 +26,17 @@ def size_in_bytes(option: str, text: str) -> int:
     if not found:
         raise typer.BadParameter(f"{option} {text} is not a size: write a number with K, M, G or T, such as 16G")
     return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def count(text: str | int) -> int:
+    """The number that "200M", "1.5K" or "50,000" is, as a parser of options that count something."""
+    found = re.fullmatch(
+        r"([+-]?(?:\d+|\d{1,3}(?:[,_]\d{3})+)(?:\.\d+)?)\s*([KMGBT]?)", str(text).strip(), re.IGNORECASE | re.ASCII
+    )
+    number = Decimal(re.sub("[,_]", "", found[1])) * _THOUSANDS[found[2].upper()] if found else None
+    if number is None or number != int(number):
+        raise typer.BadParameter(f"{text} is not a whole number: write 50000, 200K, 200M or 1G")
+    return int(number)
 
 
 def command_line(memory: str) -> str:
@@ -103,6 +116,7 @@ Source = Annotated[
     ),
 ]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files to ask about.", show_default=False)]
+Neighbors = Annotated[int, typer.Option("-k", "--k", help="How many neighbours vote.", metavar="K", parser=count)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]
 At = Annotated[int | None, typer.Option("--at", metavar="VERSION", help="Read this version instead of the newest.")]
 Voting = Annotated[str, typer.Option("--voting", help="plurality, distance, softmax or rank.", metavar="VOTING")]

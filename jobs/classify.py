@@ -1,6 +1,6 @@
 """`classify MEMORY IMAGE…`: a decision for each image."""
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -10,10 +10,10 @@ from jobs.arguments import (
     At,
     Balance,
     Exclude,
-    Images,
     Json,
     LabelSet,
     Memory,
+    Neighbors,
     Voting,
     Weigh,
     Where,
@@ -21,17 +21,28 @@ from jobs.arguments import (
     pair,
     weights_by_id,
 )
-from jobs.terminal import note, print_json, progress, say
+from jobs.progress import progress
+from jobs.terminal import note, print_json, say
 from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
-from pipeline.decisions.decision import Decision
+
+if TYPE_CHECKING:
+    from pipeline.decisions.decision import Decision
 
 LABELS_SHOWN = 3
 
 
 def classify(
     memory: Memory,
-    images: Images,
-    k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours vote.", metavar="K")] = 50,
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE",
+            help="Image files to ask about. With --out one SOURCE instead: a folder or URI with images, tar archives, "
+            "Parquet files or vectors; or one of these.",
+            show_default=False,
+        ),
+    ],
+    k: Neighbors = 50,
     voting: Voting = "rank",
     label_set: LabelSet = None,
     where: Where = None,
@@ -53,7 +64,7 @@ def classify(
     at: At = None,
     json: Json = False,
 ) -> None:
-    """Decide what each IMAGE is, by the votes of its nearest entries; with --out each image of a source."""
+    """Decide what each IMAGE is, by the votes of its nearest entries; with --out each image of one SOURCE."""
     if out is not None:
         options = _options(k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below)
         _decide_about_a_source(memory, images, out, at, max_rejected, runner, options, json=json)
@@ -75,11 +86,11 @@ def _decide_about_a_source(
     if len(sources) != 1:
         raise typer.BadParameter(f"--out takes one SOURCE and {len(sources)} were given: name a folder, or a file")
     check_runner(runner)
-    from jobs.on_ray import is_a_job
-    from pipeline import VisualMemory
+    with progress("listing") as on_progress:
+        from jobs.on_ray import is_a_job
+        from pipeline import VisualMemory
 
-    with progress() as on_progress:
-        where = started_runner(on_ray=runner == "ray" or (runner == "auto" and is_a_job()))
+        where = started_runner(on_progress, on_ray=runner == "ray" or (runner == "auto" and is_a_job()))
         report = VisualMemory(memory, at=at).classify_source(
             sources[0], out, max_rejected=max_rejected, runner=where, on_progress=on_progress, **options
         )
@@ -109,14 +120,15 @@ def decided(
     balance: str,
     abstain_below: float,
     at: int | None,
-) -> list[Decision]:
+) -> "list[Decision]":
     """The decisions that the options of `classify` and `explain` ask for."""
     options = _options(k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below)
-    from pipeline import VisualMemory
-    from pipeline.decisions.small_classes import hint
+    with progress("loading the encoder"):
+        from pipeline import VisualMemory
+        from pipeline.decisions.small_classes import hint
 
-    target = VisualMemory(memory, at=at)
-    decisions = target.classify(images, **options)
+        target = VisualMemory(memory, at=at)
+        decisions = target.classify(images, **options)
     if decisions and 0 < len(decisions[0].neighbors) < k:
         note(f"{len(decisions[0].neighbors):,} entries can vote, fewer than -k {k:,}: all of them do")
     if options["balance"] == 0:

@@ -4,11 +4,12 @@ Errors the library knows become one sentence on stderr; exit status 1 when the w
 """
 
 import importlib
-import logging
+import io
+import os
 import sys
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 from pipeline.errors import UsageError, VisualMemoryError
 
@@ -16,42 +17,73 @@ if TYPE_CHECKING:
     import typer
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-VERBS = (
-    *("add", "index", "search", "classify", "explain", "evaluate", "forget", "relabel", "status", "verify"),
-    *("compact", "history", "rollback", "expire", "copy", "export", "plan-capacity", "serve", "submit", "demo"),
-)
+GROUPS = {  # the verbs as the help shows them
+    "Remember": ("add", "index", "demo"),
+    "Ask": ("classify", "explain", "search", "evaluate"),
+    "Correct": ("relabel", "forget", "rollback"),
+    "Look": ("status", "history", "verify"),
+    "Keep": ("compact", "expire", "copy", "export"),
+    "Serve and scale": ("serve", "submit", "plan-capacity"),
+}
+VERBS = {verb: group for group, verbs in GROUPS.items() for verb in verbs}
 PASSED_ON = {"ignore_unknown_options": True}  # the options of the verb that is submitted
 
 
-def application() -> "typer.Typer":
+def application(verbs: Iterable[str] = VERBS) -> "typer.Typer":
     """The verbs. Loaded within `main`, so that an interrupt is told from the first moment on."""
     import typer
 
+    from jobs.verb import Verb, Verbs
+
     app = typer.Typer(
         name="visual-memory",
+        cls=Verbs,
         help="A classifier that is a database: remember images, ask, see the evidence, forget. "
         "Any verb takes --debug, which shows where an error came from.",
+        subcommand_metavar="VERB ...",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
     )
-    for verb in VERBS:
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version and exit.", callback=_tell_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        pass
+
+    for verb in verbs:
         context = PASSED_ON if verb == "submit" else None
         name = verb.replace("-", "_")
-        app.command(verb, context_settings=context)(getattr(importlib.import_module(f"jobs.{name}"), name))
+        run = getattr(importlib.import_module(f"jobs.{name}"), name)
+        app.command(verb, cls=Verb, context_settings=context, rich_help_panel=VERBS[verb])(run)
     return app
+
+
+def _tell_version(asked: bool) -> None:
+    if not asked:
+        return
+    import typer
+
+    import pipeline
+
+    sys.stdout.write(f"visual-memory {pipeline.__version__}\n")
+    raise typer.Exit
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the verb named by the arguments (None: the command line's) and exit with its status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries end in an error that says it all
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries end in an error that says it all
     warnings.filterwarnings("ignore", module="PIL")  # what Pillow remarks on damaged files is told as rejects
     try:
         arguments = [argument for argument in given if argument != "--debug"]
-        app = application()
+        _let_anything_be_written()
+        app = application([arguments[0]] if arguments and arguments[0] in VERBS else VERBS)
         _remember(arguments)
         app(args=arguments, prog_name="visual-memory")
     except SystemExit as ended:
@@ -61,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _tell_interrupted()
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:  # whoever read, such as `head`, has seen enough
+        _close_stdout()
+        sys.exit(BROKEN_PIPE)
     except UsageError as error:
         _fail(error, debug, status_code=2)
     except VisualMemoryError as error:
@@ -86,6 +121,21 @@ def _remember(arguments: Sequence[str]) -> None:
     TYPED.set(arguments)
 
 
+def _let_anything_be_written() -> None:
+    """A label that the encoding of stdout lacks is escaped, and ends no verb."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this, as cron jobs and services may
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _close_stdout() -> None:
+    """Have nothing more written to a pipe that nobody reads, not even when the interpreter ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _tell_interrupted() -> None:
     sys.stderr.write("note: interrupted: run the same command again; an add goes on where it was\n")
 
@@ -93,7 +143,9 @@ def _tell_interrupted() -> None:
 def _fail(error: Exception, debug: bool, status_code: int, cause: Exception | None = None) -> None:
     if debug:
         raise cause or error
-    sys.stderr.write(f"error: {error}\n")
+    from jobs.terminal import printable
+
+    sys.stderr.write(printable(f"error: {error}", sys.stderr.encoding) + "\n")
     sys.exit(status_code)
 
 

@@ -1,14 +1,15 @@
 """`compact MEMORY`: pack small files into few, which are quicker to open and cheaper to list."""
 
 from jobs.arguments import Json, Memory, command_line
-from jobs.terminal import counted, print_json, progress, say
+from jobs.progress import progress
+from jobs.terminal import counted, print_json, say
 
 
 def compact(memory: Memory, json: Json = False) -> None:
     """Pack the small files of MEMORY. Every id, label and answer stays; so do older versions, with their files."""
-    from pipeline import VisualMemory
+    with progress("looking for small files") as on_progress:
+        from pipeline import VisualMemory
 
-    with progress() as on_progress:
         report = VisualMemory(memory).compact(command=command_line(memory), on_progress=on_progress)
     if json:
         print_json(report.to_json())

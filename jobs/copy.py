@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from jobs.arguments import Json, Memory
-from jobs.terminal import counted, print_json, progress, say
+from jobs.progress import progress
+from jobs.terminal import counted, print_json, say
 
 
 def copy(
@@ -14,9 +15,9 @@ def copy(
     json: Json = False,
 ) -> None:
     """Copy MEMORY with all its versions to TARGET, every file checked. Killed and repeated, it goes on."""
-    from pipeline import VisualMemory
+    with progress("looking at the files") as on_progress:
+        from pipeline import VisualMemory
 
-    with progress() as on_progress:
         report = VisualMemory(memory).copy(target, on_progress=on_progress)
     if json:
         print_json(report.to_json())

@@ -13,7 +13,8 @@ import typer
 
 from jobs.arguments import Json
 from jobs.on_ray import start_ray
-from jobs.terminal import print_json, progress, say
+from jobs.progress import progress
+from jobs.terminal import print_json, say
 from pipeline.errors import SourceError, VisualMemoryError
 
 FOLDERS = ("remember", "ask", "teach", "memory", "pages")  # all that the tour writes, and removes before another
@@ -116,7 +117,7 @@ class _Tour:
         choice = EncoderChoice(ENCODER, _weights_file(), "positional", IMAGE_SIZE)
         plan = self._memory.plan_add(self._at.remember, AddOptions(dataset="digits", encoder=choice))
         self._check_golden(plan.encoder)
-        with progress() as on_progress:
+        with progress("starting Ray") as on_progress:
             start_ray()
             report = self._memory.carry_out(plan, runner="ray", on_progress=on_progress)
         self._figures["remembered"] = report.to_json()
@@ -142,7 +143,7 @@ class _Tour:
 
     def _index(self) -> None:
         self._step("Index them with FAISS: the key and its parameters are chosen by autofaiss, recall is measured")
-        with progress() as on_progress:
+        with progress("reading the entries") as on_progress:
             index = self._memory.index(on_progress=on_progress).index
         assert index is not None  # noqa: S101  # index() either builds one or raises
         self._figures["index"] = {"key": index.key, "recall_at_10": index.recall_at_10}
@@ -151,7 +152,7 @@ class _Tour:
         )
 
     def _evaluate(self, name: str, balance: Any) -> None:
-        with progress() as on_progress:
+        with progress("listing") as on_progress:
             found = self._memory.evaluate(
                 self._at.ask, ks=[K], votings=["rank"], balance=balance, on_progress=on_progress
             )
@@ -210,7 +211,8 @@ class _Tour:
         self._tell(f"  {same} of {len(asked)} decisions are in every figure those from before the lesson")
 
     def _step(self, title: str) -> None:
-        self._tell(f"\n{title}")
+        self._tell("")
+        self._tell(title)
 
 
 def _undated(decision: Any) -> Any:

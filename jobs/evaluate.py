@@ -1,12 +1,15 @@
 """`evaluate MEMORY SOURCE`: how often decisions are right, for each voting and number of neighbours."""
 
-from typing import Annotated, cast
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from jobs.arguments import At, Balance, Json, LabelSet, Memory, Where, balance_value
-from jobs.terminal import counted, print_json, progress, say
-from pipeline.asking import Evaluation
+from jobs.arguments import At, Balance, Json, LabelSet, Memory, Where, balance_value, count
+from jobs.progress import progress
+from jobs.terminal import counted, print_json, say
+
+if TYPE_CHECKING:
+    from pipeline.asking import Evaluation
 
 
 def evaluate(
@@ -21,7 +24,9 @@ def evaluate(
     ] = False,
     k: Annotated[
         list[int] | None,
-        typer.Option("-k", "--k", help="Neighbours. Repeatable.  \\[default: 1, 10, 50, 100]", metavar="N"),
+        typer.Option(
+            "-k", "--k", help="Neighbours. Repeatable.  \\[default: 1, 10, 50, 100]", metavar="N", parser=count
+        ),
     ] = None,
     voting: Annotated[
         list[str] | None,
@@ -41,14 +46,14 @@ def evaluate(
     if (source is None) != leave_one_out:
         raise typer.BadParameter("give either SOURCE, a folder of labelled images, or --leave-one-out")
     tau = balance_value(balance)
-    from pipeline import VisualMemory
-    from pipeline.decisions.evaluation import DEFAULT_KS
-    from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
+    with progress("asking about every entry" if leave_one_out else "loading the encoder") as on_progress:
+        from pipeline import VisualMemory
+        from pipeline.decisions.evaluation import DEFAULT_KS
+        from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 
-    ks = sorted(set(k or DEFAULT_KS))
-    votings = tuple(VotingRule(voting=cast(Voting, name)).voting for name in dict.fromkeys(voting or VOTINGS))
-    target = VisualMemory(memory, at=at)
-    with progress() as on_progress:
+        ks = sorted(set(k or DEFAULT_KS))
+        votings = tuple(VotingRule(voting=cast(Voting, name)).voting for name in dict.fromkeys(voting or VOTINGS))
+        target = VisualMemory(memory, at=at)
         if source is None:
             evaluation = target.evaluate_leave_one_out(
                 ks=ks, votings=votings, balance=tau, label_set=label_set, where=where
@@ -69,9 +74,9 @@ def evaluate(
     show(evaluation, auto=tau == "auto")
 
 
-def show(evaluation: Evaluation, *, auto: bool) -> None:
+def show(evaluation: "Evaluation", *, auto: bool) -> None:
     """Print an evaluation as a table."""
-    skipped = f" ({evaluation.skipped:,} skipped: unreadable or without a label)" if evaluation.skipped else ""
+    skipped = _skipped(evaluation)
     balance = f", balance {evaluation.balance:g}" if evaluation.balance or auto else ""
     queries = counted(evaluation.num_queries, "query")
     label_set = f", label set {evaluation.label_set}" if evaluation.label_set is not None else ""
@@ -91,3 +96,15 @@ def show(evaluation: Evaluation, *, auto: bool) -> None:
     if len(labels) > 1:
         weakest = ", ".join(f"{label} {percent:.1f}" for label, percent in labels[:3])
         say(f"best: {voting} at k = {k}, {evaluation.accuracy[voting][k]:.1f}; its weakest classes: {weakest}")
+
+
+def _skipped(evaluation: "Evaluation") -> str:
+    """How many images were not asked about, and why."""
+    unlabelled = evaluation.skipped - evaluation.unreadable - evaluation.without_word
+    others = (
+        (evaluation.unreadable, "could not be read"),
+        (unlabelled, "without a label"),
+        (evaluation.without_word, f"of labels that the label set {evaluation.label_set} has no word for"),
+    )
+    said = ", ".join(f"{count:,} more {why}" for count, why in others if count)
+    return f" ({said})" if said else ""

@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 
 from jobs.arguments import Json, Memory, age_or_count, command_line
-from jobs.terminal import counted, print_json, progress, say
+from jobs.progress import progress
+from jobs.terminal import counted, print_json, say
 
 
 def expire(
@@ -23,14 +24,14 @@ def expire(
     json: Json = False,
 ) -> None:
     """Drop the versions of MEMORY that are older. The newest stays, and so does every entry it has."""
-    from pipeline import VisualMemory
-
     kept = age_or_count("--keep", keep)
-    target = VisualMemory(memory)
-    if dry_run:
-        report = target.plan_expire(kept)
-    else:
-        with progress() as on_progress:
+    with progress("reading the versions") as on_progress:
+        from pipeline import VisualMemory
+
+        target = VisualMemory(memory)
+        if dry_run:
+            report = target.plan_expire(kept)
+        else:
             report = target.expire(kept, command=command_line(memory), on_progress=on_progress)
     if json:
         print_json(report.to_json())

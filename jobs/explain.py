@@ -1,14 +1,30 @@
 """`explain MEMORY IMAGE`: one decision with every neighbour behind it, as text or as a page."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.arguments import AbstainBelow, Assume, At, Balance, Exclude, Json, LabelSet, Memory, Voting, Weigh, Where
+from jobs.arguments import (
+    AbstainBelow,
+    Assume,
+    At,
+    Balance,
+    Exclude,
+    Json,
+    LabelSet,
+    Memory,
+    Neighbors,
+    Voting,
+    Weigh,
+    Where,
+)
 from jobs.classify import decided
+from jobs.progress import progress
 from jobs.terminal import print_json, say
-from pipeline.decisions.decision import Decision
+
+if TYPE_CHECKING:
+    from pipeline.decisions.decision import Decision
 
 BAR_WIDTH = 20
 
@@ -16,7 +32,7 @@ BAR_WIDTH = 20
 def explain(
     memory: Memory,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image file to ask about.", show_default=False)],
-    k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours vote.", metavar="K")] = 50,
+    k: Neighbors = 50,
     voting: Voting = "rank",
     label_set: LabelSet = None,
     where: Where = None,
@@ -37,37 +53,42 @@ def explain(
     [decision] = decided(
         memory, [image], k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below, at
     )
-    from pipeline import VisualMemory
+    with progress("making the page" if html is not None else "reading what is kept"):
+        from pipeline import VisualMemory
 
-    target = VisualMemory(memory, at=at)
-    decision = target.with_kept(decision)
-    if html is not None:
-        from pipeline.explanation import write_page
+        target = VisualMemory(memory, at=at)
+        decision = target.with_kept(decision)
+        if html is not None:
+            from pipeline.explanation import write_page
 
-        write_page(target.explanation_page(decision), html)
+            write_page(target.explanation_page(decision), html)
     if json:
         print_json(decision.to_json() | ({"html": str(html)} if html else {}))
         return
     show(decision, image)
     if html is not None:
-        say(f"\nwritten as a page: {html}")
+        say("")
+        say(f"written as a page: {html}")
 
 
-def show(decision: Decision, image: str) -> None:
+def show(decision: "Decision", image: str) -> None:
     """Print a decision with its evidence."""
     verdict = f"abstained: {decision.reason}" if decision.abstained else decision.label
-    say(f"{image}\ndecision: {verdict}")
+    say(image)
+    say(f"decision: {verdict}")
     say(f"confidence {decision.confidence:.1%}, margin {decision.margin:.1%}, version {decision.version}")
     voted = f"{decision.voting} voting of {len(decision.neighbors)} neighbours"
     if decision.label_set is not None:
         voted += f", label set {decision.label_set}"
     if decision.where is not None:
         voted += f", where {decision.where}"
-    say(f"\nvotes ({voted}{f', balance {decision.balance:g}' if decision.balance else ''})")
+    say("")
+    say(f"votes ({voted}{f', balance {decision.balance:g}' if decision.balance else ''})")
     width = max((len(label) for label in decision.votes), default=0)
     for label, share in decision.votes.items():
         say(f"  {label:<{width}}  {share:>6.1%}  {'█' * round(share * BAR_WIDTH)}")
-    say("\nneighbours: rank, label, similarity, weight, id, uri")
+    say("")
+    say("neighbours: rank, label, similarity, weight, id, uri")
     width = max((len(neighbor.label or "") for neighbor in decision.neighbors), default=0)
     for n in decision.neighbors:
         kept = "".join(f"  {name}={value}" for name, value in n.kept.items() if value is not None)

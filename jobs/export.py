@@ -4,8 +4,9 @@ from typing import Annotated, cast
 
 import typer
 
-from jobs.arguments import At, Json, Memory
-from jobs.terminal import counted, print_json, progress, say
+from jobs.arguments import At, Json, Memory, count
+from jobs.progress import progress
+from jobs.terminal import counted, print_json, say
 
 
 def export(
@@ -19,16 +20,18 @@ def export(
             metavar="clip-retrieval|parquet",
         ),
     ] = "clip-retrieval",
-    rows_per_file: Annotated[int, typer.Option(help="Entries in each file of vectors.", metavar="N")] = 1_000_000,
+    rows_per_file: Annotated[
+        int, typer.Option(help="Entries in each file of vectors.", metavar="N", parser=count)
+    ] = 1_000_000,
     at: At = None,
     json: Json = False,
 ) -> None:
     """Write the entries that are not forgotten to OUT, with their labels as they are now."""
-    from pipeline import VisualMemory
-    from pipeline.edits.export import Format
+    with progress("reading the entries") as on_progress:
+        from pipeline import VisualMemory
+        from pipeline.edits.export import Format
 
-    target = VisualMemory(memory, at=at)
-    with progress() as on_progress:
+        target = VisualMemory(memory, at=at)
         report = target.export(out, cast(Format, file_format), rows_per_file=rows_per_file, on_progress=on_progress)
     if json:
         print_json(report.to_json())

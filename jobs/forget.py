@@ -2,17 +2,19 @@
 
 import json as json_text
 import os
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from jobs.arguments import Json, Memory, command_line
-from jobs.terminal import counted, note, print_json, progress, say
+from jobs.progress import progress
+from jobs.terminal import counted, note, print_json, printable, say
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
-    from pipeline.edits.forget import ForgetReport
+    from pipeline.edits.forget import ForgetPlan, ForgetReport
     from pipeline.edits.receipt import Receipt
 
 SHOWN = 5
@@ -46,21 +48,37 @@ def forget(
             metavar="PATH",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many entries would go, and change nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Erase without asking, on a terminal too.")] = False,
     json: Json = False,
 ) -> None:
     """Forget the entries that any of the options names. Exit status 1 if a receipt was asked for and is not proven."""
-    from pipeline import VisualMemory
-
+    if dry_run and verify:
+        raise typer.BadParameter("it changes nothing, so there is nothing to verify: leave out --verify, or it")
     if receipt is not None and not verify:
         raise typer.BadParameter("a receipt is written with --verify: add it", param_hint="--receipt")
     place = _place(memory, receipt or ".") if verify else None
-    with progress() as on_progress:
+    named: dict[str, Any] = {
+        "ids": id or [], "uris": uri or [], "labels": label or [], "datasets": dataset or [], "file": file
+    }  # fmt: skip
+    if dry_run or (erase and not yes and _can_ask()):
+        with progress("looking for the entries"):
+            from pipeline import VisualMemory
+
+            plan = VisualMemory(memory).plan_forget(erase=erase, **named)
+        if dry_run:
+            _show_plan(plan, json=json)
+            return
+        if not typer.confirm(f"{_intended(plan)}? This cannot be undone", err=True):
+            note("nothing was changed")
+            raise typer.Exit(1)
+    with progress("looking for the entries") as on_progress:
+        from pipeline import VisualMemory
+
         report = VisualMemory(memory).forget(
-            ids=id or [],
-            uris=uri or [],
-            labels=label or [],
-            datasets=dataset or [],
-            file=file,
+            **named,
             erase=erase,
             verify=verify,
             command=command_line(memory),
@@ -76,10 +94,40 @@ def forget(
         raise typer.Exit(1)
 
 
+def _can_ask() -> bool:
+    """Whether somebody sits there. A script is asked nothing, as it would have nobody to answer."""
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _show_plan(plan: "ForgetPlan", *, json: bool) -> None:
+    if json:
+        print_json(plan.to_json())
+        return
+    say(f"would {_intended(plan)}; nothing was changed")
+
+
+def _intended(plan: "ForgetPlan") -> str:
+    """What would be done: how many entries, of which labels and datasets."""
+    labels = [f"{label} ({count:,})" for label, count in plan.labels.items()]
+    labels += [f"none ({plan.unlabelled:,})"] if plan.unlabelled else []
+    datasets = [f"{name} ({count:,})" for name, count in plan.datasets.items()]
+    before = plan.entries - plan.forgotten
+    already = f", {before:,} of them forgotten before" if before else ""
+    verb = f"erase {counted(plan.entries, 'entry')} from every file and every version" if plan.erase else ""
+    done = verb or f"forget {counted(plan.forgotten, 'entry')}"
+    of_them = f"label {_some(labels)}; dataset {_some(datasets)}"
+    return printable(f"{done}{already}: {of_them}", sys.stderr.encoding)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f", and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
 def _tell(report: "ForgetReport", files: list[Path]) -> None:
     if report.erased is None:
-        said = f"forgot {counted(report.forgotten, 'entry')}: no answer from version {report.version} on returns any"
-        say(f"{said} of them")
+        them = "it" if report.forgotten == 1 else "any of them"
+        said = f"forgot {counted(report.forgotten, 'entry')}: no answer from version {report.version} on returns"
+        say(f"{said} {them}")
     else:
         before = report.erased - report.forgotten
         of_them = f" ({before:,} of them forgotten before)" if before else ""
@@ -141,7 +189,8 @@ def _write(receipt: "Receipt", place: Path, version: int) -> list[Path]:
         except FileExistsError:  # another process has just taken the name
             number += 1
         except OSError:
-            note(f"the receipt could not be written. This is what it says:\n{texts['.txt']}")
+            note("the receipt could not be written. This is what it says:")
+            sys.stderr.write(texts[".txt"])
             raise
         else:
             return list(paths.values())

@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.arguments import Json, Memory
-from jobs.terminal import print_json, say
+from jobs.arguments import Json, Memory, count
+from jobs.progress import progress
+from jobs.terminal import note, print_json, say
+from pipeline.errors import FirstAddUnfinished
 
 if TYPE_CHECKING:
     from pipeline.store.history import VersionSummary
@@ -17,15 +19,24 @@ INDENT = 9  # the second line of a version begins below the time of the first
 
 def history(
     memory: Memory,
-    limit: Annotated[int | None, typer.Option("--limit", help="Show this many at most.", metavar="N")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Show this many at most.", metavar="N", parser=count)
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the versions of MEMORY: when, by whom, how many entries there were then, and what was done."""
-    from pipeline import VisualMemory
+    try:
+        with progress("reading the versions"):
+            from pipeline import VisualMemory
 
-    found = VisualMemory(memory).history(limit)
+            found = VisualMemory(memory).history(limit)
+    except FirstAddUnfinished as unfinished:
+        note(str(unfinished))
+        found = []
     if json:
         print_json([version.to_json() for version in found])
+        return
+    if not found:
         return
     say(f"{'version':>7}  {'committed (UTC)':<19}  {'entries':>11}  {'change':>9}  by")
     for version in found:
@@ -45,4 +56,5 @@ def _show(version: "VersionSummary") -> None:
         break_long_words=False,
         break_on_hyphens=False,
     )
-    say(whole_words.fill(done))
+    for line in whole_words.wrap(done):
+        say(line)

@@ -4,12 +4,14 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from jobs.arguments import Json, Memory, command_line, size_in_bytes
-from jobs.terminal import counted, print_json, progress, say
-from jobs.work import Runner, check_runner, started_runner
+from jobs.arguments import Json, Memory, command_line, count, size_in_bytes
+from jobs.progress import progress
+from jobs.terminal import counted, print_json, say
+from jobs.work import check_runner, runner_option, started_runner
 
 if TYPE_CHECKING:
     from pipeline.index.choice import Table
+    from pipeline.index.plan import IndexPlan
     from pipeline.store.state import Refine
 
 # Rows from which an index is built on Ray: below, starting Ray takes longer than what it saves.
@@ -32,7 +34,9 @@ def index(
     shard_rows: Annotated[
         int | None,
         typer.Option(
-            help="Rows of a shard, cut at the borders of parts: one part at least.  \\[default: 1048576]", metavar="N"
+            help="Rows of a shard, such as 2M, cut at the borders of parts: one part at least.  \\[default: 1048576]",
+            metavar="N",
+            parser=count,
         ),
     ] = None,
     refine: Annotated[
@@ -43,61 +47,42 @@ def index(
             metavar="float16|none",
         ),
     ] = None,
-    runner: Runner = "auto",
+    runner: Annotated[str, runner_option("Build")] = "auto",
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Build anew over everything.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure what would be built, and build nothing.")] = False,
     json: Json = False,
 ) -> None:
     """Build an index over MEMORY, or shards for what was added since the last one."""
-    from pipeline import VisualMemory
-    from pipeline.index.plan import IndexOptions
-
-    options = IndexOptions(
-        key,
-        size_in_bytes("--max-memory", max_memory),
-        max_latency_ms,
-        target_recall,
-        shard_rows,
-        rebuild,
-        None if refine is None else cast("Refine", refine),
-    )
+    max_bytes = size_in_bytes("--max-memory", max_memory)
     check_runner(runner)
-    target = VisualMemory(memory)
-    if dry_run:
-        with progress() as on_progress:
+    with progress("reading the entries") as on_progress:
+        from pipeline import VisualMemory
+        from pipeline.index.plan import IndexOptions
+
+        options = IndexOptions(
+            key,
+            max_bytes,
+            max_latency_ms,
+            target_recall,
+            shard_rows,
+            rebuild,
+            None if refine is None else cast("Refine", refine),
+        )
+        target = VisualMemory(memory)
+        before = target.state()
+        if dry_run:
             plan = target.plan_index(options, on_progress=on_progress)
-        identity = target.state().identity
-        dimension = identity.dimension if identity else 0
-        refine_bytes = 2 * dimension * plan.rows if plan.refine == "float16" else 0
-        document = {
-            "key": plan.key,
-            "rows": plan.rows,
-            "shards": len(plan.shards),
-            "grows": plan.grows,
-            "refine": plan.refine,
-            "refine_bytes": refine_bytes,
-        }
-        if json:
-            print_json(document | {"candidates": plan.table.to_json() if plan.table else None})
-            return
-        if plan.table:
-            show_candidates(plan.table)
-        how = "add to the index" if plan.grows else "build"
-        shards = counted(len(plan.shards), "shard")
-        say(
-            f"would {how} {shards} of {plan.rows:,} rows, key {plan.key}, with {refine_bytes / 1e6:,.1f} MB of vectors "
-            f"on disk (--refine {plan.refine}); nothing was changed"
-        )
+        else:
+            on_ray = runner == "ray" or (runner == "auto" and before.num_entries >= RAY_FROM)
+            state = target.index(
+                options,
+                runner=started_runner(on_progress, on_ray=on_ray),
+                command=command_line(memory),
+                on_progress=on_progress,
+            )
+    if dry_run:
+        _show_plan(plan, before.identity.dimension if before.identity else 0, json=json)
         return
-    before = target.state()
-    rows = before.num_entries
-    with progress() as on_progress:
-        state = target.index(
-            options,
-            runner=started_runner(on_ray=runner == "ray" or (runner == "auto" and rows >= RAY_FROM)),
-            command=command_line(memory),
-            on_progress=on_progress,
-        )
     built = state.index
     assert built is not None  # noqa: S101  # index() either builds one or raises
     if json:
@@ -125,6 +110,29 @@ def index(
         f"{sum(shard.rows for shard in built.shards):,} rows, recall@10 {built.recall_at_10:.3f}; "
         f"{built.bytes_in_memory / 1e6:,.1f} MB in memory, {built.num_bytes / 1e6:,.1f} MB {vectors}; "
         f"the memory is at version {state.version}"
+    )
+
+
+def _show_plan(plan: "IndexPlan", dimension: int, *, json: bool) -> None:
+    refine_bytes = 2 * dimension * plan.rows if plan.refine == "float16" else 0
+    document = {
+        "key": plan.key,
+        "rows": plan.rows,
+        "shards": len(plan.shards),
+        "grows": plan.grows,
+        "refine": plan.refine,
+        "refine_bytes": refine_bytes,
+    }
+    if json:
+        print_json(document | {"candidates": plan.table.to_json() if plan.table else None})
+        return
+    if plan.table:
+        show_candidates(plan.table)
+    how = "add to the index" if plan.grows else "build"
+    shards = counted(len(plan.shards), "shard")
+    say(
+        f"would {how} {shards} of {plan.rows:,} rows, key {plan.key}, with {refine_bytes / 1e6:,.1f} MB of vectors "
+        f"on disk (--refine {plan.refine}); nothing was changed"
     )
 
 

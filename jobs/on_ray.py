@@ -39,6 +39,8 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # a driver does not send it otherwise
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # a log that is a file is no terminal
     import ray  # slow to import, and only large adds need it
     import ray.data
 
@@ -73,11 +75,16 @@ def _deferred_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back_stderr() -> Iterator[None]:
-    """Keep what Ray's C++ core says while it starts, and show it only if starting fails."""
+    """Keep what Ray's C++ core says while it starts, and show it only if starting fails.
+
+    What this process itself says, such as its progress, goes on to where it went.
+    """
     sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    kept, ours = os.dup(2), sys.stderr
+    with tempfile.TemporaryFile() as held, open(kept, "w", buffering=1) as beside:
         os.dup2(held.fileno(), 2)
+        if _is_stderr_itself():
+            sys.stderr = beside
         try:
             yield
         except BaseException:
@@ -85,8 +92,16 @@ def held_back_stderr() -> Iterator[None]:
             os.write(kept, held.read())
             raise
         finally:
+            sys.stderr = ours
             os.dup2(kept, 2)
-            os.close(kept)
+
+
+def _is_stderr_itself() -> bool:
+    """Whether Python's stderr is that of the process, and not what a test or a notebook has put in its place."""
+    try:
+        return sys.stderr.fileno() == 2
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def is_on_cluster() -> bool:

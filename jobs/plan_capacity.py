@@ -4,13 +4,14 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import Json, Memory, size_in_bytes
-from jobs.terminal import counted, print_json, progress, say
+from jobs.arguments import Json, Memory, count, size_in_bytes
+from jobs.progress import progress
+from jobs.terminal import counted, print_json, say
 
 
 def plan_capacity(
     memory: Memory,
-    rows: Annotated[int, typer.Option(help="Entries to plan for.", metavar="N")],
+    rows: Annotated[int, typer.Option(help="Entries to plan for, such as 50000 or 200M.", metavar="N", parser=count)],
     memory_per_node: Annotated[
         str, typer.Option(help="Memory of a node that serves, such as 64G.", metavar="SIZE")
     ] = "64G",
@@ -20,9 +21,9 @@ def plan_capacity(
     json: Json = False,
 ) -> None:
     """Size a cluster before paying for it: shards, nodes, memory, disk and build time for N entries like MEMORY's."""
-    from pipeline import VisualMemory
+    with progress("reading the entries") as on_progress:
+        from pipeline import VisualMemory
 
-    with progress() as on_progress:
         plan = VisualMemory(memory).plan_capacity(
             rows,
             memory_per_node=size_in_bytes("--memory-per-node", memory_per_node),

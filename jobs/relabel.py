@@ -1,12 +1,15 @@
 """`relabel MEMORY`: correct the labels of entries, or make a label set."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.arguments import Json, Memory, command_line
+from jobs.progress import progress
 from jobs.terminal import counted, note, print_json, say
-from pipeline.edits.relabel import RelabelReport
+
+if TYPE_CHECKING:
+    from pipeline.edits.relabel import RelabelReport
 
 SHOWN = 5
 
@@ -36,18 +39,19 @@ def relabel(
     json: Json = False,
 ) -> None:
     """Correct the labels of entries, or make a label set to ask by; the entries stay as they are."""
-    from pipeline import VisualMemory
+    with progress("looking for the entries"):
+        from pipeline import VisualMemory
 
-    report = VisualMemory(memory).relabel(
-        ids=id or [], label=label, file=file, label_set=label_set, map=map, command=command_line(memory)
-    )
+        report = VisualMemory(memory).relabel(
+            ids=id or [], label=label, file=file, label_set=label_set, map=map, command=command_line(memory)
+        )
     if json:
         print_json(report.to_json())
         return
     show(report)
 
 
-def show(report: RelabelReport) -> None:
+def show(report: "RelabelReport") -> None:
     """Print what was corrected."""
     where = "" if report.label_set is None else f" in the label set {report.label_set}"
     coverage = report.coverage

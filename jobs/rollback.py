@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from jobs.arguments import Json, Memory, command_line
+from jobs.progress import progress
 from jobs.terminal import counted, print_json, say
 
 
@@ -20,9 +21,10 @@ def rollback(
     given = [number for number in (version, to) if number is not None]
     if len(given) != 1:
         raise typer.BadParameter("give one VERSION to roll back to: `history` shows them")
-    from pipeline import VisualMemory
+    with progress("reading the versions"):
+        from pipeline import VisualMemory
 
-    report = VisualMemory(memory).rollback(given[0], command=command_line(memory))
+        report = VisualMemory(memory).rollback(given[0], command=command_line(memory))
     if json:
         print_json(report.to_json())
         return

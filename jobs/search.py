@@ -4,24 +4,25 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import At, Images, Json, LabelSet, Memory, Where
+from jobs.arguments import At, Images, Json, LabelSet, Memory, Where, count
+from jobs.progress import progress
 from jobs.terminal import note, print_json, say
 
 
 def search(
     memory: Memory,
     images: Images,
-    k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours.", metavar="K")] = 10,
+    k: Annotated[int, typer.Option("-k", "--k", help="How many neighbours.", metavar="K", parser=count)] = 10,
     label_set: LabelSet = None,
     where: Where = None,
     at: At = None,
     json: Json = False,
 ) -> None:
     """Show the entries nearest to each IMAGE, whatever their labels."""
-    from pipeline import VisualMemory
+    with progress("loading the encoder"):
+        from pipeline import VisualMemory
 
-    target = VisualMemory(memory, at=at)
-    found = target.search(images, k, label_set=label_set, where=where)
+        found = VisualMemory(memory, at=at).search(images, k, label_set=label_set, where=where)
     if found and len(found[0]) < k:
         there = "the memory holds {:,} entries" if where is None else "{:,} entries satisfy --where"
         note(f"{there.format(len(found[0]))}, so there are no {k:,} neighbours to show")

@@ -6,6 +6,7 @@ import typer
 
 from jobs.arguments import At, Json, Memory
 from jobs.index import show_candidates
+from jobs.progress import progress
 from jobs.terminal import counted, print_json, say
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ def status(
     json: Json = False,
 ) -> None:
     """Show what MEMORY holds: entries, datasets, labels, encoder and index."""
-    from pipeline import VisualMemory
+    with progress("reading the entries"):
+        from pipeline import VisualMemory
 
-    target = VisualMemory(memory, at=at)
-    found = target.status()
-    table = target.index_candidates()
+        target = VisualMemory(memory, at=at)
+        found = target.status()
+        table = target.index_candidates() if found["index"] is not None else None
     if index and found["index"] is not None:
         found["index"]["candidates"] = table.to_json() if table else None
     if json:
@@ -40,9 +42,9 @@ def status(
         return
     say(f"memory    {found['uri']}, version {found['version'] or 'none yet'}")
     for add in found["under_way"]:
-        how = "running" if add["running"] else "not running: the same `add` goes on"
-        said = f"{add['done']:,} of {add['planned']:,} images done, {add['rejected']:,} rejected, {add['left']:,} left"
-        say(f"adding    {add['source']}: {said}, {add['parts_done']:,} of {add['parts']:,} parts ({how})")
+        say(f"adding    {add['source']}: {_how_far(add)}")
+    if not found["version"] and not found["under_way"]:
+        say("adding    the first `add` was begun and has planned nothing: wait for it, or run it again")
     if found["identity"] is None:
         return
     pixels = found["identity"]["preprocessing"]
@@ -63,6 +65,24 @@ def status(
         say("index     none: every entry is searched exactly")
         return
     show_index(found, table, shards=index)
+
+
+def _how_far(add: dict) -> str:
+    """What an add under way has done, and whether it is at work."""
+    if add["stage"] == "planning":
+        return "its plan is being made (running)"
+    how = "running" if add["running"] else "not running: the same `add` goes on"
+    if add["stage"] == "committing":
+        how = "about to be committed" if add["running"] else "not running: the same `add` commits it"
+    so_far = (
+        f"{add['done']:,} of {add['planned']:,} images done" if add["counted"] else f"{add['done']:,} images so far"
+    )
+    said = [so_far, f"{add['rejected']:,} rejected"]
+    said += [f"{add['left']:,} left"] if add["counted"] else []
+    parts, done, of = "parts", add["parts_done"], add["parts"]
+    if not add["counted"]:
+        parts, done, of = "archives", add["archives_done"], add["archives"]
+    return f"{', '.join(said)}, {done:,} of {of:,} {parts} ({how})"
 
 
 def show_index(found: dict, table: "Table | None", *, shards: bool) -> None:

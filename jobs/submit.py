@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from jobs.job_log import JobLog
+from jobs.progress import progress
 from jobs.terminal import note, print_json, say
 from pipeline.errors import ClusterError, UsageError
 
@@ -43,7 +44,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 8.0
 def submit(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="VERB …", help="The verb, with its arguments and options.", show_default=False),
+        typer.Argument(metavar="VERB ...", help="The verb, with its arguments and options.", show_default=False),
     ] = None,
     address: Annotated[
         str | None,
@@ -77,14 +78,16 @@ def submit(
     if words:
         _check(words)
         environment = _environment(env or [])
-    jobs = _Jobs(url)
+    with progress("connecting to the cluster"):
+        jobs = _Jobs(url)
     if stop is not None:
         stopped = jobs.stop(stop)
         say(f"{stop} was asked to stop" if stopped else f"{stop} had ended before")
         return
     job = attach
     if job is None:
-        job = jobs.submit(words, environment)
+        with progress("submitting"):
+            job = jobs.submit(words, environment)
         if no_wait:
             if "--json" in words:
                 print_json({"job": job, "address": url})

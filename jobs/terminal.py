@@ -1,41 +1,45 @@
-"""What the verbs write: results on stdout, progress and notes on stderr."""
+"""What the verbs write: results on stdout, remarks on stderr."""
 
-import contextlib
+import codecs
 import json
+import math
+import re
+import struct
 import sys
-import time
-from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from pipeline.progress import OnProgress
-from pipeline.progress import Progress as Moment
-
-SECONDS_BETWEEN_LINES = 5.0
 WIDTH_WITHOUT_TERMINAL = 120
+LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
+DIGITS = 12  # of a float in JSON; float64 arithmetic leaves its noise behind the fifteenth
 
 stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
+# Characters that would move the cursor, colour the terminal, or show text in another order than it is written.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+_NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+_PLAIN = {"…": "...", "█": "#"}  # what our own sentences hold beyond ASCII, where the terminal lacks it
+
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """One JSON document on stdout: in UTF-8 as it is, in ASCII with escapes where stdout has another encoding."""
+    rounded = _rounded(document)
+    text = json.dumps(rounded, indent=1, ensure_ascii=False, allow_nan=False)
+    if not _is_utf8(sys.stdout.encoding) or (not text.isascii() and _has_surrogates(text)):
+        text = json.dumps(rounded, indent=1, allow_nan=False)
+    sys.stdout.write(text + "\n")
 
 
 def say(text: str) -> None:
     """A line of a result on stdout."""
-    stdout.print(text, markup=False)
+    stdout.print(printable(text, sys.stdout.encoding), markup=False)
+
+
+def note(text: str) -> None:
+    """A remark on stderr."""
+    stderr.print(printable(f"note: {text}", sys.stderr.encoding), markup=False)
 
 
 def counted(number: int, thing: str) -> str:
@@ -44,80 +48,57 @@ def counted(number: int, thing: str) -> str:
     return f"{number:,} {thing if number == 1 else many}"
 
 
-def note(text: str) -> None:
-    """A remark on stderr."""
-    stderr.print(f"note: {text}", markup=False)
+def printable(text: str, encoding: str | None) -> str:
+    """A line as a terminal may be given it, whatever a label or a uri holds: one line, and in its encoding."""
+    text = _CONTROLS.sub(_escaped, text)
+    try:
+        text.encode(encoding or "ascii")
+    except UnicodeEncodeError:
+        for character, plain in _PLAIN.items():
+            text = text.replace(character, plain)
+        text = text.encode(encoding or "ascii", "backslashreplace").decode(encoding or "ascii")
+    return text
 
 
-@contextlib.contextmanager
-def progress() -> Iterator[OnProgress]:
-    """A listener that draws bars on a terminal, and elsewhere prints a line now and then."""
-    if not sys.stderr.isatty():
-        yield _Lines().tell
-        return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(compact=True),
-    )
-    with Progress(*columns, console=stderr, transient=True) as bars:
-        yield _Bars(bars).tell
+def _escaped(found: re.Match[str]) -> str:
+    character = found[0]
+    return _NAMED.get(character) or (f"\\x{ord(character):02x}" if character < "\u0100" else f"\\u{ord(character):04x}")
 
 
-class _Clock:
-    """Rate of a stage since its first moment; rows that were done before count as no work."""
-
-    def __init__(self) -> None:
-        self._stage: str | None = None
-        self._began = 0.0
-        self._first = 0
-
-    def rate(self, moment: Moment) -> tuple[bool, float]:
-        """Whether the stage is new, and rows a second."""
-        now = time.monotonic()
-        new = moment.stage != self._stage
-        if new:
-            self._stage, self._began, self._first = moment.stage, now, moment.done
-        return new, (moment.done - self._first) / (now - self._began) if now > self._began else 0.0
+def _is_utf8(encoding: str | None) -> bool:
+    try:
+        return codecs.lookup(encoding or "ascii").name == "utf-8"
+    except LookupError:
+        return False
 
 
-class _Bars:
-    def __init__(self, bars: Progress) -> None:
-        self._bars = bars
-        self._clock = _Clock()
-        self._task: TaskID | None = None
-
-    def tell(self, moment: Moment) -> None:
-        new, rate = self._clock.rate(moment)
-        rejected = f", {moment.rejected:,} rejected" if moment.rejected else ""
-        if new or self._task is None:
-            if self._task is not None:
-                self._bars.remove_task(self._task)
-            self._task = self._bars.add_task(moment.stage, total=moment.total, rate="")
-        speed = f"{rate:,.0f}/s" if rate else ""
-        self._bars.update(self._task, completed=moment.done, total=moment.total, rate=f"{speed}{rejected}")
+def _has_surrogates(text: str) -> bool:
+    """Whether a file's name that is no UTF-8 is in it."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-class _Lines:
-    def __init__(self) -> None:
-        self._clock = _Clock()
-        self._last = 0.0
+def _rounded(value: Any) -> Any:
+    """A document whose floats have the digits that mean something.
 
-    def tell(self, moment: Moment) -> None:
-        new, rate = self._clock.rate(moment)
-        now = time.monotonic()
-        if new:
-            self._last = now
-            return
-        total = moment.total if moment.total is not None else "?"
-        is_going_on = moment.total is None or moment.done < moment.total
-        if is_going_on and now - self._last < SECONDS_BETWEEN_LINES:
-            return
-        self._last = now
-        left = f", {(moment.total - moment.done) / rate:,.0f} s left" if rate and moment.total and is_going_on else ""
-        rejected = f", {moment.rejected:,} rejected" if moment.rejected else ""
-        line = f"{moment.stage}: {moment.done:,} of {total}, {rate:,.0f}/s{rejected}{left}"
-        stderr.print(line, markup=False)
+    What came from float32, as similarities do, is written with as few digits as lead back to the same float32.
+    """
+    if isinstance(value, float):
+        return _short_float(value)
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(each) for each in value]
+    return value
+
+
+def _short_float(value: float) -> float:
+    if not math.isfinite(value):
+        return value  # which `json` refuses
+    if abs(value) <= LARGEST_FLOAT32 and _as_float32(value) == value:
+        return next(short for digits in range(1, 18) if _as_float32(short := float(f"{value:.{digits}g}")) == value)
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _as_float32(value: float) -> float:
+    [found] = struct.unpack("f", struct.pack("f", value))
+    return float(found)

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from jobs.arguments import Json, Memory, command_line
-from jobs.terminal import counted, print_json, progress, say
+from jobs.progress import progress
+from jobs.terminal import counted, print_json, say
 
 
 def verify(
@@ -17,10 +18,10 @@ def verify(
     json: Json = False,
 ) -> None:
     """Check every version of MEMORY, every file they name, and that all of it agrees. Exit status 1 if it does not."""
-    from pipeline import VisualMemory
-
     began = time.monotonic()
-    with progress() as on_progress:
+    with progress("reading the versions") as on_progress:
+        from pipeline import VisualMemory
+
         report = VisualMemory(memory).verify(clean=clean, command=command_line(memory), on_progress=on_progress)
     if json:
         print_json(report.to_json())
@@ -35,7 +36,8 @@ def verify(
         if unread:
             known = f", {damaged:,} damaged" if damaged else ""
             verdict = f"not known to be sound ({counted(unread, 'file')} may not be read{known})"
-        checked = f"{counted(report.versions, 'version')} up to {report.version}, {counted(report.files, 'file')}"
+        up_to = f"{counted(report.versions, 'version')} up to {report.version}" if report.versions else "no version yet"
+        checked = f"{up_to}, {counted(report.files, 'file')}"
         garbage = f", {report.garbage_bytes / 1e6:,.1f} MB of garbage" if report.garbage_bytes else ""
         seconds = time.monotonic() - began
         say(f"{verdict}: {checked} of {report.num_bytes / 1e6:,.1f} MB checked in {seconds:.1f} s{garbage}")

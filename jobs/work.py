@@ -1,29 +1,32 @@
 """What the verbs that embed a whole source have in common: where they run, and how they tell what came of it."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from jobs.terminal import counted, say
+from pipeline.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
     from pipeline.embeddings.stages import Stages
     from pipeline.embeddings.tally import Reject
 
 REJECTS_SHOWN = 10
-WORTH_A_VERDICT = 10.0  # seconds of a run, from which on people wonder where they went
+# Seconds of a run from which on it is worth saying where they went. Below, starting up is a large part of them, and
+# nobody buys a GPU, or moves the images, for a wait of minutes.
+WORTH_A_VERDICT = 300.0
 
 RUNNERS = ("auto", "here", "ray")
 
-Runner = Annotated[
-    str,
-    typer.Option(
-        "--runner",
-        help="Embed in this process, on Ray, or decide by how much there is to do.",
-        metavar="auto|here|ray",
-    ),
-]
+
+def runner_option(verb: str) -> Any:
+    """`--runner`, with the verb for what is run."""
+    does = f"{verb} in this process, on Ray, or decide by how much there is to do."
+    return typer.Option("--runner", help=does, metavar="auto|here|ray")
+
+
+Runner = Annotated[str, runner_option("Embed")]
 MaxRejected = Annotated[
     float | None,
     typer.Option(
@@ -40,10 +43,11 @@ def check_runner(runner: str) -> None:
         raise typer.BadParameter(f"--runner {runner} is unknown: give auto, here or ray")
 
 
-def started_runner(*, on_ray: bool) -> Literal["here", "ray"]:
+def started_runner(on_progress: OnProgress = ignore_progress, *, on_ray: bool) -> Literal["here", "ray"]:
     """The runner for the library; Ray is connected to, or started, if it is that."""
     if not on_ray:
         return "here"
+    on_progress(Progress("starting Ray", 0, None))
     from jobs.on_ray import start_ray
 
     start_ray()

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from pipeline.serving.client import Client as Client
     from pipeline.visual_memory import VisualMemory as VisualMemory
 
-__all__ = ["Client", "VisualMemory"]
+    __version__: str
+
+__all__ = ["Client", "VisualMemory", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -21,4 +23,11 @@ def __getattr__(name: str) -> Any:
         from pipeline.serving.client import Client
 
         return Client
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("visual-memory")
+        except PackageNotFoundError:  # the packages alone, as a job carries them
+            return "unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

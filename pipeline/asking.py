@@ -53,7 +53,10 @@ class ClassifyOptions:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Scores of each voting at each k. `skipped` queries had no label or could not be read.
+    """Scores of each voting at each k. `skipped` queries could not be asked.
+
+    Of these `unreadable` images could not be read, for the labels of `without_word` the label set has no word, and the
+    others had no label.
 
     `held_already` queries are of images that the memory holds by their bytes: it remembers them, which says nothing of
     others. None in leave-one-out, where such entries are left out.
@@ -72,6 +75,8 @@ class Evaluation:
     label_set: str | None = None
     where: str | None = None
     held_already: int | None = None
+    unreadable: int = 0
+    without_word: int = 0
 
     def to_json(self) -> dict:
         """Accuracies in percent; keys of the inner objects are k as strings."""
@@ -80,6 +85,8 @@ class Evaluation:
             "num_queries": self.num_queries,
             "skipped": self.skipped,
             "held_already": self.held_already,
+            "unreadable": self.unreadable,
+            "without_word": self.without_word,
             "accuracy": _with_string_keys(self.accuracy),
             "balanced_accuracy": _with_string_keys(self.balanced_accuracy),
             "best": {"voting": voting, "k": k, "accuracy": self.accuracy[voting][k]},

@@ -6,6 +6,7 @@
     ├── EncoderError        an unknown model, or weights that do not fit it
     │   └── IdentityMismatch    vectors of two encoders would mix
     ├── MemoryMissing       there is no memory at this URI, or no such version of it
+    │   └── FirstAddUnfinished  its first add has not been committed yet
     ├── StorageError        the place of a memory cannot be reached, written to, or relied upon
     │   └── NotPermitted        it can, but this user, or these credentials, may not
     ├── FormatError         the memory was written in a format this release does not read
@@ -46,6 +47,10 @@ class IdentityMismatch(EncoderError):
 
 class MemoryMissing(VisualMemoryError):
     """There is no memory at this URI, or no such version of it."""
+
+
+class FirstAddUnfinished(MemoryMissing):
+    """The first add of a memory has not been committed yet: it is running, or was stopped."""
 
 
 class StorageError(VisualMemoryError):

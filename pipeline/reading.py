@@ -31,6 +31,7 @@ from pipeline.index.choice import Table, read_table_of
 from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.digests import Digests, digests_in
+from pipeline.store.first_add import has_begun
 from pipeline.store.history import VersionSummary, history
 from pipeline.store.kept_values import read_kept
 from pipeline.store.labels import read_label_map
@@ -348,7 +349,7 @@ class Reader:
         asked = [(vectors[row], str(truths[row])) for row in known]
         if not asked:
             raise SourceError(f"none of the {done:,} images of {source} could be read with a label: mend the files")
-        return asking.evaluate(
+        found = asking.evaluate(
             live,
             np.stack([vector for vector, _ in asked]),
             [truth for _, truth in asked],
@@ -361,6 +362,7 @@ class Reader:
             votings=votings,
             auto_balance=balance == "auto",
         )
+        return replace(found, unreadable=rejected, without_word=len(said) - len(asked))
 
     def evaluate_leave_one_out(
         self,
@@ -386,9 +388,12 @@ class Reader:
         return history(self.log, self._at, limit)
 
     def status(self) -> dict:
-        """What the version that is read holds, as a JSON object, with the adds that are under way."""
+        """What the version that is read holds, as a JSON object, with the adds that are under way.
+
+        Version 0 while the first add is not finished. Raises MemoryMissing where none was begun.
+        """
         started = [] if self._at is not None else self._under_way()
-        if started and self.log.newest() is None:
+        if self._at is None and self.log.newest() is None and has_begun(self.log.storage):
             state = State()
             live = LiveEntries.open(self.log.storage, state)
         else:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline import asking
@@ -246,15 +247,7 @@ class VisualMemory(Reader):
         from pipeline.edits.redact import finish_erasures
 
         self._writable()
-        for name, values in (("ids", ids), ("uris", uris), ("labels", labels), ("datasets", datasets)):
-            check_list(name, values)
-        listed = forgetting.read_selection(file) if file is not None else None
-        selection = forgetting.Selection(
-            [*ids, *(listed.ids if listed else ())],
-            [*(str(uri) for uri in uris), *(listed.uris if listed else ())],
-            [str(name) for name in labels],
-            [str(name) for name in datasets],
-        )
+        selection = _selection(ids, uris, labels, datasets, file)
         if erase:
             finish_erasures(self.log)  # what one that was killed has left in older versions is no choice
             before = self.log.latest()
@@ -283,6 +276,30 @@ class VisualMemory(Reader):
         return replace(
             report, receipt=prove(self.log, newest, facts, selection.to_json(), answers, erasure, on_progress)
         )
+
+    def plan_forget(
+        self,
+        *,
+        ids: Sequence[int] = (),
+        uris: Sequence[str] = (),
+        labels: Sequence[str] = (),
+        datasets: Sequence[str] = (),
+        file: str | Path | None = None,
+        erase: bool = False,
+    ) -> forgetting.ForgetPlan:
+        """What `forget` would do. Changes nothing; reads the names of all entries, and no vectors."""
+        from pipeline.edits.everything import Catalogue
+
+        self._writable()
+        selection = _selection(ids, uris, labels, datasets, file)
+        state, live = self._reading(whole=True)
+        catalogue = Catalogue(self.log, state)
+        chosen = forgetting.select(catalogue if erase else live, selection, self.uri)
+        by_label, by_dataset = catalogue.counts_of(chosen)
+        unlabelled = by_label.pop(None, 0)
+        forgotten = int(np.isin(chosen, live.live_ids()).sum())
+        named = {str(label): entries for label, entries in by_label.items()}
+        return forgetting.ForgetPlan(len(chosen), forgotten, named, unlabelled, by_dataset, erase, state.version)
 
     def relabel(
         self,
@@ -433,3 +450,22 @@ class VisualMemory(Reader):
     def _writable(self) -> None:
         if self._at is not None:
             raise UsageError(f"version {self._at} can only be read: leave out --at to change the memory")
+
+
+def _selection(
+    ids: Sequence[int],
+    uris: Sequence[str],
+    labels: Sequence[str],
+    datasets: Sequence[str],
+    file: str | Path | None,
+) -> forgetting.Selection:
+    """What a caller names, with what a file lists. Raises UsageError or SourceError."""
+    for name, values in (("ids", ids), ("uris", uris), ("labels", labels), ("datasets", datasets)):
+        check_list(name, values)
+    listed = forgetting.read_selection(file) if file is not None else None
+    return forgetting.Selection(
+        [*ids, *(listed.ids if listed else ())],
+        [*(str(uri) for uri in uris), *(listed.uris if listed else ())],
+        [str(name) for name in labels],
+        [str(name) for name in datasets],
+    )

@@ -33,7 +33,7 @@ from pipeline.images.labels import Labels
 from pipeline.images.leftovers import PassedOver
 from pipeline.images.listing import Listing, list_source, peek
 from pipeline.images.notes import ContainerNotes
-from pipeline.progress import OnProgress, ignore_progress
+from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import ids
 from pipeline.store.files import FileRef
 from pipeline.store.garbage import FOLDERS
@@ -246,6 +246,7 @@ def prepare(
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
     labels = Labels(options.asked_labels)
     choice = Choice(options.exclude, options.image_extension)
+    on_progress(Progress("listing", 0, None))
     listing = list_source(source, labels, options.keep, choice, on_progress)
     if state is None and not set(log.storage.list("")) <= FOLDERS:
         raise MemoryMissing(
@@ -255,6 +256,7 @@ def prepare(
     dataset = options.dataset if options.dataset is not None else listing.name
     if not dataset.strip():
         raise UsageError("--dataset is empty: give a name, or leave it out to take the folder's")
+    on_progress(Progress("loading the encoder", 0, None))
     identity, encoder = settle(log, state, listing, options.encoder, load)
     about = {
         "source": listing.uri,

@@ -180,7 +180,17 @@ class Catalogue:
 
     def dataset_counts(self) -> dict[str, int]:
         """Entries of each dataset."""
-        return {pair["values"]: pair["counts"] for pair in pc.value_counts(self._datasets).to_pylist()}
+        return _counts(self._datasets)
+
+    def counts_of(self, ids: np.ndarray) -> tuple[dict[str | None, int], dict[str, int]]:
+        """Some entries (ids int64 [N]) by label, None for those without one, and by dataset; the largest first."""
+        chosen = pa.array(np.isin(self._ids_N, ids))
+        return _counts(self._names.filter(chosen)), _counts(self._datasets.filter(chosen))
+
+
+def _counts(column: pa.Array) -> dict:
+    pairs = pc.value_counts(column).to_pylist()
+    return {pair["values"]: pair["counts"] for pair in sorted(pairs, key=lambda pair: -pair["counts"])}
 
 
 _TYPES = {"id": pa.int64(), "uri": pa.string(), "label": pa.string(), "dataset": pa.string()}

@@ -2,7 +2,7 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -65,6 +65,33 @@ class ForgetReport:
             "receipt": self.receipt.to_json() if self.receipt else None,
             "live_duplicates": [asdict(duplicate) for duplicate in self.duplicates],
             "index_dropped": self.index_dropped,
+        }
+
+
+@dataclass(frozen=True)
+class ForgetPlan:
+    """What `forget` would do: `forgotten` live entries would go, and with `erase` the bytes of all `entries` chosen.
+
+    `labels` and `datasets` count the entries chosen; those without a label are `unlabelled`.
+    """
+
+    entries: int
+    forgotten: int
+    labels: Mapping[str, int]
+    unlabelled: int
+    datasets: Mapping[str, int]
+    erase: bool
+    version: int
+
+    def to_json(self) -> dict:
+        """The plan as a JSON object."""
+        return {
+            "would_forget": self.forgotten,
+            "would_erase": self.entries if self.erase else None,
+            "labels": dict(self.labels),
+            "unlabelled": self.unlabelled,
+            "datasets": dict(self.datasets),
+            "version": self.version,
         }
 
 

@@ -13,6 +13,7 @@ import timm
 import torch
 from timm.data.config import resolve_model_data_config
 
+from pipeline.embeddings import hub
 from pipeline.embeddings import weights as weight_files
 from pipeline.embeddings.choice import DEFAULT_ENCODER, EncoderChoice
 from pipeline.embeddings.preprocessing import preprocessing_for
@@ -175,16 +176,20 @@ def _create(name: str, image_size: int | None, *, pretrained: bool, headless: bo
         hint = f"such as {', '.join(similar)}" if similar else "timm.list_models() lists them"
         raise EncoderError(f"timm {timm.__version__} has no model named {name}: give one it has, {hint}")
     options: dict[str, Any] = {"num_classes": 0} if headless else {}
+    silent: str | None = None
     try:
         if image_size is None and "dinov2" in name:
             image_size = 224
         if image_size is not None and _has_fixed_input(architecture):
             options["img_size"] = image_size
-        return timm.create_model(architecture, pretrained=pretrained, **options)
+        if not pretrained:
+            return timm.create_model(architecture, pretrained=False, **options)
+        with hub.asked_once() as silent:
+            return timm.create_model(architecture, pretrained=True, **options)
     except (
         Exception
     ) as error:  # timm, the hub and torch fail in many types; all mean that there is no such encoder here
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = silent or (str(error).splitlines() or [type(error).__name__])[0]
         if pretrained:
             raise EncoderError(
                 f"the weights of {name} could not be fetched from timm's hub ({reason}): check the network, "

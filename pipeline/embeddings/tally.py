@@ -11,7 +11,7 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.progress import OnProgress, Progress
 from pipeline.store.files import RowsFile
 from pipeline.store.schemas import read_table
-from pipeline.store.segments import DUPLICATE, PartMark, Reservation
+from pipeline.store.segments import DUPLICATE, PartMark, Reservation, uncounted_parts
 from pipeline.store.storage import Storage
 
 MAX_REJECTED = 0.05
@@ -69,6 +69,8 @@ class Tally:
         self._max_rejected = max_rejected
         self._on_progress = on_progress
         self._found = self._rejected = self.done = 0  # found: in containers
+        self._archives_done = 0
+        self._uncounted = uncounted_parts(storage, reservation)  # and not read yet
         self._last_rejected: RowsFile | None = None
         self.stages = Stages()  # of this run
         for mark in marks:
@@ -85,11 +87,16 @@ class Tally:
         self.done += mark.planned
         self._rejected += mark.num_rejected - mark.duplicates  # which are no failures
         self._last_rejected = mark.rejected if mark.num_rejected > mark.duplicates else self._last_rejected
-        self._found += mark.planned if mark.part >= self._reservation.containers_from else 0
+        if mark.part >= self._reservation.containers_from:
+            self._found += mark.planned
+            self._archives_done += 1
+            self._uncounted.discard(mark.part)
 
     def _tell(self) -> None:
         planned = self._reservation.num_images(self._found)
-        self._on_progress(Progress("embedding", self.done, planned, self._rejected))
+        total = None if self._uncounted else planned  # an end that would move with each archive is none
+        archives = self._archives_done, self._reservation.num_containers
+        self._on_progress(Progress("embedding", self.done, total, self._rejected, *archives))
         unfinished = self._rejected < self.done or self.done < planned  # else nothing was read, which is said later
         if self._last_rejected and unfinished and self._too_many(planned):
             reject = first_failure(self._storage, [self._last_rejected])

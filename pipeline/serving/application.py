@@ -101,7 +101,7 @@ def _logged() -> OnProgress:
         nonlocal last
         if time.monotonic() - last >= SECONDS_BETWEEN_LINES:
             last = time.monotonic()
-            logger.warning("%s: %d of %d MB", moment.stage, moment.done >> 20, (moment.total or moment.done) >> 20)
+            logger.warning("%s: %d of %d MB", moment.stage, moment.done >> 20, (moment.total or 0) >> 20)
 
     return tell
 

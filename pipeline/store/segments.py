@@ -341,6 +341,18 @@ def read_container(storage: Storage, reservation: Reservation, part: int) -> dic
     return dict(found)
 
 
+def uncounted_parts(storage: Storage, reservation: Reservation) -> set[int]:
+    """The parts that are containers of which nobody knows how many images they hold before they are read.
+
+    Reads one column of the list of containers.
+    """
+    if reservation.containers is None:
+        return set()
+    counts = read_table(storage, reservation.containers, ["images"]).column("images")
+    rows = pc.indices_nonzero(counts.is_null()).to_pylist()
+    return {reservation.containers_from + row for row in rows}
+
+
 def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark]:
     """The marks of the parts that are done, by part. Raises DamagedFile for one that, or whose files, are not whole."""
     marks = {}

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.errors import DamagedFile, NotPermitted
+from pipeline.errors import DamagedFile, FirstAddUnfinished, NotPermitted
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.agreement import Agreement
@@ -17,6 +17,7 @@ from pipeline.store.findings import CLEAN, RESTORE, Finding, damage, unread
 from pipeline.store.garbage import Census, take_census
 from pipeline.store.state import Index, file_refs
 from pipeline.store.storage import Storage
+from pipeline.store.verify_first_add import first_add_contents
 from pipeline.store.versions import FOLDER as VERSIONS
 from pipeline.store.versions import VersionLog
 
@@ -63,8 +64,18 @@ class Verification:
 
 
 def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verification:
-    """Look at all there is. Raises MemoryMissing, StorageError, or DamagedFile when no version is left at all."""
-    chain = read_chain(log)
+    """Look at all there is. Raises MemoryMissing, StorageError, or DamagedFile when no version is left at all.
+
+    While the first add is not finished, what is done of it is looked at; the version is 0 then.
+    """
+    try:
+        chain = read_chain(log)
+    except FirstAddUnfinished:
+        findings, named, broken = first_add_contents(log.storage, on_progress)
+        num_bytes = sum(file.num_bytes for file, _ in named.files.values())
+        dimension = named.identity.dimension if named.identity else 0
+        files = len(named.files)
+        return Verification(tuple(findings), 0, 0, files, num_bytes, 0, (), dimension, frozenset(broken))
     named = named_by(chain)
     contents = Contents(log.storage, named)
     findings = [*chain.findings, *check_steps(chain), *check_hint(log, chain), *named.findings]

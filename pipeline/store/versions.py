@@ -22,7 +22,15 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import CommitConflict, DamagedFile, FormatError, MemoryMissing, NotPermitted
+from pipeline.errors import (
+    CommitConflict,
+    DamagedFile,
+    FirstAddUnfinished,
+    FormatError,
+    MemoryMissing,
+    NotPermitted,
+)
+from pipeline.store.first_add import unfinished_first_add
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
@@ -322,6 +330,8 @@ class VersionLog:
         self._refuse_unfinished_copy()
         if self.storage.list("tombstones") + self.storage.list("index"):
             return DamagedFile(f"the memory at {self.storage.uri} has lost its versions/: restore them from a copy")
+        if (unfinished := unfinished_first_add(self.storage)) is not None:
+            return FirstAddUnfinished(unfinished)
         return MemoryMissing(f"there is no memory at {self.storage.uri}: make one with `add`")
 
     def _refuse_unfinished_copy(self) -> None:

@@ -421,7 +421,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["search", "{memory}", "{tmp}/nowhere.png"], 1, "cannot be used (there is no such file)"),
     (["search", "{memory}", "{ask}"], 1, "is a folder: name image files"),
     (["search", "{memory}", "{image}", "-k", "0"], 2, "not a number of neighbours"),
-    (["search", "{memory}", "{image}", "-k", "many"], 2, "valid integer"),
+    (["search", "{memory}", "{image}", "-k", "many"], 2, "many is not a whole number"),
     (["search", "{memory}", "{image}", "--at", "9"], 1, "has no version 9"),
     (["search", "{memory}"], 2, "Missing argument"),
     (["classify", "{memory}", "{image}", "--voting", "majority"], 2, "give one of plurality"),
@@ -506,7 +506,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["demo", "--out", "{tmp}/texts"], 1, "holds something that is not an earlier demo"),
     (["history", "{new}"], 1, "there is no memory at"),
     (["history", "{memory}", "--limit", "0"], 2, "not a number of versions"),
-    (["history", "{memory}", "--limit", "all"], 2, "valid integer"),
+    (["history", "{memory}", "--limit", "all"], 2, "all is not a whole number"),
     (["history"], 2, "Missing argument"),
     (["rollback", "{memory}"], 2, "give one VERSION to roll back to"),
     (["rollback", "{memory}", "1", "--to", "1"], 2, "give one VERSION to roll back to"),
@@ -593,7 +593,9 @@ def test_missing_files_are_named(run: Run, memory: Path, asked: list[Path], patt
     path.unlink()
     code, _, err = run("classify", memory, asked[0])
     assert code == 1
-    assert "there is no memory at" in err if "versions" in pattern else f"{path.name} is missing" in err
+    lost = "is not finished (all of it is embedded)"  # as a first add leaves it that was killed before its commit
+    assert lost in err if "versions" in pattern else f"{path.name} is missing" in err
+    assert "restore them from a copy" in err or "versions" not in pattern
 
 
 @pytest.mark.parametrize("name", ["index.faiss", "ids.npy", "labels.npy", "vectors.f16", "entries.arrow"])

@@ -75,7 +75,8 @@ def test_wrong_usage_is_told_before_anything_is_sent(run: Run, arguments: list[s
 def test_no_server_at_the_address(run: Run) -> None:
     status, out, err = run("status", "s3://b/m", "--address", NOWHERE)
     assert (status, out) == (1, "")
-    assert err == (f"error: no Ray job server answers at {NOWHERE}: give the address of the cluster's dashboard\n")
+    assert err.endswith(f"error: no Ray job server answers at {NOWHERE}: give the address of the cluster's dashboard\n")
+    assert len(err.splitlines()) <= 2  # what it was doing, where that took a moment
 
 
 def test_the_address_may_be_in_the_environment(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,63 @@
+"""How far the first add of a memory has come, while no version names anything yet.
+
+Until the first commit a memory is a lease, weights, and a segment whose parts are done one by one. What is told here
+costs a few listings, whatever the size of the add: no completion mark is read.
+"""
+
+from pipeline.errors import DamagedFile
+from pipeline.store import segments
+from pipeline.store.leases import FOLDER as LEASES
+from pipeline.store.leases import standing
+from pipeline.store.storage import Storage
+
+WEIGHTS = "encoder"
+EMBEDDED = "all of it is embedded"
+
+
+def has_begun(storage: Storage) -> bool:
+    """Whether a first add has left something here that was not given up."""
+    numbers = segments.reserved(storage)
+    if any(not segments.is_given_up(storage, number) for number in numbers):
+        return True
+    return bool(standing(storage)) or bool(not numbers and storage.list(WEIGHTS))
+
+
+def unfinished_first_add(storage: Storage) -> str | None:
+    """A sentence on the first add that is not finished, and what to do; None where none was begun."""
+    if not has_begun(storage):
+        return None
+    done = how_far(storage)
+    said = f"the first add to the memory at {storage.uri} is not finished ({done}): wait for it, or run the same `add`"
+    if done == EMBEDDED and not storage.list(LEASES):
+        return f"{said} again, which only commits it; if there were versions before, restore them from a copy"
+    return f"{said} again where it was stopped, which goes on"
+
+
+def how_far(storage: Storage) -> str:
+    """What the newest segment that was begun has done."""
+    for number in reversed(segments.reserved(storage)):
+        if (reservation := _described(storage, number)) is not None:
+            return _done(storage, reservation)
+    return "it has remembered nothing yet"
+
+
+def _described(storage: Storage, number: int) -> segments.Reservation | None:
+    if segments.is_given_up(storage, number):
+        return None
+    try:
+        return segments.read_reservation(storage, number)
+    except DamagedFile:  # whoever took the number has not described it yet
+        return None
+
+
+def _done(storage: Storage, reservation: segments.Reservation) -> str:
+    """What the names of the marks say is done: of image files how many, of archives the archives."""
+    parts = [int(path.rpartition("/")[2].removesuffix(".json")) for path in segments.marks_of(storage, reservation)]
+    if len(parts) == reservation.num_parts:
+        return EMBEDDED
+    rows, files = reservation.rows_per_part, reservation.planned
+    images = sum(min(rows, files - part * rows) for part in parts if part < reservation.containers_from)
+    archives = sum(part >= reservation.containers_from for part in parts)
+    said = [f"{images:,} of {files:,} images done"] * bool(files)
+    said += [f"{archives:,} of {reservation.num_containers:,} archives done"] * bool(reservation.num_containers)
+    return ", ".join(said)

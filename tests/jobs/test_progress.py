@@ -1,0 +1,189 @@
+"""Progress without a terminal: it begins at once, goes on every few seconds, and has an end that does not move."""
+
+import itertools
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import progress as progress_lines
+from jobs.progress import FIRST_LINE_SECONDS, SECONDS_BETWEEN_LINES, progress
+from pipeline import VisualMemory
+from pipeline.progress import Progress
+from tests.conftest import ENCODER
+from tests.edits.test_add import many_pictures
+from tests.images.archives import tar_of
+
+
+def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    return printed.err.splitlines()
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Lines come twenty times as often; returns the seconds between them."""
+    monkeypatch.setattr(progress_lines, "FIRST_LINE_SECONDS", FIRST_LINE_SECONDS / 20)
+    monkeypatch.setattr(progress_lines, "SECONDS_BETWEEN_LINES", SECONDS_BETWEEN_LINES / 20)
+    monkeypatch.setattr(progress_lines, "SECONDS_BETWEEN_STAGES", 0.05)
+    return SECONDS_BETWEEN_LINES / 20
+
+
+def test_what_is_done_at_once_leaves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("reading"):
+        pass
+    assert lines_of(capsys) == []
+
+
+def test_a_step_that_tells_nothing_is_told_of_all_the_same(capsys: pytest.CaptureFixture[str], hurried: float) -> None:
+    with progress("loading"):
+        time.sleep(3.6 * hurried)
+    first, *others = lines_of(capsys)
+    assert first == "loading …"
+    assert len(others) == 3
+    assert all(re.fullmatch(r"loading: for [01] s", line) for line in others)
+
+
+def test_every_stage_begins_with_a_line_and_ends_with_one(capsys: pytest.CaptureFixture[str], hurried: float) -> None:
+    with progress("loading") as tell:
+        time.sleep(0.1)
+        tell(Progress("embedding", 0, 2_000))
+        time.sleep(1.5 * hurried)
+        tell(Progress("embedding", 1_000, 2_000, 7))
+        time.sleep(1.2 * hurried)
+        tell(Progress("embedding", 2_000, 2_000, 7))
+    first, *lines = lines_of(capsys)
+    assert first == "loading …"
+    assert lines[0] == "embedding: 0 of 2,000"
+    assert re.fullmatch(r"embedding: 1,000 of 2,000, [\d,]+/s, 7 rejected(, \d+ s left)?", lines[-2]), lines
+    assert re.fullmatch(r"embedding: 2,000 of 2,000, [\d,]+/s, 7 rejected", lines[-1]), lines
+
+
+def test_many_short_stages_do_not_fill_a_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress("starting") as tell:
+        for number in range(1_000):
+            tell(Progress(f"stage {number}", 0, 10))
+            time.sleep(0.001)
+    assert len(lines_of(capsys)) <= 4
+
+
+def test_an_unknown_end_is_none(capsys: pytest.CaptureFixture[str], hurried: float) -> None:
+    with progress("listing") as tell:
+        tell(Progress("listing", 12_000, None))
+        time.sleep(1.5 * hurried)
+        tell(Progress("embedding", 0, None, 0, 0, 8))
+        time.sleep(0.2)
+        tell(Progress("embedding", 1_241, None, 0, 3, 8))
+        time.sleep(1.2 * hurried)
+    lines = lines_of(capsys)
+    assert lines[0].startswith("listing: 12,000 so far")
+    assert "embedding: 0 so far, 0 of 8 archives" in lines
+    assert lines[-1].startswith("embedding: 1,241 so far, 3 of 8 archives, ")
+    assert not any(" of 1,241" in line for line in lines)
+
+
+def test_what_was_done_before_counts_as_no_speed(capsys: pytest.CaptureFixture[str], hurried: float) -> None:
+    with progress("loading") as tell:
+        tell(Progress("embedding", 1_000_000, 2_000_000))
+        time.sleep(1.5 * hurried)
+    assert re.fullmatch(r"embedding: 1,000,000 of 2,000,000(, for \d s)?", lines_of(capsys)[-1])
+
+
+def test_lines_from_several_threads_are_whole(capsys: pytest.CaptureFixture[str], hurried: float) -> None:
+    with progress("starting") as tell:
+
+        def work(name: str) -> None:
+            for done in range(101):
+                tell(Progress(name, done, 100))
+                time.sleep(0.001)
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in ("one", "two")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        time.sleep(hurried)
+    assert all(re.fullmatch(r"(starting|one|two)(:.*| …)", line) for line in lines_of(capsys))
+
+
+def test_an_add_of_tars_tells_from_the_first_second_on(tmp_path: Path, weights: str) -> None:
+    """A real add in a process of its own, its stderr a file, as in a job; every line with the time it came."""
+    source = tmp_path / "tars"
+    source.mkdir()
+    for number in range(4):
+        pictures = many_pictures(tmp_path / f"of{number}", 60 * (number + 1))
+        members = {path.name: path.read_bytes() for path in sorted(pictures.rglob("*.png"))}
+        (source / f"{number}.tar").write_bytes(tar_of(members))
+    flags = ["--encoder", ENCODER, "--weights", weights, "--weights-order", "positional", "--image-size", "64"]
+    command = [sys.executable, "-m", "jobs.cli", "add", str(tmp_path / "memory"), str(source), *flags]
+    log = tmp_path / "log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, stderr=stream, stdout=subprocess.PIPE, text=True)
+        began, seen = time.monotonic(), list[tuple[float, int]]()
+        while process.poll() is None:
+            size = log.stat().st_size
+            if not seen or size != seen[-1][1]:
+                seen.append((time.monotonic() - began, size))
+            time.sleep(0.02)
+    text = log.read_text()
+    out = process.stdout.read() if process.stdout else ""
+    assert process.returncode == 0, text
+    first = next(seconds for seconds, size in seen if size)
+    slow = os.getloadavg()[0] / (
+        os.cpu_count() or 1
+    )  # what starts in a third of a second alone, beside others takes longer
+    assert first < 1.0 + 2 * slow
+    pauses = [b - a for (a, _), (b, _) in itertools.pairwise(seen)]
+    assert max(pauses, default=0.0) < SECONDS_BETWEEN_LINES + 1 + 2 * slow
+    lines = text.splitlines()
+    assert lines[0] == "loading PyTorch …"
+    assert any(re.fullmatch(r"embedding: \d+ so far, [0-3] of 4 archives.*", line) for line in lines), text
+    assert re.fullmatch(r"embedding: 600 of 600, \d+/s, 14 rejected", lines[-1]), text
+    counts = re.findall(r"embedding: ([\d,]+) of ([\d,]*\d)", text)
+    assert {total for _, total in counts} == {"600"}, text
+    assert "\x1b" not in text + out
+    assert "GPU" not in out
+    assert "workers:" not in out
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "classify {memory} {image}",
+        "evaluate {memory} --leave-one-out",
+        "evaluate {memory} {asked}",
+        "verify {memory}",
+        "index {memory}",
+        "copy {memory} {out}",
+        "export {memory} {out}",
+        "compact {memory}",
+        "forget {memory} --label 1 --erase",
+        "add {memory} {asked} --dry-run",
+        "classify {memory} {asked} --out {out}",
+    ],
+)
+def test_every_long_verb_says_what_it_does(
+    digits_memory: VisualMemory, digits: Path, tmp_path: Path, verb: str
+) -> None:
+    """With lines from the first moment on, a verb says something before it has done anything."""
+    memory = shutil.copytree(digits_memory.uri, tmp_path / "memory")
+    words = [
+        word.format(memory=memory, image=next((digits / "ask/1").iterdir()), asked=digits / "ask", out=tmp_path / "out")
+        for word in verb.split(" ")
+    ]
+    code = (
+        "import sys; from jobs import progress; progress.FIRST_LINE_SECONDS = 0.0\n"
+        "from jobs.cli import main; main(sys.argv[1:])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False, timeout=110
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.match(r"[a-zA-Z ]+( …|: )", done.stderr), done.stderr
