@@ -129,9 +129,8 @@ def test_classify_gives_decisions_in_the_order_asked(document: Callable, memory:
     assert sum(decision["votes"].values()) == pytest.approx(1.0)
     assert sum(neighbor["weight"] for neighbor in decision["neighbors"]) == pytest.approx(1.0)
     assert decision["confidence"] == decision["votes"][decision["label"]]
-    assert {"rank", "id", "uri", "label", "similarity", "reliability", "weight"} == set(decision["neighbors"][0]) - {
-        "dataset"
-    }
+    fields = {"rank", "id", "id_text", "uri", "label", "similarity", "reliability", "weight"}
+    assert fields == set(decision["neighbors"][0]) - {"dataset"}
     for image, together in zip(asked, decisions, strict=True):
         assert document("classify", memory, image, "-k", 20) == [together]
 
