@@ -249,6 +249,6 @@ def _show_duplicates(report: "AddReport", things: str) -> None:
     elif report.duplicates:
         note(f"{held}: `--duplicates skip` leaves such {things} out, which have two votes otherwise")
     elif report.duplicates is None:
-        say(f"whether the memory held some of these {things} already was not looked for: it is large beside them")
+        say(f"whether the memory held some of these {things} already was not looked for: `--duplicates skip` does")
     if report.duplicates_within:
         note(f"{report.duplicates_within:,} of these {things} come again in the source, byte for byte: each has a vote")

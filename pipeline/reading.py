@@ -180,7 +180,8 @@ class Reader:
         options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
         state, live = self._reading(label_set, where, options.assume)
         vectors_QD, uris = self._vectors(images, embeddings, live)
-        return asking.classify(live, vectors_QD, uris, options, state.version, self._digests(state))
+        digests = self._digests(state) if options.auto_balance else None
+        return asking.classify(live, vectors_QD, uris, options, state.version, digests)
 
     def small_classes(self, label_set: str | None = None, where: str | None = None) -> tuple[SmallClass, ...]:
         """The classes that others outvote, being far smaller, unless it is asked with a balance; the smallest first.

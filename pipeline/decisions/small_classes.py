@@ -1,8 +1,8 @@
 """Classes that the others outvote: too few entries to win where their neighbours come from classes many times as large.
 
 What counts as small was measured (docs/benchmarks.md, on CIFAR-100): at k = 50 a class a quarter as large as ten others
-keeps 34 to 56% of its images by rank voting, where the others keep 81 to 86%, and less by plurality; `--balance auto`
-brings it to 67 to 81%. At half their size it keeps 55 to 73%.
+keeps 33 to 56% of its images by rank voting, where the others keep 80 to 86%, and less by plurality; `--balance auto`
+brings it to 67 to 81%. At half their size it keeps 58 to 73%.
 """
 
 from collections.abc import Mapping, Sequence

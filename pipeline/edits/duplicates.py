@@ -3,6 +3,7 @@
 Both are told after the work, from columns of the entries files, and only where reading these is small beside the add.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.decisions.small_classes import SmallClass, small_classes
+from pipeline.errors import VisualMemoryError
+from pipeline.store.columns import read_columns_of
 from pipeline.store.digests import digests_in, live_rows
 from pipeline.store.files import RowsFile
 from pipeline.store.labels import newest_labels, read_label_rows
-from pipeline.store.schemas import read_table
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
@@ -25,6 +27,9 @@ LOOKED_THROUGH = 2_000_000
 # Beyond that, so many for each image added: 10 microseconds of reading beside the milliseconds of embedding it.
 ENTRIES_AN_IMAGE = 20
 MOST_ADDED = 100_000_000  # whose digests are held in memory, 800 MB
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,12 @@ def find_duplicates(storage: Storage, before: State | None, added: tuple[RowsFil
 
     Holds 8 bytes for each image added and reads ids and sha256 of the memory's entries, 35 bytes each on disk, a file
     at a time: a million take half a second of CPU and a billion would take 8 minutes at that rate, so that many are
-    looked through only for an add that takes far longer. Raises DamagedFile.
+    looked through only for an add that takes far longer. What cannot be read of the memory is logged, and `held` None.
     """
     num_added = sum(file.rows for file in added)
     if num_added > MOST_ADDED:
         return Duplicates(None, 0)
-    columns = [digests_in(read_table(storage, file, ["sha256"])["sha256"]) for file in added]
+    columns = [digests_in(table["sha256"]) for table in read_columns_of(storage, added, ["sha256"])]
     new, numbers = np.unique(np.concatenate([np.empty(0, np.uint64), *columns]), return_counts=True)
     within = num_added - len(new)
     if before is None or not before.num_live or not len(new):
@@ -62,22 +67,35 @@ def find_duplicates(storage: Storage, before: State | None, added: tuple[RowsFil
     if not are_looked_for(before, num_added):
         return Duplicates(None, within)
     held = np.zeros(len(new), bool)
-    for _, digests_N in live_rows(storage, before):
-        at_N = np.minimum(np.searchsorted(new, digests_N), len(new) - 1)
-        held[at_N[new[at_N] == digests_N]] = True
+    try:
+        for _, digests_N in live_rows(storage, before):
+            at_N = np.minimum(np.searchsorted(new, digests_N), len(new) - 1)
+            held[at_N[new[at_N] == digests_N]] = True
+    except VisualMemoryError as error:  # an add goes on beside what is damaged, or erased meanwhile
+        logger.warning("%s; whether the memory held some of these images already was not looked for", error)
+        return Duplicates(None, within)
     return Duplicates(int(numbers[held].sum()), within)
 
 
 def find_small_classes(storage: Storage, state: State, added: tuple[RowsFile, ...]) -> tuple[SmallClass, ...]:
     """The classes of what was added that are outvoted by the others of the memory, as far as these are looked through.
 
-    Reads ids and labels of every entry, which are encoded as a dictionary. Raises DamagedFile.
+    Reads ids and labels of every entry, which are encoded as a dictionary: 0.2 s of CPU for a million. None are told
+    where some of that cannot be read: the add is committed by then.
     """
     if not are_looked_for(state, sum(file.rows for file in added)):
         return ()
+    try:
+        return _small_classes(storage, state, added)
+    except VisualMemoryError as error:
+        logger.warning("%s; whether classes are small beside others was not looked for", error)
+        return ()
+
+
+def _small_classes(storage: Storage, state: State, added: tuple[RowsFile, ...]) -> tuple[SmallClass, ...]:
     ours: Counter[str] = Counter()
-    for file in added:
-        ours.update(_counts(read_table(storage, file, ["label"])["label"]))
+    for table in read_columns_of(storage, added, ["label"]):
+        ours.update(_counts(table["label"]))
     if not ours:
         return ()
     counts: Counter[str] = Counter()
@@ -96,8 +114,7 @@ def _live_labels(storage: Storage, state: State) -> Iterator[pa.Array | pa.Chunk
     forgotten = read_tombstones(storage, state.tombstones)
     own = newest_labels(read_label_rows(storage, state.labels), None)
     passed = np.union1d(forgotten, own.ids_N)
-    for file in state.entries_files():
-        table = read_table(storage, file, ["id", "label"])
+    for table in read_columns_of(storage, state.entries_files(), ["id", "label"]):
         yield table["label"].filter(pa.array(~np.isin(table["id"].to_numpy(), passed)))
     pending = pa.array([single.label for single in state.pending], pa.string())
     yield pending.filter(pa.array(~np.isin([single.id for single in state.pending], passed), pa.bool_()))

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import DamagedFile
+from pipeline.store.columns import read_columns, read_columns_of
 from pipeline.store.files import RowsFile
-from pipeline.store.schemas import read_table
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
@@ -68,7 +68,7 @@ class Digests:
 
     def _rows_of(self, file: RowsFile) -> tuple[np.ndarray, np.ndarray]:
         if file.path not in self._read:
-            table = read_table(self._storage, file, ["id", "sha256"])
+            table = read_columns(self._storage, file, ["id", "sha256"])
             ids_N = table["id"].to_numpy()
             order = np.argsort(ids_N)
             self._read[file.path] = ids_N[order], digests_in(table["sha256"])[order]
@@ -87,12 +87,10 @@ class Digests:
 def live_rows(storage: Storage, state: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids int64 [N] and digests uint64 [N] of the live entries of a version, one file after another. DamagedFile."""
     forgotten = read_tombstones(storage, state.tombstones)
-    for file in state.entries_files():
-        table = read_table(storage, file, ["id", "sha256"])
+    for table in read_columns_of(storage, state.entries_files(), ["id", "sha256"]):
         ids_N = table["id"].to_numpy()
         alive_N = ~np.isin(ids_N, forgotten)
         yield ids_N[alive_N], digests_in(table["sha256"])[alive_N]
-        storage.release(file.path)
     ids_N = np.array([single.id for single in state.pending], np.int64)
     alive_N = ~np.isin(ids_N, forgotten)
     if len(ids_N):

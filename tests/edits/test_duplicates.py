@@ -275,6 +275,18 @@ def test_an_add_of_a_class_far_smaller_than_the_others_says_so(make_memory: Make
     assert {small.label for small in memory.small_classes()} == {"wolf"}
 
 
+def test_an_add_goes_on_beside_a_damaged_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "x.npy", unit(np.random.default_rng(0).normal(size=(50, 8))))
+    memory = VisualMemory(tmp_path / "memory")
+    memory.add(tmp_path / "first")
+    next(Path(memory.uri).glob("segments/00000001/entries/*")).unlink()
+    report = memory.add(tmp_path / "second")
+    assert (report.entries, report.duplicates) == (50, None)
+    assert "is missing from the memory" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_on_ray_the_same_images_are_left_out(tmp_path: Path) -> None:

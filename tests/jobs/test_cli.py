@@ -712,3 +712,38 @@ def test_every_verb_has_help(run: Run, verb: str) -> None:
     code, out, _ = run(verb, "--help")
     assert code == 0
     assert "Usage" in out
+
+
+def test_duplicates_are_told_and_left_out(run: Run, memory: Path, digits: Path, tmp_path: Path) -> None:
+    some = tmp_path / "some" / "3"
+    some.mkdir(parents=True)
+    for path in [*sorted((digits / "remember" / "3").iterdir())[:4], *sorted((digits / "ask" / "3").iterdir())[:2]]:
+        shutil.copy(path, some)
+    kept = shutil.copytree(memory, tmp_path / "kept")
+    status, _, err = run("add", kept, some.parent)
+    assert status == 0
+    assert "4 of these 6 images were in the memory already, by the bytes: `--duplicates skip` leaves" in err
+    status, out, _ = run("add", memory, some.parent, "--duplicates", "skip")
+    assert status == 0
+    assert "remembered 2 of 6 images" in out
+    assert "4 of these 6 images were in the memory already, by the bytes, and left out" in out
+    assert "rejected" not in out
+    status, _, err = run("add", memory, some.parent, "--duplicates", "drop")
+    assert (status, err) == (2, "error: --duplicates drop is unknown: give keep or skip\n")
+
+
+def test_a_small_class_is_hinted_at_where_it_lost(run: Run, memory: Path, digits: Path, tmp_path: Path) -> None:
+    wolf = tmp_path / "few" / "wolf"
+    wolf.mkdir(parents=True)
+    for path in sorted((digits / "ask" / "3").iterdir())[:3]:
+        shutil.copy(path, wolf)
+    status, _, err = run("add", memory, wolf.parent)
+    assert status == 0
+    wanted = "wolf (3 entries) is a class far smaller than others (20), which outvote it: ask with `--balance auto`"
+    assert wanted in " ".join(err.split())
+    asked = sorted((digits / "ask" / "3").iterdir())[0]
+    status, out, err = run("classify", memory, asked, "--json")
+    assert json.loads(out)[0]["label"] == "3"
+    assert wanted in " ".join(err.split())
+    assert wanted not in " ".join(run("classify", memory, asked, "--balance", "auto")[2].split())
+    assert wanted not in " ".join(run("classify", memory, asked, "-k", "1")[2].split())  # it did not lose
