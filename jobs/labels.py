@@ -63,12 +63,10 @@ def note_before(plan: "AddPlan") -> None:
         note(f"the folder {uri} cannot be read ({reason}), so its images are not in this add")
     if len(listing.passed_over.unreadable) > NAMES_SHOWN:
         note(f"{len(listing.passed_over.unreadable):,} folders cannot be read in all")
+    if listing.is_file:  # an image that is remembered in a moment: note_after says it
+        return
     census = listing.census + listing.inside
-    if listing.is_file and census.counts and plan.options.asked_labels == "folder":
-        [label] = census.counts
-        note(f"the image has the label {label}, the name of its folder: `--label NAME` gives it another")
-    else:
-        _note_questionable(census)
+    _note_questionable(census)
     if not listing.containers.num_rows:
         _note_unmatched(census, plan)
     _note_unlabelled(census, plan)
@@ -77,6 +75,11 @@ def note_before(plan: "AddPlan") -> None:
 def note_after(report: "AddReport", plan: "AddPlan") -> None:
     """What is wrong with labels, where that was not known before the images were read."""
     listing = plan.listing
+    if listing.is_file and plan.options.asked_labels == "folder" and report.census.counts:
+        [label] = report.census.counts
+        note(f"the image has the label {label}, the name of its folder: `--label NAME` gives it another")
+    elif listing.is_file:
+        _note_unlabelled(report.census, plan)
     if not listing.containers.num_rows:
         return
     before = listing.census + listing.inside

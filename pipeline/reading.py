@@ -363,7 +363,7 @@ class Reader:
             votings=votings,
             auto_balance=balance == "auto",
         )
-        return replace(found, unreadable=rejected, without_word=len(said) - len(asked))
+        return replace(found, unreadable=rejected, without_word=sum(label is not None for label in said) - len(asked))
 
     def evaluate_leave_one_out(
         self,

@@ -151,7 +151,7 @@ def test_a_single_file_says_after_what_it_is_labelled(tmp_path: Path, run: Run, 
     _, _, err = run("add", tmp_path / "memory", root / "wolf.png", *flags)
     assert "the image has the label Downloads, the name of its folder: `--label NAME` gives it another" in err
     _, out, err = run("add", tmp_path / "memory", root / "wolf.png", "--label", "wolf")
-    assert ("labels: wolf (1)" in out, "note" in err) == (True, False)
+    assert ("labels: wolf (1)" in out, "has the label" in err) == (True, False)
     assert VisualMemory(tmp_path / "memory").status()["entries_by_label"] == {"Downloads": 1, "wolf": 1}
 
 
