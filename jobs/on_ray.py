@@ -34,13 +34,7 @@ def start_ray() -> None:
         raise UsageError(
             f"RAY_ADDRESS is {address}, where jobs are taken: submit the command, or add --runner here, or unset it"
         )
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a known, harmless error (ray#53727)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # a driver does not send it otherwise
-    if not sys.stderr.isatty():
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # a log that is a file is no terminal
+    set_defaults()
     import ray  # slow to import, and only large adds need it
     import ray.data
 
@@ -61,6 +55,17 @@ def start_ray() -> None:
             logging_level=logging.ERROR,
             _node_ip_address=LOOPBACK,
         )
+
+
+def set_defaults() -> None:
+    """Set what Ray reads of the environment when it is imported, where nothing is set."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a known, harmless error (ray#53727)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # a driver does not send it otherwise
+    if not sys.stderr.isatty():
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # a log that is a file is no terminal
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +13,8 @@ from jobs.arguments import Memory, size_in_bytes
 from jobs.terminal import note, say, stderr
 from pipeline.store.places import open_storage
 from pipeline.store.versions import VersionLog
+
+SECONDS_OF_SILENCE = 0.8  # before a server that starts says what it does
 
 
 def serve(
@@ -70,40 +72,40 @@ def serve(
     ] = 1.0,
 ) -> None:
     """Answer questions over HTTP until interrupted; a newer version of the memory is followed."""
-    tell(f"opening {memory}")
-    from jobs.on_ray import check_free, is_on_cluster, share_of_cpus
-    from jobs.serving_on_ray import serve_until_interrupted
-    from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
+    with _told_if_slow(tell, f"opening {memory}"):
+        from jobs.on_ray import check_free, is_on_cluster, share_of_cpus
+        from jobs.serving_on_ray import serve_until_interrupted
+        from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
 
-    cpus = share_of_cpus(groups * replicas + ingresses + embedders + 1)
-    options = ServingOptions(
-        memory=memory,
-        host=host,
-        port=None if is_on_cluster() else port,
-        groups=groups,
-        replicas=replicas,
-        max_replicas=max_replicas,
-        ingresses=ingresses,
-        embedders=embedders,
-        embedder_gpus=embedder_gpus,
-        group_cpus=cpus,
-        ingress_cpus=cpus,
-        embedder_cpus=cpus,
-        editor_cpus=cpus,
-        token_file=token_file,
-        thumbnails=thumbnails,
-        cors=tuple(dict.fromkeys(cors or ())),
-        log_requests=access_log,
-        cache=cache or CACHE,
-        cache_bytes=size_in_bytes("--cache-size", cache_size),
-        timeout_seconds=timeout,
-        poll_seconds=poll,
-    )
-    has_token = token_of(options) is not None  # all that can be wrong is told before Ray starts
-    check_origins(options.cors)
-    VersionLog(open_storage(memory)).latest()
-    if not is_on_cluster():
-        check_free(host, port)
+        cpus = share_of_cpus(groups * replicas + ingresses + embedders + 1)
+        options = ServingOptions(
+            memory=memory,
+            host=host,
+            port=None if is_on_cluster() else port,
+            groups=groups,
+            replicas=replicas,
+            max_replicas=max_replicas,
+            ingresses=ingresses,
+            embedders=embedders,
+            embedder_gpus=embedder_gpus,
+            group_cpus=cpus,
+            ingress_cpus=cpus,
+            embedder_cpus=cpus,
+            editor_cpus=cpus,
+            token_file=token_file,
+            thumbnails=thumbnails,
+            cors=tuple(dict.fromkeys(cors or ())),
+            log_requests=access_log,
+            cache=cache or CACHE,
+            cache_bytes=size_in_bytes("--cache-size", cache_size),
+            timeout_seconds=timeout,
+            poll_seconds=poll,
+        )
+        has_token = token_of(options) is not None  # all that can be wrong is told before Ray starts
+        check_origins(options.cors)
+        VersionLog(open_storage(memory)).latest()
+        if not is_on_cluster():
+            check_free(host, port)
     if has_token and token_file is None and is_on_cluster():
         note(
             "on a cluster the token is read where the ingress runs: set VISUAL_MEMORY_TOKEN there, or give --token-file"
@@ -132,6 +134,18 @@ def serve(
 def tell(text: str) -> None:
     """A line of what is being done, on stderr."""
     stderr.print(text, markup=False)
+
+
+@contextlib.contextmanager
+def _told_if_slow(tell: Callable[[str], None], text: str) -> Iterator[None]:
+    """Tell what is being done where it takes a while, so that a mistake that is found at once is one line."""
+    timer = threading.Timer(SECONDS_OF_SILENCE, tell, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from jobs.on_ray import held_back_stderr, start_ray
+from jobs.on_ray import held_back_stderr, set_defaults, start_ray
 from pipeline.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -41,10 +41,8 @@ def serve_until_interrupted(
     os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(1 << 30))  # a batch of images is larger
     with stop_signals() as signals:
         tell("starting Ray" if not os.environ.get("RAY_ADDRESS") else "connecting to Ray")
-        try:
+        with _signals_left_alone():
             start_ray()
-        except SystemExit:  # what Ray makes of SIGTERM while it starts
-            return
         _deploy_and_wait(build, announce, proxies, tell, signals)
 
 
@@ -76,7 +74,7 @@ def _deploy_and_wait(
             announce()
         signals.wait()
         tell("stopping: answering what is under way; once more stops at once")
-    except Stopped:
+    except (Stopped, KeyboardInterrupt):  # Ray's core says the latter of whatever a signal raises
         tell("stopping")
     finally:
         if application is not None:
@@ -180,8 +178,8 @@ def _told_of_replicas(tell: Callable[[str], None]) -> Iterator[None]:
         done.set()
 
 
-class Stopped(Exception):
-    """The process was told to stop while it was starting."""
+class Stopped(BaseException):
+    """The process was told to stop while it was starting. No error: what retries after errors must let it pass."""
 
 
 class StopSignals:
@@ -220,8 +218,21 @@ class StopSignals:
         self._told += 1
         self._event.set()
         if self._raising:
-            self._raising = False
             raise Stopped
+
+
+@contextlib.contextmanager
+def _signals_left_alone() -> Iterator[None]:
+    """Keep Ray from handling SIGTERM while it starts: it would end this process in its midst, or lose the signal."""
+    set_defaults()
+    import ray._private.utils as rays_own
+
+    original = rays_own.set_sigterm_handler
+    rays_own.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        rays_own.set_sigterm_handler = original
 
 
 @contextlib.contextmanager
