@@ -106,6 +106,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             VisualMemoryError(f"{error.strerror or error}{named}: mend that and run the command again"), debug, 1, error
         )
     except Exception as error:  # what nobody foresaw is told in a line too; --debug shows the rest
+        if _comes_of_an_interrupt(error):
+            _tell_interrupted()
+            sys.exit(INTERRUPTED)
         _fail(
             VisualMemoryError(f"this should not happen ({type(error).__name__}: {error}): --debug shows where"),
             debug,
@@ -138,6 +141,15 @@ def _close_stdout() -> None:
 
 def _tell_interrupted() -> None:
     sys.stderr.write("note: interrupted: run the same command again; an add goes on where it was\n")
+
+
+def _comes_of_an_interrupt(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is behind an error: a module of C that is being loaded turns it into one of its own."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _fail(error: Exception, debug: bool, status_code: int, cause: Exception | None = None) -> None:
