@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from jobs.arguments import Json, Memory, Source, command_line
+from jobs.arguments import ExcludeFiles, ImageExtension, Json, LabelsFrom, Memory, Source, command_line
 from jobs.labels import note_after, note_before, show_first, show_labels, show_passed_over
 from jobs.progress import progress
 from jobs.terminal import counted, note, print_json, say
@@ -26,33 +26,12 @@ _NEW_IMAGES = "put them into a folder of their own and add that (`reindex`, whic
 def add(
     memory: Memory,
     source: Source,
-    labels: Annotated[
-        str,
-        typer.Option(
-            help="folder: the first folder below SOURCE, or what lies beside the images in archives and tables; "
-            "parent: the folder that holds the image; none; a column of Parquet files, or of the JSON in tars; a file "
-            "that names images and their labels.",
-            metavar="folder|parent|none|column:NAME|file:PATH",
-        ),
-    ] = "folder",
+    labels: LabelsFrom = "folder",
     label: Annotated[
         str | None, typer.Option(help="The one label of all these images, in place of --labels.", metavar="NAME")
     ] = None,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Pass over files and folders like this, as .gitignore has it: 'masks', '*_seg.png', 'a/**/b'. "
-            "Repeatable.",
-            metavar="GLOB",
-        ),
-    ] = None,
-    image_extension: Annotated[
-        str | None,
-        typer.Option(
-            help="In tar archives, take only the images with this ending after the name of their sample, such as jpg.",
-            metavar="EXTENSION",
-        ),
-    ] = None,
+    exclude: ExcludeFiles = None,
+    image_extension: ImageExtension = None,
     dataset: Annotated[
         str | None, typer.Option(help="Name of these images.  \\[default: the folder's name]", metavar="NAME")
     ] = None,

@@ -115,6 +115,32 @@ Source = Annotated[
         show_default=False,
     ),
 ]
+LabelsFrom = Annotated[
+    str,
+    typer.Option(
+        "--labels",
+        help="folder: the first folder below SOURCE, or what lies beside the images in archives and tables; parent: "
+        "the folder that holds the image; none; a column of Parquet files, or of the JSON in tars; a file that names "
+        "images and their labels.",
+        metavar="folder|parent|none|column:NAME|file:PATH",
+    ),
+]
+ExcludeFiles = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--exclude",
+        help="Pass over files and folders like this, as .gitignore has it: 'masks', '*_seg.png', 'a/**/b'. Repeatable.",
+        metavar="GLOB",
+    ),
+]
+ImageExtension = Annotated[
+    str | None,
+    typer.Option(
+        "--image-extension",
+        help="In tar archives, take only the images with this ending after the name of their sample, such as jpg.",
+        metavar="EXTENSION",
+    ),
+]
 Images = Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files to ask about.", show_default=False)]
 Neighbors = Annotated[int, typer.Option("-k", "--k", help="How many neighbours vote.", metavar="K", parser=count)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")]

@@ -10,6 +10,7 @@ from jobs.arguments import (
     At,
     Balance,
     Exclude,
+    ImageExtension,
     Json,
     LabelSet,
     Memory,
@@ -59,6 +60,11 @@ def classify(
             metavar="URI",
         ),
     ] = None,
+    exclude_files: Annotated[
+        list[str] | None,
+        typer.Option(help="With --out: pass over files and folders like this, as `add --exclude`.", metavar="GLOB"),
+    ] = None,
+    image_extension: ImageExtension = None,
     max_rejected: MaxRejected = None,
     runner: Runner = "auto",
     at: At = None,
@@ -67,6 +73,7 @@ def classify(
     """Decide what each IMAGE is, by the votes of its nearest entries; with --out each image of one SOURCE."""
     if out is not None:
         options = _options(k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below)
+        options |= {"exclude_files": exclude_files or (), "image_extension": image_extension}
         _decide_about_a_source(memory, images, out, at, max_rejected, runner, options, json=json)
         return
     decisions = decided(memory, images, k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below, at)

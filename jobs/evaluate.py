@@ -4,7 +4,19 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from jobs.arguments import At, Balance, Json, LabelSet, Memory, Where, balance_value, count
+from jobs.arguments import (
+    At,
+    Balance,
+    ExcludeFiles,
+    ImageExtension,
+    Json,
+    LabelSet,
+    LabelsFrom,
+    Memory,
+    Where,
+    balance_value,
+    count,
+)
 from jobs.progress import progress
 from jobs.terminal import counted, print_json, say
 
@@ -38,6 +50,9 @@ def evaluate(
     ] = None,
     label_set: LabelSet = None,
     where: Where = None,
+    labels: LabelsFrom = "folder",
+    exclude: ExcludeFiles = None,
+    image_extension: ImageExtension = None,
     balance: Balance = "0",
     at: At = None,
     json: Json = False,
@@ -66,6 +81,9 @@ def evaluate(
                 balance=tau,
                 label_set=label_set,
                 where=where,
+                labels=labels,
+                exclude_files=exclude or (),
+                image_extension=image_extension,
                 on_progress=on_progress,
             )
     if json:

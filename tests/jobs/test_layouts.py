@@ -134,6 +134,21 @@ def test_labels_of_the_layouts_people_have(
     assert (known["label_counts"], known["unlabelled"]) == (labels, without)
 
 
+def test_splits_are_asked_and_decided_about_by_their_classes(
+    tmp_path: Path,
+    run: Run,  # noqa: F811
+    flags: list[object],
+) -> None:
+    root, memory = splits(tmp_path / "images"), tmp_path / "memory"
+    run("add", memory, root / "train", *flags)
+    status, out, err = run("evaluate", memory, root, "--labels", "parent", "--exclude", "test", "-k", 1, "--json")
+    assert status == 0, err
+    assert json.loads(out)["accuracy"]["plurality"] == {"1": 100.0}
+    status, _, err = run("classify", memory, root, "--out", tmp_path / "out", "--exclude-files", "train")
+    assert status == 0, err
+    assert pq.read_table(tmp_path / "out/decisions").num_rows == 1
+
+
 def test_the_document_of_an_add_tells_of_labels_and_of_what_was_passed_over(
     tmp_path: Path,
     run: Run,  # noqa: F811
