@@ -62,9 +62,10 @@ def _deploy_and_wait(
     application: DeploymentHandle | None = None
     signals.take_over()
     try:
+        location = "EveryNode" if proxies is not None else "Disabled"
+        # An exception in the midst of this may abort the process in Ray's core: a signal waits until it is done.
+        serve.start(proxy_location=location, http_options=proxies, logging_config=quiet)
         with signals.raised():
-            location = "EveryNode" if proxies is not None else "Disabled"
-            serve.start(proxy_location=location, http_options=proxies, logging_config=quiet)
             with _told_of_replicas(tell):
                 try:
                     application = serve.run(build(), name=APPLICATION, logging_config=quiet)
