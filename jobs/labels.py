@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from pipeline.edits.add import AddPlan, AddReport
     from pipeline.images.census import LabelCensus
     from pipeline.images.leftovers import PassedOver
+    from pipeline.images.notes import ContainerNotes
 
 LABELS_SHOWN = 8
 NAMES_SHOWN = 5
@@ -26,17 +27,19 @@ def show_labels(census: "LabelCensus") -> None:
         say(f"labels: {unread.removeprefix('; ')}")
 
 
-def show_first(plan: "AddPlan", peeked: "tuple[str, LabelCensus] | None") -> None:
+def show_first(plan: "AddPlan", peeked: "tuple[str, LabelCensus, ContainerNotes] | None") -> None:
     """The labels of the first images in an archive or table, and what is wrong with them."""
     if peeked is None:
         return
-    container, census = peeked
+    container, census, notes = peeked
     number = census.labelled + census.without
     labels = [f"{label} ({count:,})" for label, count in census.first_labels(LABELS_SHOWN).items()]
     without = [f"{census.without:,} without one"] if census.without else []
     say(f"the first {counted(number, 'image')} in {container}: {', '.join([*labels, *without]) or 'none'}")
+    show_passed_over(notes.passed_over)
     _note_questionable(census)
     _note_unlabelled(census, plan)
+    _note_samples(notes)
 
 
 def show_passed_over(passed: "PassedOver") -> None:
@@ -67,6 +70,7 @@ def note_before(plan: "AddPlan") -> None:
         return
     census = listing.census + listing.inside
     _note_questionable(census)
+    _note_mask_like(listing.mask_like)
     if not listing.containers.num_rows:
         _note_unmatched(census, plan)
     _note_unlabelled(census, plan)
@@ -88,17 +92,35 @@ def note_after(report: "AddReport", plan: "AddPlan") -> None:
     _note_unmatched(report.census, plan)
     if report.census.unlabelled != before.unlabelled:
         _note_unlabelled(report.census, plan)
-    if report.notes.masks:
-        names = list(report.notes.masks)
+    _note_samples(report.notes)
+
+
+def _note_samples(notes: "ContainerNotes") -> None:
+    """Samples with several images, and sidecars that could not be read."""
+    if notes.masks:
+        names = list(notes.masks)
         note(
-            f"{counted(sum(report.notes.masks.values()), 'image')} passed over beside the picture of their sample "
+            f"{counted(sum(notes.masks.values()), 'image')} passed over beside the picture of their sample "
             f"({_listed(names)}): `--image-extension {names[0].lstrip('.')}` would take these instead"
         )
-    if report.notes.together:
-        names = list(report.notes.together)
+    if notes.together:
+        names = list(notes.together)
         note(
             f"samples of these archives hold several images ({_listed(names)}), each of which is an entry: "
             f"`--image-extension {names[0].lstrip('.')}` would take one of them"
+        )
+    _note_mask_like(notes.mask_like)
+    if notes.sidecars:
+        said = [f"{number:,}: {reason}" for reason, number in notes.sidecars.items()]
+        note(f"{counted(sum(notes.sidecars.values()), 'sidecar')} could not be read ({_listed(said)})")
+
+
+def _note_mask_like(endings: "dict[str, int]") -> None:
+    if endings:
+        name = next(iter(endings))
+        note(
+            f"{counted(sum(endings.values()), 'image')} are named like masks of others ({_listed(list(endings))}), and "
+            f"are entries all the same: `--exclude '*{name}'` passes them over"
         )
 
 
@@ -106,6 +128,9 @@ def _note_questionable(census: "LabelCensus") -> None:
     alike = [" and ".join(repr(label) for label in group) for group in census.alike()]
     if alike:
         note(f"these labels may be meant as one: {_listed(alike)}; `relabel` makes them one")
+    doubtful = [f"{label!r} ({census.counts[label]:,})" for label in census.doubtful()]
+    if doubtful:
+        note(f"these labels may stand for none, or are no UTF-8: {_listed(doubtful)}; `relabel` corrects them")
     names = census.questionable()
     if names:
         said = [f"{name} ({census.counts[name]:,})" for name in names]

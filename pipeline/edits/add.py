@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from pipeline.decisions.small_classes import SmallClass
 from pipeline.edits.duplicates import find_duplicates, find_small_classes
-from pipeline.edits.label_report import label_report
+from pipeline.edits.label_report import label_report, noted
 from pipeline.edits.settle import refuse_mix, settle
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
@@ -143,8 +143,8 @@ class AddPlan:
         files = int(self.listing.images.num_rows)
         return -(-files // ids.rows_per_part(files)) + int(self.listing.containers.num_rows)
 
-    def peek(self) -> tuple[str, LabelCensus] | None:
-        """The labels of the first images in an archive or table, and its uri, as `listing.peek` reads them."""
+    def peek(self) -> tuple[str, LabelCensus, ContainerNotes] | None:
+        """What `listing.peek` reads of the first images in an archive or table."""
         return peek(self.listing, Labels(self.options.asked_labels))
 
     @property
@@ -331,7 +331,10 @@ def _added(
     rejects = read_rejects(storage, segment.rejected)
     if not segment.planned:
         give_up(storage, reservation.number)
-        raise SourceError(f"there is no image in the archives of {plan.listing.uri}, so nothing was added")
+        passed, notes = noted(plan.listing.passed_over, marks.values())
+        masks = [f"{number:,} {ending}" for ending, number in (passed.endings + notes.masks).most_common(8)]
+        but = f" (they hold {', '.join(masks)})" if masks else ""
+        raise SourceError(f"there is no image in the archives of {plan.listing.uri}{but}, so nothing was added")
     left_out = sum(mark.duplicates for mark in marks.values())
     if not segment.entries and not left_out:
         give_up(storage, reservation.number)

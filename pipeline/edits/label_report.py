@@ -21,12 +21,13 @@ COUNTED_FILES = 256  # files of entries whose labels are counted: 4 million imag
 def label_report(storage: Storage, listing: Listing, segment: Segment, marks: Collection[PartMark]) -> dict[str, Any]:
     """The fields of an AddReport that tell of labels and of what was passed over.
 
-    Labels of image files are counted in the listing. Those in containers are read from the column label of the entries,
-    of the first COUNTED_FILES files; reasons why there is none come from the marks of the parts.
+    Labels are counted in the column label of the entries, of the first COUNTED_FILES files: images that were rejected
+    have none. Where nothing was rejected and all are image files, the listing has counted them. Reasons why there is
+    none come from the listing and the marks of the parts.
     """
     census = listing.census
     passed, notes = noted(listing.passed_over, marks)
-    if listing.containers.num_rows:
+    if listing.containers.num_rows or segment.num_rejected:
         files = segment.entries[:COUNTED_FILES]
         counts: Counter[str] = Counter()
         without = 0
@@ -37,12 +38,25 @@ def label_report(storage: Storage, listing: Listing, segment: Segment, marks: Co
                 else:
                     counts[pair["values"]] += pair["counts"]
         reasons = census.unlabelled + _summed(mark.unlabelled for mark in marks)
-        if len(files) == len(segment.entries) and sum(reasons.values()) < without:
-            reasons["nothing names it"] += without - sum(reasons.values())
-        matched = sum(counts.values()) - census.labelled
-        unmatched = max(0, census.num_unmatched - max(0, matched))
-        census = LabelCensus(counts, reasons, 0, census.num_rows, unmatched, census.unmatched[:unmatched])
+        if len(files) == len(segment.entries):
+            reasons = _of_entries(reasons, without)
+        matched = max(0, sum(counts.values()) - census.labelled) if listing.containers.num_rows else 0
+        unmatched = max(0, census.num_unmatched - matched)
+        # Which rows the images in containers matched is not known.
+        census = LabelCensus(counts, reasons, 0, census.num_rows, unmatched, () if matched else census.unmatched)
     return {"census": census, "passed_over": passed, "notes": notes}
+
+
+def _of_entries(reasons: Counter[str], without: int) -> Counter[str]:
+    """Reasons for as many images as became entries without a label: those that were rejected had reasons too."""
+    found = Counter(reasons)
+    surplus = found.total() - without
+    for reason, number in reasons.most_common():
+        found[reason] -= max(0, min(surplus, number))
+        surplus -= number
+    if found.total() < without:
+        found["nothing names it"] += without - found.total()
+    return +found
 
 
 def noted(passed: PassedOver, marks: Collection[PartMark]) -> tuple[PassedOver, ContainerNotes]:
@@ -55,10 +69,11 @@ def noted(passed: PassedOver, marks: Collection[PartMark]) -> tuple[PassedOver, 
         passed.unreadable,
         passed.label_files,
     )
-    return whole, ContainerNotes(whole, kinds["masks"], kinds["together"])
+    notes = ContainerNotes(whole, kinds["masks"], kinds["together"], kinds["sidecars"], kinds["mask_like"])
+    return whole, notes
 
 
-NOTED = ("endings", "leftovers", "excluded", "masks", "together")
+NOTED = ("endings", "leftovers", "excluded", "masks", "together", "sidecars", "mask_like")
 
 
 def _summed(counts: Any) -> Counter[str]:

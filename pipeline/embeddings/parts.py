@@ -70,7 +70,8 @@ class EmbeddedPart:
     @property
     def unlabelled(self) -> Counter[str]:
         """The images of a container without a label, by the reason."""
-        return Counter(item.no_label for item in self.items if item.label is None and item.no_label and self.notes)
+        items = (self.items[row] for row in self.kept if self.notes)
+        return Counter(item.no_label for item in items if item.label is None and item.no_label)
 
     @property
     def kept(self) -> list[int]:

@@ -14,8 +14,13 @@ import pyarrow.compute as pc
 
 from pipeline.images.label_rows import LabelFile
 from pipeline.images.labels import NO_FOLDER, Labels
+from pipeline.images.samples import mask_ending
+from pipeline.images.uris import path_of_uri
 
 SHOWN_LABELS = 20
+_NO_LABELS = frozenset(
+    {"null", "none", "nan", "n/a", "na", "<na>", "-1", "nil", "undefined", "unlabeled", "unlabelled"}
+)
 
 # Names that people give to parts of a data set, and to folders that hold all kinds of images; a year or a number may
 # follow (train2017). They are seldom classes.
@@ -66,6 +71,10 @@ class LabelCensus:
         """The labels that are named like a split or a folder of images rather than a class, the most frequent first."""
         return [label for label, _ in self.counts.most_common() if _NO_CLASS.fullmatch(label.strip())]
 
+    def doubtful(self) -> list[str]:
+        """Labels that other programs write for none, and those with bytes that were no UTF-8."""
+        return [label for label in self.counts if label.strip().lower() in _NO_LABELS or "\ufffd" in label]
+
     def alike(self) -> list[list[str]]:
         """Labels that differ in case, spaces or the form of Unicode only, and may be meant as one."""
         groups: dict[str, list[str]] = {}
@@ -87,12 +96,23 @@ class LabelCensus:
             "label_counts": self.first_labels(),
             "num_labels": len(self.counts),
             "questionable_labels": self.questionable()[:SHOWN_LABELS],
+            "doubtful_labels": self.doubtful()[:SHOWN_LABELS],
             "alike_labels": self.alike()[:SHOWN_LABELS],
             "unread_containers": self.unread,
             "label_rows": self.num_rows,
             "label_rows_unmatched": self.num_unmatched,
             "first_unmatched": list(self.unmatched),
         }
+
+
+def mask_endings(uris: pa.ChunkedArray) -> Counter[str]:
+    """Image files that are named like masks of others, by the end of their names."""
+    found: Counter[str] = Counter()
+    for batch in uris.chunks:
+        suspicious = pc.match_substring_regex(batch, r"[_-][A-Za-z]+\d*\.[A-Za-z]+$")
+        endings = (mask_ending(path_of_uri(uri)) for uri in batch.filter(suspicious).to_pylist())
+        found.update(ending for ending in endings if ending is not None)
+    return found
 
 
 def census_of_files(column: pa.ChunkedArray, labels: Labels, rows: Sequence[int | None] | None) -> LabelCensus:

@@ -155,4 +155,4 @@ def _kept_table(path: str, names: tuple[str, ...], change: object) -> pa.Table:
 
 
 def _is_parquet(path: str) -> bool:
-    return path.endswith(".parquet")
+    return path.lower().endswith(".parquet")

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import csv, parquet
-from pyarrow import json as json_lines
 
 from pipeline.errors import SourceError
 from pipeline.images.label_text import encoding_of, text_of_bytes
@@ -73,6 +72,29 @@ def read_fields(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
     """What a JSON object says of each id or uri: its label, and what may stand beside it. Raises SourceError."""
     pairs = _read_object(_local(path), path)
     return [(name, dict(said) if isinstance(said, _Object) else {"label": said}) for name, said in pairs]
+
+
+def read_objects(path: str | Path) -> list[dict[str, Any]] | None:
+    """The objects of a .jsonl file, or of a .json file that is a list of them; None for another .json file.
+
+    Raises SourceError.
+    """
+    local = _local(path)
+    try:
+        with open(local, "rb") as stream:
+            data = stream.read()
+        text = data.decode(encoding_of(data))
+        if local.lower().endswith(".jsonl"):
+            found = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            found = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path} cannot be read as JSON ({error}): {FORMS}") from error
+    if not isinstance(found, list):
+        return None
+    if not all(isinstance(row, dict) for row in found):
+        raise SourceError(f'{path} has rows that are no objects: write each as {{"file_name": …, "label": …}}')
+    return found
 
 
 def read_rows(path: str | Path) -> pa.Table:
@@ -150,24 +172,23 @@ def _local(path: str | Path) -> str:
         raise SourceError(f"{text} is a folder: {FORMS}")
     if not os.path.exists(local):
         raise SourceError(f"there is no file {text}: check the path")
-    if not local.endswith(SUFFIXES):
+    if not local.lower().endswith(SUFFIXES):
         raise SourceError(f"{text} is no file of labels: {FORMS}")
     return local
 
 
 def _read_table(local: str, path: str | Path) -> pa.Table:
     try:
-        if local.endswith(".parquet"):
+        if local.lower().endswith(".parquet"):
             with parquet.ParquetFile(local) as file:
                 return file.read()
-        if local.endswith(".jsonl"):
-            return json_lines.read_json(local)
         with open(local, "rb") as stream:
             head = stream.read(HEAD_BYTES)
         encoding = encoding_of(head)
         header = head.decode(encoding, errors="replace").partition("\n")[0]
         # A spreadsheet of a country with decimal commas writes semicolons.
-        separator = "\t" if local.endswith(".tsv") else ";" if ";" in header and "," not in header else ","
+        is_tsv = local.lower().endswith(".tsv") or ("\t" in header and "," not in header)
+        separator = "\t" if is_tsv else ";" if ";" in header and "," not in header else ","
         read = csv.ReadOptions(encoding="utf8" if encoding.startswith("utf-8") else encoding)
         parse = csv.ParseOptions(delimiter=separator, newlines_in_values=True)
         with csv.open_csv(local, read, parse) as reader:

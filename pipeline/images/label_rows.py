@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.images.label_files import last_change, listed, put, read_fields, read_rows
+from pipeline.images.label_files import last_change, listed, put, read_fields, read_objects, read_rows
 from pipeline.images.label_text import cleaned, text_of, text_of_bytes
 from pipeline.images.uris import path_of_uri, printable
 
@@ -113,12 +113,13 @@ def label_table(path: str, _: object) -> tuple[pa.Table, str, str]:
 
     The second argument is what `last_change` says of the file.
     """
-    if path.endswith(".json"):
+    objects = read_objects(path) if path.lower().endswith((".json", ".jsonl")) else None
+    if objects is None and path.lower().endswith(".json"):
         said = read_fields(path)
         there = dict.fromkeys(["label", *(name for _, fields in said for name in fields)])
         columns = {name: _texts([fields.get(name) for _, fields in said]) for name in there if name != "uri"}
         return pa.table(columns | {"uri": pa.array([uri for uri, _ in said], pa.string())}), "uri", "label"
-    table = read_rows(path)
+    table = read_rows(path) if objects is None else _table_of(objects)
     names = _first_of(NAME_COLUMNS, table.column_names)
     labels = _first_of(LABEL_COLUMNS, table.column_names)
     if not names:
@@ -134,6 +135,12 @@ def label_table(path: str, _: object) -> tuple[pa.Table, str, str]:
         if table.column_names.count(name) > 1:
             raise SourceError(f"{path} has two columns {name}: mend its header")
     return table, names[0], labels[0]
+
+
+def _table_of(objects: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Objects as a table of texts."""
+    names = dict.fromkeys(name for row in objects for name in row)
+    return pa.table({name: _texts([row.get(name) for row in objects]) for name in names})
 
 
 def _first_of(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
@@ -184,11 +191,10 @@ def _names(uri: str, root: str, folder: str) -> Iterator[str]:
 
 def plain_name(name: str) -> str:
     r"""A name without what does not tell one file from another: "./", "//", "\" of Windows, the form of Unicode."""
-    text = name.strip()
+    text = name.strip().removeprefix("file://")
     if text.isascii() and "\\" not in text and not text.startswith("./") and "//" not in text and "/./" not in text:
         return text
-    if "\\" in text and "/" not in text:
-        text = text.replace("\\", "/")
+    text = text.replace("\\", "/")
     scheme, found, rest = text.partition("://")
     text, scheme = (rest, f"{scheme}://") if found else (text, "")
     absolute = "/" if text.startswith("/") else ""

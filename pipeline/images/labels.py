@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from pipeline.errors import SourceError, UsageError
@@ -126,6 +125,10 @@ def partition_label(uri: str, labels: str) -> tuple[str, str | None] | None:
     """
     partitions = partition_columns(uri)
     column = column_of(labels)
-    names: Sequence[str] = (column,) if column else LABEL_COLUMNS if labels in ("folder", "parent") else ()
-    name = next((name for name in names if name in partitions), None)
+    if column is not None:
+        return (column, cleaned(partitions[column])) if column in partitions else None
+    if labels not in ("folder", "parent"):
+        return None
+    by_lower = {name.lower(): name for name in partitions}
+    name = next((by_lower[name] for name in LABEL_COLUMNS if name in by_lower), None)
     return None if name is None else (name, cleaned(partitions[name]))

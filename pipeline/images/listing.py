@@ -17,13 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
-from pipeline.images.census import LabelCensus, census_of_files
+from pipeline.images.census import LabelCensus, census_of_files, mask_endings
 from pipeline.images.containers import VECTOR_KINDS, Choice, Container, Given, images_in, plan_containers
+from pipeline.images.decode import Rejected
 from pipeline.images.items import Item
 from pipeline.images.kept import ColumnsFound, with_label_file
 from pipeline.images.label_rows import rows_of_images
 from pipeline.images.labels import Labels
-from pipeline.images.leftovers import Exclusion, PassedOver
+from pipeline.images.leftovers import Exclusion, PassedOver, first_counts
 from pipeline.images.notes import ContainerNotes
 from pipeline.images.npy_pairs import candidates, passed_over
 from pipeline.images.suffixes import endings, kind_of
@@ -53,7 +54,8 @@ class Listing:
     `given` is about the vectors among the containers, None where there are none. `is_file` tells a source that is one
     image from a folder of one. `kept` are the columns to be kept; those that a label file has are columns of `images`
     too. `choice` says which images of containers are taken. `census` is about the labels of image files, `inside` about
-    what is known of those in containers; `passed_over` is what is neither.
+    what is known of those in containers; `passed_over` is what is neither. `mask_like` counts image files that are
+    named like masks of others.
     """
 
     uri: str
@@ -64,6 +66,7 @@ class Listing:
     kept: tuple[KeptColumn, ...] = ()
     given: Given | None = None
     choice: Choice = Choice()
+    mask_like: Counter[str] = field(default_factory=Counter)
     census: LabelCensus = LabelCensus()
     inside: LabelCensus = LabelCensus()
     passed_over: PassedOver = field(default_factory=PassedOver)
@@ -160,6 +163,7 @@ def list_source(
         kept,
         given,
         choice,
+        mask_endings(table.column("uri")),
         census_of_files(table.column("label"), labels, rows),
         census,
         passed,
@@ -189,7 +193,8 @@ def _nothing_in(source: str, walk: Walk, passed: PassedOver) -> SourceError:
         )
     if passed.excluded:
         return SourceError(f"the source {source} holds no image but those excluded: exclude less, or {ways}")
-    what = f"holds {passed.num_files:,} files but no image" if passed.num_files else "is empty"
+    counts = ", ".join(f"{n:,} {ending or 'without an ending'}" for ending, n in first_counts(passed.endings).items())
+    what = f"holds {passed.num_files:,} files but no image ({counts})" if passed.num_files else "is empty"
     if passed.leftovers and not passed.num_files:
         what = f"holds nothing but what is passed over ({', '.join(sorted(passed.leftovers)[:3])})"
     return SourceError(f"the source {source} {what}: {ways}")
@@ -210,10 +215,11 @@ def items_of(listing: Listing, labels: Labels, notes: ContainerNotes | None = No
             notes.late |= of_one.late
 
 
-def peek(listing: Listing, labels: Labels) -> tuple[str, LabelCensus] | None:
-    """The labels of the first images of a container that says its labels only when it is read, and its uri.
+def peek(listing: Listing, labels: Labels) -> tuple[str, LabelCensus, ContainerNotes] | None:
+    """The uri of a container that says its labels only when it is read, those of its first images, and its notes.
 
-    At most PEEKED_IMAGES or PEEKED_BYTES are read. None where there is no such container. Raises StorageError.
+    At most PEEKED_IMAGES or PEEKED_BYTES are read. None where there is no such container, or none of its images could
+    be read. Raises StorageError.
     """
     unread = listing.containers.filter(pc.invert(pc.is_in(listing.containers["kind"], pa.array(VECTOR_KINDS))))
     if not listing.inside.unread or not unread.num_rows:
@@ -223,13 +229,15 @@ def peek(listing: Listing, labels: Labels) -> tuple[str, LabelCensus] | None:
     items, num_bytes = [], 0
     with closing(images_in(Container(**row), replace(labels, root=listing.uri), (), listing.choice, notes)) as found:
         for item in found:
-            items.append(replace(item, content=None))
+            if not isinstance(item.content, Rejected):
+                items.append(replace(item, content=None))
             num_bytes += len(item.content) if isinstance(item.content, bytes) else 0
             if len(items) >= PEEKED_IMAGES or num_bytes >= PEEKED_BYTES:
                 break
     said = notes.amended(items)
     counts = Counter(item.label for item in said if item.label is not None)
-    return row["uri"], LabelCensus(counts, Counter(item.no_label for item in said if item.label is None))
+    without = Counter(item.no_label for item in said if item.label is None)
+    return (row["uri"], LabelCensus(counts, without), notes) if items or notes.counts() else None
 
 
 def containers_of_vectors(listing: Listing) -> list[Container]:

@@ -5,6 +5,7 @@ it into an OSError like that of a damaged page, hence the wrapper that remembers
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, TypeVar
@@ -200,7 +201,9 @@ def _named(column: pa.Array, names: Sequence[str] | None) -> list:
     values: list = column.to_pylist()
     if names is None:
         return values
-    return [None if v is None or v < 0 else names[v] if v < len(names) else v for v in values]
+    # Whole numbers, which pandas writes as floats as soon as one is missing.
+    numbers = [None if v is None or math.isnan(v) or v < 0 else int(v) for v in values]
+    return [names[v] if v is not None and v < len(names) else v for v in numbers]
 
 
 def kept_values(batch: pa.RecordBatch, kept: Sequence[KeptColumn], schema: pa.Schema, uri: str = "") -> list[tuple]:
@@ -288,12 +291,15 @@ def file_label(schema: pa.Schema, uri: str, labels: str, content: str) -> FileLa
     if there:
         kind = schema.field(there[0]).type
         return FileLabel(reason=f"the column {there[0]} holds {kind}, and a label is one text or number")
-    return FileLabel(reason=f"the table has no column of labels ({', '.join(LABEL_COLUMNS)})")
+    folders = [f"{name}={value}" for name, value in partition_columns(uri).items()]
+    also = f"; its folders say {', '.join(folders)}, which --labels column:NAME takes" if folders else ""
+    return FileLabel(reason=f"the table has no column of labels ({', '.join(LABEL_COLUMNS)}){also}")
 
 
 def class_names(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
     """The names of a Hugging Face ClassLabel, which is a column of integers with its names in the metadata."""
-    if not pa.types.is_integer(schema.field(name).type):
+    kind = schema.field(name).type
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
     try:
         names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][name]["names"]

@@ -1,7 +1,8 @@
 """Samples in an archive, as webdataset has them: members whose paths are equal up to a dot of the base name."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from pipeline.images.label_rows import plain_name
 from pipeline.images.suffixes import IMAGES
 
 # What follows a sample's name in an image that describes another image of the sample: KEY.jpg beside KEY.seg.png.
@@ -16,7 +17,7 @@ MASK_WORDS = frozenset(
 
 def sample_of(name: str) -> str:
     """Webdataset's key of a member: its path up to the first dot of the base name."""
-    folder, slash, base = name.rpartition("/")
+    folder, slash, base = plain_name(name).rpartition("/")
     return f"{folder}{slash}{base.partition('.')[0]}"
 
 
@@ -26,19 +27,28 @@ def is_image(name: str) -> bool:
     return f"{dot}{suffix}".lower() in IMAGES
 
 
-def pictures(names: Sequence[str]) -> set[str]:
-    """Those of the images of one sample that are pictures: masks, depths and the like beside a picture are none."""
-    masks = {name for name in names if _is_mask(name)}
-    return set(names) - masks or set(names)
-
-
-def _is_mask(name: str) -> bool:
+def is_mask(name: str) -> bool:
+    """Whether a member, beside a picture of the same sample, is a mask of it, a depth or the like: KEY.seg.png."""
     words = name.rpartition("/")[2].lower().split(".")[1:-1]
     return any(word.rstrip("0123456789").strip("_-") in MASK_WORDS for word in words)
 
 
+def is_plain_picture(name: str) -> bool:
+    """Whether a member is named by nothing but its sample and the ending: KEY.jpg."""
+    return name.rpartition("/")[2].count(".") == 1
+
+
+def mask_ending(name: str) -> str | None:
+    """The ending "_mask.png" of an image whose name says that it is a mask of another; None for others."""
+    stem, _, suffix = name.rpartition("/")[2].lower().rpartition(".")
+    at = max(stem.rfind("_"), stem.rfind("-"))
+    word = stem[at + 1 :].rstrip("0123456789")
+    return f"{stem[at]}{stem[at + 1 :]}.{suffix}" if at > 0 and word in MASK_WORDS else None
+
+
 def _splits(name: str) -> Iterator[tuple[str, str]]:
     """The path of a member up to each dot of its base name and what follows that, the longest path first."""
+    name = plain_name(name)
     folder, slash, base = name.rpartition("/")
     parts = base.split(".")
     if len(parts) == 2:  # nearly all are like that
@@ -54,7 +64,7 @@ class Sidecars:
     def __init__(self, most_bytes: int | None = None) -> None:
         self._found: dict[str, dict[str, bytes]] = {}
         self._most_bytes = most_bytes
-        self._num_bytes = 0
+        self.num_bytes = 0
 
     def wants(self, name: str, wanted: set[str]) -> bool:
         """Whether a member is a sidecar with one of the extensions `wanted`."""
@@ -69,17 +79,30 @@ class Sidecars:
 
     def of(self, image: str, extension: str) -> bytes | None:
         """The sidecar of an image with an extension, the one that shares most of its path."""
-        return next(
-            (found[extension] for stem, _ in _splits(image) if extension in (found := self._found.get(stem, {}))), None
-        )
+        return next((found[extension] for found in self._of(image) if extension in found), None)
+
+    def extensions_of(self, image: str) -> set[str]:
+        """The extensions of the sidecars that are the image's."""
+        return {extension for found in self._of(image) for extension in found}
+
+    def has_its_own(self, image: str) -> bool:
+        """Whether a sidecar shares all of an image's path up to its ending."""
+        return next(iter(_splits(image)))[0] in self._found
+
+    def _of(self, image: str) -> Iterator[dict[str, bytes]]:
+        """The sidecars of an image by extension, the one that shares most of its path first."""
+        if not self._found:
+            return
+        stems = [plain_name(image), *(stem for stem, _ in _splits(image))]
+        yield from (self._found[stem] for stem in stems if stem in self._found)
 
     def any_of(self, image: str) -> bool:
         """Whether any sidecar is the image's."""
-        return any(stem in self._found for stem, _ in _splits(image))
+        return next(self._of(image), None) is not None
 
     def is_of_other_samples(self, images: set[str]) -> bool:
         """Whether some sidecars share no path with any of the images."""
-        stems = {stem for image in images for stem, _ in _splits(image)}
+        stems = {stem for image in images for stem, _ in _splits(image)} | {plain_name(image) for image in images}
         return any(stem not in stems for stem in self._found)
 
     def update(self, others: "Sidecars") -> None:
@@ -89,6 +112,6 @@ class Sidecars:
                 self._put(stem, extension, content)
 
     def _put(self, stem: str, extension: str, content: bytes) -> None:
-        self._num_bytes += len(content)
-        if self._most_bytes is None or self._num_bytes <= self._most_bytes:
+        self.num_bytes += len(content)
+        if self._most_bytes is None or self.num_bytes <= self._most_bytes:
             self._found.setdefault(stem, {}).setdefault(extension, content)

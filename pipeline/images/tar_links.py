@@ -1,4 +1,4 @@
-"""Hard links in a tar archive: names of members that lie before them, whose bytes a second reading finds."""
+"""Hard links in a tar archive: names of other members, whose bytes a second reading finds."""
 
 import tarfile
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from typing import BinaryIO
 
 from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
+from pipeline.images.label_rows import plain_name
 from pipeline.images.tar_members import PLAIN_TYPES, Archive, Broken
 from pipeline.images.uris import printable
 
@@ -31,18 +32,26 @@ class Links:
         self._waiting: dict[str, list[Item | str]] = {}
 
     def note(self, name: str) -> None:
-        """A plain member, which later ones may link to."""
-        self._plain.add(name)
+        """A plain member, which others may link to."""
+        self._plain.add(plain_name(name))
 
     def link(self, member: tarfile.TarInfo) -> Link | Rejected:
         """What a hard link stands for, or why it cannot be read."""
-        target = self._targets.get(member.linkname, member.linkname)  # a link to a link is one to its target
-        if target not in self._plain:
-            return Rejected("read", f"a hard link to {printable(target)}, which is not in the archive before it")
+        target = plain_name(member.linkname)
         if not getattr(self._stream, "seekable", bool)():
+            if target not in self._plain:
+                return Rejected("read", f"a hard link to {printable(target)}, which is not in the archive before it")
             return Rejected("read", "a hard link, and this stream cannot be read a second time")
-        self._targets[member.name] = target
+        self._targets[plain_name(member.name)] = target
         return Link(target)
+
+    def _final(self, target: str) -> str:
+        """The member that a link to a link leads to."""
+        seen = {target}
+        while (further := self._targets.get(target)) is not None and further not in seen:
+            seen.add(further)
+            target = further
+        return target
 
     def wait(self, link: Link | Rejected, place: Item | str) -> None:
         """Let an image, or the name of a sidecar, wait for the bytes of a link."""
@@ -54,21 +63,27 @@ class Links:
 
         Reads the archive again from its beginning up to the last target, where anything waits.
         """
-        waiting, reason = self._waiting, "the member it links to could not be found again"
+        reason = "which is not in the archive"
+        waiting: dict[str, list[Item | str]] = {}
+        for target, places in self._waiting.items():
+            waiting.setdefault(self._final(target), []).extend(places)
         self._waiting = {}
         try:
             if waiting:
                 self._stream.seek(0)
                 archive = Archive(self._stream)
                 while waiting and (member := archive.next()) is not None:
-                    if member.name not in waiting or member.type not in PLAIN_TYPES:
+                    name = plain_name(member.name)
+                    if name not in waiting or member.type not in PLAIN_TYPES:
                         continue
                     why = unreadable_reason(member)
                     content = Rejected("read", why) if why is not None else archive.content()
-                    yield from ((place, content) for place in waiting.pop(member.name))
+                    yield from ((place, content) for place in waiting.pop(name))
         except Broken as broken:
-            reason = f"the archive {broken} before the member it links to"
-        yield from ((place, Rejected("read", reason)) for places in waiting.values() for place in places)
+            reason = f"and the archive {broken} before that"
+        for target, places in waiting.items():
+            reject = Rejected("read", f"a hard link to {printable(target)}, {reason}")
+            yield from ((place, reject) for place in places)
 
 
 def unreadable_reason(member: tarfile.TarInfo) -> str | None:

@@ -85,7 +85,7 @@ class Archive:
                 (self._common if member.type == tarfile.XGLTYPE else own).update(_pax_records(self._extension(member)))
             elif member.type in _GNU_LONG_TYPES:
                 name = self._extension(member).partition(b"\0")[0]
-                own.update({"path": name} if member.type == tarfile.GNUTYPE_LONGNAME else {})
+                own["path" if member.type == tarfile.GNUTYPE_LONGNAME else "linkpath"] = name
             else:
                 self._describe(member, self._common | own)
                 return member
@@ -107,6 +107,8 @@ class Archive:
         name = said.get("GNU.sparse.name", said.get("path"))
         if name is not None:
             member.name = name.decode("utf-8", errors="surrogateescape")
+        if "linkpath" in said:
+            member.linkname = said["linkpath"].decode("utf-8", errors="surrogateescape")
         if member.isreg() or member.type not in tarfile.SUPPORTED_TYPES:
             size = said.get("size", b"%d" % member.size)
             if not size.isdigit() or len(size) > 20:

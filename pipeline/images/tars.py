@@ -13,7 +13,7 @@ from pipeline.images.label_text import text_of, text_of_bytes, why_no_label
 from pipeline.images.labels import column_of, partition_label
 from pipeline.images.leftovers import Exclusion, leftover_of
 from pipeline.images.notes import ContainerNotes
-from pipeline.images.samples import Sidecars, is_image, pictures, sample_of
+from pipeline.images.samples import Sidecars, is_image, is_mask, is_plain_picture, mask_ending, sample_of
 from pipeline.images.tar_links import Link, Links, unreadable_reason
 from pipeline.images.tar_members import PLAIN_TYPES, Archive, Broken
 from pipeline.images.uris import member_uri, printable
@@ -22,7 +22,7 @@ from pipeline.store.kept import KeptColumn, value_of
 MAX_IMAGES = 1 << 20  # rows of a part: 20 bits of an id
 MAX_SIDECAR_BYTES = 1 << 20  # a label is text of a few bytes; what is larger is something else
 HELD_BYTES = 64 << 20  # what the images of one sample may take while their sidecars are awaited
-JSON_LABELS = ("label", "cls", "class")
+JSON_LABELS = ("label", "cls", "class", "labels", "category", "target")
 SIDECARS = {"cls", "json", "txt"}  # what may describe an image, and is never told as passed over
 
 
@@ -82,6 +82,18 @@ class _Group:
     held_bytes: int = 0
 
 
+@dataclass(frozen=True)
+class _Both:
+    """Sidecars beside an image, and where they lack one, others."""
+
+    near: Sidecars
+    far: Sidecars
+
+    def of(self, image: str, extension: str) -> bytes | None:
+        found = self.near.of(image, extension)
+        return self.far.of(image, extension) if found is None else found
+
+
 class _Reader:
     def __init__(self, stream: BinaryIO, uri: str, members: Members, notes: ContainerNotes) -> None:
         self._stream = stream
@@ -95,8 +107,9 @@ class _Reader:
         self._taken: set[str] = set()  # names of members that are images
         self._links = Links(stream)
         self._loose = Sidecars(HELD_BYTES)  # that lie next to no image of their sample
-        self._bare: list[str] = []  # names of images given without any sidecar
-        self._bare_samples: set[str] = set()
+        self._given_images: list[tuple[str, Sidecars | None]] = []  # and what lay beside them, while there is room
+        self._held_bytes = 0
+        self._samples: dict[str, bool] = {}  # those given, and whether with a picture of the plain name
 
     def items(self) -> Iterator[Item]:
         group = _Group("")
@@ -159,8 +172,15 @@ class _Reader:
             return
         if member.islnk():
             self._links.wait(self._links.link(member), member.name)
-        elif member.type in PLAIN_TYPES and member.size <= MAX_SIDECAR_BYTES:
-            group.sidecars.put(member.name, self._archive.content(), self._wanted)
+        elif member.type not in PLAIN_TYPES:
+            self._notes.sidecars["a link, or no plain file"] += 1
+        elif member.size > MAX_SIDECAR_BYTES:
+            self._notes.sidecars[f"more than {MAX_SIDECAR_BYTES >> 20} MiB"] += 1
+        else:
+            content = self._archive.content()
+            if member.name.lower().endswith(".json") and not _is_json(content):
+                self._notes.sidecars["a .json that is none"] += 1
+            group.sidecars.put(member.name, content, self._wanted)
 
     def _content(self, member: tarfile.TarInfo) -> bytes | Rejected | Link:
         """The bytes of a member with the name of an image, or why there are none. Adds its name to those taken."""
@@ -182,30 +202,41 @@ class _Reader:
         if not group.images:
             self._loose.update(group.sidecars)
             return
-        if self._members.extension is None:
-            shown = pictures([name for name, _ in group.images])
-            masks = [name for name, _ in group.images if name not in shown]
-        else:
-            shown, masks = {name for name, _ in group.images}, []
-        self._notes.masks.update(map(_ending, masks))
-        if len(shown) > 1 and f"{group.key}." in {name[: name.rindex(".") + 1] for name in shown}:
-            endings = {_ending(name) for name in shown}
-            self._notes.together.update(endings if len(endings) > 1 else ())
+        shown = self._pictures(group)
         for name, content in group.images:
             if name not in shown:
                 self._taken.discard(name)
                 continue
-            sidecars = group.sidecars if group.sidecars.any_of(name) else self._loose
-            if not sidecars.any_of(name):
-                self._bare.append(name)
-                self._bare_samples.add(group.key)
-            item = self._described(name, sidecars)
+            held = group.sidecars if self._hold(group.sidecars) else None
+            self._given_images.append((name, held))
+            item = self._described(name, group.sidecars)
             if isinstance(content, Link):
                 self._links.wait(content, item)
             else:
                 yield Item(item.uri, item.label, content, item.kept, item.no_label)
-        if group.key in self._bare_samples or group.sidecars.is_of_other_samples(shown):
+        if group.key in self._samples or group.sidecars.is_of_other_samples(shown):
             self._loose.update(group.sidecars)
+        self._samples[group.key] = self._samples.get(group.key, False) or any(map(is_plain_picture, shown))
+
+    def _pictures(self, group: _Group) -> set[str]:
+        """The names of the images of a group that are taken; masks beside a picture are noted."""
+        names = {name for name, _ in group.images}
+        if self._members.extension is not None:
+            return names
+        has_picture = self._samples.get(group.key, False) or any(map(is_plain_picture, names))
+        masks = {n for n in names if has_picture and is_mask(n) and not group.sidecars.has_its_own(n)}
+        shown = names - masks
+        self._notes.masks.update(map(_ending, masks))
+        endings = {_ending(name) for name in shown}
+        if (has_picture and len(endings) > 1) or (shown and group.key in self._samples and has_picture):
+            self._notes.together.update(endings)
+        self._notes.mask_like.update(ending for name in shown if (ending := mask_ending(name)) is not None)
+        return shown
+
+    def _hold(self, sidecars: Sidecars) -> bool:
+        """Whether there is room to keep sidecars until the archive ends, for what may come late."""
+        self._held_bytes += sidecars.num_bytes
+        return self._held_bytes <= HELD_BYTES
 
     def _of_links(self) -> Iterator[Item]:
         """The images that are hard links, and the sidecars that are, from a second reading of the archive."""
@@ -216,14 +247,15 @@ class _Reader:
                 self._loose.put(place, content, self._wanted)
 
     def _amend(self) -> None:
-        """Describe again the images that had no sidecar, where one came later."""
-        for name in self._bare:
-            if self._loose.any_of(name):
-                item = self._described(name, self._loose)
+        """Describe again the images of which a sidecar came later, or lay elsewhere."""
+        for name, held in self._given_images:
+            if held is not None and self._loose.extensions_of(name) - held.extensions_of(name):
+                item = self._described(name, held)
                 self._notes.late[item.uri] = item
 
-    def _described(self, name: str, sidecars: Sidecars) -> Item:
-        """An image without its bytes: its uri, label and kept values."""
+    def _described(self, name: str, near: Sidecars) -> Item:
+        """An image without its bytes: its uri, label and kept values; loose sidecars come after those beside it."""
+        sidecars = _Both(near, self._loose)
         description = _description(sidecars, name)
         values = tuple(
             value_of(_column(column.name, description, sidecars, name)[0], column.kind) for column in self._members.kept
@@ -231,7 +263,7 @@ class _Reader:
         label, reason = self._label(name, description, sidecars)
         return Item(member_uri(self._uri, name), label, None, values, reason)
 
-    def _label(self, name: str, description: Mapping[str, object], sidecars: Sidecars) -> tuple[str | None, str]:
+    def _label(self, name: str, description: Mapping[str, object], sidecars: _Both) -> tuple[str | None, str]:
         """The label of an image, or why it has none."""
         labels = self._members.labels
         if labels == "none":
@@ -258,11 +290,19 @@ class _Reader:
 
 
 def _ending(name: str) -> str:
-    """What follows the name of its sample in a member, with its dot."""
-    return f".{name.rpartition('/')[2].partition('.')[2].lower()}"
+    """The last two parts at most of what follows the name of its sample in a member, with a dot."""
+    return f".{'.'.join(name.rpartition('/')[2].lower().split('.')[1:][-2:])}"
 
 
-def _column(name: str, description: Mapping[str, object], sidecars: Sidecars, image: str) -> tuple[str | None, str]:
+def _is_json(content: bytes) -> bool:
+    try:
+        json.loads(text_of_bytes(content))
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _column(name: str, description: Mapping[str, object], sidecars: _Both, image: str) -> tuple[str | None, str]:
     """A field of the `.json`, else the sidecar with that extension; and why there is none."""
     if name in description:
         return text_of(description[name]), why_no_label(description[name], f"{name} in its .json")
@@ -277,7 +317,7 @@ def _of_sidecar(content: bytes, extension: str) -> tuple[str | None, str]:
     return text_of(text), why_no_label(text, f"its .{extension}")
 
 
-def _description(sidecars: Sidecars, name: str) -> dict[str, object]:
+def _description(sidecars: _Both, name: str) -> dict[str, object]:
     content = sidecars.of(name, "json")
     try:
         found = json.loads(text_of_bytes(content)) if content is not None else None

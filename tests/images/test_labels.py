@@ -211,6 +211,30 @@ def test_a_table_of_two_columns_and_one_with_semicolons(tmp_path: Path) -> None:
         assert found == {"1.jpg": "pug", "2.jpg": "007"}
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("l.CSV", "uri,label\n1.jpg,2024-01-01\n2.jpg,2024-01-01T00:00:00\n"),
+        ("l.csv", "uri\tlabel\n1.jpg\t2024-01-01\n2.jpg\t2024-01-01T00:00:00\n"),
+        ("l.jsonl", '{"uri": "1.jpg", "label": "2024-01-01"}\n{"uri": "2.jpg", "label": "2024-01-01T00:00:00"}\n'),
+        ("l.json", '[{"uri": "1.jpg", "label": "2024-01-01"}, {"uri": "2.jpg", "label": "2024-01-01T00:00:00"}]'),
+        ("l.csv", "uri,label\nfile://{root}/1.jpg,2024-01-01\n{root}\\2.jpg,2024-01-01T00:00:00\n"),
+    ],
+)
+def test_labels_are_read_as_they_are_written(tmp_path: Path, name: str, text: str) -> None:
+    root = make(tmp_path / "imgs", "1.jpg", "2.jpg")
+    (tmp_path / name).write_text(text.replace("{root}", str(root)))
+    found = labels_of(list_source(str(root), Labels(f"file:{tmp_path / name}")))
+    assert found == {"1.jpg": "2024-01-01", "2.jpg": "2024-01-01T00:00:00"}
+
+
+def test_labels_and_names_that_are_doubtful_are_told(tmp_path: Path) -> None:
+    root = make(tmp_path, "nan/1.jpg", "N-A/2.jpg", "None/3.jpg", "cat/4.jpg", "cat/4_mask.jpg", "cat/my_photo.jpg")
+    listing = list_source(str(root), Labels())
+    assert sorted(listing.census.doubtful()) == ["None", "nan"]
+    assert listing.mask_like == Counter({"_mask.jpg": 1})
+
+
 # Tables
 
 
@@ -239,7 +263,7 @@ def test_columns_of_labels(tmp_path: Path, column: pa.Array, labels: list, reaso
 
 def test_hive_partitions_of_tables(tmp_path: Path) -> None:
     table(tmp_path / "label=cat/a.parquet", image=[b"1"])
-    table(tmp_path / "label=d%20g/a.parquet", image=[b"2", b"3"])
+    table(tmp_path / "Label=d%20g/a.parquet", image=[b"2", b"3"])
     table(tmp_path / "label=cat/own.parquet", image=[b"4"], label=["own"])
     table(tmp_path / "plain.parquet", image=[b"5"])
     listing = list_source(str(tmp_path), Labels())

@@ -84,6 +84,10 @@ def test_hugging_face_struct_and_class_label() -> None:
     found = items_of(file_of(of_hugging_face([1, 0, 2, None, -1, 7])))
     assert [item.content for item in found] == [b"0", b"1", b"2", b"3", b"4", b"5"]
     assert [item.label for item in found] == ["dog", "cat", None, None, None, "7"]
+    numbers = pa.array([1.0, float("nan"), None, 0.0, -1.0], pa.float64())  # as pandas writes them
+    floats = of_hugging_face([0] * 5)
+    floats = floats.set_column(floats.schema.get_field_index("label"), "label", numbers)
+    assert [item.label for item in items_of(file_of(floats))] == ["dog", None, None, "cat", None]
 
 
 @pytest.mark.parametrize(

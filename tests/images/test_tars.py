@@ -352,6 +352,77 @@ def test_labels_in_other_encodings_and_reasons_for_those_that_are_none() -> None
     ]
 
 
+APART: list[tuple[dict[str, bytes], dict[str, str | None]]] = [
+    # A .json lies beside each image, and what names its label elsewhere.
+    (
+        {"d/a.jpg": b"x", "d/a.json": b'{"w": 3}', "d/b.jpg": b"x", "d/b.json": b"{}", "d/a.cls": b"cat", "d/b.cls": b"dog"},
+        {"d/a.jpg": "cat", "d/b.jpg": "dog"},
+    ),
+    (
+        {"a.jpg": b"x", "a.txt": b"a caption", "b.jpg": b"x", "b.txt": b"b", "a.cls": b"cat", "b.cls": b"dog"},
+        {"a.jpg": "cat", "b.jpg": "dog"},
+    ),
+    (
+        {"a.cls": b"cat", "b.cls": b"dog", "a.jpg": b"x", "a.json": b'{"w": 3}', "b.jpg": b"x", "b.json": b"{}"},
+        {"a.jpg": "cat", "b.jpg": "dog"},
+    ),
+    # Names are written in several ways.
+    (
+        {"./x/a.jpg": b"x", "x//a.cls": b"cat", "./c.cls": b"cup", ".//c.jpg": b"x", "e\u0301.jpg": b"x", "\u00e9.cls": b"e"},
+        {"./x/a.jpg": "cat", ".//c.jpg": "cup", "e\u0301.jpg": "e"},
+    ),
+    ({"a.jpg": b"x", "a.jpg.cls": b"cat", "b.png": b"x", "b.png.json": b'{"category": "dog"}'}, {"a.jpg": "cat", "b.png": "dog"}),
+    # Words of masks that are no masks here.
+    (
+        {"lung.normal.1.jpg": b"x", "lung.normal.1.cls": b"well", "lung.covid.1.jpg": b"x", "lung.covid.1.cls": b"ill"},
+        {"lung.normal.1.jpg": "well", "lung.covid.1.jpg": "ill"},
+    ),
+    (
+        {"face.jpg": b"x", "face.cls": b"a", "face.mask.jpg": b"x", "face.mask.cls": b"masked"},
+        {"face.jpg": "a", "face.mask.jpg": "masked"},
+    ),
+    # Masks that lie apart from their picture.
+    (
+        {"1.jpg": b"x", "2.jpg": b"x", "1.seg.png": b"m", "2.seg.png": b"m", "1.cls": b"cat", "2.cls": b"dog"},
+        {"1.jpg": "cat", "2.jpg": "dog"},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("members", "labels"), APART)
+def test_members_that_lie_apart_or_are_named_alike(members: dict[str, bytes], labels: dict[str, str | None]) -> None:
+    found, _ = amended(members)
+    assert {member_of(item): item.label for item in found} == labels
+
+
+def test_what_cannot_be_understood_beside_an_image_is_noted() -> None:
+    members = {"1_mask.png": b"x", "1.jpg": b"x", "1.json": b"{broken", "2.jpg": b"x", "2.txt": b"t" * ((1 << 20) + 1)}
+    found, notes = amended(members)
+    assert len(found) == 3
+    assert notes.mask_like == Counter({"_mask.png": 1})
+    assert notes.sidecars == Counter({"a .json that is none": 1, "more than 1 MiB": 1})
+    found, notes = amended({"1.mask.png": b"x", "2.jpg": b"x", "1.jpg": b"x"})  # a mask that comes before its picture
+    assert (len(found), notes.together) == (3, Counter({".jpg": 1}))
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_hard_links_to_long_names_and_to_members_that_come_later(form: int) -> None:
+    long = "/".join(["folder" * 5] * 6) + "/picture.jpg"
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=form) as archive:
+        for name, target in (("early.jpg", f"./{long}"), (long, None), ("cat/late.jpg", long), ("none.jpg", "nowhere")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = (tarfile.LNKTYPE, target) if target else (tarfile.REGTYPE, "")
+            info.size = 0 if target else 4
+            archive.addfile(info, io.BytesIO(b"long"))
+    found, _ = amended(stream.getvalue())
+    contents = {member_of(item): item.content for item in found}
+    assert [contents[name] for name in ("early.jpg", long, "cat/late.jpg")] == [b"long"] * 3
+    assert reason_of(next(item for item in found if member_of(item) == "none.jpg")).endswith(
+        "which is not in the archive"
+    )
+
+
 def with_links(*members: tuple[str, bytes | str]) -> bytes:
     """An archive in which a text in place of bytes is the target of a hard link."""
     stream = io.BytesIO()
