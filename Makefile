@@ -9,7 +9,7 @@ demo: $(VENV)/installed
 	$(BIN)/visual-memory demo
 
 test: $(VENV)/installed lint
-	$(BIN)/pytest -m "not slow and not gpu" tests
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu" tests
 
 slow: $(VENV)/installed
 	$(BIN)/pytest -m "slow and not gpu" tests

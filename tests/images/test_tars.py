@@ -355,7 +355,14 @@ def test_labels_in_other_encodings_and_reasons_for_those_that_are_none() -> None
 APART: list[tuple[dict[str, bytes], dict[str, str | None]]] = [
     # A .json lies beside each image, and what names its label elsewhere.
     (
-        {"d/a.jpg": b"x", "d/a.json": b'{"w": 3}', "d/b.jpg": b"x", "d/b.json": b"{}", "d/a.cls": b"cat", "d/b.cls": b"dog"},
+        {
+            "d/a.jpg": b"x",
+            "d/a.json": b'{"w": 3}',
+            "d/b.jpg": b"x",
+            "d/b.json": b"{}",
+            "d/a.cls": b"cat",
+            "d/b.cls": b"dog",
+        },
         {"d/a.jpg": "cat", "d/b.jpg": "dog"},
     ),
     (
@@ -368,10 +375,20 @@ APART: list[tuple[dict[str, bytes], dict[str, str | None]]] = [
     ),
     # Names are written in several ways.
     (
-        {"./x/a.jpg": b"x", "x//a.cls": b"cat", "./c.cls": b"cup", ".//c.jpg": b"x", "e\u0301.jpg": b"x", "\u00e9.cls": b"e"},
+        {
+            "./x/a.jpg": b"x",
+            "x//a.cls": b"cat",
+            "./c.cls": b"cup",
+            ".//c.jpg": b"x",
+            "e\u0301.jpg": b"x",
+            "\u00e9.cls": b"e",
+        },
         {"./x/a.jpg": "cat", ".//c.jpg": "cup", "e\u0301.jpg": "e"},
     ),
-    ({"a.jpg": b"x", "a.jpg.cls": b"cat", "b.png": b"x", "b.png.json": b'{"category": "dog"}'}, {"a.jpg": "cat", "b.png": "dog"}),
+    (
+        {"a.jpg": b"x", "a.jpg.cls": b"cat", "b.png": b"x", "b.png.json": b'{"category": "dog"}'},
+        {"a.jpg": "cat", "b.png": "dog"},
+    ),
     # Words of masks that are no masks here.
     (
         {"lung.normal.1.jpg": b"x", "lung.normal.1.cls": b"well", "lung.covid.1.jpg": b"x", "lung.covid.1.cls": b"ill"},
@@ -386,7 +403,7 @@ APART: list[tuple[dict[str, bytes], dict[str, str | None]]] = [
         {"1.jpg": b"x", "2.jpg": b"x", "1.seg.png": b"m", "2.seg.png": b"m", "1.cls": b"cat", "2.cls": b"dog"},
         {"1.jpg": "cat", "2.jpg": "dog"},
     ),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("members", "labels"), APART)
