@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from pipeline.errors import UsageError, VisualMemoryError
 
@@ -87,9 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _remember(arguments)
         app(args=arguments, prog_name="visual-memory")
     except SystemExit as ended:
-        if ended.code == INTERRUPTED and type(ended) is SystemExit:  # `submit` tells of its end itself
-            _tell_interrupted()
-        raise
+        _end(ended)
     except KeyboardInterrupt:
         _tell_interrupted()
         sys.exit(INTERRUPTED)
@@ -132,6 +130,25 @@ def _let_anything_be_written() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+
+
+def _end(ended: SystemExit) -> NoReturn:
+    """End as a verb asked to, with nothing left to be written."""
+    if ended.code == INTERRUPTED and type(ended) is SystemExit:  # `submit` tells of its end itself
+        _tell_interrupted()
+    if not _flushed():
+        sys.exit(BROKEN_PIPE)
+    raise ended
+
+
+def _flushed() -> bool:
+    """Whether all that was written reached its reader: the interpreter would complain of the rest when it ends."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _close_stdout()
+        return False
+    return True
 
 
 def _close_stdout() -> None:
