@@ -12,10 +12,10 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 from botocore.exceptions import ClientError
@@ -25,6 +25,8 @@ from pipeline.errors import StorageError, UsageError, VisualMemoryError
 from pipeline.store.copies import Copies
 from pipeline.store.refusals import DENIED, UNSUPPORTED, code_of, refusal
 from pipeline.store.storage import AlreadyExists, missing_file
+
+Answer = TypeVar("Answer")
 
 # Stores whose fsspec file system creates exclusively, under the one name that a URI is given.
 SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
@@ -93,12 +95,13 @@ class ObjectStorage:
         # One stream is one request: with more, s3fs asks for the size first, which for small files takes as long again.
         one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
         with self._asking("read", path):
-            return bytes(self._files.cat_file(self._key(path), **one_request))
+            return self._asked_again(lambda: bytes(self._files.cat_file(self._key(path), **one_request)))
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
         with self._asking("read", path):
-            return bytes(self._files.cat_file(self._key(path), start=start, end=stop, **one_request))
+            key = self._key(path)
+            return self._asked_again(lambda: bytes(self._files.cat_file(key, start=start, end=stop, **one_request)))
 
     def create(self, path: str, data: bytes) -> None:
         self._require_exclusive_creation()
@@ -232,14 +235,18 @@ class ObjectStorage:
                     return
 
     def _fetch(self, path: str, local: Path) -> None:
-        for attempt in range(1, MAX_FETCHES + 1):
-            try:
-                self._files.get_file(self._key(path), str(local))
-            except S3_RETRYABLE_ERRORS:
-                if attempt == MAX_FETCHES:
-                    raise
-            else:
-                return
+        self._asked_again(lambda: self._files.get_file(self._key(path), str(local)))
+
+    @staticmethod
+    def _asked_again(ask: Callable[[], Answer]) -> Answer:
+        """What `ask` reads, asked again where the connection broke off in the midst of an answer.
+
+        aiobotocore (3.10) meets an error that comes as a stream with an AttributeError of its own.
+        """
+        for _ in range(1, MAX_FETCHES):
+            with contextlib.suppress(*S3_RETRYABLE_ERRORS, AttributeError):
+                return ask()
+        return ask()
 
     def _replaced(self, path: str) -> None:
         """Take away what a bucket with versioning keeps of the states before: redaction depends on it."""
