@@ -15,7 +15,8 @@
     ├── IndexBuildError     no index can be built, or none reaches the recall asked for
     ├── WorkerError         a process that worked for this one died
     ├── Unavailable         a server, or a part of it, does not answer just now        (HTTP 503)
-    │   └── Overloaded          it has more to do than it can in time                 (HTTP 429)
+    │   ├── Overloaded          it has more to do than it can in time                 (HTTP 429)
+    │   └── Superseded          it answers by a newer version than the one asked about
     ├── ClusterError        a Ray cluster cannot be reached, refuses the token, or knows no such job
     └── CommitConflict      another writer changed what this one had built upon
 
@@ -99,6 +100,10 @@ class Unavailable(VisualMemoryError):
 
 class Overloaded(Unavailable):
     """A server has more to do than it can in time."""
+
+
+class Superseded(Unavailable):
+    """A version is answered by no more, for there is a newer one: a server goes on to it and asks again."""
 
 
 class ClusterError(VisualMemoryError):

@@ -97,6 +97,7 @@ class AddAnswer(BaseModel):
     ids: list[Id]
     ids_text: list[str]
     version: int
+    answered_by: int
 
 
 class DuplicateAnswer(BaseModel):
@@ -120,6 +121,7 @@ class ForgetAnswer(BaseModel):
     receipt: dict[str, Any] | None
     live_duplicates: list[DuplicateAnswer]
     index_dropped: bool
+    answered_by: int
 
 
 class RelabelAnswer(BaseModel):
@@ -131,6 +133,7 @@ class RelabelAnswer(BaseModel):
     committed: bool
     label_set: str | None
     labels: int
+    answered_by: int
 
 
 class ReloadAnswer(BaseModel):
@@ -147,9 +150,13 @@ class GroupAnswer(BaseModel):
 
 
 class StatusAnswer(BaseModel):
-    """What is served. `fresh` entries lie in no shard and are searched exactly."""
+    """What is served. `fresh` entries lie in no shard and are searched exactly.
+
+    `newest_version` is the newest that is known; it is `version`, but while it is being opened.
+    """
 
     version: int
+    newest_version: int
     entries: int
     fresh: int
     dimension: int

@@ -4,9 +4,12 @@
 a Serve config file alike.
 """
 
+import asyncio
+import functools
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +24,7 @@ from pipeline.index.sampling import Sample
 from pipeline.progress import OnProgress, Progress
 from pipeline.serving.access import Pipe, WriteLine
 from pipeline.serving.embedder import Embedder
-from pipeline.serving.group import Answer, Asked, Entry, Group, Subject
+from pipeline.serving.group import Answer, Asked, Edition, Group, Looked, Subject
 from pipeline.serving.http import make_app
 from pipeline.serving.listening import DRAIN_SECONDS
 from pipeline.serving.metrics import RayMeter
@@ -118,6 +121,7 @@ class GroupReplica:
     def __init__(self, options: ServingOptions, number: int) -> None:
         self._group = Group(_storage_of(options), Share(number, options.groups))
         self._group.prepare()
+        self._following = ThreadPoolExecutor(1, "following")  # which questions under way do not take up
 
     def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
         return self._group.answer(asked)
@@ -125,11 +129,15 @@ class GroupReplica:
     def sample(self, subject: Subject, each: int) -> Sample:
         return self._group.sample(subject, each)
 
-    def entry(self, version: int, entry_id: int) -> Entry | None:
-        return self._group.entry(version, entry_id)
+    def entry(self, edition: Edition, entry_id: int) -> Looked:
+        return self._group.entry(edition.version, entry_id, edition.nonce)
 
-    def prepare(self, version: int) -> int:
-        return self._group.prepare(version)
+    async def prepare(self, edition: Edition) -> int:
+        prepare = functools.partial(self._group.prepare, edition.version, edition.nonce)
+        return await asyncio.get_running_loop().run_in_executor(self._following, prepare)
+
+    async def settle(self, edition: Edition) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._following, self._group.settle, edition)
 
     def check_health(self) -> None:
         """Raises where not even the entries at hand can be searched, so that Serve starts another replica."""
@@ -195,12 +203,18 @@ class _RemoteGroup(_Remote):
         sample: Sample = await self._call("sample", subject, each)
         return sample
 
-    async def entry(self, version: int, entry_id: int) -> Entry | None:
-        entry: Entry | None = await self._call("entry", version, entry_id)
-        return entry
+    async def entry(self, edition: Edition, entry_id: int) -> Looked:
+        looked: Looked = await self._call("entry", edition, entry_id)
+        return looked
 
-    async def prepare(self, version: int) -> None:
-        results = await self._handle.broadcast("prepare", version).results_async(return_exceptions=True)
+    async def prepare(self, edition: Edition) -> None:
+        await self._everywhere("prepare", edition)
+
+    async def settle(self, edition: Edition) -> None:
+        await self._everywhere("settle", edition)
+
+    async def _everywhere(self, method: str, edition: Edition) -> None:
+        results = await self._handle.broadcast(method, edition).results_async(return_exceptions=True)
         failed = [result for result in results if isinstance(result, Exception)]
         if failed and len(failed) == len(results):  # else another replica answers, and Serve replaces those
             raise failed[0]

@@ -15,7 +15,7 @@ from pipeline.index.live import Share
 from pipeline.index.sampling import Sample
 from pipeline.serving.editor import Editor
 from pipeline.serving.embedder import Embedder
-from pipeline.serving.group import Answer, Asked, Entry, Group, Subject
+from pipeline.serving.group import Answer, Asked, Edition, Group, Looked, Subject
 from pipeline.serving.service import Limits, Meter, Service
 from pipeline.store.places import open_storage
 from pipeline.store.storage import Storage
@@ -43,19 +43,23 @@ class LocalGroup(_Threads):
     def __init__(self, storage: Storage, share: Share) -> None:
         super().__init__()
         self.group = Group(storage, share)
-        self._beside = _Threads()  # what takes its time holds up no question
+        # What takes its time holds up no question, and nothing holds up a new version.
+        self._sampling, self._entries, self._following = _Threads(), _Threads(), _Threads()
 
     async def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
         return await self.run(self.group.answer, asked)
 
     async def sample(self, subject: Subject, each: int) -> Sample:
-        return await self._beside.run(self.group.sample, subject, each)
+        return await self._sampling.run(self.group.sample, subject, each)
 
-    async def entry(self, version: int, entry_id: int) -> Entry | None:
-        return await self._beside.run(self.group.entry, version, entry_id)
+    async def entry(self, edition: Edition, entry_id: int) -> Looked:
+        return await self._entries.run(self.group.entry, edition.version, entry_id, edition.nonce)
 
-    async def prepare(self, version: int) -> None:
-        await self._beside.run(self.group.prepare, version)
+    async def prepare(self, edition: Edition) -> None:
+        await self._following.run(self.group.prepare, edition.version, edition.nonce)
+
+    async def settle(self, edition: Edition) -> None:
+        await self._following.run(self.group.settle, edition)
 
 
 class LocalEncoder(_Threads):

@@ -165,6 +165,11 @@ class CachedStorage:
         self._expected = {file.path: file for file in files}
         self._cache.keep_only({file.sha256 for file in self._expected.values()})
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove local copies, by the hashes of their bytes: an erasure does not stop at them."""
+        for name in names:
+            self._cache.drop(name)
+
     def altered(self) -> list[str]:
         """Local copies in use that somebody has altered."""
         return self._cache.altered()
