@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline import VisualMemory
-from pipeline.errors import Superseded
+from pipeline.errors import StorageError, Superseded
 from pipeline.index.live import Share
 from pipeline.index.plan import IndexOptions
 from pipeline.serving.group import Asked, Group, Subject
@@ -178,3 +178,20 @@ def test_a_memory_restored_in_place_is_noticed(memory: VisualMemory, tmp_path: P
             assert time.monotonic() < until
             time.sleep(0.05)
         assert server.http.get("/healthz").json()["version"] == VisualMemory(place).log.latest().version
+
+
+def test_a_full_disk_of_local_copies_leaves_the_version_before(memory: VisualMemory, tmp_path: Path) -> None:
+    cache = FileCache(tmp_path / "copies", 1 << 30)
+    group = Group(CachedStorage(open_storage(memory.uri), cache), Share(0, 1))
+    first = group.prepare()
+    asked = [Asked(Subject(first), query(), 5, "live")]
+    [before] = group.answer(asked)
+    cache.max_bytes = 1_000
+    memory.index(IndexOptions(key="Flat", shard_rows=100, rebuild=True))
+    for _ in range(3):
+        with pytest.raises(StorageError, match="allow more"):
+            group.prepare()
+        [again] = group.answer(asked)
+        assert again.found.ids_QK.tolist() == before.found.ids_QK.tolist()  # type: ignore[union-attr]
+    cache.max_bytes = 1 << 30
+    assert group.prepare() == memory.log.latest().version
