@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from jobs.arguments import Memory, size_in_bytes
-from jobs.terminal import note, say, stderr
+from jobs.modes import others_who_read
+from jobs.terminal import note, say, tell
 from pipeline.store.places import open_storage
 from pipeline.store.versions import VersionLog
 
@@ -103,6 +104,10 @@ def serve(
         )
         has_token = token_of(options) is not None  # all that can be wrong is told before Ray starts
         check_origins(options.cors)
+        if token_file is not None and (readers := others_who_read(token_file)):
+            note(f"{readers} can read the token in {token_file}: take the right from them (chmod 600 {token_file})")
+        if cache is not None and (readers := others_who_read(cache)):
+            note(f"{readers} can look into {cache}, where copies of the memory lie: chmod 700 {cache} keeps them out")
         VersionLog(open_storage(memory)).latest()
         if not is_on_cluster():
             check_free(host, port)
@@ -129,11 +134,6 @@ def serve(
             return build(options.model_copy(update={"access_log": pipe}))
 
         serve_until_interrupted(application, announce, proxies, tell)
-
-
-def tell(text: str) -> None:
-    """A line of what is being done, on stderr."""
-    stderr.print(text, markup=False)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ torch and timm take seconds to import and only some questions need them, so what
 used.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from pipeline.images.listing import Listing, list_source
 from pipeline.images.notes import ContainerNotes
 from pipeline.index.choice import Table, read_table_of
 from pipeline.index.search import LiveEntries
+from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.digests import Digests, digests_in
 from pipeline.store.first_add import has_begun
@@ -53,7 +53,7 @@ SHOWN_CHARACTERS = 80
 
 Runner = Literal["here", "ray"]
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 class Reader:

@@ -8,7 +8,6 @@ What only asks is in `Reader`; here is what changes a memory. torch and timm tak
 need them, so what leads to them is imported where it is used.
 """
 
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,6 +31,7 @@ from pipeline.images.uris import path_of_uri
 from pipeline.index.build import Here, Workers, build_index
 from pipeline.index.others import copies_among
 from pipeline.index.plan import IndexOptions, IndexPlan, choose_key, plan_index
+from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.reading import Reader, Runner, check_list
 from pipeline.store.digests import digests_in
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 COPIES_LOOKED_UP = 8  # nearest entries that may hold the very bytes of an image
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 class VisualMemory(Reader):

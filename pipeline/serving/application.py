@@ -6,7 +6,6 @@ a Serve config file alike.
 
 import asyncio
 import functools
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from ray.serve.handle import DeploymentHandle
 from pipeline.errors import VisualMemoryError
 from pipeline.index.live import Share
 from pipeline.index.sampling import Sample
+from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress
 from pipeline.serving.access import Pipe, WriteLine
 from pipeline.serving.embedder import Embedder
@@ -28,7 +28,7 @@ from pipeline.serving.group import Answer, Asked, Edition, Group, Looked, Subjec
 from pipeline.serving.http import make_app
 from pipeline.serving.listening import DRAIN_SECONDS
 from pipeline.serving.metrics import RayMeter
-from pipeline.serving.options import ServingOptions, check_origins, token_of
+from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
 from pipeline.serving.service import Service
 from pipeline.store.cache import CachedStorage, FileCache
 from pipeline.store.objects import ObjectStorage
@@ -40,7 +40,7 @@ CALLS_QUEUED = 8  # of the ingress to a group: what waits, waits in its micro-ba
 HEALTH_SECONDS = 5.0
 SECONDS_BETWEEN_LINES = 10.0
 
-logger = logging.getLogger("ray.serve")
+logger = plain_logger("ray.serve")
 
 
 def build(options: ServingOptions) -> serve.Application:
@@ -92,7 +92,10 @@ def _storage_of(options: ServingOptions) -> Storage:
     storage = open_storage(options.memory)
     if not isinstance(storage, ObjectStorage):
         return storage
-    cache = FileCache(Path(options.cache).expanduser(), options.cache_bytes, _logged())
+    folder = Path(options.cache).expanduser()
+    if options.cache == CACHE and folder.is_dir():  # of an earlier release, which let others look into it
+        folder.chmod(0o700)
+    cache = FileCache(folder, options.cache_bytes, _logged())
     return CachedStorage(storage, cache)
 
 

@@ -8,12 +8,12 @@ store is read by a thread that does nothing else.
 
 import asyncio
 import contextlib
-import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from pipeline.errors import Unavailable
+from pipeline.plain_log import plain_logger
 from pipeline.serving.group import Edition
 from pipeline.serving.members import Members
 from pipeline.store.state import State
@@ -25,7 +25,7 @@ SECONDS_OF_OVERLAYS = 30.0  # that a group may take to open a version of the sam
 OPENING_SECONDS = 600.0  # that a version with another index may take, whose shards have to be fetched and read
 LONGEST_PAUSE_SECONDS = 30.0  # between two tries to open a version that could not be opened
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 @dataclass

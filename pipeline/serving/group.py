@@ -3,7 +3,6 @@
 It knows nothing of Ray and HTTP. Shapes: Q queries, K neighbours, D dimensions.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from pipeline.index.others import search_others
 from pipeline.index.sampling import Sample, draw
 from pipeline.index.search import LiveEntries, Restrictions
 from pipeline.index.shards import read_ahead
+from pipeline.plain_log import plain_logger
 from pipeline.store.cache import CachedStorage
 from pipeline.store.digests import Digests
 from pipeline.store.kept_values import KeptValue, read_facts, read_kept
@@ -33,7 +33,7 @@ VERSIONS_OPEN = 2  # the newest, and the one before, which questions under way a
 WARMING_K = 10
 ALTERATIONS_BORNE = 3  # of local copies while one answer is looked for
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 Result = TypeVar("Result")
 

@@ -4,7 +4,6 @@ Shapes: C labels.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ import numpy as np
 from pipeline.decisions.found import Standing, joined
 from pipeline.errors import EncoderError, SourceError, Superseded, UnknownName, UsageError, VisualMemoryError
 from pipeline.index.sampling import Sample
+from pipeline.plain_log import plain_logger
 from pipeline.serving.batching import MicroBatcher
 from pipeline.serving.group import Answer, Asked, Edition, Looked, Subject
 
@@ -24,7 +24,7 @@ CALLS_AT_ONCE = 2  # to a group: while one is on its way the other is worked at
 SETTLING_SECONDS = 5.0  # in which a group that answers takes note of what is answered by
 CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 class GroupClient(Protocol):

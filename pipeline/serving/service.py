@@ -7,7 +7,6 @@ and within one process. Everything here runs on one event loop. Shapes: Q querie
 import asyncio
 import contextlib
 import itertools
-import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from pipeline.errors import (
 )
 from pipeline.index.blocks import Scope
 from pipeline.index.sampling import Sample, asked_classes, each_of
+from pipeline.plain_log import plain_logger
 from pipeline.serving.batching import MicroBatcher
 from pipeline.serving.following import Following
 from pipeline.serving.group import Asked, Edition, Entry, Looked, Subject
@@ -43,7 +43,7 @@ ENTRIES_AT_ONCE = 64  # looked for; each is a read of a file or two in every gro
 SECONDS_TO_BE_SEEN = 30.0  # by answers, after a change; one beside a new index may take longer
 EDITIONS_TRIED = 3  # in one answer, where versions come faster than it is made
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 class EncoderClient(Protocol):

@@ -9,7 +9,6 @@ it was.
 import contextlib
 import fcntl
 import hashlib
-import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import StorageError
+from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef
 from pipeline.store.storage import Storage
@@ -25,7 +25,7 @@ RANGE_BYTES = 32 << 20  # fetched at a time, and lost at most when a download br
 MAX_FETCHES = 2  # of a file that came with other bytes than were published
 SUFFIX_OF_PARTS = ".part"
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 _Signature = tuple[int, int, int]  # inode, bytes, nanoseconds of the last change
 
@@ -39,7 +39,7 @@ class FileCache:
         self._on_progress = on_progress
         self._held: dict[str, tuple[IO[bytes], _Signature]] = {}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # copies are for whoever may read the memory
         except OSError as error:
             raise StorageError(f"{folder} cannot hold local copies ({error.strerror}): name another folder") from error
 
