@@ -116,7 +116,8 @@ class DuplicateAnswer(BaseModel):
 class ForgetAnswer(BaseModel):
     """How many live entries were forgotten, and the version that no longer has them.
 
-    `erased` counts entries whose bytes are gone; null where none was to go.
+    `erased` counts entries whose bytes are gone; null where none was to go. Of the `num_live_duplicates` entries like
+    them the first 1,000 are in `live_duplicates`.
     """
 
     forgotten: int
@@ -124,6 +125,7 @@ class ForgetAnswer(BaseModel):
     erased: int | None
     receipt: dict[str, Any] | None
     live_duplicates: list[DuplicateAnswer]
+    num_live_duplicates: int
     index_dropped: bool
 
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+MAX_NEIGHBORS = 50_000  # of all queries of a request: about 13 MB of an answer, a quarter of a second of work
+
 
 @dataclass(frozen=True)
 class HttpLimits:

@@ -18,8 +18,9 @@ from pipeline.serving.bodies import MAX_QUERIES, Asking, ClassifyBody, KnnBody, 
 from pipeline.serving.documentation import takes
 from pipeline.serving.encoded import decoded
 from pipeline.serving.json_bodies import SMALL_BYTES
+from pipeline.serving.limits import MAX_NEIGHBORS
 from pipeline.serving.refused import Refused
-from pipeline.serving.requests import MAX_NEIGHBORS, Query, asked, stated
+from pipeline.serving.requests import Query, asked, stated
 from pipeline.serving.service import Decided, Searched, Service
 
 NEIGHBORS_UNDER_WAY = 4 * MAX_NEIGHBORS  # of all requests that are not answered yet

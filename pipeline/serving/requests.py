@@ -18,11 +18,11 @@ from starlette.exceptions import HTTPException
 from pipeline.serving import slips
 from pipeline.serving.bodies import MAX_IMAGES, MAX_LISTED, MAX_QUERIES, AddBody, Asking
 from pipeline.serving.json_bodies import SMALL_BYTES, check_amount, checked, checked_list, told
+from pipeline.serving.limits import MAX_NEIGHBORS
 from pipeline.serving.refused import Refused
 from pipeline.serving.service import Service
 
 MAX_PART_FIELDS = 1_000
-MAX_NEIGHBORS = 100_000  # of all queries of a request: about 26 MB of an answer, half a second of work
 MAX_LISTED_IN_ALL = 10 * MAX_LISTED  # by all questions of a list
 _FORM_FIELDS = "application/x-www-form-urlencoded"  # what curl calls JSON when not told
 _JSON = re.compile(r"(?:application|text)/json|[a-z0-9.!#$&^_-]+/[a-z0-9.!#$&^_+-]+\+json")

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import VisualMemory
+from pipeline import Client, VisualMemory
 from pipeline.errors import UsageError
 from pipeline.serving.bodies import MAX_LISTED, MAX_QUERIES
 from pipeline.serving.json_bodies import check_amount
@@ -140,6 +140,14 @@ def test_an_answer_has_a_size(server: Served, path: str) -> None:
     assert (answer.status_code, answer.json()["field"]) == (422, "k")
     assert server.post(path, {"embedding": VECTOR, "k": 10_000}).status_code == 200
     assert len(server.post(path, {"embedding": [VECTOR] * 256, "k": 100}).json()) == 256
+
+
+def test_the_client_asks_for_no_more_than_an_answer_holds(server: Served) -> None:
+    vectors = np.random.default_rng(2).normal(size=(9, 1280))
+    with Client(server.url) as client:
+        assert (
+            len(client.search(embeddings=vectors, k=10_000)) == len(client.classify(embeddings=vectors, k=9_999)) == 9
+        )
 
 
 def test_a_large_answer_is_the_same_as_small_ones(server: Served) -> None:
