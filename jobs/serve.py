@@ -55,6 +55,14 @@ def serve(
             metavar="ORIGIN",
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Answer to this name too, such as photos.example.org or *.example.org; repeatable. Addresses, names "
+            "without a dot and this machine's own are answered to anyway; * is every name.",
+            metavar="NAME",
+        ),
+    ] = None,
     access_log: Annotated[
         bool, typer.Option("--access-log/--no-access-log", help="Tell of each request in a line on stderr.")
     ] = True,
@@ -77,6 +85,7 @@ def serve(
         from jobs.on_ray import check_free, is_on_cluster, share_of_cpus
         from jobs.serving_on_ray import serve_until_interrupted
         from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
+        from pipeline.serving.sites import check_hosts
 
         cpus = share_of_cpus(groups * replicas + ingresses + embedders + 1)
         options = ServingOptions(
@@ -96,6 +105,7 @@ def serve(
             token_file=token_file,
             thumbnails=thumbnails,
             cors=tuple(dict.fromkeys(cors or ())),
+            hosts=tuple(dict.fromkeys(allow_host or ())),
             log_requests=access_log,
             cache=cache or CACHE,
             cache_bytes=size_in_bytes("--cache-size", cache_size),
@@ -108,6 +118,7 @@ def serve(
             note(f"{readers} can read the token in {token_file}: take the right from them (chmod 600 {token_file})")
         if cache is not None and (readers := others_who_read(cache)):
             note(f"{readers} can look into {cache}, where copies of the memory lie: chmod 700 {cache} keeps them out")
+        check_hosts(options.hosts)
         VersionLog(open_storage(memory)).latest()
         if not is_on_cluster():
             check_free(host, port)

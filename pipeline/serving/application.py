@@ -30,6 +30,7 @@ from pipeline.serving.listening import DRAIN_SECONDS
 from pipeline.serving.metrics import RayMeter
 from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
 from pipeline.serving.service import Service
+from pipeline.serving.sites import check_hosts
 from pipeline.store.cache import CachedStorage, FileCache
 from pipeline.store.objects import ObjectStorage
 from pipeline.store.places import open_storage
@@ -46,6 +47,7 @@ logger = plain_logger("ray.serve")
 def build(options: ServingOptions) -> serve.Application:
     """The application. Raises MemoryMissing, StorageError or UsageError."""
     check_origins(options.cors)
+    check_hosts(options.hosts)
     identity = VersionLog(open_storage(options.memory)).latest().identity
     members = [
         GroupReplica.options(  # type: ignore[attr-defined]
@@ -277,7 +279,15 @@ class Ingress:
         options = self._options
         listen = (options.host, options.port) if options.port is not None else None
         access = _access_log(options)
-        self._app = make_app(self._service, token_of(options), listen, cors=options.cors, access=access)
+        self._app = make_app(
+            self._service,
+            token_of(options),
+            listen,
+            cors=options.cors,
+            hosts=options.hosts,
+            limits=options.http,
+            access=access,
+        )
         return self._app
 
     async def drain(self) -> int:

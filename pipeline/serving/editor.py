@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from pipeline.visual_memory import VisualMemory
 
+MAX_DUPLICATES = 1_000  # of erased entries, in an answer
+
 
 class Editor:
     """The memory at a URI, changed in one process so that its own commits do not race each other.
@@ -33,8 +35,9 @@ class Editor:
 
     def _forget(self, *, command: str, **named: Any) -> dict:
         report = self._memory.forget(**named, command=command).to_json()
-        duplicates = [{**duplicate, "id_text": str(duplicate["id"])} for duplicate in report["live_duplicates"]]
-        return report | {"live_duplicates": duplicates}
+        found = report["live_duplicates"]
+        duplicates = [{**duplicate, "id_text": str(duplicate["id"])} for duplicate in found[:MAX_DUPLICATES]]
+        return report | {"live_duplicates": duplicates, "num_live_duplicates": len(found)}
 
     def _relabel(self, *, command: str, **named: Any) -> dict:
         return self._memory.relabel(**named, command=command).to_json()

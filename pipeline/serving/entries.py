@@ -10,7 +10,7 @@ from pipeline.serving.answers import EntryAnswer, json_answer
 from pipeline.serving.bodies import MAX_ID
 from pipeline.serving.group import Entry
 from pipeline.serving.pictures import picture_of
-from pipeline.serving.requests import Refused
+from pipeline.serving.refused import Refused
 from pipeline.serving.service import Service
 from pipeline.serving.slips import in_fields
 

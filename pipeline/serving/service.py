@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -29,6 +29,7 @@ from pipeline.errors import (
 from pipeline.index.blocks import Scope
 from pipeline.index.sampling import Sample, asked_classes, each_of
 from pipeline.plain_log import plain_logger
+from pipeline.serving.aside import Aside, Result
 from pipeline.serving.batching import MicroBatcher
 from pipeline.serving.following import Following
 from pipeline.serving.group import Asked, Edition, Entry, Looked, Subject
@@ -42,6 +43,7 @@ IMAGES_A_CALL = 32
 ENTRIES_AT_ONCE = 64  # looked for; each is a read of a file or two in every group
 SECONDS_TO_BE_SEEN = 30.0  # by answers, after a change; one beside a new index may take longer
 EDITIONS_TRIED = 3  # in one answer, where versions come faster than it is made
+MANY_NEIGHBORS = 2_000  # that are made into an answer away from the event loop; so many take about 10 ms
 
 logger = plain_logger(__name__)
 
@@ -153,6 +155,8 @@ class Service:
         meter: Meter | None = None,
     ) -> None:
         self.limits = limits
+        self.place = storage.uri
+        self.aside = Aside()
         self.meter: Meter = meter or NoMeter()
         self.editor = editor
         self._storage = storage
@@ -176,6 +180,7 @@ class Service:
         """Follow no more."""
         await self._following.stop()
         self._counter.shutdown(wait=False)
+        self.aside.stop()
 
     @property
     def state(self) -> State:
@@ -184,6 +189,12 @@ class Service:
         if state is None:
             raise Unavailable("the memory is being opened: ask again in a moment")
         return state
+
+    @property
+    def dimension(self) -> int:
+        """That of the vectors of the memory; 0 while it has none."""
+        identity = self.state.identity
+        return identity.dimension if identity is not None else 0
 
     @property
     def opened(self) -> bool:
@@ -225,7 +236,9 @@ class Service:
             asking.check_k(k)
             gathered = await self._gathered(vectors_QD, k, "live", how)
             found, labels = gathered.found, gathered.standing.labels
-            neighbors = [found.neighbors(query, labels) for query in range(len(vectors_QD))]
+            neighbors = await self.worked(
+                len(vectors_QD) * k, lambda: [found.neighbors(query, labels) for query in range(len(vectors_QD))]
+            )
         total = _shards_total(gathered.state)
         self.meter.answered("search", gathered.state.version, gathered.shards, partial=gathered.partial)
         return Searched(neighbors, gathered.state.version, gathered.shards, total, gathered.partial)
@@ -260,7 +273,10 @@ class Service:
                 how.where,
             )
             uris = [None] * len(vectors_QD)
-            decisions = decide(gathered.found, gathered.standing, question, uris, options.weigh)
+            decisions = await self.worked(
+                len(uris) * options.k,
+                lambda: decide(gathered.found, gathered.standing, question, uris, options.weigh),
+            )
             self.meter.took("decide", time.monotonic() - began)
         self.meter.answered("classify", gathered.state.version, gathered.shards, partial=gathered.partial)
         for decision in decisions:
@@ -354,12 +370,31 @@ class Service:
         """
         if self.editor is None:
             raise Unavailable("this server only reads: start it with a token to change the memory")
-        report = await self.editor.edit(verb, arguments)
+        report = await self._edited(self.editor, verb, arguments)
         try:
             await asyncio.wait_for(asyncio.shield(self.refresh()), SECONDS_TO_BE_SEEN)
         except (TimeoutError, VisualMemoryError) as error:  # it is done all the same, and will be seen later
             logger.warning("what was changed is not seen yet: %s", error)
         return {**report, "answered_by": self.state.version}
+
+    async def _edited(
+        self, editor: EditorClient, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]
+    ) -> dict:
+        """What an editor did. Raises Unavailable where it died over that, or failed at it in a way nobody foresaw."""
+        try:
+            return await editor.edit(verb, arguments)
+        except VisualMemoryError:
+            raise
+        except Exception as error:  # of many types, by what is between
+            logger.exception("the editor did not answer to %s", verb)
+            raise Unavailable(
+                f"the process that changes the memory did not answer ({type(error).__name__}): this may or may not "
+                "have been done, so look before you ask again"
+            ) from error
+
+    async def worked(self, num_neighbors: int, work: Callable[[], Result]) -> Result:
+        """What some work gives, done away from the event loop where it is about many neighbours."""
+        return await self.aside.run(work) if num_neighbors > MANY_NEIGHBORS else work()
 
     async def status(self) -> dict:
         """What is served, as a JSON object."""

@@ -449,6 +449,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["serve", "{memory}", "--host", "nowhere.invalid"], 2, "cannot be listened on"),
     (["serve", "{memory}", "--host", "192.0.2.1"], 2, "cannot be listened on"),
     (["serve", "{memory}", "--cache-size", "large"], 2, "is not a size"),
+    (["serve", "{memory}", "--allow-host", "http://photos.example.org/"], 2, "is not the name of a host"),
     (["serve", "{memory}", "--token-file", "{tmp}/nowhere"], 2, "cannot be read"),
     (["serve", "{memory}", "--token-file", "{tmp}/blank.txt"], 2, "is empty: write the token into it"),
     (["forget", "{memory}"], 2, "nothing was named to forget"),
