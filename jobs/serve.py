@@ -54,6 +54,14 @@ def serve(
             metavar="ORIGIN",
         ),
     ] = None,
+    pictures: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Show images below this folder, or prefix of a store, of entries that name one there; repeatable. "
+            "Without it pictures are made only of files that an `add` has read.",
+            metavar="ROOT",
+        ),
+    ] = None,
     access_log: Annotated[
         bool, typer.Option("--access-log/--no-access-log", help="Tell of each request in a line on stderr.")
     ] = True,
@@ -75,6 +83,7 @@ def serve(
     with _told_if_slow(tell, f"opening {memory}"):
         from jobs.on_ray import check_free, is_on_cluster, share_of_cpus
         from jobs.serving_on_ray import serve_until_interrupted
+        from pipeline.images.pictures import roots_of
         from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
 
         cpus = share_of_cpus(groups * replicas + ingresses + embedders + 1)
@@ -95,6 +104,7 @@ def serve(
             token_file=token_file,
             thumbnails=thumbnails,
             cors=tuple(dict.fromkeys(cors or ())),
+            pictures=tuple(dict.fromkeys(pictures or ())),
             log_requests=access_log,
             cache=cache or CACHE,
             cache_bytes=size_in_bytes("--cache-size", cache_size),
@@ -103,6 +113,7 @@ def serve(
         )
         has_token = token_of(options) is not None  # all that can be wrong is told before Ray starts
         check_origins(options.cors)
+        roots_of(options.pictures)
         VersionLog(open_storage(memory)).latest()
         if not is_on_cluster():
             check_free(host, port)

@@ -16,6 +16,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipeline.errors import VisualMemoryError
+from pipeline.images.pictures import roots_of
 from pipeline.index.live import Share
 from pipeline.index.sampling import Sample
 from pipeline.progress import OnProgress, Progress
@@ -260,7 +261,14 @@ class Ingress:
         options = self._options
         listen = (options.host, options.port) if options.port is not None else None
         access = _access_log(options)
-        self._app = make_app(self._service, token_of(options), listen, cors=options.cors, access=access)
+        self._app = make_app(
+            self._service,
+            token_of(options),
+            listen,
+            cors=options.cors,
+            access=access,
+            pictures=roots_of(options.pictures),
+        )
         return self._app
 
     async def drain(self) -> int:

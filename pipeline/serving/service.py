@@ -159,6 +159,7 @@ class Service:
         self._images_under_way = 0
         self._seconds_an_image = 0.0
         self._fresh: tuple[int, int] | None = None  # of a version
+        self._counting = asyncio.Lock()
         self._refreshing = asyncio.Lock()
         self._following: asyncio.Task[None] | None = None
 
@@ -336,12 +337,14 @@ class Service:
         """What is served, as a JSON object."""
         state = self.state
         identity = state.identity
-        if self._fresh is None or self._fresh[0] != state.version:
-            self._fresh = state.version, await asyncio.to_thread(live_fresh, self._log.storage, state)
+        async with self._counting:  # once a version, however many ask
+            if self._fresh is None or self._fresh[0] != state.version:
+                self._fresh = state.version, await asyncio.to_thread(live_fresh, self._log.storage, state)
+            fresh = self._fresh[1]
         return {
             "version": state.version,
             "entries": state.num_live,
-            "fresh": self._fresh[1],
+            "fresh": fresh,
             "dimension": identity.dimension if identity else 0,
             "encoder": identity.encoder if identity else None,
             "takes_images": self._encoder is not None,
