@@ -20,10 +20,17 @@ from pipeline.images.files import file_system, is_remote, open_regular, unreadab
 from pipeline.images.uris import path_of_uri
 
 STORES = ("s3://", "s3a://", "gs://", "gcs://")
+PICTURE_BYTES = 64 << 20  # of an image file: an uncompressed one of 20 million pixels
 LOCAL_CHUNK = 1 << 20  # between two looks at the time
 REMOTE_CHUNK = 8 << 20  # of one request: a store takes as long for it as for much less
 LOOK_SECONDS = 0.25  # between two looks at whether somebody waits, while a store is waited for
 KEEP = "add it again with --thumbnails, which keeps a small picture"
+
+
+def check_size(num_bytes: int) -> None:
+    """Raises Rejected for the size of an image file that no picture is made of."""
+    if num_bytes > PICTURE_BYTES:
+        raise Rejected("read", f"it is larger than {PICTURE_BYTES >> 20} MiB, too large for a picture: {KEEP}")
 
 
 class Bound:
@@ -110,6 +117,11 @@ class BoundedFile(io.RawIOBase):
         step = LOCAL_CHUNK if self._place is None else REMOTE_CHUNK
         pieces = [self._piece(start, min(start + step, stop)) for start in range(offset, stop, step)]
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def image(self, offset: int = 0, num_bytes: int | None = None) -> bytes:
+        """The bytes of an image that is a piece of the file, or all of it, if it is not too large for a picture."""
+        check_size(self.size if num_bytes is None else num_bytes)
+        return self.span(offset, num_bytes)
 
     def _piece(self, start: int, stop: int) -> bytes:
         self._bound.check()

@@ -5,9 +5,11 @@ of the pages are walked, or the file's own index of them is used, and sizes are 
 (lists, delta encodings, encryption, LZO) is refused. The format: https://github.com/apache/parquet-format.
 """
 
+import contextlib
 import itertools
 import re
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +24,11 @@ from pipeline.images.parquet import MAX_GROUP_ROWS, inspect
 from pipeline.images.thrift import Broken, Struct, read_struct
 
 FOOTER_BYTES = 4 << 20
-PAGE_BYTES = 64 << 20  # of a page when it is unpacked, and of an image in it
+PAGE_BYTES = 128 << 20  # of a page when it is unpacked: pyarrow puts 1,024 images into one
+LARGE_BYTES = 16 << 20  # of a page that is unpacked alone
 HEADER_BYTES = (512, 16 << 10, 1 << 20)  # looked at for the header of a page, which may hold two values as statistics
 
+_unpacking = threading.Lock()
 _ROW = re.compile(r"row=(0|[1-9]\d{0,17})")
 _TAIL = 8
 _OPTIONAL, _REPEATED = 1, 2
@@ -209,7 +213,8 @@ def _unpacked(chunk: _Chunk, packed: bytes, size: int) -> bytes:
         raise Rejected("read", f"its page takes {size:,} bytes when it is unpacked, too many for a picture: {KEEP}")
     if chunk.codec is None or not size:
         return packed
-    found: bytes = pa.Codec(chunk.codec).decompress(packed, decompressed_size=size, asbytes=True)
+    with _unpacking if size > LARGE_BYTES else contextlib.nullcontext():
+        found: bytes = pa.Codec(chunk.codec).decompress(packed, decompressed_size=size, asbytes=True)
     return found
 
 

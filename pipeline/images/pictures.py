@@ -19,7 +19,7 @@ from pipeline.images.thumbnails import thumbnail
 from pipeline.images.uris import path_of_uri, split_member, uri_of
 from pipeline.store.originals import Original, is_below
 
-PICTURE_BYTES = 64 << 20  # of an image file: an uncompressed one of 20 million pixels
+READ_BYTES = 160 << 20  # for one picture: a page of a Parquet file, and what is looked at to find it
 SECONDS = 10.0
 MAX_PIXELS = 50_000_000  # as of an image that is asked about
 
@@ -49,7 +49,7 @@ def picture_of(
 
     Raises Rejected with the reason, which may name what lies on this machine: it is for those who own it.
     """
-    bound = bound or Bound(PICTURE_BYTES, SECONDS)
+    bound = bound or Bound(READ_BYTES, SECONDS)
     data = _bytes_of(original, roots, bound)
     if hashlib.sha256(data).hexdigest() != original.sha256:
         raise Rejected("read", "its file is not the one that was remembered")
@@ -75,7 +75,7 @@ def read_image(uri: str, bound: Bound | None = None) -> bytes:
     kind = "file" if member is None else kind_of(container) or "tar"
     if kind == "npy":
         raise Rejected("read", "it was given as a vector, without an image")
-    return _read(Original(uri, "", "parquet" if kind == "parquet" else "file"), bound or Bound(PICTURE_BYTES, SECONDS))
+    return _read(Original(uri, "", "parquet" if kind == "parquet" else "file"), bound or Bound(READ_BYTES, SECONDS))
 
 
 def _bytes_of(original: Original, roots: Roots, bound: Bound) -> bytes:
@@ -108,9 +108,9 @@ def _read(original: Original, bound: Bound) -> bytes:
     container, member = split_member(original.uri)
     with BoundedFile(container, bound) as file:
         if original.offset is not None and original.num_bytes is not None:
-            return file.span(original.offset, original.num_bytes)
+            return file.image(original.offset, original.num_bytes)
         if member is None:
-            return file.span()
+            return file.image()
         if original.read_from == "parquet":
             return read_row(file, container, member)
         return find_member(file, member)

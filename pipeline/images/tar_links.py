@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, cast
 
-from pipeline.images.bounded import KEEP, BoundedFile
+from pipeline.images.bounded import KEEP, BoundedFile, check_size
 from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
 from pipeline.images.label_rows import plain_name
@@ -125,6 +125,7 @@ def find_member(file: BoundedFile, name: str) -> bytes:
                 reason = unreadable_reason(member)
                 if reason is not None:
                     raise Rejected("read", reason)
+                check_size(member.size)
                 return archive.content()
         except Broken as broken:
             raise Rejected("read", f"the archive {broken}") from broken

@@ -14,12 +14,12 @@ from starlette.requests import ClientDisconnect
 from pipeline.errors import Overloaded, Unavailable
 from pipeline.images.bounded import Bound
 from pipeline.images.decode import Rejected
-from pipeline.images.pictures import PICTURE_BYTES, Roots, picture_of
+from pipeline.images.pictures import READ_BYTES, Roots, picture_of
 from pipeline.serving.group import Entry
 from pipeline.serving.service import Limits
 
 PICTURE_PIXELS = 512  # a side
-THREADS = 2  # each of them holds a file of PICTURE_BYTES at most, and its pixels
+THREADS = 2  # each of them holds READ_BYTES at most, what is unpacked of it, and pixels
 UNDER_WAY = 64  # pictures asked for and not answered: a page of neighbours
 RETRY_SECONDS = 1.0
 
@@ -40,7 +40,7 @@ class Pictures:
         Unavailable where it takes too long, and ClientDisconnect.
         """
         seconds = self._limits.timeout_seconds
-        bound = Bound(PICTURE_BYTES, seconds)
+        bound = Bound(READ_BYTES, seconds)
         left = asyncio.ensure_future(gone)
         try:
             made = self._begin(entry, bound)
