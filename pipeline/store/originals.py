@@ -49,14 +49,13 @@ def original_of(storage: Storage, state: State, entry_id: int, uri: str, sha256:
     offset, num_bytes = _span(storage, segment, entry_id)
     if state.singles is not None and state.singles.segment == number:
         return _single(uri, sha256, num_bytes)
-    if not is_below(uri, segment.source):
-        return Original(uri, sha256)
+    was_read = is_below(uri, segment.source)
     if segment.containers_from is None or part < segment.containers_from:
-        return Original(uri, sha256, "named" if "#" in uri else "file")
+        return Original(uri, sha256, "file" if was_read and "#" not in uri else "named")
     kind, container = _container(storage, segment.containers, part - segment.containers_from)
     if kind not in IMAGE_CONTAINERS:
         return Original(uri, sha256, vector=True)
-    if uri.partition("#")[0] != container or "#" not in uri:
+    if not was_read or not uri.startswith(f"{container}#"):
         return Original(uri, sha256)
     return Original(uri, sha256, "tar" if kind == "tar" else "parquet", offset, num_bytes)
 
