@@ -63,6 +63,14 @@ def serve(
             metavar="NAME",
         ),
     ] = None,
+    pictures: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Show images below this folder, or prefix of a store, of entries that name one there; repeatable. "
+            "Without it pictures are made only of files that an `add` has read.",
+            metavar="ROOT",
+        ),
+    ] = None,
     access_log: Annotated[
         bool, typer.Option("--access-log/--no-access-log", help="Tell of each request in a line on stderr.")
     ] = True,
@@ -84,6 +92,7 @@ def serve(
     with _told_if_slow(tell, f"opening {memory}"):
         from jobs.on_ray import check_free, is_on_cluster, share_of_cpus
         from jobs.serving_on_ray import serve_until_interrupted
+        from pipeline.images.pictures import roots_of
         from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
         from pipeline.serving.sites import check_hosts
 
@@ -106,6 +115,7 @@ def serve(
             thumbnails=thumbnails,
             cors=tuple(dict.fromkeys(cors or ())),
             hosts=tuple(dict.fromkeys(allow_host or ())),
+            pictures=tuple(dict.fromkeys(pictures or ())),
             log_requests=access_log,
             cache=cache or CACHE,
             cache_bytes=size_in_bytes("--cache-size", cache_size),
@@ -119,6 +129,7 @@ def serve(
         if cache is not None and (readers := others_who_read(cache)):
             note(f"{readers} can look into {cache}, where copies of the memory lie: chmod 700 {cache} keeps them out")
         check_hosts(options.hosts)
+        roots_of(options.pictures)
         VersionLog(open_storage(memory)).latest()
         if not is_on_cluster():
             check_free(host, port)

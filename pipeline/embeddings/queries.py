@@ -54,7 +54,7 @@ def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray
     if os.path.isdir(place):
         raise SourceError(f"{place} is a folder: name image files, such as {os.path.join(str(image), '*.jpg')}")
     try:
-        return pixels_of_bytes(read_file(uri), preprocessing).pixels_SS3, uri
+        return pixels_of_bytes(read_file(uri, pipes=True), preprocessing).pixels_SS3, uri
     except Rejected as rejected:
         raise SourceError(
             f"the image {place} cannot be used ({rejected.reason}): check the path or the file"

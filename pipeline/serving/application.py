@@ -18,6 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipeline.errors import VisualMemoryError
+from pipeline.images.pictures import roots_of
 from pipeline.index.live import Share
 from pipeline.index.sampling import Sample
 from pipeline.plain_log import plain_logger
@@ -287,6 +288,7 @@ class Ingress:
             hosts=options.hosts,
             limits=options.http,
             access=access,
+            pictures=roots_of(options.pictures),
         )
         return self._app
 

@@ -24,6 +24,7 @@ from pipeline.plain_log import plain_logger
 from pipeline.store.cache import CachedStorage
 from pipeline.store.digests import Digests
 from pipeline.store.kept_values import KeptValue, read_facts, read_kept
+from pipeline.store.originals import Original, original_of
 from pipeline.store.state import State, file_refs
 from pipeline.store.storage import Storage
 from pipeline.store.thumbnails import read_thumbnails
@@ -107,7 +108,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as it is in a version; `sha256` is that of its image file, width and height are pixels."""
+    """One entry as it is in a version; `sha256` is that of its image file, width and height are pixels.
+
+    `original` is where an add read that file.
+    """
 
     id: int
     uri: str
@@ -118,6 +122,7 @@ class Entry:
     height: int
     kept: dict[str, KeptValue]
     thumbnail: bytes | None
+    original: Original
 
 
 @dataclass(frozen=True)
@@ -237,15 +242,19 @@ class Group:
         if not live.hold(ids).all():
             return None
         [(block, row)] = [(block, int(row)) for block in live.blocks for row in block.rows_of(ids)]
-        code = int(block.codes_N[row])
+        code, uri = int(block.codes_N[row]), block.uris[row].as_py()
+        sha256, width, height = read_facts(self._storage, opened.state, entry_id)
         return Entry(
             entry_id,
-            block.uris[row].as_py(),
+            uri,
             live.labels[code] if code >= 0 else None,
             block.datasets[row].as_py(),
-            *read_facts(self._storage, opened.state, entry_id),
+            sha256,
+            width,
+            height,
             read_kept(self._storage, opened.state, [entry_id]).get(entry_id, {}) if opened.state.kept else {},
             read_thumbnails(self._storage, opened.state, [entry_id]).get(entry_id),
+            original_of(self._storage, opened.state, entry_id, uri, sha256),
         )
 
     def check(self) -> None:

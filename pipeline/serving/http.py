@@ -23,6 +23,7 @@ from pipeline.errors import (
     UsageError,
     VisualMemoryError,
 )
+from pipeline.images.pictures import Roots
 from pipeline.serving.access import HEADER, Access, Failures, WriteLine, printable, request_id, to_logger
 from pipeline.serving.answers import REFUSALS, HealthAnswer, Refusal, StatusAnswer, json_answer, refusal
 from pipeline.serving.changes import add_changes
@@ -32,6 +33,7 @@ from pipeline.serving.json_bodies import told
 from pipeline.serving.limits import HttpLimits
 from pipeline.serving.listening import Counted, Traffic
 from pipeline.serving.options import ANY_ORIGIN, check_origins
+from pipeline.serving.pictures import Pictures
 from pipeline.serving.questions import add_questions
 from pipeline.serving.refused import Refused
 from pipeline.serving.service import Service
@@ -65,20 +67,24 @@ def make_app(
     hosts: Sequence[str] = (),
     limits: HttpLimits = HttpLimits(),
     access: WriteLine | None = to_logger,
+    pictures: Roots = (),
 ) -> FastAPI:
     """The application. Without a token nothing that changes the memory can be asked for.
 
     With `listen`, a host and a port, it also listens there itself from its start to its end. Pages of the origins
     `cors` may ask it, and it may be asked by the names `hosts` besides those of `sites.Hosts`. `access` takes the lines
-    of the access log; None for none. `app.state.drain()` takes nothing new and waits for what is under way.
+    of the access log; None for none. Images below `pictures` are shown besides those that adds have read.
+    `app.state.drain()` takes nothing new and waits for what is under way.
     """
     traffic = Traffic()
+    maker = Pictures(service.limits, pictures)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
         async with traffic.listening(app, *listen, limits) if listen is not None else nullcontext():
             yield
+        maker.stop()
         await service.stop()
 
     app = FastAPI(
@@ -96,7 +102,7 @@ def make_app(
     _add_layers(app, traffic, sites, cors, access)
     _add_refusals(app, service, token)
     add_questions(app, service)
-    add_entries(app, service)
+    add_entries(app, service, maker)
     add_changes(app, service, token)
 
     @app.get("/v1/status", summary="What is served", operation_id="get_status", response_model=StatusAnswer)

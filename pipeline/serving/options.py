@@ -26,8 +26,9 @@ class ServingOptions(BaseModel):
     the ingresses listen there themselves, besides Serve's proxies, which take longer than most questions; several on
     one node share it. With a token (`token_file`, or the environment variable VISUAL_MEMORY_TOKEN on the node of the
     ingress) the memory can be changed; images that are added then keep `thumbnails`. Pages of the origins `cors` may
-    ask. Besides its address and its own name a server may be asked by the names `hosts`. Each request is a line of
-    Serve's log, or of the pipe or file `access_log` on the node of the ingress.
+    ask. Besides its address and its own name a server may be asked by the names `hosts`. Entries whose uri no add has
+    read are shown from it where it lies below one of the folders `pictures`. Each request is a line of Serve's log, or
+    of the pipe or file `access_log` on the node of the ingress.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -51,6 +52,7 @@ class ServingOptions(BaseModel):
     thumbnails: bool = True
     cors: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
     log_requests: bool = True
     access_log: str | None = None
     cache: str = CACHE

@@ -404,11 +404,12 @@ class Service:
             if self._fresh is None or self._fresh[0] != state.version:
                 counting = asyncio.get_running_loop().run_in_executor(self._counter, live_fresh, self._storage, state)
                 self._fresh = state.version, await counting
+            fresh = self._fresh[1]
         return {
             "version": state.version,
             "newest_version": self._following.newest,
             "entries": state.num_live,
-            "fresh": self._fresh[1],
+            "fresh": fresh,
             "dimension": identity.dimension if identity else 0,
             "encoder": identity.encoder if identity else None,
             "takes_images": self._encoder is not None,

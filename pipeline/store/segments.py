@@ -25,6 +25,7 @@ from pipeline.store.leases import Lease
 from pipeline.store.schemas import (
     CONTAINERS,
     FORMAT,
+    OFFSETS,
     PLAN,
     REJECTED,
     ROW_GROUP_ROWS,
@@ -127,6 +128,7 @@ class PartMark(BaseModel):
     entries: RowsFile | None
     rejected: RowsFile | None
     thumbnails: RowsFile | None = None
+    offsets: RowsFile | None = None
     decisions: RowsFile | None = None
     seconds: dict[str, float] = {}
     decoded_on: tuple[str, ...] = ()
@@ -358,7 +360,7 @@ def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark
     marks = {}
     for path in marks_of(storage, reservation):
         mark = read_mark(storage, path)
-        for file in (mark.entries, mark.rejected, mark.thumbnails, mark.decisions):
+        for file in (mark.entries, mark.rejected, mark.thumbnails, mark.offsets, mark.decisions):
             if file is not None:
                 try:
                     checked_path(storage, file)
@@ -375,6 +377,7 @@ def publish_part(
     entries: pa.Table,
     rejected: pa.Table,
     thumbnails: pa.Table | None = None,
+    offsets: pa.Table | None = None,
     *,
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
@@ -388,6 +391,8 @@ def publish_part(
     tables = {"entries": entries.cast(schema), "rejected": rejected.cast(REJECTED)}
     if thumbnails is not None:
         tables["thumbnails"] = thumbnails.cast(THUMBNAILS)
+    if offsets is not None:
+        tables["offsets"] = offsets.cast(OFFSETS)
     return publish(
         storage,
         reservation,
@@ -439,6 +444,7 @@ def publish(
         entries=files.get("entries"),
         rejected=files.get("rejected"),
         thumbnails=files.get("thumbnails"),
+        offsets=files.get("offsets"),
         decisions=files.get("decisions"),
         seconds=dict(seconds or {}),
         decoded_on=decoded_on,

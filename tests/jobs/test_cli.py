@@ -450,6 +450,8 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["serve", "{memory}", "--host", "192.0.2.1"], 2, "cannot be listened on"),
     (["serve", "{memory}", "--cache-size", "large"], 2, "is not a size"),
     (["serve", "{memory}", "--allow-host", "http://photos.example.org/"], 2, "is not the name of a host"),
+    (["serve", "{memory}", "--pictures", "http://127.0.0.1/x"], 2, "--pictures http://127.0.0.1/x cannot be read from"),
+    (["serve", "{memory}", "--pictures", "{tmp}/nowhere"], 2, "is no folder: give one that holds images"),
     (["serve", "{memory}", "--token-file", "{tmp}/nowhere"], 2, "cannot be read"),
     (["serve", "{memory}", "--token-file", "{tmp}/blank.txt"], 2, "is empty: write the token into it"),
     (["forget", "{memory}"], 2, "nothing was named to forget"),

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.seaweed import free_ports
 from pipeline import VisualMemory
+from pipeline.images.pictures import roots_of
 from pipeline.serving.access import WriteLine
 from pipeline.serving.connections import bounded
 from pipeline.serving.http import make_app
@@ -53,6 +54,7 @@ def served(
     hosts: Sequence[str] = (),
     http: HttpLimits = HttpLimits(),
     access: WriteLine | None = None,
+    pictures: Sequence[str] = (),
 ) -> Iterator[Served]:
     """Serve a memory until the block ends."""
     [port] = free_ports(1)
@@ -61,7 +63,15 @@ def served(
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if not made:  # here, where the event loop runs
             made.append(local_service(uri, groups, edits=token is not None, limits=limits, thumbnails=thumbnails))
-            app.inner = make_app(made[0], token, cors=cors, hosts=hosts, limits=http, access=access)  # type: ignore[attr-defined]
+            app.inner = make_app(  # type: ignore[attr-defined]
+                made[0],
+                token,
+                cors=cors,
+                hosts=hosts,
+                limits=http,
+                access=access,
+                pictures=roots_of(pictures),
+            )
         await app.inner(scope, receive, send)  # type: ignore[attr-defined]
 
     config = uvicorn.Config(app, "127.0.0.1", port, log_level="error", lifespan="on", **bounded(http))
