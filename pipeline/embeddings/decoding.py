@@ -15,11 +15,11 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.embeddings.preprocessing import pixels_of, shortest_of
-from pipeline.images.decode import Rejected, decode
+from pipeline.embeddings.apart import pixels_here_or_apart
+from pipeline.embeddings.pixels import ImageFacts
+from pipeline.images.decode import Rejected
 from pipeline.images.files import is_remote, read_file
 from pipeline.images.items import Item
-from pipeline.images.thumbnails import thumbnail
 from pipeline.store.identity import Preprocessing
 
 BATCHES_AHEAD = 2
@@ -28,24 +28,6 @@ FETCHES_AT_ONCE = 32  # of remote files, most of whose time is waiting
 Begun = TypeVar("Begun")
 
 _Read = tuple[bytes | Rejected, float]  # the bytes of a file or why there are none, and the seconds it took
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What an entry keeps of its image file; width and height in pixels as displayed, the thumbnail if asked for."""
-
-    sha256: str
-    width: int
-    height: int
-    thumbnail: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """One image ready for the encoder: uint8 [S, S, 3]."""
-
-    pixels_SS3: np.ndarray
-    facts: ImageFacts
 
 
 @dataclass(frozen=True)
@@ -78,14 +60,6 @@ class Decoding(Protocol):
 
     def batches(self, items: Iterable[Item], form: BatchForm) -> Generator[DecodedBatch]:
         """The items in order, the last batch shorter. Raises what `items` raises, and StorageError."""
-
-
-def pixels_of_bytes(data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels:
-    """Decode, resize and crop the bytes of an image file. Raises Rejected."""
-    decoded = decode(data, shortest_of(preprocessing))
-    small = thumbnail(decoded.image) if thumbnails else None
-    facts = ImageFacts(decoded.sha256, decoded.width, decoded.height, small)
-    return Pixels(pixels_of(decoded.image, preprocessing), facts)
 
 
 def begun_ahead(
@@ -170,7 +144,7 @@ def _load(item: Item, fetched: Future[_Read] | None, form: BatchForm, pixels_SS3
     try:
         if isinstance(data, Rejected):
             raise data
-        loaded = pixels_of_bytes(data, form.preprocessing, thumbnails=form.thumbnails)
+        loaded = pixels_here_or_apart(data, form.preprocessing, thumbnails=form.thumbnails)
         pixels_SS3[:] = loaded.pixels_SS3
         image = loaded.facts
     except Rejected as rejected:

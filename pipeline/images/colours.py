@@ -19,7 +19,9 @@ def rgb_of(image: Image.Image) -> Image.Image:
     """8-bit RGB, not turned; loads the image if it is not. What is transparent shows white."""
     transparency = image.info.get("transparency")
     rawmode = _rawmode(image) if transparency is not None else ""
-    low_bytes = _has_low_bytes(image, transparency) if rawmode == "RGB;16B" and isinstance(transparency, tuple) else None
+    low_bytes = None
+    if rawmode == "RGB;16B" and isinstance(transparency, tuple):
+        low_bytes = _low_bytes_fit(image, transparency)
     image.load()
     if image.mode in _OPAQUE and transparency is None and (image.format == "PNG" or "transparency" not in image.info):
         # Of a PNG, what comes behind the pixels does not count.
@@ -69,10 +71,10 @@ def _without_one_colour(
     return rgb
 
 
-def _has_low_bytes(image: Image.Image, transparency: tuple[int, ...]) -> np.ndarray | None:
-    """bool [H, W]: whether the lower halves of the samples of a 16-bit RGB PNG, of which Pillow keeps the upper, fit.
+def _low_bytes_fit(image: Image.Image, transparency: tuple[int, ...]) -> np.ndarray | None:
+    """Whether the lower halves of the samples of a 16-bit RGB PNG are those of the transparent colour: bool [H, W].
 
-    They fit the colour that is transparent.
+    Pillow keeps the upper halves only.
     """
     stream = getattr(image, "fp", None)
     if stream is None:
@@ -84,7 +86,10 @@ def _has_low_bytes(image: Image.Image, transparency: tuple[int, ...]) -> np.ndar
     with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
         again.tile = [again.tile[0]._replace(args="RGB;16L")]  # the other half comes first in this order of bytes
         named = np.array(transparency) & 255
-        return np.concatenate([(np.asarray(again.crop(box)) == named).all(axis=2) for box in _boxes(again)])
+        fit_HW: np.ndarray = np.concatenate(
+            [(np.asarray(again.crop(box)) == named).all(axis=2) for box in _boxes(again)]
+        )
+        return fit_HW
 
 
 def _of_cielab(image: Image.Image) -> Image.Image:

@@ -74,16 +74,20 @@ def _scans_of_jpeg(data: bytes) -> int:
             exif.append(data[start + 6 : stop])
         elif marker == _APPLICATION_2 and data.startswith(b"MPF\0", start):
             tag_directories.refuse_bomb(data[start + 4 : stop], "JPEG's list of pictures")
-    if exif:
-        if sum(map(len, exif)) > MAX_BESIDE_BYTES:
-            raise ValueError(f"the JPEG has more than {MAX_BESIDE_BYTES >> 20} MiB of EXIF")
-        tag_directories.refuse_bomb(b"".join(exif), "JPEG's EXIF")
+    _refuse_exif(exif)
     if first_scan is None or (not is_progressive and data[first_scan : first_scan + 1] == bytes([num_components])):
         return 1  # libjpeg reads no further
     scans = data.count(_SCAN, first_scan) + 1
     if scans > MAX_SCANS:  # some may be bytes within segments, or scans of other pictures behind this one
         scans = _counted(data)
     return scans
+
+
+def _refuse_exif(parts: list[bytes]) -> None:
+    if sum(map(len, parts)) > MAX_BESIDE_BYTES:
+        raise ValueError(f"the JPEG has more than {MAX_BESIDE_BYTES >> 20} MiB of EXIF")
+    if parts:
+        tag_directories.refuse_bomb(b"".join(parts), "JPEG's EXIF")
 
 
 def _counted(data: bytes) -> int:
