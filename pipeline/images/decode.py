@@ -214,9 +214,8 @@ def _with_end(data: bytes, passes: int, most: int | None) -> bytes:
     """The JPEG with its end, for which it is decoded a few times."""
     with contextlib.suppress(UnidentifiedImageError), _open(data) as opened:  # else it is told why it has no end
         width, height = opened.size
-        _refuse_bomb(
-            Work(width, height, passes * jpeg_ends.DECODED), None if most is None else most // jpeg_ends.DECODED
-        )
+        _refuse_bomb(Work(width, height, passes * jpeg_ends.DECODED))
+        _refuse_bomb(Work(width, height, passes), None if most is None else most // jpeg_ends.DECODED)
     return jpeg_ends.with_end(data)
 
 

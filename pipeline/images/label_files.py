@@ -22,6 +22,7 @@ from pipeline.images.uris import printable
 SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl")
 FORMS = "give a .csv or .tsv file with a header, a .parquet file, a .json object, or a .jsonl file of objects"
 ROWS_AT_ONCE = 1 << 16
+MAX_TABLE_BYTES = 256 << 20  # of rows at once: a table of labels is read whole
 HEAD_BYTES = 64 << 10  # of a table, enough for its header
 _AN_ID = re.compile(r"\s*[0-9]{1,30}\s*")
 
@@ -206,7 +207,9 @@ def _read_parquet(stream: BinaryIO) -> pa.Table:
     source = Source(stream)
     file = parquet.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
     groups = range(file.metadata.num_row_groups)
-    return pa.Table.from_batches(batches_of(file, source, ROWS_AT_ONCE, groups, None), file.schema_arrow)
+    return pa.Table.from_batches(
+        batches_of(file, source, ROWS_AT_ONCE, groups, None, MAX_TABLE_BYTES), file.schema_arrow
+    )
 
 
 def _read_object(local: str, path: str | Path) -> _Object:

@@ -140,7 +140,7 @@ def _contents(
     """Label or why there is none, bytes and kept values of each row of a row group, as many as the footer says."""
     columns, left = layout.columns, layout.rows[group]
     image = f"{columns.image}.bytes" if columns.in_struct else columns.image
-    clause = "it has fewer rows than the footer says"
+    what, clause = "is damaged", "it has fewer rows than the footer says"
     there = [column.name for column in kept if file.schema_arrow.names.count(column.name) == 1]
     label_column = columns.label.column
     wanted = dict.fromkeys([image, *([] if label_column is None else [label_column]), *there])
@@ -161,9 +161,9 @@ def _contents(
             raise source.lost from None
         clause = " ".join(str(error).split()).rstrip(".")
     except PageBomb as error:
-        clause = str(error)
+        what, clause = "is not read", str(error)
     for _ in range(left):
-        yield (None, ""), Rejected("read", f"the row group is damaged: {clause}"), ()
+        yield (None, ""), Rejected("read", f"the row group {what}: {clause}"), ()
 
 
 def _content(scalar: pa.Scalar) -> bytes | Rejected:

@@ -55,13 +55,13 @@ class Pages:
 
     def __init__(self) -> None:
         self.packed = 0  # bytes that were read in all
-        self._rows_at_once = 1
+        self._rows_at_once, self._most_bytes = 1, MAX_BATCH_BYTES
         self._unpacked = 0
         self._expected: set[int] = set()
 
-    def begin(self, rows_at_once: int) -> None:
+    def begin(self, rows_at_once: int, most_bytes: int) -> None:
         """Forget the places of pages that were expected: a reader begins anew, with batches of so many rows."""
-        self._rows_at_once = rows_at_once
+        self._rows_at_once, self._most_bytes = rows_at_once, most_bytes
         self._expected.clear()
         self._unpacked = 0
 
@@ -112,12 +112,12 @@ class Pages:
         if self._rows_at_once == 1:
             return
         if header.kind == _DICTIONARY:  # each row may be its largest value, which may be nearly all of it
-            if header.unpacked * self._rows_at_once > MAX_BATCH_BYTES:
-                raise BatchTooLarge(min(MAX_BATCH_BYTES // header.unpacked, self._rows_at_once - 1))
+            if header.unpacked * self._rows_at_once > self._most_bytes:
+                raise BatchTooLarge(min(self._most_bytes // header.unpacked, self._rows_at_once - 1))
         else:
             share = min(1.0, self._rows_at_once / max(header.num_values, 1))
             self._unpacked += int(header.unpacked * share)
-            if self._unpacked > MAX_BATCH_BYTES:
+            if self._unpacked > self._most_bytes:
                 raise BatchTooLarge(self._rows_at_once // 4)
 
 
@@ -134,11 +134,11 @@ class Source:
         self._looks = False
         self._stream = stream
 
-    def begin(self, rows_at_once: int) -> None:
+    def begin(self, rows_at_once: int, most_bytes: int) -> None:
         """Look at the pages from here on, of which so many rows are read at once."""
         self._looks = True
         self.refusal = None
-        self.pages.begin(rows_at_once)
+        self.pages.begin(rows_at_once, most_bytes)
 
     def read(self, size: int) -> bytes:
         """All the bytes asked for, but at the end of the file: pyarrow takes a short read for a damaged page."""
@@ -188,15 +188,20 @@ class Source:
 
 
 def batches_of(
-    file: pq.ParquetFile, source: Source, rows_at_once: int, groups: Sequence[int], columns: Sequence[str] | None
+    file: pq.ParquetFile,
+    source: Source,
+    rows_at_once: int,
+    groups: Sequence[int],
+    columns: Sequence[str] | None,
+    most_bytes: int = MAX_BATCH_BYTES,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of some row groups, at most so many at once, fewer where these would take MAX_BATCH_BYTES.
+    """The rows of some row groups, at most so many at once, fewer where these could take `most_bytes`.
 
     Raises PageBomb, what pyarrow raises for damage, and what the stream does.
     """
     rows, given = rows_at_once, 0
     while True:
-        source.begin(rows)
+        source.begin(rows, most_bytes)
         row = 0
         try:
             for batch in file.iter_batches(rows, row_groups=[*groups], columns=columns, use_threads=False):

@@ -56,12 +56,12 @@ def refuse_work(width: int, height: int, passes: int) -> None:
 
 
 def _scans_of_jpeg(data: bytes) -> int:
-    num_components = junk = end = 0
+    num_components, junk, end = 0, 0, 2
     is_progressive = False
     first_scan = None
     exif: list[bytes] = []
     for number, (marker, start, stop) in enumerate(segments(data)):
-        junk += start - 4 - end if end else 0
+        junk += start - 4 - end
         end = stop
         if number > MAX_SEGMENTS or junk > MAX_BESIDE_BYTES:
             raise ValueError(f"the JPEG has more than {MAX_SEGMENTS:,} segments, or junk between them")
