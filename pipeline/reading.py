@@ -315,9 +315,10 @@ class Reader:
 
         `held_already` counts the images that the memory holds by their bytes: of those accuracy is memory.
         """
-        from pipeline.embeddings.decoding import ImageFacts, Threads
+        from pipeline.embeddings.decoding import Threads
         from pipeline.embeddings.given import embed_source
         from pipeline.embeddings.parts import available_cpus
+        from pipeline.embeddings.pixels import ImageFacts
 
         check_list("ks", ks)
         check_list("votings", votings)

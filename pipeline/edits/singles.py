@@ -13,8 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.edits.fold import fold_singles
-from pipeline.embeddings.decoding import Pixels, pixels_of_bytes
+from pipeline.embeddings.apart import pixels_here_or_apart
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.pixels import Pixels
 from pipeline.errors import CommitConflict, SourceError, UsageError
 from pipeline.images.decode import Rejected
 from pipeline.images.files import read_file
@@ -163,7 +164,7 @@ def _loaded(encoder: Encoder, image: bytes | str | Path, *, thumbnails: bool = F
     try:
         data = image if isinstance(image, bytes) else read_file(uri_of(str(image)))
         size = None if isinstance(image, bytes) else len(data)
-        return pixels_of_bytes(data, encoder.identity.pixels, thumbnails=thumbnails), size
+        return pixels_here_or_apart(data, encoder.identity.pixels, thumbnails=thumbnails), size
     except Rejected as rejected:
         named = "given as bytes" if isinstance(image, bytes) else image
         raise SourceError(f"the image {named} cannot be used ({rejected.reason}): check the path or the file") from None

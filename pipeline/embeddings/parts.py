@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.embeddings.decoding import BatchForm, Decoding, ImageFacts, Threads
+from pipeline.embeddings.decoding import BatchForm, Decoding, Threads
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.given import batches_of_vectors
 from pipeline.embeddings.numerics import MEASURED_IMAGES, decide, encoder_in, needs_measuring
+from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import EmbeddedBatch, embed_items
 from pipeline.errors import SourceError

@@ -39,6 +39,8 @@ SLICE_VECTORS = 16_384  # the same of vectors, which take less work and memory
 LARGE_VECTORS = 131_072
 FOOTERS_AT_ONCE = 16
 HEAD_BLOCK = 1 << 16  # bytes: the head of a .npy is short, and its rows are read in one piece
+MAX_DESCRIBED = 1 << 30  # characters of labels and kept values of one container, which are held till its part is done
+_TOO_MUCH_SAID = Rejected("read", f"the labels and kept values before it have more than {MAX_DESCRIBED:,} characters")
 VECTOR_KINDS = get_args(VectorKind)
 
 
@@ -292,8 +294,11 @@ def images_in(
                 layout = parquet.inspect(stream, container.uri, labels.inside)
                 groups = container.first_group or 0, container.num_groups or len(layout.rows)
                 found = parquet.read_parquet(stream, container.uri, layout, *groups, kept)
+            described = 0
             for item in found:
-                yield item if is_as_asked else _as_asked(item, labels, kept)
+                item = item if is_as_asked else _as_asked(item, labels, kept)  # noqa: PLW2901  # the same image
+                described += len(item.label or "") + sum(len(value) for value in item.kept if isinstance(value, str))
+                yield item if described <= MAX_DESCRIBED else Item(item.uri, None, _TOO_MUCH_SAID)
             if not is_as_asked:
                 notes.late = {uri: _as_asked(item, labels, kept) for uri, item in notes.late.items()}
     except Rejected as rejected:

@@ -1,264 +1,297 @@
-"""One image out of a Parquet file: the page that holds its row is read and unpacked, and no other.
+"""The headers of a Parquet file's pages, read as they pass by on their way to pyarrow.
 
-pyarrow reads a row group from its beginning, and gives a page all the memory that its header claims. Here the headers
-of the pages are walked, or the file's own index of them is used, and sizes are looked at first. What few writers use
-(lists, delta encodings, encryption, LZO) is refused. The format: https://github.com/apache/parquet-format.
+pyarrow gives a page all the memory that its header claims, and unfolds a dictionary into as many copies of a value as
+there are rows: some hundred bytes make gigabytes. A footer tells sizes too, but it may lie, and asking a damaged one
+for a column ends the process (pyarrow 25). So headers are found where pyarrow reads: it asks for the bytes of a column
+from their beginning, and each header says where the next one is.
 """
 
-import contextlib
-import itertools
-import re
-import struct
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import BinaryIO, TypeVar
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from pipeline.errors import SourceError
-from pipeline.images.bounded import KEEP, BoundedFile
-from pipeline.images.decode import Rejected
-from pipeline.images.parquet import MAX_GROUP_ROWS, inspect
-from pipeline.images.thrift import Broken, Struct, read_struct
+MAX_PAGE_BYTES = 1 << 30  # unpacked
+MAX_HEADER_BYTES = 1 << 16  # with the least and the largest value of a page in it
+HARMLESS_PAGE_BYTES = 64 << 20
+MAX_BATCH_BYTES = 128 << 20  # of the rows that are read at once, where they are more than one
+MAX_RATIO = 100  # of a page's bytes unpacked and packed, and of rows and the file: images hardly become smaller
+HARMLESS_BYTES = 256 << 20  # of rows, however few bytes of the file they are: a picture repeated by a dictionary
 
-FOOTER_BYTES = 4 << 20
-PAGE_BYTES = 128 << 20  # of a page when it is unpacked: pyarrow puts 1,024 images into one
-LARGE_BYTES = 16 << 20  # of a page that is unpacked alone
-HEADER_BYTES = (512, 16 << 10, 1 << 20)  # looked at for the header of a page, which may hold two values as statistics
+_DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
+_BOOLEANS, _BYTE, _WHOLES, _DOUBLE, _BINARY, _LISTS, _MAP, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 11, 12
+_MAX_DEPTH = 8
 
-_unpacking = threading.Lock()
-_ROW = re.compile(r"row=(0|[1-9]\d{0,17})")
-_TAIL = 8
-_OPTIONAL, _REPEATED = 1, 2
-_BYTE_ARRAY = 6
-_DATA, _DICTIONARY, _DATA_2 = 0, 2, 3
-_PLAIN, _BY_DICTIONARY = 0, {2, 8}
-_CODECS = {0: None, 1: "snappy", 2: "gzip", 4: "brotli", 6: "zstd", 7: "lz4_raw"}
-_OTHER = f"the file holds it in a way that is not read for a picture: {KEEP}"
-_DAMAGED = "the row group is damaged"
+Answer = TypeVar("Answer")
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    """The column chunk of the images in one row group."""
+class PageBomb(Exception):
+    """A page would take far more memory than its file has bytes: what is wrong, as a clause."""
 
-    start: int
-    stop: int
-    codec: str | None
-    levels: int  # 0 where nothing can be null, else how many of the path can
-    index: tuple[int, int] | None  # of the pages: offset and bytes
+
+class BatchTooLarge(Exception):
+    """As many rows as are read at once would take too much memory; `rows` may do. Internal: it is tried again."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(rows)
+        self.rows = max(rows, 1)
 
 
 @dataclass(frozen=True)
-class _Page:
-    header: Struct
-    data: int  # the offset of what follows the header
+class PageHeader:
+    """What a page says of itself: its kind, its bytes with and without compression, and where its contents begin."""
+
+    kind: int
+    unpacked: int
+    packed: int
+    num_values: int
+    body: int
 
 
-def read_row(file: BoundedFile, uri: str, member: str) -> bytes:
-    """The bytes of the image in a row, named as "row=17". Raises Rejected."""
-    named = _ROW.fullmatch(member)
-    if named is None:
-        raise Rejected("read", "the container has no such member")
-    try:
-        layout = inspect(file, uri, "none")  # type: ignore[arg-type]  # read, seek and tell are all it asks for
-        column = [layout.columns.image, "bytes"] if layout.columns.in_struct else [layout.columns.image]
-        row, group = int(named[1]), 0
-        while group < len(layout.rows) and row >= layout.rows[group]:
-            row, group = row - layout.rows[group], group + 1
-        if group == len(layout.rows):
-            raise Rejected("read", "the container has no such member")
-        chunk = _chunk(_footer(file), group, column)
-        found = _value(file, chunk, row)
-    except SourceError as error:  # another file than it was
-        raise Rejected("read", str(error)) from error
-    except (Broken, IndexError, KeyError, TypeError, ValueError, struct.error, pa.ArrowException, OSError) as error:
-        raise Rejected("read", _DAMAGED) from error
-    if not found:
-        raise Rejected("read", "there are no bytes in the row")
-    return found
+class Pages:
+    """Looks at all the pages that pass by while a file is read."""
 
+    def __init__(self) -> None:
+        self.packed = 0  # bytes that were read in all
+        self._rows_at_once, self._most_bytes = 1, MAX_BATCH_BYTES
+        self._unpacked = 0
+        self._expected: set[int] = set()
 
-def _footer(file: BoundedFile) -> Struct:
-    tail = file.span(file.size - _TAIL, _TAIL)
-    size = int.from_bytes(tail[:4], "little")
-    if tail[4:] != b"PAR1" or size > FOOTER_BYTES:
-        raise Rejected("read", _OTHER)
-    footer, _ = read_struct(file.span(file.size - _TAIL - size, size))
-    return footer
+    def begin(self, rows_at_once: int, most_bytes: int) -> None:
+        """Forget the places of pages that were expected: a reader begins anew, with batches of so many rows."""
+        self._rows_at_once, self._most_bytes = rows_at_once, most_bytes
+        self._expected.clear()
+        self._unpacked = 0
 
+    def batch_is_done(self) -> None:
+        """What was unpacked has been given on."""
+        self._unpacked = 0
 
-def _chunk(footer: Struct, group: int, column: list[str]) -> _Chunk:
-    levels = _levels(footer[2], column)
-    path = [name.encode() for name in column]
-    [chunk] = [each for each in footer[4][group][1] if each[3][3] == path]
-    said = chunk[3]
-    if said[1] != _BYTE_ARRAY or chunk.get(1) or said[4] not in _CODECS:
-        raise Rejected("read", _OTHER)
-    start = min(said[9], said.get(11) or said[9])  # the pages with values, and the one with a dictionary
-    index = (chunk[4], chunk[5]) if chunk.get(4) and chunk.get(5) else None
-    return _Chunk(start, start + said[7], _CODECS[said[4]], levels, index)
+    def look(self, start: int, data: bytes) -> int | None:
+        """Look at bytes of the file from `start` on. Raises PageBomb and BatchTooLarge.
 
+        Returns where a header begins that goes on behind them, None if none does: look again with more.
+        """
+        self.packed += len(data)
+        end = start + len(data)
+        places = sorted({start, *(place for place in self._expected if start <= place < end)})
+        for place in places:
+            while start <= place < end:
+                try:
+                    header = page_header(data, place - start)
+                except IndexError:
+                    if place in self._expected:
+                        return place
+                    break
+                except ValueError:
+                    break
+                self._expected.discard(place)
+                self._check(header)
+                place = start + header.body + header.packed  # noqa: PLW2901  # the next page of this column
+                if place >= end:
+                    self._expected.add(place)
+        return None
 
-def _levels(elements: list[Struct], column: list[str]) -> int:
-    """How many of the elements on the way to a column may be null. The elements are a tree, depth first."""
-    optional, at = 0, 0
-    for name in column:
-        children, at = elements[at][5], at + 1
-        for _ in range(children):
-            if elements[at][4] == name.encode():
-                break
-            at = _behind(elements, at)
-        else:
-            raise Broken
-        if elements[at].get(3) == _REPEATED:
-            raise Rejected("read", _OTHER)
-        optional += elements[at].get(3) == _OPTIONAL
-    return optional
-
-
-def _behind(elements: list[Struct], at: int) -> int:
-    """Where the element after this one, and all that lies in it, is."""
-    left = 1
-    while left:
-        left += elements[at].get(5, 0) - 1
-        at += 1
-    return at
-
-
-def _value(file: BoundedFile, chunk: _Chunk, row: int) -> bytes | None:
-    page, before = _page_of(file, chunk, row)
-    header = page.header
-    if header[1] == _DATA:
-        said = header[5]
-        content = _unpacked(chunk, file.span(page.data, header[3]), header[2])
-        size = int.from_bytes(content[:4], "little") if chunk.levels else 0
-        levels, values = (content[4 : 4 + size], content[4 + size :]) if chunk.levels else (b"", content)
-        count, encoding = said[1], said[2]
-    else:
-        said = header[8]
-        packed = file.span(page.data, header[3])
-        levels, rest, around = packed[: said[5]], packed[said[5] + said[6] :], said[5] + said[6]
-        values = _unpacked(chunk, rest, header[2] - around) if said.get(7, True) else rest
-        count, encoding = said[1], said[4]
-    at = row - before
-    if chunk.levels:
-        there_N = _hybrid(levels, chunk.levels.bit_length(), count) == chunk.levels
-        if not there_N[at]:
-            return None
-        at = int(there_N[:at].sum())
-    if encoding == _PLAIN:
-        return _plain(values, at)
-    if encoding not in _BY_DICTIONARY:
-        raise Rejected("read", _OTHER)
-    entry = int(_hybrid(values[1:], values[0], at + 1)[at])
-    dictionary = _page_at(file, chunk.start, chunk.stop)  # which comes before all others
-    if dictionary.header[1] != _DICTIONARY:
-        raise Broken
-    packed = file.span(dictionary.data, dictionary.header[3])
-    return _plain(_unpacked(chunk, packed, dictionary.header[2]), entry)
-
-
-def _page_of(file: BoundedFile, chunk: _Chunk, row: int) -> tuple[_Page, int]:
-    """The page with a row of the row group, and the number of rows before it."""
-    if chunk.index is not None:
-        places, _ = read_struct(file.span(*chunk.index))
-        holding = [place for place in places[1] if place.get(3, 0) <= row]
-        return _page_at(file, holding[-1][1], chunk.stop), holding[-1].get(3, 0)
-    before = 0
-    for page in _pages(file, chunk):
-        rows = _rows(page.header)
-        if before + rows > row:
-            return page, before
-        before += rows
-    raise Broken
-
-
-def _pages(file: BoundedFile, chunk: _Chunk) -> Iterator[_Page]:
-    at = chunk.start
-    while at < chunk.stop:
-        page = _page_at(file, at, chunk.stop)
-        if page.header[3] < 0 or page.data <= at:
-            raise Broken
-        yield page
-        at = page.data + page.header[3]
-
-
-def _page_at(file: BoundedFile, at: int, stop: int) -> _Page:
-    for size in HEADER_BYTES:
-        looked_at = file.span(at, min(size, stop - at))
+    def look_at_header(self, place: int, data: bytes) -> None:
+        """Look at a header that was cut off, now with the bytes that follow. Raises PageBomb and BatchTooLarge."""
+        self._expected.discard(place)
         try:
-            header, length = read_struct(looked_at)
-        except Broken:
-            if len(looked_at) < size or size == HEADER_BYTES[-1]:
-                raise
-            continue
-        return _Page(header, at + length)
-    raise Broken
+            header = page_header(data, 0)
+        except (IndexError, ValueError):  # pyarrow finds the damage
+            return
+        self._check(header)
+        self._expected.add(place + header.body + header.packed)
 
-
-def _rows(header: Mapping[int, Any]) -> int:
-    if header[1] not in (_DATA, _DATA_2):
-        return 0
-    rows: int = header[5][1] if header[1] == _DATA else header[8][3]
-    if rows < 0:
-        raise Broken
-    return rows
-
-
-def _unpacked(chunk: _Chunk, packed: bytes, size: int) -> bytes:
-    if not 0 <= size <= PAGE_BYTES:
-        raise Rejected("read", f"its page takes {size:,} bytes when it is unpacked, too many for a picture: {KEEP}")
-    if chunk.codec is None or not size:
-        return packed
-    with _unpacking if size > LARGE_BYTES else contextlib.nullcontext():
-        found: bytes = pa.Codec(chunk.codec).decompress(packed, decompressed_size=size, asbytes=True)
-    return found
-
-
-def _plain(values: bytes, at: int) -> bytes:
-    """A value of those that each have their length before them."""
-    start = 0
-    for _ in itertools.repeat(None, at):
-        start += 4 + int.from_bytes(values[start : start + 4], "little")
-    size = int.from_bytes(values[start : start + 4], "little")
-    if start + 4 + size > len(values):
-        raise Broken
-    return values[start + 4 : start + 4 + size]
-
-
-def _hybrid(data: bytes, width: int, count: int) -> np.ndarray:
-    """Numbers of `width` bits as Parquet packs them, in runs of equal ones and in groups of eight: int64 [count]."""
-    if not (0 <= width <= 32 and 0 <= count <= MAX_GROUP_ROWS):
-        raise Broken
-    found_N = np.zeros(count, np.int64)
-    done = at = 0
-    while done < count:
-        header, at = _varint(data, at)
-        if header & 1:
-            groups = header >> 1
-            take = min(8 * groups, count - done)
-            bits = np.unpackbits(np.frombuffer(data[at : at + groups * width], np.uint8), bitorder="little")
-            values_N = bits[: take * width].reshape(take, width) @ (1 << np.arange(width, dtype=np.int64))
-            at += groups * width
+    def _check(self, header: PageHeader) -> None:
+        if header.unpacked > MAX_PAGE_BYTES or (
+            header.unpacked > HARMLESS_PAGE_BYTES and header.unpacked > MAX_RATIO * header.packed
+        ):
+            raise PageBomb(f"a page of {header.packed:,} bytes would take {header.unpacked:,} bytes of memory")
+        if self._rows_at_once == 1:
+            return
+        if header.kind == _DICTIONARY:  # each row may be its largest value, which may be nearly all of it
+            if header.unpacked * self._rows_at_once > self._most_bytes:
+                raise BatchTooLarge(min(self._most_bytes // header.unpacked, self._rows_at_once - 1))
         else:
-            take, size = min(header >> 1, count - done), -(-width // 8)
-            values_N = np.full(take, int.from_bytes(data[at : at + size], "little"))
-            at += size
-        if not take:
-            raise Broken
-        found_N[done : done + take] = values_N
-        done += take
-    return found_N
+            share = min(1.0, self._rows_at_once / max(header.num_values, 1))
+            self._unpacked += int(header.unpacked * share)
+            if self._unpacked > self._most_bytes:
+                raise BatchTooLarge(self._rows_at_once // 4)
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    found = shift = 0
+class Source:
+    """The caller's stream as pyarrow reads it. It remembers its own error, to tell it from damaged data."""
+
+    closed = False
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.lost: BaseException | None = None
+        self.refusal: PageBomb | BatchTooLarge | None = None
+        self.pages = Pages()
+        self.given = 0  # bytes of rows that were made of it
+        self._looks = False
+        self._stream = stream
+
+    def begin(self, rows_at_once: int, most_bytes: int) -> None:
+        """Look at the pages from here on, of which so many rows are read at once."""
+        self._looks = True
+        self.refusal = None
+        self.pages.begin(rows_at_once, most_bytes)
+
+    def read(self, size: int) -> bytes:
+        """All the bytes asked for, but at the end of the file: pyarrow takes a short read for a damaged page."""
+        if not self._looks:
+            return self._read(size)
+        start = self.tell()
+        found = self._read(size)
+        try:
+            cut = self.pages.look(start, found)
+            if cut is not None:
+                more = self._read(MAX_HEADER_BYTES)
+                self.seek(start + len(found))
+                self.pages.look_at_header(cut, found[cut - start :] + more)
+        except (PageBomb, BatchTooLarge) as error:
+            self.refusal = error
+            raise
+        return found
+
+    def note_given(self, num_bytes: int) -> None:
+        """Count the bytes of rows that were made of the file. Raises PageBomb where they are far more than its own."""
+        self.given += num_bytes
+        if self.given > max(HARMLESS_BYTES, MAX_RATIO * self.pages.packed):
+            self.refusal = PageBomb(f"{self.pages.packed:,} bytes of the file become {self.given:,} bytes and more")
+            raise self.refusal
+
+    def _read(self, size: int) -> bytes:
+        found = self._asked(self._stream.read, size)
+        while len(found) < size and (more := self._asked(self._stream.read, size - len(found))):
+            found += more
+        return found
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._asked(self._stream.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._asked(self._stream.tell)
+
+    def close(self) -> None:
+        """The stream is the caller's to close."""
+
+    def _asked(self, method: Callable[..., Answer], *arguments: int) -> Answer:
+        try:
+            return method(*arguments)
+        except BaseException as error:
+            self.lost = error
+            raise
+
+
+def batches_of(
+    file: pq.ParquetFile,
+    source: Source,
+    rows_at_once: int,
+    groups: Sequence[int],
+    columns: Sequence[str] | None,
+    most_bytes: int = MAX_BATCH_BYTES,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of some row groups, at most so many at once, fewer where these could take `most_bytes`.
+
+    Raises PageBomb, what pyarrow raises for damage, and what the stream does.
+    """
+    rows, given = rows_at_once, 0
     while True:
-        byte = data[at]
-        found |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80 or shift > 63:
-            return found, at
+        source.begin(rows, most_bytes)
+        row = 0
+        try:
+            for batch in file.iter_batches(rows, row_groups=[*groups], columns=columns, use_threads=False):
+                source.pages.batch_is_done()
+                new = batch.slice(max(given - row, 0))  # those before were given when more were read at once
+                row += batch.num_rows
+                given = max(given, row)
+                if new.num_rows:
+                    source.note_given(new.nbytes)
+                    yield new
+        except (PageBomb, BatchTooLarge, pa.ArrowException, OSError):
+            refusal = source.refusal
+            if isinstance(refusal, BatchTooLarge):
+                rows = refusal.rows
+                continue
+            if refusal is not None:
+                raise refusal from None
+            raise
+        return
+
+
+def page_header(data: bytes, at: int) -> PageHeader:
+    """The header that begins at a place. Raises ValueError where none does, IndexError where it is cut off."""
+    reader = _Compact(data, at)
+    found = reader.struct(0)
+    kind, unpacked, packed = (found.get(number) for number in (1, 2, 3))
+    if not (isinstance(kind, int) and isinstance(unpacked, int) and isinstance(packed, int)):
+        raise ValueError("no page header")  # noqa: TRY004  # it is the bytes that are wrong
+    inner = found.get({_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}.get(kind, -1))
+    num_values = inner.get(1) if isinstance(inner, dict) else None
+    if not isinstance(num_values, int) or min(unpacked, packed, num_values) < 0:
+        raise ValueError("no page header")
+    return PageHeader(kind, unpacked, packed, num_values, reader.at)
+
+
+class _Compact:
+    """Thrift's compact protocol, as far as page headers need it: structs of numbers, and others passed over."""
+
+    def __init__(self, data: bytes, at: int) -> None:
+        self.at = at
+        self._data = data
+        self._last = at + MAX_HEADER_BYTES
+
+    def struct(self, depth: int) -> "dict[int, object]":
+        if depth > _MAX_DEPTH:
+            raise ValueError("nested too deeply")
+        found: dict[int, object] = {}
+        number = 0
+        while head := self._byte():
+            number = number + (head >> 4) if head >> 4 else self._whole()
+            found[number] = self._value(head & 15, depth)
+        return found
+
+    def _value(self, kind: int, depth: int) -> object:
+        if kind in _WHOLES:
+            return self._whole()
+        if kind == _STRUCT:
+            return self.struct(depth + 1)
+        if kind == _BINARY:
+            self._pass_over(self._unsigned())
+        elif kind == _DOUBLE:
+            self._pass_over(8)
+        elif kind == _BYTE:
+            self._pass_over(1)
+        elif kind not in _BOOLEANS:
+            raise ValueError("nothing that a page header has")
+        return None
+
+    def _byte(self) -> int:
+        if self.at > self._last:
+            raise ValueError("a page header has fewer bytes")
+        self.at += 1
+        return self._data[self.at - 1]
+
+    def _pass_over(self, num_bytes: int) -> None:
+        self.at += num_bytes
+        if self.at > self._last:
+            raise ValueError("a page header has fewer bytes")
+        if self.at > len(self._data):
+            raise IndexError
+
+    def _unsigned(self) -> int:
+        value = shift = 0
+        while (byte := self._byte()) & 128:
+            value |= (byte & 127) << shift
+            shift += 7
+            if shift > 63:
+                raise ValueError("a number of more than 64 bits")
+        return value | byte << shift
+
+    def _whole(self) -> int:
+        value = self._unsigned()
+        return value >> 1 ^ -(value & 1)

@@ -59,6 +59,14 @@ class TiffHeader:
         return self.photometric == PALETTE and bool(self.palette) and max(self.palette) < 256
 
     @property
+    def covered(self) -> tuple[int, int]:
+        """Width and height in pixels of all strips or tiles together, which may reach beyond the picture."""
+        width, height = self.rectangle
+        if not self.is_tiled or width <= 0 or height <= 0:
+            return self.width, self.height
+        return -(-self.width // width) * width, -(-self.height // height) * height
+
+    @property
     def has_wide_planes(self) -> bool:
         return self.is_planar and self.bits > 8
 

@@ -160,10 +160,12 @@ class EmbedderReplica:
     """A replica of the encoder."""
 
     def __init__(self, options: ServingOptions) -> None:
-        self._embedder = Embedder(_storage_of(options), options.limits.image_pixels)
+        self._embedder = Embedder(_storage_of(options))
 
-    def embed(self, images: Sequence[bytes]) -> list[np.ndarray | VisualMemoryError]:
-        return self._embedder.embed(images)
+    def embed(
+        self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
+    ) -> list[np.ndarray | VisualMemoryError]:
+        return self._embedder.embed(images, seconds, apart=apart)
 
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=16, graceful_shutdown_timeout_s=30)
@@ -173,7 +175,7 @@ class EditorReplica:
     def __init__(self, options: ServingOptions) -> None:
         from pipeline.serving.editor import Editor
 
-        self._editor = Editor(options.memory, thumbnails=options.thumbnails)
+        self._editor = Editor(options.memory, options.limits, thumbnails=options.thumbnails)
 
     def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict | VisualMemoryError:
         try:
@@ -189,14 +191,14 @@ class _Remote:
         self._handle = handle
         self._again = again
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
+    async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
-            return await getattr(self._handle, method).remote(*arguments)
+            return await getattr(self._handle, method).remote(*arguments, **options)
         except Exception as error:
             if not self._again:
                 raise
             logger.warning("a replica did not answer (%s): asking another", type(error).__name__)
-            return await getattr(self._handle, method).remote(*arguments)
+            return await getattr(self._handle, method).remote(*arguments, **options)
 
 
 class _RemoteGroup(_Remote):
@@ -227,8 +229,10 @@ class _RemoteGroup(_Remote):
 
 
 class _RemoteEncoder(_Remote):
-    async def embed(self, images: Sequence[bytes]) -> Sequence[np.ndarray | VisualMemoryError]:
-        vectors: Sequence[np.ndarray | VisualMemoryError] = await self._call("embed", images)
+    async def embed(
+        self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
+    ) -> Sequence[np.ndarray | VisualMemoryError]:
+        vectors: Sequence[np.ndarray | VisualMemoryError] = await self._call("embed", images, seconds, apart=apart)
         return vectors
 
 

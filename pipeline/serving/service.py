@@ -30,29 +30,21 @@ from pipeline.index.blocks import Scope
 from pipeline.index.sampling import Sample, asked_classes, each_of
 from pipeline.plain_log import plain_logger
 from pipeline.serving.aside import Aside, Result
-from pipeline.serving.batching import MicroBatcher
 from pipeline.serving.following import Following
 from pipeline.serving.group import Asked, Edition, Entry, Looked, Subject
-from pipeline.serving.members import CALLERS_FAULT, CALLS_AT_ONCE, GroupClient, Members
+from pipeline.serving.image_queue import EncoderClient, ImageQueue
+from pipeline.serving.members import CALLERS_FAULT, GroupClient, Members
 from pipeline.store.state import State, shards_of
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
 
 BALANCES_KEPT = 64
-IMAGES_A_CALL = 32
 ENTRIES_AT_ONCE = 64  # looked for; each is a read of a file or two in every group
 SECONDS_TO_BE_SEEN = 30.0  # by answers, after a change; one beside a new index may take longer
 EDITIONS_TRIED = 3  # in one answer, where versions come faster than it is made
 MANY_NEIGHBORS = 2_000  # that are made into an answer away from the event loop; so many take about 10 ms
 
 logger = plain_logger(__name__)
-
-
-class EncoderClient(Protocol):
-    """Whoever embeds images."""
-
-    async def embed(self, images: Sequence[bytes]) -> Sequence[np.ndarray | VisualMemoryError]:
-        """A vector float32 [D] of unit length, or why there is none, for each."""
 
 
 class EditorClient(Protocol):
@@ -89,6 +81,9 @@ class NoMeter:
 class Limits:
     """What a server bears: queries and images under way, seconds of a request, and the size of what it is sent.
 
+    Pixels are those of one image, of all images of a request, and of all that are under way; a further scan of a JPEG
+    counts as an eighth of its pixels (`images.decode.Work.cost`).
+
     `grace_seconds` is how long a group that was missing is waited for. `poll_seconds` is how often a new version is
     looked for.
     """
@@ -100,6 +95,8 @@ class Limits:
     poll_seconds: float = 1.0
     body_bytes: int = 32 << 20
     image_pixels: int = 50_000_000
+    request_pixels: int = 200_000_000
+    pixels: int = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -162,11 +159,9 @@ class Service:
         self._storage = storage
         self._members = Members(groups, limits.grace_seconds)
         self._following = Following(storage, self._members, limits.poll_seconds)
-        self._encoder = self._embedding(encoder) if encoder is not None else None
+        self._images = ImageQueue(encoder, limits) if encoder is not None else None
         self._balances: dict[tuple, float] = {}
         self._queries_under_way = 0
-        self._images_under_way = 0
-        self._seconds_an_image = 0.0
         self._entries_under_way = 0
         self._fresh: tuple[int, int] | None = None  # of a version
         self._counting = asyncio.Lock()
@@ -289,7 +284,7 @@ class Service:
         Raises SourceError naming the first that cannot be used, UsageError where no encoder is known, Overloaded, and
         Unavailable where it takes too long.
         """
-        if self._encoder is None:
+        if self._images is None:
             raise _about(
                 "image",
                 UsageError(
@@ -298,32 +293,13 @@ class Service:
                 ),
             )
         timeout = min(timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
-        expected = self._images_under_way * self._seconds_an_image / CALLS_AT_ONCE
-        if self._images_under_way and (self._images_under_way + len(images) > self.limits.images or expected > timeout):
-            raise Overloaded(
-                "more images are waiting than can be embedded in time: ask again later", max(expected, 1.0)
-            )
-        self._images_under_way += len(images)
         began = time.monotonic()
-        futures = [self._encoder.ask(image) for image in images]
         try:
-            _, late = await asyncio.wait(futures, timeout=timeout)
-        finally:
-            self._images_under_way -= len(images)
-            for future in futures:
-                if not future.done():
-                    future.cancel()
-        if late:
-            raise Unavailable(f"the image was not embedded within {timeout:g} s: ask again later")
+            vectors_QD = await self._images.embed(images, timeout)
+        except CALLERS_FAULT as error:
+            raise _about("image", error) from None
         self.meter.took("embed", time.monotonic() - began)
-        errors = [future.exception() for future in futures]
-        for position, error in enumerate(errors):
-            if isinstance(error, CALLERS_FAULT):
-                which = f" (number {position + 1} of {len(images)})" if len(images) > 1 else ""
-                raise _about("image", type(error)(f"{error}{which}"))
-            if error is not None:
-                raise Unavailable("the image could not be embedded just now: ask again") from error
-        return np.stack([future.result() for future in futures])
+        return vectors_QD
 
     async def entry(self, entry_id: int) -> Entry:
         """An entry of the version that is answered by. Raises UnknownName, or Unavailable where a group is missing."""
@@ -412,22 +388,12 @@ class Service:
             "fresh": fresh,
             "dimension": identity.dimension if identity else 0,
             "encoder": identity.encoder if identity else None,
-            "takes_images": self._encoder is not None,
+            "takes_images": self._images is not None,
             "takes_edits": self.editor is not None,
             "label_sets": sorted(label_set.name for label_set in state.label_sets),
             "shards_total": _shards_total(state),
             "groups": [{"group": member.number, "answers": not member.missing} for member in self._members.all],
         }
-
-    def _embedding(self, encoder: EncoderClient) -> MicroBatcher[bytes, np.ndarray]:
-        async def embed(images: Sequence[bytes]) -> Sequence[np.ndarray | Exception]:
-            began = time.monotonic()
-            vectors = await encoder.embed(images)
-            took = (time.monotonic() - began) / len(images)
-            self._seconds_an_image = 0.9 * (self._seconds_an_image or took) + 0.1 * took
-            return vectors
-
-        return MicroBatcher[bytes, np.ndarray](embed, IMAGES_A_CALL, CALLS_AT_ONCE)
 
     async def _refreshed(self, beyond: Edition, timeout: float) -> None:
         """Go over to what other ingresses answer by, if it is another than `beyond` and can be done in time."""
