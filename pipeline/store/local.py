@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -99,6 +99,22 @@ class LocalStorage:
 
     def walk(self, folder: str = "") -> dict[str, int]:
         found: dict[str, int] = {}
+        for path, entry in self._below(folder):
+            if entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    found[path] = entry.stat(follow_symlinks=False).st_size
+        return found
+
+    def strangers(self) -> Mapping[str, str]:
+        found: dict[str, str] = {}
+        for path, entry in self._below(""):
+            if not entry.is_file(follow_symlinks=False):
+                with contextlib.suppress(FileNotFoundError):
+                    found[path] = kind_of(entry.stat(follow_symlinks=False))
+        return found
+
+    def _below(self, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """All below a folder but folders, each with its path, to be looked at before the next is asked for."""
         left = [folder.rstrip("/")]
         while left:
             above = left.pop()
@@ -106,16 +122,14 @@ class LocalStorage:
                 with self._said(above), self._listed(above) as descriptor, os.scandir(descriptor) as entries:
                     for entry in entries:
                         path = f"{above}/{entry.name}" if above else entry.name
-                        if entry.is_dir(follow_symlinks=False):
-                            left += [path] if path.count("/") < MAX_DEPTH else []
-                        elif entry.is_file(follow_symlinks=False):
-                            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                                found[path] = entry.stat(follow_symlinks=False).st_size
+                        if not entry.is_dir(follow_symlinks=False):
+                            yield path, entry
+                        elif path.count("/") < MAX_DEPTH:
+                            left.append(path)
             except FileNotFoundError:  # gone since it was listed
                 continue
             except PermissionError as error:  # what may not be read is no empty folder
                 raise may_not("read", self.uri, above) from error
-        return found
 
     def exists(self, path: str) -> bool:
         try:

@@ -6,7 +6,7 @@ Nothing here knows what the files mean, and no path leads out of the memory: wha
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -66,6 +66,9 @@ class Storage(Protocol):
 
     def walk(self, folder: str = "") -> dict[str, int]:
         """Every file below a folder with its bytes, those that are just being written included; nothing but files."""
+
+    def strangers(self) -> Mapping[str, str]:
+        """What is neither a file nor a folder (links, FIFOs, devices), each with what it is: nothing reads them."""
 
     def exists(self, path: str) -> bool: ...
 

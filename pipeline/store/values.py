@@ -13,7 +13,7 @@ MAX_COUNT = 1 << 53  # of rows or bytes: 9 petabytes, and exact as a float too
 MAX_VERSION = 1 << 53
 MAX_SEGMENT = (1 << 24) - 1  # as an id counts them
 MAX_GENERATION = 999_999_999
-MAX_DIMENSION = 1 << 20
+MAX_DIMENSION = 1 << 24
 MAX_PIXELS = 1 << 20  # of a side of what an encoder is given
 
 # Folders and a name, each of a memory's own letters and none beginning with a dot: so no "..", no leading and no double
@@ -28,7 +28,7 @@ Hexadecimal = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{0,64}$")]  # 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 EntryId = Annotated[int, Field(ge=0, le=MAX_INT64)]
 VersionNumber = Annotated[int, Field(ge=0, le=MAX_VERSION)]
-SegmentNumber = Annotated[int, Field(ge=1, le=MAX_SEGMENT)]
+SegmentNumber = Annotated[int, Field(ge=0, le=MAX_SEGMENT)]
 Generation = Annotated[int, Field(ge=0, le=MAX_GENERATION)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
