@@ -1,6 +1,7 @@
 """Bodies on their way in: no longer, no slower and no more at once than a server bears."""
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass, field
 
@@ -25,7 +26,8 @@ class _Upload:
     def drop(self) -> None:
         self.dropped = True
         if self.waiting is not None:
-            self.waiting.reschedule(asyncio.get_running_loop().time())
+            with contextlib.suppress(RuntimeError):  # its time is up at this moment anyway
+                self.waiting.reschedule(asyncio.get_running_loop().time())
 
 
 class Uploads:
