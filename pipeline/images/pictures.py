@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pipeline.errors import UsageError
 from pipeline.images.bounded import KEEP, STORES, Bound, BoundedFile
 from pipeline.images.decode import Rejected, decode, dimensions
-from pipeline.images.parquet_pages import read_row
+from pipeline.images.parquet_rows import read_row
 from pipeline.images.suffixes import kind_of
 from pipeline.images.tar_links import find_member
 from pipeline.images.thumbnails import thumbnail

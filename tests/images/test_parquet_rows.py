@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.images.bounded import Bound, BoundedFile
 from pipeline.images.decode import Rejected
-from pipeline.images.parquet_pages import PAGE_BYTES, read_row
+from pipeline.images.parquet_rows import PAGE_BYTES, read_row
 from pipeline.images.pictures import READ_BYTES, read_image
 
 ROWS = 300
