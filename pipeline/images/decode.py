@@ -111,6 +111,8 @@ def work_of(data: bytes) -> Work:
     """What decoding an image file would be, nothing of it decoded: microseconds. Raises Rejected as `decode` would."""
     try:
         passes = passes_over(data)
+        if is_tiff(data):
+            passes = read_header(data).passes_over(data)
         width, height = _dimensions(data)
         work = Work(width, height, passes)
         _refuse_bomb(work)
@@ -231,7 +233,7 @@ def _mended(data: bytes, passes: int, most: int | None, *, at_end: bool) -> byte
 def _decode_tiff(data: bytes, most: int | None) -> tuple[Image.Image, int, int]:
     """By Pillow where it is right, else by the samples."""
     header = read_header(data)
-    _refuse_bomb(Work(header.width, header.height), most)
+    _refuse_bomb(Work(header.width, header.height, header.passes_over(data)), most)
     _refuse_bomb(Work(*header.covered), most)
     if header.bytewise and (header.photometric == CIELAB or header.is_guessed or header.has_8_bit_palette):
         return _decode_samples(data, header)

@@ -4,6 +4,7 @@ An error of the stream itself, such as a lost connection, is the caller's and pa
 it into an OSError like that of a damaged page, hence the wrapper that remembers it.
 """
 
+import io
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content
 MAX_GROUP_ROWS = 1 << 20  # rows of a part, 20 bits of an id: a row group is never divided
 BATCH_ROWS = 64
 BATCH_BYTES = 32 << 20  # of images in one batch, as far as their mean size tells
+HARMLESS_ROWS = 1 << 20  # that a file may have however few bytes it has: each may become a rejected row
 BUFFER_BYTES = 1 << 20  # without a buffer pyarrow reads the whole column of a row group at once
 
 
@@ -354,4 +356,7 @@ def open_parquet(source: "Source", uri: str) -> pq.ParquetFile:
         if source.lost is not None:
             raise source.lost from None
         raise NoImages(f"{uri} is not a Parquet file, or is cut short: write or copy it again") from error
+    num_rows, num_bytes = sum(group_rows(file)), source.seek(0, io.SEEK_END)
+    if num_rows > max(HARMLESS_ROWS, num_bytes):
+        raise SourceError(f"{uri} claims {num_rows:,} rows in {num_bytes:,} bytes: write it again")
     return file

@@ -70,6 +70,15 @@ def float_tiff(width: int, height: int, rows: int) -> bytes:
     return head + body + places + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
 
 
+def tiff_of_jpeg(side: int, more: int) -> bytes:
+    """A TIFF of one strip, which is a JPEG whose last scan is repeated."""
+    body = jpeg_of_scans(side, more)
+    tags = [(256, side), (257, side), (258, 8), (259, 7), (262, 1), (273, 8), (277, 1), (278, side), (279, len(body))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(body))
+    return head + body + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
+
+
 def rle_bmp(width: int, height: int, num_rows: int) -> bytes:
     """A run-length encoded BMP of ends of lines, each of which Pillow fills up pixel by pixel."""
     codes = b"\x01\x00\x00\x00" * num_rows + b"\x00\x01"

@@ -159,3 +159,20 @@ def test_fewer_rows_at_once_are_the_same_rows(monkeypatch: pytest.MonkeyPatch, r
     found = list(read_parquet(io.BytesIO(content), "/f.parquet", layout, 0, 3))
     assert [item.content for item in found] == images
     assert [item.label for item in found] == [str(row) for row in range(100)]
+
+
+@pytest.mark.parametrize("column", ["image", "embedding"])
+def test_rows_that_a_footer_only_claims_are_not_planned(column: str, tmp_path: Path) -> None:
+    """Each of them would become a rejected row."""
+    values = pa.array([b"x"], pa.binary()) if column == "image" else pa.array([[1.0]], pa.list_(pa.float32()))
+    content = file_of({column: values}, row_group_size=1)
+    schema = pq.read_schema(io.BytesIO(content))
+    stream = io.BytesIO()
+    with pq.ParquetWriter(stream, schema, compression="none", store_schema=False) as writer:
+        for _ in range(3):
+            writer.write_table(pa.table({column: pa.nulls(900_000, values.type)}, schema=schema), 1 << 20)
+    content = stream.getvalue()
+    assert len(content) < 1 << 20
+    look = inspect if column == "image" else inspect_column
+    with pytest.raises(SourceError, match=r"claims 2,700,000 rows in [0-9,]+ bytes"):
+        look(io.BytesIO(content), "/f.parquet", "none")

@@ -44,6 +44,7 @@ def photo(width: int, height: int) -> Image.Image:
         (bombs.gif_with(bombs.gif_comment(6 << 20)), "4 MiB of comments or junk"),
         (bombs.gif_with(bombs.gif_comment(1 << 20) * 6), "4 MiB of comments or junk"),
         (bombs.gif_with(bytes(6 << 20)), "4 MiB of comments or junk"),
+        (bombs.tiff_of_jpeg(6_000, 200), "100 passes over 6000 x 6000 pixels"),
         (bombs.rle_bmp(9_000, 9_000, 9_000), "64 passes over 9000 x 9000 pixels"),
         (bombs.rle_bmp(8, 8, 8) + bytes(5 << 20), "many times the codes"),
         (bombs.overlapping_tags(4_000, 1 << 20), "the TIFF says that its tags are longer"),
@@ -163,6 +164,13 @@ def test_memory_grows_with_the_pixels_only(name: str, bytes_a_pixel: int, tmp_pa
         [sys.executable, "-c", code, str(tmp_path / "image")], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert int(done.stdout) * 1024 < side * side * bytes_a_pixel + (100 << 20)
+
+
+def test_the_scans_of_a_jpeg_in_a_tiff_are_counted() -> None:
+    assert work_of(bombs.tiff_of_jpeg(64, 30)).passes == 36
+    assert decode(bombs.tiff_of_jpeg(64, 30)).image.size == (64, 64)
+    several = bombs.saved(photo(200, 200), "TIFF", compression="jpeg", tiffinfo={278: 16})
+    assert work_of(several).passes == 1
 
 
 def test_the_most_pixels_are_taken_as_before() -> None:
