@@ -10,11 +10,11 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.images import parquet_pages
-from pipeline.images.containers import read_image
 from pipeline.images.decode import Rejected
 from pipeline.images.items import Item
 from pipeline.images.label_files import read_rows
 from pipeline.images.parquet import inspect, read_parquet
+from pipeline.images.pictures import read_image
 from pipeline.images.vectors import inspect_column, read_column
 from pipeline.store.kept import KeptColumn
 
