@@ -35,7 +35,7 @@ from pipeline.store.leases import Lease
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
 from pipeline.store.storage import AlreadyExists, Storage, missing_file
-from pipeline.store.values import MAX_VERSION, Count, Hexadecimal, VersionNumber
+from pipeline.store.values import MAX_VERSION, Balance, Hexadecimal, VersionNumber
 
 FOLDER = "versions"
 HINT = f"{FOLDER}/latest"
@@ -71,8 +71,8 @@ class Commit(BaseModel):
     committed_at: AwareDatetime
     author: str
     command: str
-    rows_before: Count
-    rows_after: Count
+    rows_before: Balance
+    rows_after: Balance
     actions: tuple[Action, ...]
 
     @model_validator(mode="after")
