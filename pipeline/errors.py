@@ -17,7 +17,8 @@
     ├── Unavailable         a server, or a part of it, does not answer just now        (HTTP 503)
     │   ├── Overloaded          it has more to do than it can in time                 (HTTP 429)
     │   ├── Superseded          it answers by a newer version than the one asked about
-    │   └── TooLate             a question was not answered before its deadline
+    │   ├── TooLate             a question was not answered before its deadline
+    │   └── QuestionFailed      a question met a fault that nobody foresaw; others are answered
     ├── ClusterError        a Ray cluster cannot be reached, refuses the token, or knows no such job
     └── CommitConflict      another writer changed what this one had built upon
 
@@ -109,6 +110,10 @@ class Superseded(Unavailable):
 
 class TooLate(Unavailable):
     """A question was not answered before its deadline, and is worked at no longer."""
+
+
+class QuestionFailed(Unavailable):
+    """A question met a fault that nobody foresaw, which the log of the server tells; others are answered."""
 
 
 class ClusterError(VisualMemoryError):
