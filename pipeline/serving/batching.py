@@ -76,26 +76,30 @@ class MicroBatcher(Generic[Item, Result]):
         return batch
 
     async def _carry_out(self, batch: "list[tuple[Item, asyncio.Future[Result]]]") -> None:
-        call = asyncio.ensure_future(self._call([item for item, _ in batch]))  # noqa: RUF006  # awaited below
-        awaited = len(batch)
+        worker = asyncio.current_task()
+        awaited, is_called, is_left = len(batch), True, False
 
         def let_go(_: "asyncio.Future[Result]") -> None:
-            nonlocal awaited
+            nonlocal awaited, is_left
             awaited -= 1
-            if not awaited:
-                call.cancel()  # of no effect where it is done
+            if not awaited and is_called and worker is not None:
+                is_left = True
+                worker.cancel()
 
         for _, future in batch:
             future.add_done_callback(let_go)
         results: Sequence[Result | Exception]
         try:
-            results = await call
+            results = await self._call([item for item, _ in batch])
         except asyncio.CancelledError:
-            if awaited:
+            if not is_left or worker is None:
                 raise
+            worker.uncancel()
             return
         except Exception as error:  # whatever it is, it is for those who wait to judge
             results = [error] * len(batch)
+        finally:
+            is_called = False
         for (_, future), result in zip(batch, results, strict=True):
             if future.done():
                 continue

@@ -73,7 +73,7 @@ class Edition:
 class Asked:
     """Queries (float32 [Q, D] of unit length) that go together, for the k nearest entries of the group.
 
-    The search ends when nobody waits for it any more (`deadline`). `exclude` takes up no rank; `own_Q` is one id a query
+    The search ends when nobody waits for it any more (`deadline`). `exclude` takes up no rank; `own_Q` is an id a query
     left out for it only, with entries of the bytes that `own_digests_Q` tells; `named` are ids of which it is asked
     whether they are entries. With `standing` the answer says what the labels stand for.
     """
