@@ -102,7 +102,7 @@ class Limits:
     poll_seconds: float = 1.0
     body_bytes: int = 32 << 20
     image_pixels: int = 50_000_000
-    where_seconds: float = 2.0
+    where_seconds: float = 1.0
     request_pixels: int = 200_000_000
     pixels: int = 400_000_000
 
