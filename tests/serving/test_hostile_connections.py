@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import select
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -230,6 +231,8 @@ def test_whoever_takes_no_answer_is_dropped(digits_memory: VisualMemory) -> None
                 b"POST /v1/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body
             )
             readers.append(made)
+        for made in readers:
+            assert select.select([made], [], [], SECONDS)[0]  # the answer has begun to come
         time.sleep(6)
         for made in readers:
             found = answer_of(made)
