@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
+
 from pipeline.errors import CommitConflict, DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import segments
@@ -57,11 +58,11 @@ def _read_plan(log: VersionLog, path: str) -> ErasurePlan:
         check_places(plan.new_files())
         if plan.path != path:
             raise ValueError(f"it is the plan of {plan.nonce}")
-        return plan
     except ValueError as error:
         raise DamagedFile(
             f"{path} in the memory at {log.storage.uri} is not a whole plan of an erasure: remove it, and erase again"
         ) from error
+    return plan
 
 
 def _breaking(broken: BreakLeases, *_: object) -> list[BreakLeases]:

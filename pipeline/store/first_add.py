@@ -46,9 +46,9 @@ def _described(storage: Storage, number: int) -> segments.Reservation | None:
         return None
     try:
         reservation = segments.read_reservation(storage, number)
-        return reservation if reservation is not None and reservation.number == number else None
     except DamagedFile:  # whoever took the number has not described it yet
         return None
+    return reservation if reservation is not None and reservation.number == number else None
 
 
 def _done(storage: Storage, reservation: segments.Reservation) -> str:

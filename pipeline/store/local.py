@@ -156,9 +156,9 @@ class LocalStorage:
             self._tidy(folder_path)
 
     def remove_folder(self, folder: str) -> None:
-        with contextlib.suppress(FileNotFoundError, PermissionError), self._said(folder):
-            with self._beside(folder.rstrip("/")) as (above, name):
-                shutil.rmtree(name, ignore_errors=True, dir_fd=above)
+        gone = contextlib.suppress(FileNotFoundError, PermissionError)
+        with gone, self._said(folder), self._beside(folder.rstrip("/")) as (above, name):
+            shutil.rmtree(name, ignore_errors=True, dir_fd=above)
 
     def abandoned(self) -> Sequence[str]:
         found = []

@@ -22,8 +22,8 @@ from botocore.exceptions import ClientError
 from s3fs.core import S3_RETRYABLE_ERRORS
 
 from pipeline.errors import StorageError, UsageError, VisualMemoryError
-from pipeline.store.copies import Copies
 from pipeline.store.beneath import is_inside
+from pipeline.store.copies import Copies
 from pipeline.store.refusals import DENIED, UNSUPPORTED, code_of, refusal
 from pipeline.store.storage import AlreadyExists, check_inside, check_length, missing_file, most_bytes
 

@@ -55,7 +55,8 @@ Prepare = Callable[[int, State], Sequence[Action]]
 class Commit(BaseModel):
     """One version file. `nonce` tells a writer whose answer was lost that the file it meets is its own.
 
-    It names files in the folders that hold what versions name, and nowhere else. `rows_before` and `rows_after` count live entries.
+    It names files in the folders that hold what versions name, and nowhere else. `rows_before` and `rows_after` count
+    live entries.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
