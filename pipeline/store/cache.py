@@ -9,7 +9,6 @@ it was.
 import contextlib
 import fcntl
 import hashlib
-import logging
 import os
 import re
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import IO
 
 from pipeline.errors import DamagedFile, StorageError
+from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef
 from pipeline.store.storage import Storage
@@ -28,7 +28,7 @@ SUFFIX_OF_PARTS = ".part"
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 _Signature = tuple[int, int, int]  # inode, bytes, nanoseconds of the last change
 
@@ -42,7 +42,7 @@ class FileCache:
         self._on_progress = on_progress
         self._held: dict[str, tuple[IO[bytes], _Signature]] = {}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # copies are for whoever may read the memory
         except OSError as error:
             raise StorageError(f"{folder} cannot hold local copies ({error.strerror}): name another folder") from error
 
@@ -167,6 +167,11 @@ class CachedStorage:
         """From now on these are the files that a version names, one by which others are named no more."""
         self._expected = {file.path: file for file in files}
         self._cache.keep_only({file.sha256 for file in self._expected.values()})
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove local copies, by the hashes of their bytes: an erasure does not stop at them."""
+        for name in names:
+            self._cache.drop(name)
 
     def altered(self) -> list[str]:
         """Local copies in use that somebody has altered."""

@@ -156,7 +156,7 @@ class ErasurePlan(BaseModel):
                 kept = tuple(single for single in action.entries if single.id not in self.ids)
                 return action.model_copy(update={"entries": kept})  # even none: rows are counted on from it
             case FoldSingles():
-                folded = {"files": self._kept(action.files), "thumbnails": self._kept(action.thumbnails)}
+                folded = {name: self._kept(getattr(action, name)) for name in ("files", "thumbnails", "offsets")}
                 return action.model_copy(update=folded)
             case Forget():
                 kept_files = self._kept([action.tombstones])
@@ -203,6 +203,7 @@ class ErasurePlan(BaseModel):
                 "entries": self._kept(segment.entries),
                 "rejected": self._kept(segment.rejected),
                 "thumbnails": self._kept(segment.thumbnails),
+                "offsets": self._kept(segment.offsets),
             }
         )
 

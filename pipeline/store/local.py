@@ -156,8 +156,8 @@ class LocalStorage:
             self._tidy(folder_path)
 
     def remove_folder(self, folder: str) -> None:
-        gone = contextlib.suppress(FileNotFoundError, PermissionError)
-        with gone, self._said(folder), self._beside(folder.rstrip("/")) as (above, name):
+        quietly = contextlib.suppress(FileNotFoundError, PermissionError)
+        with quietly, self._said(folder), self._beside(folder.rstrip("/")) as (above, name):
             shutil.rmtree(name, ignore_errors=True, dir_fd=above)
 
     def abandoned(self) -> Sequence[str]:

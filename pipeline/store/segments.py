@@ -26,6 +26,7 @@ from pipeline.store.leases import Lease
 from pipeline.store.schemas import (
     CONTAINERS,
     FORMAT,
+    OFFSETS,
     PLAN,
     REJECTED,
     ROW_GROUP_ROWS,
@@ -140,6 +141,7 @@ class PartMark(BaseModel):
     entries: RowsFile | None
     rejected: RowsFile | None
     thumbnails: RowsFile | None = None
+    offsets: RowsFile | None = None
     decisions: RowsFile | None = None
     seconds: dict[str, Finite] = {}
     decoded_on: tuple[str, ...] = ()
@@ -150,7 +152,7 @@ class PartMark(BaseModel):
     @property
     def files(self) -> tuple[RowsFile | None, ...]:
         """What it names, None for rows that it has not."""
-        return self.entries, self.rejected, self.thumbnails, self.decisions
+        return self.entries, self.rejected, self.thumbnails, self.offsets, self.decisions
 
     @property
     def num_entries(self) -> int:
@@ -402,6 +404,7 @@ def publish_part(
     entries: pa.Table,
     rejected: pa.Table,
     thumbnails: pa.Table | None = None,
+    offsets: pa.Table | None = None,
     *,
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
@@ -415,6 +418,8 @@ def publish_part(
     tables = {"entries": entries.cast(schema), "rejected": rejected.cast(REJECTED)}
     if thumbnails is not None:
         tables["thumbnails"] = thumbnails.cast(THUMBNAILS)
+    if offsets is not None:
+        tables["offsets"] = offsets.cast(OFFSETS)
     return publish(
         storage,
         reservation,
@@ -466,6 +471,7 @@ def publish(
         entries=files.get("entries"),
         rejected=files.get("rejected"),
         thumbnails=files.get("thumbnails"),
+        offsets=files.get("offsets"),
         decisions=files.get("decisions"),
         seconds=dict(seconds or {}),
         decoded_on=decoded_on,

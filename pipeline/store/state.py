@@ -31,6 +31,7 @@ class Segment(_Frozen):
     `identity` is the encoder's fingerprint, `fingerprint` is over source, options and identity. `entries` is empty once
     they were compacted into packs. The segment of single adds has no plan, and grows. Images that were not planned one
     by one lie in `containers`, the parts from `containers_from` on. Entries have the columns `kept` besides their own.
+    `offsets` tell where in an archive images lie, and of single adds which were read at their uri.
     """
 
     number: SegmentNumber
@@ -45,6 +46,7 @@ class Segment(_Frozen):
     entries: tuple[RowsFile, ...]
     rejected: tuple[RowsFile, ...]
     thumbnails: tuple[RowsFile, ...] = ()
+    offsets: tuple[RowsFile, ...] = ()
     containers: FileRef | None = None
     containers_from: Count | None = None
     kept: tuple[KeptColumn, ...] = ()
@@ -53,7 +55,8 @@ class Segment(_Frozen):
 class Single(_Frozen):
     """An entry that was added by itself, kept in its commit until it is folded into a file.
 
-    `embedding` is the base64 of float16 [D], little-endian; `thumbnail` that of a JPEG, where one is kept.
+    `embedding` is the base64 of float16 [D], little-endian; `thumbnail` that of a JPEG, where one is kept. `num_bytes`
+    is the size of the file that was read at its uri; None where the bytes were given, and the uri is but a name.
     """
 
     id: EntryId
@@ -65,6 +68,7 @@ class Single(_Frozen):
     width: int = Field(ge=0, lt=1 << 31)
     height: int = Field(ge=0, lt=1 << 31)
     thumbnail: str | None = Field(None, pattern=BASE64)
+    num_bytes: Count | None = None
 
 
 class Singles(_Frozen):
@@ -233,13 +237,14 @@ class AddSingles(_Frozen):
 class FoldSingles(_Frozen):
     """Single adds lie in these files from now on, up to the last id in them; later ones stay in their commits.
 
-    Their thumbnails lie in `thumbnails`, up to the same id.
+    Their thumbnails lie in `thumbnails`, up to the same id, and `offsets` tell which were read at their uri.
     """
 
     action: Literal["fold_singles"] = "fold_singles"
     segment: SegmentNumber
     files: tuple[RowsFile, ...]
     thumbnails: tuple[RowsFile, ...] = ()
+    offsets: tuple[RowsFile, ...] = ()
 
 
 class Forget(_Frozen):
@@ -364,7 +369,7 @@ class State(_Frozen):
                 return self._with_singles(action)
             case FoldSingles():
                 folded = [segment for segment in self.segments if segment.number == action.segment]
-                files = {"entries": action.files, "thumbnails": action.thumbnails}
+                files = {"entries": action.files, "thumbnails": action.thumbnails, "offsets": action.offsets}
                 moved = [self._with(segment.model_copy(update=files)) for segment in folded]
                 last = action.files[-1].last_id if action.files else -1  # none is left where all were erased
                 later = tuple(single for single in self.pending if single.id > last)

@@ -34,7 +34,7 @@ from pipeline.store.first_add import unfinished_first_add
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
-from pipeline.store.storage import AlreadyExists, Storage
+from pipeline.store.storage import AlreadyExists, Storage, missing_file
 from pipeline.store.values import MAX_VERSION, Balance, Hexadecimal, VersionNumber
 
 FOLDER = "versions"
@@ -45,6 +45,10 @@ MAX_ATTEMPTS = 1_000  # each lost race means that another writer got its commit 
 MAX_LISTINGS = 10  # of a folder that others change meanwhile
 READ_AHEAD = 32  # commits asked for at once, which over a network costs as much as asking for one
 UNFINISHED_COPY = "copying.json"  # lies in what is not a memory yet
+
+# A commit's file begins with its format, version and nonce, which is of 16 digits.
+HEAD_BYTES = 512
+_NONCE = re.compile(rb'"nonce": ?"([0-9a-f]{1,64})"')
 
 _NAME = re.compile(r"(?P<number>[0-9]{20})(?P<checkpoint>\.checkpoint)?\.json")
 
@@ -105,6 +109,7 @@ class VersionLog:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._known: State | None = None  # the newest state seen, from which to look on
+        self._known_nonce: str | None = None  # of its commit, by which another in its place is told
 
     def newest(self) -> State | None:
         """The newest state, or None where no version was committed yet. Raises DamagedFile or FormatError."""
@@ -114,23 +119,40 @@ class VersionLog:
             return None
 
     def latest(self) -> State:
-        """The newest state. Raises MemoryMissing, DamagedFile or FormatError."""
-        state = self._known or self._hinted()
+        """The newest state. Raises MemoryMissing, DamagedFile or FormatError.
+
+        Another memory that lies in the place of the one seen before, such as an older copy, is read anew.
+        """
+        state, nonce = self._known, self._known_nonce
+        if state is None:
+            state, nonce = self._hinted(), None
         if state is not None:
-            newer = self._followed(state)
+            newer, newest_nonce = self._followed(state)
             # Versions are dropped in order. While the one begun from is there, none was dropped on the way; once it is
             # gone, what comes after cannot be found from here.
-            if self.storage.exists(commit_path(state.version)):
-                self._known = newer
+            found = self._nonce_if_there(state.version)
+            if found is not None and found == (nonce or found):
+                self._known, self._known_nonce = newer, newest_nonce or found
                 return newer
+            self._known = self._known_nonce = None
         newest = self.kept()[-1]
         try:
-            self._known = self._folded_to(newest)
+            nonce = self._nonce_if_there(newest)
+            self._known, self._known_nonce = self._folded_to(newest), nonce
         except DamagedFile:
             if newest in self.kept():
                 raise
             return self.latest()  # it was dropped meanwhile, for there is a newer one
         return self._known
+
+    def nonce_of(self, version: int) -> str:
+        """What tells the commit of a version from another of the same number. Raises DamagedFile."""
+        if self._known is not None and self._known.version == version and self._known_nonce is not None:
+            return self._known_nonce
+        nonce = self._nonce_if_there(version)
+        if nonce is None:
+            raise missing_file(self.storage.uri, commit_path(version))
+        return nonce
 
     def at(self, version: int | None) -> State:
         """The state at a version (None: the newest). Raises MemoryMissing, DamagedFile or FormatError."""
@@ -243,7 +265,7 @@ class VersionLog:
                     "another process dropped versions just while this one was committed, so that it cannot be told "
                     "whether it counts: look at the memory, and run the command again if it has not changed"
                 )
-            return self._committed(after)
+            return self._committed(after, nonce)
         raise CommitConflict(f"{MAX_ATTEMPTS} other writers were faster: run the command again when fewer are at work")
 
     def rewrite(self, commit: Commit) -> None:
@@ -290,7 +312,7 @@ class VersionLog:
                 state = self._folded(state, theirs)
             if self.storage.exists(commit_path(base.version)):  # else some on the way may be none of those kept
                 return state
-        self._known = None
+        self._known = self._known_nonce = None
         state = self.newest() or State()
         if lease is not None and lease.nonce in state.broken:
             raise _broken(lease)
@@ -302,8 +324,8 @@ class VersionLog:
             return False
         return number not in self.kept()  # it may be the first that is kept
 
-    def _committed(self, state: State) -> State:
-        self._known = state
+    def _committed(self, state: State, nonce: str) -> State:
+        self._known, self._known_nonce = state, nonce
         if state.version % CHECKPOINT_EVERY == 0 and not self.storage.exists(checkpoint_path(state.version)):
             self.rewrite_checkpoint(state)
         if state.version % HINT_EVERY == 0:
@@ -326,11 +348,21 @@ class VersionLog:
             return None
         return state
 
-    def _followed(self, state: State) -> State:
-        """The newest state that can be reached version by version."""
+    def _followed(self, state: State) -> tuple[State, str | None]:
+        """The newest state that can be reached version by version, and the nonce of its commit if there is one."""
+        nonce = None
         while (commit := self._read_if_there(state.version + 1)) is not None:
-            state = self._folded(state, commit)
-        return state
+            state, nonce = self._folded(state, commit), commit.nonce
+        return state, nonce
+
+    def _nonce_if_there(self, number: int) -> str | None:
+        """The nonce of a commit, read from the head of its file; None where there is no such file."""
+        try:
+            head = self.storage.read_range(commit_path(number), 0, HEAD_BYTES)
+        except DamagedFile:
+            return None
+        found = _NONCE.search(head)
+        return found[1].decode() if found else hashlib.sha256(head).hexdigest()
 
     def _folded_to(self, version: int) -> State:
         """The state at a version that is known to be kept."""
