@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import DamagedFile
-from pipeline.store.storage import Storage
+from pipeline.store.storage import Storage, missing_file
 from pipeline.store.values import Count, EntryId, PathInside, Sha256
 
 
@@ -43,7 +43,10 @@ def checked_path(storage: Storage, file: FileRef) -> Path:
     they are read (Parquet pages carry checksums); hashing every byte is left to a full verification.
     """
     local = storage.local_path(file.path)
-    found = local.stat().st_size
+    try:
+        found = local.stat().st_size
+    except FileNotFoundError as error:  # removed just now
+        raise missing_file(storage.uri, file.path) from error
     if found != file.num_bytes:
         raise DamagedFile(
             f"{file.path} in the memory at {storage.uri} has {found:,} bytes where {file.num_bytes:,} were written: "

@@ -18,7 +18,7 @@ from pipeline.errors import DamagedFile
 from pipeline.store.files import FileRef, RowsFile, checked_path, describe
 from pipeline.store.identity import Identity
 from pipeline.store.kept import KeptColumn
-from pipeline.store.storage import Storage
+from pipeline.store.storage import Storage, missing_file
 
 FORMAT = 1
 ENCODER_KEY = "visual_memory.encoder"  # in the metadata of a file of vectors: who made them
@@ -163,6 +163,8 @@ def read_table(
             if row_group is not None:
                 return parquet.read_row_group(row_group, columns=columns)
             return parquet.read(columns=columns)
+    except FileNotFoundError as error:  # removed just now
+        raise missing_file(storage.uri, file.path) from error
     except (OSError, pa.ArrowException) as error:
         raise DamagedFile(
             f"{file.path} in the memory at {storage.uri} cannot be read ({_first_line(error)}): "
