@@ -1,11 +1,12 @@
 """`add MEMORY SOURCE`: remember every image of a source."""
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from jobs.arguments import ExcludeFiles, ImageExtension, Json, LabelsFrom, Memory, Source, command_line
-from jobs.labels import note_after, note_before, show_first, show_labels, show_passed_over
+from jobs.labels import note_after, note_before, note_label_of_file, show_first, show_labels, show_passed_over
 from jobs.progress import progress
 from jobs.terminal import counted, note, print_json, say
 from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
@@ -95,33 +96,35 @@ def add(
     report = None
     with progress("loading PyTorch") as on_progress:
         from pipeline import VisualMemory
-        from pipeline.edits.add import AddOptions
-        from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
 
         target = VisualMemory(memory)
-        choice = EncoderChoice(
-            encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
-        )
-        options = AddOptions(
-            labels,
-            dataset,
-            choice,
-            thumbnails,
-            max_rejected,
-            tuple(keep or ()),
-            cast("Precision", precision),
-            label,
-            tuple(exclude or ()),
-            image_extension,
-            cast("OnDuplicates", duplicates),
-        )
-        plan = target.plan_add(source, options, on_progress=on_progress)
-        if not dry_run:
-            if plan.already is None:
-                note_before(plan)
-            on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
-            where = started_runner(on_progress, on_ray=on_ray)
-            report = target.carry_out(plan, runner=where, command=command_line(memory), on_progress=on_progress)
+        with contextlib.nullcontext() if dry_run else target.announced_add(source):
+            from pipeline.edits.add import AddOptions
+            from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
+
+            choice = EncoderChoice(
+                encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
+            )
+            options = AddOptions(
+                labels,
+                dataset,
+                choice,
+                thumbnails,
+                max_rejected,
+                tuple(keep or ()),
+                cast("Precision", precision),
+                label,
+                tuple(exclude or ()),
+                image_extension,
+                cast("OnDuplicates", duplicates),
+            )
+            plan = target.plan_add(source, options, on_progress=on_progress)
+            if not dry_run:
+                if plan.already is None:
+                    note_before(plan)
+                on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
+                where = started_runner(on_progress, on_ray=on_ray)
+                report = target.carry_out(plan, runner=where, command=command_line(memory), on_progress=on_progress)
     if report is None:
         _show_plan(plan, json=json)
         return
@@ -176,6 +179,8 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
     show_first(plan, peeked)
     show_passed_over(plan.listing.passed_over)
     note_before(plan)
+    if plan.is_labelled_by_folder:
+        note_label_of_file(plan.listing.census)
     if plan.listing.kept:
         say(f"keeping {', '.join(f'{column.name} ({column.type})' for column in plan.listing.kept)}")
     say(f"encoder {identity}; embeddings {plan.embedding_bytes / 1e6:,.1f} MB; nothing was changed")

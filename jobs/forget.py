@@ -1,5 +1,6 @@
 """`forget MEMORY`: take entries out of every later answer, or out of every byte."""
 
+import functools
 import json as json_text
 import os
 import sys
@@ -10,7 +11,7 @@ import typer
 
 from jobs.arguments import Json, Memory, command_line
 from jobs.progress import progress
-from jobs.terminal import counted, note, print_json, printable, say
+from jobs.terminal import counted, note, print_json, printable, say, tell
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -184,13 +185,15 @@ def _write(receipt: "Receipt", place: Path, version: int) -> list[Path]:
             continue
         try:
             for suffix, path in paths.items():
-                with path.open("x", encoding="utf-8") as stream:
+                # Of its owner alone: it names what was erased.
+                with open(path, "x", encoding="utf-8", opener=functools.partial(os.open, mode=0o600)) as stream:
                     stream.write(texts[suffix])
         except FileExistsError:  # another process has just taken the name
             number += 1
         except OSError:
             note("the receipt could not be written. This is what it says:")
-            sys.stderr.write(texts[".txt"])
+            for line in texts[".txt"].splitlines():
+                tell(line)
             raise
         else:
             return list(paths.values())

@@ -76,12 +76,17 @@ def note_before(plan: "AddPlan") -> None:
     _note_unlabelled(census, plan)
 
 
+def note_label_of_file(census: "LabelCensus") -> None:
+    """Where the label of an image that was added alone comes from."""
+    [label] = census.counts
+    note(f"the image has the label {label}, the name of its folder: `--label NAME` gives it another")
+
+
 def note_after(report: "AddReport", plan: "AddPlan") -> None:
     """What is wrong with labels, where that was not known before the images were read."""
     listing = plan.listing
-    if listing.is_file and plan.options.asked_labels == "folder" and report.census.counts:
-        [label] = report.census.counts
-        note(f"the image has the label {label}, the name of its folder: `--label NAME` gives it another")
+    if plan.is_labelled_by_folder:
+        note_label_of_file(report.census)
     elif listing.is_file:
         _note_unlabelled(report.census, plan)
     if not listing.containers.num_rows:

@@ -3,18 +3,21 @@
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import socket
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.errors import UsageError
 
-# Of a cluster of this machine alone. Ray turns 127.0.0.1 into the machine's own address; only Linux answers to other
-# loopback addresses unasked.
-LOOPBACK = "127.0.0.2" if sys.platform == "linux" else None
-
+# Ray's switch, meant for other systems, by which a cluster of this machine alone listens on 127.0.0.1: its processes
+# bind to every interface where the node has another address, another of 127.0.0.0/8 included.
+ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+LONGEST_TEMPORARY = 40  # characters of a folder in which the names of Ray's sockets, 60 more, are not too long
 
 USUAL_SHARE = 0.3  # of a CPU, reserved for a process that serves
 
@@ -49,12 +52,29 @@ def start_ray() -> None:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
             return
         ray.init(
+            address="local",  # not what somebody else has started on this machine
             num_cpus=available_cpus(),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _node_ip_address=LOOPBACK,
+            _temp_dir=str(own_folder() / "ray"),
         )
+
+
+def own_folder() -> Path:
+    """The folder of this user for what processes of this machine share and leave, such as Ray's logs.
+
+    Nobody else may enter it: what Ray makes in it, everybody could change. Raises UsageError where another made it.
+    """
+    place = tempfile.gettempdir()
+    folder = Path(place if len(place) <= LONGEST_TEMPORARY else "/tmp") / f"visual-memory-{os.getuid()}"  # noqa: S108
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise UsageError(f"{folder} belongs to somebody else: have it removed, or name another place in TMPDIR")
+    folder.chmod(0o700)
+    return folder
 
 
 def set_defaults() -> None:
@@ -62,7 +82,12 @@ def set_defaults() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a known, harmless error (ray#53727)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.setdefault(ONE_MACHINE, "0")
+        os.environ["RAY_AUTH_MODE"] = "token"
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:  # else Ray would keep one where others may read it
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    elif "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
         os.environ.setdefault("RAY_AUTH_MODE", "token")  # a driver does not send it otherwise
     if not sys.stderr.isatty():
         os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # a log that is a file is no terminal

@@ -23,7 +23,7 @@ import typer
 
 from jobs.job_log import JobLog
 from jobs.progress import progress
-from jobs.terminal import note, print_json, say
+from jobs.terminal import note, print_json, say, tell
 from pipeline.errors import ClusterError, UsageError
 
 if TYPE_CHECKING:
@@ -272,7 +272,7 @@ class _Jobs:
         if info.status == "SUCCEEDED":
             return 0
         reason = _first_line(info.message) or "no reason is given"
-        say_why = note if info.status == "STOPPED" else lambda text: sys.stderr.write(f"error: {text}\n")
+        say_why = note if info.status == "STOPPED" else lambda text: tell(f"error: {text}")
         say_why(f"{job} was {str(info.status.value).lower()}: {reason}")
         return 1
 

@@ -29,6 +29,8 @@ def print_json(document: Any) -> None:
     text = json.dumps(rounded, indent=1, ensure_ascii=False, allow_nan=False)
     if not _is_utf8(sys.stdout.encoding) or (not text.isascii() and _has_surrogates(text)):
         text = json.dumps(rounded, indent=1, allow_nan=False)
+    # The format itself escapes the first 32 of them only.
+    text = _CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
     sys.stdout.write(text + "\n")
 
 
@@ -40,6 +42,11 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """A remark on stderr."""
     stderr.print(printable(f"note: {text}", sys.stderr.encoding), markup=False)
+
+
+def tell(text: str) -> None:
+    """A line of what is being done, on stderr."""
+    stderr.print(printable(text, sys.stderr.encoding), markup=False)
 
 
 def counted(number: int, thing: str) -> str:

@@ -15,7 +15,9 @@
     ├── IndexBuildError     no index can be built, or none reaches the recall asked for
     ├── WorkerError         a process that worked for this one died
     ├── Unavailable         a server, or a part of it, does not answer just now        (HTTP 503)
-    │   └── Overloaded          it has more to do than it can in time                 (HTTP 429)
+    │   ├── Overloaded          it has more to do than it can in time                 (HTTP 429)
+    │   ├── Superseded          it answers by a newer version than the one asked about
+    │   └── TooLate             a question was not answered before its deadline
     ├── ClusterError        a Ray cluster cannot be reached, refuses the token, or knows no such job
     └── CommitConflict      another writer changed what this one had built upon
 
@@ -99,6 +101,14 @@ class Unavailable(VisualMemoryError):
 
 class Overloaded(Unavailable):
     """A server has more to do than it can in time."""
+
+
+class Superseded(Unavailable):
+    """A version is answered by no more, for there is a newer one: a server goes on to it and asks again."""
+
+
+class TooLate(Unavailable):
+    """A question was not answered before its deadline, and is worked at no longer."""
 
 
 class ClusterError(VisualMemoryError):

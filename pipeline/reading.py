@@ -6,7 +6,6 @@ torch and timm take seconds to import and only some questions need them, so what
 used.
 """
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,12 +28,14 @@ from pipeline.images.listing import Listing, list_source
 from pipeline.images.notes import ContainerNotes
 from pipeline.index.choice import Table, read_table_of
 from pipeline.index.search import LiveEntries
+from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.digests import Digests, digests_in
 from pipeline.store.first_add import has_begun
 from pipeline.store.history import VersionSummary, history
 from pipeline.store.kept_values import read_kept
 from pipeline.store.labels import read_label_map
+from pipeline.store.originals import read_originals
 from pipeline.store.places import open_storage
 from pipeline.store.segments import PartMark
 from pipeline.store.state import State
@@ -53,7 +54,7 @@ SHOWN_CHARACTERS = 80
 
 Runner = Literal["here", "ray"]
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 class Reader:
@@ -285,8 +286,11 @@ class Reader:
 
     def explanation_page(self, decision: Decision) -> str:
         """A decision as a self-contained HTML page: thumbnails kept with the entries, else made from their files."""
-        kept = read_thumbnails(self.log.storage, self.state(), [neighbor.id for neighbor in decision.neighbors])
-        return explanation_page(decision, self.uri, kept)
+        storage, state = self.log.storage, self.state()
+        ids = [neighbor.id for neighbor in decision.neighbors]
+        kept = read_thumbnails(storage, state, ids)
+        originals = read_originals(storage, state, [entry_id for entry_id in ids if entry_id not in kept])
+        return explanation_page(decision, self.uri, kept, originals)
 
     def evaluate(
         self,
@@ -311,9 +315,10 @@ class Reader:
 
         `held_already` counts the images that the memory holds by their bytes: of those accuracy is memory.
         """
-        from pipeline.embeddings.decoding import ImageFacts, Threads
+        from pipeline.embeddings.decoding import Threads
         from pipeline.embeddings.given import embed_source
         from pipeline.embeddings.parts import available_cpus
+        from pipeline.embeddings.pixels import ImageFacts
 
         check_list("ks", ks)
         check_list("votings", votings)

@@ -8,9 +8,9 @@ What only asks is in `Reader`; here is what changes a memory. torch and timm tak
 need them, so what leads to them is imported where it is used.
 """
 
-import logging
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,10 +28,11 @@ from pipeline.edits.export import ROWS_PER_FILE, ExportReport, Format, export
 from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.choice import DecodingChoice, EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, UsageError
-from pipeline.images.uris import path_of_uri
+from pipeline.images.uris import path_of_uri, uri_of
 from pipeline.index.build import Here, Workers, build_index
 from pipeline.index.others import copies_among
 from pipeline.index.plan import IndexOptions, IndexPlan, choose_key, plan_index
+from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.reading import Reader, Runner, check_list
 from pipeline.store.digests import digests_in
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
 
 COPIES_LOOKED_UP = 8  # nearest entries that may hold the very bytes of an image
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 class VisualMemory(Reader):
@@ -115,8 +116,24 @@ class VisualMemory(Reader):
             image_extension,
             duplicates,
         )
-        plan = self.plan_add(source, options, on_progress=on_progress)
-        return self.carry_out(plan, runner=runner, on_progress=on_progress)
+        with self.announced_add(source):
+            plan = self.plan_add(source, options, on_progress=on_progress)
+            return self.carry_out(plan, runner=runner, on_progress=on_progress)
+
+    @contextlib.contextmanager
+    def announced_add(self, source: str | Path) -> Iterator[None]:
+        """Let `status` tell of the first add of a memory while it is planned, too; of a later one its plan tells."""
+        from pipeline.store.first_add import announced
+        from pipeline.store.garbage import FOLDERS
+        from pipeline.store.places import refuse_secrets
+
+        refuse_secrets(str(source))
+        self._writable()
+        if self.log.newest() is None and set(self.log.storage.list("")) <= FOLDERS:
+            with announced(self.log.storage, f"add {uri_of(str(source))}"):
+                yield
+        else:
+            yield
 
     def carry_out(
         self,

@@ -139,6 +139,11 @@ class AddPlan:
         return self.listing.is_file and not self.options.keep
 
     @property
+    def is_labelled_by_folder(self) -> bool:
+        """Whether the source is one image file whose label is the name of the folder it happens to lie in."""
+        return self.listing.is_file and self.options.asked_labels == "folder" and bool(self.listing.census.counts)
+
+    @property
     def num_parts(self) -> int:
         files = int(self.listing.images.num_rows)
         return -(-files // ids.rows_per_part(files)) + int(self.listing.containers.num_rows)
@@ -474,6 +479,7 @@ def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
         entries=tuple(mark.entries for mark in ordered if mark.entries),
         rejected=tuple(mark.rejected for mark in ordered if mark.rejected),
         thumbnails=tuple(mark.thumbnails for mark in ordered if mark.thumbnails),
+        offsets=tuple(mark.offsets for mark in ordered if mark.offsets),
         containers=reservation.containers,
         containers_from=reservation.containers_from if reservation.num_containers else None,
         kept=reservation.kept,

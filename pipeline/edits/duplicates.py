@@ -3,7 +3,6 @@
 Both are told after the work, from columns of the entries files, and only where reading these is small beside the add.
 """
 
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 
 from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.errors import VisualMemoryError
+from pipeline.plain_log import plain_logger
 from pipeline.store.columns import read_columns_of
 from pipeline.store.digests import digests_in, live_rows
 from pipeline.store.files import RowsFile
@@ -29,7 +29,7 @@ ENTRIES_AN_IMAGE = 20
 MOST_ADDED = 100_000_000  # whose digests are held in memory, 800 MB
 
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,11 @@ def under_way(storage: Storage, committed: Collection[int]) -> Iterator[UnderWay
     """Every reserved segment that neither a version names nor anybody gave up, and every add that has no plan yet."""
     leases = standing(storage)
     working = live(storage, leases)
-    planning = [record for record in working if _is_planning(record)]
+    adding = [record for record in working if record.work.startswith(ADDING)]
+    at_work = {record.process for record in adding if not _is_planning(record)}
+    # A first add is announced by a lease of its own besides, while it is planned and embedded.
+    by_process = {record.process: record for record in adding if record.process not in at_work}
+    planning = [*by_process.values()]
     held = [folder for record in working for folder in record.holds]
     for number in segments.reserved(storage):
         if number in committed or segments.is_given_up(storage, number):

@@ -4,12 +4,11 @@ bfloat16 is several times faster on a GPU, and moves vectors a little. It is use
 of the segment stay where float32 puts them.
 """
 
-import logging
-
 import numpy as np
 
 from pipeline.embeddings.encoder import Encoder
 from pipeline.errors import EncoderError
+from pipeline.plain_log import plain_logger
 from pipeline.store.segments import Numerics, Reservation, marks_of, read_numerics, record_numerics
 from pipeline.store.storage import Storage
 
@@ -20,7 +19,7 @@ LEAST_COSINE = 0.999  # to float32, at the first percentile of the images measur
 # (ViT-S/16), say timm's benchmarks of 2026-04: 30 s of it are won back with 2 million images.
 COMPILE_FROM = 2_000_000
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 def needs_measuring(storage: Storage, reservation: Reservation, encoder: Encoder) -> bool:

@@ -7,6 +7,7 @@ user excludes are noted and passed over.
 import datetime
 import itertools
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,6 +18,7 @@ from pipeline.images.files import file_system, is_remote, retrying
 from pipeline.images.leftovers import Exclusion, PassedOver, leftover_of
 from pipeline.images.suffixes import kind_of
 from pipeline.images.uris import path_of_uri, uri_of, uri_of_path
+from pipeline.store.places import refuse_secrets
 from pipeline.store.refusals import code_of, explanation
 
 
@@ -42,8 +44,12 @@ class Walk:
 def walk_source(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
     """The files of a source, found while they are asked for; what is passed over is noted in `passed`.
 
-    Raises SourceError for a source that is missing or unreadable, and StorageError where its store cannot be reached.
+    Raises SourceError for a source that is missing or unreadable, UsageError for one with a secret in its uri, and
+    StorageError where its store cannot be reached.
     """
+    refuse_secrets(source)
+    if re.match(r"https?://", source, re.IGNORECASE):
+        raise SourceError(f"{source} is on the web, where nothing can be listed: fetch it, and add the folder or file")
     return _remote(source, exclusion, passed) if is_remote(source) else _local(source, exclusion, passed)
 
 

@@ -11,24 +11,37 @@ from pathlib import Path
 import faiss
 import numpy as np
 
-# Tables computed beside the file, which may be longer than it, serve Euclidean distances alone.
-_NO_TABLE = faiss.IO_FLAG_SKIP_PRECOMPUTE_TABLE
-
 _reading = threading.Lock()  # the limits of FAISS hold for the whole process
+
+# FAISS holds the table of a product quantizer, which is no part of the file, against the same limit: 1,024 bytes for
+# each number of a centroid at most, which takes 4 in the file. It makes none of more than 2 GiB.
+TABLE_FACTOR = 256
+TABLE_BYTES = 2 << 30
 
 
 def read_index(local: Path, *, mapped: bool) -> faiss.Index:
     """A FAISS index from a file, mapped where its kind can be; nothing in it may be longer than the file.
 
-    Raises RuntimeError, MemoryError or whatever else FAISS does.
+    With a product quantizer's table what follows it may say 2 GiB more. Raises RuntimeError, MemoryError or whatever
+    else FAISS does.
     """
     num_bytes = max(local.stat().st_size, 1)
+    flags = faiss.IO_FLAG_MMAP_IFC if mapped else 0
+    try:
+        return _read_within(local, flags, num_bytes)
+    except RuntimeError as error:
+        if "precomputed_table" not in str(error):
+            raise
+    return _read_within(local, flags, min(TABLE_FACTOR * num_bytes, num_bytes + TABLE_BYTES) + 1)
+
+
+def _read_within(local: Path, flags: int, most_bytes: int) -> faiss.Index:
     with _reading:
         vectors, loops = faiss.get_deserialization_vector_byte_limit(), faiss.get_deserialization_loop_limit()
-        faiss.set_deserialization_vector_byte_limit(num_bytes)
-        faiss.set_deserialization_loop_limit(num_bytes)
+        faiss.set_deserialization_vector_byte_limit(most_bytes)
+        faiss.set_deserialization_loop_limit(most_bytes)
         try:
-            return faiss.read_index(str(local), _NO_TABLE | (faiss.IO_FLAG_MMAP_IFC if mapped else 0))
+            return faiss.read_index(str(local), flags)
         finally:
             faiss.set_deserialization_vector_byte_limit(vectors)
             faiss.set_deserialization_loop_limit(loops)

@@ -4,9 +4,11 @@
 a Serve config file alike.
 """
 
-import logging
+import asyncio
+import functools
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,17 +18,20 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipeline.errors import VisualMemoryError
+from pipeline.images.pictures import roots_of
 from pipeline.index.live import Share
 from pipeline.index.sampling import Sample
+from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress
 from pipeline.serving.access import Pipe, WriteLine
 from pipeline.serving.embedder import Embedder
-from pipeline.serving.group import Answer, Asked, Entry, Group, Subject
+from pipeline.serving.group import Answer, Asked, Edition, Group, Looked, Subject
 from pipeline.serving.http import make_app
 from pipeline.serving.listening import DRAIN_SECONDS
 from pipeline.serving.metrics import RayMeter
-from pipeline.serving.options import ServingOptions, check_origins, token_of
+from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
 from pipeline.serving.service import Service
+from pipeline.serving.sites import check_hosts
 from pipeline.store.cache import CachedStorage, FileCache
 from pipeline.store.objects import ObjectStorage
 from pipeline.store.places import open_storage
@@ -37,12 +42,13 @@ CALLS_QUEUED = 8  # of the ingress to a group: what waits, waits in its micro-ba
 HEALTH_SECONDS = 5.0
 SECONDS_BETWEEN_LINES = 10.0
 
-logger = logging.getLogger("ray.serve")
+logger = plain_logger("ray.serve")
 
 
 def build(options: ServingOptions) -> serve.Application:
     """The application. Raises MemoryMissing, StorageError or UsageError."""
     check_origins(options.cors)
+    check_hosts(options.hosts)
     identity = VersionLog(open_storage(options.memory)).latest().identity
     members = [
         GroupReplica.options(  # type: ignore[attr-defined]
@@ -89,7 +95,10 @@ def _storage_of(options: ServingOptions) -> Storage:
     storage = open_storage(options.memory)
     if not isinstance(storage, ObjectStorage):
         return storage
-    cache = FileCache(Path(options.cache).expanduser(), options.cache_bytes, _logged())
+    folder = Path(options.cache).expanduser()
+    if options.cache == CACHE and folder.is_dir():  # of an earlier release, which let others look into it
+        folder.chmod(0o700)
+    cache = FileCache(folder, options.cache_bytes, _logged())
     return CachedStorage(storage, cache)
 
 
@@ -118,6 +127,7 @@ class GroupReplica:
     def __init__(self, options: ServingOptions, number: int) -> None:
         self._group = Group(_storage_of(options), Share(number, options.groups))
         self._group.prepare()
+        self._following = ThreadPoolExecutor(1, "following")  # which questions under way do not take up
 
     def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
         return self._group.answer(asked)
@@ -125,11 +135,15 @@ class GroupReplica:
     def sample(self, subject: Subject, each: int) -> Sample:
         return self._group.sample(subject, each)
 
-    def entry(self, version: int, entry_id: int) -> Entry | None:
-        return self._group.entry(version, entry_id)
+    def entry(self, edition: Edition, entry_id: int) -> Looked:
+        return self._group.entry(edition.version, entry_id, edition.nonce)
 
-    def prepare(self, version: int) -> int:
-        return self._group.prepare(version)
+    async def prepare(self, edition: Edition) -> int:
+        prepare = functools.partial(self._group.prepare, edition.version, edition.nonce)
+        return await asyncio.get_running_loop().run_in_executor(self._following, prepare)
+
+    async def settle(self, edition: Edition) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._following, self._group.settle, edition)
 
     def check_health(self) -> None:
         """Raises where not even the entries at hand can be searched, so that Serve starts another replica."""
@@ -146,10 +160,12 @@ class EmbedderReplica:
     """A replica of the encoder."""
 
     def __init__(self, options: ServingOptions) -> None:
-        self._embedder = Embedder(_storage_of(options), options.limits.image_pixels)
+        self._embedder = Embedder(_storage_of(options))
 
-    def embed(self, images: Sequence[bytes]) -> list[np.ndarray | VisualMemoryError]:
-        return self._embedder.embed(images)
+    def embed(
+        self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
+    ) -> list[np.ndarray | VisualMemoryError]:
+        return self._embedder.embed(images, seconds, apart=apart)
 
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=16, graceful_shutdown_timeout_s=30)
@@ -159,7 +175,7 @@ class EditorReplica:
     def __init__(self, options: ServingOptions) -> None:
         from pipeline.serving.editor import Editor
 
-        self._editor = Editor(options.memory, thumbnails=options.thumbnails)
+        self._editor = Editor(options.memory, options.limits, thumbnails=options.thumbnails)
 
     def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict | VisualMemoryError:
         try:
@@ -175,14 +191,14 @@ class _Remote:
         self._handle = handle
         self._again = again
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
+    async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
-            return await getattr(self._handle, method).remote(*arguments)
+            return await getattr(self._handle, method).remote(*arguments, **options)
         except Exception as error:
             if not self._again:
                 raise
             logger.warning("a replica did not answer (%s): asking another", type(error).__name__)
-            return await getattr(self._handle, method).remote(*arguments)
+            return await getattr(self._handle, method).remote(*arguments, **options)
 
 
 class _RemoteGroup(_Remote):
@@ -195,20 +211,28 @@ class _RemoteGroup(_Remote):
         sample: Sample = await self._call("sample", subject, each)
         return sample
 
-    async def entry(self, version: int, entry_id: int) -> Entry | None:
-        entry: Entry | None = await self._call("entry", version, entry_id)
-        return entry
+    async def entry(self, edition: Edition, entry_id: int) -> Looked:
+        looked: Looked = await self._call("entry", edition, entry_id)
+        return looked
 
-    async def prepare(self, version: int) -> None:
-        results = await self._handle.broadcast("prepare", version).results_async(return_exceptions=True)
+    async def prepare(self, edition: Edition) -> None:
+        await self._everywhere("prepare", edition)
+
+    async def settle(self, edition: Edition) -> None:
+        await self._everywhere("settle", edition)
+
+    async def _everywhere(self, method: str, edition: Edition) -> None:
+        results = await self._handle.broadcast(method, edition).results_async(return_exceptions=True)
         failed = [result for result in results if isinstance(result, Exception)]
         if failed and len(failed) == len(results):  # else another replica answers, and Serve replaces those
             raise failed[0]
 
 
 class _RemoteEncoder(_Remote):
-    async def embed(self, images: Sequence[bytes]) -> Sequence[np.ndarray | VisualMemoryError]:
-        vectors: Sequence[np.ndarray | VisualMemoryError] = await self._call("embed", images)
+    async def embed(
+        self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
+    ) -> Sequence[np.ndarray | VisualMemoryError]:
+        vectors: Sequence[np.ndarray | VisualMemoryError] = await self._call("embed", images, seconds, apart=apart)
         return vectors
 
 
@@ -260,7 +284,16 @@ class Ingress:
         options = self._options
         listen = (options.host, options.port) if options.port is not None else None
         access = _access_log(options)
-        self._app = make_app(self._service, token_of(options), listen, cors=options.cors, access=access)
+        self._app = make_app(
+            self._service,
+            token_of(options),
+            listen,
+            cors=options.cors,
+            hosts=options.hosts,
+            limits=options.http,
+            access=access,
+            pictures=roots_of(options.pictures),
+        )
         return self._app
 
     async def drain(self) -> int:

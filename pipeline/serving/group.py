@@ -3,7 +3,6 @@
 It knows nothing of Ray and HTTP. Shapes: Q queries, K neighbours, D dimensions.
 """
 
-import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -14,16 +13,18 @@ import numpy as np
 
 from pipeline import asking
 from pipeline.decisions.found import Found, KeptValues, Standing
-from pipeline.errors import DamagedFile, MemoryMissing, UnknownName, UsageError, VisualMemoryError
+from pipeline.errors import DamagedFile, Superseded, UnknownName, UsageError, VisualMemoryError
 from pipeline.index.blocks import Scope
 from pipeline.index.live import Share
 from pipeline.index.others import search_others
 from pipeline.index.sampling import Sample, draw
 from pipeline.index.search import LiveEntries, Restrictions
 from pipeline.index.shards import read_ahead
+from pipeline.plain_log import plain_logger
 from pipeline.store.cache import CachedStorage
 from pipeline.store.digests import Digests
 from pipeline.store.kept_values import KeptValue, read_facts, read_kept
+from pipeline.store.originals import Original, original_of
 from pipeline.store.state import State, file_refs
 from pipeline.store.storage import Storage
 from pipeline.store.thumbnails import read_thumbnails
@@ -33,19 +34,35 @@ VERSIONS_OPEN = 2  # the newest, and the one before, which questions under way a
 WARMING_K = 10
 ALTERATIONS_BORNE = 3  # of local copies while one answer is looked for
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What queries are about: a version, the label set by which labels are named, and which entries may be found."""
+    """What queries are about: a version, the label set by which labels are named, and which entries may be found.
+
+    `nonce` is that of the version's commit, by which another memory in its place is told; empty where it is not known.
+    """
 
     version: int
     label_set: str | None = None
     where: str | None = None
     assume: tuple[tuple[int, str], ...] = ()
+    nonce: str = ""
+
+
+@dataclass(frozen=True)
+class Edition:
+    """A version, and the nonce of its commit: a memory that is restored in place has versions of the same numbers."""
+
+    version: int
+    nonce: str
+
+    def is_behind(self, current: "Edition | None") -> bool:
+        """Whether others answer by another already, which is not an older one."""
+        return current is not None and current.version >= self.version and current != self
 
 
 @dataclass(frozen=True)
@@ -78,18 +95,23 @@ class Asked:
 class Answer:
     """What a group found. Label codes point into the standing's labels, which are the same in every replica.
 
-    `known` are those of the ids named that are entries of this group.
+    `known` are those of the ids named that are entries of this group. `current` is what is answered by since the last
+    time that an ingress went over to a version.
     """
 
     found: Found
     standing: Standing | None
     known: frozenset[int]
     shards: int
+    current: Edition | None = None
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as it is in a version; `sha256` is that of its image file, width and height are pixels."""
+    """One entry as it is in a version; `sha256` is that of its image file, width and height are pixels.
+
+    `original` is where an add read that file.
+    """
 
     id: int
     uri: str
@@ -100,13 +122,23 @@ class Entry:
     height: int
     kept: dict[str, KeptValue]
     thumbnail: bytes | None
+    original: Original
+
+
+@dataclass(frozen=True)
+class Looked:
+    """The entry that was looked for, None where a group does not hold it; `current` as in an answer."""
+
+    entry: Entry | None
+    current: Edition | None
 
 
 class _Opened:
     """The share of one version, opened."""
 
-    def __init__(self, storage: Storage, state: State, before: "_Opened | None", share: Share) -> None:
+    def __init__(self, storage: Storage, state: State, nonce: str, before: "_Opened | None", share: Share) -> None:
         self.state = state
+        self.nonce = nonce
         self.live: LiveEntries = LiveEntries.open(storage, state, before.live if before is not None else None, share)
         self.storage = storage
         self.digests = Digests(storage, state)
@@ -154,26 +186,39 @@ class Group:
         self._storage = storage
         self._share = share
         self._log = VersionLog(storage)
-        self._opened: dict[int, _Opened] = {}
+        self._opened: dict[int, _Opened] = {}  # in the order in which they were opened
         self._opening = threading.Lock()
+        self._current: Edition | None = None
 
-    def prepare(self, version: int | None = None) -> int:
+    def prepare(self, version: int | None = None, nonce: str = "") -> int:
         """Open and warm a version (None: the newest) beside those that are open; return it.
 
-        Raises MemoryMissing for a version that is not there, or DamagedFile.
+        Versions before an erasure are closed at once, with what they hold of the erased. Raises MemoryMissing for a
+        version that is not there, or DamagedFile.
         """
         with self._opening:
+            known = self._opened.get(version) if version is not None else None
+            if known is not None and nonce and known.nonce == nonce:
+                return known.state.version
             state = self._log.latest()
             if version is not None and version != state.version:
-                if version in self._opened:
+                if known is not None and not nonce:
                     return version
+                self._refuse_erased(version)
                 state = self._log.at(version)
+            nonce = self._log.nonce_of(state.version)
             opened = self._opened.get(state.version)
-            if opened is None or opened.state != state:  # an erasure makes another of the same version
-                self._opened[state.version] = self._open(state)
-                for old in sorted(self._opened)[:-VERSIONS_OPEN]:
-                    del self._opened[old]
+            if opened is None or (opened.nonce, opened.state) != (nonce, state):
+                self._keep(self._open(state, nonce))
+            self._current = self._current or Edition(state.version, nonce)
             return state.version
+
+    def settle(self, edition: Edition) -> None:
+        """From now on this is answered by; answers by others say so, for other ingresses to go over to it too."""
+        known = self._current
+        if known is not None and edition.version < known.version and self._log.latest().version >= known.version:
+            return  # of an ingress that is late
+        self._current = edition
 
     def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
         """An answer, or why there is none, to each. What can be searched for together is."""
@@ -181,34 +226,40 @@ class Group:
 
     def sample(self, subject: Subject, each: int) -> Sample:
         """Up to `each` entries of each label, by which a balance can be chosen. Codes are those of `standing`."""
-        opened = self._version(subject.version)
+        opened = self._version(subject.version, subject.nonce)
         live = opened.about(subject)
         _, translation, _ = opened.standing(live, subject)
         sample = self._unaltered(lambda: draw(live, each, opened.digests))
         return replace(sample, codes_N=translation[sample.codes_N])
 
-    def entry(self, version: int, entry_id: int) -> Entry | None:
-        """An entry with what is kept of it; None where it is not in this share, or forgotten."""
-        opened = self._version(version)
+    def entry(self, version: int, entry_id: int, nonce: str = "") -> Looked:
+        """An entry with what is kept of it; none where it is not in this share, or forgotten."""
+        return Looked(self._entry(self._version(version, nonce), entry_id), self._current)
+
+    def _entry(self, opened: _Opened, entry_id: int) -> Entry | None:
         live = opened.live
         ids = np.array([entry_id], np.int64)
         if not live.hold(ids).all():
             return None
         [(block, row)] = [(block, int(row)) for block in live.blocks for row in block.rows_of(ids)]
-        code = int(block.codes_N[row])
+        code, uri = int(block.codes_N[row]), block.uris[row].as_py()
+        sha256, width, height = read_facts(self._storage, opened.state, entry_id)
         return Entry(
             entry_id,
-            block.uris[row].as_py(),
+            uri,
             live.labels[code] if code >= 0 else None,
             block.datasets[row].as_py(),
-            *read_facts(self._storage, opened.state, entry_id),
+            sha256,
+            width,
+            height,
             read_kept(self._storage, opened.state, [entry_id]).get(entry_id, {}) if opened.state.kept else {},
             read_thumbnails(self._storage, opened.state, [entry_id]).get(entry_id),
+            original_of(self._storage, opened.state, entry_id, uri, sha256),
         )
 
     def check(self) -> None:
         """Search the newest version. Raises DamagedFile where nothing of what it holds can be found."""
-        live = self._version(max(self._opened)).live
+        live = self._newest().live
         if live.damaged and not live.num_shards:
             raise live.damaged[0]
         if len(live) and not (live.search(_any_query(live.dimension), 1).ids_QK >= 0).any():
@@ -230,7 +281,7 @@ class Group:
     def _search(self, asked: Sequence[Asked]) -> list[Answer]:
         """The answers to queries that are asked the same about."""
         first = asked[0]
-        opened = self._version(first.subject.version)
+        opened = self._version(first.subject.version, first.subject.nonce)
         live = opened.about(first.subject)
         standing, translation, assumed = opened.standing(live, first.subject)
         restrictions = Restrictions(first.scope, frozenset(first.exclude), None, assumed)
@@ -250,7 +301,7 @@ class Group:
             named = np.array(one.named, np.int64)
             known = frozenset(named[live.whole.hold(named)].tolist()) if len(named) else frozenset()
             said = standing if one.standing else None
-            answers.append(Answer(found.rows(rows), said, known, live.num_shards))
+            answers.append(Answer(found.rows(rows), said, known, live.num_shards, self._current))
         return answers
 
     def _kept(self, state: State, found: Found) -> list[list[KeptValues]]:
@@ -260,30 +311,63 @@ class Group:
         rows = (found.ids_QK[query, : len(uris)].tolist() for query, uris in enumerate(found.uris))
         return [[values.get(entry_id, {}) for entry_id in row] for row in rows]
 
-    def _version(self, version: int) -> _Opened:
+    def _version(self, version: int, nonce: str = "") -> _Opened:
         opened = self._opened.get(version)
-        if opened is None:
-            self.prepare(version)
+        if opened is None or (nonce and opened.nonce != nonce):
+            self.prepare(version, nonce)
             opened = self._opened.get(version)
-        if opened is None:
-            raise MemoryMissing(f"version {version} of the memory at {self._storage.uri} is not open any more")
+        if opened is None or (nonce and opened.nonce != nonce):
+            raise Superseded(f"version {version} is not open any more: ask again")
         return opened
 
-    def _open(self, state: State) -> _Opened:
+    def _newest(self) -> _Opened:
+        """What was opened last."""
+        return self._opened[next(reversed(self._opened))]
+
+    def _keep(self, opened: _Opened) -> None:
+        """Keep a version that was just opened, and close those that are too old, or from before an erasure."""
+        version = opened.state.version
+        others = [one for one in self._opened.values() if one.state.version != version]
+        kept = [one for one in others if not _is_erased_by(one.state, opened.state)][-(VERSIONS_OPEN - 1) :]
+        self._opened = {one.state.version: one for one in (*kept, opened)}
+        erased = [one for one in others if _is_erased_by(one.state, opened.state)]
+        if erased and isinstance(self._storage, CachedStorage):
+            needed = {file.sha256 for one in self._opened.values() for file in file_refs(one.state)}
+            gone = {file.sha256 for one in erased for file in file_refs(one.state)} - needed
+            self._storage.drop(gone)
+
+    def _refuse_erased(self, version: int) -> None:
+        """Raises MemoryMissing for a version from before an erasure that an open one knows of."""
+        if self._opened and version < (newest := self._newest().state).version and newest.erasures:
+            state = self._log.at(version)
+            if _is_erased_by(state, newest):
+                raise Superseded(f"version {version} is not answered by since an erasure: ask again")
+
+    def _open(self, state: State, nonce: str) -> _Opened:
         began = time.monotonic()
+        before = self._newest() if self._opened else None
         if isinstance(self._storage, CachedStorage):
             self._storage.expect(file_refs(state))
+        try:
+            opened = self._read(state, nonce, before)
+        except BaseException:
+            if before is not None and isinstance(self._storage, CachedStorage):
+                self._storage.expect(file_refs(before.state))  # it goes on answering
+            raise
+        for error in opened.live.damaged:
+            logger.warning("%s; the other shards answer", error)
+        logger.info("version %d opened and warmed in %.2f s", state.version, time.monotonic() - began)
+        return opened
+
+    def _read(self, state: State, nonce: str, before: _Opened | None) -> _Opened:
+        """The share of a version, read and searched once."""
         known = {s.ids.path for o in self._opened.values() if o.state.index for s in o.state.index.shards}
         shards = [s for s in (state.index.shards if state.index else ()) if self._share.holds(s.number)]
         read_ahead(self._storage, [shard for shard in shards if shard.ids.path not in known])
-        before = self._opened[max(self._opened)] if self._opened else None
-        opened = _Opened(self._storage, state, before, self._share)
-        for error in opened.live.damaged:
-            logger.warning("%s; the other shards answer", error)
+        opened = _Opened(self._storage, state, nonce, before, self._share)
         if opened.live.dimension and len(opened.live):
             for scope in get_args(Scope):
                 opened.live.search(_any_query(opened.live.dimension), WARMING_K, Restrictions(scope))
-        logger.info("version %d opened and warmed in %.2f s", state.version, time.monotonic() - began)
         return opened
 
     def _unaltered(self, look: Callable[[], Result]) -> Result:
@@ -297,11 +381,16 @@ class Group:
                 "%s and %d more local copies were altered: fetching them again", altered[0], len(altered) - 1
             )
             with self._opening:
-                known = {version: opened.state for version, opened in self._opened.items()}
-                self._opened.clear()  # nothing that maps an altered copy is kept
-                for version in sorted(known):
-                    self._opened[version] = self._open(known[version])
+                known = [*self._opened.values()]
+                self._opened = {}  # nothing that maps an altered copy is kept
+                for one in known:
+                    self._opened[one.state.version] = self._open(one.state, one.nonce)
         raise DamagedFile("the local copies of the memory are altered again and again: give another folder for them")
+
+
+def _is_erased_by(before: State, now: State) -> bool:
+    """Whether an erasure that `now` knows of came after `before`."""
+    return not {*now.erasures} <= {*before.erasures}
 
 
 def _any_query(dimension: int) -> np.ndarray:

@@ -15,7 +15,8 @@ from pipeline.index.live import Share
 from pipeline.index.sampling import Sample
 from pipeline.serving.editor import Editor
 from pipeline.serving.embedder import Embedder
-from pipeline.serving.group import Answer, Asked, Entry, Group, Subject
+from pipeline.serving.group import Answer, Asked, Edition, Group, Looked, Subject
+from pipeline.serving.members import CALLS_AT_ONCE
 from pipeline.serving.service import Limits, Meter, Service
 from pipeline.store.places import open_storage
 from pipeline.store.storage import Storage
@@ -43,38 +44,44 @@ class LocalGroup(_Threads):
     def __init__(self, storage: Storage, share: Share) -> None:
         super().__init__()
         self.group = Group(storage, share)
-        self._beside = _Threads()  # what takes its time holds up no question
+        # What takes its time holds up no question, and nothing holds up a new version.
+        self._sampling, self._entries, self._following = _Threads(), _Threads(), _Threads()
 
     async def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
         return await self.run(self.group.answer, asked)
 
     async def sample(self, subject: Subject, each: int) -> Sample:
-        return await self._beside.run(self.group.sample, subject, each)
+        return await self._sampling.run(self.group.sample, subject, each)
 
-    async def entry(self, version: int, entry_id: int) -> Entry | None:
-        return await self._beside.run(self.group.entry, version, entry_id)
+    async def entry(self, edition: Edition, entry_id: int) -> Looked:
+        return await self._entries.run(self.group.entry, edition.version, entry_id, edition.nonce)
 
-    async def prepare(self, version: int) -> None:
-        await self._beside.run(self.group.prepare, version)
+    async def prepare(self, edition: Edition) -> None:
+        await self._following.run(self.group.prepare, edition.version, edition.nonce)
+
+    async def settle(self, edition: Edition) -> None:
+        await self._following.run(self.group.settle, edition)
 
 
 class LocalEncoder(_Threads):
     """The encoder in this process."""
 
     def __init__(self, embedder: Embedder) -> None:
-        super().__init__()
+        super().__init__(2 * CALLS_AT_ONCE)  # of small images, and of large ones
         self._embedder = embedder
 
-    async def embed(self, images: Sequence[bytes]) -> list[np.ndarray | VisualMemoryError]:
-        return await self.run(self._embedder.embed, images)
+    async def embed(
+        self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
+    ) -> list[np.ndarray | VisualMemoryError]:
+        return await self.run(self._embedder.embed, images, seconds, apart=apart)
 
 
 class LocalEditor(_Threads):
     """The editor in this process."""
 
-    def __init__(self, uri: str, *, thumbnails: bool) -> None:
+    def __init__(self, uri: str, limits: Limits, *, thumbnails: bool) -> None:
         super().__init__()
-        self._editor = Editor(uri, thumbnails=thumbnails)
+        self._editor = Editor(uri, limits, thumbnails=thumbnails)
 
     async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
         return await self.run(self._editor.edit, verb, arguments)
@@ -95,5 +102,7 @@ def local_service(
     members = [LocalGroup(storage, Share(number, groups)) for number in range(groups)]
     encoder = None
     if identity is not None and not identity.is_given:
-        encoder = LocalEncoder(Embedder(storage, limits.image_pixels))
-    return Service(storage, members, encoder, LocalEditor(uri, thumbnails=thumbnails) if edits else None, limits, meter)
+        encoder = LocalEncoder(Embedder(storage))
+    return Service(
+        storage, members, encoder, LocalEditor(uri, limits, thumbnails=thumbnails) if edits else None, limits, meter
+    )

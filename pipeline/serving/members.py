@@ -4,7 +4,6 @@ Shapes: C labels.
 """
 
 import asyncio
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,17 +12,19 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.decisions.found import Standing, joined
-from pipeline.errors import EncoderError, SourceError, UnknownName, UsageError, VisualMemoryError
+from pipeline.errors import EncoderError, SourceError, Superseded, UnknownName, UsageError, VisualMemoryError
 from pipeline.index.sampling import Sample
+from pipeline.plain_log import plain_logger
 from pipeline.serving.batching import MicroBatcher
-from pipeline.serving.group import Answer, Asked, Entry, Subject
+from pipeline.serving.group import Answer, Asked, Edition, Looked, Subject
 
 STANDINGS_KEPT = 64  # of label sets and expressions, for which labels need not be sent again
 QUERIES_A_CALL = 256  # that go to a group together
 CALLS_AT_ONCE = 2  # to a group: while one is on its way the other is worked at
+SETTLING_SECONDS = 5.0  # in which a group that answers takes note of what is answered by
 CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
 
-logger = logging.getLogger(__name__)
+logger = plain_logger(__name__)
 
 
 class GroupClient(Protocol):
@@ -33,10 +34,13 @@ class GroupClient(Protocol):
 
     async def sample(self, subject: Subject, each: int) -> Sample: ...
 
-    async def entry(self, version: int, entry_id: int) -> Entry | None: ...
+    async def entry(self, edition: Edition, entry_id: int) -> Looked: ...
 
-    async def prepare(self, version: int) -> None:
+    async def prepare(self, edition: Edition) -> None:
         """Open a version in every replica."""
+
+    async def settle(self, edition: Edition) -> None:
+        """Let every replica say that this is answered by."""
 
 
 @dataclass
@@ -56,20 +60,27 @@ class Members:
     def __init__(self, clients: Sequence[GroupClient], grace_seconds: float) -> None:
         self._grace_seconds = grace_seconds
         self.all = [self._member(number, client) for number, client in enumerate(clients)]
-        self._version = 0
+        self._edition = Edition(0, "")
         self._joined: dict[tuple[int, ...], tuple[list[Standing], tuple[Standing, list[np.ndarray]]]] = {}
 
-    async def prepare(self, version: int) -> list[BaseException | None]:
-        """Have every group open a version; for each why it could not, if so."""
-        opened = await asyncio.gather(*(member.client.prepare(version) for member in self.all), return_exceptions=True)
+    async def prepare(self, edition: Edition, timeout: float) -> list[BaseException | None]:
+        """Have every group open a version; for each why it could not in `timeout` seconds, if so."""
+        opening = (asyncio.wait_for(member.client.prepare(edition), timeout) for member in self.all)
+        opened = await asyncio.gather(*opening, return_exceptions=True)
         for member, error in zip(self.all, opened, strict=True):
             if error is not None:
-                logger.warning("group %d could not open version %d: %s", member.number, version, error)
+                why = error or "not in time"
+                logger.warning("group %d could not open version %d: %s", member.number, edition.version, why)
         return opened
 
-    def go_on_to(self, version: int) -> None:
+    async def settle(self, edition: Edition) -> None:
+        """Have every group that answers say that this is answered by, so that other ingresses go over to it."""
+        settling = (asyncio.wait_for(member.client.settle(edition), SETTLING_SECONDS) for member in self.all)
+        await asyncio.gather(*settling, return_exceptions=True)
+
+    def go_on_to(self, edition: Edition) -> None:
         """Forget what was known of the labels of another version."""
-        self._version = version
+        self._edition = edition
         self._joined.clear()
         for member in self.all:
             member.standings.clear()
@@ -132,6 +143,8 @@ class Members:
                 logger.warning("group %d answers again", member.number)
             member.missing = False
             return future.result()
+        if isinstance(error, Superseded):
+            return None
         if not member.missing:
             logger.warning("group %d is missing: %s", member.number, error or "no answer in time")
         member.missing = True
@@ -145,7 +158,7 @@ class Members:
         for member, answer in present:
             assert answer.standing is not None  # noqa: S101  # it was asked for where it was not known
             own.append(answer.standing)
-            if not subject.assume and key not in member.standings and subject.version == self._version:
+            if not subject.assume and key not in member.standings and _edition(subject) == self._edition:
                 if len(member.standings) >= STANDINGS_KEPT:
                     member.standings.pop(next(iter(member.standings)))
                 member.standings[key] = answer.standing
@@ -172,4 +185,8 @@ class Members:
 
 
 def _key(subject: Subject) -> tuple:
-    return subject.version, subject.label_set, subject.where
+    return subject.version, subject.nonce, subject.label_set, subject.where
+
+
+def _edition(subject: Subject) -> Edition:
+    return Edition(subject.version, subject.nonce)

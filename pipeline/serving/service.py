@@ -6,9 +6,10 @@ and within one process. Everything here runs on one event loop. Shapes: Q querie
 
 import asyncio
 import contextlib
-import logging
+import itertools
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -27,25 +28,23 @@ from pipeline.errors import (
 )
 from pipeline.index.blocks import Scope
 from pipeline.index.sampling import Sample, asked_classes, each_of
-from pipeline.serving.batching import MicroBatcher
-from pipeline.serving.group import Asked, Entry, Subject
-from pipeline.serving.members import CALLERS_FAULT, CALLS_AT_ONCE, GroupClient, Members
+from pipeline.plain_log import plain_logger
+from pipeline.serving.aside import Aside, Result
+from pipeline.serving.following import Following
+from pipeline.serving.group import Asked, Edition, Entry, Looked, Subject
+from pipeline.serving.image_queue import EncoderClient, ImageQueue
+from pipeline.serving.members import CALLERS_FAULT, GroupClient, Members
 from pipeline.store.state import State, shards_of
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
-from pipeline.store.versions import VersionLog
 
 BALANCES_KEPT = 64
-IMAGES_A_CALL = 32
+ENTRIES_AT_ONCE = 64  # looked for; each is a read of a file or two in every group
+SECONDS_TO_BE_SEEN = 30.0  # by answers, after a change; one beside a new index may take longer
+EDITIONS_TRIED = 3  # in one answer, where versions come faster than it is made
+MANY_NEIGHBORS = 2_000  # that are made into an answer away from the event loop; so many take about 10 ms
 
-logger = logging.getLogger(__name__)
-
-
-class EncoderClient(Protocol):
-    """Whoever embeds images."""
-
-    async def embed(self, images: Sequence[bytes]) -> Sequence[np.ndarray | VisualMemoryError]:
-        """A vector float32 [D] of unit length, or why there is none, for each."""
+logger = plain_logger(__name__)
 
 
 class EditorClient(Protocol):
@@ -82,6 +81,9 @@ class NoMeter:
 class Limits:
     """What a server bears: queries and images under way, seconds of a request, and the size of what it is sent.
 
+    Pixels are those of one image, of all images of a request, and of all that are under way; a further scan of a JPEG
+    counts as an eighth of its pixels (`images.decode.Work.cost`).
+
     `grace_seconds` is how long a group that was missing is waited for. `poll_seconds` is how often a new version is
     looked for.
     """
@@ -93,6 +95,8 @@ class Limits:
     poll_seconds: float = 1.0
     body_bytes: int = 32 << 20
     image_pixels: int = 50_000_000
+    request_pixels: int = 200_000_000
+    pixels: int = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -148,63 +152,70 @@ class Service:
         meter: Meter | None = None,
     ) -> None:
         self.limits = limits
+        self.place = storage.uri
+        self.aside = Aside()
         self.meter: Meter = meter or NoMeter()
         self.editor = editor
-        self._log = VersionLog(storage)
-        self._state: State | None = None
+        self._storage = storage
         self._members = Members(groups, limits.grace_seconds)
-        self._encoder = self._embedding(encoder) if encoder is not None else None
+        self._following = Following(storage, self._members, limits.poll_seconds)
+        self._images = ImageQueue(encoder, limits) if encoder is not None else None
         self._balances: dict[tuple, float] = {}
         self._queries_under_way = 0
-        self._images_under_way = 0
-        self._seconds_an_image = 0.0
+        self._entries_under_way = 0
         self._fresh: tuple[int, int] | None = None  # of a version
-        self._refreshing = asyncio.Lock()
-        self._following: asyncio.Task[None] | None = None
+        self._counting = asyncio.Lock()
+        self._counter = ThreadPoolExecutor(1, "status")
 
     async def start(self) -> None:
         """Have the newest version opened, and follow the memory from then on. Raises MemoryMissing."""
-        await self.refresh()
-        self._following = asyncio.get_running_loop().create_task(self._follow())
+        await self._following.start()
 
     async def stop(self) -> None:
         """Follow no more."""
-        if self._following is not None:
-            self._following.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._following
+        await self._following.stop()
+        self._counter.shutdown(wait=False)
+        self.aside.stop()
 
     @property
     def state(self) -> State:
         """The version that is answered by. Raises Unavailable before the first is open."""
-        if self._state is None:
+        state = self._following.state
+        if state is None:
             raise Unavailable("the memory is being opened: ask again in a moment")
-        return self._state
+        return state
+
+    @property
+    def dimension(self) -> int:
+        """That of the vectors of the memory; 0 while it has none."""
+        identity = self.state.identity
+        return identity.dimension if identity is not None else 0
 
     @property
     def opened(self) -> bool:
         """Whether a version is open."""
-        return self._state is not None
+        return self._following.state is not None
 
-    @property
-    def healthy(self) -> bool:
-        """Whether a question would be answered, as far as is known: a version is open, and a group answers."""
-        return self._state is not None and not all(member.missing for member in self._members.all)
+    def check_health(self) -> int:
+        """The version that is answered by. Raises Unavailable where none is, no group answers, or a newer one waits."""
+        version = self.state.version
+        if all(member.missing for member in self._members.all):
+            raise Unavailable("no part of the memory answers just now")
+        if (late := self._following.late) is not None:
+            raise Unavailable(late)
+        return version
 
-    async def refresh(self) -> int:
-        """Go on to the newest version, once every group that answers has it open; return its number."""
-        async with self._refreshing:
-            state = await asyncio.to_thread(self._log.latest)
-            if self._state is None or state.version != self._state.version:
-                began = time.monotonic()
-                errors = await self._members.prepare(state.version)
-                if self._state is None and all(errors):
-                    raise next(error for error in errors if error is not None)
-                self._members.go_on_to(state.version)
-                self._balances.clear()
-                self._state = state
-                self.meter.took("refresh", time.monotonic() - began)
-            return state.version
+    async def refresh(self, beyond: Edition | None = None) -> int:
+        """Go over to the newest version; return the number of the one that is answered by. Raises Unavailable.
+
+        Where another than `beyond` is answered by already, nothing is done.
+        """
+        began = time.monotonic()
+        before = self._following.edition
+        version = await self._following.refresh(beyond)
+        if self._following.edition != before:
+            self.meter.took("refresh", time.monotonic() - began)
+        return version
 
     def unit_vectors(self, embeddings: np.ndarray) -> np.ndarray:
         """Embeddings as queries, float32 [Q, D] of unit length. Raises UsageError for what cannot be one."""
@@ -220,7 +231,9 @@ class Service:
             asking.check_k(k)
             gathered = await self._gathered(vectors_QD, k, "live", how)
             found, labels = gathered.found, gathered.standing.labels
-            neighbors = [found.neighbors(query, labels) for query in range(len(vectors_QD))]
+            neighbors = await self.worked(
+                len(vectors_QD) * k, lambda: [found.neighbors(query, labels) for query in range(len(vectors_QD))]
+            )
         total = _shards_total(gathered.state)
         self.meter.answered("search", gathered.state.version, gathered.shards, partial=gathered.partial)
         return Searched(neighbors, gathered.state.version, gathered.shards, total, gathered.partial)
@@ -255,7 +268,10 @@ class Service:
                 how.where,
             )
             uris = [None] * len(vectors_QD)
-            decisions = decide(gathered.found, gathered.standing, question, uris, options.weigh)
+            decisions = await self.worked(
+                len(uris) * options.k,
+                lambda: decide(gathered.found, gathered.standing, question, uris, options.weigh),
+            )
             self.meter.took("decide", time.monotonic() - began)
         self.meter.answered("classify", gathered.state.version, gathered.shards, partial=gathered.partial)
         for decision in decisions:
@@ -268,7 +284,7 @@ class Service:
         Raises SourceError naming the first that cannot be used, UsageError where no encoder is known, Overloaded, and
         Unavailable where it takes too long.
         """
-        if self._encoder is None:
+        if self._images is None:
             raise _about(
                 "image",
                 UsageError(
@@ -277,97 +293,112 @@ class Service:
                 ),
             )
         timeout = min(timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
-        expected = self._images_under_way * self._seconds_an_image / CALLS_AT_ONCE
-        if self._images_under_way and (self._images_under_way + len(images) > self.limits.images or expected > timeout):
-            raise Overloaded(
-                "more images are waiting than can be embedded in time: ask again later", max(expected, 1.0)
-            )
-        self._images_under_way += len(images)
         began = time.monotonic()
-        futures = [self._encoder.ask(image) for image in images]
         try:
-            _, late = await asyncio.wait(futures, timeout=timeout)
-        finally:
-            self._images_under_way -= len(images)
-            for future in futures:
-                if not future.done():
-                    future.cancel()
-        if late:
-            raise Unavailable(f"the image was not embedded within {timeout:g} s: ask again later")
+            vectors_QD = await self._images.embed(images, timeout)
+        except CALLERS_FAULT as error:
+            raise _about("image", error) from None
         self.meter.took("embed", time.monotonic() - began)
-        errors = [future.exception() for future in futures]
-        for position, error in enumerate(errors):
-            if isinstance(error, CALLERS_FAULT):
-                which = f" (number {position + 1} of {len(images)})" if len(images) > 1 else ""
-                raise _about("image", type(error)(f"{error}{which}"))
-            if error is not None:
-                raise Unavailable("the image could not be embedded just now: ask again") from error
-        return np.stack([future.result() for future in futures])
+        return vectors_QD
 
     async def entry(self, entry_id: int) -> Entry:
         """An entry of the version that is answered by. Raises UnknownName, or Unavailable where a group is missing."""
         if not 0 <= entry_id < 1 << 63:
             raise _about("id", UnknownName(f"id {entry_id} is no entry: `search` shows the ids there are"))
-        version = self.state.version
-        tasks = [asyncio.ensure_future(member.client.entry(version, entry_id)) for member in self._members.all]
-        await asyncio.wait(tasks, timeout=self.limits.timeout_seconds)
-        for task in tasks:
-            if task.done() and not task.exception() and (entry := task.result()) is not None:
-                return entry
-        missing = [task for task in tasks if not task.done() or task.exception()]
-        for task in missing:
-            task.cancel()
-        if missing:
+        if self._entries_under_way >= ENTRIES_AT_ONCE:
+            raise Overloaded(f"{self._entries_under_way} entries are looked for already: ask again later")
+        self._entries_under_way += 1
+        try:
+            return await self._entry(entry_id)
+        finally:
+            self._entries_under_way -= 1
+
+    async def _entry(self, entry_id: int) -> Entry:
+        for _ in range(EDITIONS_TRIED):
+            edition = self._following.edition
+            looked = await self._looked_for(edition, entry_id)
+            if not any(one is None or edition.is_behind(one.current) for one in looked):
+                break
+            await self._refreshed(edition, self.limits.timeout_seconds)
+            if self._following.edition == edition:
+                break
+        for one in looked:
+            if one is not None and one.entry is not None:
+                return one.entry
+        if None in looked:
             raise Unavailable("a part of the memory does not answer just now: ask again later")
-        raise _about("id", UnknownName(f"id {entry_id} is no entry of version {version}: it may be forgotten"))
+        raise _about("id", UnknownName(f"id {entry_id} is no entry of version {edition.version}: it may be forgotten"))
+
+    async def _looked_for(self, edition: Edition, entry_id: int) -> list[Looked | None]:
+        """What each group has of an entry, None where it does not answer in time."""
+        tasks = [asyncio.ensure_future(member.client.entry(edition, entry_id)) for member in self._members.all]
+        try:
+            await asyncio.wait(tasks, timeout=self.limits.timeout_seconds)
+        finally:
+            for task in tasks:
+                task.cancel()  # which changes nothing of those that are done
+        return [None if task.cancelled() or not task.done() or task.exception() else task.result() for task in tasks]
 
     async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
-        """Change the memory; what is asked from then on is answered by the new version. Raises Unavailable."""
+        """Change the memory; what is asked from then on is answered by the new version. Raises Unavailable.
+
+        `answered_by` is an older version than the report's only where the new one could not be opened in time.
+        """
         if self.editor is None:
             raise Unavailable("this server only reads: start it with a token to change the memory")
-        report = await self.editor.edit(verb, arguments)
+        report = await self._edited(self.editor, verb, arguments)
         try:
-            await self.refresh()
-        except VisualMemoryError as error:  # it is done all the same, and will be seen when the store answers again
+            await asyncio.wait_for(asyncio.shield(self.refresh()), SECONDS_TO_BE_SEEN)
+        except (TimeoutError, VisualMemoryError) as error:  # it is done all the same, and will be seen later
             logger.warning("what was changed is not seen yet: %s", error)
-        return report
+        return {**report, "answered_by": self.state.version}
+
+    async def _edited(
+        self, editor: EditorClient, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]
+    ) -> dict:
+        """What an editor did. Raises Unavailable where it died over that, or failed at it in a way nobody foresaw."""
+        try:
+            return await editor.edit(verb, arguments)
+        except VisualMemoryError:
+            raise
+        except Exception as error:  # of many types, by what is between
+            logger.exception("the editor did not answer to %s", verb)
+            raise Unavailable(
+                f"the process that changes the memory did not answer ({type(error).__name__}): this may or may not "
+                "have been done, so look before you ask again"
+            ) from error
+
+    async def worked(self, num_neighbors: int, work: Callable[[], Result]) -> Result:
+        """What some work gives, done away from the event loop where it is about many neighbours."""
+        return await self.aside.run(work) if num_neighbors > MANY_NEIGHBORS else work()
 
     async def status(self) -> dict:
         """What is served, as a JSON object."""
         state = self.state
         identity = state.identity
-        if self._fresh is None or self._fresh[0] != state.version:
-            self._fresh = state.version, await asyncio.to_thread(live_fresh, self._log.storage, state)
+        async with self._counting:  # counted once for a version, whoever asks
+            if self._fresh is None or self._fresh[0] != state.version:
+                counting = asyncio.get_running_loop().run_in_executor(self._counter, live_fresh, self._storage, state)
+                self._fresh = state.version, await counting
+            fresh = self._fresh[1]
         return {
             "version": state.version,
+            "newest_version": self._following.newest,
             "entries": state.num_live,
-            "fresh": self._fresh[1],
+            "fresh": fresh,
             "dimension": identity.dimension if identity else 0,
             "encoder": identity.encoder if identity else None,
-            "takes_images": self._encoder is not None,
+            "takes_images": self._images is not None,
             "takes_edits": self.editor is not None,
             "label_sets": sorted(label_set.name for label_set in state.label_sets),
             "shards_total": _shards_total(state),
             "groups": [{"group": member.number, "answers": not member.missing} for member in self._members.all],
         }
 
-    def _embedding(self, encoder: EncoderClient) -> MicroBatcher[bytes, np.ndarray]:
-        async def embed(images: Sequence[bytes]) -> Sequence[np.ndarray | Exception]:
-            began = time.monotonic()
-            vectors = await encoder.embed(images)
-            took = (time.monotonic() - began) / len(images)
-            self._seconds_an_image = 0.9 * (self._seconds_an_image or took) + 0.1 * took
-            return vectors
-
-        return MicroBatcher[bytes, np.ndarray](embed, IMAGES_A_CALL, CALLS_AT_ONCE)
-
-    async def _follow(self) -> None:
-        while True:
-            await asyncio.sleep(self.limits.poll_seconds)
-            try:
-                await self.refresh()
-            except Exception as error:  # the store may be away: what is open still answers
-                logger.warning("no newer version could be read: %s", error)
+    async def _refreshed(self, beyond: Edition, timeout: float) -> None:
+        """Go over to what other ingresses answer by, if it is another than `beyond` and can be done in time."""
+        with contextlib.suppress(TimeoutError, VisualMemoryError):
+            await asyncio.wait_for(asyncio.shield(self.refresh(beyond)), max(timeout, 0))
 
     @contextlib.asynccontextmanager
     async def _admitted(self, queries: int) -> AsyncIterator[None]:
@@ -392,15 +423,21 @@ class Service:
     ) -> _Gathered:
         began = time.monotonic()
         timeout = min(how.timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
-        while True:
-            state = self.state
-            subject = Subject(state.version, how.label_set, how.where, tuple(sorted((assume or {}).items())))
+        for tries in itertools.count():
+            state, edition = self.state, self._following.edition
+            assumed = tuple(sorted((assume or {}).items()))
+            subject = Subject(state.version, how.label_set, how.where, assumed, edition.nonce)
             asked = Asked(subject, vectors_QD, k, scope, tuple(sorted(exclude)), named=named)
             if own is not None:
                 asked = replace(asked, own_Q=own.ids_N, own_digests_Q=own.digests_N)
             left = began + timeout - time.monotonic()
             answers = await self._members.ask(asked, left, every=how.require_all)
-            if all(answers) or state is self._state:  # else it may be that the version was just closed
+            behind = any(answer is not None and edition.is_behind(answer.current) for answer in answers)
+            behind = behind or (not all(answers) and self._following.newest > edition.version)
+            if behind and tries < EDITIONS_TRIED:
+                await self._refreshed(edition, began + timeout - time.monotonic())
+                continue
+            if all(answers) or edition == self._following.edition:  # else it may be that the version was just closed
                 break
         present = [(member, answer) for member, answer in zip(self._members.all, answers, strict=True) if answer]
         missing = len(self._members.all) - len(present)
@@ -426,10 +463,10 @@ class Service:
     async def _balance(self, options: ClassifyOptions, how: How) -> float:
         """The balance that `auto` stands for, chosen once for a version."""
         state = self.state
-        key = (state.version, options.k, options.rule, how)
+        key = (self._following.edition, options.k, options.rule, how)
         if key in self._balances:
             return self._balances[key]
-        subject = Subject(state.version, how.label_set, how.where)
+        subject = Subject(state.version, how.label_set, how.where, nonce=self._following.edition.nonce)
         whole = replace(how, require_all=True)
         probe_1D = self.unit_vectors(np.ones((1, state.identity.dimension if state.identity else 1)))
         standing = (await self._gathered(probe_1D, 1, "labelled", whole)).standing

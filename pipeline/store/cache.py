@@ -8,14 +8,15 @@ it was.
 
 import contextlib
 import fcntl
-import logging
 import os
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import StorageError
+from pipeline.errors import DamagedFile, StorageError
+from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef, sha256_of
 from pipeline.store.storage import Storage
@@ -24,7 +25,9 @@ RANGE_BYTES = 32 << 20  # fetched at a time, and lost at most when a download br
 MAX_FETCHES = 2  # of a file that came with other bytes than were published
 SUFFIX_OF_PARTS = ".part"
 
-logger = logging.getLogger(__name__)
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+logger = plain_logger(__name__)
 
 _Signature = tuple[int, int, int]  # inode, bytes, nanoseconds of the last change
 
@@ -38,7 +41,7 @@ class FileCache:
         self._on_progress = on_progress
         self._held: dict[str, tuple[IO[bytes], _Signature]] = {}
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # copies are for whoever may read the memory
         except OSError as error:
             raise StorageError(f"{folder} cannot hold local copies ({error.strerror}): name another folder") from error
 
@@ -53,7 +56,7 @@ class FileCache:
             ) from error
 
     def _got(self, storage: Storage, file: FileRef) -> Path:
-        copy = self.folder / file.sha256
+        copy = self.folder / _name(storage, file)
         held = self._held.get(file.sha256)
         if held is not None and _signature(copy) == held[1]:
             return copy
@@ -164,6 +167,11 @@ class CachedStorage:
         self._expected = {file.path: file for file in files}
         self._cache.keep_only({file.sha256 for file in self._expected.values()})
 
+    def drop(self, names: Iterable[str]) -> None:
+        """Remove local copies, by the hashes of their bytes: an erasure does not stop at them."""
+        for name in names:
+            self._cache.drop(name)
+
     def altered(self) -> list[str]:
         """Local copies in use that somebody has altered."""
         return self._cache.altered()
@@ -197,6 +205,9 @@ class CachedStorage:
     def walk(self, folder: str = "") -> dict[str, int]:
         return self._storage.walk(folder)
 
+    def strangers(self) -> Mapping[str, str]:
+        return self._storage.strangers()
+
     def exists(self, path: str) -> bool:
         return self._storage.exists(path)
 
@@ -211,6 +222,16 @@ class CachedStorage:
 
     def noncurrent(self) -> Sequence[str]:
         return self._storage.noncurrent()
+
+
+def _name(storage: Storage, file: FileRef) -> str:
+    """The name of a copy: a hash and nothing else, wherever it came from. Raises DamagedFile."""
+    if not _HASH.fullmatch(file.sha256):
+        raise DamagedFile(
+            f"{file.path} in the memory at {storage.uri} is told to have the hash {file.sha256[:80]!r}, which is none: "
+            "restore it from a copy of the memory"
+        )
+    return file.sha256
 
 
 def _signature(path: Path) -> _Signature | None:

@@ -4,14 +4,47 @@ Until the first commit a memory is a lease, weights, and a segment whose parts a
 costs a few listings, whatever the size of the add: no completion mark is read.
 """
 
-from pipeline.errors import DamagedFile
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from pipeline.errors import DamagedFile, VisualMemoryError
 from pipeline.store import segments
 from pipeline.store.leases import FOLDER as LEASES
-from pipeline.store.leases import standing
+from pipeline.store.leases import Lease, standing
+from pipeline.store.local import LocalStorage
 from pipeline.store.storage import Storage
 
 WEIGHTS = "encoder"
 EMBEDDED = "all of it is embedded"
+SILENT_SECONDS = 0.5  # a mistake that is found by then leaves nothing behind, not even for a moment
+
+
+@contextlib.contextmanager
+def announced(storage: Storage, work: str) -> Iterator[None]:
+    """Let others see in a lease that a first add has begun, from before its source is listed, which may take hours.
+
+    Where it ends with nothing done, nothing is left of it. What cannot be announced goes on all the same.
+    """
+    ended = threading.Event()
+    root = storage.root if isinstance(storage, LocalStorage) else None
+    is_new = root is not None and not root.exists()
+
+    def announce() -> None:
+        if not ended.wait(SILENT_SECONDS):
+            with contextlib.suppress(VisualMemoryError, OSError), Lease(storage, work):
+                ended.wait()
+
+    thread = threading.Thread(target=announce, name="first add", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        if root is not None and is_new:
+            with contextlib.suppress(OSError):  # something is in it
+                root.rmdir()
 
 
 def has_begun(storage: Storage) -> bool:
@@ -45,9 +78,10 @@ def _described(storage: Storage, number: int) -> segments.Reservation | None:
     if segments.is_given_up(storage, number):
         return None
     try:
-        return segments.read_reservation(storage, number)
+        reservation = segments.read_reservation(storage, number)
     except DamagedFile:  # whoever took the number has not described it yet
         return None
+    return reservation if reservation is not None and reservation.number == number else None
 
 
 def _done(storage: Storage, reservation: segments.Reservation) -> str:

@@ -5,11 +5,13 @@ is stored for speed: non-null with non-null elements, PLAIN, uncompressed, no di
 times faster than pyarrow's defaults (docs/formats.md has the figures); normalised vectors do not compress anyway.
 """
 
+import bisect
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.store.files import FileRef, RowsFile, checked_path, describe, reading, unaltered_path
@@ -22,6 +24,7 @@ ENCODER_KEY = "visual_memory.encoder"  # in the metadata of a file of vectors: w
 FINGERPRINT_KEY = "visual_memory.encoder_fingerprint"
 ROW_GROUP_ROWS = 16_384
 PAGE_BYTES = 1 << 20
+PICTURES_A_GROUP = 512  # rows with a thumbnail, of 3 KB each: what is read for the sake of one of them
 
 PLAN = pa.schema(
     [
@@ -53,6 +56,13 @@ REJECTED = pa.schema(
 )
 THUMBNAILS = pa.schema(
     [pa.field("id", pa.int64(), nullable=False), pa.field("jpeg", pa.binary(), nullable=False)],
+)
+OFFSETS = pa.schema(  # where the bytes of an image lie in the file at its uri, be that an archive
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+    ]
 )
 LABELS = pa.schema(
     [
@@ -133,7 +143,7 @@ def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 def write_rows(storage: Storage, path: str, table: pa.Table) -> RowsFile:
     """Publish rows with ids, in the order of their ids, at least one."""
     with storage.publishing(path) as local:
-        write_table(table, local)
+        write_table(table, local, PICTURES_A_GROUP if "jpeg" in table.column_names else ROW_GROUP_ROWS)
         file = describe(path, local, table.num_rows)
     entry_ids = table.column("id")
     return RowsFile(**file.model_dump(), first_id=entry_ids[0].as_py(), last_id=entry_ids[-1].as_py())
@@ -169,11 +179,40 @@ def read_parquet(stream: pa.NativeFile, storage: Storage, file: FileRef, columns
 
 def _rows_of(parquet: pq.ParquetFile, file: FileRef, columns: Sequence[str] | None, row_group: int | None) -> pa.Table:
     """What was asked of a file, every value of it as its type wants it. Raises what Arrow raises, or ValueError."""
-    if parquet.metadata.num_rows != file.rows:
-        raise ValueError(f"it has {parquet.metadata.num_rows:,} rows where {file.rows:,} were written")
+    _check_rows(parquet, file)
     if row_group is not None:
         table = parquet.read_row_group(row_group, columns=columns)
     else:
         table = parquet.read(columns=columns)
     table.validate(full=True)  # texts that are not UTF-8, which Parquet's reader does not look at
     return table
+
+
+def _check_rows(parquet: pq.ParquetFile, file: FileRef) -> None:
+    if parquet.metadata.num_rows != file.rows:
+        raise ValueError(f"it has {parquet.metadata.num_rows:,} rows where {file.rows:,} were written")
+
+
+def read_rows(storage: Storage, file: RowsFile, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """The rows of some ids, each at most once; of the file only the row groups that may hold one are decoded.
+
+    `columns` are to have `id` among them. Raises DamagedFile.
+    """
+    local = checked_path(storage, file)
+    wanted = sorted(entry_id for entry_id in ids if file.first_id <= entry_id <= file.last_id)
+    with reading(storage.uri, file.path), pq.ParquetFile(local, page_checksum_verification=True) as parquet:
+        _check_rows(parquet, file)
+        groups = [group for group in range(parquet.num_row_groups) if _may_hold(parquet, group, wanted)]
+        table = parquet.read_row_groups(groups, columns=columns)
+        table.validate(full=True)
+    return table.filter(pc.is_in(table.column("id"), pa.array(wanted, pa.int64())))
+
+
+def _may_hold(parquet: pq.ParquetFile, group: int, wanted: Sequence[int]) -> bool:
+    """Whether a row group has any of some ids, which ascend, going by its statistics; True where it has none."""
+    footer = parquet.metadata.row_group(group)
+    of_id = footer.column(parquet.schema_arrow.get_field_index("id")).statistics
+    if of_id is None or not of_id.has_min_max:
+        return True
+    at = bisect.bisect_left(wanted, of_id.min)
+    return at < len(wanted) and wanted[at] <= of_id.max

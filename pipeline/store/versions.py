@@ -12,7 +12,6 @@ to the newest. `latest` is a hint where to begin looking, and nothing depends on
 import datetime
 import getpass
 import hashlib
-import json
 import re
 import secrets
 import socket
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, model_validator
 
 from pipeline.errors import (
     CommitConflict,
@@ -30,11 +29,13 @@ from pipeline.errors import (
     MemoryMissing,
     NotPermitted,
 )
+from pipeline.store.files import check_places
 from pipeline.store.first_add import unfinished_first_add
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
-from pipeline.store.storage import AlreadyExists, Storage
+from pipeline.store.storage import AlreadyExists, Storage, missing_file
+from pipeline.store.values import MAX_VERSION, Balance, Hexadecimal, VersionNumber
 
 FOLDER = "versions"
 HINT = f"{FOLDER}/latest"
@@ -45,8 +46,11 @@ MAX_LISTINGS = 10  # of a folder that others change meanwhile
 READ_AHEAD = 32  # commits asked for at once, which over a network costs as much as asking for one
 UNFINISHED_COPY = "copying.json"  # lies in what is not a memory yet
 
-_COMMIT_NAME = re.compile(r"\d{20}\.json")
-_CHECKPOINT_NAME = re.compile(r"\d{20}\.checkpoint\.json")
+# A commit's file begins with its format, version and nonce, which is of 16 digits.
+HEAD_BYTES = 512
+_NONCE = re.compile(rb'"nonce": ?"([0-9a-f]{1,64})"')
+
+_NAME = re.compile(r"(?P<number>[0-9]{20})(?P<checkpoint>\.checkpoint)?\.json")
 
 Model = TypeVar("Model", bound=BaseModel)
 Prepare = Callable[[int, State], Sequence[Action]]
@@ -55,20 +59,26 @@ Prepare = Callable[[int, State], Sequence[Action]]
 class Commit(BaseModel):
     """One version file. `nonce` tells a writer whose answer was lost that the file it meets is its own.
 
-    `rows_before` and `rows_after` count live entries.
+    It names files in the folders that hold what versions name, and nowhere else. `rows_before` and `rows_after` count
+    live entries.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    version: int
-    nonce: str
-    committed_at: datetime.datetime
+    version: VersionNumber
+    nonce: Hexadecimal
+    committed_at: AwareDatetime
     author: str
     command: str
-    rows_before: int
-    rows_after: int
+    rows_before: Balance
+    rows_after: Balance
     actions: tuple[Action, ...]
+
+    @model_validator(mode="after")
+    def _inside(self) -> "Commit":
+        check_places(file_refs(self.actions))
+        return self
 
 
 class Checkpoint(BaseModel):
@@ -79,6 +89,19 @@ class Checkpoint(BaseModel):
     format: int = FORMAT
     state: State
 
+    @model_validator(mode="after")
+    def _inside(self) -> "Checkpoint":
+        check_places(file_refs(self.state))
+        return self
+
+
+class _Written(BaseModel):
+    """What a version file says of its format, whatever else it says."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: int
+
 
 class VersionLog:
     """The versions of one memory."""
@@ -86,6 +109,7 @@ class VersionLog:
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
         self._known: State | None = None  # the newest state seen, from which to look on
+        self._known_nonce: str | None = None  # of its commit, by which another in its place is told
 
     def newest(self) -> State | None:
         """The newest state, or None where no version was committed yet. Raises DamagedFile or FormatError."""
@@ -95,23 +119,40 @@ class VersionLog:
             return None
 
     def latest(self) -> State:
-        """The newest state. Raises MemoryMissing, DamagedFile or FormatError."""
-        state = self._known or self._hinted()
+        """The newest state. Raises MemoryMissing, DamagedFile or FormatError.
+
+        Another memory that lies in the place of the one seen before, such as an older copy, is read anew.
+        """
+        state, nonce = self._known, self._known_nonce
+        if state is None:
+            state, nonce = self._hinted(), None
         if state is not None:
-            newer = self._followed(state)
+            newer, newest_nonce = self._followed(state)
             # Versions are dropped in order. While the one begun from is there, none was dropped on the way; once it is
             # gone, what comes after cannot be found from here.
-            if self.storage.exists(commit_path(state.version)):
-                self._known = newer
+            found = self._nonce_if_there(state.version)
+            if found is not None and found == (nonce or found):
+                self._known, self._known_nonce = newer, newest_nonce or found
                 return newer
+            self._known = self._known_nonce = None
         newest = self.kept()[-1]
         try:
-            self._known = self._folded_to(newest)
+            nonce = self._nonce_if_there(newest)
+            self._known, self._known_nonce = self._folded_to(newest), nonce
         except DamagedFile:
             if newest in self.kept():
                 raise
             return self.latest()  # it was dropped meanwhile, for there is a newer one
         return self._known
+
+    def nonce_of(self, version: int) -> str:
+        """What tells the commit of a version from another of the same number. Raises DamagedFile."""
+        if self._known is not None and self._known.version == version and self._known_nonce is not None:
+            return self._known_nonce
+        nonce = self._nonce_if_there(version)
+        if nonce is None:
+            raise missing_file(self.storage.uri, commit_path(version))
+        return nonce
 
     def at(self, version: int | None) -> State:
         """The state at a version (None: the newest). Raises MemoryMissing, DamagedFile or FormatError."""
@@ -133,7 +174,7 @@ class VersionLog:
         """The numbers of the versions that can be read. Raises MemoryMissing or DamagedFile."""
         for attempt in range(MAX_LISTINGS):
             names = self.storage.list(FOLDER)
-            numbers = {int(name[:20]) for name in names if _COMMIT_NAME.fullmatch(name)}
+            numbers = {number for number in map(commit_number, names) if number is not None}
             if not numbers:
                 raise self._nothing_here()
             lowest = newest = max(numbers)
@@ -141,7 +182,8 @@ class VersionLog:
                 lowest -= 1
             if lowest == 1:
                 return range(1, newest + 1)
-            starts = [int(name[:20]) for name in names if _CHECKPOINT_NAME.fullmatch(name) and int(name[:20]) >= lowest]
+            points = (number for number in map(checkpoint_number, names) if number is not None)
+            starts = [number for number in points if number >= lowest]
             # A listing is no snapshot: it may lack a commit, or the checkpoint written before older ones were dropped,
             # and show what came after. What it lacks is asked for, or looked for in a listing begun since.
             if self.storage.exists(commit_path(lowest - 1)) or not (lowest in starts or attempt):
@@ -223,7 +265,7 @@ class VersionLog:
                     "another process dropped versions just while this one was committed, so that it cannot be told "
                     "whether it counts: look at the memory, and run the command again if it has not changed"
                 )
-            return self._committed(after)
+            return self._committed(after, nonce)
         raise CommitConflict(f"{MAX_ATTEMPTS} other writers were faster: run the command again when fewer are at work")
 
     def rewrite(self, commit: Commit) -> None:
@@ -236,11 +278,18 @@ class VersionLog:
 
     def checkpoints(self) -> list[int]:
         """The versions that have a checkpoint."""
-        return [int(name[:20]) for name in self.storage.list(FOLDER) if _CHECKPOINT_NAME.fullmatch(name)]
+        return [number for number in map(checkpoint_number, self.storage.list(FOLDER)) if number is not None]
 
     def read_checkpoint(self, number: int) -> State:
         """The state in a checkpoint. Raises DamagedFile."""
         return self._parsed(checkpoint_path(number), Checkpoint).state
+
+    def _begun_at(self, number: int) -> State:
+        """The state to fold commits into from a checkpoint on, from the very first for 0. Raises DamagedFile."""
+        state = self.read_checkpoint(number) if number else State()
+        if state.version != number:
+            raise self._damaged(checkpoint_path(number))
+        return state
 
     def _discard(self, lost: Sequence[Action], kept: Sequence[Action], lease: Lease | None) -> None:
         """Remove what was written for actions that will not be committed; a segment stays, to go on from.
@@ -263,7 +312,7 @@ class VersionLog:
                 state = self._folded(state, theirs)
             if self.storage.exists(commit_path(base.version)):  # else some on the way may be none of those kept
                 return state
-        self._known = None
+        self._known = self._known_nonce = None
         state = self.newest() or State()
         if lease is not None and lease.nonce in state.broken:
             raise _broken(lease)
@@ -275,8 +324,8 @@ class VersionLog:
             return False
         return number not in self.kept()  # it may be the first that is kept
 
-    def _committed(self, state: State) -> State:
-        self._known = state
+    def _committed(self, state: State, nonce: str) -> State:
+        self._known, self._known_nonce = state, nonce
         if state.version % CHECKPOINT_EVERY == 0 and not self.storage.exists(checkpoint_path(state.version)):
             self.rewrite_checkpoint(state)
         if state.version % HINT_EVERY == 0:
@@ -287,30 +336,40 @@ class VersionLog:
         """The state the hint points to, or None where it does not help."""
         try:
             number = int(self.storage.read(HINT))
-            if not self.storage.exists(commit_path(number)):
+            if not 0 < number <= MAX_VERSION or not self.storage.exists(commit_path(number)):
                 return None
             checkpoint = number - number % CHECKPOINT_EVERY
             if checkpoint and not self.storage.exists(checkpoint_path(checkpoint)):
                 return None
-            state = self.read_checkpoint(checkpoint) if checkpoint else State()
+            state = self._begun_at(checkpoint)
             for commit in self.commits(range(state.version + 1, number + 1)):
                 state = self._folded(state, commit)
         except (DamagedFile, NotPermitted, ValueError):  # nothing depends on a hint
             return None
         return state
 
-    def _followed(self, state: State) -> State:
-        """The newest state that can be reached version by version."""
+    def _followed(self, state: State) -> tuple[State, str | None]:
+        """The newest state that can be reached version by version, and the nonce of its commit if there is one."""
+        nonce = None
         while (commit := self._read_if_there(state.version + 1)) is not None:
-            state = self._folded(state, commit)
-        return state
+            state, nonce = self._folded(state, commit), commit.nonce
+        return state, nonce
+
+    def _nonce_if_there(self, number: int) -> str | None:
+        """The nonce of a commit, read from the head of its file; None where there is no such file."""
+        try:
+            head = self.storage.read_range(commit_path(number), 0, HEAD_BYTES)
+        except DamagedFile:
+            return None
+        found = _NONCE.search(head)
+        return found[1].decode() if found else hashlib.sha256(head).hexdigest()
 
     def _folded_to(self, version: int) -> State:
         """The state at a version that is known to be kept."""
         start = self._nearest_checkpoint(version)
         while True:
             try:
-                state = self.read_checkpoint(start) if start else State()
+                state = self._begun_at(start)
                 for commit in self.commits(range(start + 1, version + 1)):
                     state = self._folded(state, commit)
             except DamagedFile:
@@ -367,8 +426,8 @@ class VersionLog:
     def _parsed(self, path: str, model: type[Model]) -> Model:
         data = self.storage.read(path)
         try:
-            written = json.loads(data)["format"]
-        except (ValueError, KeyError, TypeError) as error:
+            written = _Written.model_validate_json(data).format
+        except ValueError as error:
             raise self._damaged(path) from error
         if written != FORMAT:
             raise FormatError(
@@ -390,6 +449,24 @@ class VersionLog:
 def commit_path(number: int) -> str:
     """Where the commit of a version lies."""
     return f"{FOLDER}/{number:020d}.json"
+
+
+def commit_number(name: str) -> int | None:
+    """The version whose commit has this name in the folder of versions; None where it is none's."""
+    return _number(name, checkpoint=False)
+
+
+def checkpoint_number(name: str) -> int | None:
+    """The version whose checkpoint has this name; None where it is none's."""
+    return _number(name, checkpoint=True)
+
+
+def _number(name: str, *, checkpoint: bool) -> int | None:
+    found = _NAME.fullmatch(name)
+    if found is None or (found["checkpoint"] is not None) != checkpoint:
+        return None
+    number = int(found["number"])
+    return number if 0 < number <= MAX_VERSION else None
 
 
 def checkpoint_path(number: int) -> str:

@@ -14,8 +14,9 @@ import pytest
 
 from jobs.cli import main
 from pipeline import VisualMemory
-from pipeline.errors import DamagedFile, FirstAddUnfinished, MemoryMissing
+from pipeline.errors import DamagedFile, FirstAddUnfinished, MemoryMissing, SourceError
 from pipeline.progress import Progress
+from pipeline.store.first_add import SILENT_SECONDS
 from pipeline.store.places import open_storage
 from pipeline.store.verify import Verification
 from pipeline.store.versions import VersionLog
@@ -309,3 +310,39 @@ def test_a_verification_of_a_first_add_has_the_fields_of_any(tmp_path: Path, pic
     assert document["files"] >= 2
     assert document["bytes"] > 0
     assert np.all([{"severity", "path", "what", "advice"} == set(finding) for finding in document["findings"]])
+
+
+def test_a_first_add_is_told_while_its_source_is_listed(
+    run: Callable, tmp_path: Path, pictures: Path, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing two hundred million keys takes hours, and that is when one asks."""
+    place, seen = tmp_path / "memory", []
+
+    def look(progress: Progress) -> None:
+        if progress.stage == "listing" and not seen:
+            time.sleep(SILENT_SECONDS + 0.5)
+            status, said, _ = run("status", place)
+            seen.append((status, said))
+
+    VisualMemory(place).add(pictures, **options, on_progress=look)
+    [(status, said)] = seen
+    assert status == 0
+    assert f"adding    {pictures}: its plan is being made (running)" in said
+    assert not (place / "leases").exists()
+
+
+def test_what_fails_while_it_is_planned_leaves_nothing(tmp_path: Path, options: dict) -> None:
+    source = tmp_path / "empty"
+    source.mkdir()
+
+    def slow(_: Progress) -> None:
+        time.sleep(SILENT_SECONDS + 0.2)
+
+    with pytest.raises(SourceError):
+        VisualMemory(tmp_path / "memory").add(source, **options, on_progress=slow)
+    assert not (tmp_path / "memory").exists()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("mine")
+    with pytest.raises((SourceError, MemoryMissing)):
+        VisualMemory(tmp_path / "mine").add(source, **options, on_progress=slow)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["letter.txt"]

@@ -48,7 +48,7 @@ def image() -> str:
 
 
 def memory_of(server: Served) -> VisualMemory:
-    return VisualMemory(server.service._log.storage.uri)
+    return VisualMemory(server.service._following._log.storage.uri)
 
 
 @pytest.mark.parametrize("given", ["3f2a-17", "a", "x" * 64, "01J9Z3:trace.4_b", "550e8400-e29b-41d4-a716-446655440"])
