@@ -224,21 +224,29 @@ def _finder_maker(
 
     def make_finder(rows_N: np.ndarray) -> Finder:
         with reading(storage.uri, path):
-            return _Watched(ApproximateFinder(faiss_index, values, rows_N, vectors_ND), storage.uri, path)
+            return _Watched(storage.uri, path, faiss_index, values, rows_N, vectors_ND)
 
     return make_finder
 
 
-class _Watched:
+class _Watched(ApproximateFinder):
     """A finder in a file: what goes wrong in a search is damage of the file."""
 
-    def __init__(self, finder: Finder, uri: str, path: str) -> None:
-        self._finder = finder
+    def __init__(
+        self,
+        uri: str,
+        path: str,
+        index: faiss.Index,
+        values: dict[str, int],
+        rows_N: np.ndarray,
+        vectors_ND: np.ndarray | None,
+    ) -> None:
         self._uri, self._path = uri, path
+        super().__init__(index, values, rows_N, vectors_ND)
 
     def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
         with reading(self._uri, self._path):
-            return self._finder.find(queries_QD, k)
+            return super().find(queries_QD, k)
 
 
 def _write_array(storage: Storage, path: str, array: np.ndarray) -> FileRef:

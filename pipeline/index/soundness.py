@@ -92,7 +92,12 @@ def _check_lists(index: faiss.IndexIVF) -> None:
     lists = faiss.downcast_InvertedLists(index.invlists)
     if not index.nlist == lists.nlist == index.quantizer.ntotal or index.quantizer.d != index.d:
         raise ValueError(f"it has {lists.nlist:,} lists and {index.quantizer.ntotal:,} centroids")
-    if index.code_size != lists.code_size:
+    if isinstance(lists, faiss.BlockInvertedLists):  # of fast scan, which interleaves the codes of a block
+        whole = isinstance(index, faiss.IndexIVFFastScan) and index.bbs == lists.n_per_block > 0
+        fits = whole and lists.block_size == index.bbs * index.M2 // 2
+    else:
+        fits = index.code_size == lists.code_size
+    if not fits:
         raise ValueError("its lists hold codes of another size than it makes")
     check_index(index.quantizer, index.nlist)
     seen_N = np.zeros(index.ntotal, bool)
