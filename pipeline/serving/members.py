@@ -123,7 +123,8 @@ class Members:
             return answers
         finally:
             for future in futures:
-                future.cancel()  # of no effect where it is done
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # those that are not raised are told to nobody
 
     async def _awaited(self, futures: "Sequence[asyncio.Future[Answer]]", timeout: float, *, every: bool) -> None:
         """Wait for groups that answer as long as there is time, and for missing ones only a moment.
@@ -163,8 +164,10 @@ class Members:
                 logger.warning("group %d answers again", member.number)
             member.missing = False
             return future.result()
-        if isinstance(error, (Superseded, TooLate)) or (error is None and not judged):
+        if isinstance(error, (Superseded, TooLate)):
             return None
+        if not judged and (error is None or isinstance(error, VisualMemoryError)):
+            return None  # it is the question that took too long, or asked for what is damaged
         if not member.missing:
             logger.warning("group %d is missing: %s", member.number, error or "no answer in time")
         member.missing = True

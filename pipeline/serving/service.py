@@ -44,6 +44,7 @@ from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
 
 BALANCES_KEPT = 64
+MAX_K_OF_AUTO = 500  # neighbours of each of up to 2,000 queries, by which a balance is chosen
 BALANCES_AT_ONCE = 4  # that are being chosen, each by thousands of queries
 SHORT_WHERE = 500  # characters of an expression that is read on the event loop, in about a millisecond
 ENTRIES_AT_ONCE = 64  # looked for; each is a read of a file or two in every group
@@ -255,6 +256,10 @@ class Service:
         """
         async with self._admitted(len(vectors_QD), how):
             rule = options.rule
+            if options.auto_balance and options.k > MAX_K_OF_AUTO:
+                raise _about(
+                    "balance", UsageError(f"auto takes k up to {MAX_K_OF_AUTO}: ask for less, or give a number")
+                )
             if options.auto_balance:
                 rule = replace(rule, balance=await self._balance(options, how))
             named = {*options.exclude, *options.weigh, *options.assume}

@@ -163,6 +163,12 @@ def test_a_balance_is_chosen_once_for_all_who_ask(server: Served, monkeypatch: p
     assert len(chosen) == 1
 
 
+def test_a_balance_is_not_chosen_by_millions_of_neighbours(server: Served) -> None:
+    refused = server.post("/v1/classify", {"embedding": vector(), "k": 10_000, "balance": "auto"})
+    assert (refused.status_code, refused.json()["field"]) == (422, "balance")
+    assert status_of(server, "/v1/classify", k=10_000, balance=0.5) == 200
+
+
 def test_batches_leave_room_for_single_questions(memory: VisualMemory) -> None:
     with served(memory.uri, limits=Limits(queries=512)) as server:
         batch = np.random.default_rng(3).normal(size=(256, DIMENSION)).tolist()
