@@ -55,6 +55,22 @@ def serve(
             metavar="ORIGIN",
         ),
     ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Answer to this name too, such as photos.example.org or *.example.org; repeatable. Addresses, names "
+            "without a dot and this machine's own are answered to anyway; * is every name.",
+            metavar="NAME",
+        ),
+    ] = None,
+    pictures: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Show images below this folder, or prefix of a store, of entries that name one there; repeatable. "
+            "Without it pictures are made only of files that an `add` has read.",
+            metavar="ROOT",
+        ),
+    ] = None,
     access_log: Annotated[
         bool, typer.Option("--access-log/--no-access-log", help="Tell of each request in a line on stderr.")
     ] = True,
@@ -76,7 +92,9 @@ def serve(
     with _told_if_slow(tell, f"opening {memory}"):
         from jobs.on_ray import check_free, is_on_cluster, share_of_cpus
         from jobs.serving_on_ray import serve_until_interrupted
+        from pipeline.images.pictures import roots_of
         from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
+        from pipeline.serving.sites import check_hosts
 
         cpus = share_of_cpus(groups * replicas + ingresses + embedders + 1)
         options = ServingOptions(
@@ -96,6 +114,8 @@ def serve(
             token_file=token_file,
             thumbnails=thumbnails,
             cors=tuple(dict.fromkeys(cors or ())),
+            hosts=tuple(dict.fromkeys(allow_host or ())),
+            pictures=tuple(dict.fromkeys(pictures or ())),
             log_requests=access_log,
             cache=cache or CACHE,
             cache_bytes=size_in_bytes("--cache-size", cache_size),
@@ -108,6 +128,8 @@ def serve(
             note(f"{readers} can read the token in {token_file}: take the right from them (chmod 600 {token_file})")
         if cache is not None and (readers := others_who_read(cache)):
             note(f"{readers} can look into {cache}, where copies of the memory lie: chmod 700 {cache} keeps them out")
+        check_hosts(options.hosts)
+        roots_of(options.pictures)
         VersionLog(open_storage(memory)).latest()
         if not is_on_cluster():
             check_free(host, port)

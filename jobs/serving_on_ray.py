@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ray.serve.handle import DeploymentHandle
 
 APPLICATION = "visual-memory"
+_OUR_ERROR = re.compile(r"pipeline\.errors\.\w+: (.+)")
 SECONDS_BETWEEN_LOOKS = 3.0  # at what is ready, while a server starts
 DRAIN_LIMIT_SECONDS = 28.0  # a little more than an ingress takes at most
 
@@ -70,8 +72,8 @@ def _deploy_and_wait(
                 try:
                     application = serve.run(build(), name=APPLICATION, logging_config=quiet)
                 except RuntimeError as error:
-                    said = " ".join(str(error).split())
-                    raise ClusterError(f"the server did not start ({said}): Ray's logs say why") from error
+                    said = _first_failure() or " ".join(str(error).split())
+                    raise ClusterError(f"the server did not start ({said}): Ray's logs say more") from error
             announce()
         signals.wait()
         tell("stopping: answering what is under way; once more stops at once")
@@ -86,6 +88,18 @@ def _deploy_and_wait(
                 ray.shutdown()  # all of this Ray is ours: nothing is left to be told
             else:
                 _leave_cluster()
+
+
+def _first_failure() -> str | None:
+    """What a replica said that could not start, without the traceback Serve puts around it; None where none did."""
+    from ray import serve
+
+    with contextlib.suppress(Exception):  # Serve is stopping: what it said at first is told
+        for deployment in serve.status().applications[APPLICATION].deployments.values():
+            for line in deployment.message.splitlines():
+                if (found := _OUR_ERROR.search(line)) is not None:
+                    return found[1].strip()
+    return None
 
 
 def _drain(application: "DeploymentHandle", signals: "StopSignals", tell: Callable[[str], None]) -> None:

@@ -6,10 +6,12 @@ server answer alike.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 
+from pipeline.deadline import look
 from pipeline.decisions.decision import Decision, Neighbor, Question
 from pipeline.decisions.evaluation import LabelledNeighbors, Score, choose_balance, score_all
 from pipeline.decisions.found import Found, Standing, decide
@@ -136,14 +138,21 @@ def found(live: LiveEntries, vectors_QD: np.ndarray, k: int, restrictions: Restr
 
 def told_of(live: LiveEntries, retrieved: Retrieved) -> Found:
     """What was retrieved, with the uri and the dataset of each."""
-    uris, datasets = [], []
-    for ids, blocks, rows in zip(
-        *(a.tolist() for a in (retrieved.ids_QK, retrieved.blocks_QK, retrieved.rows_QK)), strict=True
-    ):
-        places = [(live.blocks[b], row) for entry_id, b, row in zip(ids, blocks, rows, strict=True) if entry_id >= 0]
-        uris.append([block.uris[row].as_py() for block, row in places])
-        datasets.append([block.datasets[row].as_py() for block, row in places])
-    return Found(retrieved.similarities_QK, retrieved.ids_QK, retrieved.codes_QK, uris, datasets)
+    uris_Q, datasets_Q = (_texts(live, retrieved, name) for name in ("uris", "datasets"))
+    return Found(retrieved.similarities_QK, retrieved.ids_QK, retrieved.codes_QK, uris_Q, datasets_Q)
+
+
+def _texts(live: LiveEntries, retrieved: Retrieved, name: Literal["uris", "datasets"]) -> list[list[str]]:
+    """A column of what was retrieved, as many as each query has neighbours."""
+    found_QK = retrieved.ids_QK >= 0
+    blocks, rows = retrieved.blocks_QK[found_QK], retrieved.rows_QK[found_QK]
+    texts = np.empty(len(rows), object)
+    for number in np.unique(blocks):
+        look()
+        there = blocks == number
+        texts[there] = getattr(live.blocks[number], name).take(pa.array(rows[there])).to_pylist()
+    ends = np.cumsum(found_QK.sum(axis=1))
+    return [part.tolist() for part in np.split(texts, ends[:-1])] if len(ends) else []
 
 
 def standing(live: LiveEntries, assume: Mapping[int, str]) -> tuple[Standing, dict[int, int]]:
@@ -363,9 +372,13 @@ def _evaluation(
 
 def _assumed_labels(live: LiveEntries, assume: Mapping[int, str]) -> tuple[tuple[str, ...], np.ndarray, dict[int, int]]:
     """Labels, live entries of each, and codes by id, as if the assumed labels were stored."""
-    labels = [*live.labels, *sorted(set(assume.values()) - set(live.labels))]
-    counts = np.concatenate([live.label_counts(), np.zeros(len(labels) - len(live.labels), np.int64)])
-    codes = {entry_id: labels.index(label) for entry_id, label in assume.items()}
+    if not assume:
+        return live.labels, live.label_counts(), {}
+    new = sorted({label for label in assume.values() if label not in live.label_codes})
+    labels = [*live.labels, *new]
+    counts = np.concatenate([live.label_counts(), np.zeros(len(new), np.int64)])
+    all_codes = {label: len(live.labels) + at for at, label in enumerate(new)}
+    codes = {i: all_codes[label] if label in all_codes else live.label_codes[label] for i, label in assume.items()}
     ids_N = np.array(list(codes), np.int64)
     ids_N = ids_N[live.hold(ids_N)]
     before = live.codes_of(ids_N)

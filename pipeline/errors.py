@@ -16,7 +16,9 @@
     ├── WorkerError         a process that worked for this one died
     ├── Unavailable         a server, or a part of it, does not answer just now        (HTTP 503)
     │   ├── Overloaded          it has more to do than it can in time                 (HTTP 429)
-    │   └── Superseded          it answers by a newer version than the one asked about
+    │   ├── Superseded          it answers by a newer version than the one asked about
+    │   ├── TooLate             a question was not answered before its deadline
+    │   └── QuestionFailed      a question met a fault that nobody foresaw; others are answered
     ├── ClusterError        a Ray cluster cannot be reached, refuses the token, or knows no such job
     └── CommitConflict      another writer changed what this one had built upon
 
@@ -104,6 +106,14 @@ class Overloaded(Unavailable):
 
 class Superseded(Unavailable):
     """A version is answered by no more, for there is a newer one: a server goes on to it and asks again."""
+
+
+class TooLate(Unavailable):
+    """A question was not answered before its deadline, and is worked at no longer."""
+
+
+class QuestionFailed(Unavailable):
+    """A question met a fault that nobody foresaw, which the log of the server tells; others are answered."""
 
 
 class ClusterError(VisualMemoryError):

@@ -1,7 +1,8 @@
 """One decision as a self-contained HTML page: the question, the votes, and every neighbour with its weight.
 
 No script and no request to anywhere: thumbnails are embedded, and colours follow the reader's light or dark setting.
-A picture that cannot be shown says why, and how it could be.
+Nor is anything asked of the network to make it: what is read for it are files that an add has read (images/pictures.py)
+and the image asked about. A picture that cannot be shown says why, and how it could be.
 """
 
 from collections import Counter
@@ -11,10 +12,10 @@ from pathlib import Path
 
 from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.errors import UsageError
-from pipeline.images.containers import read_image
-from pipeline.images.decode import Rejected, decode
-from pipeline.images.files import is_remote
-from pipeline.images.thumbnails import KEPT_PIXELS, data_uri, thumbnail
+from pipeline.images.decode import Rejected
+from pipeline.images.pictures import picture_at, picture_of
+from pipeline.images.thumbnails import KEPT_PIXELS, data_uri
+from pipeline.store.originals import Original
 
 QUERY_PIXELS = 256
 MAX_REASON = 120  # characters in the place of a picture
@@ -61,13 +62,15 @@ li .soft { font-size: .75rem; line-height: 1.35; }
 """
 
 
-def explanation_page(decision: Decision, memory: str, kept: Mapping[int, bytes]) -> str:
-    """The page of one decision. `kept` are thumbnails (JPEG) by id; other neighbours are shown from their files.
+def explanation_page(
+    decision: Decision, memory: str, kept: Mapping[int, bytes], originals: Mapping[int, Original]
+) -> str:
+    """The page of one decision, `kept` are thumbnails (JPEG) by id; other neighbours are shown from their `originals`.
 
     In the place of a picture that cannot be shown stands why, and above them all how to get it.
     """
-    asked = _picture_at(decision.uri, QUERY_PIXELS) if decision.uri else "it was given as bytes"
-    pictures = {n.id: kept.get(n.id) or _picture_at(n.uri, KEPT_PIXELS) for n in decision.neighbors}
+    asked = _asked_picture(decision.uri) if decision.uri else "it was given as bytes"
+    pictures = {n.id: kept.get(n.id) or _neighbor_picture(originals.get(n.id)) for n in decision.neighbors}
     verdict = "No decision" if decision.abstained else escape(decision.label or "")
     reason = f"<p>Abstained: {escape(decision.reason)}.</p>" if decision.reason else ""
     agreeing = sum(neighbor.label == decision.label for neighbor in decision.neighbors)
@@ -149,18 +152,26 @@ def _neighbor(neighbor: Neighbor, winner: str | None, heaviest: float, picture: 
 </li>"""
 
 
-def _picture_at(uri: str, pixels: int) -> bytes | str:
-    """The image at a uri as a small JPEG, or why it cannot be shown, as a clause."""
-    if uri.startswith("sha256:"):
-        return "it was taught as bytes, and no thumbnail was kept"
-    if not is_remote(uri) and not uri.startswith(("/", "file://")):
-        return "its uri is not that of a file"
+def _asked_picture(uri: str) -> bytes | str:
+    """The image that the user asked about as a small JPEG, or why it cannot be shown, as a clause."""
     try:
-        return thumbnail(decode(read_image(uri)).image, pixels)
+        return picture_at(uri, QUERY_PIXELS)
     except Rejected as rejected:
-        return GONE if rejected.reason == "there is no such file" else rejected.reason
-    except Exception as error:  # a uri is whatever somebody taught, and fsspec has file systems that raise anything
-        return f"it cannot be fetched ({error})"
+        return _why(rejected)
+
+
+def _neighbor_picture(original: Original | None) -> bytes | str:
+    """The image of an entry as a small JPEG, or why it cannot be shown, as a clause."""
+    if original is None:
+        return "nothing is known of its file"
+    try:
+        return picture_of(original, KEPT_PIXELS)
+    except Rejected as rejected:
+        return _why(rejected)
+
+
+def _why(rejected: Rejected) -> str:
+    return GONE if rejected.reason == "there is no such file" else rejected.reason
 
 
 def _picture(picture: bytes | str, text: str) -> str:

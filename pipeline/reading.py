@@ -35,6 +35,7 @@ from pipeline.store.first_add import has_begun
 from pipeline.store.history import VersionSummary, history
 from pipeline.store.kept_values import read_kept
 from pipeline.store.labels import read_label_map
+from pipeline.store.originals import read_originals
 from pipeline.store.places import open_storage
 from pipeline.store.segments import PartMark
 from pipeline.store.state import State
@@ -285,8 +286,11 @@ class Reader:
 
     def explanation_page(self, decision: Decision) -> str:
         """A decision as a self-contained HTML page: thumbnails kept with the entries, else made from their files."""
-        kept = read_thumbnails(self.log.storage, self.state(), [neighbor.id for neighbor in decision.neighbors])
-        return explanation_page(decision, self.uri, kept)
+        storage, state = self.log.storage, self.state()
+        ids = [neighbor.id for neighbor in decision.neighbors]
+        kept = read_thumbnails(storage, state, ids)
+        originals = read_originals(storage, state, [entry_id for entry_id in ids if entry_id not in kept])
+        return explanation_page(decision, self.uri, kept, originals)
 
     def evaluate(
         self,
@@ -311,9 +315,10 @@ class Reader:
 
         `held_already` counts the images that the memory holds by their bytes: of those accuracy is memory.
         """
-        from pipeline.embeddings.decoding import ImageFacts, Threads
+        from pipeline.embeddings.decoding import Threads
         from pipeline.embeddings.given import embed_source
         from pipeline.embeddings.parts import available_cpus
+        from pipeline.embeddings.pixels import ImageFacts
 
         check_list("ks", ks)
         check_list("votings", votings)

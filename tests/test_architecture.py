@@ -12,6 +12,8 @@ ROOT = Path(__file__).parent.parent
 # A module may import from its own floor's room and from the rooms below it; rooms on one line may not know each other.
 FLOORS: list[set[str]] = [
     {"pipeline.errors", "pipeline.plain_log", "pipeline.progress"},
+    {"pipeline.deadline"},
+    {"pipeline.recent"},
     {"pipeline.decisions"},
     {"pipeline.store"},
     {"pipeline.images", "pipeline.index"},

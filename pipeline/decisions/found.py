@@ -89,13 +89,25 @@ class Standing:
         return "every entry with a label is excluded" if excluding else Question.nothing_found
 
 
+def given(ids_QK: np.ndarray, by_id: Mapping[int, float], others_QK: np.ndarray) -> np.ndarray:
+    """What is given for some ids where these stand, and else what was there before; as `others_QK` in shape and kind.
+
+    One look-up for all: the cost grows with the ids times the logarithm of how many are given.
+    """
+    wanted = np.array(sorted(by_id), np.int64)
+    values = np.array([by_id[entry_id] for entry_id in wanted.tolist()])
+    at_QK = np.minimum(np.searchsorted(wanted, ids_QK), len(wanted) - 1)
+    result_QK: np.ndarray = np.where(wanted[at_QK] == ids_QK, values[at_QK], others_QK).astype(others_QK.dtype)
+    return result_QK
+
+
 def decide(
     found: Found, standing: Standing, question: Question, uris: Sequence[str | None], weigh: Mapping[int, float]
 ) -> list[Decision]:
     """One decision a query, in order; `uris` are those of the images asked about, `weigh` factors of weights by id."""
     reliabilities_QK = np.ones(found.ids_QK.shape)
-    for entry_id, weight in weigh.items():
-        reliabilities_QK[found.ids_QK == entry_id] = weight
+    if weigh:
+        reliabilities_QK = given(found.ids_QK, weigh, reliabilities_QK)
     votes = count_votes(found.similarities_QK, found.codes_QK, question.rule, standing.counts_C, reliabilities_QK)
     decisions = []
     for query, uri in enumerate(uris):

@@ -479,6 +479,7 @@ def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
         entries=tuple(mark.entries for mark in ordered if mark.entries),
         rejected=tuple(mark.rejected for mark in ordered if mark.rejected),
         thumbnails=tuple(mark.thumbnails for mark in ordered if mark.thumbnails),
+        offsets=tuple(mark.offsets for mark in ordered if mark.offsets),
         containers=reservation.containers,
         containers_from=reservation.containers_from if reservation.num_containers else None,
         kept=reservation.kept,

@@ -18,7 +18,7 @@ from pipeline.store.kept import joined
 from pipeline.store.labels import newest_rows, read_label_rows, write_labels
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import read_table, write_rows
-from pipeline.store.singles import files_of_singles, fold, thumbnail_files_of_singles
+from pipeline.store.singles import files_beside_singles, files_of_singles, fold
 from pipeline.store.state import FoldSingles, Index, Segment, SetState, Shard, State
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones, write_tombstones
@@ -110,7 +110,7 @@ class _Packed:
         return (
             all(file.path in files for file in self.base.entries_files())
             and files_of_singles(now) == files_of_singles(self.base)
-            and thumbnail_files_of_singles(now) == thumbnail_files_of_singles(self.base)
+            and files_beside_singles(now) == files_beside_singles(self.base)
             and now.index == self.base.index
             and now.pending[: len(self.base.pending)] == self.base.pending
             and now.tombstones[: len(self.base.tombstones)] == self.base.tombstones

@@ -123,7 +123,7 @@ class _Eraser:
         self.is_prepared = False
         self._all.look(self._log, now.version)
         self._compare()  # what others added meanwhile may have a uri that was the erased entries' alone
-        rows = ("entries", "plan", "rejected", "thumbnails", "tombstones", "labels")
+        rows = ("entries", "plan", "rejected", "thumbnails", "offsets", "tombstones", "labels")
         todo = [file for file in self._all.of_kind(*rows) if file.path not in self._seen]
         for done, file in enumerate(todo):
             self._progress(Progress("rewriting", done, len(todo)))

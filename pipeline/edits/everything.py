@@ -66,7 +66,7 @@ class Everything:
 
 
 def kind_of(path: str) -> str:
-    """Which rows a file holds: entries, plan, rejected, thumbnails, tombstones, labels, or another word for none."""
+    """Which rows a file holds: entries, plan, rejected, thumbnails, offsets, tombstones, labels, or a word for none."""
     if path.startswith("packs/"):
         return "entries"
     parts = path.split("/")

@@ -20,8 +20,8 @@ from pipeline.store.versions import FOLDER, VersionLog, checkpoint_path
 
 Keep = timedelta | int  # an age, or a number of versions
 
-_COMMIT = re.compile(rf"{FOLDER}/(\d{{20}})\.json")
-_CHECKPOINT = re.compile(rf"{FOLDER}/(\d{{20}})\.checkpoint\.json")
+_COMMIT = re.compile(rf"{FOLDER}/([0-9]{{20}})\.json")
+_CHECKPOINT = re.compile(rf"{FOLDER}/([0-9]{{20}})\.checkpoint\.json")
 
 
 @dataclass(frozen=True)

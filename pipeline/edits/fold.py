@@ -2,7 +2,7 @@
 
 from pipeline.errors import CommitConflict
 from pipeline.store.leases import Lease
-from pipeline.store.singles import files_of_singles, fold, fresh_singles, thumbnail_files_of_singles
+from pipeline.store.singles import files_beside_singles, files_of_singles, fold, fresh_singles
 from pipeline.store.state import FoldSingles, State
 from pipeline.store.versions import VersionLog
 
@@ -19,7 +19,7 @@ def fold_singles(log: VersionLog, state: State, command: str = "fold single adds
         nonlocal folded, files
         if now.singles is None or now.pending[: len(state.pending)] != state.pending:
             raise CommitConflict("another writer has folded the single adds meanwhile: there is nothing to do")
-        found = files_of_singles(now), fresh_singles(now), thumbnail_files_of_singles(now)
+        found = files_of_singles(now), fresh_singles(now), files_beside_singles(now)
         if found != files:  # else what was written before a lost race fits still, and later adds stay where they are
             if not now.pending and len(found[1]) < 2:
                 raise CommitConflict("another writer has indexed the single adds meanwhile: there is nothing to do")

@@ -67,7 +67,7 @@ def plan_with_all_in_files(state: State, options: IndexOptions) -> IndexPlan:
     if state.pending:
         first, last = state.pending[0].id, state.pending[-1].id
         rows = len(state.pending)
-        file = RowsFile(path="to come", rows=rows, num_bytes=0, sha256="", first_id=first, last_id=last)
+        file = RowsFile(path="to-come", rows=rows, num_bytes=0, sha256="0" * 64, first_id=first, last_id=last)
         number = state.singles.segment if state.singles else 0
         state = state.after(FoldSingles(segment=number, files=(*files_of_singles(state), file)))
     return plan_index(state, options)

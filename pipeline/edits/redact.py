@@ -10,12 +10,12 @@ from collections.abc import Collection, Iterable, Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import ValidationError
 
 from pipeline.errors import CommitConflict, DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.erasure import FOLDER, ErasurePlan
+from pipeline.store.files import check_places
 from pipeline.store.garbage import Census, remove_garbage, take_census
 from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import read_table
@@ -23,7 +23,7 @@ from pipeline.store.state import BreakLeases, State
 from pipeline.store.storage import Storage
 from pipeline.store.versions import Commit, VersionLog
 
-_HELD_SEGMENT = re.compile(r"segments/(\d{8})/")
+_HELD_SEGMENT = re.compile(r"segments/([0-9]{8})/")
 
 
 def finish_erasures(log: VersionLog, command: str = "verify --clean") -> int:
@@ -54,11 +54,15 @@ def finish_erasures(log: VersionLog, command: str = "verify --clean") -> int:
 
 def _read_plan(log: VersionLog, path: str) -> ErasurePlan:
     try:
-        return ErasurePlan.model_validate_json(log.storage.read(path))
-    except ValidationError as error:
+        plan = ErasurePlan.model_validate_json(log.storage.read(path))
+        check_places(plan.new_files())
+        if plan.path != path:
+            raise ValueError(f"it is the plan of {plan.nonce}")
+    except ValueError as error:
         raise DamagedFile(
             f"{path} in the memory at {log.storage.uri} is not a whole plan of an erasure: remove it, and erase again"
         ) from error
+    return plan
 
 
 def _breaking(broken: BreakLeases, *_: object) -> list[BreakLeases]:
@@ -132,7 +136,7 @@ def _replaced(plan: ErasurePlan, census: Census) -> list[str]:
 
 
 def _touched_segments(plan: ErasurePlan) -> set[int]:
-    return {int(path.split("/")[1]) for path in plan.files if path.startswith("segments/")}
+    return {int(found[1]) for found in map(_HELD_SEGMENT.match, plan.files) if found}
 
 
 def _stale_marks(log: VersionLog, plan: ErasurePlan) -> Iterator[str]:

@@ -13,8 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from pipeline.edits.fold import fold_singles
-from pipeline.embeddings.decoding import Pixels, pixels_of_bytes
+from pipeline.embeddings.apart import pixels_here_or_apart
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.pixels import Pixels
 from pipeline.errors import CommitConflict, SourceError, UsageError
 from pipeline.images.decode import Rejected
 from pipeline.images.files import read_file
@@ -46,7 +47,8 @@ class Origin(Protocol):
 class NewEntry:
     """An image about to be remembered: its vector float32 [D] of unit length, and what an entry keeps besides.
 
-    `thumbnail` is a JPEG, None where none is to be kept.
+    `thumbnail` is a JPEG, None where none is to be kept. `num_bytes` is the size of the file that was read at `uri`;
+    None where the bytes came otherwise, and the uri is but a name.
     """
 
     uri: str
@@ -57,6 +59,7 @@ class NewEntry:
     width: int
     height: int
     thumbnail: bytes | None = None
+    num_bytes: int | None = None
 
 
 def embed_singles(
@@ -82,7 +85,7 @@ def embed_singles(
         if label is not None and name is None:
             raise UsageError("a label is empty: give its name, or None for an image without a label")
     loaded = [_loaded(encoder, image, thumbnails=thumbnails) for image in images]
-    vectors_ND = encoder.embed_queries(np.stack([pixels.pixels_SS3 for pixels in loaded]))
+    vectors_ND = encoder.embed_queries(np.stack([pixels.pixels_SS3 for pixels, _ in loaded]))
     return [
         NewEntry(
             uri=printable(str(uri)) if uri else _own_uri(image, pixels.facts.sha256),
@@ -93,8 +96,9 @@ def embed_singles(
             width=pixels.facts.width,
             height=pixels.facts.height,
             thumbnail=pixels.facts.thumbnail,
+            num_bytes=size if not uri or str(uri) == _own_uri(image, pixels.facts.sha256) else None,
         )
-        for image, pixels, uri, label, vector_D in zip(images, loaded, uris, names, vectors_ND, strict=True)
+        for image, (pixels, size), uri, label, vector_D in zip(images, loaded, uris, names, vectors_ND, strict=True)
     ]
 
 
@@ -149,15 +153,18 @@ def _single(entry_id: int, entry: NewEntry) -> Single:
         width=entry.width,
         height=entry.height,
         thumbnail=encoded_thumbnail(entry.thumbnail),
+        num_bytes=entry.num_bytes,
     )
 
 
-def _loaded(encoder: Encoder, image: bytes | str | Path, *, thumbnails: bool = False) -> Pixels:
+def _loaded(encoder: Encoder, image: bytes | str | Path, *, thumbnails: bool = False) -> tuple[Pixels, int | None]:
+    """Its pixels, and the size of its file; None where there is no file."""
     if not isinstance(image, bytes | str | Path):
         raise SourceError(f"an image to add is a {type(image).__name__}: give a path, or the bytes of an image file")
     try:
         data = image if isinstance(image, bytes) else read_file(uri_of(str(image)))
-        return pixels_of_bytes(data, encoder.identity.pixels, thumbnails=thumbnails)
+        size = None if isinstance(image, bytes) else len(data)
+        return pixels_here_or_apart(data, encoder.identity.pixels, thumbnails=thumbnails), size
     except Rejected as rejected:
         named = "given as bytes" if isinstance(image, bytes) else image
         raise SourceError(f"the image {named} cannot be used ({rejected.reason}): check the path or the file") from None

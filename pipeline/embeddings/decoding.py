@@ -5,47 +5,33 @@ the same bits.
 """
 
 import itertools
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, TypeVar
 
 import numpy as np
 
-from pipeline.embeddings.preprocessing import pixels_of, shortest_of
-from pipeline.images.decode import Rejected, decode
+from pipeline.embeddings.apart import pixels_here_or_apart
+from pipeline.embeddings.pixels import ImageFacts
+from pipeline.images.decode import Rejected
 from pipeline.images.files import is_remote, read_file
 from pipeline.images.items import Item
-from pipeline.images.thumbnails import thumbnail
 from pipeline.store.identity import Preprocessing
 
 BATCHES_AHEAD = 2
+BYTES_AHEAD = 256 << 20  # of files out of containers that wait to be decoded
 FETCHES_AT_ONCE = 32  # of remote files, most of whose time is waiting
 
+Drawn = TypeVar("Drawn")
 Begun = TypeVar("Begun")
 
 _Read = tuple[bytes | Rejected, float]  # the bytes of a file or why there are none, and the seconds it took
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What an entry keeps of its image file; width and height in pixels as displayed, the thumbnail if asked for."""
-
-    sha256: str
-    width: int
-    height: int
-    thumbnail: bytes | None = None
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """One image ready for the encoder: uint8 [S, S, 3]."""
-
-    pixels_SS3: np.ndarray
-    facts: ImageFacts
 
 
 @dataclass(frozen=True)
@@ -80,24 +66,16 @@ class Decoding(Protocol):
         """The items in order, the last batch shorter. Raises what `items` raises, and StorageError."""
 
 
-def pixels_of_bytes(data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels:
-    """Decode, resize and crop the bytes of an image file. Raises Rejected."""
-    decoded = decode(data, shortest_of(preprocessing))
-    small = thumbnail(decoded.image) if thumbnails else None
-    facts = ImageFacts(decoded.sha256, decoded.width, decoded.height, small)
-    return Pixels(pixels_of(decoded.image, preprocessing), facts)
-
-
 def begun_ahead(
-    items: Iterable[Item], batch_size: int, begin: Callable[[list[Item]], Begun], num_ahead: int
-) -> Generator[tuple[list[Item], Begun, float]]:
+    items: Iterable[Drawn], batch_size: int, begin: Callable[[list[Drawn]], Begun], num_ahead: int
+) -> Generator[tuple[list[Drawn], Begun, float]]:
     """Each batch of items, what `begin` made of it, and the seconds it took to draw it.
 
     Both happen in a thread of their own, `num_ahead` batches before they are asked for, never more.
     """
     rest = iter(items)
 
-    def next_batch() -> tuple[list[Item], Begun, float] | None:
+    def next_batch() -> tuple[list[Drawn], Begun, float] | None:
         began = time.perf_counter()
         batch = list(itertools.islice(rest, batch_size))
         took = time.perf_counter() - began
@@ -118,29 +96,60 @@ class Threads:
         self._num_threads = num_threads
 
     def batches(self, items: Iterable[Item], form: BatchForm) -> Generator[DecodedBatch]:
-        """Decoded batches, a few ahead."""
-        crop = form.preprocessing.crop
+        """Decoded batches, a few ahead. Their items have no bytes any more."""
         with ExitStack() as stack:
             fetching, decoding = _pool(stack, FETCHES_AT_ONCE, "fetch"), _pool(stack, self._num_threads, "decode")
 
-            def begin(batch: list[Item]) -> tuple[np.ndarray, list[Future[_Loaded]]]:
-                pixels_BSS3 = np.zeros((form.batch_size, crop, crop, 3), np.uint8)
-                fetched = [fetching.submit(_read, item.uri) if _is_elsewhere(item) else None for item in batch]
-                return pixels_BSS3, [
-                    decoding.submit(_load, item, far, form, pixels_SS3)
-                    for item, far, pixels_SS3 in zip(batch, fetched, pixels_BSS3, strict=False)
-                ]
+            def begun_items() -> Generator[tuple[Item, Future[_Loaded], np.ndarray]]:
+                """Each is begun as soon as it is drawn, so that no batch of large files is ever held whole."""
+                held = _HeldBytes(BYTES_AHEAD)
+                pixels_BSS3 = _black(form)
+                for position, item in enumerate(items):
+                    row = position % form.batch_size
+                    pixels_BSS3 = pixels_BSS3 if row else _black(form)
+                    fetched = fetching.submit(_read, item.uri) if _is_elsewhere(item) else None
+                    num_bytes = len(item.content) if isinstance(item.content, bytes) else 0
+                    held.take(num_bytes)
+                    future = decoding.submit(_load, item, fetched, form, pixels_BSS3[row])
+                    future.add_done_callback(partial(held.give, num_bytes))
+                    yield (replace(item, content=None) if num_bytes else item), future, pixels_BSS3
 
-            begun = stack.enter_context(closing(begun_ahead(items, form.batch_size, begin, BATCHES_AHEAD)))
-            for batch, (pixels_BSS3, futures), took in begun:
-                loaded = [future.result() for future in futures]
+            begun = begun_ahead(begun_items(), form.batch_size, lambda _: None, BATCHES_AHEAD)
+            for batch, _, took in stack.enter_context(closing(begun)):
+                loaded = [future.result() for _, future, _ in batch]
                 yield DecodedBatch(
-                    batch,
-                    pixels_BSS3,
+                    [item for item, _, _ in batch],
+                    batch[0][2],
                     [each.image for each in loaded],
                     took + sum(each.reading for each in loaded),
                     sum(each.decoding for each in loaded),
                 )
+
+
+def _black(form: BatchForm) -> np.ndarray:
+    crop = form.preprocessing.crop
+    return np.zeros((form.batch_size, crop, crop, 3), np.uint8)
+
+
+class _HeldBytes:
+    """Bytes of files that wait to be decoded, at most so many, or one file."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+        self._changed = threading.Condition()
+
+    def take(self, num_bytes: int) -> None:
+        """Wait until there is room."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._held or self._held + num_bytes <= self._most)
+            self._held += num_bytes
+
+    def give(self, num_bytes: int, _: "Future[_Loaded]") -> None:
+        """Make room: they are decoded, or will not be."""
+        with self._changed:
+            self._held -= num_bytes
+            self._changed.notify_all()
 
 
 @dataclass(frozen=True)
@@ -170,11 +179,11 @@ def _load(item: Item, fetched: Future[_Read] | None, form: BatchForm, pixels_SS3
     try:
         if isinstance(data, Rejected):
             raise data
-        loaded = pixels_of_bytes(data, form.preprocessing, thumbnails=form.thumbnails)
+        loaded = pixels_here_or_apart(data, form.preprocessing, thumbnails=form.thumbnails)
         pixels_SS3[:] = loaded.pixels_SS3
         image = loaded.facts
     except Rejected as rejected:
-        image = rejected
+        image = Rejected(rejected.stage, rejected.reason)  # its own traceback would hold the bytes of the file
     return _Loaded(image, reading, time.perf_counter() - began)
 
 

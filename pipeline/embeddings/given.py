@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from pipeline.embeddings.decoding import Decoding, ImageFacts
+from pipeline.embeddings.decoding import Decoding
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import EmbeddedBatch, embed_items
 from pipeline.images.containers import Container, vectors_in

@@ -16,10 +16,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.embeddings.decoding import BatchForm, Decoding, ImageFacts, Threads
+from pipeline.embeddings.decoding import BatchForm, Decoding, Threads
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.given import batches_of_vectors
 from pipeline.embeddings.numerics import MEASURED_IMAGES, decide, encoder_in, needs_measuring
+from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import EmbeddedBatch, embed_items
 from pipeline.errors import SourceError
@@ -32,7 +33,7 @@ from pipeline.store.digests import digests_in
 from pipeline.store.held import Held
 from pipeline.store.ids import MAX_ROWS, part_ids
 from pipeline.store.kept import rows_of
-from pipeline.store.schemas import PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
+from pipeline.store.schemas import OFFSETS, PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
 from pipeline.store.segments import (
     DUPLICATE,
     PartMark,
@@ -176,6 +177,7 @@ class PartEmbedder:
             self._entries(embedded),
             embedded.rejected(),
             self._pictures(embedded) if self._reservation.thumbnails else None,
+            self._offsets(embedded),
             seconds=stages.to_json(),
             node=self._node,
             decoded_on=embedded.decoded_on,
@@ -308,6 +310,14 @@ class PartEmbedder:
         ids_N = embedded.ids_N[[row for row, _ in pictures]]
         columns = [pa.array(ids_N, pa.int64()), pa.array([jpeg for _, jpeg in pictures], pa.binary())]
         return pa.table(columns, schema=THUMBNAILS)
+
+    def _offsets(self, embedded: EmbeddedPart) -> pa.Table:
+        """Where in their archive the images lie, but for those of other containers and those that are files."""
+        spans = [(row, embedded.items[row].span) for row in embedded.kept]
+        known = [(row, *span) for row, span in spans if span is not None]
+        ids_N = embedded.ids_N[[row for row, *_ in known]]
+        offsets = [pa.array([each[at] for each in known], pa.int64()) for at in (1, 2)]
+        return pa.table([pa.array(ids_N, pa.int64()), *offsets], schema=OFFSETS)
 
 
 def work_here(work: Work, parts: Sequence[int], encoder: Encoder | None) -> Iterator[PartMark]:

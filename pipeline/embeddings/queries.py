@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from pipeline.embeddings.decoding import pixels_of_bytes
+from pipeline.embeddings.apart import pixels_here_or_apart
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
 from pipeline.errors import SourceError
@@ -31,7 +31,7 @@ def embed_images(encoder: Encoder, images: Sequence[QueryImage]) -> tuple[np.nda
 
 def pixels_of_query(image: bytes, preprocessing: Preprocessing) -> np.ndarray:
     """The pixels uint8 [S, S, 3] of the bytes of an image file. Raises Rejected."""
-    return pixels_of_bytes(image, preprocessing).pixels_SS3
+    return pixels_here_or_apart(image, preprocessing).pixels_SS3
 
 
 def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray, str | None]:
@@ -42,7 +42,7 @@ def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray
             raise SourceError(f"the PIL image given cannot be used ({error}): give another") from error
     if isinstance(image, bytes):
         try:
-            return pixels_of_bytes(image, preprocessing).pixels_SS3, None
+            return pixels_here_or_apart(image, preprocessing).pixels_SS3, None
         except Rejected as rejected:
             raise SourceError(
                 f"the image given as bytes cannot be used ({rejected.reason}): give another"
@@ -54,7 +54,7 @@ def _pixels(image: QueryImage, preprocessing: Preprocessing) -> tuple[np.ndarray
     if os.path.isdir(place):
         raise SourceError(f"{place} is a folder: name image files, such as {os.path.join(str(image), '*.jpg')}")
     try:
-        return pixels_of_bytes(read_file(uri), preprocessing).pixels_SS3, uri
+        return pixels_here_or_apart(read_file(uri, pipes=True), preprocessing).pixels_SS3, uri
     except Rejected as rejected:
         raise SourceError(
             f"the image {place} cannot be used ({rejected.reason}): check the path or the file"

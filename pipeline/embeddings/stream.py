@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.embeddings.decoding import BatchForm, DecodedBatch, Decoding, ImageFacts
+from pipeline.embeddings.decoding import BatchForm, DecodedBatch, Decoding
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
 from pipeline.images.decode import Rejected
 from pipeline.images.items import Item

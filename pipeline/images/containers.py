@@ -4,10 +4,8 @@ A tar is one unit of work, for it can only be read from its beginning; a Parquet
 and a .npy is cut at any row.
 """
 
-import bisect
 import contextlib
 import datetime
-import itertools
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +18,7 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.images import parquet, tars, vectors
 from pipeline.images.census import LabelCensus
 from pipeline.images.decode import Rejected
-from pipeline.images.files import is_remote, open_file, read_file
+from pipeline.images.files import open_file
 from pipeline.images.items import Item
 from pipeline.images.kept import ColumnsFound, filled_up
 from pipeline.images.labels import Labels
@@ -29,8 +27,7 @@ from pipeline.images.notes import ContainerNotes
 from pipeline.images.npy import NoVectors
 from pipeline.images.npy_pairs import VectorKind, beside
 from pipeline.images.samples import is_image
-from pipeline.images.suffixes import Kind, kind_of
-from pipeline.images.uris import split_member
+from pipeline.images.suffixes import Kind
 from pipeline.images.vector_columns import Maker
 from pipeline.store.kept import KeptColumn
 from pipeline.store.schemas import CONTAINERS
@@ -42,6 +39,8 @@ SLICE_VECTORS = 16_384  # the same of vectors, which take less work and memory
 LARGE_VECTORS = 131_072
 FOOTERS_AT_ONCE = 16
 HEAD_BLOCK = 1 << 16  # bytes: the head of a .npy is short, and its rows are read in one piece
+MAX_DESCRIBED = 1 << 30  # characters of labels and kept values of one container, which are held till its part is done
+_TOO_MUCH_SAID = Rejected("read", f"the labels and kept values before it have more than {MAX_DESCRIBED:,} characters")
 VECTOR_KINDS = get_args(VectorKind)
 
 
@@ -295,50 +294,14 @@ def images_in(
                 layout = parquet.inspect(stream, container.uri, labels.inside)
                 groups = container.first_group or 0, container.num_groups or len(layout.rows)
                 found = parquet.read_parquet(stream, container.uri, layout, *groups, kept)
+            described = 0
             for item in found:
-                yield item if is_as_asked else _as_asked(item, labels, kept)
+                item = item if is_as_asked else _as_asked(item, labels, kept)  # noqa: PLW2901  # the same image
+                described += len(item.label or "") + sum(len(value) for value in item.kept if isinstance(value, str))
+                yield item if described <= MAX_DESCRIBED else Item(item.uri, None, _TOO_MUCH_SAID)
             if not is_as_asked:
                 notes.late = {uri: _as_asked(item, labels, kept) for uri, item in notes.late.items()}
     except Rejected as rejected:
         yield Item(container.uri, None, rejected)
     except SourceError as error:  # it was another file when it was planned
         yield Item(container.uri, None, Rejected("read", str(error)))
-
-
-def read_image(uri: str) -> bytes:
-    """The bytes of the image at a uri, be it a file or a member of a container. Raises Rejected or StorageError.
-
-    A tar archive elsewhere is not fetched as a whole for one image: those are rejected.
-    """
-    where, member = split_member(uri)
-    if member is None:
-        return read_file(uri)
-    kind = kind_of(where)
-    if kind == "npy":
-        raise Rejected("read", "it was given as a vector, without an image")
-    if kind == "tar" and is_remote(where):
-        raise Rejected("read", "it lies in an archive that would have to be fetched whole")
-    container = Container(where, kind or "tar", None, None)
-    if kind == "parquet":
-        row = member.removeprefix("row=")
-        if not row.isdecimal():  # the uris of given vectors are their source's own
-            raise Rejected("read", "the container has no such member")
-        container = _holding(container, int(row))
-    exactly = Choice(extension=member.rpartition("/")[2].partition(".")[2]) if kind == "tar" else Choice()
-    content = next(
-        (item.content for item in images_in(container, Labels("none"), (), exactly) if item.uri == uri), None
-    )
-    if isinstance(content, bytes):
-        return content
-    raise content or Rejected("read", "the container has no such member")
-
-
-def _holding(container: Container, row: int) -> Container:
-    """The one row group of a Parquet file that holds a row."""
-    with open_file(container.uri) as stream:
-        try:
-            layout = parquet.inspect(stream, container.uri, "none")
-        except SourceError as error:  # a file of vectors, or another one than it was
-            raise Rejected("read", str(error)) from error
-    ends = list(itertools.accumulate(layout.rows))
-    return replace(container, first_group=min(bisect.bisect_right(ends, row), len(ends) - 1), num_groups=1)

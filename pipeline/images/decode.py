@@ -9,6 +9,7 @@ Pillow decodes; what it refuses and browsers show is mended beside: PNGs whose o
 lack only their end marker, TIFFs of more kinds of samples.
 """
 
+import contextlib
 import hashlib
 import io
 import struct
@@ -19,7 +20,9 @@ from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 from pipeline.images import jpeg_ends
 from pipeline.images.bmp_bitfields import has_unknown_masks, rgb_of_bitfields, size_of_bitfields
 from pipeline.images.colours import rgb_of
+from pipeline.images.passes import passes_over, refuse_work
 from pipeline.images.png_chunks import is_png, texts_hide_pixels, without_ancillary
+from pipeline.images.tag_directories import is_bomb
 from pipeline.images.tiff_colours import rgb_of_samples
 from pipeline.images.tiff_header import CIELAB, TiffHeader, is_tiff, read_header
 
@@ -53,6 +56,14 @@ class Rejected(Exception):
         return Rejected, (self.stage, self.reason)
 
 
+class Heavy(Exception):
+    """Decoding an image would cost more than the caller bears: `work` says how much."""
+
+    def __init__(self, work: "Work") -> None:
+        super().__init__(f"the cost of {work.cost:,} pixels")
+        self.work = work
+
+
 @dataclass(frozen=True)
 class Decoded:
     """An RGB image, with the sha256 of the bytes it came from; width and height of the whole in pixels as displayed."""
@@ -63,26 +74,57 @@ class Decoded:
     height: int
 
 
-def decode(data: bytes, shortest: int | None = None) -> Decoded:
+def decode(data: bytes, shortest: int | None = None, most: int | None = None) -> Decoded:
     """Decode the bytes of an image file. Raises Rejected at stage "decode".
 
-    With `shortest`, a JPEG may come out smaller by a power of two, no side with fewer pixels than that.
+    With `shortest`, a JPEG may come out smaller by a power of two, no side with fewer pixels than that. With `most`,
+    raises Heavy in place of what costs more pixels than that.
     """
     try:
-        image, width, height = _decode(data, shortest)
-    except Rejected:
+        image, width, height = _decode(data, shortest, most)
+    except (Rejected, Heavy):
         raise
     except Exception as error:  # hostile bytes end in errors of every type; each is a reject, none a crash
         raise _rejected(data, error) from error
     return Decoded(image, hashlib.sha256(data).hexdigest(), width, height)
 
 
-def dimensions(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels that an image file says it has, nothing of it decoded. Raises Rejected."""
+@dataclass(frozen=True)
+class Work:
+    """What decoding an image file would be: width and height in pixels as its header says, and passes over them."""
+
+    width: int
+    height: int
+    passes: int = 1
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+    @property
+    def cost(self) -> int:
+        """Pixels, and an eighth of them for each further pass: a scan takes some 1.2 ns a pixel, the first pass 10."""
+        return self.pixels * (7 + self.passes) // 8
+
+
+def work_of(data: bytes) -> Work:
+    """What decoding an image file would be, nothing of it decoded: microseconds. Raises Rejected as `decode` would."""
     try:
-        return _dimensions(data)
+        passes = passes_over(data)
+        if is_tiff(data):
+            passes = read_header(data).passes_over(data)
+        width, height = _dimensions(data)
+        work = Work(width, height, passes)
+        _refuse_bomb(work)
     except Exception as error:  # as in decode
         raise _rejected(data, error) from error
+    return work
+
+
+def dimensions(data: bytes) -> tuple[int, int]:
+    """Width and height in pixels that an image file says it has, nothing of it decoded. Raises Rejected."""
+    work = work_of(data)
+    return work.width, work.height
 
 
 def _dimensions(data: bytes) -> tuple[int, int]:
@@ -99,7 +141,7 @@ def _dimensions(data: bytes) -> tuple[int, int]:
         header = read_header(data)
         size = header.width, header.height
         return size[::-1] if header.orientation in _TURNED else size
-    mended = _mended(data, at_end=False)
+    mended = _mended(data, 1, None, at_end=False)
     if mended == data:
         raise unmended
     with _open(mended) as opened:
@@ -117,37 +159,40 @@ def as_displayed(image: Image.Image) -> Image.Image:
     ):
         image.fp.seek(0)
         try:
-            return _decode_tiff(image.fp.read())[0]
+            return _decode_tiff(image.fp.read(), None)[0]
         except Rejected as rejected:
             raise ValueError(rejected.reason) from rejected
     return _turned(rgb_of(image), _orientation(image))
 
 
-def _decode(data: bytes, shortest: int | None) -> tuple[Image.Image, int, int]:
+def _decode(data: bytes, shortest: int | None, most: int | None) -> tuple[Image.Image, int, int]:
     """The image as displayed, and the width and height of the whole."""
+    passes = passes_over(data)
     if is_tiff(data):
-        return _decode_tiff(data)
+        return _decode_tiff(data, most)
     if has_unknown_masks(data):
-        return _decode_bitfields(data)
+        return _decode_bitfields(data, most)
     if jpeg_ends.lost_its_end(data):
-        data = jpeg_ends.with_end(data)
+        data = _with_end(data, passes, most)
     try:
-        return _decode_with_pillow(data, shortest)
-    except (Rejected, Image.DecompressionBombError):
+        return _decode_with_pillow(data, shortest, passes, most)
+    except (Rejected, Heavy, Image.DecompressionBombError):
         raise
     except Exception as error:  # as in decode
         if str(error) == _MASKS:
-            return _decode_bitfields(data)
-        mended = _mended(data, at_end="truncated" in str(error))
+            return _decode_bitfields(data, most)
+        mended = _mended(data, passes, most, at_end="truncated" in str(error))
         if mended == data:
             raise
-    return _decode_with_pillow(mended, shortest)
+    return _decode_with_pillow(mended, shortest, passes, most)
 
 
-def _decode_with_pillow(data: bytes, shortest: int | None) -> tuple[Image.Image, int, int]:
+def _decode_with_pillow(
+    data: bytes, shortest: int | None, passes: int, most: int | None
+) -> tuple[Image.Image, int, int]:
     with _open(data) as opened:
         whole = opened.size
-        _refuse_bomb(whole)
+        _refuse_bomb(Work(*whole, passes), most)
         if shortest is not None:
             opened.draft(None, (shortest, shortest))
         is_smaller = opened.size != whole
@@ -161,25 +206,35 @@ def _decode_with_pillow(data: bytes, shortest: int | None) -> tuple[Image.Image,
         return (image, height, width) if is_smaller and orientation in _TURNED else (image, width, height)
 
 
-def _decode_bitfields(data: bytes) -> tuple[Image.Image, int, int]:
-    _refuse_bomb(size_of_bitfields(data))
+def _decode_bitfields(data: bytes, most: int | None) -> tuple[Image.Image, int, int]:
+    _refuse_bomb(Work(*size_of_bitfields(data)), most)
     image = rgb_of_bitfields(data)
     return image, *image.size
 
 
-def _mended(data: bytes, *, at_end: bool) -> bytes:
+def _with_end(data: bytes, passes: int, most: int | None) -> bytes:
+    """The JPEG with its end, for which it is decoded a few times."""
+    with contextlib.suppress(UnidentifiedImageError), _open(data) as opened:  # else it is told why it has no end
+        width, height = opened.size
+        _refuse_bomb(Work(width, height, passes * jpeg_ends.DECODED))
+        _refuse_bomb(Work(width, height, passes), None if most is None else most // jpeg_ends.DECODED)
+    return jpeg_ends.with_end(data)
+
+
+def _mended(data: bytes, passes: int, most: int | None, *, at_end: bool) -> bytes:
     """The same picture in a form that Pillow reads, or the bytes as they are. Raises ValueError with the reason."""
     if is_png(data):
         return without_ancillary(data)
     if data.startswith(jpeg_ends.START):
-        return jpeg_ends.with_end(data) if at_end else jpeg_ends.without_applications(data)
+        return _with_end(data, passes, most) if at_end else jpeg_ends.without_applications(data)
     return data
 
 
-def _decode_tiff(data: bytes) -> tuple[Image.Image, int, int]:
+def _decode_tiff(data: bytes, most: int | None) -> tuple[Image.Image, int, int]:
     """By Pillow where it is right, else by the samples."""
     header = read_header(data)
-    _refuse_bomb((header.width, header.height))
+    _refuse_bomb(Work(header.width, header.height, header.passes_over(data)), most)
+    _refuse_bomb(Work(*header.covered), most)
     if header.bytewise and (header.photometric == CIELAB or header.is_guessed or header.has_8_bit_palette):
         return _decode_samples(data, header)
     try:
@@ -205,9 +260,12 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=FORMATS)
 
 
-def _refuse_bomb(size: tuple[int, int]) -> None:
-    if size[0] * size[1] > MAX_PIXELS:
-        raise Rejected("decode", f"{size[0]} x {size[1]} pixels is more than {MAX_PIXELS:,}")
+def _refuse_bomb(work: Work, most: int | None = None) -> None:
+    if work.pixels > MAX_PIXELS:
+        raise Rejected("decode", f"{work.width} x {work.height} pixels is more than {MAX_PIXELS:,}")
+    refuse_work(work.width, work.height, work.passes)
+    if most is not None and work.cost > most:
+        raise Heavy(work)
 
 
 def _rejected(data: bytes, error: Exception) -> Rejected:
@@ -234,6 +292,8 @@ def _why_unidentified(data: bytes) -> str:
 
 def _in_words(error: Exception) -> str:
     """One clause. Readers that run over the end of a header say so in their own ways."""
+    if isinstance(error, MemoryError):
+        return "decoding it takes more memory than there is"
     cause = error.__cause__ if isinstance(error, SyntaxError) else error
     if isinstance(cause, IndexError | struct.error | TypeError | KeyError | EOFError):
         return "its header is damaged or truncated"
@@ -249,6 +309,15 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
+        return 1 if is_bomb(_exif(image)) else int(image.getexif().get(ORIENTATION_TAG, 1))
     except Exception:  # a broken EXIF block says nothing about the pixels: they are shown as stored
         return 1
+
+
+def _exif(image: Image.Image) -> bytes:
+    """The EXIF block that Pillow would read."""
+    data = image.info.get("exif")
+    if data is None:
+        lines = image.info.get("Raw profile type exif", "").split("\n")[3:]  # ImageMagick's, in a text of a PNG
+        data = bytes.fromhex("".join(lines))
+    return bytes(data)

@@ -9,6 +9,7 @@ import functools
 import io
 import os
 import random
+import stat
 import time
 from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
@@ -20,6 +21,8 @@ from pipeline.images.uris import path_of_uri
 ATTEMPTS = 5  # each of them three requests where botocore asks
 FIRST_WAIT = 0.2  # seconds at most, doubled with each attempt
 STREAM_BLOCK = 8 << 20
+TOO_LARGE = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB"
+CHUNK = 1 << 20  # of what does not say how long it is
 
 Answer = TypeVar("Answer")
 
@@ -29,9 +32,13 @@ def is_remote(uri: str) -> bool:
     return "://" in uri and not uri.startswith("file://")
 
 
-def read_file(uri: str) -> bytes:
-    """The bytes of the file at a uri. Raises Rejected at stage "read", or StorageError."""
-    data = retrying(lambda: _remote_bytes(uri), uri) if is_remote(uri) else _local_bytes(path_of_uri(uri))
+def read_file(uri: str, *, pipes: bool = False) -> bytes:
+    """The bytes of the file at a uri. Raises Rejected at stage "read", or StorageError.
+
+    On this machine that is a regular file; with `pipes`, for what a user names in a command, anything that can be read.
+    """
+    there = path_of_uri(uri)
+    data = retrying(lambda: _remote_bytes(uri), uri) if is_remote(uri) else _local_bytes(there, pipes=pipes)
     if not data:
         raise Rejected("read", "the file is empty")
     return data
@@ -44,9 +51,9 @@ def open_file(uri: str, block: int = STREAM_BLOCK) -> BinaryIO:
     """
     if not is_remote(uri):
         try:
-            return open(path_of_uri(uri), "rb")  # the caller closes it
-        except OSError as error:
-            raise _unreadable(error) from error
+            return os.fdopen(open_regular(path_of_uri(uri)), "rb")  # the caller closes it
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise unreadable(error) from error
 
     return io.BufferedReader(_RemoteFile(uri), block)
 
@@ -68,17 +75,45 @@ def _file_system(key: tuple[str, int]) -> Any:
     return file_system_of(key[0])
 
 
-def _local_bytes(path: str) -> bytes:
+def open_regular(path: str) -> int:
+    """A descriptor of a regular file, to be read. Raises Rejected for anything else, OSError, or ValueError for a NUL.
+
+    Nothing else is opened: a pipe would hang whoever opens it, and some devices do something then. What takes the place
+    of the file between the look and the opening is found out too, and does not hang.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise _not_regular(path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular(path)
+    return descriptor
+
+
+def _not_regular(path: str) -> Rejected:
+    what = "a folder" if os.path.isdir(path) else "a pipe, a device or something else that is no file"
+    return Rejected("read", f"the file cannot be read: it is {what}")
+
+
+def _local_bytes(path: str, *, pipes: bool) -> bytes:
     try:
-        with open(path, "rb") as stream:
-            if os.fstat(stream.fileno()).st_size > MAX_FILE_BYTES:
-                raise Rejected("read", f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
-            return stream.read()
+        with open(path if pipes else open_regular(path), "rb", buffering=0) as stream:
+            size = os.fstat(stream.fileno()).st_size  # 0 for a pipe, and for a file of /proc
+            if size > MAX_FILE_BYTES:
+                raise Rejected("read", TOO_LARGE)
+            chunks, left = [], MAX_FILE_BYTES + 1
+            while left and (chunk := stream.read(min(left, size + 1 if size else CHUNK))):
+                chunks.append(chunk)
+                left -= len(chunk)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise _unreadable(error) from error
+        raise unreadable(error) from error
+    if not left:
+        raise Rejected("read", TOO_LARGE)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _unreadable(error: OSError | ValueError) -> Rejected:
+def unreadable(error: OSError | ValueError) -> Rejected:
+    """Why a file of this machine could not be read, as a reject."""
     if isinstance(error, FileNotFoundError):
         return Rejected("read", "there is no such file")
     return Rejected("read", f"the file cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -10,6 +10,7 @@ class Item:
     """An image of a source: the bytes of its file, why there are none, or None while they are still to be read.
 
     `kept` are the values of the columns to be kept, as store/kept.py has them. `no_label` says why `label` is None.
+    `span` is where in an archive that is not compressed its bytes lie, as (offset, bytes).
     """
 
     uri: str
@@ -17,3 +18,4 @@ class Item:
     content: bytes | Rejected | None = None
     kept: tuple = ()
     no_label: str = field(default="", compare=False)
+    span: tuple[int, int] | None = field(default=None, compare=False)

@@ -9,17 +9,20 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import pyarrow as pa
 from pyarrow import csv, parquet
 
 from pipeline.errors import SourceError
 from pipeline.images.label_text import encoding_of, text_of_bytes
+from pipeline.images.parquet_pages import PageBomb, Source, batches_of
 from pipeline.images.uris import printable
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".json", ".jsonl")
 FORMS = "give a .csv or .tsv file with a header, a .parquet file, a .json object, or a .jsonl file of objects"
+ROWS_AT_ONCE = 1 << 16
+MAX_TABLE_BYTES = 256 << 20  # of rows at once: a table of labels is read whole
 HEAD_BYTES = 64 << 10  # of a table, enough for its header
 _AN_ID = re.compile(r"\s*[0-9]{1,30}\s*")
 
@@ -180,8 +183,8 @@ def _local(path: str | Path) -> str:
 def _read_table(local: str, path: str | Path) -> pa.Table:
     try:
         if local.lower().endswith(".parquet"):
-            with parquet.ParquetFile(local) as file:
-                return file.read()
+            with open(local, "rb") as stream:
+                return _read_parquet(stream)
         with open(local, "rb") as stream:
             head = stream.read(HEAD_BYTES)
         encoding = encoding_of(head)
@@ -194,9 +197,19 @@ def _read_table(local: str, path: str | Path) -> pa.Table:
         with csv.open_csv(local, read, parse) as reader:
             texts = dict.fromkeys(reader.schema.names, pa.string())
         return csv.read_csv(local, read, parse, csv.ConvertOptions(column_types=texts))
-    except (OSError, pa.ArrowException, UnicodeError) as error:
+    except (OSError, pa.ArrowException, UnicodeError, PageBomb) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise SourceError(f"{path} cannot be read ({first}): {FORMS}") from error
+
+
+def _read_parquet(stream: BinaryIO) -> pa.Table:
+    """All rows of a table. Raises OSError, ArrowException, and PageBomb for far more bytes than the file has."""
+    source = Source(stream)
+    file = parquet.ParquetFile(source, buffer_size=1 << 20, pre_buffer=False)
+    groups = range(file.metadata.num_row_groups)
+    return pa.Table.from_batches(
+        batches_of(file, source, ROWS_AT_ONCE, groups, None, MAX_TABLE_BYTES), file.schema_arrow
+    )
 
 
 def _read_object(local: str, path: str | Path) -> _Object:

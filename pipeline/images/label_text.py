@@ -3,6 +3,8 @@
 import codecs
 import math
 
+MAX_LABEL = 10_000  # characters: a caption is less, and what is more is kept with every entry
+
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -36,8 +38,8 @@ def text_of_bytes(data: bytes) -> str:
 
 
 def cleaned(text: str | None) -> str | None:
-    """A text as a label; None for one that says nothing, and for one with a NUL, which no tool shows."""
-    return text if text and text.strip() and "\0" not in text else None
+    """A text as a label; None for one that says nothing, is too long, or has a NUL, which no tool shows."""
+    return text if text and len(text) <= MAX_LABEL and text.strip() and "\0" not in text else None
 
 
 def text_of(value: object) -> str | None:
@@ -69,4 +71,6 @@ def why_no_label(value: object, where: str) -> str:
     text = text_of_bytes(value) if isinstance(value, bytes) else value
     if isinstance(text, str) and "\0" in text:
         return f"{where} holds a NUL character"
+    if isinstance(text, str) and len(text) > MAX_LABEL:
+        return f"{where} holds a text of {len(text):,} characters, more than {MAX_LABEL:,}"
     return f"{where} is empty" if value is not None else f"{where} says nothing of it"

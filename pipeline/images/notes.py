@@ -29,9 +29,8 @@ class ContainerNotes:
         """Items with the labels and kept values that came late."""
         if not self.late:
             return list(items)
-        return [
-            item if (late := self.late.get(item.uri)) is None else replace(late, content=item.content) for item in items
-        ]
+        found = ((item, self.late.get(item.uri)) for item in items)
+        return [item if late is None else replace(late, content=item.content, span=item.span) for item, late in found]
 
     def to_json(self) -> dict[str, dict[str, int]]:
         """The counts of samples with several images, as a JSON object."""

@@ -4,11 +4,12 @@ An error of the stream itself, such as a lost connection, is the caller's and pa
 it into an OSError like that of a damaged page, hence the wrapper that remembers it.
 """
 
+import io
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,6 +21,7 @@ from pipeline.images.items import Item
 from pipeline.images.label_rows import LABEL_COLUMNS
 from pipeline.images.label_text import text_of, why_no_label
 from pipeline.images.labels import column_of, partition_label
+from pipeline.images.parquet_pages import PageBomb, Source, batches_of
 from pipeline.images.partitions import partition_columns
 from pipeline.store.kept import KeptColumn, as_type, type_of, value_of, values_of
 
@@ -27,9 +29,8 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content
 MAX_GROUP_ROWS = 1 << 20  # rows of a part, 20 bits of an id: a row group is never divided
 BATCH_ROWS = 64
 BATCH_BYTES = 32 << 20  # of images in one batch, as far as their mean size tells
+HARMLESS_ROWS = 1 << 20  # that a file may have however few bytes it has: each may become a rejected row
 BUFFER_BYTES = 1 << 20  # without a buffer pyarrow reads the whole column of a row group at once
-
-Answer = TypeVar("Answer")
 
 
 class NoImages(SourceError):
@@ -141,17 +142,12 @@ def _contents(
     """Label or why there is none, bytes and kept values of each row of a row group, as many as the footer says."""
     columns, left = layout.columns, layout.rows[group]
     image = f"{columns.image}.bytes" if columns.in_struct else columns.image
-    clause = "it has fewer rows than the footer says"
+    what, clause = "is damaged", "it has fewer rows than the footer says"
     there = [column.name for column in kept if file.schema_arrow.names.count(column.name) == 1]
     label_column = columns.label.column
     wanted = dict.fromkeys([image, *([] if label_column is None else [label_column]), *there])
     try:
-        for batch in file.iter_batches(
-            _batch_rows(file, group),
-            row_groups=[group],
-            columns=[*wanted],
-            use_threads=False,
-        ):
+        for batch in batches_of(file, source, _batch_rows(file, group), [group], [*wanted]):
             images = batch.column(batch.schema.get_field_index(columns.image))
             if columns.in_struct:
                 images = pc.struct_field(images, "bytes")
@@ -166,8 +162,10 @@ def _contents(
         if source.lost is not None:
             raise source.lost from None
         clause = " ".join(str(error).split()).rstrip(".")
+    except PageBomb as error:
+        what, clause = "is not read", str(error)
     for _ in range(left):
-        yield (None, ""), Rejected("read", f"the row group is damaged: {clause}"), ()
+        yield (None, ""), Rejected("read", f"the row group {what}: {clause}"), ()
 
 
 def _content(scalar: pa.Scalar) -> bytes | Rejected:
@@ -358,37 +356,7 @@ def open_parquet(source: "Source", uri: str) -> pq.ParquetFile:
         if source.lost is not None:
             raise source.lost from None
         raise NoImages(f"{uri} is not a Parquet file, or is cut short: write or copy it again") from error
+    num_rows, num_bytes = sum(group_rows(file)), source.seek(0, io.SEEK_END)
+    if num_rows > max(HARMLESS_ROWS, num_bytes):
+        raise SourceError(f"{uri} claims {num_rows:,} rows in {num_bytes:,} bytes: write it again")
     return file
-
-
-class Source:
-    """The caller's stream as pyarrow reads it. It remembers its own error, to tell it from damaged data."""
-
-    closed = False
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.lost: BaseException | None = None
-        self._stream = stream
-
-    def read(self, size: int) -> bytes:
-        """All the bytes asked for, but at the end of the file: pyarrow takes a short read for a damaged page."""
-        found = self._asked(self._stream.read, size)
-        while len(found) < size and (more := self._asked(self._stream.read, size - len(found))):
-            found += more
-        return found
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._asked(self._stream.seek, offset, whence)
-
-    def tell(self) -> int:
-        return self._asked(self._stream.tell)
-
-    def close(self) -> None:
-        """The stream is the caller's to close."""
-
-    def _asked(self, method: Callable[..., Answer], *arguments: int) -> Answer:
-        try:
-            return method(*arguments)
-        except BaseException as error:
-            self.lost = error
-            raise

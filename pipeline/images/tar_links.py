@@ -1,15 +1,21 @@
 """Hard links in a tar archive: names of other members, whose bytes a second reading finds."""
 
+import io
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
+from pipeline.images.bounded import KEEP, BoundedFile, check_size
 from pipeline.images.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.items import Item
 from pipeline.images.label_rows import plain_name
 from pipeline.images.tar_members import PLAIN_TYPES, Archive, Broken
 from pipeline.images.uris import printable
+
+LINKS_FOLLOWED = 4  # from a name to the member that has the bytes
+MEMBERS_PASSED = 1 << 15  # before the one that is wanted: each takes some 20 microseconds
+UNPACKED_BYTES = 512 << 20  # of a compressed archive before it
 
 
 @dataclass(frozen=True)
@@ -58,8 +64,8 @@ class Links:
         if isinstance(link, Link):
             self._waiting.setdefault(link.target, []).append(place)
 
-    def contents(self) -> Iterator[tuple[Item | str, bytes | Rejected]]:
-        """What waits, with its bytes or why there are none, in the order of the targets.
+    def contents(self) -> Iterator[tuple[Item | str, bytes | Rejected, tuple[int, int] | None]]:
+        """What waits, with its bytes or why there are none, and its span, in the order of the targets.
 
         Reads the archive again from its beginning up to the last target, where anything waits.
         """
@@ -76,14 +82,14 @@ class Links:
                     name = plain_name(member.name)
                     if name not in waiting or member.type not in PLAIN_TYPES:
                         continue
-                    why = unreadable_reason(member)
+                    why, span = unreadable_reason(member), archive.span
                     content = Rejected("read", why) if why is not None else archive.content()
-                    yield from ((place, content) for place in waiting.pop(name))
+                    yield from ((place, content, span) for place in waiting.pop(name))
         except Broken as broken:
             reason = f"and the archive {broken} before that"
         for target, places in waiting.items():
             reject = Rejected("read", f"a hard link to {printable(target)}, {reason}")
-            yield from ((place, reject) for place in places)
+            yield from ((place, reject, None) for place in places)
 
 
 def unreadable_reason(member: tarfile.TarInfo) -> str | None:
@@ -97,3 +103,44 @@ def unreadable_reason(member: tarfile.TarInfo) -> str | None:
     if member.size > MAX_FILE_BYTES:
         return f"{member.size:,} bytes is more than {MAX_FILE_BYTES:,}"
     return "the file is empty" if member.size == 0 else None
+
+
+def find_member(file: BoundedFile, name: str) -> bytes:
+    """The bytes of a member of an archive of which no offsets were kept. Raises Rejected.
+
+    What is not wanted is passed by seeking, header by header; a compressed archive is read from its beginning.
+    """
+    if file.is_remote:
+        raise Rejected("read", f"it lies in an archive that would have to be fetched whole: {KEEP}")
+    wanted = name
+    for _ in range(LINKS_FOLLOWED):
+        file.seek(0)
+        stream = io.BufferedReader(file, tarfile.BLOCKSIZE)
+        archive = Archive(cast("BinaryIO", stream), seeks=True)
+        try:
+            member = _met(archive, wanted)
+            if member is None:
+                break
+            if not member.islnk():
+                reason = unreadable_reason(member)
+                if reason is not None:
+                    raise Rejected("read", reason)
+                check_size(member.size)
+                return archive.content()
+        except Broken as broken:
+            raise Rejected("read", f"the archive {broken}") from broken
+        finally:
+            stream.detach()  # or else it closes the file
+        wanted = plain_name(member.linkname)
+    raise Rejected("read", "the container has no such member")
+
+
+def _met(archive: Archive, wanted: str) -> tarfile.TarInfo | None:
+    """The first member of a name, with which the archive stands at its content."""
+    for _ in range(MEMBERS_PASSED):
+        member = archive.next()
+        if member is None or wanted in (member.name, plain_name(member.name)):
+            return member
+        if archive.is_compressed and archive.position > UNPACKED_BYTES:
+            break
+    raise Rejected("read", f"its archive would have to be read too far, for it was added without offsets: {KEEP}")

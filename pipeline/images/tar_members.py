@@ -1,4 +1,4 @@
-"""The members of a tar archive, plain or compressed, read once from front to back: nothing is extracted or sought.
+"""The members of a tar archive, plain or compressed, read once from front to back: nothing is extracted.
 
 The blocks are read here, only their headers by the standard library: `tarfile` as a stream ends without a word at a
 damaged header and at an end without its mark, does not check gzip's checksum, and gives a header all the memory that
@@ -7,6 +7,7 @@ it claims. An error of the stream itself, such as a lost connection, is the call
 
 import bz2
 import gzip
+import io
 import lzma
 import tarfile
 import zlib
@@ -47,6 +48,16 @@ class _Source:
             self.lost = error
             raise
 
+    def skip(self, size: int) -> None:
+        """Go on behind some bytes without reading them; beyond the end too, as it shows with the next read."""
+        left = max(0, size - len(self._ahead))
+        self._ahead = self._ahead[size:]
+        try:
+            self._stream.seek(left, io.SEEK_CUR)
+        except BaseException as error:
+            self.lost = error
+            raise
+
     def decompressed(self) -> _Readable:
         """This stream through what its first bytes say it is compressed with."""
         ahead = b""
@@ -64,9 +75,15 @@ class _Source:
 
 
 class Archive:
-    """The members of a tar archive, one after the other: `next`, then `content` for those that are wanted."""
+    """The members of a tar archive, one after the other: `next`, then `content` for those that are wanted.
 
-    def __init__(self, stream: BinaryIO) -> None:
+    With `seeks` what is not wanted of an archive that is not compressed is passed by seeking, a stream permitting; that
+    it is cut off there shows with the next header.
+    """
+
+    def __init__(self, stream: BinaryIO, *, seeks: bool = False) -> None:
+        self._seeks = seeks
+        self._position = 0
         self.fault: str | None = "not a tar archive"  # until a header has been read
         self._source = _Source(stream)
         self._plain: _Readable | None = None
@@ -91,6 +108,24 @@ class Archive:
                 return member
         self._check_tail()
         return None
+
+    @property
+    def position(self) -> int:
+        """Bytes of the archive, unpacked, up to here."""
+        return self._position
+
+    @property
+    def is_compressed(self) -> bool:
+        """Whether its members lie in the stream otherwise than as they are. Known once a member was met."""
+        return self._plain is not None and self._plain is not self._source
+
+    @property
+    def span(self) -> tuple[int, int] | None:
+        """Where in the stream the content of the present member lies, as (offset, bytes), before it is read.
+
+        None in a compressed archive.
+        """
+        return None if self.is_compressed else (self._position, self._size)
 
     def content(self) -> bytes:
         """The bytes of the present member. Raises Broken, and then `next` has no more."""
@@ -148,6 +183,10 @@ class Archive:
 
     def _skip(self) -> None:
         left, self._size, self._padding = self._size + self._padding, 0, 0
+        if self._seeks and left and self._plain is self._source:
+            self._source.skip(left)
+            self._position += left
+            return
         while left > 0:
             left -= len(self._exactly(min(left, CHUNK_BYTES)))
 
@@ -166,6 +205,7 @@ class Archive:
             while size > 0 and (chunk := self._plain.read(min(size, CHUNK_BYTES))):
                 chunks.append(chunk)
                 size -= len(chunk)
+                self._position += len(chunk)
         except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
             if error is self._source.lost:
                 raise

@@ -3,7 +3,7 @@
 import json
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from pipeline.errors import SourceError
@@ -106,6 +106,7 @@ class _Reader:
         self._partition = partition_label(uri, members.labels)
         self._taken: set[str] = set()  # names of members that are images
         self._links = Links(stream)
+        self._spans: dict[str, tuple[int, int] | None] = {}  # of the images of the present sample
         self._loose = Sidecars(HELD_BYTES)  # that lie next to no image of their sample
         self._given_images: list[tuple[str, Sidecars | None]] = []  # and what lay beside them, while there is room
         self._held_bytes = 0
@@ -192,6 +193,7 @@ class _Reader:
         reason = unreadable_reason(member)
         if reason is not None:
             return Rejected("read", reason)
+        self._spans[member.name] = self._archive.span
         try:
             return self._archive.content()
         except Broken as broken:
@@ -204,6 +206,7 @@ class _Reader:
             return
         shown = self._pictures(group)
         for name, content in group.images:
+            span = self._spans.pop(name, None)
             if name not in shown:
                 self._taken.discard(name)
                 continue
@@ -213,7 +216,7 @@ class _Reader:
             if isinstance(content, Link):
                 self._links.wait(content, item)
             else:
-                yield Item(item.uri, item.label, content, item.kept, item.no_label)
+                yield replace(item, content=content, span=span)
         if group.key in self._samples or group.sidecars.is_of_other_samples(shown):
             self._loose.update(group.sidecars)
         self._samples[group.key] = self._samples.get(group.key, False) or any(map(is_plain_picture, shown))
@@ -240,9 +243,9 @@ class _Reader:
 
     def _of_links(self) -> Iterator[Item]:
         """The images that are hard links, and the sidecars that are, from a second reading of the archive."""
-        for place, content in self._links.contents():
+        for place, content, span in self._links.contents():
             if isinstance(place, Item):
-                yield Item(place.uri, place.label, content, place.kept, place.no_label)
+                yield replace(place, content=content, span=span)
             elif isinstance(content, bytes) and len(content) <= MAX_SIDECAR_BYTES:
                 self._loose.put(place, content, self._wanted)
 

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.images.cielab import srgb_of_cielab
-from pipeline.images.scales import finite, full_scale, to_8_bits
+from pipeline.images.scales import finite, finite_max, full_scale, to_8_bits
 from pipeline.images.tiff_header import (
     BLACK_IS_ZERO,
     CIELAB,
@@ -33,15 +33,15 @@ def rgb_of_samples(data: bytes, header: TiffHeader) -> Image.Image:
         raise ValueError(f"the {header.kind} has {header.num_samples} samples a pixel, its colours need {num_colours}")
     samples = TiffSamples(data, header)
     colours_of = _conversion(header, samples, num_colours)
-    rgb_HW3 = np.empty((header.height, header.width, 3), np.uint8)
+    rgb = Image.new("RGB", (header.width, header.height))
     top = 0
     for values in samples.rows():
-        rows = slice(top, top + len(values))
-        rgb_HW3[rows] = colours_of(values[:, :, :num_colours])
+        rgb_HW3 = colours_of(values[:, :, :num_colours])
         if header.num_samples > num_colours and header.extra_samples[:1] != _UNSPECIFIED:
-            rgb_HW3[rows] = _on_white(rgb_HW3[rows], _alpha(values[:, :, num_colours], header), header)
+            rgb_HW3 = _on_white(rgb_HW3, _alpha(values[:, :, num_colours], header), header)
+        rgb.paste(Image.fromarray(np.ascontiguousarray(rgb_HW3)), (0, top))
         top += len(values)
-    return Image.fromarray(rgb_HW3)
+    return rgb
 
 
 def _conversion(header: TiffHeader, samples: TiffSamples, num_colours: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -52,7 +52,7 @@ def _conversion(header: TiffHeader, samples: TiffSamples, num_colours: int) -> C
         return lambda values: _of_cielab(values, header)
     largest = 0.0
     if header.bits > 16 or header.sample_format == FLOAT:
-        largest = max(float(finite(values[:, :, :num_colours]).max(initial=0.0)) for values in samples.rows())
+        largest = max(finite_max(values[:, :, :num_colours]) for values in samples.rows())
     bits = header.bits - 1 if header.sample_format == SIGNED else header.bits
     white = full_scale(largest, bits, is_float=header.sample_format == FLOAT)
 

@@ -17,6 +17,8 @@ COMPRESSIONS = {  # the names by which people know them
     50000: "Zstandard", 50001: "WebP", 50002: "JPEG XL", 52546: "JPEG XL",
 }  # fmt: skip
 _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
+_JPEGS = (6, 7, 34892)
+_MOST_SCANS = 100  # in a strip or tile, beyond which libtiff gives up
 _PHOTOMETRICS = {
     0: "grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB",
     10: "ITULAB", 32803: "camera raw (CFA)", 32844: "LogL", 32845: "LogLuv", 34892: "camera raw (linear)",
@@ -57,6 +59,24 @@ class TiffHeader:
     def has_8_bit_palette(self) -> bool:
         """Whether colours of 8 bits stand where TIFF has 16: some programs write such, libtiff sees it as here."""
         return self.photometric == PALETTE and bool(self.palette) and max(self.palette) < 256
+
+    @property
+    def covered(self) -> tuple[int, int]:
+        """Width and height in pixels of all strips or tiles together, which may reach beyond the picture."""
+        width, height = self.rectangle
+        if not self.is_tiled or width <= 0 or height <= 0:
+            return self.width, self.height
+        return -(-self.width // width) * width, -(-self.height // height) * height
+
+    def passes_over(self, data: bytes) -> int:
+        """How often decoding goes over the pixels: the scans of the JPEG in any of the strips or tiles. ValueError."""
+        if self.compression not in _JPEGS:
+            return 1
+        if sum(self.counts) > 4 * len(data):  # strips that share bytes are decoded over and over
+            raise ValueError(f"the {self.kind} says that its strips or tiles are longer than the file")
+        places = zip(self.offsets, self.counts, strict=False)
+        scans = max((data.count(b"\xff\xda", at, at + length) for at, length in places), default=1)
+        return min(max(scans, 1), _MOST_SCANS)
 
     @property
     def has_wide_planes(self) -> bool:

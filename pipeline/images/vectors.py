@@ -22,7 +22,8 @@ from pipeline.errors import SourceError
 from pipeline.images.decode import Rejected
 from pipeline.images.items import Item
 from pipeline.images.npy import NoVectors, read_header
-from pipeline.images.parquet import FileLabel, Source, group_rows, kept_values, open_parquet
+from pipeline.images.parquet import FileLabel, group_rows, kept_values, open_parquet
+from pipeline.images.parquet_pages import PageBomb, Source, batches_of
 from pipeline.images.vector_columns import (
     Columns,
     Maker,
@@ -118,7 +119,7 @@ def inspect_column(stream: BinaryIO, uri: str, labels: str) -> Vectors:
             dimension = next(
                 (
                     int(length)
-                    for batch in file.iter_batches(64, columns=[field.name], use_threads=False)
+                    for batch in batches_of(file, source, 64, range(len(group_rows(file))), [field.name])
                     for length in pc.list_value_length(batch.column(0)).drop_null().to_pylist()
                     if length
                 ),
@@ -230,7 +231,7 @@ def _rows(
     groups = [group for group, end in enumerate(ends) if end > first and end - counts[group] < last]
     row = int(ends[groups[0]]) - counts[groups[0]] if groups else last
     with _damage_named(source, uri):
-        for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns, use_threads=False):
+        for batch in batches_of(file, source, BATCH_ROWS, groups, columns):
             wanted = batch.slice(max(first - row, 0), max(last - max(first, row), 0))
             row += batch.num_rows
             if wanted.num_rows:
@@ -300,6 +301,8 @@ def _damage_named(source: Source, uri: str) -> Iterator[None]:
         yield
     except MemoryError:  # pyarrow's is an ArrowException too, but it says nothing about the file
         raise
+    except PageBomb as error:
+        raise SourceError(f"{uri} is not read: {error}") from None
     except (pa.ArrowException, OSError) as error:
         if source.lost is not None:
             raise source.lost from None

@@ -7,6 +7,7 @@ cut off goes on where it was, as long as it is of the same entries with the same
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Protocol, TypeVar
@@ -29,9 +30,12 @@ from pipeline.store.ids import split_id
 from pipeline.store.leases import Lease
 from pipeline.store.state import Index, SetIndex, Shard, State
 from pipeline.store.storage import Storage
+from pipeline.store.values import Generation, Nonce
 from pipeline.store.versions import VersionLog
 
 BEGUN = "begun-"  # folders of marks
+
+_GENERATION = re.compile(r"([0-9]{1,8})-")
 
 Step = TypeVar("Step")
 
@@ -128,8 +132,8 @@ class _Begun(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    generation: int
-    work: str  # the nonce of the lease under which it was begun
+    generation: Generation
+    work: Nonce  # that of the lease under which it was begun
 
 
 class _Trained(BaseModel):
@@ -456,8 +460,8 @@ def _kind_of(name: str) -> type[BaseModel]:
 
 
 def _next_generation(storage: Storage) -> int:
-    taken = [name.split("-")[0] for name in storage.list("index")]
-    return max((int(number) for number in taken if number.isdigit()), default=0) + 1
+    taken = (_GENERATION.match(name) for name in storage.list("index"))
+    return max((int(found[1]) for found in taken if found), default=0) + 1
 
 
 def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions) -> str:

@@ -37,7 +37,7 @@ from pipeline.index.training import trained, trained_on
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef, unaltered_path, way_out
 from pipeline.store.state import Quality
-from pipeline.store.storage import Storage
+from pipeline.store.storage import Storage, check_length
 
 SAMPLE_ROWS = 16_384
 SAMPLE_QUERIES = 250
@@ -142,6 +142,7 @@ class Table(BaseModel):
 
 def read_table_of(storage: Storage, file: FileRef) -> Table:
     """The candidates kept with an index. Raises DamagedFile."""
+    check_length(storage.uri, file.path, file.num_bytes)
     try:
         return Table.model_validate_json(unaltered_path(storage, file).read_bytes())
     except ValidationError as error:

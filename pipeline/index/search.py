@@ -6,23 +6,27 @@ the stored float16 and rounded to float32; equal similarities are ordered by id.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.deadline import look
+from pipeline.decisions.found import given
 from pipeline.errors import UnknownName
 from pipeline.index.blocks import Block, Candidates, Finder, MakeFinder, Scope
 from pipeline.index.columns import kinds_of_columns, masks
-from pipeline.index.exact import ExactFinder, similarities
+from pipeline.index.exact import CACHED_ROWS, ExactFinder, similarities
 from pipeline.index.live import ALL, OpenedBlocks, Share, in_label_set, open_blocks
 from pipeline.index.where import parse
+from pipeline.recent import Recent
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
 
 QUERIES_AT_ONCE = 1_024
-WHERES_KEPT = 4  # expressions whose entries stay known: a mask each, and vectors of few rows
+WHERES_BYTES = 256 << 20  # of expressions whose entries stay known: masks, and what is made to search through them
 FEW_ROWS = 4_096  # gathered in 15 ms at 384 dimensions, and then searched faster than any index could be so widely
 ROUNDING = 2.0**-23  # of similarities to float32, in which they are compared
 
@@ -84,7 +88,7 @@ class LiveEntries:
         self.shards_total = num_shards + len(self.damaged)
         self._opened = opened or OpenedBlocks()
         self._label_sets: dict[str, LiveEntries] = {}
-        self._satisfying: dict[tuple, LiveEntries] = {}
+        self._satisfying = Recent[LiveEntries](WHERES_BYTES)
         self._num_live: int | None = None  # counted once, for every decision asks
         self._label_counts: np.ndarray | None = None
 
@@ -122,17 +126,20 @@ class LiveEntries:
         """
         condition = parse(where, kinds_of_columns(state))
         key = (where, *sorted(assume.items())) if "label" in condition.columns else (where,)
-        known = self._satisfying.pop(key, None)
-        if known is None:
+
+        def satisfy() -> LiveEntries:
             found = zip(self.blocks, masks(storage, state, self.blocks, self.labels, condition, assume), strict=True)
             blocks = [block.only(mask_N, _exact_over_few(block)) for block, mask_N in found]
-            known = LiveEntries(
+            return LiveEntries(
                 self.dimension, self.labels, blocks, self.num_shards, self._opened, self.label_set, where, self
             )
-        self._satisfying[key] = known  # the last asked for comes last
-        if len(self._satisfying) > WHERES_KEPT:
-            self._satisfying.pop(next(iter(self._satisfying)), None)  # unless another thread did
-        return known
+
+        return self._satisfying.get_or_make(key, satisfy, _bytes_of)
+
+    @cached_property
+    def label_codes(self) -> Mapping[str, int]:
+        """The codes of the labels, by their names."""
+        return {label: code for code, label in enumerate(self.labels)}
 
     @property
     def own_labels(self) -> pa.Table:
@@ -250,12 +257,14 @@ class LiveEntries:
         own_Q = restrictions.own_Q
         found: list[Candidates] = []
         for block in self.blocks:
+            look()
             excluded_rows = block.rows_of(exclude)
             asked = k + len(excluded_rows) + (own_Q is not None)
             candidates = _finder(block, restrictions).find(queries_QD, asked)
             found.append(_without(candidates, block, excluded_rows, own_Q))
         columns = []
         for number, (block, rows_QK) in enumerate(zip(self.blocks, _promising(found, k), strict=True)):
+            look()
             if not (rows_QK >= 0).any():
                 continue
             if block.vectors_ND is not None:
@@ -282,8 +291,8 @@ class LiveEntries:
         similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK = (
             np.take_along_axis(a, order, axis=1) for a in (similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK)
         )
-        for entry_id, code in restrictions.assume.items():
-            codes_QK[ids_QK == entry_id] = code
+        if restrictions.assume:
+            codes_QK = given(ids_QK, restrictions.assume, codes_QK)
         return similarities_QK, ids_QK, codes_QK.astype(np.int32), blocks_QK, rows_QK
 
 
@@ -329,6 +338,16 @@ def _finder(block: Block, restrictions: Restrictions) -> Finder:
             mask_N[assumed] = True
             return block.finder_over(mask_N & block.live_N)
     return block.finder(restrictions.scope)
+
+
+def _bytes_of(live: LiveEntries) -> int:
+    """About what the entries that satisfy an expression take: masks, and finders over them, which may hold vectors."""
+    num_bytes = 1_024
+    for block in live.blocks:
+        rows = int(block.live_N.sum())
+        vectors = rows * live.dimension * 4 if rows <= CACHED_ROWS else 0
+        num_bytes += len(block.live_N) + 2 * (rows * 8 + len(block.live_N) // 8 + vectors)  # of all, and the labelled
+    return num_bytes
 
 
 def _exact_over_few(block: Block) -> MakeFinder:

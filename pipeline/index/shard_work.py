@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import faiss
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import DamagedFile
 from pipeline.index import parameters, tuning
@@ -19,7 +19,7 @@ from pipeline.index.gpu import gpu
 from pipeline.index.populating import ADD_ROWS, populated
 from pipeline.index.shards import SideFiles, mapped_vectors, read_faiss, write_faiss, write_side_files, write_vectors
 from pipeline.index.training import centroid_distance
-from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.files import FileRef, RowsFile, check_places
 from pipeline.store.state import Quality, Refine
 from pipeline.store.storage import AlreadyExists, Storage
 from pipeline.store.tombstones import read_tombstones
@@ -207,12 +207,13 @@ class ShardWork:
 
 
 def read_mark(storage: Storage, path: str, model: type[Mark]) -> Mark | None:
-    """A mark whose files are all there."""
+    """A mark whose files are all there, and those of an index."""
     try:
         mark = model.model_validate_json(storage.read(path))
-    except (DamagedFile, ValidationError):
+        check_places(files_of(mark), {"index"})
+        return mark if all(storage.exists(file.path) for file in files_of(mark)) else None
+    except (DamagedFile, ValueError):
         return None
-    return mark if all(storage.exists(file.path) for file in files_of(mark)) else None
 
 
 def files_of(mark: BaseModel) -> Sequence[FileRef]:

@@ -11,7 +11,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import orjson
@@ -53,6 +53,15 @@ def request_id() -> str | None:
     """The id of the request that is being answered; None outside of one."""
     asking = _ASKER.get()
     return asking.request_id if asking is not None else None
+
+
+async def send_refusal(send: Send, status: int, detail: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
+    """Answer with a refusal from outside of the application."""
+    body = orjson.dumps({"detail": detail, "field": None, "request_id": request_id()})
+    length = str(len(body)).encode()
+    said = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": said})
+    await send({"type": "http.response.body", "body": body})
 
 
 def to_logger(line: str) -> None:
@@ -135,10 +144,7 @@ class Failures:
             said = (
                 f"the server failed at this request ({type(error).__name__}): its log says why, under the request's id"
             )
-            body = orjson.dumps({"detail": said, "field": None, "request_id": request_id()})
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            await send({"type": "http.response.start", "status": 500, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+            await send_refusal(send, 500, said)
 
 
 def _id_of(scope: Scope) -> str:

@@ -3,15 +3,20 @@
 An id stands in each of them twice: as a number, and as text, for what rounds numbers beyond 2 ** 53.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 import orjson
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 
+from pipeline.decisions.decision import Neighbor
 from pipeline.serving.access import request_id
+from pipeline.serving.refused import Refused
 from pipeline.serving.service import Service
+
+MAX_ANSWER_BYTES = 64 << 20
+ROWS_AT_ONCE = 128  # neighbours that become text together
 
 Id = Annotated[int, Field(json_schema_extra={"format": "int64"})]
 
@@ -112,7 +117,8 @@ class DuplicateAnswer(BaseModel):
 class ForgetAnswer(BaseModel):
     """How many live entries were forgotten, and the version that no longer has them.
 
-    `erased` counts entries whose bytes are gone; null where none was to go.
+    `erased` counts entries whose bytes are gone; null where none was to go. Of the `num_live_duplicates` entries like
+    them the first 1,000 are in `live_duplicates`.
     """
 
     forgotten: int
@@ -120,6 +126,7 @@ class ForgetAnswer(BaseModel):
     erased: int | None
     receipt: dict[str, Any] | None
     live_duplicates: list[DuplicateAnswer]
+    num_live_duplicates: int
     index_dropped: bool
     answered_by: int
 
@@ -186,13 +193,16 @@ class Refusal(BaseModel):
 REFUSALS = {
     400: "The body cannot be read.",
     401: "The token is missing or wrong.",
-    403: "The server only reads.",
+    403: "The server only reads, or a page of another site asks.",
     404: "There is no such entry.",
+    408: "The request came too slowly.",
     409: "Another writer came first.",
-    413: "The body is too long.",
+    413: "The body is too long, or holds too many values.",
     415: "The content type is not taken.",
+    421: "The request is for a host of another name.",
     422: "A field is wrong.",
     429: "Too much is asked at once: Retry-After says when to ask again.",
+    431: "The headers are too long.",
     500: "The server failed, and its log says why under the id of the request.",
     503: "A part of the memory does not answer: Retry-After says when to ask again.",
 }
@@ -201,6 +211,28 @@ REFUSALS = {
 def json_answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A document as an answer."""
     return Response(orjson.dumps(document), status, headers, "application/json")
+
+
+class Texts:
+    """Neighbours of an answer as JSON, some at once, as long as they do not go beyond what an answer may be."""
+
+    def __init__(self, max_bytes: int = MAX_ANSWER_BYTES) -> None:
+        self._left = max_bytes
+
+    def of(self, rows: Sequence[Neighbor], shape: Callable[[Neighbor], dict] = Neighbor.to_json) -> orjson.Fragment:
+        """A list of them. Raises Refused."""
+        pieces = []
+        for start in range(0, len(rows), ROWS_AT_ONCE):
+            text = orjson.dumps([shape(row) for row in rows[start : start + ROWS_AT_ONCE]])[1:-1]
+            self._left -= len(text)
+            if self._left < 0:
+                raise Refused(
+                    422,
+                    f"an answer has at most {MAX_ANSWER_BYTES >> 20} MiB: ask with a smaller k, or fewer queries",
+                    "k",
+                )
+            pieces.append(text)
+        return orjson.Fragment(b"[" + b",".join(pieces) + b"]")
 
 
 def refusal(
@@ -216,8 +248,6 @@ def refusal(
     said = dict(headers or {})
     if status in {429, 503}:
         said["Retry-After"] = str(max(round(retry_seconds), 1))
-    if status == 413:
-        said["Connection"] = "close"  # or the rest of the body would be read to its end
     if status == 401:
         said["WWW-Authenticate"] = "Bearer"
     return json_answer({"detail": detail, "field": field, "request_id": request_id()}, status, said)

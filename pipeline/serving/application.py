@@ -18,6 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipeline.errors import VisualMemoryError
+from pipeline.images.pictures import roots_of
 from pipeline.index.live import Share
 from pipeline.index.sampling import Sample
 from pipeline.plain_log import plain_logger
@@ -30,6 +31,7 @@ from pipeline.serving.listening import DRAIN_SECONDS
 from pipeline.serving.metrics import RayMeter
 from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
 from pipeline.serving.service import Service
+from pipeline.serving.sites import check_hosts
 from pipeline.store.cache import CachedStorage, FileCache
 from pipeline.store.objects import ObjectStorage
 from pipeline.store.places import open_storage
@@ -46,6 +48,7 @@ logger = plain_logger("ray.serve")
 def build(options: ServingOptions) -> serve.Application:
     """The application. Raises MemoryMissing, StorageError or UsageError."""
     check_origins(options.cors)
+    check_hosts(options.hosts)
     identity = VersionLog(open_storage(options.memory)).latest().identity
     members = [
         GroupReplica.options(  # type: ignore[attr-defined]
@@ -157,10 +160,12 @@ class EmbedderReplica:
     """A replica of the encoder."""
 
     def __init__(self, options: ServingOptions) -> None:
-        self._embedder = Embedder(_storage_of(options), options.limits.image_pixels)
+        self._embedder = Embedder(_storage_of(options))
 
-    def embed(self, images: Sequence[bytes]) -> list[np.ndarray | VisualMemoryError]:
-        return self._embedder.embed(images)
+    def embed(
+        self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
+    ) -> list[np.ndarray | VisualMemoryError]:
+        return self._embedder.embed(images, seconds, apart=apart)
 
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=16, graceful_shutdown_timeout_s=30)
@@ -170,7 +175,7 @@ class EditorReplica:
     def __init__(self, options: ServingOptions) -> None:
         from pipeline.serving.editor import Editor
 
-        self._editor = Editor(options.memory, thumbnails=options.thumbnails)
+        self._editor = Editor(options.memory, options.limits, thumbnails=options.thumbnails)
 
     def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict | VisualMemoryError:
         try:
@@ -186,14 +191,14 @@ class _Remote:
         self._handle = handle
         self._again = again
 
-    async def _call(self, method: str, *arguments: Any) -> Any:
+    async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
-            return await getattr(self._handle, method).remote(*arguments)
+            return await getattr(self._handle, method).remote(*arguments, **options)
         except Exception as error:
             if not self._again:
                 raise
             logger.warning("a replica did not answer (%s): asking another", type(error).__name__)
-            return await getattr(self._handle, method).remote(*arguments)
+            return await getattr(self._handle, method).remote(*arguments, **options)
 
 
 class _RemoteGroup(_Remote):
@@ -224,8 +229,10 @@ class _RemoteGroup(_Remote):
 
 
 class _RemoteEncoder(_Remote):
-    async def embed(self, images: Sequence[bytes]) -> Sequence[np.ndarray | VisualMemoryError]:
-        vectors: Sequence[np.ndarray | VisualMemoryError] = await self._call("embed", images)
+    async def embed(
+        self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
+    ) -> Sequence[np.ndarray | VisualMemoryError]:
+        vectors: Sequence[np.ndarray | VisualMemoryError] = await self._call("embed", images, seconds, apart=apart)
         return vectors
 
 
@@ -277,7 +284,16 @@ class Ingress:
         options = self._options
         listen = (options.host, options.port) if options.port is not None else None
         access = _access_log(options)
-        self._app = make_app(self._service, token_of(options), listen, cors=options.cors, access=access)
+        self._app = make_app(
+            self._service,
+            token_of(options),
+            listen,
+            cors=options.cors,
+            hosts=options.hosts,
+            limits=options.http,
+            access=access,
+            pictures=roots_of(options.pictures),
+        )
         return self._app
 
     async def drain(self) -> int:

@@ -16,6 +16,8 @@ MAX_ID = (1 << 63) - 1
 MAX_NAME = 1_000  # characters of a label, a uri or a name
 MAX_LISTED = 1_000  # ids in one request
 MAX_WHERE = 10_000
+MAX_QUERIES = 256  # in one request
+MAX_DIMENSION = 1 << 16  # of an embedding; that of the memory is asked for besides
 MAX_IMAGES = 256  # in one add, which is one commit
 # A PNG of one pixel, for examples that can be sent as they stand.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
@@ -41,7 +43,9 @@ EntryId = Annotated[
     ),
 ]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]
-Vector = Annotated[list[FiniteFloat], Field(min_length=1)]
+# Lists end at their first fault: pydantic would tell of each, at a hundred times the cost of the list.
+Vector = Annotated[list[FiniteFloat], Field(min_length=1, max_length=MAX_DIMENSION, fail_fast=True)]
+Names = Annotated[list[Name], Field(max_length=MAX_LISTED, fail_fast=True)]
 Base64 = Annotated[str, StringConstraints(min_length=1)]
 
 
@@ -52,9 +56,11 @@ class _Body(BaseModel):
 class Asking(_Body):
     """A query image (base64 of an image file) or an embedding; a list of them makes a batch."""
 
-    image_base64: Base64 | Annotated[list[Base64], Field(min_length=1)] | None = None
-    embedding: Vector | Annotated[list[Vector], Field(min_length=1)] | None = Field(
-        None, description="As long as the memory's dimension; scaled to unit length."
+    image_base64: (
+        Base64 | Annotated[list[Base64], Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True)] | None
+    ) = None
+    embedding: Vector | Annotated[list[Vector], Field(min_length=1, max_length=MAX_QUERIES, fail_fast=True)] | None = (
+        Field(None, description="As long as the memory's dimension; scaled to unit length.")
     )
     label_set: Name | None = Field(None, description="Name labels by this label set.")
     where: Annotated[str, StringConstraints(max_length=MAX_WHERE)] | None = Field(
@@ -82,6 +88,17 @@ class Asking(_Body):
         return np.array(rows, np.float64)
 
     @property
+    def num_queries(self) -> int:
+        """How many images or vectors are asked about."""
+        given = self.image_base64 if self.image_base64 is not None else self.embedding
+        return len(given) if isinstance(given, list) and self.is_batch else 1
+
+    @property
+    def num_listed(self) -> int:
+        """Ids in lists and dictionaries."""
+        return 0
+
+    @property
     def is_batch(self) -> bool:
         """Whether the answer is a list."""
         return isinstance(self.image_base64, list) or (
@@ -107,13 +124,17 @@ class ClassifyBody(Asking):
 
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 50
     voting: Voting = "rank"
-    exclude: Annotated[list[EntryId], Field(max_length=MAX_LISTED)] = []
-    weigh: dict[EntryId, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]] = {}
-    assume: dict[EntryId, Name] = {}
+    exclude: Annotated[list[EntryId], Field(max_length=MAX_LISTED, fail_fast=True)] = []
+    weigh: Annotated[dict[EntryId, Annotated[float, Field(ge=0, le=MAX_WEIGHT)]], Field(max_length=MAX_LISTED)] = {}
+    assume: Annotated[dict[EntryId, Name], Field(max_length=MAX_LISTED)] = {}
     balance: Annotated[float, Field(ge=0, le=MAX_BALANCE)] | Literal["auto"] = 0.0
     abstain_below: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     example: ClassVar[dict] = {"embedding": [0.1, 0.2, 0.3], "k": 50, "voting": "rank"}
+
+    @property
+    def num_listed(self) -> int:
+        return len(self.exclude) + len(self.weigh) + len(self.assume)
 
     @property
     def options(self) -> ClassifyOptions:
@@ -133,9 +154,11 @@ class ClassifyBody(Asking):
 class AddBody(_Body):
     """Images to remember: one, or a list. A label is for all of them, or one for each; so is a uri."""
 
-    image_base64: Base64 | Annotated[list[Base64], Field(min_length=1, max_length=MAX_IMAGES)] | None = None
-    label: Name | Annotated[list[Name | None], Field(max_length=MAX_IMAGES)] | None = None
-    uri: Name | Annotated[list[Name | None], Field(max_length=MAX_IMAGES)] | None = Field(
+    image_base64: (
+        Base64 | Annotated[list[Base64], Field(min_length=1, max_length=MAX_IMAGES, fail_fast=True)] | None
+    ) = None
+    label: Name | Annotated[list[Name | None], Field(max_length=MAX_IMAGES, fail_fast=True)] | None = None
+    uri: Name | Annotated[list[Name | None], Field(max_length=MAX_IMAGES, fail_fast=True)] | None = Field(
         None, description="What the entry is called; made of the image's hash where none is given."
     )
     dataset: Name = "http"
@@ -170,10 +193,10 @@ def _one_each(field: str, values: list[str | None], num_images: int) -> list[str
 class ForgetBody(_Body):
     """Everything that any of these names is forgotten; `erase` removes the bytes from every file and version."""
 
-    ids: Annotated[list[EntryId], Field(max_length=MAX_LISTED)] = []
-    uris: Annotated[list[Name], Field(max_length=MAX_LISTED)] = []
-    labels: Annotated[list[Name], Field(max_length=MAX_LISTED)] = []
-    datasets: Annotated[list[Name], Field(max_length=MAX_LISTED)] = []
+    ids: Annotated[list[EntryId], Field(max_length=MAX_LISTED, fail_fast=True)] = []
+    uris: Names = []
+    labels: Names = []
+    datasets: Names = []
     erase: bool = False
 
     example: ClassVar[dict] = {"ids": [549755813888]}
@@ -182,7 +205,7 @@ class ForgetBody(_Body):
 class RelabelBody(_Body):
     """Another label for some entries, as stored or in a label set."""
 
-    ids: Annotated[list[EntryId], Field(min_length=1, max_length=MAX_LISTED)]
+    ids: Annotated[list[EntryId], Field(min_length=1, max_length=MAX_LISTED, fail_fast=True)]
     label: Name
     label_set: Name | None = None
 
@@ -190,14 +213,14 @@ class RelabelBody(_Body):
 
 
 class KnnBody(BaseModel):
-    """What clip-retrieval's client sends; what it may say besides is taken and has no effect here."""
+    """What clip-retrieval's client sends; what it may say besides is left out and has no effect here."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="ignore")
 
     text: str | None = None
     image: str | None = Field(None, description="Base64 of an image file.")
     image_url: str | None = None
-    embedding_input: list[FiniteFloat] | None = None
+    embedding_input: Vector | None = None
     modality: str = "image"
     num_images: Annotated[int, Field(ge=1, le=MAX_K)] = 100
     num_result_ids: Annotated[int, Field(ge=1, le=MAX_K)] | None = None

@@ -21,11 +21,12 @@ import numpy as np
 from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.decisions.voting import Voting
 from pipeline.errors import Overloaded, SourceError, Unavailable, UnknownName, UsageError, VisualMemoryError
+from pipeline.serving.limits import MAX_NEIGHBORS
 
 ATTEMPTS = 6
 FIRST_WAIT = 0.1  # seconds at most, doubled with each attempt
 LONGEST_WAIT = 5.0
-BATCH = 32  # queries in a request
+BATCH = 32  # queries in a request, fewer where many neighbours are asked for
 TRANSIENT = {429, 502, 503, 504}
 
 
@@ -149,17 +150,19 @@ class Client:
         embeddings: np.ndarray | None,
         options: Mapping[str, Any],
     ) -> list[dict[str, Any]]:
+        k = options["k"] if isinstance(options["k"], int) else 1  # the server says what is wrong with another
+        size = max(min(BATCH, MAX_NEIGHBORS // max(k, 1)), 1)
         if isinstance(images, str | bytes | Path):
             raise UsageError("images is a single image: give a list")
         if embeddings is None:
             if not len(images):
                 raise UsageError("there is nothing to ask about: give at least one image")
-            queries = [{"image_base64": [_encoded(image) for image in batch]} for batch in _batches(images)]
+            queries = [{"image_base64": [_encoded(image) for image in batch]} for batch in _batches(images, size)]
         elif len(images):
             raise UsageError("both images and embeddings were given: give one of them")
         else:
             rows = np.atleast_2d(np.asarray(embeddings, np.float64))
-            queries = [{"embedding": batch.tolist()} for batch in _batches(rows) if len(batch)]
+            queries = [{"embedding": batch.tolist()} for batch in _batches(rows, size) if len(batch)]
         return [answer for query in queries for answer in self._post(path, {**options, **query})]
 
     def _post(self, path: str, body: Mapping[str, Any] | None, *, again: bool = True) -> Any:
@@ -187,8 +190,8 @@ class Client:
         raise AssertionError("the last attempt returns or raises")
 
 
-def _batches(items: Sequence[Any] | np.ndarray) -> Iterator[Any]:
-    return (items[start : start + BATCH] for start in range(0, len(items), BATCH))
+def _batches(items: Sequence[Any] | np.ndarray, size: int) -> Iterator[Any]:
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _encoded(image: str | Path | bytes) -> str:

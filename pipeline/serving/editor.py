@@ -3,17 +3,23 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+from pipeline.errors import SourceError
+from pipeline.serving.image_queue import ImageLimits, works_of
 from pipeline.visual_memory import VisualMemory
+
+MAX_DUPLICATES = 1_000  # of erased entries, in an answer
 
 
 class Editor:
     """The memory at a URI, changed in one process so that its own commits do not race each other.
 
-    With `thumbnails` images that are added keep one: bytes that came over HTTP have no file to go back to.
+    Images beyond the limits are refused before they are decoded. With `thumbnails` images that are added
+    keep one: bytes that came over HTTP have no file to go back to.
     """
 
-    def __init__(self, uri: str, *, thumbnails: bool = True) -> None:
+    def __init__(self, uri: str, limits: ImageLimits, *, thumbnails: bool = True) -> None:
         self._memory = VisualMemory(uri)
+        self._limits = limits
         self._thumbnails = thumbnails
 
     def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
@@ -24,6 +30,11 @@ class Editor:
     def _add(
         self, images: list[bytes], labels: list[str | None], uris: list[str | None], dataset: str, command: str
     ) -> dict:
+        try:
+            works_of(images, self._limits)
+        except SourceError as error:
+            error.field = "image"
+            raise
         ids = self._memory.add_images(
             images, labels=labels, uris=uris, dataset=dataset, thumbnails=self._thumbnails, command=command
         )
@@ -33,8 +44,9 @@ class Editor:
 
     def _forget(self, *, command: str, **named: Any) -> dict:
         report = self._memory.forget(**named, command=command).to_json()
-        duplicates = [{**duplicate, "id_text": str(duplicate["id"])} for duplicate in report["live_duplicates"]]
-        return report | {"live_duplicates": duplicates}
+        found = report["live_duplicates"]
+        duplicates = [{**duplicate, "id_text": str(duplicate["id"])} for duplicate in found[:MAX_DUPLICATES]]
+        return report | {"live_duplicates": duplicates, "num_live_duplicates": len(found)}
 
     def _relabel(self, *, command: str, **named: Any) -> dict:
         return self._memory.relabel(**named, command=command).to_json()

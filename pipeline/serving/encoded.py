@@ -26,14 +26,15 @@ def decoded(text: str, field: str = "image_base64") -> bytes:
     elif _FILE_NAME.fullmatch(text):
         raise _refusal(field, "the name of a file: send the bytes of the file in base64")
     letters = "".join(text.split()).rstrip("=").translate(_URL_ALPHABET)
-    strange = _STRANGE.search(letters)
-    if strange:
-        raise _refusal(field, f"no base64 (it has {strange[0]!r} in it): encode an image file")
-    if len(letters) % 4 == 1:
-        raise _refusal(field, f"no base64 ({len(letters):,} characters are one too many): send it whole")
     try:
         data = base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
+        strange = _STRANGE.search(letters)  # which takes longer than to decode
+        if strange:
+            raise _refusal(field, f"no base64 (it has {strange[0]!r} in it): encode an image file") from None
+        if len(letters) % 4 == 1:
+            one = f"{len(letters):,} characters are one too many"
+            raise _refusal(field, f"no base64 ({one}): send it whole") from None
         raise _refusal(field, f"no base64 ({error}): encode an image file") from None
     if not data:
         raise _refusal(field, "empty: encode an image file")

@@ -6,14 +6,15 @@ It knows nothing of Ray and HTTP. Shapes: Q queries, K neighbours, D dimensions.
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar, get_args
 
 import numpy as np
 
 from pipeline import asking
+from pipeline.deadline import Deadline, held, look
 from pipeline.decisions.found import Found, KeptValues, Standing
-from pipeline.errors import DamagedFile, Superseded, UnknownName, UsageError, VisualMemoryError
+from pipeline.errors import DamagedFile, QuestionFailed, Superseded, UnknownName, UsageError, VisualMemoryError
 from pipeline.index.blocks import Scope
 from pipeline.index.live import Share
 from pipeline.index.others import search_others
@@ -21,9 +22,11 @@ from pipeline.index.sampling import Sample, draw
 from pipeline.index.search import LiveEntries, Restrictions
 from pipeline.index.shards import read_ahead
 from pipeline.plain_log import plain_logger
+from pipeline.recent import Recent
 from pipeline.store.cache import CachedStorage
 from pipeline.store.digests import Digests
 from pipeline.store.kept_values import KeptValue, read_facts, read_kept
+from pipeline.store.originals import Original, original_of
 from pipeline.store.state import State, file_refs
 from pipeline.store.storage import Storage
 from pipeline.store.thumbnails import read_thumbnails
@@ -32,6 +35,8 @@ from pipeline.store.versions import VersionLog
 VERSIONS_OPEN = 2  # the newest, and the one before, which questions under way are about
 WARMING_K = 10
 ALTERATIONS_BORNE = 3  # of local copies while one answer is looked for
+MANY_QUERIES = 32  # from which on a question is a batch, which single ones do not wait for
+STANDINGS_BYTES = 64 << 20  # of what labels stand for under expressions and label sets asked lately
 
 logger = plain_logger(__name__)
 
@@ -68,8 +73,8 @@ class Edition:
 class Asked:
     """Queries (float32 [Q, D] of unit length) that go together, for the k nearest entries of the group.
 
-    `exclude` takes up no rank; `own_Q` is one id a query left out for it only, with entries of the bytes that
-    `own_digests_Q` tells; `named` are ids of which it is asked
+    The search ends when nobody waits for it any more (`deadline`). `exclude` takes up no rank; `own_Q` is an id a query
+    left out for it only, with entries of the bytes that `own_digests_Q` tells; `named` are ids of which it is asked
     whether they are entries. With `standing` the answer says what the labels stand for.
     """
 
@@ -82,6 +87,13 @@ class Asked:
     own_digests_Q: np.ndarray | None = None
     named: tuple[int, ...] = ()
     standing: bool = True
+    deadline: Deadline = field(default_factory=Deadline, compare=False)
+
+    @property
+    def is_heavy(self) -> bool:
+        """Whether it may take much longer than most: then it waits beside those, and not before them."""
+        subject = self.subject
+        return subject.where is not None or bool(subject.assume) or len(self.vectors_QD) > MANY_QUERIES
 
     def goes_with(self) -> tuple[Subject, int, Scope, tuple[int, ...]] | None:
         """What has to be equal for two of them to be searched for in one; None where it goes alone."""
@@ -107,7 +119,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as it is in a version; `sha256` is that of its image file, width and height are pixels."""
+    """One entry as it is in a version; `sha256` is that of its image file, width and height are pixels.
+
+    `original` is where an add read that file.
+    """
 
     id: int
     uri: str
@@ -118,6 +133,7 @@ class Entry:
     height: int
     kept: dict[str, KeptValue]
     thumbnail: bytes | None
+    original: Original
 
 
 @dataclass(frozen=True)
@@ -137,7 +153,7 @@ class _Opened:
         self.live: LiveEntries = LiveEntries.open(storage, state, before.live if before is not None else None, share)
         self.storage = storage
         self.digests = Digests(storage, state)
-        self._renumbered: dict[tuple, tuple[Standing, np.ndarray]] = {}
+        self._renumbered = Recent[tuple[Standing, np.ndarray]](STANDINGS_BYTES)
 
     def about(self, subject: Subject) -> LiveEntries:
         """The entries that can be found, under the labels asked for. Raises UnknownName or UsageError."""
@@ -160,8 +176,9 @@ class _Opened:
         another order.
         """
         key = (subject.label_set, subject.where)
-        if not subject.assume and key in self._renumbered:
-            return *self._renumbered[key], {}
+        known = self._renumbered.get(key) if not subject.assume else None
+        if known is not None:
+            return *known, {}
         standing, codes = asking.standing(live, dict(subject.assume))
         used = set(np.flatnonzero(standing.counts_C).tolist()) | set(codes.values())
         ordered = sorted(used, key=lambda code: standing.labels[code])
@@ -170,7 +187,7 @@ class _Opened:
         labels = tuple(standing.labels[code] for code in ordered)
         standing = replace(standing, labels=labels, counts_C=standing.counts_C[ordered])
         if not subject.assume:
-            self._renumbered[key] = standing, translation
+            self._renumbered.put(key, (standing, translation), 24 * len(translation) + 1_024)
         return standing, translation, codes
 
 
@@ -237,15 +254,19 @@ class Group:
         if not live.hold(ids).all():
             return None
         [(block, row)] = [(block, int(row)) for block in live.blocks for row in block.rows_of(ids)]
-        code = int(block.codes_N[row])
+        code, uri = int(block.codes_N[row]), block.uris[row].as_py()
+        sha256, width, height = read_facts(self._storage, opened.state, entry_id)
         return Entry(
             entry_id,
-            block.uris[row].as_py(),
+            uri,
             live.labels[code] if code >= 0 else None,
             block.datasets[row].as_py(),
-            *read_facts(self._storage, opened.state, entry_id),
+            sha256,
+            width,
+            height,
             read_kept(self._storage, opened.state, [entry_id]).get(entry_id, {}) if opened.state.kept else {},
             read_thumbnails(self._storage, opened.state, [entry_id]).get(entry_id),
+            original_of(self._storage, opened.state, entry_id, uri, sha256),
         )
 
     def check(self) -> None:
@@ -264,9 +285,15 @@ class Group:
         for positions in together.values():
             some = [asked[position] for position in positions]
             try:
-                answers |= zip(positions, self._search(some), strict=True)
+                with held(max((one.deadline for one in some), key=lambda deadline: deadline.left)):
+                    look()
+                    answers |= zip(positions, self._search(some), strict=True)
             except VisualMemoryError as error:
                 answers |= dict.fromkeys(positions, error)
+            except Exception as error:  # one question's fault is no reason to take the group for gone
+                logger.exception("a question failed")
+                said = f"this question could not be answered ({type(error).__name__}): the server's log says why"
+                answers |= dict.fromkeys(positions, QuestionFailed(said))
         return [answers[position] for position in range(len(asked))]
 
     def _search(self, asked: Sequence[Asked]) -> list[Answer]:

@@ -3,6 +3,7 @@
 Bodies are read in `requests.py`; the routes are in `questions.py`, `entries.py` and `changes.py`.
 """
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, nullcontext
 
@@ -22,19 +23,28 @@ from pipeline.errors import (
     UsageError,
     VisualMemoryError,
 )
-from pipeline.serving.access import HEADER, Access, Failures, WriteLine, printable, to_logger
+from pipeline.images.pictures import Roots
+from pipeline.serving.access import HEADER, Access, Failures, WriteLine, printable, request_id, to_logger
 from pipeline.serving.answers import REFUSALS, HealthAnswer, Refusal, StatusAnswer, json_answer, refusal
 from pipeline.serving.changes import add_changes
 from pipeline.serving.documentation import add_documentation
 from pipeline.serving.entries import add_entries
+from pipeline.serving.json_bodies import told
+from pipeline.serving.limits import HttpLimits
 from pipeline.serving.listening import Counted, Traffic
 from pipeline.serving.options import ANY_ORIGIN, check_origins
+from pipeline.serving.pictures import Pictures
 from pipeline.serving.questions import add_questions
-from pipeline.serving.requests import BodyLimit, Refused, told
+from pipeline.serving.refused import Refused
 from pipeline.serving.service import Service
-from pipeline.serving.slips import in_fields
+from pipeline.serving.sites import Hosts, Sites
+from pipeline.serving.slips import in_fields, without_place
+from pipeline.serving.tokens import carries
+from pipeline.serving.uploads import Uploads
 
 SECONDS_A_PREFLIGHT_HOLDS = 600
+
+logger = logging.getLogger(__name__)
 
 _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (Overloaded, 429),
@@ -54,21 +64,27 @@ def make_app(
     listen: tuple[str, int] | None = None,
     *,
     cors: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+    limits: HttpLimits = HttpLimits(),
     access: WriteLine | None = to_logger,
+    pictures: Roots = (),
 ) -> FastAPI:
     """The application. Without a token nothing that changes the memory can be asked for.
 
     With `listen`, a host and a port, it also listens there itself from its start to its end. Pages of the origins
-    `cors` may ask it. `access` takes the lines of the access log; None for none. `app.state.drain()` takes nothing new
-    and waits for what is under way.
+    `cors` may ask it, and it may be asked by the names `hosts` besides those of `sites.Hosts`. `access` takes the lines
+    of the access log; None for none. Images below `pictures` are shown besides those that adds have read.
+    `app.state.drain()` takes nothing new and waits for what is under way.
     """
     traffic = Traffic()
+    maker = Pictures(service.limits, pictures)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.start()
-        async with traffic.listening(app, *listen) if listen is not None else nullcontext():
+        async with traffic.listening(app, *listen, limits) if listen is not None else nullcontext():
             yield
+        maker.stop()
         await service.stop()
 
     app = FastAPI(
@@ -81,10 +97,12 @@ def make_app(
         responses={code: {"model": Refusal, "description": text} for code, text in REFUSALS.items()},
     )
     app.state.drain = traffic.drain
-    _add_layers(app, service, traffic, cors, access)
-    _add_refusals(app, service)
+    sites = Hosts(hosts, listen[0] if listen is not None else None)
+    app.add_middleware(Uploads, max_bytes=service.limits.body_bytes, limits=limits)
+    _add_layers(app, traffic, sites, cors, access)
+    _add_refusals(app, service, token)
     add_questions(app, service)
-    add_entries(app, service)
+    add_entries(app, service, maker)
     add_changes(app, service, token)
 
     @app.get("/v1/status", summary="What is served", operation_id="get_status", response_model=StatusAnswer)
@@ -108,11 +126,8 @@ def make_app(
     return app
 
 
-def _add_layers(
-    app: FastAPI, service: Service, traffic: Traffic, cors: Sequence[str], access: WriteLine | None
-) -> None:
+def _add_layers(app: FastAPI, traffic: Traffic, hosts: Hosts, cors: Sequence[str], access: WriteLine | None) -> None:
     """What stands around each request, from the inside out."""
-    app.add_middleware(BodyLimit, max_bytes=service.limits.body_bytes)
     app.add_middleware(Failures)
     app.add_middleware(Counted, traffic=traffic)
     if cors:
@@ -126,23 +141,31 @@ def _add_layers(
             expose_headers=[HEADER, "Retry-After"],
             max_age=SECONDS_A_PREFLIGHT_HOLDS,
         )
+    app.add_middleware(Sites, hosts=hosts, origins=cors)
     app.add_middleware(Access, write=access)
 
 
-def _add_refusals(app: FastAPI, service: Service) -> None:
+def _add_refusals(app: FastAPI, service: Service, token: str | None) -> None:
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> Response:
-        return refusal(service, error.status, error.detail, error.field)
+        headers = {"Connection": "close"} if error.closes else None
+        return refusal(service, error.status, error.detail, error.field, headers=headers)
 
     @app.exception_handler(VisualMemoryError)
-    async def failed(_: Request, error: VisualMemoryError) -> Response:
-        status = next(code for kind, code in _STATUSES if isinstance(error, kind))
+    async def failed(request: Request, error: VisualMemoryError) -> Response:
+        kind, status = next(found for found in _STATUSES if isinstance(error, found[0]))
         retry = error.retry_seconds if isinstance(error, Unavailable) else 1.0
-        return refusal(service, status, in_fields(str(error)), error.field, retry)
+        said = in_fields(str(error))
+        if not carries(request.scope, token):  # where things lie on this machine is nobody else's to know
+            said = without_place(said, service.place)
+            if kind is VisualMemoryError:
+                logger.warning("request %s: %s", request_id(), error)
+                said = "a part of the memory cannot be read: the log of the server says why, under the request's id"
+        return refusal(service, status, said, error.field, retry)
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> Response:
-        found = told(error.errors())
+        found = told([{**problem, "loc": problem["loc"][1:]} for problem in error.errors()])  # it begins with "path"
         return refusal(service, found.status, found.detail, found.field)
 
     @app.exception_handler(HTTPException)

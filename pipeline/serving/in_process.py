@@ -3,10 +3,8 @@
 For tests, and for what Ray costs to be known.
 """
 
-import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, ParamSpec, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,35 +14,22 @@ from pipeline.index.sampling import Sample
 from pipeline.serving.editor import Editor
 from pipeline.serving.embedder import Embedder
 from pipeline.serving.group import Answer, Asked, Edition, Group, Looked, Subject
+from pipeline.serving.members import CALLS_AT_ONCE, HEAVY_AT_ONCE
 from pipeline.serving.service import Limits, Meter, Service
+from pipeline.serving.threads import Threads
 from pipeline.store.places import open_storage
 from pipeline.store.storage import Storage
 from pipeline.store.versions import VersionLog
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
 
-
-class _Threads:
-    """Calls carried out by threads, while the event loop goes on."""
-
-    def __init__(self, threads: int = 1) -> None:
-        self._pool = ThreadPoolExecutor(threads)
-
-    async def run(
-        self, call: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
-    ) -> Result:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: call(*arguments, **options))
-
-
-class LocalGroup(_Threads):
+class LocalGroup(Threads):
     """A group of this process."""
 
     def __init__(self, storage: Storage, share: Share) -> None:
-        super().__init__()
+        super().__init__(CALLS_AT_ONCE + HEAVY_AT_ONCE)
         self.group = Group(storage, share)
         # What takes its time holds up no question, and nothing holds up a new version.
-        self._sampling, self._entries, self._following = _Threads(), _Threads(), _Threads()
+        self._sampling, self._entries, self._following = Threads(), Threads(), Threads()
 
     async def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
         return await self.run(self.group.answer, asked)
@@ -62,23 +47,25 @@ class LocalGroup(_Threads):
         await self._following.run(self.group.settle, edition)
 
 
-class LocalEncoder(_Threads):
+class LocalEncoder(Threads):
     """The encoder in this process."""
 
     def __init__(self, embedder: Embedder) -> None:
-        super().__init__()
+        super().__init__(2 * CALLS_AT_ONCE)  # of small images, and of large ones
         self._embedder = embedder
 
-    async def embed(self, images: Sequence[bytes]) -> list[np.ndarray | VisualMemoryError]:
-        return await self.run(self._embedder.embed, images)
+    async def embed(
+        self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
+    ) -> list[np.ndarray | VisualMemoryError]:
+        return await self.run(self._embedder.embed, images, seconds, apart=apart)
 
 
-class LocalEditor(_Threads):
+class LocalEditor(Threads):
     """The editor in this process."""
 
-    def __init__(self, uri: str, *, thumbnails: bool) -> None:
+    def __init__(self, uri: str, limits: Limits, *, thumbnails: bool) -> None:
         super().__init__()
-        self._editor = Editor(uri, thumbnails=thumbnails)
+        self._editor = Editor(uri, limits, thumbnails=thumbnails)
 
     async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
         return await self.run(self._editor.edit, verb, arguments)
@@ -99,5 +86,7 @@ def local_service(
     members = [LocalGroup(storage, Share(number, groups)) for number in range(groups)]
     encoder = None
     if identity is not None and not identity.is_given:
-        encoder = LocalEncoder(Embedder(storage, limits.image_pixels))
-    return Service(storage, members, encoder, LocalEditor(uri, thumbnails=thumbnails) if edits else None, limits, meter)
+        encoder = LocalEncoder(Embedder(storage))
+    return Service(
+        storage, members, encoder, LocalEditor(uri, limits, thumbnails=thumbnails) if edits else None, limits, meter
+    )

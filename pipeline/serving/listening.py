@@ -6,13 +6,13 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
-import orjson
 import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pipeline.serving.access import request_id
+from pipeline.serving.access import send_refusal
+from pipeline.serving.connections import BACKLOG, bounded
+from pipeline.serving.limits import HttpLimits
 
-BACKLOG = 2_048  # connections that wait to be taken
 DRAIN_SECONDS = 25.0  # for what is under way; a pod of Kubernetes is killed 30 s after it was told to stop
 
 
@@ -58,7 +58,9 @@ class Traffic:
         return self._under_way
 
     @asynccontextmanager
-    async def listening(self, app: ASGIApp, host: str, port: int) -> AsyncIterator[None]:
+    async def listening(
+        self, app: ASGIApp, host: str, port: int, limits: HttpLimits = HttpLimits()
+    ) -> AsyncIterator[None]:
         """Answer at an address until the block ends. Several processes may listen at the same one."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         config = uvicorn.Config(
@@ -67,6 +69,7 @@ class Traffic:
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=int(DRAIN_SECONDS),
+            **bounded(limits),
         )
         server = uvicorn.Server(config)
         with socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True) as listener:
@@ -89,16 +92,8 @@ class Counted:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
         elif self._traffic.refuses:
-            await _refuse(send)
+            said = "this server is stopping: ask another, or again in a moment"
+            await send_refusal(send, 503, said, [(b"retry-after", b"1"), (b"connection", b"close")])
         else:
             with self._traffic.request():
                 await self._app(scope, receive, send)
-
-
-async def _refuse(send: Send) -> None:
-    said = "this server is stopping: ask another, or again in a moment"
-    body = orjson.dumps({"detail": said, "field": None, "request_id": request_id()})
-    headers = [(b"content-type", b"application/json"), (b"retry-after", b"1"), (b"connection", b"close")]
-    headers.append((b"content-length", str(len(body)).encode()))
-    await send({"type": "http.response.start", "status": 503, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

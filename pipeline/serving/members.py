@@ -5,22 +5,32 @@ Shapes: C labels.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
 
 from pipeline.decisions.found import Standing, joined
-from pipeline.errors import EncoderError, SourceError, Superseded, UnknownName, UsageError, VisualMemoryError
+from pipeline.errors import (
+    EncoderError,
+    QuestionFailed,
+    SourceError,
+    Superseded,
+    TooLate,
+    UnknownName,
+    UsageError,
+    VisualMemoryError,
+)
 from pipeline.index.sampling import Sample
 from pipeline.plain_log import plain_logger
 from pipeline.serving.batching import MicroBatcher
 from pipeline.serving.group import Answer, Asked, Edition, Looked, Subject
 
-STANDINGS_KEPT = 64  # of label sets and expressions, for which labels need not be sent again
+STANDINGS_KEPT = 16  # of label sets and expressions, for which labels need not be sent again
 QUERIES_A_CALL = 256  # that go to a group together
 CALLS_AT_ONCE = 2  # to a group: while one is on its way the other is worked at
+HEAVY_AT_ONCE = 1  # calls of batches, and of questions with a filter or assumptions
 SETTLING_SECONDS = 5.0  # in which a group that answers takes note of what is answered by
 CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
 
@@ -45,11 +55,12 @@ class GroupClient(Protocol):
 
 @dataclass
 class Member:
-    """A group with its queue and what is known of it."""
+    """A group with its queues and what is known of it. What may take long waits in `heavy`, beside all others."""
 
     number: int
     client: GroupClient
     queue: MicroBatcher[Asked, Answer]
+    heavy: MicroBatcher[Asked, Answer]
     missing: bool = False
     standings: dict[tuple, Standing] = field(default_factory=dict)
 
@@ -85,25 +96,34 @@ class Members:
         for member in self.all:
             member.standings.clear()
 
-    async def ask(self, asked: Asked, timeout: float, *, every: bool) -> list[Answer | None]:
+    async def ask(
+        self, asked: Asked, timeout: float, *, every: bool, party: Hashable = None, is_short: bool = False
+    ) -> list[Answer | None]:
         """The answer of each group, None where there is none in `timeout` seconds. Raises what is the caller's fault.
 
-        Missing groups are waited for only a moment, unless `every` one is required.
+        Missing groups are waited for only a moment, unless `every` one is required. Parties (requests) take turns. By a
+        question that has less time than others (`is_short`), or takes longer, no group is taken for missing.
         """
         key = _key(asked.subject)
         known = [None if asked.subject.assume else member.standings.get(key) for member in self.all]
         futures = [
-            member.queue.ask(replace(asked, standing=standing is None))
+            (member.heavy if asked.is_heavy else member.queue).ask(
+                replace(asked, standing=standing is None), party, len(asked.vectors_QD)
+            )
             for member, standing in zip(self.all, known, strict=True)
         ]
-        await self._awaited(futures, timeout, every=every)
-        answers: list[Answer | None] = []
-        for member, future, standing in zip(self.all, futures, known, strict=True):
-            answer = self._answer_of(member, future)
-            answers.append(
-                replace(answer, standing=standing) if answer is not None and standing is not None else answer
-            )
-        return answers
+        try:
+            await self._awaited(futures, timeout, every=every)
+            answers: list[Answer | None] = []
+            for member, future, standing in zip(self.all, futures, known, strict=True):
+                answer = self._answer_of(member, future, judged=not (is_short or asked.is_heavy))
+                answers.append(
+                    replace(answer, standing=standing) if answer is not None and standing is not None else answer
+                )
+            return answers
+        finally:
+            for future in futures:
+                future.cancel()  # of no effect where it is done
 
     async def _awaited(self, futures: "Sequence[asyncio.Future[Answer]]", timeout: float, *, every: bool) -> None:
         """Wait for groups that answer as long as there is time, and for missing ones only a moment.
@@ -134,16 +154,16 @@ class Members:
             member.missing = True
             return await member.client.answer(asked)
 
-    def _answer_of(self, member: Member, future: "asyncio.Future[Answer]") -> Answer | None:
+    def _answer_of(self, member: Member, future: "asyncio.Future[Answer]", *, judged: bool) -> Answer | None:
         error = future.exception() if future.done() else None
-        if isinstance(error, CALLERS_FAULT):
+        if isinstance(error, (*CALLERS_FAULT, QuestionFailed)):
             raise error
         if future.done() and error is None:
             if member.missing:
                 logger.warning("group %d answers again", member.number)
             member.missing = False
             return future.result()
-        if isinstance(error, Superseded):
+        if isinstance(error, (Superseded, TooLate)) or (error is None and not judged):
             return None
         if not member.missing:
             logger.warning("group %d is missing: %s", member.number, error or "no answer in time")
@@ -177,10 +197,12 @@ class Members:
         return None if None in known else [standing for standing in known if standing is not None]
 
     def _member(self, number: int, client: GroupClient) -> Member:
-        queue = MicroBatcher[Asked, Answer](
-            lambda asked: self._asked_twice(member, asked), QUERIES_A_CALL, CALLS_AT_ONCE
-        )
-        member = Member(number, client, queue)
+        def queue(calls_at_once: int) -> MicroBatcher[Asked, Answer]:
+            return MicroBatcher(
+                lambda asked: self._asked_twice(member, asked), QUERIES_A_CALL, calls_at_once, QUERIES_A_CALL
+            )
+
+        member = Member(number, client, queue(CALLS_AT_ONCE), queue(HEAVY_AT_ONCE))
         return member
 
 

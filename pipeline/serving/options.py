@@ -8,7 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import UsageError
+from pipeline.serving.limits import HttpLimits
 from pipeline.serving.service import Limits
+from pipeline.serving.tokens import checked_token
 
 TOKEN = "VISUAL_MEMORY_TOKEN"  # noqa: S105, the name of the variable
 CACHE = "~/.cache/visual-memory"
@@ -24,7 +26,9 @@ class ServingOptions(BaseModel):
     the ingresses listen there themselves, besides Serve's proxies, which take longer than most questions; several on
     one node share it. With a token (`token_file`, or the environment variable VISUAL_MEMORY_TOKEN on the node of the
     ingress) the memory can be changed; images that are added then keep `thumbnails`. Pages of the origins `cors` may
-    ask. Each request is a line of Serve's log, or of the pipe or file `access_log` on the node of the ingress.
+    ask. Besides its address and its own name a server may be asked by the names `hosts`. Entries whose uri no add has
+    read are shown from it where it lies below one of the folders `pictures`. Each request is a line of Serve's log, or
+    of the pipe or file `access_log` on the node of the ingress.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -47,6 +51,8 @@ class ServingOptions(BaseModel):
     edits: bool | None = None
     thumbnails: bool = True
     cors: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    pictures: tuple[str, ...] = ()
     log_requests: bool = True
     access_log: str | None = None
     cache: str = CACHE
@@ -56,6 +62,8 @@ class ServingOptions(BaseModel):
     max_queries: int = Field(1_024, ge=1)
     max_images: int = Field(128, ge=1)
     max_body_bytes: int = Field(32 << 20, ge=1)
+    max_bodies_bytes: int = Field(256 << 20, ge=1)
+    max_connections: int = Field(1_000, ge=1)
 
     @property
     def limits(self) -> Limits:
@@ -67,18 +75,23 @@ class ServingOptions(BaseModel):
             body_bytes=self.max_body_bytes,
         )
 
+    @property
+    def http(self) -> HttpLimits:
+        return HttpLimits(connections=self.max_connections, bodies_bytes=self.max_bodies_bytes)
+
 
 def token_of(options: ServingOptions) -> str | None:
     """The token, from its file or the environment; None where there is none. Raises UsageError."""
     if options.token_file is None:
-        return os.environ.get(TOKEN) or None
+        given = os.environ.get(TOKEN)
+        return checked_token(given, TOKEN) if given else None
     try:
-        token = Path(options.token_file).read_text(encoding="utf-8").strip()
+        token = Path(options.token_file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise UsageError(f"the token file {options.token_file} cannot be read ({error})") from error
-    if not token:
+    if not token.strip():
         raise UsageError(f"the token file {options.token_file} is empty: write the token into it")
-    return token
+    return checked_token(token, f"the token file {options.token_file}")
 
 
 def check_origins(origins: Sequence[str]) -> None:

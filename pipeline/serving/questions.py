@@ -1,23 +1,53 @@
 """The routes by which a server is asked: decisions, neighbours, and clip-retrieval's shape of them."""
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Coroutine, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
-from pipeline.serving.answers import DecisionAnswer, KnnAnswer, SearchAnswer, json_answer
-from pipeline.serving.bodies import Asking, ClassifyBody, KnnBody, SearchBody
+from pipeline.decisions.decision import Neighbor
+from pipeline.errors import Overloaded
+from pipeline.serving.answers import DecisionAnswer, KnnAnswer, SearchAnswer, Texts, json_answer
+from pipeline.serving.bodies import MAX_QUERIES, Asking, ClassifyBody, KnnBody, SearchBody
 from pipeline.serving.documentation import takes
 from pipeline.serving.encoded import decoded
-from pipeline.serving.requests import MAX_QUERIES, Query, Refused, asked, stated
-from pipeline.serving.service import Service
+from pipeline.serving.json_bodies import SMALL_BYTES
+from pipeline.serving.limits import MAX_NEIGHBORS
+from pipeline.serving.refused import Refused
+from pipeline.serving.requests import Query, asked, stated
+from pipeline.serving.service import Decided, Searched, Service
+
+NEIGHBORS_UNDER_WAY = 4 * MAX_NEIGHBORS  # of all requests that are not answered yet
+
+
+class _Room:
+    """The neighbours that answers under way may have."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    @contextlib.contextmanager
+    def taken_by(self, questions: "Sequence[Query[Any]]") -> Iterator[int]:
+        """Count what questions ask for until they are answered. Raises Overloaded."""
+        number = sum(query.num_queries * query.body.k for query in questions)
+        if self._taken and self._taken + number > NEIGHBORS_UNDER_WAY:
+            raise Overloaded("more neighbours are being looked for than fit: ask again later, or with a smaller k")
+        self._taken += number
+        try:
+            yield number
+        finally:
+            self._taken -= number
 
 
 def add_questions(app: FastAPI, service: Service) -> None:
     """Put the routes into an application."""
+    room = _Room()
 
     @app.post(
         "/v1/search",
@@ -28,10 +58,20 @@ def add_questions(app: FastAPI, service: Service) -> None:
     )
     async def search(request: Request) -> Response:
         began = time.monotonic()
-        questions, many = await asked(request, SearchBody)
-        answers = await asyncio.gather(*(_search(service, question) for question in questions))
+        questions, many = await asked(request, SearchBody, service)
+        with room.taken_by(questions) as num_neighbors:
+            found = await _together([_search(service, question) for question in questions])
+
+            def answer() -> Response:
+                texts = Texts()
+                answers = [
+                    _shown_neighbors(one, question, texts) for one, question in zip(found, questions, strict=True)
+                ]
+                return json_answer(answers if many else answers[0])
+
+            response = await service.worked(num_neighbors, answer)
         service.meter.took("request", time.monotonic() - began)
-        return json_answer(answers if many else answers[0])
+        return response
 
     @app.post(
         "/v1/classify",
@@ -42,10 +82,20 @@ def add_questions(app: FastAPI, service: Service) -> None:
     )
     async def classify(request: Request) -> Response:
         began = time.monotonic()
-        questions, many = await asked(request, ClassifyBody)
-        answers = await asyncio.gather(*(_classify(service, question) for question in questions))
+        questions, many = await asked(request, ClassifyBody, service)
+        with room.taken_by(questions) as num_neighbors:
+            found = await _together([_classify(service, question) for question in questions])
+
+            def answer() -> Response:
+                texts = Texts()
+                answers = [
+                    _shown_decisions(one, question, texts) for one, question in zip(found, questions, strict=True)
+                ]
+                return json_answer(answers if many else answers[0])
+
+            response = await service.worked(num_neighbors, answer)
         service.meter.took("request", time.monotonic() - began)
-        return json_answer(answers if many else answers[0])
+        return response
 
     @app.post(
         "/knn-service",
@@ -55,7 +105,7 @@ def add_questions(app: FastAPI, service: Service) -> None:
         **takes(KnnBody),
     )
     async def knn_service(request: Request) -> Response:
-        body = await stated(request, KnnBody)
+        body = await stated(request, KnnBody, service)
         if body.embedding_input is not None:
             vectors_QD = service.unit_vectors(np.array([body.embedding_input], np.float64))
         elif body.image is not None:
@@ -66,39 +116,57 @@ def add_questions(app: FastAPI, service: Service) -> None:
                 422, "this memory is asked with an image or an embedding: it embeds no text and fetches no URL", said
             )
         searched = await service.search(vectors_QD, body.num_result_ids or body.num_images, Asking().how)
-        return json_answer(
-            [
-                {
-                    "id": neighbor.id,
-                    "id_text": str(neighbor.id),
-                    "similarity": neighbor.similarity,
-                    "url": neighbor.uri,
-                    "image_path": neighbor.uri,
-                    "caption": neighbor.label,
-                }
-                for neighbor in searched.neighbors[0][: body.num_images]
-            ]
-        )
+        rows = searched.neighbors[0][: body.num_images]
+        return await service.worked(len(rows), lambda: json_answer(Texts().of(rows, _as_knn)))
 
 
-async def _search(service: Service, question: "Query[SearchBody]") -> Any:
-    vectors_QD = await _vectors(service, question)
-    searched = await service.search(vectors_QD, question.body.k, question.body.how)
+async def _together(asking: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """What all of them give. Where one fails the others are left: nobody waits for them any more."""
+    tasks = [asyncio.ensure_future(one) for one in asking]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _search(service: Service, question: "Query[SearchBody]") -> Searched:
+    return await service.search(await _vectors(service, question), question.body.k, question.body.how)
+
+
+async def _classify(service: Service, question: "Query[ClassifyBody]") -> Decided:
+    return await service.classify(await _vectors(service, question), question.body.options, question.body.how)
+
+
+def _shown_neighbors(searched: Searched, question: "Query[SearchBody]", texts: Texts) -> Any:
     common = {
         "version": searched.version,
         "shards_answered": searched.shards_answered,
         "shards_total": searched.shards_total,
         "partial": searched.partial,
     }
-    answers = [{"neighbors": [n.to_json() for n in neighbors], **common} for neighbors in searched.neighbors]
+    answers = [{"neighbors": texts.of(neighbors), **common} for neighbors in searched.neighbors]
     return answers if question.is_batch else answers[0]
 
 
-async def _classify(service: Service, question: "Query[ClassifyBody]") -> Any:
-    vectors_QD = await _vectors(service, question)
-    decided = await service.classify(vectors_QD, question.body.options, question.body.how)
-    answers = [decision.to_json() | {"partial": decided.partial} for decision in decided.decisions]
+def _shown_decisions(decided: Decided, question: "Query[ClassifyBody]", texts: Texts) -> Any:
+    answers = [
+        replace(decision, neighbors=()).to_json()
+        | {"neighbors": texts.of(decision.neighbors), "partial": decided.partial}
+        for decision in decided.decisions
+    ]
     return answers if question.is_batch else answers[0]
+
+
+def _as_knn(neighbor: Neighbor) -> dict[str, Any]:
+    return {
+        "id": neighbor.id,
+        "id_text": str(neighbor.id),
+        "similarity": neighbor.similarity,
+        "url": neighbor.uri,
+        "image_path": neighbor.uri,
+        "caption": neighbor.label,
+    }
 
 
 async def _vectors(service: Service, question: "Query[Any]") -> np.ndarray:
@@ -108,11 +176,21 @@ async def _vectors(service: Service, question: "Query[Any]") -> np.ndarray:
             raise Refused(422, "there is nothing to ask about: give image_base64 or embedding", "image_base64")
         if body.embedding is not None and body.image_base64 is not None:
             raise Refused(422, "both image_base64 and embedding were given: give one of them", "embedding")
-    given = body.vectors_QD
-    images = question.files if question.files is not None else body.images
-    if len(images) > MAX_QUERIES or (given is not None and len(given) > MAX_QUERIES):
-        field = "image_base64" if images else "embedding"
+    if question.num_queries > MAX_QUERIES:
+        field = "embedding" if body.embedding is not None else "image_base64"
         raise Refused(422, f"more than {MAX_QUERIES} queries are too many for one request: ask in batches", field)
-    if given is not None:
-        return service.unit_vectors(given)
-    return await service.embed(images, body.how.timeout_seconds)
+
+    def given() -> tuple[np.ndarray | None, list[bytes]]:
+        vectors_QD = body.vectors_QD
+        if vectors_QD is not None:
+            return service.unit_vectors(vectors_QD), []
+        return None, question.files if question.files is not None else body.images
+
+    vectors_QD, images = await service.aside.run(given) if _is_large(body) else given()
+    return vectors_QD if vectors_QD is not None else await service.embed(images, body.how.timeout_seconds)
+
+
+def _is_large(body: Asking) -> bool:
+    """Whether it takes a while to make arrays of numbers or bytes of what was sent."""
+    texts = [body.image_base64] if isinstance(body.image_base64, str) else body.image_base64 or []
+    return sum(map(len, texts)) > SMALL_BYTES or (body.embedding is not None and body.num_queries > 1)

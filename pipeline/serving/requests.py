@@ -3,26 +3,31 @@
 The body is read and checked here rather than by FastAPI's parameters, which would parse it twice as slowly.
 """
 
-import json
+import codecs
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import pydantic_core
 from fastapi import Request
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline.serving import slips
-from pipeline.serving.bodies import MAX_IMAGES, AddBody, Asking
+from pipeline.serving.bodies import MAX_IMAGES, MAX_LISTED, MAX_QUERIES, AddBody, Asking
+from pipeline.serving.json_bodies import SMALL_BYTES, check_amount, checked, checked_list, told
+from pipeline.serving.limits import MAX_NEIGHBORS
+from pipeline.serving.refused import Refused
+from pipeline.serving.service import Service
 
-MAX_QUERIES = 256  # in one request
 MAX_PART_FIELDS = 1_000
-_AS_JSON = {"application/x-www-form-urlencoded", "text/plain"}  # what curl and others call it when not told
+MAX_LISTED_IN_ALL = 10 * MAX_LISTED  # by all questions of a list
+_FORM_FIELDS = "application/x-www-form-urlencoded"  # what curl calls JSON when not told
+_JSON = re.compile(r"(?:application|text)/json|[a-z0-9.!#$&^_-]+/[a-z0-9.!#$&^_+-]+\+json")
+_CHARSETS = {"utf-8", "ascii", "iso8859-1", "cp1252"}  # those that browsers and programs write in forms
 PAIRS = {"weigh", "assume"}
-_BREAKS = re.compile(rb"[\x00-\x1f]")  # which json.dumps writes as escapes
 _LISTS: dict[type[BaseModel], set[str]] = {AddBody: {"label", "uri"}}  # fields that a form may have several times
 _ALWAYS_LISTS = {"exclude"}
 
@@ -38,41 +43,64 @@ class Query(Generic[Question]):
     is_batch: bool
     files: list[bytes] | None = None
 
-
-class Refused(Exception):
-    """A request that is answered with a status, a sentence and the field it is about."""
-
-    def __init__(self, status: int, detail: str, field: str | None = None) -> None:
-        super().__init__(detail)
-        self.status, self.detail, self.field = status, detail, field
+    @property
+    def num_queries(self) -> int:
+        return len(self.files) if self.files is not None else self.body.num_queries
 
 
-async def asked(request: Request, kind: type[Question]) -> "tuple[list[Query[Question]], bool]":
-    """The questions of a request, and whether they came as a list."""
+async def asked(request: Request, kind: type[Question], service: Service) -> "tuple[list[Query[Question]], bool]":
+    """The questions of a request, and whether they came as a list. Raises Refused, also where they are too much."""
     if _is_form(request):
         body, files = await _of_form(request, kind)
         if files and (body.image_base64 is not None or body.embedding is not None):
             raise Refused(422, "an image file was given, and something else besides: give one of them", "image")
-        return [Query(body, len(files) > 1 if files else body.is_batch, files or None)], False
+        return _within_limits([Query(body, len(files) > 1 if files else body.is_batch, files or None)]), False
     data = await _json_of(request, images=True)
-    if data.lstrip()[:1] != b"[":
-        body = checked(kind, data, images=True)
-        return [Query(body, body.is_batch)], False
-    bodies = checked(TypeAdapter(list[kind]), data, kind, images=True)  # type: ignore[valid-type]
-    if not 1 <= len(bodies) <= MAX_QUERIES:
-        raise Refused(422, f"the list has {len(bodies):,} questions: give 1 to {MAX_QUERIES}")
-    return [Query(body, body.is_batch) for body in bodies], True
+    many = re.match(rb"\s*\[", data) is not None
+
+    def read() -> list[Question]:
+        if many:
+            questions: list[Question] = checked_list(kind, data, service.dimension)
+            return questions
+        return [checked(kind, data, service.dimension, images=True)]
+
+    bodies = await service.aside.run(read) if len(data) > SMALL_BYTES else read()
+    return _within_limits([Query(body, body.is_batch) for body in bodies]), many
 
 
-async def added(request: Request) -> tuple[AddBody, list[bytes]]:
+def _within_limits(queries: "list[Query[Any]]") -> "list[Query[Any]]":
+    """The questions of a request. Raises Refused where together they cost more than one request may."""
+    if sum(query.num_queries * query.body.k for query in queries) > MAX_NEIGHBORS:
+        raise Refused(
+            422, f"an answer holds at most {MAX_NEIGHBORS:,} neighbours: ask with a smaller k, or fewer queries", "k"
+        )
+    # One expression may be asked of every entry, and a list of questions would ask as many: they go one a request.
+    if len({query.body.where for query in queries} - {None}) > 1:
+        raise Refused(422, "the questions have several where: ask those with one where in a request", "where")
+    if sum(query.body.num_listed for query in queries) > MAX_LISTED_IN_ALL:
+        said = f"the questions list more than {MAX_LISTED_IN_ALL:,} ids: ask in several requests"
+        raise Refused(422, said, "exclude")
+    return queries
+
+
+async def added(request: Request, service: Service) -> tuple[AddBody, list[bytes]]:
     """What is to be remembered, and the images. Raises SourceError for what is no base64."""
+    encoded: list[bytes] = []
+    files: list[bytes] = []
     if _is_form(request):
-        body, images = await _of_form(request, AddBody)
+        body, files = await _of_form(request, AddBody)
+        if files and body.image_base64 is not None:
+            raise Refused(422, "an image file was given, and image_base64 besides: give one of them", "image")
+        encoded = body.images
     else:
-        body, images = checked(AddBody, await _json_of(request, images=True), images=True), []
-    if images and body.image_base64 is not None:
-        raise Refused(422, "an image file was given, and image_base64 besides: give one of them", "image")
-    images = images or body.images
+        data = await _json_of(request, images=True)
+
+        def read() -> tuple[AddBody, list[bytes]]:
+            found: AddBody = checked(AddBody, data, service.dimension, images=True)
+            return found, found.images
+
+        body, encoded = await service.aside.run(read) if len(data) > SMALL_BYTES else read()
+    images = files or encoded
     if not images:
         raise Refused(422, f"there is no image: give image_base64, or a file ({slips.AS_FORM})", "image_base64")
     if len(images) > MAX_IMAGES:
@@ -80,83 +108,15 @@ async def added(request: Request) -> tuple[AddBody, list[bytes]]:
     return body, images
 
 
-async def stated(request: Request, kind: type[Body]) -> Body:
-    """A body that has no images in it."""
-    body: Body = checked(kind, await _json_of(request, images=False))
-    return body
+async def stated(request: Request, kind: type[Body], service: Service) -> Body:
+    """A body that no image comes with as a file."""
+    data = await _json_of(request, images=False)
 
+    def read() -> Body:
+        body: Body = checked(kind, data, service.dimension)
+        return body
 
-def checked(kind: Any, data: bytes, of: type[BaseModel] | None = None, *, images: bool = False) -> Any:
-    """A JSON body as a model, or a list of them; `of` is then the model."""
-    if not data:
-        raise Refused(400, "the body is empty: send JSON")
-    try:
-        if isinstance(kind, TypeAdapter):
-            return kind.validate_json(data)
-        return kind.model_validate_json(data)
-    except ValidationError as error:
-        problems = error.errors(include_url=False)
-        if problems[0]["type"] == "json_invalid":
-            mended = _with_control_characters(data)
-            if mended is not None:
-                return checked(kind, mended, of, images=images)
-            raise Refused(400, slips.no_json(data, problems[0]["msg"], images=images)) from None
-        raise told(problems, of or kind) from None
-
-
-def _with_control_characters(data: bytes) -> bytes | None:
-    """JSON in whose strings lines are broken, as a shell does with the output of `base64`, as JSON; None for other."""
-    try:
-        found = json.loads(data, strict=False)
-    except (ValueError, RecursionError):
-        return None
-    return json.dumps(found).encode() if _BREAKS.search(data) else None
-
-
-def told(problems: Sequence[Any], kind: type[BaseModel] | None = None) -> Refused:
-    """What is wrong with a request as a sentence, from the problems that pydantic found."""
-
-    # A name that is not quite right comes before what is missing for it. Of the problems that each form of a field has,
-    # the one that says most: not that it has another form.
-    def says(found: Any) -> tuple[bool, bool, int]:
-        return found["type"] == "extra_forbidden", not found["type"].endswith("_type"), len(found["loc"])
-
-    problem = max(problems, key=says)
-    place = slips.place_of(problem["loc"])
-    field = place[0] if place else None
-    if problem["type"] == "extra_forbidden" and field is not None:
-        return Refused(422, slips.unknown_field(kind, field, problem.get("input")), field)
-    if problem["type"] == "missing":
-        return Refused(422, f"{field} is missing: give it", field)
-    if problem["type"] == "list_type" and field is not None:
-        return Refused(422, slips.alone_for_list(field, problem.get("input")), field)
-    said = problem["msg"][:1].lower() + problem["msg"][1:]
-    return Refused(422, f"{field or 'the body'} is wrong: {said}", field)
-
-
-class BodyLimit:
-    """Refuses a body that is too long before it is read to its end."""
-
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self._app, self._max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        told = int(length) if length.isdigit() else 0
-        read = 0
-
-        async def limited() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if max(read, told) > self._max_bytes:
-                raise Refused(413, f"the body is larger than {self._max_bytes >> 20} MiB: send less at once")
-            return message
-
-        await self._app(scope, limited, send)
+    return await service.aside.run(read) if len(data) > SMALL_BYTES else read()
 
 
 def _content_type(request: Request) -> str:
@@ -168,28 +128,42 @@ def _is_form(request: Request) -> bool:
 
 
 async def _json_of(request: Request, *, images: bool) -> bytes:
-    """The body of a request that should be JSON."""
+    """The body of a request that should be JSON.
+
+    What curl sends with `-d` is, too. A page of another site could send that without asking first: `Sites` refuses it.
+    """
     content_type = _content_type(request)
-    if content_type and not content_type.endswith("json") and content_type not in _AS_JSON:
+    if content_type and content_type != _FORM_FIELDS and not _JSON.fullmatch(content_type):
         raise Refused(415, slips.type_not_taken(content_type, images=images))
     data = await request.body()
-    if content_type in _AS_JSON and slips.is_image(data):
+    if content_type == _FORM_FIELDS and slips.is_image(data):
         raise Refused(415, slips.no_json(data, "", images=images))
     return data
 
 
 async def _of_form(request: Request, kind: type[Body]) -> tuple[Body, list[bytes]]:
     """A body as a form: the file(s) `image`, and options as text fields, those with pairs as ID=VALUE."""
+    _check_charset(request)
     try:
         form = await request.form(max_files=MAX_QUERIES, max_fields=MAX_PART_FIELDS)
     except HTTPException as error:
         raise Refused(400, f"the form cannot be read ({error.detail}): send multipart/form-data") from None
+    except (ValueError, LookupError) as error:  # what the parser meets in headers of parts, UnicodeError among it
+        raise Refused(400, f"the form cannot be read ({type(error).__name__}): send multipart/form-data") from None
+    try:
+        return await _body_of(form.multi_items(), kind)
+    finally:
+        await form.close()
+
+
+async def _body_of(items: Sequence[tuple[str, Any]], kind: type[Body]) -> tuple[Body, list[bytes]]:
     fields: dict[str, Any] = {}
     images: list[UploadFile] = []
-    for name, value in form.multi_items():
+    for name, value in items:
         if isinstance(value, UploadFile):
             if name != "image":
-                raise Refused(422, f"the file {slips.shown(name)} is not asked for: name it image", name)
+                said = f"the file {slips.shown(name)} is not asked for: name it image"
+                raise Refused(422, said, slips.shown(name))
             images.append(value)
         elif name == "image":
             raise Refused(422, slips.image_as_text(value), name)
@@ -200,6 +174,19 @@ async def _of_form(request: Request, kind: type[Body]) -> tuple[Body, list[bytes
     if not all(contents):
         raise Refused(422, "the image is empty: send an image file", "image")
     return body, contents
+
+
+def _check_charset(request: Request) -> None:
+    """Raise Refused for a form in an encoding that no form is in: Python knows some that take minutes, or fail."""
+    found = re.search(r";\s*charset\s*=\s*\"?([^\";]*)", request.headers.get("content-type", ""), re.IGNORECASE)
+    if found is None:
+        return
+    try:
+        known = codecs.lookup(found[1].strip()).name in _CHARSETS
+    except (LookupError, ValueError):
+        known = False
+    if not known:
+        raise Refused(415, f"a form in {slips.shown(found[1])} is not taken: send it in UTF-8")
 
 
 def _put(fields: dict[str, Any], name: str, text: str, *, may_repeat: bool) -> None:
@@ -215,13 +202,15 @@ def _put(fields: dict[str, Any], name: str, text: str, *, may_repeat: bool) -> N
         given = fields[name]
         fields[name] = [*given, text] if isinstance(given, list) else [given, text]
     else:
-        raise Refused(422, f"{name} was given twice: give it once", name)
+        raise Refused(422, f"{slips.shown(name)} was given twice: give it once", slips.shown(name))
 
 
 def _from_json(name: str, text: str) -> Any:
+    data = text.encode(errors="replace")
     try:
-        return json.loads(text)
-    except ValueError:
+        check_amount(data, dimension=0)
+        return pydantic_core.from_json(data)
+    except (Refused, ValueError):
         raise Refused(422, f"{name} is no JSON: write it as in a JSON body", name) from None
 
 

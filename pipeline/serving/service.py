@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
@@ -17,6 +17,7 @@ import numpy as np
 
 from pipeline import asking
 from pipeline.asking import ClassifyOptions
+from pipeline.deadline import Deadline
 from pipeline.decisions.decision import Decision, Neighbor, Question
 from pipeline.decisions.found import Found, Standing, decide, joined, merged
 from pipeline.errors import (
@@ -27,30 +28,30 @@ from pipeline.errors import (
     VisualMemoryError,
 )
 from pipeline.index.blocks import Scope
+from pipeline.index.columns import kinds_of_columns
 from pipeline.index.sampling import Sample, asked_classes, each_of
+from pipeline.index.where import parse
 from pipeline.plain_log import plain_logger
-from pipeline.serving.batching import MicroBatcher
+from pipeline.serving.access import request_id
+from pipeline.serving.admission import Room
+from pipeline.serving.aside import Aside, Result
 from pipeline.serving.following import Following
-from pipeline.serving.group import Asked, Edition, Entry, Looked, Subject
-from pipeline.serving.members import CALLERS_FAULT, CALLS_AT_ONCE, GroupClient, Members
+from pipeline.serving.group import MANY_QUERIES, Asked, Edition, Entry, Looked, Subject
+from pipeline.serving.image_queue import EncoderClient, ImageQueue
+from pipeline.serving.members import CALLERS_FAULT, GroupClient, Members
 from pipeline.store.state import State, shards_of
 from pipeline.store.storage import Storage
 from pipeline.store.tombstones import read_tombstones
 
 BALANCES_KEPT = 64
-IMAGES_A_CALL = 32
+BALANCES_AT_ONCE = 4  # that are being chosen, each by thousands of queries
+SHORT_WHERE = 500  # characters of an expression that is read on the event loop, in about a millisecond
 ENTRIES_AT_ONCE = 64  # looked for; each is a read of a file or two in every group
 SECONDS_TO_BE_SEEN = 30.0  # by answers, after a change; one beside a new index may take longer
 EDITIONS_TRIED = 3  # in one answer, where versions come faster than it is made
+MANY_NEIGHBORS = 2_000  # that are made into an answer away from the event loop; so many take about 10 ms
 
 logger = plain_logger(__name__)
-
-
-class EncoderClient(Protocol):
-    """Whoever embeds images."""
-
-    async def embed(self, images: Sequence[bytes]) -> Sequence[np.ndarray | VisualMemoryError]:
-        """A vector float32 [D] of unit length, or why there is none, for each."""
 
 
 class EditorClient(Protocol):
@@ -87,8 +88,11 @@ class NoMeter:
 class Limits:
     """What a server bears: queries and images under way, seconds of a request, and the size of what it is sent.
 
+    Pixels are those of one image, of all images of a request, and of all that are under way; a further scan of a JPEG
+    counts as an eighth of its pixels (`images.decode.Work.cost`).
+
     `grace_seconds` is how long a group that was missing is waited for. `poll_seconds` is how often a new version is
-    looked for.
+    looked for. `where_seconds` is what an expression may take over the entries of a group, as far as that can be told.
     """
 
     queries: int = 1_024
@@ -98,6 +102,9 @@ class Limits:
     poll_seconds: float = 1.0
     body_bytes: int = 32 << 20
     image_pixels: int = 50_000_000
+    where_seconds: float = 1.0
+    request_pixels: int = 200_000_000
+    pixels: int = 400_000_000
 
 
 @dataclass(frozen=True)
@@ -153,16 +160,17 @@ class Service:
         meter: Meter | None = None,
     ) -> None:
         self.limits = limits
+        self.place = storage.uri
+        self.aside = Aside()
         self.meter: Meter = meter or NoMeter()
         self.editor = editor
         self._storage = storage
         self._members = Members(groups, limits.grace_seconds)
         self._following = Following(storage, self._members, limits.poll_seconds)
-        self._encoder = self._embedding(encoder) if encoder is not None else None
+        self._images = ImageQueue(encoder, limits) if encoder is not None else None
         self._balances: dict[tuple, float] = {}
-        self._queries_under_way = 0
-        self._images_under_way = 0
-        self._seconds_an_image = 0.0
+        self._choosing: dict[tuple, asyncio.Task[float]] = {}
+        self._queries = Room(limits.queries, MANY_QUERIES, "queries")
         self._entries_under_way = 0
         self._fresh: tuple[int, int] | None = None  # of a version
         self._counting = asyncio.Lock()
@@ -176,6 +184,7 @@ class Service:
         """Follow no more."""
         await self._following.stop()
         self._counter.shutdown(wait=False)
+        self.aside.stop()
 
     @property
     def state(self) -> State:
@@ -184,6 +193,12 @@ class Service:
         if state is None:
             raise Unavailable("the memory is being opened: ask again in a moment")
         return state
+
+    @property
+    def dimension(self) -> int:
+        """That of the vectors of the memory; 0 while it has none."""
+        identity = self.state.identity
+        return identity.dimension if identity is not None else 0
 
     @property
     def opened(self) -> bool:
@@ -221,11 +236,13 @@ class Service:
 
     async def search(self, vectors_QD: np.ndarray, k: int, how: How) -> Searched:
         """The k nearest entries of each query (float32 [Q, D] of unit length), labelled or not; see `classify`."""
-        async with self._admitted(len(vectors_QD)):
+        async with self._admitted(len(vectors_QD), how):
             asking.check_k(k)
             gathered = await self._gathered(vectors_QD, k, "live", how)
             found, labels = gathered.found, gathered.standing.labels
-            neighbors = [found.neighbors(query, labels) for query in range(len(vectors_QD))]
+            neighbors = await self.worked(
+                len(vectors_QD) * k, lambda: [found.neighbors(query, labels) for query in range(len(vectors_QD))]
+            )
         total = _shards_total(gathered.state)
         self.meter.answered("search", gathered.state.version, gathered.shards, partial=gathered.partial)
         return Searched(neighbors, gathered.state.version, gathered.shards, total, gathered.partial)
@@ -236,7 +253,7 @@ class Service:
         Raises UsageError and UnknownName for what can never be answered, Overloaded, and Unavailable where no group
         answers in time, or not all of them do and `how` requires it.
         """
-        async with self._admitted(len(vectors_QD)):
+        async with self._admitted(len(vectors_QD), how):
             rule = options.rule
             if options.auto_balance:
                 rule = replace(rule, balance=await self._balance(options, how))
@@ -260,7 +277,10 @@ class Service:
                 how.where,
             )
             uris = [None] * len(vectors_QD)
-            decisions = decide(gathered.found, gathered.standing, question, uris, options.weigh)
+            decisions = await self.worked(
+                len(uris) * options.k,
+                lambda: decide(gathered.found, gathered.standing, question, uris, options.weigh),
+            )
             self.meter.took("decide", time.monotonic() - began)
         self.meter.answered("classify", gathered.state.version, gathered.shards, partial=gathered.partial)
         for decision in decisions:
@@ -273,7 +293,7 @@ class Service:
         Raises SourceError naming the first that cannot be used, UsageError where no encoder is known, Overloaded, and
         Unavailable where it takes too long.
         """
-        if self._encoder is None:
+        if self._images is None:
             raise _about(
                 "image",
                 UsageError(
@@ -282,32 +302,13 @@ class Service:
                 ),
             )
         timeout = min(timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
-        expected = self._images_under_way * self._seconds_an_image / CALLS_AT_ONCE
-        if self._images_under_way and (self._images_under_way + len(images) > self.limits.images or expected > timeout):
-            raise Overloaded(
-                "more images are waiting than can be embedded in time: ask again later", max(expected, 1.0)
-            )
-        self._images_under_way += len(images)
         began = time.monotonic()
-        futures = [self._encoder.ask(image) for image in images]
         try:
-            _, late = await asyncio.wait(futures, timeout=timeout)
-        finally:
-            self._images_under_way -= len(images)
-            for future in futures:
-                if not future.done():
-                    future.cancel()
-        if late:
-            raise Unavailable(f"the image was not embedded within {timeout:g} s: ask again later")
+            vectors_QD = await self._images.embed(images, timeout)
+        except CALLERS_FAULT as error:
+            raise _about("image", error) from None
         self.meter.took("embed", time.monotonic() - began)
-        errors = [future.exception() for future in futures]
-        for position, error in enumerate(errors):
-            if isinstance(error, CALLERS_FAULT):
-                which = f" (number {position + 1} of {len(images)})" if len(images) > 1 else ""
-                raise _about("image", type(error)(f"{error}{which}"))
-            if error is not None:
-                raise Unavailable("the image could not be embedded just now: ask again") from error
-        return np.stack([future.result() for future in futures])
+        return vectors_QD
 
     async def entry(self, entry_id: int) -> Entry:
         """An entry of the version that is answered by. Raises UnknownName, or Unavailable where a group is missing."""
@@ -354,12 +355,31 @@ class Service:
         """
         if self.editor is None:
             raise Unavailable("this server only reads: start it with a token to change the memory")
-        report = await self.editor.edit(verb, arguments)
+        report = await self._edited(self.editor, verb, arguments)
         try:
             await asyncio.wait_for(asyncio.shield(self.refresh()), SECONDS_TO_BE_SEEN)
         except (TimeoutError, VisualMemoryError) as error:  # it is done all the same, and will be seen later
             logger.warning("what was changed is not seen yet: %s", error)
         return {**report, "answered_by": self.state.version}
+
+    async def _edited(
+        self, editor: EditorClient, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]
+    ) -> dict:
+        """What an editor did. Raises Unavailable where it died over that, or failed at it in a way nobody foresaw."""
+        try:
+            return await editor.edit(verb, arguments)
+        except VisualMemoryError:
+            raise
+        except Exception as error:  # of many types, by what is between
+            logger.exception("the editor did not answer to %s", verb)
+            raise Unavailable(
+                f"the process that changes the memory did not answer ({type(error).__name__}): this may or may not "
+                "have been done, so look before you ask again"
+            ) from error
+
+    async def worked(self, num_neighbors: int, work: Callable[[], Result]) -> Result:
+        """What some work gives, done away from the event loop where it is about many neighbours."""
+        return await self.aside.run(work) if num_neighbors > MANY_NEIGHBORS else work()
 
     async def status(self) -> dict:
         """What is served, as a JSON object."""
@@ -369,44 +389,51 @@ class Service:
             if self._fresh is None or self._fresh[0] != state.version:
                 counting = asyncio.get_running_loop().run_in_executor(self._counter, live_fresh, self._storage, state)
                 self._fresh = state.version, await counting
+            fresh = self._fresh[1]
         return {
             "version": state.version,
             "newest_version": self._following.newest,
             "entries": state.num_live,
-            "fresh": self._fresh[1],
+            "fresh": fresh,
             "dimension": identity.dimension if identity else 0,
             "encoder": identity.encoder if identity else None,
-            "takes_images": self._encoder is not None,
+            "takes_images": self._images is not None,
             "takes_edits": self.editor is not None,
             "label_sets": sorted(label_set.name for label_set in state.label_sets),
             "shards_total": _shards_total(state),
             "groups": [{"group": member.number, "answers": not member.missing} for member in self._members.all],
         }
 
-    def _embedding(self, encoder: EncoderClient) -> MicroBatcher[bytes, np.ndarray]:
-        async def embed(images: Sequence[bytes]) -> Sequence[np.ndarray | Exception]:
-            began = time.monotonic()
-            vectors = await encoder.embed(images)
-            took = (time.monotonic() - began) / len(images)
-            self._seconds_an_image = 0.9 * (self._seconds_an_image or took) + 0.1 * took
-            return vectors
-
-        return MicroBatcher[bytes, np.ndarray](embed, IMAGES_A_CALL, CALLS_AT_ONCE)
-
     async def _refreshed(self, beyond: Edition, timeout: float) -> None:
         """Go over to what other ingresses answer by, if it is another than `beyond` and can be done in time."""
         with contextlib.suppress(TimeoutError, VisualMemoryError):
             await asyncio.wait_for(asyncio.shield(self.refresh(beyond)), max(timeout, 0))
 
-    @contextlib.asynccontextmanager
-    async def _admitted(self, queries: int) -> AsyncIterator[None]:
-        if self._queries_under_way and self._queries_under_way + queries > self.limits.queries:
-            raise Overloaded(f"{self._queries_under_way:,} queries are under way already: ask again later", 1.0)
-        self._queries_under_way += queries
+    def _timeout(self, how: How) -> float:
+        return min(how.timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
+
+    def _admitted(self, queries: int, how: How) -> contextlib.AbstractAsyncContextManager[None]:
+        return self._queries.taken(queries, request_id() or object(), Deadline(self._timeout(how)))
+
+    async def _check_cost(self, state: State, where: str) -> None:
+        """Raises UsageError for an expression that would take too long over so many entries."""
+
+        def cost_of() -> float:
+            return parse(where, kinds_of_columns(state)).cost
+
         try:
-            yield
-        finally:
-            self._queries_under_way -= queries
+            nanoseconds = await self.aside.run(cost_of) if len(where) > SHORT_WHERE else cost_of()
+        except UsageError as error:
+            raise _about("where", error) from None
+        seconds = nanoseconds * state.num_entries / len(self._members.all) / 1e9
+        if seconds > self.limits.where_seconds:
+            raise _about(
+                "where",
+                UsageError(
+                    f"where would take about {seconds:.1f} s over {state.num_entries:,} entries, and "
+                    f"{self.limits.where_seconds:g} s are taken: give fewer terms, above all of LIKE"
+                ),
+            )
 
     async def _gathered(
         self,
@@ -419,21 +446,25 @@ class Service:
         named: tuple[int, ...] = (),
         own: Sample | None = None,
     ) -> _Gathered:
-        began = time.monotonic()
-        timeout = min(how.timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
+        began, timeout = time.monotonic(), self._timeout(how)
+        deadline = Deadline(timeout)
+        if how.where is not None:
+            await self._check_cost(self.state, how.where)
         for tries in itertools.count():
             state, edition = self.state, self._following.edition
             assumed = tuple(sorted((assume or {}).items()))
             subject = Subject(state.version, how.label_set, how.where, assumed, edition.nonce)
-            asked = Asked(subject, vectors_QD, k, scope, tuple(sorted(exclude)), named=named)
+            asked = Asked(subject, vectors_QD, k, scope, tuple(sorted(exclude)), named=named, deadline=deadline)
             if own is not None:
                 asked = replace(asked, own_Q=own.ids_N, own_digests_Q=own.digests_N)
-            left = began + timeout - time.monotonic()
-            answers = await self._members.ask(asked, left, every=how.require_all)
+            is_short = timeout < self.limits.timeout_seconds
+            answers = await self._members.ask(
+                asked, deadline.left, every=how.require_all, party=request_id(), is_short=is_short
+            )
             behind = any(answer is not None and edition.is_behind(answer.current) for answer in answers)
             behind = behind or (not all(answers) and self._following.newest > edition.version)
             if behind and tries < EDITIONS_TRIED:
-                await self._refreshed(edition, began + timeout - time.monotonic())
+                await self._refreshed(edition, deadline.left)
                 continue
             if all(answers) or edition == self._following.edition:  # else it may be that the version was just closed
                 break
@@ -459,11 +490,29 @@ class Service:
         return _Gathered(merged(parts, k), standing, state, shards, known, partial, missing)
 
     async def _balance(self, options: ClassifyOptions, how: How) -> float:
-        """The balance that `auto` stands for, chosen once for a version."""
-        state = self.state
-        key = (self._following.edition, options.k, options.rule, how)
+        """The balance that `auto` stands for, chosen once for a version, whoever asks meanwhile."""
+        about = replace(how, timeout_seconds=None, require_all=False)
+        key = (self._following.edition, options.k, options.rule, about)
         if key in self._balances:
             return self._balances[key]
+        if key not in self._choosing:
+            if len(self._choosing) >= BALANCES_AT_ONCE:
+                raise Overloaded("balances are being chosen for others: ask again later, or give a number")
+            task = asyncio.get_running_loop().create_task(self._chosen_balance(options, about, key))
+            self._choosing[key] = task
+            task.add_done_callback(lambda done: self._chose(key, done))
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._choosing[key]), self._timeout(how))
+        except TimeoutError:
+            raise Unavailable("the balance is not chosen yet: ask again in a moment, or give a number") from None
+
+    def _chose(self, key: tuple, task: asyncio.Task[float]) -> None:
+        del self._choosing[key]
+        if not task.cancelled():
+            task.exception()  # told to those who wait, if any do
+
+    async def _chosen_balance(self, options: ClassifyOptions, how: How, key: tuple) -> float:
+        state = self.state
         subject = Subject(state.version, how.label_set, how.where, nonce=self._following.edition.nonce)
         whole = replace(how, require_all=True)
         probe_1D = self.unit_vectors(np.ones((1, state.identity.dimension if state.identity else 1)))
@@ -474,7 +523,7 @@ class Service:
         samples = await asyncio.gather(*(member.client.sample(subject, each) for member in self._members.all))
         known = self._members.known_standings(subject)
         if known is None:  # a newer version has come meanwhile
-            return await self._balance(options, how)
+            return await self._chosen_balance(options, how, key)
         _, translations = joined(known)
         codes_N = np.concatenate([t[s.codes_N] for s, t in zip(samples, translations, strict=True)])
         ids_N, vectors_ND, digests_N = (

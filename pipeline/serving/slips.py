@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +46,14 @@ def in_fields(message: str) -> str:
     """A message of the library in words of a request: fields for flags of a command line."""
     message = _SHOWS_IDS.sub("POST /v1/search shows ids", message)
     return _FLAG.sub(lambda flag: _FLAGS.get(flag[0], flag[0].strip("-").replace("-", "_")), message)
+
+
+def without_place(message: str, uri: str) -> str:
+    """A message without where the memory lies."""
+    for place in sorted({uri, os.path.abspath(uri), os.path.realpath(uri)}, key=len, reverse=True):
+        if place.strip("/"):
+            message = message.replace(f"the memory at {place}", "the memory").replace(place, "the memory")
+    return message
 
 
 def type_not_taken(content_type: str, *, images: bool) -> str:
@@ -91,7 +100,7 @@ def unknown_field(kind: type[BaseModel] | None, field: str, value: Any) -> str:
     near = [name for name in _MEANT.get(field.lower(), ()) if name in known]
     folded = field.replace("-", "_").lower()
     near += [name for name in known if name in (folded, f"{folded}s", folded.removesuffix("s"))]
-    near += difflib.get_close_matches(folded, known, 1, 0.65)
+    near += difflib.get_close_matches(folded, known, 1, 0.65) if len(folded) <= MAX_SHOWN else []
     if not near:
         return f"{shown(field)} is not asked for: leave it out"
     meant = near[0]
@@ -116,9 +125,15 @@ def _is_short(value: Any) -> bool:
     )
 
 
-def place_of(problem: Sequence[Any]) -> list[str]:
-    """Where in a body something is wrong, without the number of a question and what is no field."""
-    place = [str(part) for part in problem]
-    while place and (place[0].isdigit() or place[0] == "path"):
-        place.pop(0)
-    return place
+def too_many(field: str | None, most: int) -> str | None:
+    """What to do about a list that is too long; None where that of pydantic says it."""
+    if field is None:
+        return f"the list has no question, or too many: give 1 to {most}"
+    if field in {"image_base64", "embedding"}:
+        return f"more than {most} queries are too many for one request: ask in batches"
+    return None
+
+
+def place_of(problem: Sequence[str | int]) -> list[str]:
+    """Where in a body something is wrong, without the number of a question."""
+    return [str(part) for part in (problem[1:] if problem and isinstance(problem[0], int) else problem)]

@@ -119,18 +119,18 @@ class Agreement:
                 yield "would give an id of a single add to another"
         if self._is_new(segment.entries):
             yield from self._order(f"segment {segment.number}", segment.entries)
-        if self._is_new(segment.thumbnails):
-            yield from self._order(f"segment {segment.number}", segment.thumbnails)
-            pictures, entries = self._all(segment.thumbnails), self._entries(state, segment)
-            if pictures is not None and entries is not None and not np.isin(pictures, entries).all():
-                yield f"keeps thumbnails in segment {segment.number} of what is no entry"
+        if self._is_new(segment.thumbnails, segment.offsets):
+            for _, files in _beside_entries(segment):
+                yield from self._order(f"segment {segment.number}", files)
+            entries = self._entries(state, segment)
+            yield from self._beside(segment, entries) if entries is not None else ()
 
     def _segment(self, state: State, segment: Segment) -> Iterator[str]:
         """A segment made from a plan: entries and rejected images are the planned ones, each once."""
         name = f"segment {segment.number}"
         if state.identity is not None and segment.identity != state.identity.fingerprint:
             yield f"holds {name} of another encoder than its own"
-        for files in (segment.entries, segment.rejected, segment.thumbnails):
+        for files in (segment.entries, segment.rejected, segment.thumbnails, segment.offsets):
             yield from self._order(name, files)
         if segment.planned != segment.num_entries + segment.num_rejected:
             ends = f"{segment.num_entries:,} entries and {segment.num_rejected:,} rejected images"
@@ -150,9 +150,14 @@ class Agreement:
             yield f"has a plan of {name} with ids of another"
         if not np.array_equal(_planned_one_by_one(segment, np.sort(np.concatenate([entries, rejected]))), planned):
             yield f"has other entries and rejected images in {name} than were planned"
-        pictures = self._all(segment.thumbnails)
-        if pictures is not None and not np.isin(pictures, entries).all():
-            yield f"keeps thumbnails in {name} of what is no entry"
+        yield from self._beside(segment, entries)
+
+    def _beside(self, segment: Segment, entries: np.ndarray) -> Iterator[str]:
+        """What lies beside the entries of a segment is of those that there are."""
+        for kind, files in _beside_entries(segment):
+            found = self._all(files)
+            if found is not None and not np.isin(found, entries).all():
+                yield f"keeps {kind} in segment {segment.number} of what is no entry"
 
     def _kept(self, state: State, segment: Segment) -> Iterator[str]:
         """Every file with entries of a segment has its kept columns, as what they are or as texts."""
@@ -316,6 +321,11 @@ class Agreement:
         first, end = first_id(segment.number, 0), (segment.number + 1) << 39
         ids = self._all(_files_of(state, segment))
         return ids[(ids >= first) & (ids < end)] if ids is not None else None
+
+
+def _beside_entries(segment: Segment) -> tuple[tuple[str, tuple[RowsFile, ...]], ...]:
+    """What is kept beside some of the entries of a segment, by kind."""
+    return ("thumbnails", segment.thumbnails), ("offsets", segment.offsets)
 
 
 def _files_of(state: State, segment: Segment) -> list[RowsFile]:

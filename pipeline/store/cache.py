@@ -10,12 +10,13 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from pipeline.errors import StorageError
+from pipeline.errors import DamagedFile, StorageError
 from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef
@@ -24,6 +25,8 @@ from pipeline.store.storage import Storage
 RANGE_BYTES = 32 << 20  # fetched at a time, and lost at most when a download breaks off
 MAX_FETCHES = 2  # of a file that came with other bytes than were published
 SUFFIX_OF_PARTS = ".part"
+
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 logger = plain_logger(__name__)
 
@@ -54,7 +57,7 @@ class FileCache:
             ) from error
 
     def _got(self, storage: Storage, file: FileRef) -> Path:
-        copy = self.folder / file.sha256
+        copy = self.folder / _name(storage, file)
         held = self._held.get(file.sha256)
         if held is not None and _signature(copy) == held[1]:
             return copy
@@ -203,6 +206,9 @@ class CachedStorage:
     def walk(self, folder: str = "") -> dict[str, int]:
         return self._storage.walk(folder)
 
+    def strangers(self) -> Mapping[str, str]:
+        return self._storage.strangers()
+
     def exists(self, path: str) -> bool:
         return self._storage.exists(path)
 
@@ -217,6 +223,16 @@ class CachedStorage:
 
     def noncurrent(self) -> Sequence[str]:
         return self._storage.noncurrent()
+
+
+def _name(storage: Storage, file: FileRef) -> str:
+    """The name of a copy: a hash and nothing else, wherever it came from. Raises DamagedFile."""
+    if not _HASH.fullmatch(file.sha256):
+        raise DamagedFile(
+            f"{file.path} in the memory at {storage.uri} is told to have the hash {file.sha256[:80]!r}, which is none: "
+            "restore it from a copy of the memory"
+        )
+    return file.sha256
 
 
 def _signature(path: Path) -> _Signature | None:

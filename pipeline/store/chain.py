@@ -5,7 +5,6 @@ Readers of a memory stop at the first damage. This goes on: past a version that 
 
 import functools
 import itertools
-import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -14,12 +13,18 @@ from functools import cached_property
 from pipeline.errors import DamagedFile, FormatError, NotPermitted
 from pipeline.store.findings import RESTORE, Finding, damage, unread
 from pipeline.store.state import SetIndex, SetState, State
-from pipeline.store.versions import FOLDER, HINT, Commit, VersionLog, checkpoint_path, commit_path
+from pipeline.store.versions import (
+    FOLDER,
+    HINT,
+    Commit,
+    VersionLog,
+    checkpoint_number,
+    checkpoint_path,
+    commit_number,
+    commit_path,
+)
 
 READERS = 8  # version files on their way at once: from an object store most of the time is waiting
-
-_COMMIT = re.compile(r"(\d{20})\.json")
-_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint\.json")
 
 _LATER = "restore it from a copy of the memory; if a later release wrote it, use that one"
 _SPARE = "remove it: the commits before it say the same"
@@ -77,14 +82,14 @@ class Chain:
 def read_chain(log: VersionLog) -> Chain:
     """Read every version file that can be read. Raises MemoryMissing, or DamagedFile when there is none at all."""
     names = log.storage.list(FOLDER)
-    there = sorted(int(found[1]) for name in names if (found := _COMMIT.fullmatch(name)))
+    there = sorted(number for number in map(commit_number, names) if number is not None)
     if not there:
         log.kept()  # says what is missing
     lowest = newest = there[-1]
     known = set(there)
     while lowest - 1 in known:
         lowest -= 1
-    points = sorted(int(found[1]) for name in names if (found := _CHECKPOINT.fullmatch(name)))
+    points = sorted(number for number in map(checkpoint_number, names) if number is not None)
     starts = [number for number in points if number >= lowest]
     first = lowest if lowest == 1 or not starts else starts[0]
     has_gap = there[0] < lowest
@@ -160,7 +165,7 @@ def check_hint(log: VersionLog, chain: Chain) -> Iterator[Finding]:
     except NotPermitted as error:
         yield unread(error)
         return
-    except ValueError:
+    except (DamagedFile, ValueError):
         yield Finding("note", HINT, "is no number", "nothing: no reader depends on it, and it is written anew")
         return
     if hinted > chain.newest:

@@ -32,8 +32,10 @@ from pipeline.store.state import (
     SetState,
     Shard,
     State,
+    file_refs,
 )
 from pipeline.store.storage import Storage
+from pipeline.store.values import EntryId, Hexadecimal, PathInside
 from pipeline.store.versions import Commit
 
 FOLDER = "erasures"
@@ -61,7 +63,7 @@ class Rewritten(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     by: RowsFile | FileRef | None
-    ids: tuple[int, ...]
+    ids: tuple[EntryId, ...]
 
 
 class ErasurePlan(BaseModel):
@@ -74,16 +76,21 @@ class ErasurePlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    nonce: str
-    ids: frozenset[int]
+    nonce: Hexadecimal
+    ids: frozenset[EntryId]
     uris: frozenset[str]
-    files: dict[str, Rewritten] = {}
-    shards: dict[str, Shard | None] = {}
-    stale: frozenset[str] = frozenset()
+    files: dict[PathInside, Rewritten] = {}
+    shards: dict[PathInside, Shard | None] = {}
+    stale: frozenset[PathInside] = frozenset()
 
     @property
     def path(self) -> str:
         return f"{FOLDER}/{self.nonce}.json"
+
+    def new_files(self) -> list[FileRef]:
+        """The files that take the place of others."""
+        rewritten = [each.by for each in self.files.values() if each.by is not None]
+        return [*rewritten, *(file for shard in self.shards.values() for file in file_refs(shard))]
 
     def state(self, state: State) -> State:
         """A state without what is erased."""
@@ -149,7 +156,7 @@ class ErasurePlan(BaseModel):
                 kept = tuple(single for single in action.entries if single.id not in self.ids)
                 return action.model_copy(update={"entries": kept})  # even none: rows are counted on from it
             case FoldSingles():
-                folded = {"files": self._kept(action.files), "thumbnails": self._kept(action.thumbnails)}
+                folded = {name: self._kept(getattr(action, name)) for name in ("files", "thumbnails", "offsets")}
                 return action.model_copy(update=folded)
             case Forget():
                 kept_files = self._kept([action.tombstones])
@@ -196,6 +203,7 @@ class ErasurePlan(BaseModel):
                 "entries": self._kept(segment.entries),
                 "rejected": self._kept(segment.rejected),
                 "thumbnails": self._kept(segment.thumbnails),
+                "offsets": self._kept(segment.offsets),
             }
         )
 

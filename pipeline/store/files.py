@@ -1,12 +1,14 @@
 """References to files of a memory: path, size and hash, as versions and completion marks name them."""
 
 import hashlib
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import DamagedFile
 from pipeline.store.storage import Storage
+from pipeline.store.values import Count, EntryId, PathInside, Sha256
 
 
 class FileRef(BaseModel):
@@ -14,17 +16,17 @@ class FileRef(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    path: str
-    rows: int = 0
-    num_bytes: int
-    sha256: str
+    path: PathInside
+    rows: Count = 0
+    num_bytes: Count
+    sha256: Sha256
 
 
 class RowsFile(FileRef):
     """A Parquet file of rows with ids, all of them within [first_id, last_id]."""
 
-    first_id: int
-    last_id: int
+    first_id: EntryId
+    last_id: EntryId
 
 
 def describe(path: str, local: Path, rows: int = 0) -> FileRef:
@@ -66,3 +68,15 @@ def way_out(path: str) -> str:
     if path.startswith("index/"):
         return "run `index --rebuild`, which makes the index anew from the entries"
     return "restore it from a copy of the memory"
+
+
+# Where files lie that a version may name. What it says of any other place is not by this release.
+NAMED = frozenset({"encoder", "index", "labels", "packs", "segments", "tombstones"})
+
+
+def check_places(files: Iterable[FileRef], places: Collection[str] = NAMED) -> None:
+    """Raises ValueError unless each file lies in one of some folders, given by their first name."""
+    for file in files:
+        first, _, rest = file.path.partition("/")
+        if first not in places or not rest:
+            raise ValueError(f"{file.path} is no place for such a file")

@@ -78,9 +78,10 @@ def _described(storage: Storage, number: int) -> segments.Reservation | None:
     if segments.is_given_up(storage, number):
         return None
     try:
-        return segments.read_reservation(storage, number)
+        reservation = segments.read_reservation(storage, number)
     except DamagedFile:  # whoever took the number has not described it yet
         return None
+    return reservation if reservation is not None and reservation.number == number else None
 
 
 def _done(storage: Storage, reservation: segments.Reservation) -> str:

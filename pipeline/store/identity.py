@@ -9,9 +9,10 @@ import hashlib
 import json
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import EncoderError
+from pipeline.store.values import MAX_DIMENSION, MAX_PIXELS, Finite, Sha256
 
 GIVEN = "given"  # the encoder of vectors that were given without one; "given:NAME" has a name
 NO_WEIGHTS = "0" * 64
@@ -29,12 +30,12 @@ class Preprocessing(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    resize: int
-    crop: int
+    resize: int = Field(ge=1, le=MAX_PIXELS)
+    crop: int = Field(ge=1, le=MAX_PIXELS)
     crop_mode: Literal["center", "squash"] = "center"
     interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[Finite, Finite, Finite]
+    std: tuple[Finite, Finite, Finite]
     pixel_path: PixelPath = "pillow"
 
 
@@ -47,9 +48,9 @@ class Identity(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     encoder: str
-    weights_sha256: str
+    weights_sha256: Sha256
     preprocessing: Preprocessing | None
-    dimension: int
+    dimension: int = Field(ge=1, le=MAX_DIMENSION)
 
     @classmethod
     def of_given(cls, name: str, dimension: int) -> "Identity":

@@ -1,10 +1,11 @@
 """Kept columns: what a user wants to stay with the entries besides what every entry has, in plain Arrow types."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 FIXED = ("id", "uri", "label", "dataset", "embedding", "sha256", "width", "height")  # what every entry has
 KINDS = {
@@ -17,6 +18,7 @@ KINDS = {
     "timestamp[us, UTC]": pa.timestamp("us", tz="UTC"),
 }
 _NAMES = {kind: name for name, kind in KINDS.items()}
+Kind = Literal["bool", "int64", "float64", "string", "date32", "timestamp[us]", "timestamp[us, UTC]"]
 
 
 class KeptColumn(BaseModel):
@@ -24,8 +26,8 @@ class KeptColumn(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
-    type: str
+    name: str = Field(min_length=1)
+    type: Kind
 
     @property
     def kind(self) -> pa.DataType:

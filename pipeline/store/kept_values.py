@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 from pipeline.errors import UnknownName
 from pipeline.store.ids import split_id
 from pipeline.store.kept import as_type
-from pipeline.store.schemas import read_table
+from pipeline.store.schemas import read_rows, read_table
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
 
@@ -29,9 +29,8 @@ def read_kept(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, d
         here = [entry_id for entry_id in wanted if file.first_id <= entry_id <= file.last_id]
         for number in {split_id(entry_id)[0] for entry_id in here}:
             columns = kept_by_segment[number]
-            table = read_table(storage, file, ["id", *(column.name for column in columns)])
-            own = pa.array([entry_id for entry_id in here if split_id(entry_id)[0] == number], pa.int64())
-            table = table.filter(pc.is_in(table["id"], own)).combine_chunks()
+            own = [entry_id for entry_id in here if split_id(entry_id)[0] == number]
+            table = read_rows(storage, file, own, ["id", *(column.name for column in columns)]).combine_chunks()
             there = [column for column in columns if column.name in table.column_names]  # or `verify` tells of it
             values = {column.name: _plain(table[column.name].combine_chunks(), column.kind) for column in there}
             for row, entry_id in enumerate(table["id"].to_pylist()):
@@ -54,8 +53,7 @@ def read_facts(storage: Storage, state: State, entry_id: int) -> tuple[str, int,
             return single.sha256, single.width, single.height
     for file in state.entries_files():
         if file.first_id <= entry_id <= file.last_id:
-            table = read_table(storage, file, ["id", "sha256", "width", "height"])
-            for row in table.filter(pc.equal(table["id"], entry_id)).to_pylist():
+            for row in read_rows(storage, file, [entry_id], ["id", "sha256", "width", "height"]).to_pylist():
                 return row["sha256"], row["width"], row["height"]
     raise UnknownName(f"id {entry_id} is no entry of version {state.version}")
 

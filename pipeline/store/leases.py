@@ -11,33 +11,41 @@ import threading
 import time
 from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import DamagedFile, VisualMemoryError
 from pipeline.store.processes import Process
 from pipeline.store.storage import Storage
+from pipeline.store.values import Nonce
 
 FOLDER = "leases"
 BEAT_SECONDS = 5.0
 BEATS_MISSED = 3  # a holder that did not renew for as many of its beats is taken for dead
 LOOKS_A_BEAT = 10
+LONGEST_BEAT_SECONDS = 60.0  # a holder elsewhere is waited for no longer than for three of these
+SHORTEST_BEAT_SECONDS = 0.01
 
 
 class LeaseRecord(BaseModel):
-    """What `leases/NONCE.json` says."""
+    """What `leases/NONCE.json` says; a file that says another nonce than its name does is no lease."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    nonce: str
+    nonce: Nonce
     work: str
     process: Process
-    beat_seconds: float
-    beat: int = 0
+    beat_seconds: float = Field(gt=0, allow_inf_nan=False)
+    beat: int = Field(0, ge=0)
     holds: tuple[str, ...] = ()
 
     @property
     def path(self) -> str:
         return f"{FOLDER}/{self.nonce}.json"
+
+    @property
+    def watched_seconds(self) -> float:
+        """The time between two beats as far as others go by it, whatever the record says."""
+        return min(max(self.beat_seconds, SHORTEST_BEAT_SECONDS), LONGEST_BEAT_SECONDS)
 
     def covers(self, path: str) -> bool:
         """Whether a file is held by this lease."""
@@ -97,7 +105,7 @@ class Lease:
 
 def standing(storage: Storage) -> list[LeaseRecord]:
     """Every lease there is, those of dead holders included."""
-    found = (_read(storage, name.removesuffix(".json")) for name in storage.list(FOLDER))
+    found = (_read(storage, name.removesuffix(".json")) for name in storage.list(FOLDER) if name.endswith(".json"))
     return [record for record in found if record is not None]
 
 
@@ -110,15 +118,15 @@ def live(storage: Storage, records: Iterable[LeaseRecord]) -> list[LeaseRecord]:
             alive.append(record)
         elif known is None:
             watched.append(record)
-    deadline = max((BEATS_MISSED * record.beat_seconds for record in watched), default=0.0)
+    deadline = max((BEATS_MISSED * record.watched_seconds for record in watched), default=0.0)
     waited = 0.0
     while watched and waited < deadline:
-        pause = min(record.beat_seconds for record in watched) / LOOKS_A_BEAT
+        pause = min(record.watched_seconds for record in watched) / LOOKS_A_BEAT
         time.sleep(pause)
         waited += pause
         for record in list(watched):
             now = _read(storage, record.nonce)
-            if now is None or now.beat != record.beat or waited >= BEATS_MISSED * record.beat_seconds:
+            if now is None or now.beat != record.beat or waited >= BEATS_MISSED * record.watched_seconds:
                 watched.remove(record)
                 alive += [record] if now is not None and now.beat != record.beat else []
     return alive
@@ -126,6 +134,7 @@ def live(storage: Storage, records: Iterable[LeaseRecord]) -> list[LeaseRecord]:
 
 def _read(storage: Storage, nonce: str) -> LeaseRecord | None:
     try:
-        return LeaseRecord.model_validate_json(storage.read(f"{FOLDER}/{nonce}.json"))
+        record = LeaseRecord.model_validate_json(storage.read(f"{FOLDER}/{nonce}.json"))
     except (DamagedFile, ValidationError):  # ended since it was listed, or not a lease
         return None
+    return record if record.nonce == nonce else None

@@ -12,7 +12,7 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,9 +22,10 @@ from botocore.exceptions import ClientError
 from s3fs.core import S3_RETRYABLE_ERRORS
 
 from pipeline.errors import StorageError, UsageError, VisualMemoryError
+from pipeline.store.beneath import is_inside
 from pipeline.store.copies import Copies
 from pipeline.store.refusals import DENIED, UNSUPPORTED, code_of, refusal
-from pipeline.store.storage import AlreadyExists, missing_file
+from pipeline.store.storage import AlreadyExists, check_inside, check_length, missing_file, most_bytes
 
 Answer = TypeVar("Answer")
 
@@ -33,6 +34,7 @@ SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 PROBE = ".probe"
 
 BULK = 1_000  # keys that one DeleteObjects request may name
+EMPTY = {"InvalidRange", "416"}  # what is said of a range of a file without a byte
 MAX_RACES = 6  # conditional puts of one name that S3 lets go undecided
 MAX_FETCHES = 3  # downloads that broke off midway, which neither botocore nor s3fs begins again
 ATTEMPTS = 2  # of s3fs at what botocore gave up after three of its own
@@ -94,8 +96,17 @@ class ObjectStorage:
     def read(self, path: str) -> bytes:
         # One stream is one request: with more, s3fs asks for the size first, which for small files takes as long again.
         one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
+        bounds = {"start": 0, "end": most_bytes(path) + 1}
         with self._asking("read", path):
-            return self._asked_again(lambda: bytes(self._files.cat_file(self._key(path), **one_request)))
+            key = self._key(path)
+            try:
+                data = self._asked_again(lambda: bytes(self._files.cat_file(key, **bounds, **one_request)))
+            except Exception as error:
+                if code_of(error) not in EMPTY and getattr(error, "code", None) != 416:
+                    raise
+                return self._asked_again(lambda: bytes(self._files.cat_file(key, **one_request)))  # an empty one
+            check_length(self.uri, path, len(data))
+            return data
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
@@ -142,13 +153,17 @@ class ObjectStorage:
                     raise
                 return []
         names = {entry["name"].strip("/") for entry in found} - {self._key(folder)}
-        return sorted({name.rpartition("/")[2] for name in names} - (set() if folder else {PROBE}))
+        names = {name.rpartition("/")[2] for name in names} - (set() if folder else {PROBE})
+        return sorted(name for name in names if is_inside(name))
 
     def walk(self, folder: str = "") -> dict[str, int]:
         with self._asking("list", folder):
             found = self._files.find(self._key(folder), detail=True)
         sizes = {name.lstrip("/")[len(self._root) + 1 :]: int(entry["size"]) for name, entry in found.items()}
         return {path: size for path, size in sizes.items() if _is_file(path)}
+
+    def strangers(self) -> Mapping[str, str]:
+        return {}  # there is nothing but objects
 
     def exists(self, path: str) -> bool:
         with self._asking("read", path):
@@ -196,6 +211,10 @@ class ObjectStorage:
         return self._here.files
 
     def _key(self, path: str) -> str:
+        """The key of a file or folder. One with ".." in it would be another key by the time a request is made."""
+        path = path.rstrip("/")
+        if path:
+            check_inside(self.uri, path)
         return f"{self._root}/{path}".rstrip("/")
 
     def _require_exclusive_creation(self) -> None:
@@ -336,5 +355,8 @@ class ObjectStorage:
 
 
 def _is_file(path: str) -> bool:
-    """Whether a key is a file of the memory: consoles make keys that end in a slash and stand for a folder."""
-    return bool(path) and not path.endswith("/") and not path.startswith(f"{PROBE}/")
+    """Whether a key is a file of the memory: consoles make keys that end in a slash and stand for a folder.
+
+    A key with an empty name in it, or with "..", is none that a memory has, and is left alone.
+    """
+    return is_inside(path) and not path.startswith(f"{PROBE}/")

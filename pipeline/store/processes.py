@@ -5,7 +5,7 @@ import os
 import socket
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 _STARTED_FIELD = 19  # of /proc/PID/stat after the name in brackets: proc(5) counts it as field 22
 
@@ -21,7 +21,7 @@ class Process(BaseModel):
 
     host: str
     namespace: str
-    pid: int
+    pid: int = Field(gt=0, lt=1 << 31)
     started: str
 
     @classmethod
@@ -38,7 +38,7 @@ class Process(BaseModel):
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
+        except (ProcessLookupError, OverflowError):  # or a number that no process has
             return False
         except PermissionError:
             pass

@@ -5,11 +5,13 @@ is stored for speed: non-null with non-null elements, PLAIN, uncompressed, no di
 times faster than pyarrow's defaults (docs/formats.md has the figures); normalised vectors do not compress anyway.
 """
 
+import bisect
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedFile
@@ -23,6 +25,7 @@ ENCODER_KEY = "visual_memory.encoder"  # in the metadata of a file of vectors: w
 FINGERPRINT_KEY = "visual_memory.encoder_fingerprint"
 ROW_GROUP_ROWS = 16_384
 PAGE_BYTES = 1 << 20
+PICTURES_A_GROUP = 512  # rows with a thumbnail, of 3 KB each: what is read for the sake of one of them
 
 PLAN = pa.schema(
     [
@@ -54,6 +57,13 @@ REJECTED = pa.schema(
 )
 THUMBNAILS = pa.schema(
     [pa.field("id", pa.int64(), nullable=False), pa.field("jpeg", pa.binary(), nullable=False)],
+)
+OFFSETS = pa.schema(  # where the bytes of an image lie in the file at its uri, be that an archive
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+    ]
 )
 LABELS = pa.schema(
     [
@@ -134,7 +144,7 @@ def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 def write_rows(storage: Storage, path: str, table: pa.Table) -> RowsFile:
     """Publish rows with ids, in the order of their ids, at least one."""
     with storage.publishing(path) as local:
-        write_table(table, local)
+        write_table(table, local, PICTURES_A_GROUP if "jpeg" in table.column_names else ROW_GROUP_ROWS)
         file = describe(path, local, table.num_rows)
     entry_ids = table.column("id")
     return RowsFile(**file.model_dump(), first_id=entry_ids[0].as_py(), last_id=entry_ids[-1].as_py())
@@ -158,6 +168,35 @@ def read_table(
             f"{file.path} in the memory at {storage.uri} cannot be read ({_first_line(error)}): "
             "restore it from a copy of the memory"
         ) from error
+
+
+def read_rows(storage: Storage, file: RowsFile, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """The rows of some ids, each at most once; of the file only the row groups that may hold one are decoded.
+
+    `columns` are to have `id` among them. Raises DamagedFile.
+    """
+    local = checked_path(storage, file)
+    wanted = sorted(entry_id for entry_id in ids if file.first_id <= entry_id <= file.last_id)
+    try:
+        with pq.ParquetFile(local, page_checksum_verification=True) as parquet:
+            groups = [group for group in range(parquet.num_row_groups) if _may_hold(parquet, group, wanted)]
+            table = parquet.read_row_groups(groups, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        raise DamagedFile(
+            f"{file.path} in the memory at {storage.uri} cannot be read ({_first_line(error)}): "
+            "restore it from a copy of the memory"
+        ) from error
+    return table.filter(pc.is_in(table.column("id"), pa.array(wanted, pa.int64())))
+
+
+def _may_hold(parquet: pq.ParquetFile, group: int, wanted: Sequence[int]) -> bool:
+    """Whether a row group has any of some ids, which ascend, going by its statistics; True where it has none."""
+    footer = parquet.metadata.row_group(group)
+    of_id = footer.column(parquet.schema_arrow.get_field_index("id")).statistics
+    if of_id is None or not of_id.has_min_max:
+        return True
+    at = bisect.bisect_left(wanted, of_id.min)
+    return at < len(wanted) and wanted[at] <= of_id.max
 
 
 def _first_line(error: BaseException) -> str:

@@ -7,24 +7,26 @@ attempt to finish wins and the files of every other attempt are garbage.
 
 import contextlib
 import json
+import re
 import secrets
 import socket
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import DamagedFile
 from pipeline.store import ids
-from pipeline.store.files import FileRef, RowsFile, checked_path, describe
+from pipeline.store.files import FileRef, RowsFile, check_places, checked_path, describe
 from pipeline.store.identity import Identity
 from pipeline.store.kept import KeptColumn
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import (
     CONTAINERS,
     FORMAT,
+    OFFSETS,
     PLAN,
     REJECTED,
     ROW_GROUP_ROWS,
@@ -36,15 +38,20 @@ from pipeline.store.schemas import (
 )
 from pipeline.store.state import SINGLES
 from pipeline.store.storage import AlreadyExists, Storage, create_own
+from pipeline.store.values import MAX_SEGMENT, Count, Finite, Hexadecimal
 
 FOLDER = "segments"
 DESCRIPTION = "segment.json"
 GIVEN_UP = "given_up.json"
 NUMERICS = "numerics.json"
 DUPLICATE = "duplicate"  # the stage of images that are rejected because the memory holds their bytes
+OF_A_JOB = ("plan", "containers", "decisions", "rejected")  # folders of work that is no segment
 KEPT = (DESCRIPTION, GIVEN_UP, NUMERICS)  # small, and not named by any version
 
 Precision = Literal["auto", "float32", "bfloat16"]
+
+_NUMBER = re.compile(r"[0-9]{8}")
+_MARK = re.compile(r"[0-9]{6}\.json")
 
 
 class Reservation(BaseModel):
@@ -61,24 +68,31 @@ class Reservation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    number: int
+    number: int = Field(ge=0, le=MAX_SEGMENT)
     fingerprint: str
     source: str
     dataset: str
     identity: Identity
-    planned: int
-    rows_per_part: int
+    planned: Count
+    rows_per_part: int = Field(ge=1, le=ids.MAX_ROWS)
     plan: FileRef | None
     thumbnails: bool = False
     labels: str = "folder"
     containers: FileRef | None = None
-    num_containers: int = 0
-    known_inside: int = 0
+    num_containers: Count = 0
+    known_inside: Count = 0
     kept: tuple[KeptColumn, ...] = ()
     precision: Precision = "float32"
     exclude: tuple[str, ...] = ()
     image_extension: str | None = None
     held: FileRef | None = None
+
+    @model_validator(mode="after")
+    def _inside(self) -> "Reservation":
+        _check_folder((self.plan, self.containers, self.held), self.folder)
+        if self.num_parts > ids.MAX_PARTS:
+            raise ValueError(f"{self.num_parts} parts are more than an id can count")
+        return self
 
     @property
     def folder(self) -> str:
@@ -120,19 +134,25 @@ class PartMark(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    part: int
-    attempt: str
+    part: int = Field(ge=0, lt=ids.MAX_PARTS)
+    attempt: Hexadecimal
     node: str
-    planned: int
+    planned: Count
     entries: RowsFile | None
     rejected: RowsFile | None
     thumbnails: RowsFile | None = None
+    offsets: RowsFile | None = None
     decisions: RowsFile | None = None
-    seconds: dict[str, float] = {}
+    seconds: dict[str, Finite] = {}
     decoded_on: tuple[str, ...] = ()
-    unlabelled: dict[str, int] = {}
-    noted: dict[str, dict[str, int]] = {}
-    duplicates: int = 0
+    unlabelled: dict[str, Count] = {}
+    noted: dict[str, dict[str, Count]] = {}
+    duplicates: Count = 0
+
+    @property
+    def files(self) -> tuple[RowsFile | None, ...]:
+        """What it names, None for rows that it has not."""
+        return self.entries, self.rejected, self.thumbnails, self.offsets, self.decisions
 
     @property
     def num_entries(self) -> int:
@@ -141,6 +161,14 @@ class PartMark(BaseModel):
     @property
     def num_rejected(self) -> int:
         return self.rejected.rows if self.rejected else 0
+
+
+class _Described(BaseModel):
+    """As much of `segment.json` as every segment has, that of single adds too."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    fingerprint: str
 
 
 def reserve(
@@ -267,14 +295,15 @@ def unfinished(storage: Storage, fingerprint: str, committed: Collection[int]) -
         if not storage.exists(f"{segment_folder(number)}{DESCRIPTION}"):
             continue  # whoever took it died before it was described
         reservation = read_reservation(storage, number)
-        if reservation is not None and reservation.fingerprint == fingerprint:
+        if reservation is not None and (reservation.number, reservation.fingerprint) == (number, fingerprint):
             return reservation
     return None
 
 
 def reserved(storage: Storage) -> list[int]:
     """Every segment number that was ever taken, ascending."""
-    return [int(name) for name in storage.list(FOLDER) if name.isdigit()]
+    numbers = (int(name) for name in storage.list(FOLDER) if _NUMBER.fullmatch(name))
+    return [number for number in numbers if 0 < number <= MAX_SEGMENT]
 
 
 def is_given_up(storage: Storage, number: int) -> bool:
@@ -298,10 +327,10 @@ def read_reservation(storage: Storage, number: int) -> Reservation | None:
     path = f"{segment_folder(number)}{DESCRIPTION}"
     data = storage.read(path)
     try:
-        if json.loads(data).get("fingerprint") == SINGLES:
+        if _Described.model_validate_json(data).fingerprint == SINGLES:
             return None
         return Reservation.model_validate_json(data)
-    except (ValueError, AttributeError, ValidationError) as error:
+    except ValidationError as error:
         raise _damaged(storage, path) from error
 
 
@@ -358,7 +387,7 @@ def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark
     marks = {}
     for path in marks_of(storage, reservation):
         mark = read_mark(storage, path)
-        for file in (mark.entries, mark.rejected, mark.thumbnails, mark.decisions):
+        for file in mark.files:
             if file is not None:
                 try:
                     checked_path(storage, file)
@@ -375,6 +404,7 @@ def publish_part(
     entries: pa.Table,
     rejected: pa.Table,
     thumbnails: pa.Table | None = None,
+    offsets: pa.Table | None = None,
     *,
     seconds: Mapping[str, float] | None = None,
     node: str | None = None,
@@ -388,6 +418,8 @@ def publish_part(
     tables = {"entries": entries.cast(schema), "rejected": rejected.cast(REJECTED)}
     if thumbnails is not None:
         tables["thumbnails"] = thumbnails.cast(THUMBNAILS)
+    if offsets is not None:
+        tables["offsets"] = offsets.cast(OFFSETS)
     return publish(
         storage,
         reservation,
@@ -439,6 +471,7 @@ def publish(
         entries=files.get("entries"),
         rejected=files.get("rejected"),
         thumbnails=files.get("thumbnails"),
+        offsets=files.get("offsets"),
         decisions=files.get("decisions"),
         seconds=dict(seconds or {}),
         decoded_on=decoded_on,
@@ -483,15 +516,31 @@ def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows
 def marks_of(storage: Storage, reservation: Reservation) -> list[str]:
     """The paths of the completion marks there are."""
     folder = f"{reservation.folder}done"
-    return [f"{folder}/{name}" for name in storage.list(folder)]
+    return [f"{folder}/{name}" for name in storage.list(folder) if _MARK.fullmatch(name)]
 
 
 def read_mark(storage: Storage, path: str) -> PartMark:
-    """A completion mark. Raises DamagedFile."""
+    """A completion mark, which names files of its own segment. Raises DamagedFile."""
     try:
-        return PartMark.model_validate_json(storage.read(path))
-    except ValidationError as error:
+        mark = PartMark.model_validate_json(storage.read(path))
+        folder, _, name = path.rpartition("done/")
+        _check_folder(mark.files, folder)
+        if name != f"{mark.part:06d}.json":
+            raise ValueError(f"it is the mark of part {mark.part}")
+    except ValueError as error:
         raise _damaged(storage, path) from error
+    return mark
+
+
+def _check_folder(files: Iterable[FileRef | None], folder: str) -> None:
+    """Raises ValueError unless all lie below a folder ("": in one of their own kind, as those of a job do)."""
+    named = [file for file in files if file is not None]
+    if folder:
+        for file in named:
+            if not file.path.startswith(folder):
+                raise ValueError(f"{file.path} is not in {folder}")
+    else:
+        check_places(named, OF_A_JOB)
 
 
 def _damaged(storage: Storage, path: str) -> DamagedFile:

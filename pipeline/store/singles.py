@@ -1,7 +1,8 @@
 """Entries added by themselves: written into their commits, and folded into files now and then.
 
 A single add so costs one small file, whatever the memory holds. The files they are folded into are merged in tiers, so
-that a hundred thousand single adds lie in a few dozen files. Their thumbnails go the same way into files of their own.
+that a hundred thousand single adds lie in a few dozen files. Their thumbnails go the same way into files of their own,
+and so do the sizes of those that were read at their uri.
 """
 
 import base64
@@ -15,7 +16,7 @@ import pyarrow as pa
 from pipeline.store.files import RowsFile
 from pipeline.store.identity import Identity
 from pipeline.store.leases import Lease
-from pipeline.store.schemas import THUMBNAILS, embedding_column, entries_schema, read_table, write_rows
+from pipeline.store.schemas import OFFSETS, THUMBNAILS, embedding_column, entries_schema, read_table, write_rows
 from pipeline.store.segments import segment_folder
 from pipeline.store.state import FoldSingles, Single, State
 from pipeline.store.storage import Storage
@@ -69,10 +70,14 @@ def files_of_singles(state: State) -> list[RowsFile]:
     return [file for segment in state.segments if segment.number == number for file in segment.entries]
 
 
-def thumbnail_files_of_singles(state: State) -> list[RowsFile]:
-    """The files with thumbnails of single adds, in the order of their ids."""
+def files_beside_singles(state: State) -> dict[str, list[RowsFile]]:
+    """The files with thumbnails and offsets of single adds, in the order of their ids."""
     number = state.singles.segment if state.singles else None
-    return [file for segment in state.segments if segment.number == number for file in segment.thumbnails]
+    mine = [segment for segment in state.segments if segment.number == number]
+    return {
+        "thumbnails": [file for segment in mine for file in segment.thumbnails],
+        "offsets": [file for segment in mine for file in segment.offsets],
+    }
 
 
 def fresh_singles(state: State) -> list[RowsFile]:
@@ -89,8 +94,8 @@ def _schema(identity: Identity) -> pa.Schema:
 def fold(storage: Storage, lease: Lease, state: State, *, wholly: bool = False) -> FoldSingles:
     """Write the pending single adds of a state into a file, with as many of the files before as make a tier full.
 
-    With `wholly` with all files before that no shard covers. Thumbnails are merged up to the first tier only: they are
-    large, and nothing opens their files but a page that shows them.
+    With `wholly` with all files before that no shard covers. Thumbnails and offsets are merged up to the first tier
+    only: thumbnails are large, and nothing opens these files but a page that shows pictures.
     """
     if state.singles is None or state.identity is None:
         raise AssertionError("there is nothing to fold")
@@ -102,18 +107,26 @@ def fold(storage: Storage, lease: Lease, state: State, *, wholly: bool = False) 
     number = state.singles.segment
     path = f"{segment_folder(number)}entries/{state.version:020d}-{lease.nonce}.parquet"
     file = write_rows(storage, path, pa.concat_tables(tables))
-    pictures = _fold_thumbnails(storage, state, path.replace("/entries/", "/thumbnails/"))
-    return FoldSingles(segment=number, files=(*files[: len(files) - merged], file), thumbnails=pictures)
+    thumbnails = thumbnails_of_singles(state.pending)
+    sizes = [(single.id, 0, single.num_bytes) for single in state.pending if single.num_bytes is not None]
+    ids, offsets, num_bytes = zip(*sizes, strict=True) if sizes else ((), (), ())
+    beside = {
+        "thumbnails": pa.table({"id": [*thumbnails], "jpeg": [*thumbnails.values()]}, schema=THUMBNAILS),
+        "offsets": pa.table({"id": ids, "offset": offsets, "num_bytes": num_bytes}, schema=OFFSETS),
+    }
+    folded = {
+        kind: _fold_beside(storage, files, beside[kind], path.replace("/entries/", f"/{kind}/"))
+        for kind, files in files_beside_singles(state).items()
+    }
+    return FoldSingles(segment=number, files=(*files[: len(files) - merged], file), **folded)
 
 
-def _fold_thumbnails(storage: Storage, state: State, path: str) -> tuple[RowsFile, ...]:
-    files, pending = thumbnail_files_of_singles(state), thumbnails_of_singles(state.pending)
-    if not pending:
+def _fold_beside(storage: Storage, files: list[RowsFile], pending: pa.Table, path: str) -> tuple[RowsFile, ...]:
+    if not pending.num_rows:
         return tuple(files)
     kept = len(files) - _full_tiers(files, tiers=1)
     tables = [read_table(storage, file) for file in files[kept:]]
-    tables.append(pa.table({"id": [*pending], "jpeg": [*pending.values()]}, schema=THUMBNAILS))
-    return (*files[:kept], write_rows(storage, path, pa.concat_tables(tables)))
+    return (*files[:kept], write_rows(storage, path, pa.concat_tables([*tables, pending])))
 
 
 def _full_tiers(files: Sequence[RowsFile], tiers: int = len(TIER_ROWS)) -> int:

@@ -13,8 +13,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.identity import Identity
 from pipeline.store.kept import KeptColumn, union
+from pipeline.store.values import Count, EntryId, Finite, Generation, Nonce, SegmentNumber, Sha256, VersionNumber
 
 SINGLES = "single adds"  # stands for the fingerprint of the segment they go to
+PARAMETERS = r"^(?:[A-Za-z_]{1,32}=[0-9]{1,9}(?:,[A-Za-z_]{1,32}=[0-9]{1,9})*)?$"  # as FAISS writes them
+BASE64 = r"^[A-Za-z0-9+/]*={0,2}$"
 MAX_BROKEN = 1_000  # a lease broken longer ago than this many others belongs to no process that still runs
 
 
@@ -28,47 +31,51 @@ class Segment(_Frozen):
     `identity` is the encoder's fingerprint, `fingerprint` is over source, options and identity. `entries` is empty once
     they were compacted into packs. The segment of single adds has no plan, and grows. Images that were not planned one
     by one lie in `containers`, the parts from `containers_from` on. Entries have the columns `kept` besides their own.
+    `offsets` tell where in an archive images lie, and of single adds which were read at their uri.
     """
 
-    number: int
+    number: SegmentNumber
     source: str
     dataset: str
     identity: str
     fingerprint: str
-    planned: int
-    num_entries: int
-    num_rejected: int
+    planned: Count
+    num_entries: Count
+    num_rejected: Count
     plan: FileRef | None
     entries: tuple[RowsFile, ...]
     rejected: tuple[RowsFile, ...]
     thumbnails: tuple[RowsFile, ...] = ()
+    offsets: tuple[RowsFile, ...] = ()
     containers: FileRef | None = None
-    containers_from: int | None = None
+    containers_from: Count | None = None
     kept: tuple[KeptColumn, ...] = ()
 
 
 class Single(_Frozen):
     """An entry that was added by itself, kept in its commit until it is folded into a file.
 
-    `embedding` is the base64 of float16 [D], little-endian; `thumbnail` that of a JPEG, where one is kept.
+    `embedding` is the base64 of float16 [D], little-endian; `thumbnail` that of a JPEG, where one is kept. `num_bytes`
+    is the size of the file that was read at its uri; None where the bytes were given, and the uri is but a name.
     """
 
-    id: int
+    id: EntryId
     uri: str
     label: str | None
     dataset: str
-    embedding: str
-    sha256: str
-    width: int
-    height: int
-    thumbnail: str | None = None
+    embedding: str = Field(pattern=BASE64)
+    sha256: Sha256
+    width: int = Field(ge=0, lt=1 << 31)
+    height: int = Field(ge=0, lt=1 << 31)
+    thumbnail: str | None = Field(None, pattern=BASE64)
+    num_bytes: Count | None = None
 
 
 class Singles(_Frozen):
     """Where single adds go: their segment, and the offset from its first id of the next entry."""
 
-    segment: int
-    next_row: int = 0
+    segment: SegmentNumber
+    next_row: Count = 0
 
 
 class LabelSet(_Frozen):
@@ -84,11 +91,11 @@ class Quality(_Frozen):
     Queries are stored rows that the index was not trained on, as far as there are enough.
     """
 
-    recall_at_1: float
-    recall_at_10: float
-    recall_at_100: float
-    seconds_alone: float
-    seconds_in_batch: float
+    recall_at_1: Finite
+    recall_at_10: Finite
+    recall_at_100: Finite
+    seconds_alone: Finite
+    seconds_in_batch: Finite
 
     @classmethod
     def measured(cls, at_1: float, at_10: float, at_100: float, alone: float, in_batch: float) -> "Quality":
@@ -113,17 +120,17 @@ class Shard(_Frozen):
     `centroid_distance` is how far its vectors are from the centroids nearest to them, on average; None without those.
     """
 
-    number: int
-    rows: int
-    covers: tuple[tuple[int, int], ...]
+    number: Count
+    rows: Count
+    covers: tuple[tuple[EntryId, EntryId], ...]
     index: FileRef | None
     ids: FileRef
     labels: FileRef
     vectors: FileRef | None
     entries: FileRef
-    recall_at_10: float
+    recall_at_10: Finite
     quality: Quality | None = None
-    centroid_distance: float | None = None
+    centroid_distance: Finite | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -155,13 +162,13 @@ class Index(_Frozen):
     `candidates` is the table of the keys it was chosen from, `centroid_distance` that of the sample it was trained on.
     """
 
-    generation: int
+    generation: Generation
     key: str
-    parameters: str
+    parameters: str = Field(pattern=PARAMETERS)
     trained: FileRef | None
     shards: tuple[Shard, ...]
     candidates: FileRef | None = None
-    centroid_distance: float | None = None
+    centroid_distance: Finite | None = None
     refine: Refine = "float16"
 
     @property
@@ -214,15 +221,15 @@ class AddSegment(_Frozen):
 
     action: Literal["add_segment"] = "add_segment"
     segment: Segment
-    beside: tuple[int, ...] = ()
+    beside: tuple[SegmentNumber, ...] = ()
 
 
 class AddSingles(_Frozen):
     """Entries added by themselves; `segment` is the one of single adds, `next_row` the row that comes after them."""
 
     action: Literal["add_singles"] = "add_singles"
-    segment: int
-    next_row: int
+    segment: SegmentNumber
+    next_row: Count
     identity: str
     entries: tuple[Single, ...]
 
@@ -230,13 +237,14 @@ class AddSingles(_Frozen):
 class FoldSingles(_Frozen):
     """Single adds lie in these files from now on, up to the last id in them; later ones stay in their commits.
 
-    Their thumbnails lie in `thumbnails`, up to the same id.
+    Their thumbnails lie in `thumbnails`, up to the same id, and `offsets` tell which were read at their uri.
     """
 
     action: Literal["fold_singles"] = "fold_singles"
-    segment: int
+    segment: SegmentNumber
     files: tuple[RowsFile, ...]
     thumbnails: tuple[RowsFile, ...] = ()
+    offsets: tuple[RowsFile, ...] = ()
 
 
 class Forget(_Frozen):
@@ -247,7 +255,7 @@ class Forget(_Frozen):
 
     action: Literal["forget"] = "forget"
     tombstones: FileRef
-    forgotten: int
+    forgotten: Count
     folds: bool = False
 
 
@@ -256,7 +264,7 @@ class Relabel(_Frozen):
 
     action: Literal["relabel"] = "relabel"
     labels: FileRef
-    relabelled: int
+    relabelled: Count
     label_set: str | None = None
     folds: bool = False
 
@@ -273,15 +281,15 @@ class SetIndex(_Frozen):
 
     action: Literal["set_index"] = "set_index"
     index: Index
-    replaces: int | None
-    replaces_shards: int = 0
+    replaces: Generation | None
+    replaces_shards: Count = 0
 
 
 class BreakLeases(_Frozen):
     """Whoever worked under these leases is taken for dead, and its files may be removed: it cannot commit any more."""
 
     action: Literal["break_leases"] = "break_leases"
-    leases: tuple[str, ...]
+    leases: tuple[Nonce, ...]
 
 
 class SetState(_Frozen):
@@ -316,7 +324,7 @@ class State(_Frozen):
     older versions. `broken` are the last leases whose holders were taken for dead.
     """
 
-    version: int = 0
+    version: VersionNumber = 0
     identity: Identity | None = None
     weights: FileRef | None = None
     segments: tuple[Segment, ...] = ()
@@ -327,10 +335,10 @@ class State(_Frozen):
     labels: tuple[FileRef, ...] = ()
     label_sets: tuple[LabelSet, ...] = ()
     index: Index | None = None
-    retired: tuple[int, ...] = ()
-    rewrites: int = 0
-    erasures: tuple[str, ...] = ()
-    broken: tuple[str, ...] = ()
+    retired: tuple[SegmentNumber, ...] = ()
+    rewrites: Count = 0
+    erasures: tuple[Nonce, ...] = ()
+    broken: tuple[Nonce, ...] = ()
 
     @property
     def num_entries(self) -> int:
@@ -361,7 +369,7 @@ class State(_Frozen):
                 return self._with_singles(action)
             case FoldSingles():
                 folded = [segment for segment in self.segments if segment.number == action.segment]
-                files = {"entries": action.files, "thumbnails": action.thumbnails}
+                files = {"entries": action.files, "thumbnails": action.thumbnails, "offsets": action.offsets}
                 moved = [self._with(segment.model_copy(update=files)) for segment in folded]
                 last = action.files[-1].last_id if action.files else -1  # none is left where all were erased
                 later = tuple(single for single in self.pending if single.id > last)

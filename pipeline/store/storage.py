@@ -2,15 +2,21 @@
 
 Paths are relative to the memory and use "/". Everything the rest of the code may ask of a store is a method of
 `Storage`, chosen so that an object store can answer all of it: whole objects, exclusive creation, listing by prefix.
-Nothing here knows what the files mean.
+Nothing here knows what the files mean, and no path leads out of the memory: whatever holds one checks it first.
 """
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from pipeline.errors import DamagedFile, NotPermitted
+from pipeline.store.beneath import is_inside
+
+# What `read` reads whole at most, by folder: far more than is ever written, so that a file made to be huge is refused.
+# A checkpoint names some 300 bytes a file, the plan of an erasure some 100 bytes an entry.
+MOST_BYTES = {"versions": 1 << 30, "erasures": 4 << 30}
+MOST_BYTES_ELSEWHERE = 64 << 20
 
 
 class AlreadyExists(Exception):
@@ -20,6 +26,8 @@ class AlreadyExists(Exception):
 class Storage(Protocol):
     """What a place that holds a memory must be able to do.
 
+    Every method raises DamagedFile for a path that would lead out of the memory, and for what is not a file or a folder
+    of its own but, say, a link.
     Every method raises StorageError when the store cannot be reached, refuses the credentials or has not room, and
     NotPermitted when this user, or these credentials, may not do it.
     """
@@ -27,7 +35,7 @@ class Storage(Protocol):
     uri: str
 
     def read(self, path: str) -> bytes:
-        """The whole file. Raises DamagedFile when it is not there."""
+        """The whole file. Raises DamagedFile when it is not there, or larger than such a file can be."""
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
         """The bytes of a file from `start` up to `stop`, fewer where it ends. Raises DamagedFile."""
@@ -54,10 +62,13 @@ class Storage(Protocol):
         """The caller is done with `local_path`: a copy made for it need not be kept."""
 
     def list(self, folder: str) -> list[str]:
-        """Names directly under a folder, sorted; empty when there is no such folder."""
+        """Names directly under a folder, sorted; empty when there is no such folder. Raises DamagedFile for a link."""
 
     def walk(self, folder: str = "") -> dict[str, int]:
-        """Every file below a folder with its bytes, those that are just being written included."""
+        """Every file below a folder with its bytes, those that are just being written included; nothing but files."""
+
+    def strangers(self) -> Mapping[str, str]:
+        """What is neither a file nor a folder (links, FIFOs, devices), each with what it is: nothing reads them."""
 
     def exists(self, path: str) -> bool: ...
 
@@ -105,3 +116,35 @@ def missing_file(uri: str, path: str) -> DamagedFile:
     """The error for a file that should be in the memory and is not."""
     way_out = "run `index --rebuild`" if path.startswith("index/") else "restore it from a copy of the memory"
     return DamagedFile(f"{path} is missing from the memory at {uri}: {way_out}")
+
+
+def check_inside(uri: str, path: str) -> None:
+    """Raises DamagedFile for a path that is none inside of a memory."""
+    if not is_inside(path):
+        raise DamagedFile(
+            f"a file of the memory at {uri} names {path[:200]!r}, which is no path inside of it, and nothing was done "
+            "there: restore the memory from a copy, and do not trust where this one came from"
+        )
+
+
+def check_length(uri: str, path: str, num_bytes: int) -> None:
+    """Raises DamagedFile for a file that is larger than what is read whole can be."""
+    if num_bytes > most_bytes(path):
+        raise DamagedFile(
+            f"{path} in the memory at {uri} has {num_bytes:,} bytes, more than such a file can have: "
+            "restore it from a copy of the memory"
+        )
+
+
+def most_bytes(path: str) -> int:
+    """What `read` reads of a file at most."""
+    return MOST_BYTES.get(path.partition("/")[0], MOST_BYTES_ELSEWHERE)
+
+
+def not_a_file(uri: str, path: str, kind: str) -> DamagedFile:
+    """The error for a link, a FIFO, a device or the like at a path where a file or a folder of the memory belongs."""
+    if kind == "a link":
+        said = "is a link, and none is followed inside of a memory: put what it leads to in its place"
+    else:
+        said = f"is {kind}, which does not belong there: remove it"
+    return DamagedFile(f"{path} in the memory at {uri} {said}, or restore it from a copy of the memory")

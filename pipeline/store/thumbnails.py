@@ -2,10 +2,7 @@
 
 from collections.abc import Sequence
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from pipeline.store.schemas import read_table
+from pipeline.store.schemas import read_rows
 from pipeline.store.singles import thumbnails_of_singles
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
@@ -16,9 +13,7 @@ def read_thumbnails(storage: Storage, state: State, ids: Sequence[int]) -> dict[
     asked = set(ids)
     kept = thumbnails_of_singles([single for single in state.pending if single.id in asked])
     for file in (file for segment in state.segments for file in segment.thumbnails):
-        wanted = [entry_id for entry_id in ids if file.first_id <= entry_id <= file.last_id]
-        if wanted:
-            table = read_table(storage, file)
-            table = table.filter(pc.is_in(table.column("id"), pa.array(wanted, pa.int64())))
+        if any(file.first_id <= entry_id <= file.last_id for entry_id in ids):
+            table = read_rows(storage, file, ids, ["id", "jpeg"])
             kept |= dict(zip(table.column("id").to_pylist(), table.column("jpeg").to_pylist(), strict=True))
     return kept

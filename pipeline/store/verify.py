@@ -97,6 +97,9 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
             findings += _whose(log.storage, chain, census)
         except NotPermitted as error:
             findings.append(unread(error))
+        except DamagedFile as error:  # a link in the place of a folder
+            findings.append(damage(*_in_the_way(error, log.storage)))
+    findings += strangers(log.storage)
     version_bytes = sum(log.storage.walk(VERSIONS).values())
     return Verification(
         findings=tuple(dict.fromkeys(findings)),
@@ -172,6 +175,19 @@ def _whose(storage: Storage, chain: Chain, census: Census) -> Iterator[Finding]:
     for top, count in Counter(path.split("/")[0] for path in census.foreign).items():
         what = f"is not a memory's ({count:,} files)" if count > 1 else "is not a memory's"
         yield Finding("note", top, what, "nothing: it is left alone")
+
+
+def strangers(storage: Storage) -> Iterator[Finding]:
+    """Links, FIFOs and the like, which no memory has. Nothing follows, opens or removes one."""
+    for path, kind in sorted(storage.strangers().items()):
+        yield Finding("note", path, f"is {kind}, which is not a memory's", "nothing: it is left alone and not followed")
+
+
+def _in_the_way(error: DamagedFile, storage: Storage) -> tuple[str, str, str]:
+    """The path, what is wrong and the way out in an error of a storage."""
+    said, _, advice = str(error).rpartition(": ")
+    path, _, what = said.partition(f" in the memory at {storage.uri} ")
+    return path, what, advice
 
 
 def _waste(census: Census, paths: list[str], place: str, why: str, advice: str) -> Finding:

@@ -9,6 +9,7 @@ from pipeline.store.first_add import how_far
 from pipeline.store.leases import live, standing
 from pipeline.store.storage import Storage
 
+_OF_A_PART = ("entries", "rejected", "thumbnails", "offsets")
 GO_ON = "run the same `add` again, which goes on with it"
 MAKE_AGAIN = "remove it and run the same `add` again, which makes it anew"
 
@@ -60,7 +61,7 @@ def _named_by_segment(storage: Storage, number: int) -> tuple[Named, list[Findin
         except DamagedFile:
             findings.append(damage(mark_path, "is not whole", MAKE_AGAIN))
             continue
-        for kind in ("entries", "rejected", "thumbnails"):
+        for kind in _OF_A_PART:
             file = getattr(mark, kind)
             if file is not None:
                 named.files[file.path] = (file, kind)
@@ -70,7 +71,7 @@ def _named_by_segment(storage: Storage, number: int) -> tuple[Named, list[Findin
 def _to_be_made_again(finding: Finding) -> Finding:
     folder, _, name = finding.path.rpartition("/")
     kind = folder.rpartition("/")[2]
-    if finding.severity != "damage" or kind not in ("entries", "rejected", "thumbnails"):
+    if finding.severity != "damage" or kind not in _OF_A_PART:
         return finding
     mark = f"{folder.removesuffix(kind)}done/{name.partition('-')[0]}.json"
     advice = f"remove {mark} and run the same `add` again, which makes it anew"

@@ -12,7 +12,6 @@ to the newest. `latest` is a hint where to begin looking, and nothing depends on
 import datetime
 import getpass
 import hashlib
-import json
 import re
 import secrets
 import socket
@@ -20,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AwareDatetime, BaseModel, ConfigDict, model_validator
 
 from pipeline.errors import (
     CommitConflict,
@@ -30,11 +29,13 @@ from pipeline.errors import (
     MemoryMissing,
     NotPermitted,
 )
+from pipeline.store.files import check_places
 from pipeline.store.first_add import unfinished_first_add
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
 from pipeline.store.storage import AlreadyExists, Storage, missing_file
+from pipeline.store.values import MAX_VERSION, Balance, Hexadecimal, VersionNumber
 
 FOLDER = "versions"
 HINT = f"{FOLDER}/latest"
@@ -49,8 +50,7 @@ UNFINISHED_COPY = "copying.json"  # lies in what is not a memory yet
 HEAD_BYTES = 512
 _NONCE = re.compile(rb'"nonce": ?"([0-9a-f]{1,64})"')
 
-_COMMIT_NAME = re.compile(r"\d{20}\.json")
-_CHECKPOINT_NAME = re.compile(r"\d{20}\.checkpoint\.json")
+_NAME = re.compile(r"(?P<number>[0-9]{20})(?P<checkpoint>\.checkpoint)?\.json")
 
 Model = TypeVar("Model", bound=BaseModel)
 Prepare = Callable[[int, State], Sequence[Action]]
@@ -59,20 +59,26 @@ Prepare = Callable[[int, State], Sequence[Action]]
 class Commit(BaseModel):
     """One version file. `nonce` tells a writer whose answer was lost that the file it meets is its own.
 
-    `rows_before` and `rows_after` count live entries.
+    It names files in the folders that hold what versions name, and nowhere else. `rows_before` and `rows_after` count
+    live entries.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    version: int
-    nonce: str
-    committed_at: datetime.datetime
+    version: VersionNumber
+    nonce: Hexadecimal
+    committed_at: AwareDatetime
     author: str
     command: str
-    rows_before: int
-    rows_after: int
+    rows_before: Balance
+    rows_after: Balance
     actions: tuple[Action, ...]
+
+    @model_validator(mode="after")
+    def _inside(self) -> "Commit":
+        check_places(file_refs(self.actions))
+        return self
 
 
 class Checkpoint(BaseModel):
@@ -82,6 +88,19 @@ class Checkpoint(BaseModel):
 
     format: int = FORMAT
     state: State
+
+    @model_validator(mode="after")
+    def _inside(self) -> "Checkpoint":
+        check_places(file_refs(self.state))
+        return self
+
+
+class _Written(BaseModel):
+    """What a version file says of its format, whatever else it says."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: int
 
 
 class VersionLog:
@@ -155,7 +174,7 @@ class VersionLog:
         """The numbers of the versions that can be read. Raises MemoryMissing or DamagedFile."""
         for attempt in range(MAX_LISTINGS):
             names = self.storage.list(FOLDER)
-            numbers = {int(name[:20]) for name in names if _COMMIT_NAME.fullmatch(name)}
+            numbers = {number for number in map(commit_number, names) if number is not None}
             if not numbers:
                 raise self._nothing_here()
             lowest = newest = max(numbers)
@@ -163,7 +182,8 @@ class VersionLog:
                 lowest -= 1
             if lowest == 1:
                 return range(1, newest + 1)
-            starts = [int(name[:20]) for name in names if _CHECKPOINT_NAME.fullmatch(name) and int(name[:20]) >= lowest]
+            points = (number for number in map(checkpoint_number, names) if number is not None)
+            starts = [number for number in points if number >= lowest]
             # A listing is no snapshot: it may lack a commit, or the checkpoint written before older ones were dropped,
             # and show what came after. What it lacks is asked for, or looked for in a listing begun since.
             if self.storage.exists(commit_path(lowest - 1)) or not (lowest in starts or attempt):
@@ -258,11 +278,18 @@ class VersionLog:
 
     def checkpoints(self) -> list[int]:
         """The versions that have a checkpoint."""
-        return [int(name[:20]) for name in self.storage.list(FOLDER) if _CHECKPOINT_NAME.fullmatch(name)]
+        return [number for number in map(checkpoint_number, self.storage.list(FOLDER)) if number is not None]
 
     def read_checkpoint(self, number: int) -> State:
         """The state in a checkpoint. Raises DamagedFile."""
         return self._parsed(checkpoint_path(number), Checkpoint).state
+
+    def _begun_at(self, number: int) -> State:
+        """The state to fold commits into from a checkpoint on, from the very first for 0. Raises DamagedFile."""
+        state = self.read_checkpoint(number) if number else State()
+        if state.version != number:
+            raise self._damaged(checkpoint_path(number))
+        return state
 
     def _discard(self, lost: Sequence[Action], kept: Sequence[Action], lease: Lease | None) -> None:
         """Remove what was written for actions that will not be committed; a segment stays, to go on from.
@@ -309,12 +336,12 @@ class VersionLog:
         """The state the hint points to, or None where it does not help."""
         try:
             number = int(self.storage.read(HINT))
-            if not self.storage.exists(commit_path(number)):
+            if not 0 < number <= MAX_VERSION or not self.storage.exists(commit_path(number)):
                 return None
             checkpoint = number - number % CHECKPOINT_EVERY
             if checkpoint and not self.storage.exists(checkpoint_path(checkpoint)):
                 return None
-            state = self.read_checkpoint(checkpoint) if checkpoint else State()
+            state = self._begun_at(checkpoint)
             for commit in self.commits(range(state.version + 1, number + 1)):
                 state = self._folded(state, commit)
         except (DamagedFile, NotPermitted, ValueError):  # nothing depends on a hint
@@ -342,7 +369,7 @@ class VersionLog:
         start = self._nearest_checkpoint(version)
         while True:
             try:
-                state = self.read_checkpoint(start) if start else State()
+                state = self._begun_at(start)
                 for commit in self.commits(range(start + 1, version + 1)):
                     state = self._folded(state, commit)
             except DamagedFile:
@@ -399,8 +426,8 @@ class VersionLog:
     def _parsed(self, path: str, model: type[Model]) -> Model:
         data = self.storage.read(path)
         try:
-            written = json.loads(data)["format"]
-        except (ValueError, KeyError, TypeError) as error:
+            written = _Written.model_validate_json(data).format
+        except ValueError as error:
             raise self._damaged(path) from error
         if written != FORMAT:
             raise FormatError(
@@ -422,6 +449,24 @@ class VersionLog:
 def commit_path(number: int) -> str:
     """Where the commit of a version lies."""
     return f"{FOLDER}/{number:020d}.json"
+
+
+def commit_number(name: str) -> int | None:
+    """The version whose commit has this name in the folder of versions; None where it is none's."""
+    return _number(name, checkpoint=False)
+
+
+def checkpoint_number(name: str) -> int | None:
+    """The version whose checkpoint has this name; None where it is none's."""
+    return _number(name, checkpoint=True)
+
+
+def _number(name: str, *, checkpoint: bool) -> int | None:
+    found = _NAME.fullmatch(name)
+    if found is None or (found["checkpoint"] is not None) != checkpoint:
+        return None
+    number = int(found["number"])
+    return number if 0 < number <= MAX_VERSION else None
 
 
 def checkpoint_path(number: int) -> str:

@@ -30,9 +30,9 @@ from PIL import Image
 from jobs.on_ray import start_ray
 from pipeline.edits.add import AddOptions
 from pipeline.embeddings.choice import EncoderChoice
-from pipeline.embeddings.decoding import Pixels, pixels_of_bytes
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.parts import available_cpus
+from pipeline.embeddings.pixels import Pixels, pixels_of_bytes
 from pipeline.progress import Progress
 from pipeline.visual_memory import VisualMemory
 

@@ -18,9 +18,9 @@ from PIL import Image
 from timm.data import create_transform
 
 from pipeline.embeddings.choice import EncoderChoice
-from pipeline.embeddings.decoding import pixels_of_bytes
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.numerics import measured
+from pipeline.embeddings.pixels import pixels_of_bytes
 from pipeline.embeddings.preprocessing import pixels_of, shortest_of
 from pipeline.images.decode import Rejected, decode
 from pipeline.store.identity import Preprocessing

@@ -18,10 +18,11 @@ from pipeline import VisualMemory
 from pipeline.embeddings import tally
 from pipeline.errors import SourceError, StorageError, UsageError
 from pipeline.images import files
-from pipeline.images.containers import Choice, read_image
+from pipeline.images.containers import Choice
 from pipeline.images.decode import decode
 from pipeline.images.labels import Labels
 from pipeline.images.listing import list_source
+from pipeline.images.pictures import read_image
 from pipeline.store.ids import split_id
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.edits.test_add import rows_of

@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from pipeline.embeddings.choice import EncoderChoice
-from pipeline.embeddings.decoding import ImageFacts, Pixels, Threads, pixels_of_bytes
+from pipeline.embeddings.decoding import Threads
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.pixels import ImageFacts, Pixels, pixels_of_bytes
 from pipeline.embeddings.queries import embed_images
 from pipeline.embeddings.stream import embed_items
 from pipeline.embeddings.weights import weights_of, weights_sha256

@@ -8,8 +8,8 @@ from PIL import Image
 from timm.data import create_transform
 from timm.data.config import resolve_model_data_config
 
-from pipeline.embeddings.decoding import pixels_of_bytes
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.pixels import pixels_of_bytes
 from pipeline.embeddings.preprocessing import pixels_of, preprocessing_for, shortest_of
 from pipeline.errors import EncoderError
 from pipeline.store.identity import Preprocessing

@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
-from pipeline.images.containers import Container, read_image, vectors_in
+from pipeline.images.containers import Container, vectors_in
 from pipeline.images.decode import Rejected
 from pipeline.images.labels import Labels
 from pipeline.images.listing import Listing, containers_of_vectors, list_source
 from pipeline.images.npy import read_header
 from pipeline.images.npy_pairs import beside, candidates, passed_over
+from pipeline.images.pictures import read_image
 from pipeline.images.vectors import RowFacts, inspect_npy, unit
 from pipeline.store.schemas import ENCODER_KEY, FINGERPRINT_KEY
 

@@ -17,9 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.seaweed import free_ports
 from pipeline import VisualMemory
+from pipeline.images.pictures import roots_of
 from pipeline.serving.access import WriteLine
+from pipeline.serving.connections import bounded
 from pipeline.serving.http import make_app
 from pipeline.serving.in_process import local_service
+from pipeline.serving.limits import HttpLimits
 from pipeline.serving.service import Limits, Service
 from pipeline.store.schemas import embedding_column
 
@@ -48,7 +51,10 @@ def served(
     limits: Limits = Limits(),
     thumbnails: bool = True,
     cors: Sequence[str] = (),
+    hosts: Sequence[str] = (),
+    http: HttpLimits = HttpLimits(),
     access: WriteLine | None = None,
+    pictures: Sequence[str] = (),
 ) -> Iterator[Served]:
     """Serve a memory until the block ends."""
     [port] = free_ports(1)
@@ -57,10 +63,19 @@ def served(
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if not made:  # here, where the event loop runs
             made.append(local_service(uri, groups, edits=token is not None, limits=limits, thumbnails=thumbnails))
-            app.inner = make_app(made[0], token, cors=cors, access=access)  # type: ignore[attr-defined]
+            app.inner = make_app(  # type: ignore[attr-defined]
+                made[0],
+                token,
+                cors=cors,
+                hosts=hosts,
+                limits=http,
+                access=access,
+                pictures=roots_of(pictures),
+            )
         await app.inner(scope, receive, send)  # type: ignore[attr-defined]
 
-    server = uvicorn.Server(uvicorn.Config(app, "127.0.0.1", port, log_level="error", lifespan="on"))
+    config = uvicorn.Config(app, "127.0.0.1", port, log_level="error", lifespan="on", **bounded(http))
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

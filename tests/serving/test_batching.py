@@ -49,3 +49,50 @@ def test_a_call_that_fails_fails_for_those_in_it() -> None:
         assert isinstance(results[1], ConnectionError)
 
     asyncio.run(run())
+
+
+def test_parties_take_turns_and_costs_are_bounded() -> None:
+    async def run() -> None:
+        batches: list[list[str]] = []
+        go_on = asyncio.Event()
+
+        async def call(items: Sequence[str]) -> list[str]:
+            batches.append([*items])
+            await go_on.wait()
+            return [*items]
+
+        queue = MicroBatcher[str, str](call, max_items=8, max_cost=4)
+        first = queue.ask("first", "hog", 10)  # dearer than allowed: it goes alone
+        await asyncio.sleep(0)
+        others = [queue.ask(f"hog {number}", "hog", 3) for number in range(3)]
+        others += [queue.ask(f"small {number}", f"client {number}") for number in range(2)]
+        go_on.set()
+        await asyncio.wait([first, *others])
+        assert batches == [["first"], ["hog 0", "small 0"], ["small 1", "hog 1"], ["hog 2"]]
+
+    asyncio.run(run())
+
+
+def test_a_call_that_nobody_waits_for_is_cancelled() -> None:
+    async def run() -> None:
+        ended: list[str] = []
+
+        async def call(items: Sequence[str]) -> list[str]:
+            try:
+                await asyncio.sleep(60 if "slow" in items else 0)
+            except asyncio.CancelledError:
+                ended.extend(items)
+                raise
+            return [*items]
+
+        queue = MicroBatcher[str, str](call, max_items=2)
+        slow, beside = queue.ask("slow"), queue.ask("beside")
+        await asyncio.sleep(0.01)
+        slow.cancel()
+        await asyncio.sleep(0.01)
+        assert not ended  # one still waits
+        beside.cancel()
+        after = await asyncio.wait_for(queue.ask("after"), 5)
+        assert (ended, after) == (["slow", "beside"], "after")
+
+    asyncio.run(run())

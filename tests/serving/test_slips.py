@@ -220,8 +220,19 @@ def test_bodies_of_another_kind_say_what_to_do(
 
 def test_json_without_a_content_type_is_json(server: Served) -> None:
     body = json.dumps({"embedding": [0.5] * 1280, "k": 1}).encode()
-    for headers in ({}, {"Content-Type": FORM}, {"Content-Type": "text/plain"}, {"Content-Type": "APPLICATION/JSON"}):
+    taken = ["APPLICATION/JSON", "application/json; charset=utf-8", "application/vnd.x+json", FORM]
+    for headers in ({}, *({"Content-Type": content_type} for content_type in taken)):
         assert send(server, "/v1/search", content=body, headers=headers)[0] == 200
+    # What a page of another site can send without asking first, and no program needs.
+    for content_type in (
+        "text/plain",
+        "text/plain;charset=utf-8",
+        "text/html",
+        "application/jsonp",
+        "json",
+        "a/b+jsonx",
+    ):
+        assert send(server, "/v1/search", content=body, headers={"Content-Type": content_type})[0] == 415
     assert send(server, "/v1/forget", content=b'{"labels": ["no such"]}', headers={"Content-Type": FORM})[0] == 422
 
 

@@ -1,0 +1,161 @@
+"""Images decoded apart: what takes long or much memory goes to processes that can be killed, the rest stays here.
+
+A thread that decodes cannot be stopped. So decoding that goes over more pixels than a thread should is done by another
+process of this machine, which is killed when its time is over, and replaced. The standard library's pools cannot end
+one process of theirs, and begin others by running the caller's main module again: hence a plain child with two pipes.
+"""
+
+import atexit
+import contextlib
+import functools
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import IO, BinaryIO, cast
+
+import numpy as np
+
+from pipeline.embeddings import decoding_process
+from pipeline.embeddings.decoding_process import read_message, write_message
+from pipeline.embeddings.pixels import ImageFacts, Pixels, pixels_of_bytes
+from pipeline.images.decode import Heavy, Rejected
+from pipeline.store.identity import Preprocessing
+
+# What one image may cost in a thread of this process: at the 10 to 25 ns that a pixel takes, 1.6 s at most.
+PIXELS_HERE = 64_000_000
+LIMIT_SECONDS = 60.0  # of one image apart: what the limits of images/passes.py let through takes 15 s, on a slow core
+MAX_PROCESSES = 4  # an image may take some 3 GB of each
+_GRACE_SECONDS = 5.0  # after which a process that nobody killed ends itself
+
+
+class TooLate(Exception):
+    """An image was not decoded within the seconds that its caller had."""
+
+
+def pixels_here_or_apart(data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels:
+    """The pixels of an image file, decoded in this thread if that is quick. Raises Rejected."""
+    try:
+        return pixels_of_bytes(data, preprocessing, thumbnails=thumbnails, most=PIXELS_HERE)
+    except Heavy:
+        return _shared(os.getpid()).pixels_of_bytes(data, preprocessing, thumbnails=thumbnails)
+
+
+@functools.lru_cache(maxsize=1)
+def _shared(_: int) -> "Apart":
+    """That of this process: a fork has no part in its parent's."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Apart(min(cpus, MAX_PROCESSES))
+
+
+class Apart:
+    """Decoding by at most `processes` processes, begun when they are needed; safe to use from several threads.
+
+    With `niceness` they leave the cores to others, as far as these want them.
+    """
+
+    def __init__(self, processes: int, niceness: int = 0) -> None:
+        self._free = threading.BoundedSemaphore(processes)
+        self._idle: list[subprocess.Popen[bytes]] = []
+        self._niceness = niceness
+        atexit.register(self.close)
+
+    def pixels_of_bytes(
+        self, data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False, seconds: float | None = None
+    ) -> Pixels:
+        """The same as `pixels.pixels_of_bytes`, to the bit.
+
+        Raises Rejected also where it takes longer than LIMIT_SECONDS or ends the process, and TooLate where it is not
+        done in `seconds`, in which one has to get free too.
+        """
+        began = time.monotonic()
+        if not self._free.acquire(timeout=seconds):
+            raise TooLate
+        try:
+            left = LIMIT_SECONDS if seconds is None else min(seconds - (time.monotonic() - began), LIMIT_SECONDS)
+            if left <= 0:
+                raise TooLate
+            head, body = self._asked(data, preprocessing, thumbnails=thumbnails, seconds=left, is_own=seconds is None)
+        finally:
+            self._free.release()
+        if "reason" in head:
+            raise Rejected(head["stage"], head["reason"])
+        side, num_pixels = preprocessing.crop, head["pixels"]
+        pixels_SS3 = np.frombuffer(body[:num_pixels], np.uint8).reshape(side, side, 3)
+        small = body[num_pixels:] if thumbnails else None
+        return Pixels(pixels_SS3, ImageFacts(head["sha256"], head["width"], head["height"], small))
+
+    def _asked(
+        self, data: bytes, preprocessing: Preprocessing, *, thumbnails: bool, seconds: float, is_own: bool
+    ) -> tuple[dict, bytes]:
+        """What a process answers; one that does not answer whole is no more."""
+        process = self._taken()
+        asked = {"preprocessing": preprocessing.model_dump(), "thumbnails": thumbnails}
+        asked["seconds"] = seconds + _GRACE_SECONDS
+        killed = threading.Event()
+
+        def kill() -> None:
+            killed.set()
+            process.kill()
+
+        timer = threading.Timer(seconds, kill)
+        timer.daemon = True
+        timer.start()
+        answer = None
+        try:
+            with contextlib.suppress(OSError):  # it is gone, and does not answer
+                write_message(_open(process.stdin), asked, data)
+                answer = read_message(_open(process.stdout))
+        finally:
+            timer.cancel()
+            if answer is None or killed.is_set():
+                _end(process)
+        if answer is not None:
+            if not killed.is_set():
+                self._idle.append(process)
+            return answer
+        if not killed.is_set():
+            raise Rejected("decode", f"it ended the process that decoded it ({_exit_of(process)})")
+        if is_own:
+            raise Rejected("decode", f"decoding it takes longer than {LIMIT_SECONDS:g} s")
+        raise TooLate
+
+    def _taken(self) -> subprocess.Popen[bytes]:
+        with contextlib.suppress(IndexError):
+            while True:
+                process = self._idle.pop()
+                if process.poll() is None:
+                    return process
+                _end(process)
+        return self._begun()
+
+    def _begun(self) -> subprocess.Popen[bytes]:
+        paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
+        command = [sys.executable, "-W", "ignore", "-m", decoding_process.__name__, str(self._niceness)]
+        return subprocess.Popen(  # noqa: S603  # this interpreter, and a module of ours
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
+        )
+
+    def close(self) -> None:
+        """End the processes that have nothing to do."""
+        while self._idle:
+            _end(self._idle.pop())
+
+
+def _open(stream: IO[bytes] | None) -> BinaryIO:
+    assert stream is not None  # noqa: S101  # it was begun with pipes
+    return cast("BinaryIO", stream)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):  # what could not be written is of no use any more
+            _open(stream).close()
+
+
+def _exit_of(process: subprocess.Popen[bytes]) -> str:
+    code = process.returncode
+    return f"signal {-code}" if code < 0 else f"status {code}"

@@ -1,0 +1,41 @@
+"""The bytes of an image file to the pixels that an encoder sees, and to what an entry keeps of the file."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.embeddings.preprocessing import pixels_of, shortest_of
+from pipeline.images.decode import decode
+from pipeline.images.thumbnails import thumbnail
+from pipeline.store.identity import Preprocessing
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What an entry keeps of its image file; width and height in pixels as displayed, the thumbnail if asked for."""
+
+    sha256: str
+    width: int
+    height: int
+    thumbnail: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """One image ready for the encoder: uint8 [S, S, 3]."""
+
+    pixels_SS3: np.ndarray
+    facts: ImageFacts
+
+
+def pixels_of_bytes(
+    data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False, most: int | None = None
+) -> Pixels:
+    """Decode, resize and crop the bytes of an image file. Raises Rejected.
+
+    Raises Heavy where decoding would cost more than `most` pixels.
+    """
+    decoded = decode(data, shortest_of(preprocessing), most)
+    small = thumbnail(decoded.image) if thumbnails else None
+    facts = ImageFacts(decoded.sha256, decoded.width, decoded.height, small)
+    return Pixels(pixels_of(decoded.image, preprocessing), facts)

@@ -1,0 +1,62 @@
+"""Directories of tags, as TIFF and EXIF have them: measured before anybody reads the values of their tags.
+
+A tag says where its value lies and how long it is, so that thousands of tags may all point at the same bytes: whoever
+reads them copies the file over and over. Those of honest files do not overlap.
+"""
+
+import struct
+
+MAX_TAGS = 4_096  # cameras write some hundred
+MAX_NUMBERS = 1 << 20  # in one tag: the places of so many strips or tiles
+_HARMLESS_BYTES = 64 << 20  # that all tags of a directory may take together, wherever they lie
+
+_EXIF = b"Exif\0\0"  # Pillow takes it away twice
+_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_BYTES = (1, 2, 6, 7)  # types whose values stay bytes, however many they are
+
+
+def refuse_bomb(data: bytes, what: str) -> None:
+    """Raise ValueError where reading the first directory of `data` would take more than its own bytes.
+
+    `data` begins with the head of a TIFF, or with EXIF's before it. What is damaged or cut short is left to whoever
+    reads it.
+    """
+    try:
+        num_tags, num_bytes, most = _measured(data.removeprefix(_EXIF).removeprefix(_EXIF))
+    except (struct.error, OverflowError):
+        return
+    if num_tags > MAX_TAGS:
+        raise ValueError(f"the {what} has a directory of {num_tags:,} tags, more than {MAX_TAGS:,}")
+    if num_bytes > max(len(data), _HARMLESS_BYTES):
+        raise ValueError(f"the {what} says that its tags are longer than the file")
+    if most > MAX_NUMBERS:
+        raise ValueError(f"the {what} has a tag of {most:,} numbers, more than {MAX_NUMBERS:,}")
+
+
+def is_bomb(data: bytes) -> bool:
+    """Whether `refuse_bomb` would refuse it."""
+    try:
+        refuse_bomb(data, "EXIF")
+    except ValueError:
+        return True
+    return False
+
+
+def _measured(data: bytes) -> tuple[int, int, int]:
+    """Tags, bytes of their values, and how many numbers the largest has. Raises struct.error where it is cut short."""
+    order = "<" if data[:2] == b"II" else ">"
+    is_big = 43 in data[2:4]
+    head, count, entry = ("8xQ", "Q", "HHQQ") if is_big else ("4xI", "H", "HHII")
+    (start,) = struct.unpack_from(order + head, data)
+    (num_tags,) = struct.unpack_from(order + count, data, start)
+    if num_tags > MAX_TAGS:
+        return num_tags, 0, 0
+    entry_bytes, at = struct.calcsize("=" + entry), start + struct.calcsize("=" + count)
+    directory = memoryview(data)[at : at + num_tags * entry_bytes]
+    directory = directory[: len(directory) // entry_bytes * entry_bytes]
+    num_bytes = most = 0
+    for _, kind, number, _ in struct.iter_unpack(order + entry, directory):
+        num_bytes += number * _SIZES.get(kind, 0)
+        if kind in _SIZES and kind not in _BYTES:
+            most = max(most, number)
+    return num_tags, num_bytes, most
