@@ -3,16 +3,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow rehearse lint clean
+.PHONY: demo test slow nightly rehearse lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/visual-memory demo
 
 test: $(VENV)/installed lint
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not gpu" tests
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not nightly and not gpu" tests
 
 slow: $(VENV)/installed
-	$(BIN)/pytest -m "slow and not gpu" tests
+	$(BIN)/pytest -m "slow and not nightly and not gpu" tests
+
+nightly: $(VENV)/installed
+	$(BIN)/pytest -m "nightly and not gpu" tests
 
 rehearse: $(VENV)/installed
 	$(BIN)/python -m cluster.rehearse

@@ -74,7 +74,9 @@ class FormatError(VisualMemoryError):
 
 
 class DamagedFile(VisualMemoryError):
-    """A file of the memory is missing, cut short or altered."""
+    """A file of the memory is missing, cut short or altered. `missing` is its path in the memory if it is not there."""
+
+    missing: str = ""
 
 
 class UnknownName(VisualMemoryError):

@@ -25,6 +25,7 @@ from pipeline.edits.compact import CompactReport, compact
 from pipeline.edits.copy import CopyReport, copy
 from pipeline.edits.expire import ExpireReport, Keep, expire, plan_expire
 from pipeline.edits.export import ROWS_PER_FILE, ExportReport, Format, export
+from pipeline.edits.meanwhile import told_of_others
 from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.choice import DecodingChoice, EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, UsageError
@@ -135,6 +136,7 @@ class VisualMemory(Reader):
         else:
             yield
 
+    @told_of_others
     def carry_out(
         self,
         plan: "AddPlan",
@@ -170,6 +172,7 @@ class VisualMemory(Reader):
         after, index_error = self._indexed(report.state, command, on_progress)
         return replace(report, state=after, index_error=index_error)
 
+    @told_of_others
     def add_images(
         self,
         images: "Sequence[bytes | str | Path]",
@@ -213,6 +216,7 @@ class VisualMemory(Reader):
         state = self.state()
         return choose_key(self.log.storage, state, plan_with_all_in_files(state, options), options, on_progress)
 
+    @told_of_others
     def index(
         self,
         options: IndexOptions = IndexOptions(),
@@ -240,6 +244,7 @@ class VisualMemory(Reader):
             workers = OnRay()
         return build_index(self.log, state, plan, options, command, on_progress, workers)
 
+    @told_of_others
     def forget(
         self,
         *,
@@ -294,6 +299,7 @@ class VisualMemory(Reader):
             report, receipt=prove(self.log, newest, facts, selection.to_json(), answers, erasure, on_progress)
         )
 
+    @told_of_others
     def plan_forget(
         self,
         *,
@@ -318,6 +324,7 @@ class VisualMemory(Reader):
         named = {str(label): entries for label, entries in by_label.items()}
         return forgetting.ForgetPlan(len(chosen), forgotten, named, unlabelled, by_dataset, erase, state.version)
 
+    @told_of_others
     def relabel(
         self,
         *,
@@ -363,11 +370,13 @@ class VisualMemory(Reader):
             findings.append(cleaned.refusal)
         return replace(found, findings=tuple(findings), removed=cleaned.removed if cleaned else None)
 
+    @told_of_others
     def compact(self, *, command: str = "compact", on_progress: OnProgress = ignore_progress) -> CompactReport:
         """Pack small files into few. Ids, labels and answers stay; nothing is committed where nothing is to pack."""
         self._writable()
         return compact(self.log, command, on_progress)
 
+    @told_of_others
     def rollback(self, version: int, *, command: str = "rollback") -> RollbackReport:
         """Commit a new version that is what an older one was. Raises CommitConflict when another writer comes first."""
         self._writable()
@@ -377,11 +386,13 @@ class VisualMemory(Reader):
         """What `expire` would drop and remove. Changes nothing."""
         return plan_expire(self.log, keep)
 
+    @told_of_others
     def expire(self, keep: Keep, *, command: str = "expire", on_progress: OnProgress = ignore_progress) -> ExpireReport:
         """Drop old versions: those past before an age (timedelta), or all but so many (int)."""
         self._writable()
         return expire(self.log, keep, command, on_progress)
 
+    @told_of_others
     def copy(self, target: str | Path, *, on_progress: OnProgress = ignore_progress) -> CopyReport:
         """Copy the memory whole, with all its versions, to an empty place; repeated, an interrupted copy goes on."""
         return copy(self.log, open_storage(str(target)), on_progress)

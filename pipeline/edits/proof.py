@@ -26,6 +26,7 @@ from pipeline.edits.redact import working_on_erased
 from pipeline.errors import DamagedFile
 from pipeline.index.vector_bytes import VectorSearch, quantizer_holds
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.files import UNREADABLE
 from pipeline.store.kept import as_text, type_of
 from pipeline.store.leases import live, standing
 from pipeline.store.schemas import embedding_matrix
@@ -192,7 +193,10 @@ class _Traces:
                 self._note(path, f"kept {name}", pc.sum(pc.is_in(as_text(column), values)).as_py() or 0)
 
     def _look_into_array(self, path: str, data: bytes) -> None:
-        array = np.load(io.BytesIO(data), allow_pickle=False)
+        try:
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+        except UNREADABLE:  # it is damaged, and looked at as it is
+            array = np.empty(0, np.float16)
         if array.dtype.kind in "iu":
             self._note(path, "id", int(np.isin(array, self._erased.ids_N).sum()))
         else:
@@ -217,12 +221,15 @@ def _as_table(data: bytes) -> pa.Table | None:
     """The rows of a Parquet or Arrow file, known by its first bytes; None for what is neither, or not whole."""
     try:
         if data.startswith(b"PAR1"):
-            return pq.read_table(io.BytesIO(data))
-        if data.startswith(b"ARROW1"):
-            return pa.ipc.open_file(data).read_all()
-    except (OSError, pa.ArrowException):
+            table = pq.read_table(io.BytesIO(data))
+        elif data.startswith(b"ARROW1"):
+            table = pa.ipc.open_file(data).read_all()
+        else:
+            return None
+        table.validate(full=True)
+    except UNREADABLE:
         return None
-    return None
+    return table
 
 
 def _quantizer(log: VersionLog, state: State, own_vectors_ND: np.ndarray) -> dict[str, Any] | None:

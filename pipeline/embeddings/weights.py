@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 
 from pipeline.errors import DamagedFile, EncoderError
-from pipeline.store.files import FileRef, describe
+from pipeline.store.files import UNREADABLE, FileRef, describe
 from pipeline.store.identity import Identity
 from pipeline.store.storage import Storage
 
@@ -141,7 +141,7 @@ def kept_weights(storage: Storage, identity: Identity) -> Tensors:
     path = storage.local_path(identity.weights_path)
     try:
         tensors = safetensors.torch.load_file(str(path))
-    except (safetensors.SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, *UNREADABLE) as error:
         raise _damaged(storage, identity) from error
     if weights_sha256(tensors) != identity.weights_sha256:
         raise _damaged(storage, identity)

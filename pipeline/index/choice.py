@@ -18,9 +18,9 @@ from collections.abc import Sequence
 
 import faiss
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from pipeline.errors import DamagedFile, IndexBuildError
+from pipeline.errors import IndexBuildError
 from pipeline.index import tuning
 from pipeline.index.candidates import (
     FLAT,
@@ -35,7 +35,7 @@ from pipeline.index.exact import ExactFinder
 from pipeline.index.parameters import widest, written
 from pipeline.index.training import trained, trained_on
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store.files import FileRef, unaltered_path, way_out
+from pipeline.store.files import FileRef, reading, unaltered_path
 from pipeline.store.state import Quality
 from pipeline.store.storage import Storage, check_length
 
@@ -143,10 +143,9 @@ class Table(BaseModel):
 def read_table_of(storage: Storage, file: FileRef) -> Table:
     """The candidates kept with an index. Raises DamagedFile."""
     check_length(storage.uri, file.path, file.num_bytes)
-    try:
-        return Table.model_validate_json(unaltered_path(storage, file).read_bytes())
-    except ValidationError as error:
-        raise DamagedFile(f"{file.path} in the memory at {storage.uri} is damaged: {way_out(file.path)}") from error
+    local = unaltered_path(storage, file)
+    with reading(storage.uri, file.path):
+        return Table.model_validate_json(local.read_bytes())
 
 
 def choose(

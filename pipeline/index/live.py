@@ -14,7 +14,7 @@ import pyarrow as pa
 from pipeline.errors import DamagedFile
 from pipeline.index.blocks import Block
 from pipeline.index.exact import ExactFinder
-from pipeline.index.shards import files_covered, open_shard
+from pipeline.index.shards import files_covered, open_shard, read_ahead
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.identity import Identity
 from pipeline.store.labels import OwnLabels, newest_labels, read_label_map, read_label_rows
@@ -96,12 +96,17 @@ def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = No
     dimension = state.identity.dimension if state.identity else 0
     if state.index is not None:
         files = state.entries_files()
+        shares = []
         for shard in filter(lambda shard: share.holds(shard.number), state.index.shards):
             covered = files_covered(shard, files) if shard.vectors is None else []
             key: _Key = (shard.ids.path, state.index.parameters, *(file.path for file in covered))
+            shares.append((key, shard, covered))
+        hashed = read_ahead(storage, [shard for key, shard, _ in shares if key not in before.stored])
+        for key, shard, covered in shares:
             try:
-                stored = before.stored.get(key)
-                opened.stored[key] = stored or open_shard(storage, state.index, shard, dimension, opened.codes, covered)
+                opened.stored[key] = before.stored.get(key) or open_shard(
+                    storage, state.index, shard, dimension, opened.codes, covered, hashed=hashed
+                )
             except DamagedFile as error:
                 opened.damaged += (error,)
             else:

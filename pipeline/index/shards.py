@@ -9,7 +9,9 @@ index.faiss    FAISS ids are row numbers; absent for the key Flat, which searche
 
 import contextlib
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -20,18 +22,19 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import DamagedFile
 from pipeline.index.approximate import ApproximateFinder
-from pipeline.index.blocks import Block, MakeFinder
+from pipeline.index.blocks import Block, Candidates, Finder, MakeFinder
 from pipeline.index.exact import ExactFinder
 from pipeline.index.parameters import parsed
+from pipeline.index.soundness import check_index, read_index
 from pipeline.store.embedding_rows import read_embeddings
-from pipeline.store.files import FileRef, RowsFile, checked_path, describe, unaltered_path, way_out
+from pipeline.store.files import FileRef, RowsFile, checked_path, describe, reading, unaltered_path
 from pipeline.store.kept import FIXED, kept_after, union, with_columns
 from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import Index, Shard
 from pipeline.store.storage import Storage
 
 SHARE_READ_AHEAD = 0.5  # of the memory that is available
-READ_AHEAD_BYTES = 8 << 20
+READERS = 4  # files read and hashed at a time, at most
 ROWS_COPIED = 65_536  # vectors converted or copied at a time
 
 _LABELS = b"visual_memory.labels"
@@ -84,12 +87,15 @@ def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], f
     )
 
 
-def mapped_vectors(storage: Storage, vectors: FileRef, dimension: int) -> np.ndarray:
+def mapped_vectors(storage: Storage, vectors: FileRef, dimension: int, *, hashed: bool = True) -> np.ndarray:
     """The vectors of a shard, float16 [N, D], memory-mapped. Raises DamagedFile."""
-    local = checked_path(storage, vectors)
-    if not vectors.rows:
-        return np.empty((0, dimension), np.float16)
-    return np.memmap(local, np.float16, mode="r", shape=(vectors.rows, dimension))
+    local = (unaltered_path if hashed else checked_path)(storage, vectors)
+    with reading(storage.uri, vectors.path):
+        if vectors.num_bytes != vectors.rows * dimension * np.dtype(np.float16).itemsize:
+            raise ValueError(f"it does not hold {vectors.rows:,} vectors of {dimension} dimensions")
+        if not vectors.rows:
+            return np.empty((0, dimension), np.float16)
+        return np.memmap(local, np.float16, mode="r", shape=(vectors.rows, dimension))
 
 
 def write_vectors(storage: Storage, path: str, vectors_ND: np.ndarray, rows: np.ndarray) -> FileRef:
@@ -111,58 +117,77 @@ def write_faiss(storage: Storage, path: str, index: faiss.Index) -> FileRef:
         return describe(path, local, index.ntotal)
 
 
-def read_faiss(storage: Storage, file: FileRef, *, mapped: bool = True) -> faiss.Index:
+def read_faiss(storage: Storage, file: FileRef, *, mapped: bool = True, hashed: bool = True) -> faiss.Index:
     """Map a published FAISS index, or load it where that is asked for or its kind cannot be mapped.
 
-    Raises DamagedFile.
+    Raises DamagedFile, also where a search in it would not stay within it.
     """
-    local = checked_path(storage, file)
-    try:
-        return faiss.read_index(str(local), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
-    except RuntimeError as error:
-        raise _damaged(storage, file) from error
+    local = (unaltered_path if hashed else checked_path)(storage, file)
+    with reading(storage.uri, file.path):
+        index = read_index(local, mapped=mapped)
+        check_index(index, file.rows)
+        return index
 
 
 def open_shard(
-    storage: Storage, index: Index, shard: Shard, dimension: int, codes: dict[str, int], files: Sequence[RowsFile]
+    storage: Storage,
+    index: Index,
+    shard: Shard,
+    dimension: int,
+    codes: dict[str, int],
+    files: Sequence[RowsFile],
+    *,
+    hashed: bool = True,
 ) -> Block:
     """A shard as a block. Labels new to the vocabulary `codes` are added to it. Raises DamagedFile.
 
-    `files` are the entries files it was made of, in which its vectors are looked up where it keeps none.
+    `files` are the entries files it was made of, in which its vectors are looked up where it keeps none. Every byte of
+    its files is `hashed`, once in a process; or else those of its vectors and of its index are not.
     """
-    ids_N = _read_array(storage, shard.ids)
-    local_codes = _read_array(storage, shard.labels)
-    table = _mapped_table(storage, shard.entries, checked_path(storage, shard.entries))
-    names = json.loads(table.schema.metadata[_LABELS])
-    vectors_ND = mapped_vectors(storage, shard.vectors, dimension) if shard.vectors else None
-    make_finder = _finder_maker(storage, shard, index.parameters, vectors_ND)
+    ids_N = _read_array(storage, shard.ids, np.int64)
+    local_codes = _read_array(storage, shard.labels, np.int32)
+    table, names = _read_entries(storage, shard.entries)
+    with reading(storage.uri, shard.labels.path):
+        if len(local_codes) and not -1 <= local_codes.min() <= local_codes.max() < len(names):
+            raise ValueError("it has codes of labels that there are not")
+    vectors_ND = mapped_vectors(storage, shard.vectors, dimension, hashed=hashed) if shard.vectors else None
+    with reading(storage.uri, shard.ids.path):
+        rows = {len(ids_N), len(local_codes), len(table), len(ids_N) if vectors_ND is None else len(vectors_ND)}
+        if rows != {shard.rows}:
+            raise ValueError("the files of its shard have not as many rows")
+    make_finder = _finder_maker(storage, shard, index.parameters, vectors_ND, dimension, hashed=hashed)
     translation = np.array([codes.setdefault(name, len(codes)) for name in names] + [-1], np.int32)
-    return Block(
-        ids_N=ids_N,
-        codes_N=translation[local_codes],
-        vectors_ND=vectors_ND,
-        live_N=np.ones(len(ids_N), bool),
-        uris=table.column("uri"),
-        datasets=table.column("dataset"),
-        make_finder=make_finder,
-        kept={name: table.column(name) for name in table.column_names if name not in _TOLD},
-        read_vectors=lambda ids_N: read_embeddings(storage, files, ids_N, dimension),
-    )
+    with reading(storage.uri, shard.ids.path):
+        return Block(
+            ids_N=ids_N,
+            codes_N=translation[local_codes],
+            vectors_ND=vectors_ND,
+            live_N=np.ones(len(ids_N), bool),
+            uris=table.column("uri"),
+            datasets=table.column("dataset"),
+            make_finder=make_finder,
+            kept={name: table.column(name) for name in table.column_names if name not in _TOLD},
+            read_vectors=lambda ids_N: read_embeddings(storage, files, ids_N, dimension),
+        )
 
 
 def read_ahead(storage: Storage, shards: Sequence[Shard]) -> bool:
-    """Read the files of shards once, into the system's page cache, where there is room for them: whether there was.
+    """Read and hash the files of shards once, into the system's page cache, where there is room: whether there was.
 
-    They are mapped and searched at random, so that from a cold disk each question would wait for thousands of pages.
-    POSIX_FADV_WILLNEED reads no more than the device's own readahead.
+    They are mapped and searched at random, so that from a cold disk each question would wait for thousands of pages;
+    and what is altered is found before it is used. POSIX_FADV_WILLNEED reads no more than the device's own readahead.
     """
     files = [f for s in shards for f in (s.index, s.ids, s.labels, s.vectors, s.entries) if f is not None]
     if sum(file.num_bytes for file in files) > _available_bytes() * SHARE_READ_AHEAD:
         return False
-    buffer = bytearray(READ_AHEAD_BYTES)
-    for file in files:
-        with contextlib.suppress(DamagedFile), storage.local_path(file.path).open("rb", buffering=0) as stream:
-            while stream.readinto(buffer):  # a file that is missing or damaged is told of by `open_shard`
+
+    def read(file: FileRef) -> None:
+        with contextlib.suppress(DamagedFile):  # of which `open_shard` tells
+            unaltered_path(storage, file)
+
+    if files:
+        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(read, sorted(files, key=lambda file: -file.num_bytes)):
                 pass
     return True
 
@@ -181,16 +206,47 @@ def files_covered(shard: Shard, files: Sequence[RowsFile]) -> list[RowsFile]:
     return [f for f in files if any(first <= f.last_id and f.first_id <= last for first, last in shard.covers)]
 
 
-def _finder_maker(storage: Storage, shard: Shard, parameters: str, vectors_ND: np.ndarray | None) -> MakeFinder:
+def _finder_maker(
+    storage: Storage, shard: Shard, parameters: str, vectors_ND: np.ndarray | None, dimension: int, *, hashed: bool
+) -> MakeFinder:
     if shard.index is None:
-        assert vectors_ND is not None  # noqa: S101  # a shard has an index, or vectors, or both
+        with reading(storage.uri, shard.ids.path):
+            if vectors_ND is None:
+                raise ValueError("its shard has neither an index nor vectors")
         exact_ND = vectors_ND
         return lambda rows_N: ExactFinder(exact_ND, rows_N)
-    faiss_index = read_faiss(storage, shard.index)
-    if faiss_index.ntotal != shard.rows:
-        raise _damaged(storage, shard.index)
-    values = parsed(parameters)
-    return lambda rows_N: ApproximateFinder(faiss_index, values, rows_N, vectors_ND)
+    path = shard.index.path
+    faiss_index = read_faiss(storage, shard.index, hashed=hashed)
+    with reading(storage.uri, path):
+        if (faiss_index.ntotal, faiss_index.d) != (shard.rows, dimension):
+            raise ValueError(f"it holds {faiss_index.ntotal:,} vectors of {faiss_index.d} dimensions")
+        values = parsed(parameters)
+
+    def make_finder(rows_N: np.ndarray) -> Finder:
+        with reading(storage.uri, path):
+            return _Watched(storage.uri, path, faiss_index, values, rows_N, vectors_ND)
+
+    return make_finder
+
+
+class _Watched(ApproximateFinder):
+    """A finder in a file: what goes wrong in a search is damage of the file."""
+
+    def __init__(
+        self,
+        uri: str,
+        path: str,
+        index: faiss.Index,
+        values: dict[str, int],
+        rows_N: np.ndarray,
+        vectors_ND: np.ndarray | None,
+    ) -> None:
+        self._uri, self._path = uri, path
+        super().__init__(index, values, rows_N, vectors_ND)
+
+    def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
+        with reading(self._uri, self._path):
+            return super().find(queries_QD, k)
 
 
 def _write_array(storage: Storage, path: str, array: np.ndarray) -> FileRef:
@@ -207,24 +263,28 @@ def _write_ipc(storage: Storage, path: str, table: pa.Table) -> FileRef:
         return describe(path, local, table.num_rows)
 
 
-def _read_array(storage: Storage, file: FileRef) -> np.ndarray:
-    try:
+def _read_array(storage: Storage, file: FileRef, dtype: type[np.generic]) -> np.ndarray:
+    local = unaltered_path(storage, file)
+    with reading(storage.uri, file.path):
         mapped: Literal["r"] | None = "r" if file.rows else None  # no bytes cannot be mapped
-        array: np.ndarray = np.load(unaltered_path(storage, file), mmap_mode=mapped, allow_pickle=False)
-    except ValueError as error:
-        raise _damaged(storage, file) from error
+        array: np.ndarray = np.load(local, mmap_mode=mapped, allow_pickle=False)
+        if (array.dtype, array.shape) != (dtype, (file.rows,)):
+            raise ValueError(f"it holds {array.dtype} {list(array.shape)} where {file.rows:,} numbers were written")
     return array
 
 
-def _mapped_table(storage: Storage, file: FileRef, local: Path) -> pa.Table:
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(local))).read_all()
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(storage, file) from error
-
-
-def _damaged(storage: Storage, file: FileRef) -> DamagedFile:
-    return DamagedFile(f"{file.path} in the memory at {storage.uri} is damaged: {way_out(file.path)}")
+def _read_entries(storage: Storage, file: FileRef) -> tuple[pa.Table, list[str]]:
+    """What is told of the rows, mapped, each value of it validated; and the names of the labels."""
+    local = unaltered_path(storage, file)
+    with reading(storage.uri, file.path):
+        table = pa.ipc.open_file(pa.memory_map(str(local))).read_all()
+        table.validate(full=True)
+        names = json.loads(table.schema.metadata[_LABELS])
+        if any(table.schema.field(name).type != pa.string() or table[name].null_count for name in _TOLD):
+            raise ValueError("it has rows without a uri or a dataset")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("its labels are no names")  # of the file's contents
+    return table, names
 
 
 def without_entries(
@@ -241,13 +301,12 @@ def without_entries(
     `files` are entries files that hold what stays, in which its vectors are looked up where the shard keeps none.
     The trained quantizer is the same; labels that only erased entries had are gone. Raises DamagedFile.
     """
-    ids_N = _read_array(storage, shard.ids)
+    ids_N = _read_array(storage, shard.ids, np.int64)
     kept_N = np.flatnonzero(~np.isin(ids_N, erased))
     if not len(kept_N):
         return None
-    table = _mapped_table(storage, shard.entries, checked_path(storage, shard.entries))
-    names = json.loads(table.schema.metadata[_LABELS])
-    codes_N = _read_array(storage, shard.labels)[kept_N]
+    table, names = _read_entries(storage, shard.entries)
+    codes_N = _read_array(storage, shard.labels, np.int32)[kept_N]
     used = np.unique(codes_N[codes_N >= 0])
     table = table.replace_schema_metadata({_LABELS: json.dumps([names[code] for code in used])})
     vectors_ND = mapped_vectors(storage, shard.vectors, dimension) if shard.vectors else None
@@ -274,7 +333,7 @@ def without_entries(
 
 def shard_ids(storage: Storage, shard: Shard) -> np.ndarray:
     """The entry ids of a shard, int64 [N] ascending. Raises DamagedFile."""
-    return _read_array(storage, shard.ids)
+    return _read_array(storage, shard.ids, np.int64)
 
 
 def _renumbered(codes_N: np.ndarray, used: np.ndarray) -> np.ndarray:

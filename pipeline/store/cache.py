@@ -8,7 +8,6 @@ it was.
 
 import contextlib
 import fcntl
-import hashlib
 import os
 import re
 import time
@@ -19,7 +18,7 @@ from typing import IO
 from pipeline.errors import DamagedFile, StorageError
 from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store.files import FileRef
+from pipeline.store.files import FileRef, sha256_of
 from pipeline.store.storage import Storage
 
 RANGE_BYTES = 32 << 20  # fetched at a time, and lost at most when a download breaks off
@@ -246,10 +245,7 @@ def _signature(path: Path) -> _Signature | None:
 def _holds(copy: Path, file: FileRef) -> bool:
     """Whether a copy is there and has the bytes that were published."""
     try:
-        with copy.open("rb") as stream:
-            if os.fstat(stream.fileno()).st_size != file.num_bytes:
-                return False
-            return hashlib.file_digest(stream, "sha256").hexdigest() == file.sha256
+        return copy.stat().st_size == file.num_bytes and sha256_of(copy) == file.sha256
     except FileNotFoundError:
         return False
 

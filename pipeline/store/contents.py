@@ -23,7 +23,7 @@ from pipeline.errors import DamagedFile, NotPermitted
 from pipeline.progress import OnProgress, Progress
 from pipeline.store.chain import Chain
 from pipeline.store.counterparts import PlanRows, ShardSides
-from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.files import UNREADABLE, FileRef, RowsFile
 from pipeline.store.findings import Finding, damage, unread
 from pipeline.store.identity import Identity
 from pipeline.store.kept import KeptColumn, kept_in
@@ -180,7 +180,7 @@ class Contents:
             return [damage(file.path, "is missing" if "is missing" in str(error) else str(error))]
         try:
             return list(self._findings(file, kind, data))
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        except UNREADABLE as error:
             self.broken.add(file.path)
             return [damage(file.path, f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")]
 
@@ -295,8 +295,9 @@ class Contents:
             side.codes_N = self._array(data)
             rows = len(side.codes_N)
         else:
-            side.entries = pa.ipc.open_file(pa.BufferReader(data)).read_all()
-            rows = side.entries.num_rows
+            entries = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+            entries.validate(full=True)
+            side.entries, rows = entries, entries.num_rows
         if not rows == file.rows == side.shard.rows:
             yield f"has {rows:,} rows where versions tell of {file.rows:,}, and {side.shard.rows:,} in the shard"
 

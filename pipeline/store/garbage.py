@@ -18,7 +18,7 @@ from pipeline.store.versions import HINT, Commit, VersionLog, checkpoint_path, c
 # All that a memory's folder holds. What else lies in it is somebody's, and left alone.
 FOLDERS = {"encoder", "erasures", "index", "labels", "leases", "packs", "segments", "tombstones", "versions"}
 
-_SEGMENT_FILE = re.compile(r"segments/(\d{8})/(.*)")
+_SEGMENT_FILE = re.compile(r"segments/([0-9]{8})/(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,11 @@ def _claimed_since(log: VersionLog, census: Census, paths: Sequence[str]) -> set
             _note_commit(commit, claimed, set())
         _note_state(newest, claimed, set())
     return claimed
+
+
+def named_paths(log: VersionLog) -> set[str]:
+    """Every path that a version to be read needs, those of the versions themselves included. Reads all of them."""
+    return _named(log, None)[1]
 
 
 def _named(log: VersionLog, start: int | None) -> tuple[int, set[str], set[int]]:

@@ -11,10 +11,9 @@ from typing import IO
 
 import numpy as np
 
-from pipeline.errors import DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.digests import live_rows
-from pipeline.store.files import FileRef, checked_path, describe, way_out
+from pipeline.store.files import FileRef, describe, reading, unaltered_path
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
 
@@ -66,10 +65,11 @@ class Held:
     """Looks up digests among those frozen with a plan. Raises DamagedFile where the file is not as it was written."""
 
     def __init__(self, storage: Storage, file: FileRef) -> None:
-        try:
-            self._held_2N = np.load(checked_path(storage, file), mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise DamagedFile(f"{file.path} in the memory at {storage.uri} is damaged: {way_out(file.path)}") from error
+        local = unaltered_path(storage, file)
+        with reading(storage.uri, file.path):
+            self._held_2N = np.load(local, mmap_mode="r", allow_pickle=False)
+            if (self._held_2N.dtype, self._held_2N.shape) != (np.uint64, (2, file.rows)) or not file.rows:
+                raise ValueError(f"it does not hold the hashes of {file.rows:,} entries")
 
     def holders(self, digests_N: np.ndarray) -> np.ndarray:
         """The entry that holds each (uint64 [N]), the one with the least id of several; int64 [N], -1 for none."""

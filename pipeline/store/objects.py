@@ -127,18 +127,20 @@ class ObjectStorage:
     @contextlib.contextmanager
     def publishing(self, path: str) -> Iterator[Path]:
         with self._asking("write to", path):
+            key = self._key(path)
             local = self._here.copies.aside()
             local.touch()
         try:
             yield local
             with self._asking("write to", path):
-                self._files.put_file(str(local), self._key(path))
+                self._files.put_file(str(local), key)
                 self._replaced(path)
         finally:
             local.unlink(missing_ok=True)
 
     def local_path(self, path: str) -> Path:
         with self._asking("read", path):
+            self._key(path)  # which refuses one that leads out, before anything is named after it
             return self._here.copies.get(path, lambda local: self._fetch(path, local))
 
     def release(self, path: str) -> None:

@@ -40,6 +40,14 @@ def open_storage(uri: str) -> Storage:
 
         return ObjectStorage.open(uri)
     root = Path(uri).expanduser().absolute()
+    try:
+        str(root).encode()
+    except UnicodeEncodeError as error:
+        shown = str(root).encode(errors="backslashreplace").decode()
+        raise UsageError(
+            f"{shown} is no UTF-8, and the libraries that read a memory open no such path: rename the folder, or give "
+            "a link to it that has a name in UTF-8"
+        ) from error
     if root.exists() and not root.is_dir():
         raise UsageError(f"{root} is a file: a memory is a folder, so give the path of one")
     return LocalStorage(root)

@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.errors import DamagedFile
-from pipeline.store.files import FileRef, RowsFile, checked_path, describe
+from pipeline.store.files import FileRef, RowsFile, checked_path, describe, reading, unaltered_path
 from pipeline.store.identity import Identity
 from pipeline.store.kept import KeptColumn
 from pipeline.store.storage import Storage
@@ -151,23 +150,47 @@ def write_rows(storage: Storage, path: str, table: pa.Table) -> RowsFile:
 
 
 def read_table(
-    storage: Storage, file: FileRef, columns: Sequence[str] | None = None, row_group: int | None = None
+    storage: Storage,
+    file: FileRef,
+    columns: Sequence[str] | None = None,
+    row_group: int | None = None,
+    *,
+    hashed: bool | None = None,
 ) -> pa.Table:
     """Read a Parquet file of a memory, or one row group of it, checking the checksum of every page.
 
+    The checksums leave out the footer and the headers of pages: so each byte is `hashed` first, once in a process,
+    unless a row group or nothing but a few columns of a scan is asked for (None: by whether a row group is).
+
     Raises DamagedFile when it is missing, cut short or altered.
     """
-    local = checked_path(storage, file)
-    try:
-        with pq.ParquetFile(local, page_checksum_verification=True) as parquet:
-            if row_group is not None:
-                return parquet.read_row_group(row_group, columns=columns)
-            return parquet.read(columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedFile(
-            f"{file.path} in the memory at {storage.uri} cannot be read ({_first_line(error)}): "
-            "restore it from a copy of the memory"
-        ) from error
+    hashed = row_group is None if hashed is None else hashed
+    local = (unaltered_path if hashed else checked_path)(storage, file)
+    with reading(storage.uri, file.path), pq.ParquetFile(local, page_checksum_verification=True) as parquet:
+        return _rows_of(parquet, file, columns, row_group)
+
+
+def read_parquet(stream: pa.NativeFile, storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.Table:
+    """Columns of a file of a memory, from wherever its bytes are read; else as `read_table`."""
+    options = {"page_checksum_verification": True, "pre_buffer": True}
+    with reading(storage.uri, file.path), pq.ParquetFile(stream, **options) as parquet:
+        return _rows_of(parquet, file, columns, None)
+
+
+def _rows_of(parquet: pq.ParquetFile, file: FileRef, columns: Sequence[str] | None, row_group: int | None) -> pa.Table:
+    """What was asked of a file, every value of it as its type wants it. Raises what Arrow raises, or ValueError."""
+    _check_rows(parquet, file)
+    if row_group is not None:
+        table = parquet.read_row_group(row_group, columns=columns)
+    else:
+        table = parquet.read(columns=columns)
+    table.validate(full=True)  # texts that are not UTF-8, which Parquet's reader does not look at
+    return table
+
+
+def _check_rows(parquet: pq.ParquetFile, file: FileRef) -> None:
+    if parquet.metadata.num_rows != file.rows:
+        raise ValueError(f"it has {parquet.metadata.num_rows:,} rows where {file.rows:,} were written")
 
 
 def read_rows(storage: Storage, file: RowsFile, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
@@ -177,15 +200,11 @@ def read_rows(storage: Storage, file: RowsFile, ids: Sequence[int], columns: Seq
     """
     local = checked_path(storage, file)
     wanted = sorted(entry_id for entry_id in ids if file.first_id <= entry_id <= file.last_id)
-    try:
-        with pq.ParquetFile(local, page_checksum_verification=True) as parquet:
-            groups = [group for group in range(parquet.num_row_groups) if _may_hold(parquet, group, wanted)]
-            table = parquet.read_row_groups(groups, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise DamagedFile(
-            f"{file.path} in the memory at {storage.uri} cannot be read ({_first_line(error)}): "
-            "restore it from a copy of the memory"
-        ) from error
+    with reading(storage.uri, file.path), pq.ParquetFile(local, page_checksum_verification=True) as parquet:
+        _check_rows(parquet, file)
+        groups = [group for group in range(parquet.num_row_groups) if _may_hold(parquet, group, wanted)]
+        table = parquet.read_row_groups(groups, columns=columns)
+        table.validate(full=True)
     return table.filter(pc.is_in(table.column("id"), pa.array(wanted, pa.int64())))
 
 
@@ -197,7 +216,3 @@ def _may_hold(parquet: pq.ParquetFile, group: int, wanted: Sequence[int]) -> boo
         return True
     at = bisect.bisect_left(wanted, of_id.min)
     return at < len(wanted) and wanted[at] <= of_id.max
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

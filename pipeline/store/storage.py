@@ -115,7 +115,9 @@ def may_not(doing: str, uri: str, path: str) -> NotPermitted:
 def missing_file(uri: str, path: str) -> DamagedFile:
     """The error for a file that should be in the memory and is not."""
     way_out = "run `index --rebuild`" if path.startswith("index/") else "restore it from a copy of the memory"
-    return DamagedFile(f"{path} is missing from the memory at {uri}: {way_out}")
+    error = DamagedFile(f"{path} is missing from the memory at {uri}: {way_out}")
+    error.missing = path
+    return error
 
 
 def check_inside(uri: str, path: str) -> None:

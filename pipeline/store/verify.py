@@ -17,11 +17,10 @@ from pipeline.store.findings import CLEAN, RESTORE, Finding, damage, unread
 from pipeline.store.garbage import Census, take_census
 from pipeline.store.state import Index, file_refs
 from pipeline.store.storage import Storage
+from pipeline.store.unfinished import advised, carried_out, read_plans, unfinished_erasures
 from pipeline.store.verify_first_add import first_add_contents
 from pipeline.store.versions import FOLDER as VERSIONS
 from pipeline.store.versions import VersionLog
-
-ERASURES = "erasures"
 
 _UNSOUND = ("damage", "unread")
 
@@ -68,6 +67,7 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
 
     While the first add is not finished, what is done of it is looked at; the version is 0 then.
     """
+    plans = read_plans(log.storage)
     try:
         chain = read_chain(log)
     except FirstAddUnfinished:
@@ -76,6 +76,8 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
         dimension = named.identity.dimension if named.identity else 0
         files = len(named.files)
         return Verification(tuple(findings), 0, 0, files, num_bytes, 0, (), dimension, frozenset(broken))
+    plans |= read_plans(log.storage)  # of one that was committed meanwhile
+    chain = carried_out(chain, (plan for plan in plans.values() if not isinstance(plan, Finding)))
     named = named_by(chain)
     contents = Contents(log.storage, named)
     findings = [*chain.findings, *check_steps(chain), *check_hint(log, chain), *named.findings]
@@ -94,12 +96,15 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
         try:
             census = take_census(log)
             garbage_bytes = census.garbage_bytes
-            findings += _whose(log.storage, chain, census)
+            findings += _whose(census)
         except NotPermitted as error:
             findings.append(unread(error))
         except DamagedFile as error:  # a link in the place of a folder
             findings.append(damage(*_in_the_way(error, log.storage)))
     findings += strangers(log.storage)
+    unfinished = list(unfinished_erasures(log.storage, chain, plans))
+    if unfinished:
+        findings = [*unfinished, *advised(findings)]
     version_bytes = sum(log.storage.walk(VERSIONS).values())
     return Verification(
         findings=tuple(dict.fromkeys(findings)),
@@ -128,8 +133,10 @@ def _with_way_out(findings: Iterator[Finding], chain: Chain) -> Iterator[Finding
 
 def _still_true(log: VersionLog, findings: list[Finding]) -> list[Finding]:
     """Without what is no damage any more, because other writers have dropped or redacted versions meanwhile."""
+    plans = read_plans(log.storage)
     now = read_chain(log)
-    named = named_by(now).files
+    plans |= read_plans(log.storage)
+    named = named_by(carried_out(now, (plan for plan in plans.values() if not isinstance(plan, Finding)))).files
     versions = {f"{VERSIONS}/{name}" for name in log.storage.list(VERSIONS)} | {f.path for f in now.findings}
 
     def counts(finding: Finding) -> bool:
@@ -154,7 +161,7 @@ def _numbers(storage: Storage, numbers: set[int]) -> Iterator[Finding]:
             yield damage(path, f"tells of segment {reservation.number}", RESTORE)
 
 
-def _whose(storage: Storage, chain: Chain, census: Census) -> Iterator[Finding]:
+def _whose(census: Census) -> Iterator[Finding]:
     """What belongs to nobody, what somebody is working on, and what is not a memory's at all."""
     for record in census.working:
         yield Finding("note", record.path, f"{record} is at work", "nothing: what it writes is left to it")
@@ -170,8 +177,6 @@ def _whose(storage: Storage, chain: Chain, census: Census) -> Iterator[Finding]:
     for folder, paths in by_folder.items():
         place = paths[0] if len(paths) == 1 else f"{folder}/"
         yield _waste(census, paths, place, "named by no version and held by no live lease", CLEAN)
-    for path in _interrupted_erasures(storage, chain, census):
-        yield Finding("waste", path, "an erasure was cut off after its commit", f"{CLEAN}, which finishes it")
     for top, count in Counter(path.split("/")[0] for path in census.foreign).items():
         what = f"is not a memory's ({count:,} files)" if count > 1 else "is not a memory's"
         yield Finding("note", top, what, "nothing: it is left alone")
@@ -194,15 +199,6 @@ def _waste(census: Census, paths: list[str], place: str, why: str, advice: str) 
     size = sum(census.files.get(path, 0) for path in paths)
     files = "1 file" if len(paths) == 1 else f"{len(paths):,} files"
     return Finding("waste", place, f"{files} of {size:,} bytes {why}", advice)
-
-
-def _interrupted_erasures(storage: Storage, chain: Chain, census: Census) -> Iterator[str]:
-    """The plans of erasures that were committed, and that nobody is carrying out."""
-    committed = set(chain.newest_state.erasures) if chain.newest_state else set()
-    for name in storage.list(ERASURES):
-        path = f"{ERASURES}/{name}"
-        if name.removesuffix(".json") in committed and not any(record.covers(path) for record in census.working):
-            yield path
 
 
 def _indexes(chain: Chain) -> tuple[Index, ...]:
