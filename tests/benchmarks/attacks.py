@@ -15,6 +15,8 @@ import contextlib
 import io
 import itertools
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import signal
@@ -24,7 +26,7 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,6 +55,7 @@ THINK_SECONDS = 0.4  # of a client between two questions: 16 of them leave the t
 FORGET_SECONDS = 4.0
 SECONDS_TO_START = 300.0
 LARGE_SIDE = 7_070  # just below 50 million pixels
+SECONDS_TO_BEGIN = 60.0  # of an attacker's process, beside its attack
 ROOT = Path(__file__).parents[2]
 JSON = {"content-type": "application/json"}
 
@@ -72,7 +75,7 @@ class Seen:
         ordered = sorted(self.seconds)
         at = {name: ordered[min(int(len(ordered) * q), len(ordered) - 1)] if ordered else None for name, q in QUANTILES}
         return {
-            "honest": {str(status): number for status, number in sorted(self.statuses.items())},
+            "honest": {str(status): number for status, number in sorted(self.statuses.items(), key=str)},
             **{f"{name}_ms": round(value * 1e3, 1) if value is not None else None for name, value in at.items()},
             "longest_ms": round(max(ordered, default=0.0) * 1e3, 1),
             "forgets": len(self.forgets),
@@ -87,17 +90,25 @@ QUANTILES = (("p50", 0.5), ("p99", 0.99))
 
 
 @dataclass
-class Target:
-    """The server that is attacked, and what is known of its memory."""
+class Aim:
+    """What an attacker knows: where the server is, some vectors (float16 [N, D]), and ids that searches show."""
 
     url: str
     port: int
+    vectors_ND: np.ndarray
+    picture_ids: list[int]
+    odd_ids: list[int]
+
+
+@dataclass
+class Target:
+    """The server that is attacked, and what is known of its memory."""
+
+    aim: Aim
     process: subprocess.Popen[bytes]
     memory: VisualMemory
     images: list[bytes]
     vectors_ND: np.ndarray
-    picture_ids: list[int]
-    odd_ids: list[int]
     spare_ids: list[int]
 
     def bytes_in_use(self) -> int:
@@ -180,7 +191,8 @@ def target(out: Path, rows: int):  # type: ignore[no-untyped-def]  # a generator
                     break
             time.sleep(0.5)
         given = live[DIGITS:].tolist()
-        yield Target(url, port, process, memory, images, vectors, live[:DIGITS].tolist(), given[:3], given[rows // 2 :])
+        aim = Aim(url, port, vectors[:300], live[:DIGITS].tolist(), given[:3])
+        yield Target(aim, process, memory, images, vectors, given[rows // 2 :])
     finally:
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -196,7 +208,7 @@ async def honest(at: Target, seen: Seen, stop: asyncio.Event) -> None:
     async with contextlib.AsyncExitStack() as stack:
         tasks = [asyncio.create_task(forgets(at, seen, stop)), asyncio.create_task(watches(at, seen, stop))]
         for number in range(CLIENTS):
-            client = await stack.enter_async_context(httpx.AsyncClient(base_url=at.url, timeout=60))
+            client = await stack.enter_async_context(httpx.AsyncClient(base_url=at.aim.url, timeout=60))
             tasks.append(asyncio.create_task(asks(at, client, number, seen, stop)))
         await asyncio.gather(*tasks)
 
@@ -224,10 +236,10 @@ async def forgets(at: Target, seen: Seen, stop: asyncio.Event) -> None:
     """Forget an entry every few seconds; it must be in no answer asked for after that."""
     token = {"authorization": f"Bearer {TOKEN}"}
     gone: list[tuple[int, list[float]]] = []
-    async with httpx.AsyncClient(base_url=at.url, timeout=120) as client:
+    async with httpx.AsyncClient(base_url=at.aim.url, timeout=120) as client:
         while not stop.is_set():
             entry_id = at.spare_ids.pop()
-            vector = at.vectors_ND[entry_id - at.odd_ids[0]].astype(float).tolist()
+            vector = at.vectors_ND[entry_id - at.aim.odd_ids[0]].astype(float).tolist()
             began = time.monotonic()
             answer = await client.post("/v1/forget", json={"ids": [entry_id]}, headers=token)
             seen.forgets.append(time.monotonic() - began)
@@ -252,10 +264,10 @@ async def watches(at: Target, seen: Seen, stop: asyncio.Event) -> None:
 # Attacks: each sends one thing, again and again, until it is cancelled
 
 
-Attack = Callable[[Target, Seen], Awaitable[None]]
+Attack = Callable[[Aim, Counter], Coroutine[None, None, None]]
 
 
-async def sends(at: Target, seen: Seen, clients: int, make: Callable[[int], dict], timeout: float = 60.0) -> None:
+async def sends(at: Aim, seen: Counter, clients: int, make: Callable[[int], dict], timeout: float = 60.0) -> None:
     """So many clients send requests made of a running number, one after another."""
     numbers = itertools.count()
 
@@ -265,9 +277,9 @@ async def sends(at: Target, seen: Seen, clients: int, make: Callable[[int], dict
                 request = make(next(numbers))
                 try:
                     answer = await client.request(**{"method": "POST", "url": "/v1/classify", **request})
-                    seen.attacker[answer.status_code] += 1
+                    seen[answer.status_code] += 1
                 except httpx.TransportError as error:
-                    seen.attacker[type(error).__name__] += 1
+                    seen[type(error).__name__] += 1
                     await asyncio.sleep(0.05)
 
     await asyncio.gather(*(send() for _ in range(clients)))
@@ -277,7 +289,7 @@ def json_body(document: object) -> dict:
     return {"content": json.dumps(document).encode(), "headers": JSON}
 
 
-async def bodies(at: Target, seen: Seen) -> None:
+async def bodies(at: Aim, seen: Counter) -> None:
     brackets = b'{"embedding":[' + b"[]," * 1_666_666 + b"[]]}"
     zeros = b'{"embedding":[' + b"0," * 990_000 + b'"x"]}'
     objects = b"[" + b"{}," * 666_666 + b"{}]"
@@ -291,7 +303,7 @@ async def bodies(at: Target, seen: Seen) -> None:
     await sends(at, seen, 2, lambda number: made[number % len(made)])
 
 
-async def pictures_of_a_tar(at: Target, seen: Seen) -> None:
+async def pictures_of_a_tar(at: Aim, seen: Counter) -> None:
     """Twelve clients that ask for pictures and leave after a second."""
     await sends(
         at,
@@ -302,36 +314,36 @@ async def pictures_of_a_tar(at: Target, seen: Seen) -> None:
     )
 
 
-async def pictures_of_odd_uris(at: Target, seen: Seen) -> None:
+async def pictures_of_odd_uris(at: Aim, seen: Counter) -> None:
     """Of a FIFO, a device, and an object of somebody else."""
     await sends(
         at, seen, 7, lambda number: {"method": "GET", "url": f"/v1/entries/{at.odd_ids[number % 3]}/image"}, timeout=5.0
     )
 
 
-async def images_of_many_scans(at: Target, seen: Seen) -> None:
+async def images_of_many_scans(at: Aim, seen: Counter) -> None:
     jpeg = bombs.jpeg_of_scans(7_000, 2_000)
     await sends(at, seen, 2, lambda _: {"files": {"image": jpeg}})
 
 
-async def many_large_images(at: Target, seen: Seen) -> None:
+async def many_large_images(at: Aim, seen: Counter) -> None:
     webp = base64.b64encode(bombs.lossless_webp(LARGE_SIDE)).decode()
     body = json_body({"image_base64": [webp] * 256})
     await sends(at, seen, 2, lambda _: body)
 
 
-async def float_images(at: Target, seen: Seen) -> None:
+async def float_images(at: Aim, seen: Counter) -> None:
     tiff = base64.b64encode(bombs.float_tiff(LARGE_SIDE, LARGE_SIDE, 64)).decode()
     body = json_body({"image_base64": [tiff] * 64})
     await sends(at, seen, 2, lambda _: body)
 
 
-async def images_beyond_the_limit(at: Target, seen: Seen) -> None:
+async def images_beyond_the_limit(at: Aim, seen: Counter) -> None:
     png = bombs.saved(Image.new("1", (13_300, 13_300)), "PNG")
     await sends(at, seen, 4, lambda _: {"files": {"image": png}})
 
 
-async def costly_filters(at: Target, seen: Seen) -> None:
+async def costly_filters(at: Aim, seen: Counter) -> None:
     vector = at.vectors_ND[0].astype(float).round(4).tolist()
 
     def made(number: int) -> dict:
@@ -341,7 +353,7 @@ async def costly_filters(at: Target, seen: Seen) -> None:
     await sends(at, seen, 4, made)
 
 
-async def one_costly_filter(at: Target, seen: Seen) -> None:
+async def one_costly_filter(at: Aim, seen: Counter) -> None:
     vector = at.vectors_ND[0].astype(float).round(4).tolist()
 
     def made(number: int) -> dict:
@@ -351,7 +363,7 @@ async def one_costly_filter(at: Target, seen: Seen) -> None:
     await sends(at, seen, 8, made)
 
 
-async def assumptions(at: Target, seen: Seen) -> None:
+async def assumptions(at: Aim, seen: Counter) -> None:
     vector = at.vectors_ND[0].astype(float).round(4).tolist()
     first = at.odd_ids[0]
     body = json_body({"embedding": vector, "assume": {str(first + row): f"label {row + 1}" for row in range(20_000)}})
@@ -359,29 +371,29 @@ async def assumptions(at: Target, seen: Seen) -> None:
     await sends(at, seen, 4, lambda number: (body, few)[number % 2])
 
 
-async def wrong_filters(at: Target, seen: Seen) -> None:
+async def wrong_filters(at: Aim, seen: Counter) -> None:
     vector = at.vectors_ND[0].astype(float).round(4).tolist()
     wheres = ("id in (9223372036854775807, 1.5)", "id > 1.5", "id = 9223372036854775808", "id < -1e400", "uri > 7")
     await sends(at, seen, 4, lambda number: json_body({"embedding": vector, "where": wheres[number % len(wheres)]}))
 
 
-async def distinct_filters(at: Target, seen: Seen) -> None:
+async def distinct_filters(at: Aim, seen: Counter) -> None:
     vector = at.vectors_ND[0].astype(float).round(4).tolist()
     await sends(at, seen, 4, lambda number: json_body({"embedding": vector, "where": f"uri != 'none {number}'"}))
 
 
-async def large_answers(at: Target, seen: Seen) -> None:
+async def large_answers(at: Aim, seen: Counter) -> None:
     vectors = at.vectors_ND[:64].astype(float).round(4).tolist()
     body = json_body({"embedding": vectors, "k": 10_000})
     await sends(at, seen, 4, lambda _: body | {"url": "/v1/search"})
 
 
-async def hogs(at: Target, seen: Seen) -> None:
+async def hogs(at: Aim, seen: Counter) -> None:
     body = json_body({"embedding": at.vectors_ND[:256].astype(float).round(4).tolist(), "k": 10})
     await sends(at, seen, 6, lambda _: body)
 
 
-async def malformed(at: Target, seen: Seen) -> None:
+async def malformed(at: Aim, seen: Counter) -> None:
     form = b'--XX\r\ncontent-disposition: form-data; name="embedding"\r\n\r\n' + b"[" * 100_000 + b"\r\n--XX--\r\n"
     made = [
         {"content": form, "headers": {"content-type": f"multipart/form-data; boundary=XX{charset}"}}
@@ -391,7 +403,7 @@ async def malformed(at: Target, seen: Seen) -> None:
 
 
 @contextlib.asynccontextmanager
-async def connected(at: Target, number: int) -> AsyncIterator[list[asyncio.StreamWriter]]:
+async def connected(at: Aim, number: int) -> AsyncIterator[list[asyncio.StreamWriter]]:
     """So many connections, closed at the end."""
     writers: list[asyncio.StreamWriter] = []
     try:
@@ -405,13 +417,13 @@ async def connected(at: Target, number: int) -> AsyncIterator[list[asyncio.Strea
             writer.transport.abort()
 
 
-async def write(writer: asyncio.StreamWriter, data: bytes, seen: Seen) -> None:
+async def write(writer: asyncio.StreamWriter, data: bytes, seen: Counter) -> None:
     try:
         writer.write(data)
         await asyncio.wait_for(writer.drain(), 20)
-        seen.attacker["sent"] += 1
+        seen["sent"] += 1
     except (OSError, TimeoutError) as error:
-        seen.attacker[type(error).__name__] += 1
+        seen[type(error).__name__] += 1
 
 
 def head_of(path: str, num_bytes: int) -> bytes:
@@ -420,7 +432,7 @@ def head_of(path: str, num_bytes: int) -> bytes:
     return "\r\n".join([f"POST {path} HTTP/1.1", *fields, "", ""]).encode()
 
 
-async def long_headers(at: Target, seen: Seen) -> None:
+async def long_headers(at: Aim, seen: Counter) -> None:
     """One of 64 MiB, then three million small ones."""
     while True:
         for junk in (b"x-a: " + b"a" * (64 << 20), b"a:b\r\n" * 3_000_000):
@@ -429,7 +441,7 @@ async def long_headers(at: Target, seen: Seen) -> None:
                     await write(writer, b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n" + junk + b"\r\n\r\n", seen)
 
 
-async def slow_uploads(at: Target, seen: Seen) -> None:
+async def slow_uploads(at: Aim, seen: Counter) -> None:
     """Forty bodies of 31 of 32 MiB, and then silence."""
     head = head_of("/v1/classify", 32 << 20)
     while True:
@@ -438,7 +450,7 @@ async def slow_uploads(at: Target, seen: Seen) -> None:
             await asyncio.sleep(30)
 
 
-async def half_open(at: Target, seen: Seen) -> None:
+async def half_open(at: Aim, seen: Counter) -> None:
     """Thousands of requests of which only a part of the head comes."""
     while True:
         async with connected(at, 4_000) as writers:
@@ -446,7 +458,7 @@ async def half_open(at: Target, seen: Seen) -> None:
             await asyncio.sleep(20)
 
 
-async def slow_readers(at: Target, seen: Seen) -> None:
+async def slow_readers(at: Aim, seen: Counter) -> None:
     """Five who ask for the largest answers and read nothing."""
     body = json.dumps({"embedding": at.vectors_ND[:60].astype(float).round(4).tolist(), "k": 100}).encode()
     head = head_of("/v1/search", len(body))
@@ -456,7 +468,7 @@ async def slow_readers(at: Target, seen: Seen) -> None:
             await asyncio.sleep(10)
 
 
-async def none(at: Target, seen: Seen) -> None:
+async def none(at: Aim, seen: Counter) -> None:
     """No attack: what honest clients see without one."""
     await asyncio.sleep(3_600)
 
@@ -485,28 +497,49 @@ ATTACKS: tuple[Attack, ...] = (
 )
 
 
-async def under(attack: Attack, at: Target, seconds: float) -> Seen:
+NAMES = [attack.__name__ for attack in ATTACKS]
+
+
+def carry_out(name: str, at: Aim, seconds: float, told: multiprocessing.connection.Connection) -> None:
+    """An attack, in a process of its own, so that honest clients are held up by the server alone."""
+    seen: Counter = Counter()
+
+    async def run() -> None:
+        with contextlib.suppress(TimeoutError):
+            [attack] = [attack for attack in ATTACKS if attack.__name__ == name]
+            await asyncio.wait_for(attack(at, seen), seconds)
+
+    asyncio.run(run())
+    told.send(seen)
+
+
+async def under(attack: str, at: Target, seconds: float) -> Seen:
     """What honest clients see while an attack goes on."""
     seen, stop = Seen(), asyncio.Event()
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    context = multiprocessing.get_context("spawn")
+    attacker = context.Process(target=carry_out, args=(attack, at.aim, seconds, theirs))
+    attacker.start()
     asking = asyncio.create_task(honest(at, seen, stop))
-    attacking = asyncio.create_task(attack(at, seen))  # type: ignore[arg-type]
-    await asyncio.wait([asking, attacking], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    until = time.monotonic() + seconds + SECONDS_TO_BEGIN
+    while not ours.poll() and time.monotonic() < until:
+        await asyncio.sleep(0.1)
     stop.set()
-    attacking.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await attacking
     await asking
+    if ours.poll():
+        seen.attacker = ours.recv()
+    attacker.kill()
+    attacker.join()
     return seen
 
 
-async def all_of(attacks: list[Attack], at: Target, seconds: float) -> dict:
-    await under(none, at, 5.0)  # every process has met a question
+async def all_of(attacks: list[str], at: Target, seconds: float) -> dict:
+    await under("none", at, 5.0)  # every process has met a question
     start = at.bytes_in_use()
     found = {}
     for attack in attacks:
-        seen = await under(attack, at, seconds)
-        found[attack.__name__] = seen.to_json()  # type: ignore[attr-defined]
-        print(attack.__name__, json.dumps(found[attack.__name__]), file=sys.stderr, flush=True)  # type: ignore[attr-defined]
+        found[attack] = (await under(attack, at, seconds)).to_json()
+        print(start >> 20, attack, json.dumps(found[attack]), file=sys.stderr, flush=True)
     verdict = {
         name: not any(re.search(r"^(5\d\d|forget [^2]|[A-Z])", status) for status in one["honest"])
         and one["p99_ms"] < 1_000
@@ -523,10 +556,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="an empty folder for the memory, 3 GB")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rows", type=int, default=50_000)
-    parser.add_argument("--attack", nargs="*", choices=[attack.__name__ for attack in ATTACKS])  # type: ignore[attr-defined]
+    parser.add_argument("--attack", nargs="*", choices=NAMES)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    chosen = [attack for attack in ATTACKS if not arguments.attack or attack.__name__ in arguments.attack]  # type: ignore[attr-defined]
+    chosen = [name for name in NAMES if not arguments.attack or name in arguments.attack]
     with tempfile.TemporaryDirectory(dir=arguments.out) as folder, target(Path(folder), arguments.rows) as at:
         found = asyncio.run(all_of(chosen, at, arguments.seconds))
     print(json.dumps({"machine": measuring.machine(), **found}, indent=1))
