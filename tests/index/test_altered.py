@@ -29,23 +29,23 @@ def outcomes(make_memory: MakeMemory, tmp_path: Path, key: str, count: int, *, d
     assert ran.returncode == 0, ran.stderr[-2_000:]
     found = [json.loads(line) for line in ran.stdout.splitlines()]
     assert len(found) == count
-    foreseen = {"same", "warned", "refused"} | ({"different"} if deep else set())
+    foreseen = {"warned", "refused"} | ({"same", "different"} if deep else set())
     assert [each for each in found if each["outcome"] not in foreseen] == []
     return Counter(each["outcome"] for each in found)
 
 
 @pytest.mark.parametrize(
     ("key", "count"),
-    [(KEYS[0], 20), (KEYS[1], 15), (KEYS[2], 15), *(pytest.param(key, 100, marks=pytest.mark.slow) for key in KEYS)],
+    [(KEYS[0], 20), (KEYS[1], 15), (KEYS[2], 15), *(pytest.param(key, 50, marks=pytest.mark.slow) for key in KEYS)],
 )
 def test_what_is_altered_is_told(make_memory: MakeMemory, tmp_path: Path, key: str, count: int) -> None:
     found = outcomes(make_memory, tmp_path, key, count, deep=False)
-    assert found["warned"] + found["refused"] > count // 2
+    assert found["warned"] > found["refused"]  # by what only the labels, the forgotten and the fresh lie in
 
 
 @pytest.mark.parametrize(
     ("key", "count"),
-    [(KEYS[0], 20), *(pytest.param(key, 100, marks=pytest.mark.slow) for key in KEYS)],
+    [(KEYS[0], 20), *(pytest.param(key, 50, marks=pytest.mark.slow) for key in KEYS)],
 )
 def test_what_is_altered_and_hashed_anew_kills_nobody(
     make_memory: MakeMemory, tmp_path: Path, key: str, count: int
