@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import DamagedFile
 from pipeline.index.plan import IndexOptions
+from pipeline.store.files import describe
+from pipeline.store.held import Held
+from pipeline.store.local import LocalStorage
 from tests.conftest import MakeMemory, add_vectors
 from tests.index.test_search import clustered
 
@@ -53,3 +57,12 @@ def test_what_is_altered_and_hashed_anew_kills_nobody(
     """Whoever makes a memory writes its hashes: such a file answers as it says, or is told."""
     found = outcomes(make_memory, tmp_path, key, count, deep=True)
     assert found["warned"] + found["refused"] > 0
+
+
+@pytest.mark.parametrize("header", ["{'descr': ((", "{'descr': '<i4', 'shape': (3", "\x00", "[" * 5_000, "1L+", "'a"])
+def test_a_header_of_an_array_that_is_no_python(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "held.npy"
+    padded = header.ljust(8_000).encode() + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + bytes(12))
+    with pytest.raises(DamagedFile, match=r"held\.npy"):
+        Held(LocalStorage(tmp_path), describe("held.npy", path, 3))
