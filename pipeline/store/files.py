@@ -7,6 +7,7 @@ import os
 import struct
 import threading
 import time
+import tokenize
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -33,6 +34,8 @@ UNREADABLE = (
     AttributeError,
     EOFError,
     SystemError,
+    SyntaxError,  # NumPy parses the header of an array as Python, and one of an old kind by tokens
+    tokenize.TokenError,
     struct.error,
     pa.ArrowException,
 )

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 SECONDS = 60  # each may take
-KINDS = ("segments", "index", "tombstones", "labels")  # of files that are read to answer
+READ = ("index/*/shards/*/*", "tombstones/*", "labels/*", "segments/00000002/entries/*")  # by who answers
 
 Alter = Callable[[bytearray, np.random.Generator], bytearray]
 
@@ -157,8 +157,7 @@ def main(memory: Path, copy: Path, first: int, last: int, *, deep: bool) -> None
     import pipeline.visual_memory  # noqa: F401
 
     shutil.copytree(memory, copy)
-    names = sorted(p.relative_to(copy).as_posix() for p in copy.rglob("*") if p.is_file())
-    names = [name for name in names if name.split("/")[0] in KINDS and (copy / name).stat().st_size]
+    names = sorted(path.relative_to(copy).as_posix() for pattern in READ for path in copy.glob(pattern))
     expected = in_a_process(lambda: answers(copy, Heard())[0])
     assert isinstance(expected, list), expected
     for seed in range(first, last):
@@ -166,9 +165,11 @@ def main(memory: Path, copy: Path, first: int, last: int, *, deep: bool) -> None
         name = names[seed % len(names)]
         alter = (OF_SAME_LENGTH if deep else ALTERATIONS)[int(random.integers(5 if deep else 7))]
         path = copy / name
-        content = path.read_bytes()
+        content = altered = path.read_bytes()
+        while altered == content:
+            altered = bytes(alter(bytearray(content), random))
         try:
-            path.write_bytes(alter(bytearray(content), random))
+            path.write_bytes(altered)
             outcome = in_a_process(lambda name=name: outcome_of(copy, expected, name, deep=deep))  # type: ignore[misc]
         finally:
             path.write_bytes(content)

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.errors import DamagedFile
 from pipeline.index.plan import IndexOptions
+from pipeline.store.files import describe
+from pipeline.store.held import Held
+from pipeline.store.local import LocalStorage
 from tests.conftest import MakeMemory, add_vectors
 from tests.index.test_search import clustered
 
@@ -29,23 +33,23 @@ def outcomes(make_memory: MakeMemory, tmp_path: Path, key: str, count: int, *, d
     assert ran.returncode == 0, ran.stderr[-2_000:]
     found = [json.loads(line) for line in ran.stdout.splitlines()]
     assert len(found) == count
-    foreseen = {"same", "warned", "refused"} | ({"different"} if deep else set())
+    foreseen = {"warned", "refused"} | ({"same", "different"} if deep else set())
     assert [each for each in found if each["outcome"] not in foreseen] == []
     return Counter(each["outcome"] for each in found)
 
 
 @pytest.mark.parametrize(
     ("key", "count"),
-    [(KEYS[0], 20), (KEYS[1], 15), (KEYS[2], 15), *(pytest.param(key, 100, marks=pytest.mark.slow) for key in KEYS)],
+    [(KEYS[0], 20), (KEYS[1], 15), (KEYS[2], 15), *(pytest.param(key, 50, marks=pytest.mark.slow) for key in KEYS)],
 )
 def test_what_is_altered_is_told(make_memory: MakeMemory, tmp_path: Path, key: str, count: int) -> None:
     found = outcomes(make_memory, tmp_path, key, count, deep=False)
-    assert found["warned"] + found["refused"] > count // 2
+    assert found["warned"] > found["refused"]  # by what only the labels, the forgotten and the fresh lie in
 
 
 @pytest.mark.parametrize(
     ("key", "count"),
-    [(KEYS[0], 20), *(pytest.param(key, 100, marks=pytest.mark.slow) for key in KEYS)],
+    [(KEYS[0], 20), *(pytest.param(key, 50, marks=pytest.mark.slow) for key in KEYS)],
 )
 def test_what_is_altered_and_hashed_anew_kills_nobody(
     make_memory: MakeMemory, tmp_path: Path, key: str, count: int
@@ -53,3 +57,12 @@ def test_what_is_altered_and_hashed_anew_kills_nobody(
     """Whoever makes a memory writes its hashes: such a file answers as it says, or is told."""
     found = outcomes(make_memory, tmp_path, key, count, deep=True)
     assert found["warned"] + found["refused"] > 0
+
+
+@pytest.mark.parametrize("header", ["{'descr': ((", "{'descr': '<i4', 'shape': (3", "\x00", "[" * 5_000, "1L+", "'a"])
+def test_a_header_of_an_array_that_is_no_python(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "held.npy"
+    padded = header.ljust(8_000).encode() + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + bytes(12))
+    with pytest.raises(DamagedFile, match=r"held\.npy"):
+        Held(LocalStorage(tmp_path), describe("held.npy", path, 3))
