@@ -1,28 +1,33 @@
-"""Memories that somebody altered, used in processes of their own: nothing outside is touched, no answer is wrong."""
+"""Altered memories harm nothing outside, end no process, and answer as before or say that something is wrong."""
 
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+NIGHTLY = 10_000
+NIGHTLY_SECONDS = 4 * 3_600
 
-def altered(count: int, seed: int, timeout: float) -> dict:
-    """What `altered_memories` counted; what went wrong is in the message of the assertion."""
-    command = [sys.executable, "-m", "tests.end_to_end.altered_memories", "--count", str(count), "--seed", str(seed)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
-    assert ended.returncode == 0, (ended.stdout[-4_000:], ended.stderr[-2_000:])
-    counted: dict = json.loads(ended.stdout.splitlines()[-1])
-    return counted
+
+def altered(count: int, seconds: int) -> None:
+    command = [sys.executable, "-m", "tests.end_to_end.altered_memories", "--count", str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=seconds)  # noqa: PLW1510
+    lines = done.stdout.splitlines()
+    assert lines, done.stderr[-2_000:]
+    assert json.loads(lines[-1]) == {"altered": count, "failed": 0}, "\n".join(lines[:20])
+    assert done.returncode == 0
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(290)
-def test_a_few_altered_memories() -> None:
-    assert altered(60, 13, 280) == {"altered": 60, "failed": 0}
+@pytest.mark.timeout(600)
+def test_a_hundred_altered_memories() -> None:
+    altered(100, 590)
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(8 * 3_600)
+@pytest.mark.timeout(NIGHTLY_SECONDS)
 def test_ten_thousand_altered_memories() -> None:
-    assert altered(10_000, 1, 8 * 3_600) == {"altered": 10_000, "failed": 0}
+    altered(NIGHTLY, NIGHTLY_SECONDS - 60)
