@@ -15,6 +15,7 @@ import logging
 import os
 import pickle
 import random
+import resource
 import select
 import shutil
 import signal
@@ -41,6 +42,7 @@ from tests.store.untrusted import Outside, rewritten
 
 SECONDS = 60  # for all verbs on one memory, which takes one or two
 QUERIES = unit(np.random.default_rng(5).normal(size=(4, DIMENSION)))
+MOST_BYTES = 12 << 30  # of address space, of which little is in use
 BYTES_CHANGED = (1, 2, 8, 64)
 
 # inotify(7): whatever is done to a file or to a folder that is watched
@@ -363,6 +365,7 @@ def in_a_process(root: Path, scratch: Path) -> tuple[dict[str, tuple[str, Any]] 
         try:
             os.close(reading)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries say of their end
+            resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))  # a bomb is an error, and harms nobody
             leases.LONGEST_BEAT_SECONDS = 0.02  # nobody is waited for
             local._sync = lambda descriptor: None
             data = pickle.dumps(used(root, scratch))
