@@ -114,9 +114,8 @@ def test_a_memory_may_begin_with_one_image(tmp_path: Path, first: dict, asked: l
 
 def test_what_is_stored_is_what_an_image_asked_about_is(memory: VisualMemory, asked: list[Path], digits: Path) -> None:
     ids = memory.add_images(asked[:7])
-    queries = np.stack(
-        [memory.encoder().embed_queries(singles._loaded(memory.encoder(), i).pixels_SS3[None])[0] for i in asked[:7]]
-    )
+    loaded = [singles._loaded(memory.encoder(), image)[0] for image in asked[:7]]
+    queries = np.stack([memory.encoder().embed_queries(one.pixels_SS3[None])[0] for one in loaded])
     assert (memory.live().vectors_of(np.array(ids)) == queries.astype(np.float16)).all()
 
 
