@@ -10,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 
+from pipeline.plain_log import CONTROLS, escaped
+
 WIDTH_WITHOUT_TERMINAL = 120
 LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
 DIGITS = 12  # of a float in JSON; float64 arithmetic leaves its noise behind the fifteenth
@@ -17,8 +19,6 @@ DIGITS = 12  # of a float in JSON; float64 arithmetic leaves its noise behind th
 stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
-# Characters that would move the cursor, colour the terminal, or show text in another order than it is written.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _PLAIN = {"…": "...", "█": "#"}  # what our own sentences hold beyond ASCII, where the terminal lacks it
 
@@ -30,7 +30,7 @@ def print_json(document: Any) -> None:
     if not _is_utf8(sys.stdout.encoding) or (not text.isascii() and _has_surrogates(text)):
         text = json.dumps(rounded, indent=1, allow_nan=False)
     # The format itself escapes the first 32 of them only.
-    text = _CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
+    text = CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
     sys.stdout.write(text + "\n")
 
 
@@ -57,7 +57,7 @@ def counted(number: int, thing: str) -> str:
 
 def printable(text: str, encoding: str | None) -> str:
     """A line as a terminal may be given it, whatever a label or a uri holds: one line, and in its encoding."""
-    text = _CONTROLS.sub(_escaped, text)
+    text = CONTROLS.sub(_escaped, text)
     try:
         text.encode(encoding or "ascii")
     except UnicodeEncodeError:
@@ -68,8 +68,7 @@ def printable(text: str, encoding: str | None) -> str:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    character = found[0]
-    return _NAMED.get(character) or (f"\\x{ord(character):02x}" if character < "\u0100" else f"\\u{ord(character):04x}")
+    return _NAMED.get(found[0]) or escaped(found)
 
 
 def _is_utf8(encoding: str | None) -> bool:

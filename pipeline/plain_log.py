@@ -5,7 +5,7 @@ import re
 
 # Those that would move the cursor, colour a terminal, begin another line, or show text in another order than it is
 # written; a traceback keeps its lines.
-_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _CONTROLS_OF_LINES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -19,12 +19,13 @@ def plain_logger(name: str) -> logging.Logger:
 
 class _Plain(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = _CONTROLS.sub(_escaped, record.getMessage()), ()
+        record.msg, record.args = CONTROLS.sub(escaped, record.getMessage()), ()
         if record.exc_info and not record.exc_text:
-            record.exc_text = _CONTROLS_OF_LINES.sub(_escaped, logging.Formatter().formatException(record.exc_info))
+            record.exc_text = _CONTROLS_OF_LINES.sub(escaped, logging.Formatter().formatException(record.exc_info))
         return True
 
 
-def _escaped(found: re.Match[str]) -> str:
+def escaped(found: re.Match[str]) -> str:
+    """A character that was found, as its number."""
     number = ord(found[0])
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"
