@@ -13,6 +13,8 @@ from typing import BinaryIO, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.images.thrift import Broken, CutOff, read_struct
+
 MAX_PAGE_BYTES = 1 << 30  # unpacked
 MAX_HEADER_BYTES = 1 << 16  # with the least and the largest value of a page in it
 HARMLESS_PAGE_BYTES = 64 << 20
@@ -21,8 +23,6 @@ MAX_RATIO = 100  # of a page's bytes unpacked and packed, and of rows and the fi
 HARMLESS_BYTES = 256 << 20  # of rows, however few bytes of the file they are: a picture repeated by a dictionary
 
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
-_BOOLEANS, _BYTE, _WHOLES, _DOUBLE, _BINARY, _LISTS, _MAP, _STRUCT = (1, 2), 3, (4, 5, 6), 7, 8, (9, 10), 11, 12
-_MAX_DEPTH = 8
 
 Answer = TypeVar("Answer")
 
@@ -225,73 +225,20 @@ def batches_of(
 
 def page_header(data: bytes, at: int) -> PageHeader:
     """The header that begins at a place. Raises ValueError where none does, IndexError where it is cut off."""
-    reader = _Compact(data, at)
-    found = reader.struct(0)
+    window = data[at : at + MAX_HEADER_BYTES]
+    try:
+        found, num_bytes = read_struct(window)
+    except CutOff:
+        if len(window) == MAX_HEADER_BYTES:
+            raise ValueError("a page header has fewer bytes") from None
+        raise IndexError from None
+    except Broken:
+        raise ValueError("no page header") from None
     kind, unpacked, packed = (found.get(number) for number in (1, 2, 3))
-    if not (isinstance(kind, int) and isinstance(unpacked, int) and isinstance(packed, int)):
-        raise ValueError("no page header")  # noqa: TRY004  # it is the bytes that are wrong
+    if not (type(kind) is int and type(unpacked) is int and type(packed) is int):
+        raise ValueError("no page header")
     inner = found.get({_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}.get(kind, -1))
     num_values = inner.get(1) if isinstance(inner, dict) else None
-    if not isinstance(num_values, int) or min(unpacked, packed, num_values) < 0:
+    if type(num_values) is not int or min(unpacked, packed, num_values) < 0:
         raise ValueError("no page header")
-    return PageHeader(kind, unpacked, packed, num_values, reader.at)
-
-
-class _Compact:
-    """Thrift's compact protocol, as far as page headers need it: structs of numbers, and others passed over."""
-
-    def __init__(self, data: bytes, at: int) -> None:
-        self.at = at
-        self._data = data
-        self._last = at + MAX_HEADER_BYTES
-
-    def struct(self, depth: int) -> "dict[int, object]":
-        if depth > _MAX_DEPTH:
-            raise ValueError("nested too deeply")
-        found: dict[int, object] = {}
-        number = 0
-        while head := self._byte():
-            number = number + (head >> 4) if head >> 4 else self._whole()
-            found[number] = self._value(head & 15, depth)
-        return found
-
-    def _value(self, kind: int, depth: int) -> object:
-        if kind in _WHOLES:
-            return self._whole()
-        if kind == _STRUCT:
-            return self.struct(depth + 1)
-        if kind == _BINARY:
-            self._pass_over(self._unsigned())
-        elif kind == _DOUBLE:
-            self._pass_over(8)
-        elif kind == _BYTE:
-            self._pass_over(1)
-        elif kind not in _BOOLEANS:
-            raise ValueError("nothing that a page header has")
-        return None
-
-    def _byte(self) -> int:
-        if self.at > self._last:
-            raise ValueError("a page header has fewer bytes")
-        self.at += 1
-        return self._data[self.at - 1]
-
-    def _pass_over(self, num_bytes: int) -> None:
-        self.at += num_bytes
-        if self.at > self._last:
-            raise ValueError("a page header has fewer bytes")
-        if self.at > len(self._data):
-            raise IndexError
-
-    def _unsigned(self) -> int:
-        value = shift = 0
-        while (byte := self._byte()) & 128:
-            value |= (byte & 127) << shift
-            shift += 7
-            if shift > 63:
-                raise ValueError("a number of more than 64 bits")
-        return value | byte << shift
-
-    def _whole(self) -> int:
-        value = self._unsigned()
-        return value >> 1 ^ -(value & 1)
+    return PageHeader(kind, unpacked, packed, num_values, at + num_bytes)

@@ -18,6 +18,10 @@ class Broken(Exception):
     """The bytes end within the struct, or are none."""
 
 
+class CutOff(Broken):
+    """The bytes end within what may be a struct."""
+
+
 def read_struct(data: bytes) -> tuple[Struct, int]:
     """The struct that some bytes begin with, and its length. Integers, bytes, lists and structs by field; no doubles.
 
@@ -26,7 +30,9 @@ def read_struct(data: bytes) -> tuple[Struct, int]:
     reader = _Reader(data)
     try:
         found = reader.struct(0)
-    except (IndexError, struct.error) as error:
+    except IndexError as error:
+        raise CutOff from error
+    except struct.error as error:
         raise Broken from error
     return found, reader.at
 
@@ -75,7 +81,7 @@ class _Reader:
         if size == 15:
             size = self._unsigned()
         if size > len(self._data) - self.at:  # each takes a byte at least
-            raise Broken
+            raise CutOff
         if kind in (_TRUE, _FALSE):
             return [byte == _TRUE for byte in self._bytes(size)]
         return [self._value(kind, depth + 1) for _ in range(size)]
@@ -83,7 +89,7 @@ class _Reader:
     def _bytes(self, size: int) -> bytes:
         end = self.at + size
         if end > len(self._data):
-            raise Broken
+            raise CutOff
         found = self._data[self.at : end]
         self.at = end
         return found
