@@ -64,7 +64,8 @@ class FileCache:
             for _ in range(MAX_FETCHES + 1):  # what lay there may be damaged, too
                 if not copy.exists():
                     self._fetch(storage, file, copy)
-                self._hold(copy)
+                with contextlib.suppress(FileNotFoundError):  # another process made room by it
+                    self._hold(copy)
                 if _holds(copy, file):
                     return copy
                 self.drop(file.sha256)
@@ -90,16 +91,15 @@ class FileCache:
             self._held.pop(name)[0].close()
 
     def _fetch(self, storage: Storage, file: FileRef, copy: Path) -> None:
-        part = copy.with_name(copy.name + SUFFIX_OF_PARTS)
-        done = part.stat().st_size if part.exists() else 0
-        if done > file.num_bytes:
-            part.unlink()
-            done = 0
-        self._make_room(file, file.num_bytes - done)
-        began, before = time.monotonic(), done
+        began = time.monotonic()
         stage = f"fetching {file.path}"
         try:
-            with part.open("ab") as stream:
+            with _held_part(copy.with_name(copy.name + SUFFIX_OF_PARTS)) as stream:
+                done = before = os.fstat(stream.fileno()).st_size
+                if done > file.num_bytes:
+                    stream.truncate(0)
+                    done = before = 0
+                self._make_room(file, file.num_bytes - done)
                 while done < file.num_bytes:
                     stop = min(done + RANGE_BYTES, file.num_bytes)
                     data = storage.read_range(file.path, done, stop)
@@ -110,17 +110,21 @@ class FileCache:
                     self._on_progress(Progress(stage, done, file.num_bytes))
                 stream.flush()
                 os.fsync(stream.fileno())
+                Path(stream.name).replace(copy)
         except OSError as error:
             raise StorageError(
                 f"{self.folder} cannot hold {file.path} ({error.strerror}): make room there, or name another folder"
             ) from error
-        part.replace(copy)
         took = max(time.monotonic() - began, 1e-9)
         logger.info("fetched %s: %d bytes, %.0f MB/s", file.path, done - before, (done - before) / took / 1e6)
 
     def _make_room(self, file: FileRef, needed: int) -> None:
         """Remove copies nobody holds, least recently used first, until there is room. Raises StorageError."""
-        sizes = {path: path.stat() for path in self.folder.iterdir() if not path.name.startswith(".")}
+        sizes: dict[Path, os.stat_result] = {}
+        for path in self.folder.iterdir():
+            if not path.name.startswith("."):
+                with contextlib.suppress(FileNotFoundError):  # another process has just removed or renamed it
+                    sizes[path] = path.stat()
         total = sum(stat.st_size for stat in sizes.values())
         for path in sorted(sizes, key=lambda path: sizes[path].st_atime_ns):
             if total + needed <= self.max_bytes:
@@ -139,7 +143,7 @@ class FileCache:
         stream = copy.open("rb")
         fcntl.flock(stream, fcntl.LOCK_SH)
         # The last use, by which room is made; the time of the last change stays, by which others see it unaltered.
-        os.utime(copy, ns=(time.time_ns(), copy.stat().st_mtime_ns))
+        os.utime(stream.fileno(), ns=(time.time_ns(), os.fstat(stream.fileno()).st_mtime_ns))
         known = self._held.pop(copy.name, None)
         if known is not None:
             known[0].close()
@@ -248,6 +252,18 @@ def _holds(copy: Path, file: FileRef) -> bool:
         return copy.stat().st_size == file.num_bytes and sha256_of(copy) == file.sha256
     except FileNotFoundError:
         return False
+
+
+@contextlib.contextmanager
+def _held_part(part: Path) -> Iterator[IO[bytes]]:
+    """What is there of a download, to go on writing, which nobody removes meanwhile to make room."""
+    while True:
+        with part.open("ab") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH)
+            there = _signature(part)
+            if there is not None and there[0] == os.fstat(stream.fileno()).st_ino:
+                yield stream
+                return
 
 
 def _removed_unless_held(path: Path) -> bool:

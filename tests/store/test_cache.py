@@ -2,8 +2,10 @@
 
 import fcntl
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.errors import DamagedFile, StorageError
@@ -127,6 +129,19 @@ def test_room_is_made_by_what_nobody_uses(storage: Counting, tmp_path: Path) -> 
         with pytest.raises(StorageError, match="300 are in use"):
             cache.get(storage, large)
     cache.get(storage, large)
+
+
+def test_processes_that_make_room_at_once_do_not_disturb_each_other(storage: Counting, tmp_path: Path) -> None:
+    files = [published(storage, f"file-{number}", bytes([number]) * 400) for number in range(6)]
+
+    def fetch(seed: int) -> None:
+        cache = FileCache(tmp_path / "cache", 2_000)  # of its own, as in a process of its own
+        for number in np.random.default_rng(seed).integers(6, size=300):
+            assert cache.get(storage, files[number]).name == files[number].sha256
+            cache.keep_only(set())
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(fetch, range(4)))
 
 
 def test_what_has_no_known_hash_is_left_to_the_storage(storage: Counting, tmp_path: Path) -> None:
