@@ -98,11 +98,12 @@ class Members:
 
     async def ask(
         self, asked: Asked, timeout: float, *, every: bool, party: Hashable = None, is_short: bool = False
-    ) -> list[Answer | None]:
+    ) -> tuple[list[Answer | None], bool]:
         """The answer of each group, None where there is none in `timeout` seconds. Raises what is the caller's fault.
 
-        Missing groups are waited for only a moment, unless `every` one is required. Parties (requests) take turns. By a
-        question that has less time than others (`is_short`), or takes longer, no group is taken for missing.
+        Also whether a group says that another version is answered by, or has closed this one. Missing groups are
+        waited for only a moment, unless `every` one is required. Parties (requests) take turns. By a question that has
+        less time than others (`is_short`), or takes longer, no group is taken for missing.
         """
         key = _key(asked.subject)
         known = [None if asked.subject.assume else member.standings.get(key) for member in self.all]
@@ -120,7 +121,9 @@ class Members:
                 answers.append(
                     replace(answer, standing=standing) if answer is not None and standing is not None else answer
                 )
-            return answers
+            edition = _edition(asked.subject)
+            behind = any(answer is not None and edition.is_behind(answer.current) for answer in answers)
+            return answers, behind or any(map(_is_superseded, futures))
         finally:
             for future in futures:
                 if not future.cancel() and not future.cancelled():
@@ -215,3 +218,7 @@ def _key(subject: Subject) -> tuple:
 
 def _edition(subject: Subject) -> Edition:
     return Edition(subject.version, subject.nonce)
+
+
+def _is_superseded(future: "asyncio.Future[Answer]") -> bool:
+    return future.done() and not future.cancelled() and isinstance(future.exception(), Superseded)

@@ -463,11 +463,9 @@ class Service:
             if own is not None:
                 asked = replace(asked, own_Q=own.ids_N, own_digests_Q=own.digests_N)
             is_short = timeout < self.limits.timeout_seconds
-            answers = await self._members.ask(
+            answers, behind = await self._members.ask(
                 asked, deadline.left, every=how.require_all, party=request_id(), is_short=is_short
             )
-            behind = any(answer is not None and edition.is_behind(answer.current) for answer in answers)
-            behind = behind or (not all(answers) and self._following.newest > edition.version)
             if behind and tries < EDITIONS_TRIED:
                 await self._refreshed(edition, deadline.left)
                 continue

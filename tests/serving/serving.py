@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 from cluster.seaweed import free_ports
 from pipeline import VisualMemory
 from pipeline.images.pictures import roots_of
+from pipeline.index.plan import IndexOptions
 from pipeline.serving.access import WriteLine
 from pipeline.serving.connections import bounded
 from pipeline.serving.http import make_app
@@ -25,6 +26,7 @@ from pipeline.serving.in_process import local_service
 from pipeline.serving.limits import HttpLimits
 from pipeline.serving.service import Limits, Service
 from pipeline.store.schemas import embedding_column
+from tests.conftest import unit
 
 SECONDS_TO_START = 60
 
@@ -98,3 +100,14 @@ def add_labelled(memory: VisualMemory, folder: Path, vectors_ND: np.ndarray, lab
     column = embedding_column(vectors_ND)
     pq.write_table(pa.table({"embedding": column, "label": pa.array(labels)}), folder / "vectors.parquet")
     memory.add(folder, labels="column:label")
+
+
+def memory_in_shards(folder: Path, dimension: int) -> VisualMemory:
+    """Vectors of three labels: two shards of 300, and 300 fresh entries."""
+    memory = VisualMemory(folder / "memory")
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        vectors = np.random.default_rng(seed).normal(size=(300, dimension))
+        add_labelled(memory, folder / name, unit(vectors), [f"label {row % 3}" for row in range(300)])
+        if name == "b":
+            memory.index(IndexOptions(key="Flat", shard_rows=300))
+    return memory

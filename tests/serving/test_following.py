@@ -12,12 +12,11 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.decisions.decision import Decision
 from pipeline.index.live import Share
-from pipeline.index.plan import IndexOptions
 from pipeline.serving.group import Asked, Group, Subject
 from pipeline.serving.service import Limits
 from pipeline.store.places import open_storage
 from tests.conftest import unit
-from tests.serving.serving import Served, add_labelled, served
+from tests.serving.serving import Served, add_labelled, memory_in_shards, served
 
 TOKEN = "a token of the tests"
 SOON = 5.0  # seconds in which what another process commits must count
@@ -26,14 +25,7 @@ DIMENSION = 16
 
 @pytest.fixture
 def memory(tmp_path: Path) -> VisualMemory:
-    """Vectors of three labels in two shards, others fresh."""
-    memory = VisualMemory(tmp_path / "memory")
-    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
-        vectors = np.random.default_rng(seed).normal(size=(300, DIMENSION))
-        add_labelled(memory, tmp_path / name, unit(vectors), [f"label {row % 3}" for row in range(300)])
-        if name == "b":
-            memory.index(IndexOptions(key="Flat", shard_rows=300))
-    return memory
+    return memory_in_shards(tmp_path, DIMENSION)
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ from pipeline import VisualMemory
 from pipeline.errors import StorageError, Superseded
 from pipeline.index.live import Share
 from pipeline.index.plan import IndexOptions
-from pipeline.serving.group import Asked, Group, Subject
+from pipeline.serving.group import Asked, Edition, Group, Subject
 from pipeline.serving.service import How, Limits, Service
 from pipeline.store.cache import CachedStorage, FileCache
 from pipeline.store.places import open_storage
 from pipeline.store.state import file_refs
+from pipeline.store.versions import VersionLog
 from tests.conftest import unit
-from tests.serving.serving import Served, add_labelled, served
+from tests.serving.serving import Served, add_labelled, memory_in_shards, served
 
 TOKEN = "a token of the tests"
 DIMENSION = 16
@@ -29,14 +30,7 @@ NEVER = 3_600.0  # seconds between two looks for a newer version
 
 @pytest.fixture
 def memory(tmp_path: Path) -> VisualMemory:
-    """Two shards of 300 vectors, and 300 fresh entries."""
-    memory = VisualMemory(tmp_path / "memory")
-    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
-        vectors = np.random.default_rng(seed).normal(size=(300, DIMENSION))
-        add_labelled(memory, tmp_path / name, unit(vectors), [f"label {row % 3}" for row in range(300)])
-        if name == "b":
-            memory.index(IndexOptions(key="Flat", shard_rows=300))
-    return memory
+    return memory_in_shards(tmp_path, DIMENSION)
 
 
 @pytest.fixture
@@ -98,6 +92,27 @@ def test_a_server_says_when_it_cannot_follow(memory: VisualMemory, tmp_path: Pat
         path.write_bytes(whole)
         assert server.post("/v1/reload", None, TOKEN).json()["version"] == version + 1
         assert server.http.get("/healthz").json() == {"healthy": True, "version": version + 1}
+
+
+def test_a_version_that_the_groups_closed_is_not_asked_for_again(memory: VisualMemory, tmp_path: Path) -> None:
+    """Another ingress found a restored memory of the same version, and had the groups open it."""
+    place, version = Path(memory.uri), memory.log.latest().version
+    restored = VisualMemory(tmp_path / "restored")
+    for seed in range(version):
+        add_labelled(
+            restored,
+            tmp_path / f"other {seed}",
+            unit(np.random.default_rng(seed).normal(size=(50, DIMENSION))),
+            ["x"] * 50,
+        )
+    with served(memory.uri, 2, limits=Limits(poll_seconds=NEVER)) as server:
+        ids_found(server)
+        place.rename(tmp_path / "gone")
+        Path(restored.uri).rename(place)
+        log = VersionLog(open_storage(memory.uri))
+        for member in server.service._members.all:
+            asyncio.run(member.client.prepare(Edition(version, log.nonce_of(version))))
+        assert ids_found(server) == [n.id for n in VisualMemory(place).search(embeddings=query(), k=20)[0]]
 
 
 def test_what_one_ingress_acknowledged_another_answers_by(memory: VisualMemory) -> None:
