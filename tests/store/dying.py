@@ -14,7 +14,7 @@ class Died(BaseException):
 
 
 class DyingStorage(LocalStorage):
-    """`changes` left before it dies."""
+    """`changes` left before it dies. Threads beside the main one only find that nothing can be written."""
 
     def __init__(self, root: Path, changes: int) -> None:
         super().__init__(root)
@@ -44,7 +44,7 @@ class DyingStorage(LocalStorage):
         with self._counting:
             self.changes -= 1
             if self.changes < 0:
-                raise Died
+                raise Died if threading.current_thread() is threading.main_thread() else OSError("died")
 
 
 def bury(storage: LocalStorage) -> None:
