@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,27 @@ def add_questions(app: FastAPI, service: Service) -> None:
     """Put the routes into an application."""
     room = _Room()
 
+    async def answered(
+        request: Request,
+        kind: type[Any],
+        ask: Callable[[Service, Any], Coroutine[Any, Any, Any]],
+        show: Callable[[Any, Any, Texts], Any],
+    ) -> Response:
+        """The answers to all questions of a request, an object for one and a list for a list."""
+        began = time.monotonic()
+        questions, many = await asked(request, kind, service)
+        with room.taken_by(questions) as num_neighbors:
+            found = await _together([ask(service, question) for question in questions])
+
+            def answer() -> Response:
+                texts = Texts()
+                answers = [show(one, question, texts) for one, question in zip(found, questions, strict=True)]
+                return json_answer(answers if many else answers[0])
+
+            response = await service.worked(num_neighbors, answer)
+        service.meter.took("request", time.monotonic() - began)
+        return response
+
     @app.post(
         "/v1/search",
         summary="The nearest entries",
@@ -57,21 +78,7 @@ def add_questions(app: FastAPI, service: Service) -> None:
         **takes(SearchBody, lists=True, files=True),
     )
     async def search(request: Request) -> Response:
-        began = time.monotonic()
-        questions, many = await asked(request, SearchBody, service)
-        with room.taken_by(questions) as num_neighbors:
-            found = await _together([_search(service, question) for question in questions])
-
-            def answer() -> Response:
-                texts = Texts()
-                answers = [
-                    _shown_neighbors(one, question, texts) for one, question in zip(found, questions, strict=True)
-                ]
-                return json_answer(answers if many else answers[0])
-
-            response = await service.worked(num_neighbors, answer)
-        service.meter.took("request", time.monotonic() - began)
-        return response
+        return await answered(request, SearchBody, _search, _shown_neighbors)
 
     @app.post(
         "/v1/classify",
@@ -81,21 +88,7 @@ def add_questions(app: FastAPI, service: Service) -> None:
         **takes(ClassifyBody, lists=True, files=True),
     )
     async def classify(request: Request) -> Response:
-        began = time.monotonic()
-        questions, many = await asked(request, ClassifyBody, service)
-        with room.taken_by(questions) as num_neighbors:
-            found = await _together([_classify(service, question) for question in questions])
-
-            def answer() -> Response:
-                texts = Texts()
-                answers = [
-                    _shown_decisions(one, question, texts) for one, question in zip(found, questions, strict=True)
-                ]
-                return json_answer(answers if many else answers[0])
-
-            response = await service.worked(num_neighbors, answer)
-        service.meter.took("request", time.monotonic() - began)
-        return response
+        return await answered(request, ClassifyBody, _classify, _shown_decisions)
 
     @app.post(
         "/knn-service",
