@@ -5,10 +5,8 @@ a Serve config file alike.
 """
 
 import asyncio
-import functools
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +23,9 @@ from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress
 from pipeline.serving.access import Pipe, WriteLine
 from pipeline.serving.embedder import Embedder
-from pipeline.serving.group import Answer, Asked, Edition, Group, Looked, Subject
+from pipeline.serving.group import Answer, Asked, Edition, Looked, Subject
 from pipeline.serving.http import make_app
+from pipeline.serving.in_process import LocalEditor, LocalEncoder, LocalGroup
 from pipeline.serving.listening import DRAIN_SECONDS
 from pipeline.serving.metrics import RayMeter
 from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
@@ -125,29 +124,27 @@ class GroupReplica:
     """A replica of a group of shards."""
 
     def __init__(self, options: ServingOptions, number: int) -> None:
-        self._group = Group(_storage_of(options), Share(number, options.groups))
-        self._group.prepare()
-        self._following = ThreadPoolExecutor(1, "following")  # which questions under way do not take up
+        self._local = LocalGroup(_storage_of(options), Share(number, options.groups))
+        self._local.group.prepare()
 
-    def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
-        return self._group.answer(asked)
+    async def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
+        return await self._local.answer(asked)
 
-    def sample(self, subject: Subject, each: int) -> Sample:
-        return self._group.sample(subject, each)
+    async def sample(self, subject: Subject, each: int) -> Sample:
+        return await self._local.sample(subject, each)
 
-    def entry(self, edition: Edition, entry_id: int) -> Looked:
-        return self._group.entry(edition.version, entry_id, edition.nonce)
+    async def entry(self, edition: Edition, entry_id: int) -> Looked:
+        return await self._local.entry(edition, entry_id)
 
-    async def prepare(self, edition: Edition) -> int:
-        prepare = functools.partial(self._group.prepare, edition.version, edition.nonce)
-        return await asyncio.get_running_loop().run_in_executor(self._following, prepare)
+    async def prepare(self, edition: Edition) -> None:
+        await self._local.prepare(edition)
 
     async def settle(self, edition: Edition) -> None:
-        await asyncio.get_running_loop().run_in_executor(self._following, self._group.settle, edition)
+        await self._local.settle(edition)
 
     def check_health(self) -> None:
         """Raises where not even the entries at hand can be searched, so that Serve starts another replica."""
-        self._group.check()
+        self._local.group.check()
 
 
 @serve.deployment(
@@ -160,12 +157,12 @@ class EmbedderReplica:
     """A replica of the encoder."""
 
     def __init__(self, options: ServingOptions) -> None:
-        self._embedder = Embedder(_storage_of(options))
+        self._local = LocalEncoder(Embedder(_storage_of(options)))
 
-    def embed(
+    async def embed(
         self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
     ) -> list[np.ndarray | VisualMemoryError]:
-        return self._embedder.embed(images, seconds, apart=apart)
+        return await self._local.embed(images, seconds, apart=apart)
 
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=16, graceful_shutdown_timeout_s=30)
@@ -173,13 +170,13 @@ class EditorReplica:
     """The one writer."""
 
     def __init__(self, options: ServingOptions) -> None:
-        from pipeline.serving.editor import Editor
+        self._local = LocalEditor(options.memory, options.limits, thumbnails=options.thumbnails)
 
-        self._editor = Editor(options.memory, options.limits, thumbnails=options.thumbnails)
-
-    def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict | VisualMemoryError:
+    async def edit(
+        self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]
+    ) -> dict | VisualMemoryError:
         try:
-            return self._editor.edit(verb, arguments)
+            return await asyncio.shield(self._local.edit(verb, arguments))  # what was begun is carried out
         except VisualMemoryError as error:  # as a value: Ray wraps what is raised, and logs it with its arguments
             return error
 
@@ -193,18 +190,27 @@ class _Remote:
 
     async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         try:
-            return await getattr(self._handle, method).remote(*arguments, **options)
+            return await self._once(method, *arguments, **options)
         except Exception as error:
             if not self._again:
                 raise
             logger.warning("a replica did not answer (%s): asking another", type(error).__name__)
-            return await getattr(self._handle, method).remote(*arguments, **options)
+            return await self._once(method, *arguments, **options)
+
+    async def _once(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """What a replica returns, which is told when nobody waits for it any more."""
+        response = getattr(self._handle, method).remote(*arguments, **options)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
 
 
 class _RemoteGroup(_Remote):
     async def answer(self, asked: Sequence[Asked]) -> Sequence[Answer | VisualMemoryError]:
         # Not asked again here: the service has to know at once that a group is missing.
-        found: Sequence[Answer | VisualMemoryError] = await self._handle.answer.remote(asked)
+        found: Sequence[Answer | VisualMemoryError] = await self._once("answer", asked)
         return found
 
     async def sample(self, subject: Subject, each: int) -> Sample:

@@ -13,6 +13,7 @@ from pipeline.serving.pictures import Pictures
 from pipeline.serving.refused import Refused
 from pipeline.serving.service import Service
 from pipeline.serving.slips import in_fields
+from pipeline.serving.waiting import gone
 
 LARGEST_EXACT = (1 << 53) - 1  # beyond it a float, and so a number of JavaScript, is no longer every whole number
 LOOKED_UP_AT_ONCE = 4  # entries that groups look up, so that questions have most of a group's calls
@@ -55,7 +56,7 @@ def add_entries(app: FastAPI, service: Service, pictures: Pictures) -> None:
         headers = {"Cache-Control": "private, no-cache", "ETag": f'"{shown.sha256[:32]}"'}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        jpeg = await pictures.of(shown, _gone(request))
+        jpeg = await pictures.of(shown, gone(request))
         if service.state.version != version:
             await found(id)  # it may have been forgotten meanwhile
         if jpeg is None:  # one sentence for whatever the reason is: it tells nobody which files there are
@@ -64,12 +65,6 @@ def add_entries(app: FastAPI, service: Service, pictures: Pictures) -> None:
         if jpeg is shown.thumbnail:
             del headers["ETag"]  # its source may come back, and gives a larger one
         return Response(jpeg, media_type="image/jpeg", headers=headers)
-
-
-async def _gone(request: Request) -> None:
-    """Ends when the client has left."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 class _Turns:

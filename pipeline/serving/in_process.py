@@ -1,6 +1,7 @@
-"""A whole service in this process, without Ray: its groups, encoder and editor in threads of their own.
+"""A group, the encoder and the editor as a process works at them, in threads of their own; a whole service of them.
 
-For tests, and for what Ray costs to be known.
+On Ray each of them has a process of its own (`application.py`). A service without Ray is for tests, and for what Ray
+costs to be known.
 """
 
 from collections.abc import Mapping, Sequence

@@ -22,6 +22,7 @@ from pipeline.serving.limits import MAX_NEIGHBORS
 from pipeline.serving.refused import Refused
 from pipeline.serving.requests import Query, asked, stated
 from pipeline.serving.service import Decided, Searched, Service
+from pipeline.serving.waiting import while_waited_for
 
 NEIGHBORS_UNDER_WAY = 4 * MAX_NEIGHBORS  # of all requests that are not answered yet
 
@@ -59,7 +60,8 @@ def add_questions(app: FastAPI, service: Service) -> None:
         began = time.monotonic()
         questions, many = await asked(request, kind, service)
         with room.taken_by(questions) as num_neighbors:
-            found = await _together([ask(service, question) for question in questions])
+            asking = _together([ask(service, question) for question in questions])
+            found = await while_waited_for(request, asking)
 
             def answer() -> Response:
                 texts = Texts()

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+import httpx
 import numpy as np
 import pytest
 
@@ -129,6 +130,28 @@ def test_work_ends_with_its_deadline_and_holds_up_no_others(server: Served, monk
     assert ended.acquire(timeout=3)
     assert server.http.get("/healthz").status_code == 200
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("path", ["/v1/search", "/v1/classify"])
+def test_work_ends_when_the_client_leaves(memory: VisualMemory, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    ended = threading.Event()
+
+    def slow_masks(*_: object) -> Iterator[np.ndarray]:
+        try:
+            for _step in range(1_000):
+                time.sleep(0.02)
+                search.look()
+            yield np.ones(ROWS, bool)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(search, "masks", slow_masks)
+    with served(memory.uri, limits=Limits(timeout_seconds=20.0)) as server:
+        body = {"embedding": vector(), "k": 3, "where": "id > 7"}
+        with pytest.raises(httpx.ReadTimeout):
+            server.http.post(path, json=body, timeout=0.5)
+        assert ended.wait(1)
+        assert status_of(server) == 200
 
 
 def test_what_is_kept_of_expressions_is_bounded(server: Served) -> None:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,8 @@ from PIL import Image
 from pipeline import Client, VisualMemory
 from pipeline.errors import UsageError
 from tests.serving.ray_server import ray_server
+
+ROOT = Path(__file__).parents[2]
 
 
 def noise(seed: int) -> bytes:
@@ -44,3 +48,16 @@ def test_one_command_and_one_question(digits_memory: VisualMemory, digits: Path,
     said = (tmp_path / "serve.log").read_text()
     assert "try: curl -F image=@photo.jpg" in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimized", ["1", "0"])
+def test_a_replica_stops_working_at_what_nobody_waits_for(tmp_path: Path, optimized: str) -> None:
+    code = (
+        "import sys; from jobs import on_ray; on_ray.set_defaults();"
+        "from tests.serving import cancelling_on_ray; cancelling_on_ray.main(sys.argv[1])"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    env = os.environ | {"RAY_SERVE_THROUGHPUT_OPTIMIZED": optimized, "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0"}
+    said = subprocess.run(command, capture_output=True, check=True, text=True, cwd=ROOT, env=env, timeout=100).stdout
+    assert float(said.split("ended after")[1].split()[0]) < 2
