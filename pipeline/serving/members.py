@@ -24,10 +24,14 @@ from pipeline.errors import (
 )
 from pipeline.index.sampling import Sample
 from pipeline.plain_log import plain_logger
+from pipeline.recent import Recent
+from pipeline.serving.aside import Aside
 from pipeline.serving.batching import MicroBatcher
 from pipeline.serving.group import Answer, Asked, Edition, Looked, Subject
 
-STANDINGS_KEPT = 16  # of label sets and expressions, for which labels need not be sent again
+STANDINGS_BYTES = 64 << 20  # of what labels stand for, by label sets and expressions: they need not be sent again
+LABEL_BYTES = 80  # of one label among them, about
+MANY_LABELS = 10_000  # that are joined away from the event loop; so many take about 5 ms
 QUERIES_A_CALL = 256  # that go to a group together
 CALLS_AT_ONCE = 2  # to a group: while one is on its way the other is worked at
 HEAVY_AT_ONCE = 1  # calls of batches, and of questions with a filter or assumptions
@@ -35,6 +39,9 @@ SETTLING_SECONDS = 5.0  # in which a group that answers takes note of what is an
 CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
 
 logger = plain_logger(__name__)
+
+
+_Joined = tuple[Standing, list[np.ndarray]]
 
 
 class GroupClient(Protocol):
@@ -62,17 +69,18 @@ class Member:
     queue: MicroBatcher[Asked, Answer]
     heavy: MicroBatcher[Asked, Answer]
     missing: bool = False
-    standings: dict[tuple, Standing] = field(default_factory=dict)
+    standings: Recent[Standing] = field(default_factory=lambda: Recent[Standing](STANDINGS_BYTES))
 
 
 class Members:
     """All groups of a service. `grace_seconds` is how long one that was missing is waited for."""
 
-    def __init__(self, clients: Sequence[GroupClient], grace_seconds: float) -> None:
+    def __init__(self, clients: Sequence[GroupClient], grace_seconds: float, aside: Aside) -> None:
         self._grace_seconds = grace_seconds
+        self._aside = aside
         self.all = [self._member(number, client) for number, client in enumerate(clients)]
         self._edition = Edition(0, "")
-        self._joined: dict[tuple[int, ...], tuple[list[Standing], tuple[Standing, list[np.ndarray]]]] = {}
+        self._joined = Recent[tuple[list[Standing], _Joined]](STANDINGS_BYTES)
 
     async def prepare(self, edition: Edition, timeout: float) -> list[BaseException | None]:
         """Have every group open a version; for each why it could not in `timeout` seconds, if so."""
@@ -177,25 +185,27 @@ class Members:
         future.cancel()
         return None
 
-    def standing(self, subject: Subject, present: Sequence[tuple[Member, Answer]]) -> tuple[Standing, list[np.ndarray]]:
-        """What the labels stand for over all groups, and for each that answered what its codes mean in it."""
+    async def standing(self, subject: Subject, present: Sequence[tuple[Member, Answer]]) -> _Joined:
+        """What the labels stand for over all groups, and for each that answered what its codes mean in it.
+
+        Raises Overloaded.
+        """
         key = _key(subject)
         own: list[Standing] = []
         for member, answer in present:
             assert answer.standing is not None  # noqa: S101  # it was asked for where it was not known
             own.append(answer.standing)
-            if not subject.assume and key not in member.standings and _edition(subject) == self._edition:
-                if len(member.standings) >= STANDINGS_KEPT:
-                    member.standings.pop(next(iter(member.standings)))
-                member.standings[key] = answer.standing
-        if subject.assume:
-            return joined(own)
+            if not subject.assume and member.standings.get(key) is None and _edition(subject) == self._edition:
+                member.standings.put(key, answer.standing, LABEL_BYTES * len(answer.standing.labels))
         together = tuple(map(id, own))
-        if together not in self._joined:
-            if len(self._joined) >= STANDINGS_KEPT:
-                self._joined.pop(next(iter(self._joined)))
-            self._joined[together] = own, joined(own)  # kept with what it was made of, so that no id is used again
-        return self._joined[together][1]
+        known = self._joined.get(together) if not subject.assume else None
+        if known is not None:
+            return known[1]
+        num_labels = sum(len(standing.labels) for standing in own)
+        found = await self._aside.run(lambda: joined(own)) if num_labels > MANY_LABELS else joined(own)
+        if not subject.assume:  # kept with what it was made of, so that no id is used again
+            self._joined.put(together, (own, found), 2 * LABEL_BYTES * num_labels)
+        return found
 
     def known_standings(self, subject: Subject) -> list[Standing] | None:
         """What the labels stand for in each group; None where it is not known of all."""

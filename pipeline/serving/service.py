@@ -166,7 +166,7 @@ class Service:
         self.meter: Meter = meter or NoMeter()
         self.editor = editor
         self._storage = storage
-        self._members = Members(groups, limits.grace_seconds)
+        self._members = Members(groups, limits.grace_seconds, self.aside)
         self._following = Following(storage, self._members, limits.poll_seconds)
         self._images = ImageQueue(encoder, limits) if encoder is not None else None
         self._balances: dict[tuple, float] = {}
@@ -482,7 +482,7 @@ class Service:
                 f"{missing} of {len(self._members.all)} groups and {total - shards} of {total} shards are missing, and "
                 "all were required: ask again later, or take a partial answer"
             )
-        standing, translations = self._members.standing(subject, present)
+        standing, translations = await self._members.standing(subject, present)
         parts = [
             replace(answer.found, codes_QK=translation[answer.found.codes_QK])
             for (_, answer), translation in zip(present, translations, strict=True)
@@ -536,8 +536,9 @@ class Service:
         sample = Sample(ids_N, codes_N, vectors_ND, digests_N).least(each).of(asked)
         gathered = await self._gathered(sample.vectors_ND.astype(np.float32), options.k, "labelled", whole, own=sample)
         found = gathered.found
-        balance = asking.balance_by(
-            sample, found.similarities_QK, found.codes_QK, gathered.standing.counts_C, options.rule, options.k
+        counts_C = gathered.standing.counts_C
+        balance = await self.aside.run(
+            lambda: asking.balance_by(sample, found.similarities_QK, found.codes_QK, counts_C, options.rule, options.k)
         )
         if len(self._balances) >= BALANCES_KEPT:
             self._balances.pop(next(iter(self._balances)))

@@ -161,7 +161,8 @@ def test_what_is_kept_of_expressions_is_bounded(server: Served) -> None:
     group = member.client.group  # type: ignore[attr-defined]
     [opened] = group._opened.values()
     assert opened._renumbered.num_bytes <= 64 << 20
-    assert len(member.standings) <= 16
+    assert member.standings.num_bytes <= 64 << 20
+    assert len(member.standings) < 60
 
 
 def test_a_balance_is_chosen_once_for_all_who_ask(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
