@@ -68,7 +68,7 @@ class Asking:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_what_is_under_way_is_answered(
     digits_memory: VisualMemory, digits: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -95,6 +95,7 @@ def test_what_is_under_way_is_answered(
     assert server.replicas("group-0") == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_long_request_is_waited_for(digits_memory: VisualMemory, tmp_path: Path) -> None:
     """The first image that is taught takes seconds, for its encoder is loaded then."""
