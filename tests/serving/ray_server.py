@@ -45,6 +45,11 @@ class RayServer:
         return False
 
 
+def _of_a_user() -> dict[str, str]:
+    """The environment without what these tests set for their own Ray."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+
+
 @contextlib.contextmanager
 def ray_server(
     memory: str, folder: Path, *options: str, environment: Mapping[str, str] | None = None
@@ -59,7 +64,7 @@ def ray_server(
             stdout=log,
             stderr=log,
             text=True,
-            env={**os.environ, **(environment or {})},
+            env=_of_a_user() | {**(environment or {})},
             start_new_session=True,
         )
     server = RayServer(f"http://127.0.0.1:{port}", process)

@@ -15,7 +15,13 @@ from tests.serving.ray_server import ray_server
 from tests.serving.test_on_ray import noise
 
 TOKEN = "a token of the tests"
-NUM_IMAGES = 48  # in the first add of an editor, which opens the encoder too: some seconds
+NUM_IMAGES = 48
+AT_WORK_SECONDS = 0.2  # of a CPU, by which an editor is at work that opens its encoder and then embeds
+
+
+def seconds_of_work(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @pytest.mark.slow
@@ -26,6 +32,7 @@ def test_an_add_whose_editor_is_killed_is_no_500(digits_memory: VisualMemory, tm
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with ray_server(str(tmp_path / "memory"), tmp_path, environment={"VISUAL_MEMORY_TOKEN": TOKEN}) as server:
         begun = threading.Event()
+        [editor] = server.replicas("editor")
 
         def add() -> httpx.Response:
             begun.set()
@@ -34,8 +41,10 @@ def test_an_add_whose_editor_is_killed_is_no_500(digits_memory: VisualMemory, tm
         with ThreadPoolExecutor(1) as pool:
             adding = pool.submit(add)
             begun.wait()
-            time.sleep(1.0)
-            [editor] = server.replicas("editor")
+            idle, until = seconds_of_work(editor), time.monotonic() + 60
+            while seconds_of_work(editor) < idle + AT_WORK_SECONDS:
+                assert time.monotonic() < until
+                time.sleep(0.005)
             os.kill(editor, signal.SIGKILL)
             answer = adding.result()
         assert answer.status_code == 503, answer.text
