@@ -22,6 +22,7 @@ from pipeline.index.sampling import Sample, draw, each_of
 from pipeline.index.search import LiveEntries, Restrictions, Retrieved
 from pipeline.store.digests import Digests
 
+ROWS_ONE_BY_ONE = 256  # that are read from a column; beyond it `take` is cheaper, which costs 0.1 ms each time
 MAX_K = 10_000
 K_FOR_FORGOTTEN = 50
 DECISIONS_ABOUT_FORGOTTEN = 200
@@ -146,13 +147,19 @@ def _texts(live: LiveEntries, retrieved: Retrieved, name: Literal["uris", "datas
     """A column of what was retrieved, as many as each query has neighbours."""
     found_QK = retrieved.ids_QK >= 0
     blocks, rows = retrieved.blocks_QK[found_QK], retrieved.rows_QK[found_QK]
-    texts = np.empty(len(rows), object)
-    for number in np.unique(blocks):
-        look()
-        there = blocks == number
-        texts[there] = getattr(live.blocks[number], name).take(pa.array(rows[there])).to_pylist()
-    ends = np.cumsum(found_QK.sum(axis=1))
-    return [part.tolist() for part in np.split(texts, ends[:-1])] if len(ends) else []
+    texts: list[str] = []
+    if len(rows) <= ROWS_ONE_BY_ONE:
+        columns = [getattr(block, name) for block in live.blocks]
+        texts = [columns[block][row].as_py() for block, row in zip(blocks.tolist(), rows.tolist(), strict=True)]
+    else:
+        texts_N = np.empty(len(rows), object)
+        for number in np.unique(blocks):
+            look()
+            there = blocks == number
+            texts_N[there] = getattr(live.blocks[number], name).take(pa.array(rows[there])).to_pylist()
+        texts = texts_N.tolist()
+    ends = np.cumsum(found_QK.sum(axis=1)).tolist()
+    return [texts[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def standing(live: LiveEntries, assume: Mapping[int, str]) -> tuple[Standing, dict[int, int]]:

@@ -23,6 +23,7 @@ from pipeline.index.search import LiveEntries, Restrictions
 from pipeline.index.shards import read_ahead
 from pipeline.plain_log import plain_logger
 from pipeline.recent import Recent
+from pipeline.serving.heap import keep_freed_memory
 from pipeline.store.cache import CachedStorage
 from pipeline.store.digests import Digests
 from pipeline.store.kept_values import KeptValue, read_facts, read_kept
@@ -195,6 +196,7 @@ class Group:
     """One share of a memory, in its newest versions. `storage` may keep local copies, which are watched."""
 
     def __init__(self, storage: Storage, share: Share) -> None:
+        keep_freed_memory()
         self._storage = storage
         self._share = share
         self._log = VersionLog(storage)

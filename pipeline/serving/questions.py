@@ -117,6 +117,8 @@ def add_questions(app: FastAPI, service: Service) -> None:
 
 async def _together(asking: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
     """What all of them give. Where one fails the others are left: nobody waits for them any more."""
+    if len(asking) == 1:
+        return [await asking[0]]
     tasks = [asyncio.ensure_future(one) for one in asking]
     try:
         return await asyncio.gather(*tasks)

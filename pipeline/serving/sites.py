@@ -4,6 +4,7 @@ A page of another site may send a plain form, or text, to any address without as
 an address of this machine or network (DNS rebinding). Both are told by headers that a page cannot forge.
 """
 
+import functools
 import ipaddress
 import re
 import socket
@@ -72,6 +73,7 @@ def name_of(header: str) -> str:
     return text.removesuffix(".")
 
 
+@functools.lru_cache(256)  # most requests are for the same
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)

@@ -18,14 +18,25 @@ async def gone(request: Request) -> None:
 
 async def while_waited_for(request: Request, working: Coroutine[Any, Any, Result]) -> Result:
     """What the work gives. It is cancelled, and ClientDisconnect raised, when the client leaves."""
-    work, left = asyncio.ensure_future(working), asyncio.ensure_future(gone(request))
+    worker = asyncio.current_task()
+    assert worker is not None  # noqa: S101  # a request is a task
+    left = asyncio.ensure_future(gone(request))
+    is_left = False
+
+    def end(_: "asyncio.Task[None]") -> None:
+        nonlocal is_left
+        is_left = True
+        worker.cancel()
+
+    left.add_done_callback(end)
     try:
-        await asyncio.wait([work, left], return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
+        return await working
+    except asyncio.CancelledError:
+        if not is_left:
+            raise
+        worker.uncancel()
         left.result()  # it may have sent too much rather than have left
-        raise ClientDisconnect
+        raise ClientDisconnect from None
     finally:
-        for task in (work, left):
-            task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody waits for it
-            task.cancel()
+        left.remove_done_callback(end)
+        left.cancel()

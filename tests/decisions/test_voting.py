@@ -196,17 +196,24 @@ def test_equals_the_reference(neighbours: list, voting, balance: float, missing:
     assert votes.weights_QK[0].sum() == pytest.approx(1.0)
 
 
-def test_many_queries_are_counted_as_each_alone() -> None:
+@pytest.mark.parametrize("balance", [0.0, 0.7, 10.0])
+@pytest.mark.parametrize("voting", VOTINGS)
+def test_many_queries_are_counted_as_each_alone(voting: str, balance: float) -> None:
+    """To the last digit: one alone is counted in another way."""
     generator = np.random.default_rng(0)
-    similarities = -np.sort(-generator.random((200, 20)), axis=1)
-    codes = generator.integers(0, 5, (200, 20))
-    for voting in VOTINGS:
-        rule = VotingRule(voting=voting)
-        together = count_votes(similarities, codes, rule, np.ones(5))
-        for query in range(0, 200, 17):
-            alone = count_votes(similarities[query : query + 1], codes[query : query + 1], rule, np.ones(5))
-            assert alone.winners_Q[0] == together.winners_Q[query]
-            assert alone.confidences_Q[0] == together.confidences_Q[query]
+    similarities_QK = -np.sort(-generator.random((400, 20)).round(1), axis=1)
+    codes_QK = generator.integers(-1, 5, (400, 20))
+    codes_QK[:3] = -1
+    reliabilities_QK = generator.choice([0.0, 0.3, 1.0], (400, 20))
+    reliabilities_QK[3:6] = 0.0
+    counts_C = np.array([1, 7, 7, 3_000, 10**9])
+    rule = VotingRule(voting=voting, balance=balance)
+    together = count_votes(similarities_QK, codes_QK, rule, counts_C, reliabilities_QK)
+    for query in range(400):
+        one = slice(query, query + 1)
+        alone = count_votes(similarities_QK[one], codes_QK[one], rule, counts_C, reliabilities_QK[one])
+        for name in ("winners_Q", "confidences_Q", "margins_Q", "weights_QK"):
+            assert (getattr(alone, name)[0] == getattr(together, name)[query]).all(), (query, name)
 
 
 @pytest.mark.parametrize("voting", VOTINGS)
