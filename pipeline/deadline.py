@@ -52,6 +52,11 @@ def held(*deadlines: Deadline) -> Iterator[None]:
         _HELD.reset(before)
 
 
+def is_watched() -> bool:
+    """Whether this thread works at something that may end before it is done."""
+    return bool(_HELD.get())
+
+
 def look() -> None:
     """Raises TooLate where this thread works at what nobody waits for any more. To be called between steps."""
     for deadline in _HELD.get():

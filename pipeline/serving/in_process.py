@@ -27,13 +27,15 @@ class LocalGroup(Threads):
     """A group of this process."""
 
     def __init__(self, storage: Storage, share: Share) -> None:
-        super().__init__(CALLS_AT_ONCE + HEAVY_AT_ONCE)
+        super().__init__(CALLS_AT_ONCE)
         self.group = Group(storage, share)
+        self._heavy = Threads(HEAVY_AT_ONCE)  # what was given up may go on a while, and takes no thread from others
         # What takes its time holds up no question, and nothing holds up a new version.
         self._sampling, self._entries, self._following = Threads(), Threads(), Threads()
 
     async def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
-        return await self.run(self.group.answer, asked)
+        threads = self._heavy if any(one.is_heavy for one in asked) else self
+        return await threads.run(self.group.answer, asked)
 
     async def sample(self, subject: Subject, each: int) -> Sample:
         return await self._sampling.run(self.group.sample, subject, each)

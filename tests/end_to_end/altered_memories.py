@@ -10,6 +10,7 @@ answer that is another than before without a word about it, or an error nobody f
 import argparse
 import contextlib
 import ctypes
+import importlib
 import json
 import logging
 import os
@@ -39,6 +40,20 @@ from tests.conftest import unit
 from tests.edits.erasing import DAMAGED, DIMENSION, Item, item, items, remember, teach
 from tests.store.dying import Died, DyingStorage, bury
 from tests.store.untrusted import Outside, rewritten
+
+# What verbs import when they are first called, which each fork would do anew.
+for module in (
+    "pipeline.edits.clean",
+    "pipeline.edits.erase",
+    "pipeline.edits.index_growth",
+    "pipeline.edits.proof",
+    "pipeline.edits.redact",
+    "pipeline.edits.under_way",
+    "pipeline.index.verify",
+    "pipeline.store.verify",
+    "pyarrow.pandas_compat",
+):
+    importlib.import_module(module)
 
 SECONDS = 60  # for all verbs on one memory, which takes one or two
 QUERIES = unit(np.random.default_rng(5).normal(size=(4, DIMENSION)))

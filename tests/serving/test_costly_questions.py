@@ -132,6 +132,31 @@ def test_work_ends_with_its_deadline_and_holds_up_no_others(server: Served, monk
     assert time.monotonic() - began < 10
 
 
+def test_batches_that_nothing_interrupts_take_no_thread_from_others(
+    memory: VisualMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one long call of FAISS: it goes on after the request was given up, and the next batch begins beside it."""
+    search_all = Group._search
+
+    def uninterrupted(self: Group, asked):  # type: ignore[no-untyped-def]
+        if asked[0].is_heavy:
+            time.sleep(1.5)
+        return search_all(self, asked)
+
+    monkeypatch.setattr(Group, "_search", uninterrupted)
+    with served(memory.uri, limits=Limits(timeout_seconds=0.4)) as server:
+        batch = {"embedding": [vector()] * 40, "k": 3}
+        clients = [threading.Thread(target=lambda: server.post("/v1/search", batch)) for _ in range(6)]
+        for client in clients:
+            client.start()
+        longest = 0.0
+        while any(client.is_alive() for client in clients):
+            asked = time.monotonic()
+            assert status_of(server) == 200
+            longest = max(longest, time.monotonic() - asked)
+        assert longest < 0.3
+
+
 @pytest.mark.parametrize("path", ["/v1/search", "/v1/classify"])
 def test_work_ends_when_the_client_leaves(memory: VisualMemory, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
     ended = threading.Event()
