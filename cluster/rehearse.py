@@ -33,9 +33,10 @@ from pipeline import VisualMemory
 from pipeline.images.labels import Labels
 from pipeline.images.listing import list_source
 from pipeline.store import ids
+from pipeline.store.layout import DESCRIPTION, segment_folder
 from pipeline.store.places import open_storage
 from pipeline.store.schemas import read_table
-from pipeline.store.segments import FOLDER, PartMark, read_marks, read_reservation, reserved
+from pipeline.store.segments import PartMark, read_marks, read_reservation, reserved
 
 ROOT = Path(__file__).parents[1]
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
@@ -261,7 +262,7 @@ def _marks(memory: str) -> list[PartMark]:
 
 
 def _described(memory: str, number: int) -> bool:
-    return open_storage(memory).exists(f"{FOLDER}/{number:08d}/segment.json")
+    return open_storage(memory).exists(f"{segment_folder(number)}{DESCRIPTION}")
 
 
 def _by_node(memory: str) -> Counter[str]:

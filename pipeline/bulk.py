@@ -32,6 +32,7 @@ from pipeline.images.containers import Choice
 from pipeline.images.listing import Listing
 from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, ignore_progress
+from pipeline.store.layout import FOLDERS_OF_A_JOB, ROWS_OF_A_JOB
 from pipeline.store.places import open_storage
 from pipeline.store.segments import PartMark, Reservation, freeze, publish, read_marks
 from pipeline.store.state import State
@@ -270,7 +271,7 @@ def _job(
     about = {"source": listing.uri, "memory": memory_uri, "options": said, "identity": state.identity.fingerprint}
     fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     if not out.exists(JOB):
-        if found := [name for name in out.list("") if name not in {"plan", "containers"}]:
+        if found := [name for name in out.list("") if name not in set(FOLDERS_OF_A_JOB) - set(ROWS_OF_A_JOB)]:
             raise UsageError(f"{out.uri} has other files in it, such as {found[0]}: give --out a new place")
         reservation = freeze(
             out,
@@ -310,5 +311,5 @@ def _tidy(out: Storage, marks: Iterable[PartMark]) -> None:
 
 
 def _written(out: Storage) -> Iterator[str]:
-    for kind in ("decisions", "rejected"):
+    for kind in ROWS_OF_A_JOB:
         yield from (f"{kind}/{name}" for name in out.list(kind))

@@ -11,6 +11,7 @@
     │   └── NotPermitted        it can, but this user, or these credentials, may not
     ├── FormatError         the memory was written in a format this release does not read
     ├── DamagedFile         a file of the memory is missing, cut short or altered
+    │   └── MissingFile         it is not there
     ├── UnknownName         an id, uri, label, dataset or label set that the memory does not hold
     ├── IndexBuildError     no index can be built, or none reaches the recall asked for
     ├── WorkerError         a process that worked for this one died
@@ -74,9 +75,18 @@ class FormatError(VisualMemoryError):
 
 
 class DamagedFile(VisualMemoryError):
-    """A file of the memory is missing, cut short or altered. `missing` is its path in the memory if it is not there."""
+    """A file of the memory is missing, cut short or altered."""
 
-    missing: str = ""
+
+class MissingFile(DamagedFile):
+    """A file of the memory is not there. `path` is where it should be in the memory."""
+
+    def __init__(self, message: str, path: str) -> None:
+        super().__init__(message, path)
+        self.path = path
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class UnknownName(VisualMemoryError):

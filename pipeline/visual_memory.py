@@ -125,7 +125,7 @@ class VisualMemory(Reader):
     def announced_add(self, source: str | Path) -> Iterator[None]:
         """Let `status` tell of the first add of a memory while it is planned, too; of a later one its plan tells."""
         from pipeline.store.first_add import announced
-        from pipeline.store.garbage import FOLDERS
+        from pipeline.store.layout import FOLDERS
         from pipeline.store.places import refuse_secrets
 
         refuse_secrets(str(source))

@@ -36,9 +36,9 @@ from pipeline.images.notes import ContainerNotes
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import ids
 from pipeline.store.files import FileRef
-from pipeline.store.garbage import FOLDERS
 from pipeline.store.held import write_held
 from pipeline.store.identity import Identity
+from pipeline.store.layout import ENCODER, FOLDERS, SEGMENTS, VERSIONS, segment_folder
 from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import read_table
 from pipeline.store.segments import (
@@ -51,7 +51,6 @@ from pipeline.store.segments import (
     read_marks,
     read_numerics,
     reserve,
-    segment_folder,
     unfinished,
 )
 from pipeline.store.state import AddSegment, Segment, SetIdentity, State
@@ -247,7 +246,7 @@ def prepare(
 
     Raises SourceError, EncoderError or UsageError.
     """
-    if not is_remote(source) and all(os.path.isdir(os.path.join(source, name)) for name in ("versions", "segments")):
+    if not is_remote(source) and all(os.path.isdir(os.path.join(source, name)) for name in (VERSIONS, SEGMENTS)):
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
     labels = Labels(options.asked_labels)
     choice = Choice(options.exclude, options.image_extension)
@@ -323,7 +322,7 @@ def _added(
     began: float,
 ) -> AddReport:
     identity, storage = plan.identity, log.storage
-    lease.hold("encoder/")
+    lease.hold(f"{ENCODER}/")
     weights = plan.encoder.keep(storage) if plan.encoder is not None else None
     reservation, unplanned = _reserved(log, state, plan, lease)
     marks = read_marks(storage, reservation)

@@ -6,8 +6,8 @@ from pipeline.edits.redact import finish_erasures
 from pipeline.store.chain import read_chain
 from pipeline.store.findings import Finding
 from pipeline.store.garbage import remove_garbage, take_census
-from pipeline.store.leases import FOLDER as LEASES
-from pipeline.store.versions import FOLDER, VersionLog
+from pipeline.store.layout import LEASES, VERSIONS, folder_at_the_top, is_aside
+from pipeline.store.versions import VersionLog
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ def clean(log: VersionLog, command: str) -> Cleaned:
     damaged = read_chain(log).findings
     if damaged:
         what = f"nothing was removed: what {damaged[0].path} names is not known"
-        return Cleaned(0, Finding("note", f"{FOLDER}/", what, "mend the versions, then clean up"))
+        return Cleaned(0, Finding("note", f"{VERSIONS}/", what, "mend the versions, then clean up"))
     before = {path for path in log.storage.walk() if not _comes_and_goes(path)}
     finish_erasures(log)
     removed = remove_garbage(log, take_census(log), command)
@@ -37,4 +37,4 @@ def clean(log: VersionLog, command: str) -> Cleaned:
 
 def _comes_and_goes(path: str) -> bool:
     """Whether a file may be gone by the doing of others."""
-    return path.startswith(f"{LEASES}/") or path.endswith(".aside")
+    return folder_at_the_top(path) == LEASES or is_aside(path)

@@ -16,6 +16,7 @@ from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.ids import split_id
 from pipeline.store.kept import joined
 from pipeline.store.labels import newest_rows, read_label_rows, write_labels
+from pipeline.store.layout import packed_path
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import read_table, write_rows
 from pipeline.store.singles import files_beside_singles, files_of_singles, fold
@@ -162,10 +163,9 @@ class _Packer:
 
     def _written(self, paths: tuple[str, ...], group: Sequence[RowsFile], version: int) -> _Pack:
         first, last = split_id(group[0].first_id)[0], split_id(group[-1].last_id)[0]
-        folder = f"{segments.segment_folder(first)}entries" if first == last else PACKS
         table = joined([read_table(self.storage, file) for file in group])
         # The version tells apart what was written for different states: each has ids of its own to begin with.
-        path = f"{folder}/{version:020d}-{group[0].first_id:019d}-{self.lease.nonce}.parquet"
+        path = packed_path(first if first == last else None, version, group[0].first_id, self.lease.nonce)
         return _Pack(paths, write_rows(self.storage, path, table), first if first == last else None)
 
 

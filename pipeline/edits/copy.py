@@ -19,21 +19,28 @@ from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageErr
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.erasure import refuse_unfinished
-from pipeline.store.files import FileRef, checked_path, describe, way_out
-from pipeline.store.garbage import FOLDERS
-from pipeline.store.leases import FOLDER as LEASES
+from pipeline.store.files import FileRef, checked_path, describe
+from pipeline.store.layout import (
+    FOLDERS,
+    GIVEN_UP,
+    HINT,
+    LEASES,
+    SEGMENTS,
+    UNFINISHED_COPY,
+    UNNAMED_OF_A_SEGMENT,
+    checkpoint_path,
+    commit_path,
+    folder_at_the_top,
+    is_aside,
+    marks_folder,
+    segment_folder,
+    way_out,
+)
 from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import AddSegment, AddSingles, SetState, State, file_refs
 from pipeline.store.storage import AlreadyExists, Storage, create_own
-from pipeline.store.versions import (
-    CHECKPOINT_EVERY,
-    HINT,
-    UNFINISHED_COPY,
-    VersionLog,
-    checkpoint_path,
-    commit_path,
-)
+from pipeline.store.versions import CHECKPOINT_EVERY, VersionLog
 
 THREADS = 8  # files on their way at once: most of the time is waiting for the two places
 CHUNK_BYTES = 1 << 20
@@ -82,7 +89,7 @@ class _Contents:
 
     @property
     def paths(self) -> set[str]:
-        marks = {f"{segments.segment_folder(number)}{segments.GIVEN_UP}" for number in self.given_up}
+        marks = {f"{segment_folder(number)}{GIVEN_UP}" for number in self.given_up}
         return {*self.files, *self.small, *marks}
 
 
@@ -200,12 +207,12 @@ class _Copier:
             for action in commit.actions:
                 files |= {file.path: file for file in file_refs(action)}
                 committed |= set(_segments(action))
-        there = self._source.walk(segments.FOLDER)
+        there = self._source.walk(SEGMENTS)
         reserved = segments.reserved(self._source)
-        marks = [segments.segment_folder(n) + kind for n in reserved for kind in segments.KEPT]
+        marks = [segment_folder(n) + name for n in reserved for name in UNNAMED_OF_A_SEGMENT]
         small = [path for path in marks if path in there]
-        done = tuple(f"{segments.segment_folder(number)}done/" for number in committed)
-        small += [path for path in there if path.startswith(done) and not path.endswith(".aside")]
+        done = tuple(marks_folder(segment_folder(number)) for number in committed)
+        small += [path for path in there if path.startswith(done) and not is_aside(path)]
         given_up = tuple(number for number in reserved if number not in committed)
         return _Contents(kept, erasures, files, tuple(small), given_up)
 
@@ -256,8 +263,8 @@ class _Copier:
 
     def _remove_strays(self, wanted: set[str]) -> None:
         """Remove what an earlier attempt brought over and the memory no longer has, and what it left half-written."""
-        there = [path for path in self._target.walk() if path.split("/")[0] in FOLDERS - {LEASES}]
-        strays = [path for path in there if path not in wanted and not path.endswith(".aside")]
+        there = [path for path in self._target.walk() if folder_at_the_top(path) in FOLDERS - {LEASES}]
+        strays = [path for path in there if path not in wanted and not is_aside(path)]
         self._target.delete(sorted({*strays, *self._target.abandoned()}))
 
     def _finish(self) -> None:

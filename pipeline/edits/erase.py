@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.edits.everything import Duplicate, Everything, Facts, facts_of, kind_of, may_hold
+from pipeline.edits.everything import Duplicate, Everything, Facts, facts_of, may_hold
 from pipeline.edits.redact import finish, finish_erasures
 from pipeline.errors import CommitConflict, VisualMemoryError
-from pipeline.index.build import BEGUN
 from pipeline.index.shards import shard_ids, without_entries
 from pipeline.index.vector_bytes import quantizer_holds
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.erasure import ErasurePlan, Rewritten
 from pipeline.store.files import FileRef, RowsFile, describe
 from pipeline.store.garbage import remove_garbage, take_census
+from pipeline.store.layout import INDEX, folder_at_the_top, is_build, rewritten_path, rewritten_shard_folder, rows_in
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import read_table, write_rows, write_table
 from pipeline.store.state import Index, SetState, Shard, State, file_refs
@@ -83,8 +83,8 @@ def erase(
 
 def _give_up_builds(log: VersionLog, command: str) -> None:
     """Remove what index builds left that were cut off: whole vectors among it, which no version names."""
-    if any(name.startswith(BEGUN) for name in log.storage.list("index")):
-        remove_garbage(log, take_census(log), command, lambda path: path.startswith("index/"))
+    if any(map(is_build, log.storage.list(INDEX))):
+        remove_garbage(log, take_census(log), command, lambda path: folder_at_the_top(path) == INDEX)
 
 
 class _Eraser:
@@ -168,7 +168,7 @@ class _Eraser:
 
     def _rewritten(self, file: FileRef) -> Rewritten | None:
         """The file without what is erased, or None when it holds nothing of it."""
-        kind = kind_of(file.path)
+        kind = rows_in(file.path)
         by_uri = kind in ("plan", "rejected") and self.plan.uris
         if not by_uri and not may_hold(file, self._ids_N):
             return None
@@ -183,7 +183,7 @@ class _Eraser:
         kept = read_table(self._storage, file).filter(pc.invert(gone))
         by: FileRef | None = None
         if kept.num_rows:
-            path = f"{file.path.rpartition('/')[0]}/{self._lease.nonce}-{len(self.plan.files):06d}.parquet"
+            path = rewritten_path(file.path, self._lease.nonce, len(self.plan.files))
             by = self._written(path, kept, with_ids=isinstance(file, RowsFile))
         return Rewritten(by=by, ids=tuple(lost.to_pylist()))
 
@@ -220,6 +220,6 @@ class _Eraser:
 
     def _shard_anew(self, index: Index, shard: Shard, now: State) -> Shard | None:
         assert now.identity is not None  # noqa: S101  # there are entries
-        folder = f"{shard.ids.path.rpartition('/')[0]}-{self._lease.nonce}"
+        folder = rewritten_shard_folder(shard.ids.path, self._lease.nonce)
         files, dimension = now.entries_files(), now.identity.dimension
         return without_entries(self._storage, folder, index, shard, dimension, self._ids_N, files)

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.kept import FIXED, as_text
 from pipeline.store.labels import newest_labels, read_label_rows
+from pipeline.store.layout import rows_in
 from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import AddSingles, SetIndex, SetState, Shard, Single, State, file_refs
 from pipeline.store.versions import VersionLog
@@ -47,7 +48,7 @@ class Everything:
         self.version = upto
 
     def of_kind(self, *kinds: str) -> list[FileRef]:
-        return [file for path, file in self.files.items() if kind_of(path) in kinds]
+        return [file for path, file in self.files.items() if rows_in(path) in kinds]
 
     def _note(self, part: object) -> None:
         for file in file_refs(part):
@@ -63,16 +64,6 @@ class Everything:
             if part.index.trained is not None:
                 file = part.index.trained
                 self.quantizers.setdefault(file.path, (file, set()))[1].update(shards)
-
-
-def kind_of(path: str) -> str:
-    """Which rows a file holds: entries, plan, rejected, thumbnails, offsets, tombstones, labels, or a word for none."""
-    if path.startswith("packs/"):
-        return "entries"
-    parts = path.split("/")
-    if parts[0] == "segments":
-        return parts[2]
-    return "map" if path.endswith(".map.parquet") else parts[0]
 
 
 @dataclass(frozen=True)

@@ -5,23 +5,19 @@ then on nothing before it is needed. Older checkpoints go next and commits after
 process that has not looked for long tells by a missing version that all before it are gone too. Files go last.
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 
 from pipeline.errors import DamagedFile, MemoryMissing, UsageError
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store import segments
 from pipeline.store.erasure import refuse_unfinished
 from pipeline.store.garbage import Census, remove_garbage, take_census
+from pipeline.store.layout import VERSIONS, checkpoint_number, checkpoint_path, commit_number, segment_folder
 from pipeline.store.state import State
-from pipeline.store.versions import FOLDER, VersionLog, checkpoint_path
+from pipeline.store.versions import VersionLog
 
 Keep = timedelta | int  # an age, or a number of versions
-
-_COMMIT = re.compile(rf"{FOLDER}/([0-9]{{20}})\.json")
-_CHECKPOINT = re.compile(rf"{FOLDER}/([0-9]{{20}})\.checkpoint\.json")
 
 
 @dataclass(frozen=True)
@@ -47,7 +43,7 @@ def plan_expire(log: VersionLog, keep: Keep) -> ExpireReport:
     first = _first(log, keep).version
     census = take_census(log, first)
     doomed = [path for path in census.garbage if _wanted(census, newest)(path)]
-    dropped = sum(_COMMIT.fullmatch(path) is not None for path in doomed)
+    dropped = sum(commit_number(path) is not None for path in doomed)
     num_bytes = sum(census.files[path] for path in doomed)
     return ExpireReport(dropped, len(doomed), num_bytes, first, newest.version)
 
@@ -61,9 +57,9 @@ def expire(log: VersionLog, keep: Keep, command: str, on_progress: OnProgress = 
     log.latest()
     refuse_unfinished(log.storage)
     first = _first(log, keep)
-    files = log.storage.walk(FOLDER)
-    commits = _below(first.version, _COMMIT, files)
-    checkpoints = _below(first.version, _CHECKPOINT, files)
+    files = log.storage.walk(VERSIONS)
+    commits = _below(first.version, commit_number, files)
+    checkpoints = _below(first.version, checkpoint_number, files)
     if commits and not log.storage.exists(checkpoint_path(first.version)):
         log.rewrite_checkpoint(first)
     for done, path in enumerate([*checkpoints, *commits]):
@@ -123,10 +119,10 @@ def check_keep(keep: Keep) -> None:
 def _wanted(census: Census, newest: State) -> Callable[[str], bool]:
     """What to remove of the garbage: all but adds that were interrupted, which the same command would go on with."""
     interrupted = [number for number in census.unfinished if number not in newest.retired]
-    spared = tuple(segments.segment_folder(number) for number in interrupted)
+    spared = tuple(segment_folder(number) for number in interrupted)
     return lambda path: not path.startswith(spared)
 
 
-def _below(first: int, name: re.Pattern[str], files: dict[str, int]) -> list[str]:
+def _below(first: int, number_of: Callable[[str], int | None], files: Iterable[str]) -> list[str]:
     """The version files of a kind before a version, the oldest first."""
-    return sorted(path for path in files if (found := name.fullmatch(path)) and int(found[1]) < first)
+    return sorted(path for path in files if (number := number_of(path)) is not None and number < first)

@@ -23,9 +23,10 @@ from pipeline.errors import DamagedFile, MemoryMissing, UsageError
 from pipeline.images.files import is_remote
 from pipeline.images.uris import path_of_uri, split_member
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store.files import RowsFile, checked_path, way_out
+from pipeline.store.files import RowsFile, checked_path
 from pipeline.store.kept import with_columns
 from pipeline.store.labels import OwnLabels, newest_labels, read_label_rows
+from pipeline.store.layout import way_out
 from pipeline.store.schemas import embedding_matrix, entries_schema, open_writer
 from pipeline.store.singles import table_of_singles
 from pipeline.store.state import State

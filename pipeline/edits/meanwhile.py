@@ -7,9 +7,9 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing
+from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, MissingFile
 from pipeline.store.garbage import named_paths
-from pipeline.store.segments import DESCRIPTION
+from pipeline.store.layout import DESCRIPTION
 from pipeline.store.versions import VersionLog
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
@@ -26,9 +26,9 @@ def told_of_others(verb: Verb) -> Verb:
         try:
             return verb(self, *arguments, **named)
         except DamagedFile as error:
-            if error.missing and _was_dropped(self.log, error.missing):
+            if isinstance(error, MissingFile) and _was_dropped(self.log, error.path):
                 raise CommitConflict(
-                    f"another process has erased entries or dropped versions meanwhile, and {error.missing} went with "
+                    f"another process has erased entries or dropped versions meanwhile, and {error.path} went with "
                     "them: run the command again"
                 ) from error
             raise

@@ -5,7 +5,6 @@ Whoever finds the plan of a committed erasure can do so; each step leaves things
 
 import contextlib
 import functools
-import re
 from collections.abc import Collection, Iterable, Iterator
 
 import pyarrow as pa
@@ -14,23 +13,31 @@ import pyarrow.compute as pc
 from pipeline.errors import CommitConflict, DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import segments
-from pipeline.store.erasure import FOLDER, ErasurePlan
+from pipeline.store.erasure import ErasurePlan
 from pipeline.store.files import check_places
 from pipeline.store.garbage import Census, remove_garbage, take_census
+from pipeline.store.layout import (
+    DESCRIPTION,
+    ERASURES,
+    folder_of,
+    generation_of,
+    in_segment,
+    marks_folder,
+    nonce_of,
+    segment_folder,
+)
 from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import read_table
 from pipeline.store.state import BreakLeases, State
 from pipeline.store.storage import Storage
 from pipeline.store.versions import Commit, VersionLog
 
-_HELD_SEGMENT = re.compile(r"segments/([0-9]{8})/")
-
 
 def finish_erasures(log: VersionLog, command: str = "verify --clean") -> int:
     """Carry on with erasures that were committed and killed; how many. Raises CommitConflict for one under way."""
     finished = 0
-    for name in log.storage.list(FOLDER):
-        nonce, path = name.removesuffix(".json"), f"{FOLDER}/{name}"
+    for name in log.storage.list(ERASURES):
+        nonce, path = nonce_of(name), f"{ERASURES}/{name}"
         with Lease(log.storage, "finish an erasure") as lease:
             lease.hold(path)  # before looking who else does: of two that come at once, one sees the other
             records = [record for record in standing(log.storage) if record.nonce != lease.nonce]
@@ -84,7 +91,7 @@ def finish(
     removed += _replaced(plan, census)  # whoever holds these cannot commit any more
     log.storage.delete(removed)
     hiding = {number for number in census.unfinished if _plans_erased(log.storage, number, plan)}
-    spared = tuple(segments.segment_folder(number) for number in census.unfinished if number not in hiding)
+    spared = tuple(segment_folder(number) for number in census.unfinished if number not in hiding)
     gone = set(removed)
     removed += remove_garbage(log, census, command, lambda path: path not in gone and not path.startswith(spared))
     log.storage.delete([plan.path])
@@ -128,27 +135,25 @@ def _redactions(log: VersionLog, plan: ErasurePlan, kept: range) -> Iterator[tup
 
 def _replaced(plan: ErasurePlan, census: Census) -> list[str]:
     """Files that something was written in the place of, and those of shards and indexes that are given up."""
-    shards = {path.rpartition("/")[0] for path in plan.shards}
-    indexes = {"/".join(path.split("/")[:2]) for path in plan.stale}
-    folders = tuple(f"{folder}/" for folder in shards | indexes)
+    folders = (*map(folder_of, plan.shards), *map(generation_of, plan.stale))
     old = (path for path in census.files if path in plan.files or path.startswith(folders))
     return [path for path in old if path not in census.named]
 
 
 def _touched_segments(plan: ErasurePlan) -> set[int]:
-    return {int(found[1]) for found in map(_HELD_SEGMENT.match, plan.files) if found}
+    return {of_a_segment.number for of_a_segment in map(in_segment, plan.files) if of_a_segment}
 
 
 def _stale_marks(log: VersionLog, plan: ErasurePlan) -> Iterator[str]:
     """Completion marks that name files which are no more: they have served since the segment was committed."""
     for number in _touched_segments(plan):
-        folder = f"{segments.segment_folder(number)}done"
-        yield from (f"{folder}/{name}" for name in log.storage.list(folder))
+        folder = marks_folder(segment_folder(number))
+        yield from (f"{folder}{name}" for name in log.storage.list(folder))
 
 
 def _redact_reservations(log: VersionLog, plan: ErasurePlan) -> None:
     for number in segments.reserved(log.storage):
-        path = f"{segments.segment_folder(number)}{segments.DESCRIPTION}"
+        path = f"{segment_folder(number)}{DESCRIPTION}"
         if not log.storage.exists(path):
             continue
         reservation = segments.read_reservation(log.storage, number)
@@ -185,9 +190,9 @@ def working_on_erased(storage: Storage, uris: Iterable[str]) -> list[str]:
     wanted = set(uris)
     found = []
     for record in live(storage, standing(storage)):
-        for number in (int(held[1]) for held in map(_HELD_SEGMENT.fullmatch, record.holds) if held):
+        for held in filter(None, map(in_segment, record.holds)):
             with contextlib.suppress(DamagedFile):  # it has come to an end
-                reservation = segments.read_reservation(storage, number)
+                reservation = segments.read_reservation(storage, held.number)
                 if reservation is not None and _plans(storage, reservation, wanted):
                     found.append(str(record))
     return found

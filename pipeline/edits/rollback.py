@@ -4,10 +4,9 @@ from dataclasses import asdict, dataclass
 
 from pipeline.errors import CommitConflict, MemoryMissing, UsageError
 from pipeline.store.erasure import refuse_unfinished
-from pipeline.store.garbage import FOLDERS
+from pipeline.store.layout import FOLDERS, LEASES, VERSIONS
 from pipeline.store.leases import Lease
 from pipeline.store.state import SetState, State
-from pipeline.store.versions import FOLDER as VERSIONS
 from pipeline.store.versions import VersionLog
 
 
@@ -46,7 +45,7 @@ def roll_back(log: VersionLog, version: int, command: str) -> RollbackReport:
 
     with Lease(log.storage, f"rollback to version {version}") as lease:
         # From here on a clean-up spares the files of the version, were it dropped; if it was before, `at` says so.
-        lease.hold(*sorted(f"{folder}/" for folder in FOLDERS - {"leases", VERSIONS}))
+        lease.hold(*sorted(f"{folder}/" for folder in FOLDERS - {LEASES, VERSIONS}))
         try:
             committed = log.commit(decided, command, prepare, lease)
         except MemoryMissing as error:

@@ -24,6 +24,7 @@ from pipeline.images.uris import printable, uri_of
 from pipeline.store.files import FileRef
 from pipeline.store.identity import Identity
 from pipeline.store.ids import first_id
+from pipeline.store.layout import ENCODER
 from pipeline.store.leases import Lease
 from pipeline.store.segments import give_up, reserve_for_singles
 from pipeline.store.singles import FOLD_EVERY, encoded_thumbnail, encoded_vector
@@ -110,7 +111,7 @@ def add_singles(
         committed, ids = _commit(log, state, origin, entries, command, None)
     else:
         with Lease(log.storage, "add") as lease:  # it holds the weights until a version names them
-            lease.hold("encoder/")
+            lease.hold(f"{ENCODER}/")
             committed, ids = _commit(log, state or State(), origin, entries, command, lease)
     if len(committed.pending) >= FOLD_EVERY:
         with contextlib.suppress(CommitConflict):  # another writer has folded them, or the next one will

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pipeline.errors import DamagedFile
 from pipeline.store import segments
+from pipeline.store.layout import SEGMENTS, segment_folder
 from pipeline.store.leases import LeaseRecord, live, standing
 from pipeline.store.storage import Storage
 
@@ -69,7 +70,7 @@ def under_way(storage: Storage, committed: Collection[int]) -> Iterator[UnderWay
         # Between its plan and its hold on it an add is known by the source alone.
         about_to_hold = [record for record in planning if record.work == f"{ADDING}{reservation.source}"][:1]
         planning = [record for record in planning if record not in about_to_hold]
-        running = segments.segment_folder(number) in held or bool(about_to_hold)
+        running = segment_folder(number) in held or bool(about_to_hold)
         yield _progress(storage, reservation, running=running)
     for record in planning:
         source = record.work.removeprefix(ADDING)
@@ -77,7 +78,7 @@ def under_way(storage: Storage, committed: Collection[int]) -> Iterator[UnderWay
 
 
 def _is_planning(record: LeaseRecord) -> bool:
-    return record.work.startswith(ADDING) and not any(folder.startswith(segments.FOLDER) for folder in record.holds)
+    return record.work.startswith(ADDING) and not any(folder.startswith(SEGMENTS) for folder in record.holds)
 
 
 def _progress(storage: Storage, reservation: segments.Reservation, *, running: bool) -> UnderWay:

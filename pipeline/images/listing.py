@@ -32,6 +32,16 @@ from pipeline.images.uris import printable
 from pipeline.images.walk import Found, Walk, one_file, walk_source
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.kept import KeptColumn
+from pipeline.store.layout import (
+    FOLDERS_OF_A_JOB,
+    INDEX,
+    JOB,
+    LABELS_FOLDER,
+    PACKS,
+    SEGMENTS,
+    TOMBSTONES_FOLDER,
+    VERSIONS,
+)
 from pipeline.store.schemas import PLAN
 
 BATCH_ROWS = 65_536
@@ -40,8 +50,8 @@ PEEKED_BYTES = 16 << 20
 TOLD_EVERY = 1_000  # files, after which the time is looked at
 TOLD_SECONDS = 0.5  # between two words on how many there are
 # A file that tells what lies around it, and the folders of tables beside it.
-_OF_A_MEMORY = re.compile(r"versions/\d{20}\.json$"), ("segments", "packs", "tombstones", "labels", "index")
-_OF_DECISIONS = re.compile(r"job\.json$"), ("plan", "containers", "decisions", "rejected")
+_OF_A_MEMORY = re.compile(rf"{VERSIONS}/\d{{20}}\.json$"), (SEGMENTS, PACKS, TOMBSTONES_FOLDER, LABELS_FOLDER, INDEX)
+_OF_DECISIONS = re.compile(re.escape(JOB) + "$"), FOLDERS_OF_A_JOB
 
 IMAGES = pa.schema(list(PLAN)[1:])  # ids come with the segment
 _VECTORS = set(VECTOR_KINDS)

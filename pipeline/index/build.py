@@ -7,7 +7,6 @@ cut off goes on where it was, as long as it is of the same entries with the same
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Protocol, TypeVar
@@ -27,15 +26,23 @@ from pipeline.index.training import centroid_distance, trained, trained_on
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import FileRef, RowsFile, describe
 from pipeline.store.ids import split_id
+from pipeline.store.layout import (
+    BUILD_BEGUN,
+    INDEX,
+    SAMPLE_FILE,
+    VECTORS_FILE,
+    build_folder,
+    candidates_path,
+    generation_folder,
+    generation_number,
+    generation_of,
+    trained_path,
+)
 from pipeline.store.leases import Lease
 from pipeline.store.state import Index, SetIndex, Shard, State
 from pipeline.store.storage import Storage
 from pipeline.store.values import Generation, Nonce
 from pipeline.store.versions import VersionLog
-
-BEGUN = "begun-"  # folders of marks
-
-_GENERATION = re.compile(r"([0-9]{1,8})-")
 
 Step = TypeVar("Step")
 
@@ -178,16 +185,16 @@ class _Builder:
         self._old = state.index if plan.grows else None
         self._kept = self._old.shards[: len(self._old.shards) - plan.merged] if self._old else ()
         fingerprint = _fingerprint(state, plan, options)
-        self._marks = f"index/{BEGUN}{fingerprint[:16]}"
-        lease.hold(f"{self._marks}/")
-        begun = read_mark(storage, f"{self._marks}/begun.json", _Begun)
+        self._marks = build_folder(fingerprint)
+        lease.hold(self._marks)
+        begun = read_mark(storage, f"{self._marks}{BUILD_BEGUN}", _Begun)
         if begun is None:
             generation = self._old.generation if self._old else _next_generation(storage)
             begun = _Begun(generation=generation, work=lease.nonce)
-            storage.replace(f"{self._marks}/begun.json", begun.model_dump_json().encode())
+            storage.replace(f"{self._marks}{BUILD_BEGUN}", begun.model_dump_json().encode())
         self._generation = begun.generation
         # The lease's nonce keeps two writers that build at once out of each other's files.
-        self._folder = f"index/{self._generation:06d}-{lease.nonce}"
+        self._folder = generation_folder(self._generation, lease.nonce)
         self._work = ShardWork(
             storage=storage,
             marks=self._marks,
@@ -203,8 +210,8 @@ class _Builder:
             max_latency_ms=options.max_latency_ms,
             refine=plan.refine,
         )
-        earlier = {file.path.split("/shards/")[0].split("/trained")[0] for file in self._marked()}
-        lease.hold(*(f"{folder}/" for folder in sorted(earlier - {self._folder})))
+        earlier = {generation_of(file.path) for file in self._marked()}
+        lease.hold(*sorted(earlier - {self._folder}))
 
     def build(self) -> Index:
         key = self._plan.key
@@ -266,9 +273,9 @@ class _Builder:
         self._progress(Progress("choosing", 1, 1))
         for name in self._storage.list(self._marks):
             if name.startswith(("trained", "populated")):
-                mark = read_mark(self._storage, f"{self._marks}/{name}", _kind_of(name))
+                mark = read_mark(self._storage, f"{self._marks}{name}", _kind_of(name))
                 made_of = [file.path for file in files_of(mark)] if mark else []
-                self._storage.delete([*made_of, f"{self._marks}/{name}"])
+                self._storage.delete([*made_of, f"{self._marks}{name}"])
 
     def _sample_rows(self, key: str | None) -> int:
         """Rows for the training sample; of a key yet to be chosen, as many as the most demanding may want."""
@@ -309,7 +316,7 @@ class _Builder:
         self._progress(Progress("training", 0, len(sample_ND)))
         index = trained(key, trained_on(key, sample_ND), device=gpu())
         self._progress(Progress("training", len(sample_ND), len(sample_ND)))
-        published = write_faiss(self._storage, f"{self._folder}/trained.faiss", index)
+        published = write_faiss(self._storage, trained_path(self._folder), index)
         distance = centroid_distance(index, sample_ND)
         return _Trained(key=key, index=published, centroid_distance=distance, candidates=candidates)
 
@@ -318,7 +325,7 @@ class _Builder:
         return measured_candidates(sample_ND[rows], self._num_live, self._options, self._plan.refine, self._progress)
 
     def _write_table(self, table: Table) -> FileRef:
-        path = f"{self._folder}/candidates.json"
+        path = candidates_path(self._folder)
         with self._storage.publishing(path) as local:
             local.write_text(table.model_dump_json(indent=1))
             return describe(path, local)
@@ -430,7 +437,7 @@ class _Builder:
     def _marked(self) -> list[FileRef]:
         found: list[FileRef] = []
         for name in self._storage.list(self._marks):
-            mark = read_mark(self._storage, f"{self._marks}/{name}", _kind_of(name))
+            mark = read_mark(self._storage, f"{self._marks}{name}", _kind_of(name))
             found += files_of(mark) if mark else []
         return found
 
@@ -444,11 +451,8 @@ class _Builder:
 
     def tidy(self) -> None:
         """Remove what only the build needed."""
-        needless = (
-            ["/sample.f16"]
-            if self._plan.refine == "float16" or self._work.key == FLAT
-            else ["/sample.f16", "/vectors.f16"]
-        )
+        keeps_vectors = self._plan.refine == "float16" or self._work.key == FLAT
+        needless = [f"/{name}" for name in ([SAMPLE_FILE] if keeps_vectors else [SAMPLE_FILE, VECTORS_FILE])]
         self._storage.delete([file.path for file in self._marked() if file.path.endswith(tuple(needless))])
         self._storage.remove_folder(self._marks)
 
@@ -460,8 +464,7 @@ def _kind_of(name: str) -> type[BaseModel]:
 
 
 def _next_generation(storage: Storage) -> int:
-    taken = (_GENERATION.match(name) for name in storage.list("index"))
-    return max((int(found[1]) for found in taken if found), default=0) + 1
+    return max((generation_number(name) or 0 for name in storage.list(INDEX)), default=0) + 1
 
 
 def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions) -> str:

@@ -20,6 +20,7 @@ from pipeline.index.populating import ADD_ROWS, populated
 from pipeline.index.shards import SideFiles, mapped_vectors, read_faiss, write_faiss, write_side_files, write_vectors
 from pipeline.index.training import centroid_distance
 from pipeline.store.files import FileRef, RowsFile, check_places
+from pipeline.store.layout import FAISS_FILE, INDEX, SAMPLE_FILE, shard_folder, step_path
 from pipeline.store.state import Quality, Refine
 from pipeline.store.storage import AlreadyExists, Storage
 from pipeline.store.tombstones import read_tombstones
@@ -96,7 +97,7 @@ class ShardWork:
             if not len(chosen):
                 return Gathered(side=side, sample=None)
             vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
-            path = f"{self.shard_folder(number)}/sample.f16"
+            path = f"{self.shard_folder(number)}{SAMPLE_FILE}"
             return Gathered(side=side, sample=write_vectors(self.storage, path, vectors_ND, chosen))
 
         return self.once(f"gathered-{number}", Gathered, make)
@@ -109,7 +110,7 @@ class ShardWork:
             vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
             distance = centroid_distance(index, vectors_ND)
             filled = populated(index, vectors_ND, gpu())
-            published = write_faiss(self.storage, f"{self.shard_folder(number)}/index.faiss", filled)
+            published = write_faiss(self.storage, f"{self.shard_folder(number)}{FAISS_FILE}", filled)
             return Populated(index=published, centroid_distance=distance)
 
         return self.once(f"populated-{number}", Populated, make)
@@ -180,11 +181,11 @@ class ShardWork:
         return PROCESS_BYTES + max(gathering, adding)
 
     def shard_folder(self, number: int) -> str:
-        return f"{self.folder}/shards/{number + self.first}"
+        return shard_folder(self.folder, number + self.first)
 
     def once(self, name: str, model: type[Mark], make: Callable[[], Mark]) -> Mark:
         """What the mark of this name says; made, and marked, where there is none whose files are there."""
-        path = f"{self.marks}/{name}.json"
+        path = step_path(self.marks, name)
         known = read_mark(self.storage, path, model)
         if known is not None:
             return known
@@ -210,7 +211,7 @@ def read_mark(storage: Storage, path: str, model: type[Mark]) -> Mark | None:
     """A mark whose files are all there, and those of an index."""
     try:
         mark = model.model_validate_json(storage.read(path))
-        check_places(files_of(mark), {"index"})
+        check_places(files_of(mark), {INDEX})
         return mark if all(storage.exists(file.path) for file in files_of(mark)) else None
     except (DamagedFile, ValueError):
         return None

@@ -29,6 +29,7 @@ from pipeline.index.soundness import check_index, read_index
 from pipeline.store.embedding_rows import read_embeddings
 from pipeline.store.files import FileRef, RowsFile, checked_path, describe, reading, unaltered_path
 from pipeline.store.kept import FIXED, kept_after, union, with_columns
+from pipeline.store.layout import ENTRIES_FILE, FAISS_FILE, IDS_FILE, LABELS_FILE, VECTORS_FILE
 from pipeline.store.schemas import embedding_matrix, read_table
 from pipeline.store.state import Index, Shard
 from pipeline.store.storage import Storage
@@ -59,7 +60,7 @@ class SideFiles(BaseModel):
 def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], forgotten: np.ndarray) -> SideFiles:
     """Gather the live rows of some entries files into the side files of a shard, one file at a time."""
     ids, labels, told = [], [], []
-    with storage.publishing(f"{folder}/vectors.f16") as local:
+    with storage.publishing(f"{folder}{VECTORS_FILE}") as local:
         with local.open("wb") as stream:
             for file in files:
                 table = read_table(storage, file)
@@ -70,7 +71,7 @@ def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], f
                 labels += table.column("label").chunks
                 told.append(table.drop_columns([name for name in FIXED if name not in _TOLD]))
         ids_N = np.concatenate(ids) if ids else np.empty(0, np.int64)
-        vectors = describe(f"{folder}/vectors.f16", local, len(ids_N))
+        vectors = describe(f"{folder}{VECTORS_FILE}", local, len(ids_N))
     encoded = pa.chunked_array(labels, pa.string()).combine_chunks().dictionary_encode()
     codes_N = encoded.indices.fill_null(-1).to_numpy().astype(np.int32)
     kept = union([kept_after(table.schema, len(_TOLD)) for table in told])
@@ -80,10 +81,10 @@ def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], f
     )
     table = pa.concat_tables([schema.empty_table(), *(with_columns(each, schema) for each in told)])
     return SideFiles(
-        ids=_write_array(storage, f"{folder}/ids.npy", ids_N),
-        labels=_write_array(storage, f"{folder}/labels.npy", codes_N),
+        ids=_write_array(storage, f"{folder}{IDS_FILE}", ids_N),
+        labels=_write_array(storage, f"{folder}{LABELS_FILE}", codes_N),
         vectors=vectors,
-        entries=_write_ipc(storage, f"{folder}/entries.arrow", table),
+        entries=_write_ipc(storage, f"{folder}{ENTRIES_FILE}", table),
     )
 
 
@@ -312,12 +313,12 @@ def without_entries(
     vectors_ND = mapped_vectors(storage, shard.vectors, dimension) if shard.vectors else None
     changes: dict[str, object] = {
         "rows": len(kept_N),
-        "ids": _write_array(storage, f"{folder}/ids.npy", ids_N[kept_N]),
-        "labels": _write_array(storage, f"{folder}/labels.npy", _renumbered(codes_N, used)),
-        "entries": _write_ipc(storage, f"{folder}/entries.arrow", table.take(pa.array(kept_N))),
+        "ids": _write_array(storage, f"{folder}{IDS_FILE}", ids_N[kept_N]),
+        "labels": _write_array(storage, f"{folder}{LABELS_FILE}", _renumbered(codes_N, used)),
+        "entries": _write_ipc(storage, f"{folder}{ENTRIES_FILE}", table.take(pa.array(kept_N))),
     }
     if vectors_ND is not None:
-        changes["vectors"] = write_vectors(storage, f"{folder}/vectors.f16", vectors_ND, kept_N)
+        changes["vectors"] = write_vectors(storage, f"{folder}{VECTORS_FILE}", vectors_ND, kept_N)
     if shard.index is not None and index.trained is not None:
         populated = read_faiss(storage, index.trained, mapped=False)
         for start in range(0, len(kept_N), ROWS_COPIED):
@@ -327,7 +328,7 @@ def without_entries(
             else:
                 added_ND = read_embeddings(storage, files, ids_N[rows], dimension)
             populated.add(np.ascontiguousarray(added_ND, np.float32))
-        changes["index"] = write_faiss(storage, f"{folder}/index.faiss", populated)
+        changes["index"] = write_faiss(storage, f"{folder}{FAISS_FILE}", populated)
     return shard.model_copy(update=changes)
 
 

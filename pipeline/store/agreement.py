@@ -15,9 +15,9 @@ from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.findings import Finding, damage
 from pipeline.store.ids import first_id, split_id
 from pipeline.store.kept import KeptColumn
+from pipeline.store.layout import commit_path
 from pipeline.store.singles import thumbnails_of_singles, vectors_of_singles
 from pipeline.store.state import SINGLES, Index, Segment, Shard, Single, State, shards_of
-from pipeline.store.versions import commit_path
 
 JPEG = b"\xff\xd8"  # how one begins
 

@@ -10,19 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from pipeline.errors import DamagedFile, FormatError, NotPermitted
+from pipeline.errors import DamagedFile, FormatError, MissingFile, NotPermitted
 from pipeline.store.findings import RESTORE, Finding, damage, unread
+from pipeline.store.layout import HINT, VERSIONS, checkpoint_number, checkpoint_path, commit_number, commit_path
 from pipeline.store.state import SetIndex, SetState, State
-from pipeline.store.versions import (
-    FOLDER,
-    HINT,
-    Commit,
-    VersionLog,
-    checkpoint_number,
-    checkpoint_path,
-    commit_number,
-    commit_path,
-)
+from pipeline.store.versions import Commit, VersionLog
 
 READERS = 8  # version files on their way at once: from an object store most of the time is waiting
 
@@ -81,7 +73,7 @@ class Chain:
 
 def read_chain(log: VersionLog) -> Chain:
     """Read every version file that can be read. Raises MemoryMissing, or DamagedFile when there is none at all."""
-    names = log.storage.list(FOLDER)
+    names = log.storage.list(VERSIONS)
     there = sorted(number for number in map(commit_number, names) if number is not None)
     if not there:
         log.kept()  # says what is missing
@@ -190,7 +182,7 @@ def _unreadable(path: str, error: Exception, advice: str) -> Finding:
         return unread(error)
     if isinstance(error, FormatError):
         return damage(path, _said(error), _LATER)
-    what = "is missing" if "is missing" in str(error) else "is not as it was written"
+    what = "is missing" if isinstance(error, MissingFile) else "is not as it was written"
     return damage(path, what, advice)
 
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from pipeline.errors import DamagedFile, NotPermitted
+from pipeline.errors import DamagedFile, MissingFile, NotPermitted
 from pipeline.progress import OnProgress, Progress
 from pipeline.store.chain import Chain
 from pipeline.store.counterparts import PlanRows, ShardSides
@@ -177,7 +177,7 @@ class Contents:
             return [unread(error)]
         except DamagedFile as error:
             self.broken.add(file.path)
-            return [damage(file.path, "is missing" if "is missing" in str(error) else str(error))]
+            return [damage(file.path, "is missing" if isinstance(error, MissingFile) else str(error))]
         try:
             return list(self._findings(file, kind, data))
         except UNREADABLE as error:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import CommitConflict
 from pipeline.store.files import FileRef, RowsFile
 from pipeline.store.ids import split_id
+from pipeline.store.layout import ERASURES, erasure_path
 from pipeline.store.state import (
     Action,
     AddSegment,
@@ -38,7 +39,6 @@ from pipeline.store.storage import Storage
 from pipeline.store.values import EntryId, Hexadecimal, PathInside
 from pipeline.store.versions import Commit
 
-FOLDER = "erasures"
 REDACTED = "…"
 
 _ID = re.compile(r"(?<!\d)\d[\d_]{8,40}")  # as int() takes it
@@ -50,7 +50,7 @@ File = TypeVar("File", FileRef, RowsFile)
 
 def refuse_unfinished(storage: Storage) -> None:
     """Raises CommitConflict while an erasure is under way, or lies there killed: older versions may still name it."""
-    if storage.list(FOLDER):
+    if storage.list(ERASURES):
         raise CommitConflict(
             f"an erasure of the memory at {storage.uri} was begun and not finished, and nothing was changed: "
             "run `verify --clean`, which finishes it"
@@ -85,7 +85,7 @@ class ErasurePlan(BaseModel):
 
     @property
     def path(self) -> str:
-        return f"{FOLDER}/{self.nonce}.json"
+        return erasure_path(self.nonce)
 
     def new_files(self) -> list[FileRef]:
         """The files that take the place of others."""

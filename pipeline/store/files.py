@@ -15,6 +15,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import DamagedFile
+from pipeline.store.layout import NAMED, way_out
 from pipeline.store.storage import Storage, missing_file
 from pipeline.store.values import Count, EntryId, PathInside, Sha256
 
@@ -143,17 +144,6 @@ def unreadable(uri: str, path: str, reason: object) -> DamagedFile:
     said = (str(reason).splitlines() or [""])[0].rstrip(" .:")
     because = f" ({said or type(reason).__name__})"
     return DamagedFile(f"{path} in the memory at {uri} cannot be read{because}: {way_out(path)}")
-
-
-def way_out(path: str) -> str:
-    """What to do about a damaged file of a memory."""
-    if path.startswith("index/"):
-        return "run `index --rebuild`, which makes the index anew from the entries"
-    return "restore it from a copy of the memory"
-
-
-# Where files lie that a version may name. What it says of any other place is not by this release.
-NAMED = frozenset({"encoder", "index", "labels", "packs", "segments", "tombstones"})
 
 
 def check_places(files: Iterable[FileRef], places: Collection[str] = NAMED) -> None:

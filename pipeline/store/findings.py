@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipeline.errors import NotPermitted
-from pipeline.store.files import way_out
+from pipeline.store.layout import VERSIONS, way_out
 
 # An invariant is broken; a file may not be read, so that nobody knows; something belongs to nobody; or something is
 # worth knowing and needs nothing done.
 Severity = Literal["damage", "unread", "waste", "note"]
 
-RESTORE = way_out("versions/")
+RESTORE = way_out(VERSIONS)
 CLEAN = "run `verify --clean`"
 
 

@@ -10,12 +10,11 @@ from collections.abc import Iterator
 
 from pipeline.errors import DamagedFile, VisualMemoryError
 from pipeline.store import segments
-from pipeline.store.leases import FOLDER as LEASES
+from pipeline.store.layout import ENCODER, LEASES, part_of_mark
 from pipeline.store.leases import Lease, standing
 from pipeline.store.local import LocalStorage
 from pipeline.store.storage import Storage
 
-WEIGHTS = "encoder"
 EMBEDDED = "all of it is embedded"
 SILENT_SECONDS = 0.5  # a mistake that is found by then leaves nothing behind, not even for a moment
 
@@ -52,7 +51,7 @@ def has_begun(storage: Storage) -> bool:
     numbers = segments.reserved(storage)
     if any(not segments.is_given_up(storage, number) for number in numbers):
         return True
-    return bool(standing(storage)) or bool(not numbers and storage.list(WEIGHTS))
+    return bool(standing(storage)) or bool(not numbers and storage.list(ENCODER))
 
 
 def unfinished_first_add(storage: Storage) -> str | None:
@@ -86,7 +85,8 @@ def _described(storage: Storage, number: int) -> segments.Reservation | None:
 
 def _done(storage: Storage, reservation: segments.Reservation) -> str:
     """What the names of the marks say is done: of image files how many, of archives the archives."""
-    parts = [int(path.rpartition("/")[2].removesuffix(".json")) for path in segments.marks_of(storage, reservation)]
+    marks = segments.marks_of(storage, reservation)
+    parts = [part for part in map(part_of_mark, marks) if part is not None]
     if len(parts) == reservation.num_parts:
         return EMBEDDED
     rows, files = reservation.rows_per_part, reservation.planned

@@ -5,20 +5,27 @@ of looking makes it safe beside writers: files first, then leases, then versions
 its writer's lease standing, or a version naming it by the time versions are read.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import DamagedFile, MemoryMissing
 from pipeline.store import segments
+from pipeline.store.layout import (
+    DESCRIPTION,
+    FOLDERS,
+    HINT,
+    UNNAMED_OF_A_SEGMENT,
+    checkpoint_path,
+    commit_path,
+    erasure_path,
+    folder_at_the_top,
+    in_segment,
+    is_aside,
+    segment_folder,
+)
 from pipeline.store.leases import LeaseRecord, live, standing
 from pipeline.store.state import AddSegment, AddSingles, BreakLeases, SetState, State, file_refs
-from pipeline.store.versions import HINT, Commit, VersionLog, checkpoint_path, commit_path
-
-# All that a memory's folder holds. What else lies in it is somebody's, and left alone.
-FOLDERS = {"encoder", "erasures", "index", "labels", "leases", "packs", "segments", "tombstones", "versions"}
-
-_SEGMENT_FILE = re.compile(r"segments/([0-9]{8})/(.*)", re.DOTALL)
+from pipeline.store.versions import Commit, VersionLog
 
 
 @dataclass(frozen=True)
@@ -56,29 +63,29 @@ def take_census(log: VersionLog, first: int | None = None) -> Census:
     abandoned = set(storage.abandoned())
     version, named, committed = _named(log, first)
     reserved = segments.reserved(storage)
-    ours = {path for path in files if path.split("/")[0] in FOLDERS}
+    ours = {path for path in files if folder_at_the_top(path) in FOLDERS}
     kept_marks = {number for number in reserved if number in committed}
 
     def is_garbage(path: str) -> bool:
-        if path.endswith(".aside"):
+        if is_aside(path):
             return path in abandoned
         if path in named or any(record.covers(path) or path == record.path for record in working):
             return False
-        inside = _SEGMENT_FILE.fullmatch(path)
-        if inside and inside[2] in segments.KEPT:
+        of_a_segment = in_segment(path)
+        if of_a_segment and of_a_segment.inside in UNNAMED_OF_A_SEGMENT:
             return False  # that a number was taken is remembered for ever
-        return not (inside and inside[2].startswith("done/") and int(inside[1]) in kept_marks)
+        return not (of_a_segment and of_a_segment.is_mark and of_a_segment.number in kept_marks)
 
     garbage = tuple(sorted(filter(is_garbage, ours)))
-    held = {number for number in reserved if any(r.covers(segments.segment_folder(number)) for r in working)}
+    held = {number for number in reserved if any(r.covers(segment_folder(number)) for r in working)}
     unfinished = tuple(
         number
         for number in reserved
-        if f"{segments.segment_folder(number)}{segments.DESCRIPTION}" in files  # else it was not even reserved
+        if f"{segment_folder(number)}{DESCRIPTION}" in files  # else it was not even reserved
         and number not in committed
         and number not in held
         and not segments.is_given_up(storage, number)
-        and any(path.startswith(segments.segment_folder(number)) for path in garbage)
+        and any(path.startswith(segment_folder(number)) for path in garbage)
     )
     dead = tuple(record for record in leases if record not in working)
     return Census(version, files, named, tuple(working), dead, garbage, unfinished, tuple(sorted(set(files) - ours)))
@@ -96,7 +103,7 @@ def remove_garbage(
     if broken:
         log.commit(log.latest(), command, lambda *_: [BreakLeases(leases=broken)])
     for number in census.unfinished:
-        folder = segments.segment_folder(number)
+        folder = segment_folder(number)
         if any(path.startswith(folder) for path in removed):
             segments.give_up(log.storage, number)
     log.storage.delete(record.path for record in census.dead)
@@ -150,7 +157,7 @@ def _named_by(log: VersionLog, kept: range) -> tuple[int, set[str], set[int]]:
             _note_state(first, named, committed)
         _note_commit(commit, named, committed)
     named |= {checkpoint_path(number) for number in log.checkpoints() if number >= kept[0]}
-    named |= {f"erasures/{nonce}.json" for nonce in log.latest().erasures}
+    named |= {erasure_path(nonce) for nonce in log.latest().erasures}
     return kept[-1], named, committed
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import EncoderError
+from pipeline.store.layout import weights_path
 from pipeline.store.values import MAX_DIMENSION, MAX_PIXELS, Finite, Sha256
 
 GIVEN = "given"  # the encoder of vectors that were given without one; "given:NAME" has a name
@@ -82,7 +83,7 @@ class Identity(BaseModel):
     @property
     def weights_path(self) -> str:
         """Where in the memory the weights lie."""
-        return f"encoder/{self.weights_sha256}.safetensors"
+        return weights_path(self.weights_sha256)
 
     def __str__(self) -> str:
         pixels = self.preprocessing

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store.files import FileRef, describe
+from pipeline.store.layout import LABELS_FOLDER, map_path, overlay_path
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import LABEL_MAP, LABELS, read_table, write_table
 from pipeline.store.storage import Storage
@@ -29,7 +30,7 @@ def label_rows(ids_N: np.ndarray, labels: Sequence[str | None], label_set: str |
 
 def write_labels(storage: Storage, lease: Lease, version: int, rows: pa.Table) -> FileRef:
     """Publish the labels that a version is about to give."""
-    path = f"labels/{version:020d}-{lease.nonce}.parquet"
+    path = overlay_path(LABELS_FOLDER, version, lease.nonce)
     with storage.publishing(path) as local:
         write_table(rows, local)
         return describe(path, local, rows.num_rows)
@@ -60,7 +61,7 @@ def newest_rows(rows: pa.Table) -> pa.Table:
 
 def write_label_map(storage: Storage, lease: Lease, version: int, names: Mapping[str, str]) -> FileRef:
     """Publish the map of a label set: from a label as stored to the label in the set."""
-    path = f"labels/{version:020d}-{lease.nonce}.map.parquet"
+    path = map_path(version, lease.nonce)
     with storage.publishing(path) as local:
         write_table(pa.table([pa.array(names.keys()), pa.array(names.values())], schema=LABEL_MAP), local)
         return describe(path, local, len(names))

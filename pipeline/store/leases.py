@@ -14,11 +14,11 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import DamagedFile, VisualMemoryError
+from pipeline.store.layout import LEASES, lease_path, nonce_of
 from pipeline.store.processes import Process
 from pipeline.store.storage import Storage
 from pipeline.store.values import Nonce
 
-FOLDER = "leases"
 BEAT_SECONDS = 5.0
 BEATS_MISSED = 3  # a holder that did not renew for as many of its beats is taken for dead
 LOOKS_A_BEAT = 10
@@ -40,7 +40,7 @@ class LeaseRecord(BaseModel):
 
     @property
     def path(self) -> str:
-        return f"{FOLDER}/{self.nonce}.json"
+        return lease_path(self.nonce)
 
     @property
     def watched_seconds(self) -> float:
@@ -105,7 +105,7 @@ class Lease:
 
 def standing(storage: Storage) -> list[LeaseRecord]:
     """Every lease there is, those of dead holders included."""
-    found = (_read(storage, name.removesuffix(".json")) for name in storage.list(FOLDER) if name.endswith(".json"))
+    found = (_read(storage, nonce_of(name)) for name in storage.list(LEASES) if name.endswith(".json"))
     return [record for record in found if record is not None]
 
 
@@ -134,7 +134,7 @@ def live(storage: Storage, records: Iterable[LeaseRecord]) -> list[LeaseRecord]:
 
 def _read(storage: Storage, nonce: str) -> LeaseRecord | None:
     try:
-        record = LeaseRecord.model_validate_json(storage.read(f"{FOLDER}/{nonce}.json"))
+        record = LeaseRecord.model_validate_json(storage.read(lease_path(nonce)))
     except (DamagedFile, ValidationError):  # ended since it was listed, or not a lease
         return None
     return record if record.nonce == nonce else None

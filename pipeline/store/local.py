@@ -19,10 +19,11 @@ from typing import IO
 
 from pipeline.errors import StorageError
 from pipeline.store.beneath import NotInside, entered, kind_of, listed, open_regular
+from pipeline.store.layout import ASIDE, is_aside
 from pipeline.store.processes import Process
 from pipeline.store.storage import AlreadyExists, check_inside, check_length, may_not, missing_file, not_a_file
 
-_ASIDE = re.compile(r"\..*\.(?P<place>[0-9a-f]{8})-(?P<owner>[0-9]+-[0-9]*)-[0-9a-f]{12}\.aside")
+_ASIDE = re.compile(r"\..*\.(?P<place>[0-9a-f]{8})-(?P<owner>[0-9]+-[0-9]*)-[0-9a-f]{12}" + re.escape(ASIDE))
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 MAX_ATTEMPTS = 100
@@ -95,7 +96,7 @@ class LocalStorage:
             return []
         except PermissionError as error:
             raise may_not("read", self.uri, folder) from error
-        return sorted(name for name in names if not name.endswith(".aside"))
+        return sorted(name for name in names if not is_aside(name))
 
     def walk(self, folder: str = "") -> dict[str, int]:
         found: dict[str, int] = {}
@@ -236,7 +237,7 @@ class LocalStorage:
         above, _, name = path.rpartition("/")
         process = Process.this()
         owner = f"{_place(process)}-{process.pid}-{process.started}"
-        aside = f".{name}.{owner}-{secrets.token_hex(6)}.aside"
+        aside = f".{name}.{owner}-{secrets.token_hex(6)}{ASIDE}"
         with contextlib.ExitStack() as stack:
             for attempt in range(MAX_ATTEMPTS):
                 try:

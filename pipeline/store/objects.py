@@ -194,7 +194,7 @@ class ObjectStorage:
 
     def remove_folder(self, folder: str) -> None:
         self.delete(sorted({*self.walk(folder), *self._noncurrent(folder)}))
-        self._here.copies.drop(folder)
+        self._here.copies.drop(folder.rstrip("/"))
 
     def abandoned(self) -> Sequence[str]:
         return []  # a put is all or nothing; the parts of an unfinished upload have no name in the memory

@@ -7,7 +7,6 @@ attempt to finish wins and the files of every other attempt are garbage.
 
 import contextlib
 import json
-import re
 import secrets
 import socket
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -22,6 +21,23 @@ from pipeline.store import ids
 from pipeline.store.files import FileRef, RowsFile, check_places, checked_path, describe
 from pipeline.store.identity import Identity
 from pipeline.store.kept import KeptColumn
+from pipeline.store.layout import (
+    DESCRIPTION,
+    FOLDERS_OF_A_JOB,
+    GIVEN_UP,
+    NUMERICS,
+    SEGMENTS,
+    containers_path,
+    held_path,
+    mark_path,
+    marks_folder,
+    part_of_mark,
+    plan_path,
+    rows_path,
+    segment_folder,
+    segment_number,
+    split_rows,
+)
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import (
     CONTAINERS,
@@ -40,18 +56,9 @@ from pipeline.store.state import SINGLES
 from pipeline.store.storage import AlreadyExists, Storage, create_own
 from pipeline.store.values import MAX_SEGMENT, Count, Finite, Hexadecimal
 
-FOLDER = "segments"
-DESCRIPTION = "segment.json"
-GIVEN_UP = "given_up.json"
-NUMERICS = "numerics.json"
 DUPLICATE = "duplicate"  # the stage of images that are rejected because the memory holds their bytes
-OF_A_JOB = ("plan", "containers", "decisions", "rejected")  # folders of work that is no segment
-KEPT = (DESCRIPTION, GIVEN_UP, NUMERICS)  # small, and not named by any version
 
 Precision = Literal["auto", "float32", "bfloat16"]
-
-_NUMBER = re.compile(r"[0-9]{8}")
-_MARK = re.compile(r"[0-9]{6}\.json")
 
 
 class Reservation(BaseModel):
@@ -217,7 +224,7 @@ def reserve(
             image_extension=image_extension,
         )
         if hold is not None:
-            held = hold(f"{reservation.folder}plan/{lease.nonce}.held.npy")
+            held = hold(held_path(reservation.folder, lease.nonce))
             reservation = reservation.model_copy(update={"held": held})
         try:
             described = reservation.model_dump_json(indent=1).encode()
@@ -261,13 +268,13 @@ def freeze(
         identity=identity,
         planned=images.num_rows,
         rows_per_part=rows,
-        plan=_write_plan(storage, f"{folder}plan/{nonce}.parquet", images, number, rows),
+        plan=_write_plan(storage, plan_path(folder, nonce), images, number, rows),
         thumbnails=thumbnails,
         labels=labels,
         precision=precision,
         exclude=exclude,
         image_extension=image_extension,
-        containers=_write_containers(storage, f"{folder}containers/{nonce}.parquet", containers),
+        containers=_write_containers(storage, containers_path(folder, nonce), containers),
         num_containers=num_containers,
         known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
         kept=kept,
@@ -302,8 +309,7 @@ def unfinished(storage: Storage, fingerprint: str, committed: Collection[int]) -
 
 def reserved(storage: Storage) -> list[int]:
     """Every segment number that was ever taken, ascending."""
-    numbers = (int(name) for name in storage.list(FOLDER) if _NUMBER.fullmatch(name))
-    return [number for number in numbers if 0 < number <= MAX_SEGMENT]
+    return [number for number in map(segment_number, storage.list(SEGMENTS)) if number is not None]
 
 
 def is_given_up(storage: Storage, number: int) -> bool:
@@ -315,11 +321,6 @@ def give_up(storage: Storage, number: int) -> None:
     """Mark a segment that will never be committed, so that the same command starts anew."""
     with contextlib.suppress(AlreadyExists):
         storage.create(f"{segment_folder(number)}{GIVEN_UP}", b"{}")
-
-
-def segment_folder(number: int) -> str:
-    """The folder of a segment, with its closing slash."""
-    return f"{FOLDER}/{number:08d}/"
 
 
 def read_reservation(storage: Storage, number: int) -> Reservation | None:
@@ -459,7 +460,7 @@ def publish(
     if left > 0 and planned != min(reservation.rows_per_part, left):
         raise AssertionError(f"part {part} has {planned} rows, which is not as planned")
     files = {
-        kind: write_rows(storage, f"{reservation.folder}{kind}/{part:06d}-{attempt}.parquet", table)
+        kind: write_rows(storage, rows_path(reservation.folder, kind, part, attempt), table)
         for kind, table in tables.items()
         if table.num_rows
     }
@@ -479,7 +480,7 @@ def publish(
         noted=dict(noted or {}),
         duplicates=duplicates,
     )
-    path = f"{reservation.folder}done/{part:06d}.json"
+    path = mark_path(reservation.folder, part)
     try:
         storage.create(path, mark.model_dump_json(indent=1).encode())
     except AlreadyExists:
@@ -515,17 +516,17 @@ def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows
 
 def marks_of(storage: Storage, reservation: Reservation) -> list[str]:
     """The paths of the completion marks there are."""
-    folder = f"{reservation.folder}done"
-    return [f"{folder}/{name}" for name in storage.list(folder) if _MARK.fullmatch(name)]
+    folder = marks_folder(reservation.folder)
+    return [f"{folder}{name}" for name in storage.list(folder) if part_of_mark(name) is not None]
 
 
 def read_mark(storage: Storage, path: str) -> PartMark:
     """A completion mark, which names files of its own segment. Raises DamagedFile."""
     try:
         mark = PartMark.model_validate_json(storage.read(path))
-        folder, _, name = path.rpartition("done/")
+        folder, _, _ = split_rows(path)
         _check_folder(mark.files, folder)
-        if name != f"{mark.part:06d}.json":
+        if path != mark_path(folder, mark.part):
             raise ValueError(f"it is the mark of part {mark.part}")
     except ValueError as error:
         raise _damaged(storage, path) from error
@@ -540,7 +541,7 @@ def _check_folder(files: Iterable[FileRef | None], folder: str) -> None:
             if not file.path.startswith(folder):
                 raise ValueError(f"{file.path} is not in {folder}")
     else:
-        check_places(named, OF_A_JOB)
+        check_places(named, FOLDERS_OF_A_JOB)
 
 
 def _damaged(storage: Storage, path: str) -> DamagedFile:

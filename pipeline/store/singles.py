@@ -15,9 +15,9 @@ import pyarrow as pa
 
 from pipeline.store.files import RowsFile
 from pipeline.store.identity import Identity
+from pipeline.store.layout import folded_path
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import OFFSETS, THUMBNAILS, embedding_column, entries_schema, read_table, write_rows
-from pipeline.store.segments import segment_folder
 from pipeline.store.state import FoldSingles, Single, State
 from pipeline.store.storage import Storage
 
@@ -105,8 +105,8 @@ def fold(storage: Storage, lease: Lease, state: State, *, wholly: bool = False) 
     if state.pending:
         tables.append(table_of_singles(state.pending, state.identity))
     number = state.singles.segment
-    path = f"{segment_folder(number)}entries/{state.version:020d}-{lease.nonce}.parquet"
-    file = write_rows(storage, path, pa.concat_tables(tables))
+    paths = functools.partial(folded_path, number, version=state.version, nonce=lease.nonce)
+    file = write_rows(storage, paths("entries"), pa.concat_tables(tables))
     thumbnails = thumbnails_of_singles(state.pending)
     sizes = [(single.id, 0, single.num_bytes) for single in state.pending if single.num_bytes is not None]
     ids, offsets, num_bytes = zip(*sizes, strict=True) if sizes else ((), (), ())
@@ -115,7 +115,7 @@ def fold(storage: Storage, lease: Lease, state: State, *, wholly: bool = False) 
         "offsets": pa.table({"id": ids, "offset": offsets, "num_bytes": num_bytes}, schema=OFFSETS),
     }
     folded = {
-        kind: _fold_beside(storage, files, beside[kind], path.replace("/entries/", f"/{kind}/"))
+        kind: _fold_beside(storage, files, beside[kind], paths(kind))
         for kind, files in files_beside_singles(state).items()
     }
     return FoldSingles(segment=number, files=(*files[: len(files) - merged], file), **folded)

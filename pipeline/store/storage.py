@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from pipeline.errors import DamagedFile, NotPermitted
+from pipeline.errors import DamagedFile, MissingFile, NotPermitted
 from pipeline.store.beneath import is_inside
+from pipeline.store.layout import ERASURES, VERSIONS, folder_at_the_top, way_out
 
 # What `read` reads whole at most, by folder: far more than is ever written, so that a file made to be huge is refused.
 # A checkpoint names some 300 bytes a file, the plan of an erasure some 100 bytes an entry.
-MOST_BYTES = {"versions": 1 << 30, "erasures": 4 << 30}
+MOST_BYTES = {VERSIONS: 1 << 30, ERASURES: 4 << 30}
 MOST_BYTES_ELSEWHERE = 64 << 20
 
 
@@ -114,10 +115,7 @@ def may_not(doing: str, uri: str, path: str) -> NotPermitted:
 
 def missing_file(uri: str, path: str) -> DamagedFile:
     """The error for a file that should be in the memory and is not."""
-    way_out = "run `index --rebuild`" if path.startswith("index/") else "restore it from a copy of the memory"
-    error = DamagedFile(f"{path} is missing from the memory at {uri}: {way_out}")
-    error.missing = path
-    return error
+    return MissingFile(f"{path} is missing from the memory at {uri}: {way_out(path)}", path)
 
 
 def check_inside(uri: str, path: str) -> None:
@@ -140,7 +138,7 @@ def check_length(uri: str, path: str, num_bytes: int) -> None:
 
 def most_bytes(path: str) -> int:
     """What `read` reads of a file at most."""
-    return MOST_BYTES.get(path.partition("/")[0], MOST_BYTES_ELSEWHERE)
+    return MOST_BYTES.get(folder_at_the_top(path), MOST_BYTES_ELSEWHERE)
 
 
 def not_a_file(uri: str, path: str, kind: str) -> DamagedFile:

@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.store.files import FileRef, describe
+from pipeline.store.layout import TOMBSTONES_FOLDER, overlay_path
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import TOMBSTONES, read_table, write_table
 from pipeline.store.storage import Storage
@@ -15,7 +16,7 @@ FOLD_EVERY = 64  # files; the next one says again what they said
 
 def write_tombstones(storage: Storage, lease: Lease, version: int, ids_N: np.ndarray) -> FileRef:
     """Publish the ids (int64 [N]) that a version is about to forget."""
-    path = f"tombstones/{version:020d}-{lease.nonce}.parquet"
+    path = overlay_path(TOMBSTONES_FOLDER, version, lease.nonce)
     with storage.publishing(path) as local:
         write_table(pa.table([pa.array(np.unique(ids_N))], schema=TOMBSTONES), local)
         return describe(path, local, len(ids_N))

@@ -9,9 +9,10 @@ from dataclasses import replace
 
 from pipeline.errors import DamagedFile, NotPermitted
 from pipeline.store.chain import Chain
-from pipeline.store.erasure import FOLDER, ErasurePlan
+from pipeline.store.erasure import ErasurePlan
 from pipeline.store.files import check_places
 from pipeline.store.findings import CLEAN, RESTORE, Finding, damage, unread
+from pipeline.store.layout import ERASURES, nonce_of
 from pipeline.store.leases import live, standing
 from pipeline.store.state import State
 from pipeline.store.storage import Storage
@@ -23,8 +24,8 @@ FIRST = f"{CLEAN}, which finishes the erasure that was cut off, and verify again
 def read_plans(storage: Storage) -> dict[str, ErasurePlan | Finding]:
     """The plans of erasures by their paths, committed or not; what is wrong with one that cannot be read."""
     found: dict[str, ErasurePlan | Finding] = {}
-    for name in storage.list(FOLDER):
-        path = f"{FOLDER}/{name}"
+    for name in storage.list(ERASURES):
+        path = f"{ERASURES}/{name}"
         try:
             plan = ErasurePlan.model_validate_json(storage.read(path))
             check_places(plan.new_files())
@@ -76,7 +77,7 @@ def unfinished_erasures(storage: Storage, chain: Chain, plans: dict[str, Erasure
     except NotPermitted:  # of which the census tells
         working = []
     for path, plan in plans.items():
-        if path.removeprefix(f"{FOLDER}/").removesuffix(".json") not in committed:
+        if nonce_of(path) not in committed:
             continue  # it belongs to nobody, as the census tells
         if isinstance(plan, Finding):
             yield plan

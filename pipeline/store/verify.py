@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipeline.errors import DamagedFile, FirstAddUnfinished, NotPermitted
+from pipeline.errors import DamagedFile, FirstAddUnfinished, MissingFile, NotPermitted
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.agreement import Agreement
@@ -15,11 +15,11 @@ from pipeline.store.chain import Chain, check_hint, check_steps, read_chain
 from pipeline.store.contents import Contents, named_by
 from pipeline.store.findings import CLEAN, RESTORE, Finding, damage, unread
 from pipeline.store.garbage import Census, take_census
+from pipeline.store.layout import DESCRIPTION, VERSIONS, folder_at_the_top, segment_folder
 from pipeline.store.state import Index, file_refs
 from pipeline.store.storage import Storage
 from pipeline.store.unfinished import advised, carried_out, read_plans, unfinished_erasures
 from pipeline.store.verify_first_add import first_add_contents
-from pipeline.store.versions import FOLDER as VERSIONS
 from pipeline.store.versions import VersionLog
 
 _UNSOUND = ("damage", "unread")
@@ -140,22 +140,22 @@ def _still_true(log: VersionLog, findings: list[Finding]) -> list[Finding]:
     versions = {f"{VERSIONS}/{name}" for name in log.storage.list(VERSIONS)} | {f.path for f in now.findings}
 
     def counts(finding: Finding) -> bool:
-        return finding.path in (versions if finding.path.startswith(f"{VERSIONS}/") else named)
+        return finding.path in (versions if folder_at_the_top(finding.path) == VERSIONS else named)
 
-    return [f for f in findings if f.severity not in _UNSOUND or counts(f) or f.path.endswith(segments.DESCRIPTION)]
+    return [f for f in findings if f.severity not in _UNSOUND or counts(f) or f.path.endswith(DESCRIPTION)]
 
 
 def _numbers(storage: Storage, numbers: set[int]) -> Iterator[Finding]:
     """Every number of a segment is remembered, so that none is ever given twice."""
     for number in sorted(numbers):
-        path = f"{segments.segment_folder(number)}{segments.DESCRIPTION}"
+        path = f"{segment_folder(number)}{DESCRIPTION}"
         try:
             reservation = segments.read_reservation(storage, number)
         except NotPermitted as error:
             yield unread(error)
             continue
         except DamagedFile as error:
-            yield damage(path, "is missing" if "is missing" in str(error) else "is not whole", RESTORE)
+            yield damage(path, "is missing" if isinstance(error, MissingFile) else "is not whole", RESTORE)
             continue
         if reservation is not None and reservation.number != number:
             yield damage(path, f"tells of segment {reservation.number}", RESTORE)
@@ -166,10 +166,10 @@ def _whose(census: Census) -> Iterator[Finding]:
     for record in census.working:
         yield Finding("note", record.path, f"{record} is at work", "nothing: what it writes is left to it")
     for number in census.unfinished:
-        folder = segments.segment_folder(number)
+        folder = segment_folder(number)
         advice = f"run the same `add` again, which goes on with it, or {CLEAN}"
         yield _waste(census, [path for path in census.garbage if path.startswith(folder)], folder, "unfinished", advice)
-    unfinished = tuple(segments.segment_folder(number) for number in census.unfinished)
+    unfinished = tuple(segment_folder(number) for number in census.unfinished)
     by_folder = defaultdict(list)
     for path in census.garbage:
         if not path.startswith(unfinished):

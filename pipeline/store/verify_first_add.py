@@ -6,6 +6,7 @@ from pipeline.store import segments
 from pipeline.store.contents import Contents, Named
 from pipeline.store.findings import Finding, damage
 from pipeline.store.first_add import how_far
+from pipeline.store.layout import DESCRIPTION, SEGMENTS, mark_of_rows, segment_folder, split_rows
 from pipeline.store.leases import live, standing
 from pipeline.store.storage import Storage
 
@@ -23,7 +24,7 @@ def first_add_contents(storage: Storage, on_progress: OnProgress) -> tuple[list[
     findings = [Finding("note", record.path, f"{record} is at work", "nothing: wait for it") for record in working]
     advice = "nothing: it is at work" if working else GO_ON
     said = f"there is no version yet, the first add is not finished: {how_far(storage)}"
-    findings.append(Finding("note", f"{segments.FOLDER}/", said, advice))
+    findings.append(Finding("note", f"{SEGMENTS}/", said, advice))
     everything, broken = Named(), set[str]()
     for number in segments.reserved(storage):
         if segments.is_given_up(storage, number):
@@ -40,7 +41,7 @@ def first_add_contents(storage: Storage, on_progress: OnProgress) -> tuple[list[
 def _named_by_segment(storage: Storage, number: int) -> tuple[Named, list[Finding]]:
     """What a segment's description and its marks name, and which of them cannot be read."""
     named, findings = Named(), list[Finding]()
-    path = f"{segments.segment_folder(number)}{segments.DESCRIPTION}"
+    path = f"{segment_folder(number)}{DESCRIPTION}"
     try:
         reservation = segments.read_reservation(storage, number)
     except DamagedFile:
@@ -69,10 +70,9 @@ def _named_by_segment(storage: Storage, number: int) -> tuple[Named, list[Findin
 
 
 def _to_be_made_again(finding: Finding) -> Finding:
-    folder, _, name = finding.path.rpartition("/")
-    kind = folder.rpartition("/")[2]
+    _, kind, _ = split_rows(finding.path)
     if finding.severity != "damage" or kind not in _OF_A_PART:
         return finding
-    mark = f"{folder.removesuffix(kind)}done/{name.partition('-')[0]}.json"
+    mark = mark_of_rows(finding.path)
     advice = f"remove {mark} and run the same `add` again, which makes it anew"
     return Finding(finding.severity, finding.path, finding.what, advice)

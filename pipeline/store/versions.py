@@ -31,26 +31,32 @@ from pipeline.errors import (
 )
 from pipeline.store.files import check_places
 from pipeline.store.first_add import unfinished_first_add
+from pipeline.store.layout import (
+    HINT,
+    INDEX,
+    TOMBSTONES_FOLDER,
+    UNFINISHED_COPY,
+    VERSIONS,
+    checkpoint_number,
+    checkpoint_path,
+    commit_number,
+    commit_path,
+)
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
 from pipeline.store.storage import AlreadyExists, Storage, missing_file
 from pipeline.store.values import MAX_VERSION, Balance, Hexadecimal, VersionNumber
 
-FOLDER = "versions"
-HINT = f"{FOLDER}/latest"
 CHECKPOINT_EVERY = 100
 HINT_EVERY = 16
 MAX_ATTEMPTS = 1_000  # each lost race means that another writer got its commit in
 MAX_LISTINGS = 10  # of a folder that others change meanwhile
 READ_AHEAD = 32  # commits asked for at once, which over a network costs as much as asking for one
-UNFINISHED_COPY = "copying.json"  # lies in what is not a memory yet
 
 # A commit's file begins with its format, version and nonce, which is of 16 digits.
 HEAD_BYTES = 512
 _NONCE = re.compile(rb'"nonce": ?"([0-9a-f]{1,64})"')
-
-_NAME = re.compile(r"(?P<number>[0-9]{20})(?P<checkpoint>\.checkpoint)?\.json")
 
 Model = TypeVar("Model", bound=BaseModel)
 Prepare = Callable[[int, State], Sequence[Action]]
@@ -173,7 +179,7 @@ class VersionLog:
     def kept(self) -> range:
         """The numbers of the versions that can be read. Raises MemoryMissing or DamagedFile."""
         for attempt in range(MAX_LISTINGS):
-            names = self.storage.list(FOLDER)
+            names = self.storage.list(VERSIONS)
             numbers = {number for number in map(commit_number, names) if number is not None}
             if not numbers:
                 raise self._nothing_here()
@@ -278,7 +284,7 @@ class VersionLog:
 
     def checkpoints(self) -> list[int]:
         """The versions that have a checkpoint."""
-        return [number for number in map(checkpoint_number, self.storage.list(FOLDER)) if number is not None]
+        return [number for number in map(checkpoint_number, self.storage.list(VERSIONS)) if number is not None]
 
     def read_checkpoint(self, number: int) -> State:
         """The state in a checkpoint. Raises DamagedFile."""
@@ -387,7 +393,7 @@ class VersionLog:
     def _nothing_here(self) -> MemoryMissing | DamagedFile:
         """Why there is no version at all."""
         self._refuse_unfinished_copy()
-        if self.storage.list("tombstones") + self.storage.list("index"):
+        if self.storage.list(TOMBSTONES_FOLDER) + self.storage.list(INDEX):
             return DamagedFile(f"the memory at {self.storage.uri} has lost its versions/: restore them from a copy")
         if (unfinished := unfinished_first_add(self.storage)) is not None:
             return FirstAddUnfinished(unfinished)
@@ -444,34 +450,6 @@ class VersionLog:
             f"{path} in the memory at {self.storage.uri} is not a whole version file: "
             "restore it from a copy of the memory"
         )
-
-
-def commit_path(number: int) -> str:
-    """Where the commit of a version lies."""
-    return f"{FOLDER}/{number:020d}.json"
-
-
-def commit_number(name: str) -> int | None:
-    """The version whose commit has this name in the folder of versions; None where it is none's."""
-    return _number(name, checkpoint=False)
-
-
-def checkpoint_number(name: str) -> int | None:
-    """The version whose checkpoint has this name; None where it is none's."""
-    return _number(name, checkpoint=True)
-
-
-def _number(name: str, *, checkpoint: bool) -> int | None:
-    found = _NAME.fullmatch(name)
-    if found is None or (found["checkpoint"] is not None) != checkpoint:
-        return None
-    number = int(found["number"])
-    return number if 0 < number <= MAX_VERSION else None
-
-
-def checkpoint_path(number: int) -> str:
-    """Where the whole state at a version lies, for those that have it."""
-    return f"{FOLDER}/{number:020d}.checkpoint.json"
 
 
 def _sealed(document: BaseModel, indent: int | None = 1) -> bytes:

@@ -20,13 +20,14 @@ from pipeline.errors import CommitConflict
 from pipeline.index.plan import IndexOptions
 from pipeline.store import singles, versions
 from pipeline.store.garbage import remove_garbage, take_census
+from pipeline.store.layout import commit_path
 from pipeline.store.leases import Lease
 from pipeline.store.local import LocalStorage
 from pipeline.store.segments import reserved
 from pipeline.store.state import Forget, SetIndex
 from pipeline.store.tombstones import write_tombstones
 from pipeline.store.verify import Verification
-from pipeline.store.versions import VersionLog, commit_path
+from pipeline.store.versions import VersionLog
 from tests.conftest import MakeMemory, add_vectors, identity_of, unit
 from tests.store.dying import bury
 from tests.store.seaweed import SeaweedFS

@@ -15,12 +15,13 @@ from pipeline import VisualMemory
 from pipeline.edits.expire import expire
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
 from pipeline.index.plan import IndexOptions
+from pipeline.store.layout import checkpoint_path, commit_path
 from pipeline.store.leases import Lease
 from pipeline.store.local import LocalStorage
 from pipeline.store.segments import is_given_up, reserve
 from pipeline.store.state import Forget, State, file_refs
 from pipeline.store.tombstones import read_tombstones, write_tombstones
-from pipeline.store.versions import VersionLog, checkpoint_path, commit_path
+from pipeline.store.versions import VersionLog
 from tests.conftest import MakeMemory, add_vectors, identity_of, unit
 from tests.store.dying import Died, DyingStorage, bury
 

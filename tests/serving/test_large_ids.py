@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline import Client, VisualMemory
 from pipeline.store.ids import split_id
-from pipeline.store.segments import GIVEN_UP
+from pipeline.store.layout import GIVEN_UP
 from tests.serving.serving import Served, served
 
 TOKEN = "a token of the tests"

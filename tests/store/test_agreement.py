@@ -13,13 +13,13 @@ from pipeline.index.plan import IndexOptions
 from pipeline.store.files import RowsFile
 from pipeline.store.findings import Finding
 from pipeline.store.labels import label_rows, write_label_map, write_labels
+from pipeline.store.layout import commit_path
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import embedding_column, embedding_matrix, read_table, write_rows
 from pipeline.store.segments import reserve_for_singles
 from pipeline.store.singles import encoded_vector
 from pipeline.store.state import AddSingles, LabelSet, SetState, Single, State
 from pipeline.store.tombstones import write_tombstones
-from pipeline.store.versions import commit_path
 from tests.conftest import MakeMemory, add_vectors, unit
 
 Update = dict[str, Any]

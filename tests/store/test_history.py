@@ -16,9 +16,10 @@ from pipeline.errors import DamagedFile, MemoryMissing, UsageError
 from pipeline.index.plan import IndexOptions
 from pipeline.store.files import FileRef
 from pipeline.store.history import history
+from pipeline.store.layout import commit_path
 from pipeline.store.local import LocalStorage
 from pipeline.store.state import Forget, Relabel
-from pipeline.store.versions import Commit, VersionLog, commit_path
+from pipeline.store.versions import Commit, VersionLog
 from tests.conftest import MakeMemory, add_vectors, unit
 
 

@@ -28,13 +28,14 @@ from pipeline.store import storage as storages
 from pipeline.store.beneath import is_inside
 from pipeline.store.cache import FileCache
 from pipeline.store.files import FileRef
+from pipeline.store.layout import commit_path
 from pipeline.store.leases import LeaseRecord, live, standing
 from pipeline.store.local import LocalStorage
 from pipeline.store.places import open_storage
 from pipeline.store.processes import Process
 from pipeline.store.state import SetState
 from pipeline.store.storage import Storage
-from pipeline.store.versions import VersionLog, commit_path
+from pipeline.store.versions import VersionLog
 from tests.conftest import MakeMemory, unit
 from tests.store.seaweed import SeaweedFS
 from tests.store.untrusted import Outside, rewritten, up_to

@@ -14,9 +14,9 @@ from pipeline.errors import DamagedFile
 from pipeline.index.plan import IndexOptions
 from pipeline.store.files import FileRef
 from pipeline.store.findings import Finding
-from pipeline.store.segments import segment_folder
+from pipeline.store.layout import HINT, checkpoint_path, commit_path, segment_folder
 from pipeline.store.state import file_refs
-from pipeline.store.versions import CHECKPOINT_EVERY, HINT, VersionLog, checkpoint_path, commit_path
+from pipeline.store.versions import CHECKPOINT_EVERY, VersionLog
 from tests.conftest import ENCODER, IMAGE_SIZE, MakeMemory, unit
 from tests.images.pictures import write_assortment
 
