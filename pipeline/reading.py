@@ -9,7 +9,7 @@ used.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +19,8 @@ from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.decisions.evaluation import DEFAULT_KS
 from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
-from pipeline.errors import DamagedFile, SourceError, UsageError
-from pipeline.explanation import explanation_page, write_page
+from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UsageError
+from pipeline.explanation import write_page
 from pipeline.images.containers import Choice
 from pipeline.images.items import Item
 from pipeline.images.labels import Labels
@@ -30,16 +30,15 @@ from pipeline.index.choice import Table, read_table_of
 from pipeline.index.search import LiveEntries
 from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.snapshot import Snapshot
 from pipeline.store.digests import Digests, digests_in
 from pipeline.store.first_add import has_begun
 from pipeline.store.history import VersionSummary, history
-from pipeline.store.kept_values import read_kept
 from pipeline.store.labels import read_label_map
-from pipeline.store.originals import read_originals
 from pipeline.store.places import open_storage
 from pipeline.store.segments import PartMark
 from pipeline.store.state import State
-from pipeline.store.thumbnails import read_thumbnails
+from pipeline.store.steady import steady
 from pipeline.store.versions import VersionLog
 
 if TYPE_CHECKING:
@@ -53,6 +52,7 @@ if TYPE_CHECKING:
 SHOWN_CHARACTERS = 80
 
 Runner = Literal["here", "ray"]
+Result = TypeVar("Result")
 
 logger = plain_logger(__name__)
 
@@ -81,7 +81,7 @@ class Reader:
         Raises DamagedFile; also where only a shard is damaged, without which a question is answered all the same.
         """
         if state is None:
-            return self._reading(whole=True)[1]
+            return self._read(lambda snapshot: snapshot.live, whole=True)
         live = self._opened(state)
         if live.damaged:
             raise live.damaged[0]
@@ -153,9 +153,12 @@ class Reader:
         entries of which that expression holds are found (pipeline/index/where.py has its grammar).
         """
         asking.check_k(k)
-        state, live = self._reading(label_set, where)
-        vectors_QD, _ = self._vectors(images, embeddings, live)
-        return self._with_kept(state, asking.search(live, vectors_QD, k))
+
+        def search(snapshot: Snapshot) -> list[tuple[Neighbor, ...]]:
+            vectors_QD, _ = self._vectors(images, embeddings, snapshot.live)
+            return snapshot.with_kept(asking.search(snapshot.live, vectors_QD, k))
+
+        return self._read(search, label_set, where)
 
     def classify(
         self,
@@ -179,17 +182,20 @@ class Reader:
         no others.
         """
         options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
-        state, live = self._reading(label_set, where, options.assume)
-        vectors_QD, uris = self._vectors(images, embeddings, live)
-        digests = self._digests(state) if options.auto_balance else None
-        return asking.classify(live, vectors_QD, uris, options, state.version, digests)
+
+        def decide(snapshot: Snapshot) -> list[Decision]:
+            vectors_QD, uris = self._vectors(images, embeddings, snapshot.live)
+            digests = self._digests(snapshot.state) if options.auto_balance else None
+            return asking.classify(snapshot.live, vectors_QD, uris, options, snapshot.state.version, digests)
+
+        return self._read(decide, label_set, where, options.assume)
 
     def small_classes(self, label_set: str | None = None, where: str | None = None) -> tuple[SmallClass, ...]:
         """The classes that others outvote, being far smaller, unless it is asked with a balance; the smallest first.
 
         Counts the labels of all that is open, which a question has done already.
         """
-        _, live = self._reading(label_set, where)
+        live = self._snapshot(label_set, where).live
         return small_classes(dict(zip(live.labels, live.label_counts().tolist(), strict=True)))
 
     def classify_source(
@@ -222,7 +228,8 @@ class Reader:
 
         check_max_rejected(max_rejected)
         options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
-        state, live = self._reading(label_set, where, options.assume)
+        snapshot = self._snapshot(label_set, where, options.assume)
+        state, live = snapshot.state, snapshot.live
         asking.check_what_ifs(live, options)
         if options.auto_balance:  # found once, not for each part
             tau = asking.best_balance(live, k, options.rule, self._digests(state))
@@ -281,16 +288,11 @@ class Reader:
 
     def with_kept(self, decision: Decision) -> Decision:
         """A decision whose neighbours have the values of kept columns, read from their files."""
-        [neighbors] = self._with_kept(self.state(), [decision.neighbors])
-        return replace(decision, neighbors=neighbors)
+        return self._read(lambda snapshot: snapshot.decision_with_kept(decision), of=decision)
 
     def explanation_page(self, decision: Decision) -> str:
         """A decision as a self-contained HTML page: thumbnails kept with the entries, else made from their files."""
-        storage, state = self.log.storage, self.state()
-        ids = [neighbor.id for neighbor in decision.neighbors]
-        kept = read_thumbnails(storage, state, ids)
-        originals = read_originals(storage, state, [entry_id for entry_id in ids if entry_id not in kept])
-        return explanation_page(decision, self.uri, kept, originals)
+        return self._read(lambda snapshot: snapshot.page(decision), of=decision)
 
     def evaluate(
         self,
@@ -322,7 +324,8 @@ class Reader:
 
         check_list("ks", ks)
         check_list("votings", votings)
-        state, live = self._reading(label_set, where)
+        snapshot = self._snapshot(label_set, where)
+        state, live = snapshot.state, snapshot.live
         self._check_labelled(live)
         asked_labels = Labels(labels)
         choice = Choice(tuple(exclude_files), image_extension)
@@ -383,7 +386,8 @@ class Reader:
 
         With `where` of those entries that satisfy it.
         """
-        state, live = self._reading(label_set, where)
+        snapshot = self._snapshot(label_set, where)
+        state, live = snapshot.state, snapshot.live
         digests = self._digests(state)
         tau = asking.best_balance(live, max(ks), VotingRule(votings[0]), digests) if balance == "auto" else balance
         rule = _rule(votings[0], tau)
@@ -403,7 +407,8 @@ class Reader:
             state = State()
             live = LiveEntries.open(self.log.storage, state)
         else:
-            state, live = self._reading(whole=True)
+            snapshot = self._snapshot(whole=True)
+            state, live = snapshot.state, snapshot.live
         counts = live.label_counts()
         index = state.index
         return {
@@ -438,55 +443,75 @@ class Reader:
         found = [*under_way(self.log.storage, _taken(before))]
         return [add for add in found if add.segment not in _taken(self.log.newest())]
 
-    def _reading(
+    def _snapshot(
         self,
         label_set: str | None = None,
         where: str | None = None,
         assume: Mapping[int, str] | None = None,
         *,
         whole: bool = False,
-    ) -> tuple[State, LiveEntries]:
-        """The version that is read, with all that can be found in it under the labels of a label set, or assumed.
+    ) -> Snapshot:
+        """The version that is read, opened; for what reads nothing else of it, or tells of it if that has gone."""
 
-        With `where` what satisfies that expression. Where a shard is damaged the others are there, and a warning says
-        so, unless it has to be `whole` or none is left. Raises UnknownName, UsageError or DamagedFile.
+        def opened(snapshot: Snapshot) -> Snapshot:
+            assert snapshot.live is not None  # noqa: S101  # where it is opened, what has gone is noticed
+            return snapshot
+
+        return self._read(opened, label_set, where, assume, whole=whole)
+
+    def _read(
+        self,
+        read: Callable[[Snapshot], Result],
+        label_set: str | None = None,
+        where: str | None = None,
+        assume: Mapping[int, str] | None = None,
+        *,
+        whole: bool = False,
+        of: Decision | None = None,
+    ) -> Result:
+        """What `read` finds in one version: the one that is read, or that a decision is of while it is kept.
+
+        Args:
+            label_set: The entries have their labels in it; None as stored.
+            where: Only entries that satisfy this expression are there.
+            assume: Labels by ids, by which `where` goes.
+            whole: Where a shard is damaged nothing is read. Else the others are there, and a warning says so.
+
+        Raises:
+            UnknownName, UsageError, DamagedFile: Also where no shard is whole.
         """
-        state = self.state()
-        try:
-            live = self._live_in(label_set, state, where, assume)
-        except DamagedFile:  # or another process has erased entries or dropped versions since, and their files went
-            newer = self.state()
-            if newer.version == state.version:
-                raise
-            state, live = newer, self._live_in(label_set, newer, where, assume)
-        if live.damaged:
-            state = self.state()  # in which, as above, they may not be named any more
-            live = self._live_in(label_set, state, where, assume)
-        if live.damaged and (whole or not live.num_shards):
-            raise live.damaged[0]
-        for error in live.damaged:
+        damaged: list[DamagedFile] = []
+
+        def of_state(state: State) -> Result:
+            def opened() -> LiveEntries:
+                live = self._live_in(label_set, state, where, assume)
+                if live.damaged and (whole or not live.num_shards or state != self._state_of(of)):
+                    raise live.damaged[0]
+                damaged[:] = live.damaged
+                return live
+
+            return read(Snapshot(self.log.storage, state, opened))
+
+        found = steady(lambda: self._state_of(of), of_state)
+        for error in damaged:
             logger.warning("%s; the other shards answer", error)
-        return state, live
+        return found
+
+    def _state_of(self, decision: Decision | None) -> State:
+        """The version that is read, or that a decision is of while it is kept."""
+        state = self.state()
+        if decision is None or decision.version == state.version:
+            return state
+        try:
+            return self.log.at(decision.version)
+        except MemoryMissing:
+            return state
 
     def _digests(self, state: State) -> Digests:
         """Which bytes the entries of a version hold, read as far as it is asked for."""
         if self._digests_known is None or self._digests_known[0] != state:
             self._digests_known = state, Digests(self.log.storage, state)
         return self._digests_known[1]
-
-    def _with_kept(self, state: State, found: list[tuple[Neighbor, ...]]) -> list[tuple[Neighbor, ...]]:
-        """Neighbours with the values of kept columns."""
-        if not state.kept:
-            return found
-        ids = sorted({neighbor.id for neighbors in found for neighbor in neighbors})
-        try:
-            kept = read_kept(self.log.storage, state, ids)
-        except DamagedFile:  # or, as in _reading, their files went
-            newer = self.state()
-            if newer.version == state.version:
-                raise
-            kept = read_kept(self.log.storage, newer, ids)
-        return [tuple(replace(n, kept=kept.get(n.id, {})) for n in neighbors) for neighbors in found]
 
     def _live_in(
         self, label_set: str | None, state: State, where: str | None, assume: Mapping[int, str] | None

@@ -275,8 +275,9 @@ class VisualMemory(Reader):
             before = self.log.latest()
             chosen = forgetting.select(Catalogue(self.log, before), selection, self.uri)
         else:
-            before, live = self._reading(whole=True)
-            chosen = forgetting.select(live, selection, self.uri)
+            snapshot = self._snapshot(whole=True)
+            before = snapshot.state
+            chosen = forgetting.select(snapshot.live, selection, self.uri)
         facts, erasure = None, None
         if erase:
             facts, erasure = erase_entries(self.log, chosen, command, on_progress)
@@ -315,7 +316,8 @@ class VisualMemory(Reader):
 
         self._writable()
         selection = _selection(ids, uris, labels, datasets, file)
-        state, live = self._reading(whole=True)
+        snapshot = self._snapshot(whole=True)
+        state, live = snapshot.state, snapshot.live
         catalogue = Catalogue(self.log, state)
         chosen = forgetting.select(catalogue if erase else live, selection, self.uri)
         by_label, by_dataset = catalogue.counts_of(chosen)
@@ -343,7 +345,8 @@ class VisualMemory(Reader):
         check_list("ids", ids)
         given = None if label is None else str(label)
         correction = relabelling.Correction(ids, given, file, label_set, map)
-        state, live = self._reading(whole=True)
+        snapshot = self._snapshot(whole=True)
+        state, live = snapshot.state, snapshot.live
         live, report = relabelling.correct(self.log, state, live, correction, command)
         newest = self.log.latest()
         if newest.version == report.version:
@@ -442,7 +445,8 @@ class VisualMemory(Reader):
 
         Copies have next to the same vector, so that only the nearest entries are looked up: one search, and a file.
         """
-        state, live = self._reading()
+        snapshot = self._snapshot()
+        state, live = snapshot.state, snapshot.live
         if not live.blocks:
             return None
         found = live.search(entry.vector_D[None], COPIES_LOOKED_UP)
@@ -453,7 +457,8 @@ class VisualMemory(Reader):
     def _segment_of(self, plan: "AddPlan") -> Segment | None:
         """The segment that holds the one image of a plan, added with the same dataset and label, if any does."""
         [image] = plan.listing.images.to_pylist()
-        state, live = self._reading(whole=True)
+        snapshot = self._snapshot(whole=True)
+        state, live = snapshot.state, snapshot.live
         for entry_id in live.matching(uri=image["uri"]):
             if live.was_stored_as(entry_id, image["label"], plan.dataset):
                 number, _, _ = split_id(int(entry_id))

@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"pipeline.images", "pipeline.index"},
     {"pipeline.embeddings"},
     {"pipeline.edits", "pipeline.asking", "pipeline.explanation"},
-    {"pipeline.bulk"},
+    {"pipeline.bulk", "pipeline.snapshot"},
     {"pipeline.reading"},
     {"pipeline.visual_memory"},
     {"pipeline.serving"},

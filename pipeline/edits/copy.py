@@ -40,7 +40,7 @@ from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import AddSegment, AddSingles, SetState, State, file_refs
 from pipeline.store.storage import AlreadyExists, Storage, create_own
-from pipeline.store.versions import CHECKPOINT_EVERY, VersionLog
+from pipeline.store.versions import CHECKPOINT_EVERY, Kept, VersionLog
 
 THREADS = 8  # files on their way at once: most of the time is waiting for the two places
 CHUNK_BYTES = 1 << 20
@@ -164,15 +164,14 @@ class _Copier:
 
     def _brought_over(self) -> range:
         """Copy what there is, and again what changed under our hands, until nothing did."""
-        while True:
-            first, erasures = self._log.kept()[0], self._log.latest().erasures
-            try:
-                contents = self._contents()
-                if self._bring_over(contents):
-                    return contents.kept
-            except (DamagedFile, MemoryMissing):
-                if self._log.kept()[0] == first and self._log.latest().erasures == erasures:
-                    raise
+
+        def bring_over(_: Kept) -> range | None:
+            contents = self._contents()
+            return contents.kept if self._bring_over(contents) else None
+
+        while (kept := self._log.over_kept(bring_over)) is None:
+            pass
+        return kept
 
     def _bring_over(self, contents: _Contents) -> bool:
         """Whether all is there and readable; False when an erasure came in between."""

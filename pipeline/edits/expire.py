@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 
-from pipeline.errors import DamagedFile, MemoryMissing, UsageError
+from pipeline.errors import UsageError
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.erasure import refuse_unfinished
 from pipeline.store.garbage import Census, remove_garbage, take_census
@@ -97,13 +97,7 @@ def first_to_keep(log: VersionLog, keep: Keep) -> int:
 
 def _first(log: VersionLog, keep: Keep) -> State:
     """The state at the first version to be kept."""
-    start = log.kept()[0]
-    try:
-        return log.at(first_to_keep(log, keep))
-    except (DamagedFile, MemoryMissing):
-        if log.kept()[0] == start:
-            raise
-        return _first(log, keep)  # another process is dropping versions too
+    return log.over_kept(lambda _: log.at(first_to_keep(log, keep)))
 
 
 def check_keep(keep: Keep) -> None:

@@ -30,7 +30,7 @@ from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import read_table
 from pipeline.store.state import BreakLeases, State
 from pipeline.store.storage import Storage
-from pipeline.store.versions import Commit, VersionLog
+from pipeline.store.versions import Commit, Kept, VersionLog
 
 
 def finish_erasures(log: VersionLog, command: str = "verify --clean") -> int:
@@ -100,24 +100,21 @@ def finish(
 
 def _redact(log: VersionLog, plan: ErasurePlan, on_progress: OnProgress) -> int:
     redacted: set[int] = set()
-    while True:
+
+    def redact(_: Kept) -> None:
         kept = log.kept()
-        try:
-            for number in log.checkpoints():
-                checkpoint = log.read_checkpoint(number)
-                if (erased := plan.state(checkpoint)) != checkpoint:
-                    log.rewrite_checkpoint(erased)
-            for commit, without in _redactions(log, plan, kept):
-                on_progress(Progress("redacting", commit.version - kept[0], len(kept)))
-                if without != commit:
-                    log.rewrite(without)
-                    redacted.add(commit.version)
-        except DamagedFile:
-            if log.kept()[0] == kept[0]:
-                raise
-            # Another process is dropping old versions: what is left of them is gone through anew.
-        else:
-            return len(redacted)
+        for number in log.checkpoints():
+            checkpoint = log.read_checkpoint(number)
+            if (erased := plan.state(checkpoint)) != checkpoint:
+                log.rewrite_checkpoint(erased)
+        for commit, without in _redactions(log, plan, kept):
+            on_progress(Progress("redacting", commit.version - kept[0], len(kept)))
+            if without != commit:
+                log.rewrite(without)
+                redacted.add(commit.version)
+
+    log.over_kept(redact)
+    return len(redacted)
 
 
 def _redactions(log: VersionLog, plan: ErasurePlan, kept: range) -> Iterator[tuple[Commit, Commit]]:

@@ -8,7 +8,7 @@ its writer's lease standing, or a version naming it by the time versions are rea
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import DamagedFile, MemoryMissing
+from pipeline.errors import MemoryMissing
 from pipeline.store import segments
 from pipeline.store.layout import (
     DESCRIPTION,
@@ -25,7 +25,7 @@ from pipeline.store.layout import (
 )
 from pipeline.store.leases import LeaseRecord, live, standing
 from pipeline.store.state import AddSegment, AddSingles, BreakLeases, SetState, State, file_refs
-from pipeline.store.versions import Commit, VersionLog
+from pipeline.store.versions import Commit, Kept, VersionLog
 
 
 @dataclass(frozen=True)
@@ -136,15 +136,15 @@ def named_paths(log: VersionLog) -> set[str]:
 def _named(log: VersionLog, start: int | None) -> tuple[int, set[str], set[int]]:
     """The newest version, paths that the versions to be read need, and the numbers of the segments they hold."""
     try:
-        kept = log.kept()
+        log.kept()
     except MemoryMissing:
         return 0, {HINT}, set()
-    try:
+
+    def named_by(_: Kept) -> tuple[int, set[str], set[int]]:
+        kept = log.kept()
         return _named_by(log, kept if start is None else range(max(start, kept[0]), kept[-1] + 1))
-    except (DamagedFile, MemoryMissing):
-        if log.kept()[0] == kept[0]:
-            raise
-        return _named(log, start)  # older ones were dropped while they were read
+
+    return log.over_kept(named_by)
 
 
 def _named_by(log: VersionLog, kept: range) -> tuple[int, set[str], set[int]]:

@@ -1,10 +1,9 @@
 """What each version of a memory did: who committed it, when, by which command, and what became of the entries."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from pipeline.errors import DamagedFile, MemoryMissing, UsageError
+from pipeline.errors import MemoryMissing, UsageError
 from pipeline.store.state import (
     Action,
     AddSegment,
@@ -53,19 +52,9 @@ def history(log: VersionLog, at: int | None = None, limit: int | None = None) ->
     return [_summary(commit) for commit in _commits(log, first, last)][::-1]
 
 
-def _commits(log: VersionLog, first: int, last: int) -> Iterator[Commit]:
+def _commits(log: VersionLog, first: int, last: int) -> list[Commit]:
     """Commits in order; those that another process drops meanwhile are passed over."""
-    following = first
-    while following <= last:
-        try:
-            for commit in log.commits(range(following, last + 1)):
-                yield commit
-                following = commit.version + 1
-        except DamagedFile:
-            kept = log.kept()
-            if kept[0] <= following:
-                raise
-            following = kept[0]
+    return log.over_kept(lambda kept: [*log.commits(range(max(first, kept.first), last + 1))])
 
 
 def _summary(commit: Commit) -> VersionSummary:

@@ -17,6 +17,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, model_validator
@@ -45,6 +46,7 @@ from pipeline.store.layout import (
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import FORMAT
 from pipeline.store.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
+from pipeline.store.steady import steady
 from pipeline.store.storage import AlreadyExists, Storage, missing_file
 from pipeline.store.values import MAX_VERSION, Balance, Hexadecimal, VersionNumber
 
@@ -59,6 +61,7 @@ HEAD_BYTES = 512
 _NONCE = re.compile(rb'"nonce": ?"([0-9a-f]{1,64})"')
 
 Model = TypeVar("Model", bound=BaseModel)
+Result = TypeVar("Result")
 Prepare = Callable[[int, State], Sequence[Action]]
 
 
@@ -109,6 +112,14 @@ class _Written(BaseModel):
     format: int
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What others may change under whoever reads all versions: the first that is kept, and the erasures so far."""
+
+    first: int
+    erasures: tuple[str, ...]
+
+
 class VersionLog:
     """The versions of one memory."""
 
@@ -141,14 +152,9 @@ class VersionLog:
                 self._known, self._known_nonce = newer, newest_nonce or found
                 return newer
             self._known = self._known_nonce = None
-        newest = self.kept()[-1]
-        try:
-            nonce = self._nonce_if_there(newest)
-            self._known, self._known_nonce = self._folded_to(newest), nonce
-        except DamagedFile:
-            if newest in self.kept():
-                raise
-            return self.latest()  # it was dropped meanwhile, for there is a newer one
+        self._known, self._known_nonce = steady(
+            lambda: self.kept()[-1], lambda newest: (self._folded_to(newest), self._nonce_if_there(newest))
+        )
         return self._known
 
     def nonce_of(self, version: int) -> str:
@@ -164,17 +170,20 @@ class VersionLog:
         """The state at a version (None: the newest). Raises MemoryMissing, DamagedFile or FormatError."""
         if version is None:
             return self.latest()
-        kept = self.kept()
-        if version in kept:
-            try:
-                return self._folded_to(version)
-            except DamagedFile:
-                kept = self.kept()
-                if version in kept:
-                    raise
-        raise MemoryMissing(
-            f"the memory at {self.storage.uri} has no version {version}: it goes from {kept[0]} to {kept[-1]}"
-        )
+        wanted = version
+
+        def read(kept: range) -> State:
+            if wanted in kept:
+                return self._folded_to(wanted)
+            raise MemoryMissing(
+                f"the memory at {self.storage.uri} has no version {wanted}: it goes from {kept[0]} to {kept[-1]}"
+            )
+
+        return steady(self.kept, read)
+
+    def over_kept(self, read: Callable[["Kept"], Result]) -> Result:
+        """What `read` finds in all versions that are kept; anew where some were dropped or redacted meanwhile."""
+        return steady(lambda: Kept(self.kept()[0], self.latest().erasures), read)
 
     def kept(self) -> range:
         """The numbers of the versions that can be read. Raises MemoryMissing or DamagedFile."""
@@ -372,19 +381,14 @@ class VersionLog:
 
     def _folded_to(self, version: int) -> State:
         """The state at a version that is known to be kept."""
-        start = self._nearest_checkpoint(version)
-        while True:
-            try:
-                state = self._begun_at(start)
-                for commit in self.commits(range(start + 1, version + 1)):
-                    state = self._folded(state, commit)
-            except DamagedFile:
-                now = self._nearest_checkpoint(version)
-                if now == start:
-                    raise
-                start = now  # older versions were dropped meanwhile, the one begun at among them
-            else:
-                return state
+
+        def fold(start: int) -> State:
+            state = self._begun_at(start)
+            for commit in self.commits(range(start + 1, version + 1)):
+                state = self._folded(state, commit)
+            return state
+
+        return steady(lambda: self._nearest_checkpoint(version), fold)
 
     def _nearest_checkpoint(self, version: int) -> int:
         """The last version up to this one that has a checkpoint; 0 where none has."""
@@ -414,14 +418,9 @@ class VersionLog:
         return state.model_copy(update={"version": number})
 
     def _read_if_there(self, number: int) -> Commit | None:
-        if not self.storage.exists(commit_path(number)):
-            return None
-        try:
-            return self._read(number)
-        except DamagedFile:
-            if self.storage.exists(commit_path(number)):
-                raise
-            return None  # dropped in between
+        return steady(
+            lambda: self.storage.exists(commit_path(number)), lambda there: self._read(number) if there else None
+        )
 
     def _read(self, number: int) -> Commit:
         commit = self._parsed(commit_path(number), Commit)
