@@ -264,9 +264,10 @@ class VisualMemory(Reader):
         forgotten before; with `verify` the report holds a receipt of the proof.
         """
         from pipeline.edits.erase import erase as erase_entries
-        from pipeline.edits.everything import Catalogue, Everything, facts_of
+        from pipeline.edits.everything import Catalogue, facts_of
         from pipeline.edits.proof import prove
         from pipeline.edits.redact import finish_erasures
+        from pipeline.store.inventory import Inventory
 
         self._writable()
         selection = _selection(ids, uris, labels, datasets, file)
@@ -294,7 +295,7 @@ class VisualMemory(Reader):
         if not verify:
             return report
         newest = self.log.latest()
-        facts = facts or facts_of(self.log, Everything.of(self.log, newest.version), chosen)
+        facts = facts or facts_of(self.log, Inventory.of(self.log, last=newest.version), chosen)
         answers = asking.ask_about_forgotten(self.live(newest), facts.vectors_ND, facts.ids_N, newest.version)
         return replace(
             report, receipt=prove(self.log, newest, facts, selection.to_json(), answers, erasure, on_progress)

@@ -9,7 +9,6 @@ import hashlib
 import os
 import secrets
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 
@@ -20,6 +19,7 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.erasure import refuse_unfinished
 from pipeline.store.files import FileRef, checked_path, describe
+from pipeline.store.inventory import Inventory
 from pipeline.store.layout import (
     FOLDERS,
     GIVEN_UP,
@@ -38,7 +38,7 @@ from pipeline.store.layout import (
 )
 from pipeline.store.leases import Lease, live, standing
 from pipeline.store.schemas import FORMAT
-from pipeline.store.state import AddSegment, AddSingles, SetState, State, file_refs
+from pipeline.store.state import State
 from pipeline.store.storage import AlreadyExists, Storage, create_own
 from pipeline.store.versions import CHECKPOINT_EVERY, Kept, VersionLog
 
@@ -199,13 +199,8 @@ class _Copier:
         refuse_unfinished(self._source)
         erasures = self._log.latest().erasures
         kept = self._log.kept()
-        start = self._log.at(kept[0])
-        files = {file.path: file for file in file_refs(start)}
-        committed = {segment.number for segment in start.segments}
-        for commit in self._log.commits(kept):
-            for action in commit.actions:
-                files |= {file.path: file for file in file_refs(action)}
-                committed |= set(_segments(action))
+        inventory = Inventory.of(self._log, kept[0], kept[-1])
+        committed = inventory.segments
         there = self._source.walk(SEGMENTS)
         reserved = segments.reserved(self._source)
         marks = [segment_folder(n) + name for n in reserved for name in UNNAMED_OF_A_SEGMENT]
@@ -213,7 +208,7 @@ class _Copier:
         done = tuple(marks_folder(segment_folder(number)) for number in committed)
         small += [path for path in there if path.startswith(done) and not is_aside(path)]
         given_up = tuple(number for number in reserved if number not in committed)
-        return _Contents(kept, erasures, files, tuple(small), given_up)
+        return _Contents(kept, erasures, inventory.files, tuple(small), given_up)
 
     def _copy_files(self, files: list[FileRef]) -> None:
         there = self._target.walk()
@@ -275,14 +270,3 @@ class _Copier:
                 self._copied.rewrite_checkpoint(newest)
         self._target.replace(HINT, str(newest.version).encode())
         self._target.delete([UNFINISHED_COPY])
-
-
-def _segments(action: object) -> Iterator[int]:
-    """The numbers of the segments that an action commits."""
-    match action:
-        case AddSegment():
-            yield action.segment.number
-        case AddSingles():
-            yield action.segment
-        case SetState():
-            yield from (segment.number for segment in action.state.segments)

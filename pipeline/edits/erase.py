@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.edits.everything import Duplicate, Everything, Facts, facts_of, may_hold
+from pipeline.edits.everything import Duplicate, Facts, facts_of, may_hold
 from pipeline.edits.redact import finish, finish_erasures
 from pipeline.errors import CommitConflict, VisualMemoryError
 from pipeline.index.shards import shard_ids, without_entries
@@ -21,11 +21,22 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.erasure import ErasurePlan, Rewritten
 from pipeline.store.files import FileRef, RowsFile, describe
 from pipeline.store.garbage import remove_garbage, take_census
-from pipeline.store.layout import INDEX, folder_at_the_top, is_build, rewritten_path, rewritten_shard_folder, rows_in
+from pipeline.store.inventory import Inventory
+from pipeline.store.layout import (
+    INDEX,
+    Kind,
+    folder_at_the_top,
+    is_build,
+    kind_of,
+    rewritten_path,
+    rewritten_shard_folder,
+)
 from pipeline.store.leases import Lease
 from pipeline.store.schemas import read_table, write_rows, write_table
 from pipeline.store.state import Index, SetState, Shard, State, file_refs
 from pipeline.store.versions import VersionLog
+
+WITH_IDS: tuple[Kind, ...] = ("entries", "plan", "rejected", "thumbnails", "offsets", "tombstones", "labels")
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class _Eraser:
         self._progress = on_progress
         self._ids_N = np.unique(ids_N)
         self._ids = pa.array(self._ids_N)
-        self._all = Everything()
+        self._all = Inventory()
         self._seen: set[str] = set()
         self._compared: set[str] = set()
         self._sound: set[str] = set()
@@ -109,7 +120,7 @@ class _Eraser:
 
     def gather(self, state: State) -> None:
         """Read what the entries are, and which of their uris nothing else has."""
-        self._all.look(self._log, state.version)
+        self._all.walk(self._log, last=state.version)
         self.facts = facts_of(self._log, self._all, self._ids_N)
         if len(self.facts.ids_N) < len(self._ids_N):
             raise CommitConflict(
@@ -121,10 +132,9 @@ class _Eraser:
     def prepared(self, now: State) -> State:
         """The state to commit, every file of it that held something written anew, and the plan that says so."""
         self.is_prepared = False
-        self._all.look(self._log, now.version)
+        self._all.walk(self._log, last=now.version)
         self._compare()  # what others added meanwhile may have a uri that was the erased entries' alone
-        rows = ("entries", "plan", "rejected", "thumbnails", "offsets", "tombstones", "labels")
-        todo = [file for file in self._all.of_kind(*rows) if file.path not in self._seen]
+        todo = [file for file in self._all.of_kind(*WITH_IDS) if file.path not in self._seen]
         for done, file in enumerate(todo):
             self._progress(Progress("rewriting", done, len(todo)))
             self._seen.add(file.path)
@@ -168,7 +178,7 @@ class _Eraser:
 
     def _rewritten(self, file: FileRef) -> Rewritten | None:
         """The file without what is erased, or None when it holds nothing of it."""
-        kind = rows_in(file.path)
+        kind = kind_of(file.path)
         by_uri = kind in ("plan", "rejected") and self.plan.uris
         if not by_uri and not may_hold(file, self._ids_N):
             return None

@@ -9,61 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store.files import FileRef, RowsFile
+from pipeline.store.inventory import Inventory
 from pipeline.store.kept import FIXED, as_text
 from pipeline.store.labels import newest_labels, read_label_rows
-from pipeline.store.layout import rows_in
 from pipeline.store.schemas import embedding_matrix, read_table
-from pipeline.store.state import AddSingles, SetIndex, SetState, Shard, Single, State, file_refs
+from pipeline.store.state import State
 from pipeline.store.versions import VersionLog
-
-
-@dataclass
-class Everything:
-    """All that any version to be read holds: files by path, shards by the path of their ids, single adds by id.
-
-    `quantizers` are trained indexes by path, with the shards (by the path of their ids) that were populated from each.
-    """
-
-    files: dict[str, FileRef] = field(default_factory=dict)
-    shards: dict[str, Shard] = field(default_factory=dict)
-    quantizers: dict[str, tuple[FileRef, set[str]]] = field(default_factory=dict)
-    singles: dict[int, Single] = field(default_factory=dict)
-    version: int = 0
-
-    @classmethod
-    def of(cls, log: VersionLog, upto: int) -> "Everything":
-        """What the versions up to one hold."""
-        everything = cls()
-        everything.look(log, upto)
-        return everything
-
-    def look(self, log: VersionLog, upto: int) -> None:
-        """Take in the versions that came since, up to one."""
-        kept = log.kept()
-        if not self.version:
-            self._note(log.at(kept[0]))
-        for commit in log.commits(range(max(self.version + 1, kept[0]), upto + 1)):
-            for action in commit.actions:
-                self._note(action)
-        self.version = upto
-
-    def of_kind(self, *kinds: str) -> list[FileRef]:
-        return [file for path, file in self.files.items() if rows_in(path) in kinds]
-
-    def _note(self, part: object) -> None:
-        for file in file_refs(part):
-            self.files[file.path] = file
-        if isinstance(part, SetState):
-            part = part.state
-        if isinstance(part, AddSingles | State):
-            singles = part.entries if isinstance(part, AddSingles) else part.pending
-            self.singles |= {single.id: single for single in singles}
-        if isinstance(part, SetIndex | State) and part.index is not None:
-            shards = {shard.ids.path: shard for shard in part.index.shards}
-            self.shards |= shards
-            if part.index.trained is not None:
-                file = part.index.trained
-                self.quantizers.setdefault(file.path, (file, set()))[1].update(shards)
 
 
 @dataclass(frozen=True)
@@ -91,12 +42,12 @@ class Facts:
     kept: Mapping[str, set[str]] = field(default_factory=dict)
 
 
-def facts_of(log: VersionLog, everything: Everything, ids_N: np.ndarray) -> Facts:
+def facts_of(log: VersionLog, inventory: Inventory, ids_N: np.ndarray) -> Facts:
     """What some entries are (ids int64 [N] ascending), from the versions looked at. Raises DamagedFile."""
     wanted = pa.array(ids_N)
     found: dict[int, tuple[str, str, str | None, str, np.ndarray]] = {}
     kept: dict[str, set[str]] = {}
-    for file in everything.of_kind("entries"):
+    for file in inventory.of_kind("entries"):
         if not may_hold(file, ids_N):
             continue
         table = read_table(log.storage, file)
@@ -106,7 +57,7 @@ def facts_of(log: VersionLog, everything: Everything, ids_N: np.ndarray) -> Fact
         columns = [table.column(name).to_pylist() for name in ("id", "uri", "sha256", "label", "dataset")]
         for entry, vector in zip(zip(*columns, strict=True), embedding_matrix(table.column("embedding")), strict=True):
             found[entry[0]] = (*entry[1:], vector.copy())
-    for single in (everything.singles[i] for i in ids_N.tolist() if i in everything.singles):
+    for single in (inventory.singles[i] for i in ids_N.tolist() if i in inventory.singles):
         vector_D = np.frombuffer(base64.b64decode(single.embedding), "<f2")
         found[single.id] = (single.uri, single.sha256, single.label, single.dataset, vector_D)
     known = {entry_id: found[entry_id] for entry_id in ids_N.tolist() if entry_id in found}
@@ -128,11 +79,11 @@ class Catalogue:
     """What every entry of every version is called: by its newest label, forgotten or not."""
 
     def __init__(self, log: VersionLog, state: State) -> None:
-        everything = Everything.of(log, state.version)
+        inventory = Inventory.of(log, last=state.version)
         columns = ["id", "uri", "label", "dataset"]
-        singles = list(everything.singles.values())
+        singles = list(inventory.singles.values())
         inline = {name: pa.array([getattr(s, name) for s in singles], _TYPES[name]) for name in columns}
-        files = everything.of_kind("entries")
+        files = inventory.of_kind("entries")
         tables = [read_table(log.storage, file, columns).replace_schema_metadata() for file in files]
         schema = pa.schema(list(_TYPES.items()))
         rows = pa.concat_tables([pa.table(inline), *(table.cast(schema) for table in tables)])

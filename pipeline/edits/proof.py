@@ -20,15 +20,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.edits.erase import ErasureReport
-from pipeline.edits.everything import Duplicate, Everything, Facts
+from pipeline.edits.everything import Duplicate, Facts
 from pipeline.edits.receipt import Found, Receipt
 from pipeline.edits.redact import working_on_erased
 from pipeline.errors import DamagedFile
 from pipeline.index.vector_bytes import VectorSearch, quantizer_holds
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.files import UNREADABLE
+from pipeline.store.inventory import Inventory
 from pipeline.store.kept import as_text, type_of
-from pipeline.store.layout import rows_in
+from pipeline.store.layout import kind_of
 from pipeline.store.leases import live, standing
 from pipeline.store.schemas import embedding_matrix
 from pipeline.store.singles import encoded_vector, vectors_of_singles
@@ -53,8 +54,8 @@ def prove(
     """
     files = log.storage.walk()
     traces = _Traces(log, state, erased)
-    traces.note_duplicates([path for path in files if rows_in(path) == "entries"])
-    traces.note_kept_by_others([path for path in files if rows_in(path) in ("entries", "plan")])
+    traces.note_duplicates([path for path in files if kind_of(path) == "entries"])
+    traces.note_kept_by_others([path for path in files if kind_of(path) in ("entries", "plan")])
     for done, path in enumerate(sorted(files)):
         on_progress(Progress("proving", done, len(files)))
         traces.look_into(path)
@@ -106,7 +107,7 @@ class _Traces:
         own_uris, own_hashes = set(self._uris), set(self._hashes)
         own_N = np.ones(len(self._erased.ids_N), bool)
         search = VectorSearch(self._erased.vectors_ND)
-        singles = Everything.of(self._log, self._state.version).singles.values()
+        singles = Inventory.of(self._log, last=self._state.version).singles.values()
         others = [(s.id, s.uri, s.sha256, vectors_of_singles([s], -1)[0].tobytes()) for s in singles]
         for table in filter(None, map(self._table_in, paths)):
             others += self._like_erased(table, search)

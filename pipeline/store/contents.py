@@ -11,13 +11,12 @@ import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel
 
 from pipeline.errors import DamagedFile, MissingFile, NotPermitted
 from pipeline.progress import OnProgress, Progress
@@ -25,8 +24,9 @@ from pipeline.store.chain import Chain
 from pipeline.store.counterparts import PlanRows, ShardSides
 from pipeline.store.files import UNREADABLE, FileRef, RowsFile
 from pipeline.store.findings import Finding, damage, unread
-from pipeline.store.identity import Identity
+from pipeline.store.inventory import Inventory
 from pipeline.store.kept import KeptColumn, kept_in
+from pipeline.store.layout import Kind, kind_of
 from pipeline.store.schemas import (
     LABEL_MAP,
     LABELS,
@@ -38,7 +38,6 @@ from pipeline.store.schemas import (
     embedding_matrix,
     entries_schema,
 )
-from pipeline.store.state import Segment, Shard
 from pipeline.store.storage import Storage
 
 THREADS = 3  # hashing and reading let go of the interpreter; more would hold more files in memory
@@ -55,38 +54,7 @@ _SCHEMAS = {
     "labels": LABELS,
     "map": LABEL_MAP,
 }
-_KINDS = {
-    ("Segment", "plan"): "plan",
-    ("Segment", "entries"): "entries",
-    ("FoldSingles", "files"): "entries",
-    ("FoldSingles", "thumbnails"): "thumbnails",
-    ("FoldSingles", "offsets"): "offsets",
-    ("State", "packs"): "entries",
-    ("Segment", "rejected"): "rejected",
-    ("Segment", "thumbnails"): "thumbnails",
-    ("Segment", "offsets"): "offsets",
-    ("Forget", "tombstones"): "tombstones",
-    ("State", "tombstones"): "tombstones",
-    ("Relabel", "labels"): "labels",
-    ("State", "labels"): "labels",
-    ("LabelSet", "map"): "map",
-    ("Shard", "ids"): "shard ids",
-    ("Shard", "labels"): "shard labels",
-    ("Shard", "vectors"): "shard vectors",
-    ("Shard", "entries"): "shard entries",
-}
 _OF_THE_IDENTITY = {"entries", "shard vectors"}  # only who knows the encoder knows what these should hold
-
-
-@dataclass
-class Named:
-    """What the versions name: files by path with their kind, the plans of each segment, and the shards."""
-
-    files: dict[str, tuple[FileRef, str]] = field(default_factory=dict)
-    plans: dict[int, set[str]] = field(default_factory=dict)
-    shards: dict[str, Shard] = field(default_factory=dict)
-    identity: Identity | None = None
-    findings: list[Finding] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -101,48 +69,26 @@ class Facts:
     kept: tuple[KeptColumn, ...] = ()
 
 
-def named_by(chain: Chain) -> Named:
-    """Everything that the commits and checkpoints that can be read name."""
-    named = Named()
-    for state in chain.checkpoints.values():
-        _note(named, state)
-    for commit in chain.commits.values():
+def inventory_of(chain: Chain) -> Inventory:
+    """What the commits and checkpoints that can be read name."""
+    inventory = Inventory()
+    for version, state in chain.checkpoints.items():
+        inventory.add(state, version)
+    for version, commit in chain.commits.items():
         for action in commit.actions:
-            _note(named, action)
-    return named
-
-
-def _note(named: Named, part: object) -> None:
-    if isinstance(part, Identity):
-        named.identity = part
-    elif isinstance(part, BaseModel):
-        if isinstance(part, Segment) and part.plan is not None:
-            named.plans.setdefault(part.number, set()).add(part.plan.path)
-        elif isinstance(part, Shard):
-            named.shards[part.ids.path] = part
-        for name, value in part:
-            for file in value if isinstance(value, tuple) else (value,):
-                if isinstance(file, FileRef):
-                    _note_file(named, file, _KINDS.get((type(part).__name__, name), "other"))
-                elif isinstance(file, BaseModel):
-                    _note(named, file)
-
-
-def _note_file(named: Named, file: FileRef, kind: str) -> None:
-    known, _ = named.files.setdefault(file.path, (file, kind))
-    if known != file:
-        named.findings.append(damage(file.path, "is described in two ways by two versions"))
+            inventory.add(action, version)
+    return inventory
 
 
 class Contents:
-    """Reads what `named` lists; `facts` are known afterwards of each file with ids that is whole."""
+    """Reads what an inventory lists; `facts` are known afterwards of each file with ids that is whole."""
 
-    def __init__(self, storage: Storage, named: Named) -> None:
+    def __init__(self, storage: Storage, inventory: Inventory) -> None:
         self._storage = storage
-        self._named = named
-        self._schema = entries_schema(named.identity) if named.identity else None
+        self._inventory = inventory
+        self._schema = entries_schema(inventory.identity) if inventory.identity else None
         self._open_plan = functools.lru_cache(PLANS_OPEN)(self._opened_plan)
-        self._shards = [ShardSides(shard) for shard in named.shards.values()]
+        self._shards = [ShardSides(shard) for shard in inventory.shards.values()]
         self._sides = {
             file.path: shard
             for shard in self._shards
@@ -155,8 +101,8 @@ class Contents:
 
     def read(self, on_progress: OnProgress) -> Iterator[Finding]:
         """Read every file, those that others are compared with first. Yields what is wrong with each."""
-        files = sorted(self._named.files.values(), key=lambda each: each[0].path)
-        first = [kind == "plan" or file.path in self._sides for file, kind in files]
+        files = sorted(self._inventory.files.values(), key=lambda file: file.path)
+        first = [kind_of(file.path) == "plan" or file.path in self._sides for file in files]
         waves = [list(itertools.compress(files, first)), list(itertools.compress(files, (not each for each in first)))]
         done = 0
         with ThreadPoolExecutor(THREADS) as pool:
@@ -166,8 +112,7 @@ class Contents:
                     done += 1
                     on_progress(Progress("verifying files", done, len(files)))
 
-    def _checked(self, each: tuple[FileRef, str]) -> list[Finding]:
-        file, kind = each
+    def _checked(self, file: FileRef) -> list[Finding]:
         try:
             data = self._data(file)
             if hashlib.sha256(memoryview(data)).hexdigest() != file.sha256:
@@ -179,7 +124,7 @@ class Contents:
             self.broken.add(file.path)
             return [damage(file.path, "is missing" if isinstance(error, MissingFile) else str(error))]
         try:
-            return list(self._findings(file, kind, data))
+            return list(self._findings(file, kind_of(file.path), data))
         except UNREADABLE as error:
             self.broken.add(file.path)
             return [damage(file.path, f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")]
@@ -196,7 +141,7 @@ class Contents:
             raise DamagedFile(f"has {found:,} bytes where {file.num_bytes:,} were written")
         return data
 
-    def _findings(self, file: FileRef, kind: str, data: pa.Buffer) -> Iterator[Finding]:
+    def _findings(self, file: FileRef, kind: Kind, data: pa.Buffer) -> Iterator[Finding]:
         if self._schema is None and kind in _OF_THE_IDENTITY:
             return  # the version that tells it cannot be read, which is said of that version
         if file.path in self._sides:
@@ -270,12 +215,12 @@ class Contents:
 
     def _against_plans(self, table: pa.Table, ids_N: np.ndarray, columns: list[str]) -> Iterator[str]:
         for number in np.unique(ids_N >> 39).tolist():
-            for path in self._named.plans.get(number, ()):
+            for path in self._inventory.plans.get(number, ()):
                 if path in self.facts:
                     yield from self._open_plan(path).differences(table, ids_N, columns)
 
     def _opened_plan(self, path: str) -> PlanRows:
-        file, _ = self._named.files[path]
+        file = self._inventory.files[path]
         return PlanRows(self._data(file), self.facts[path].ids_N)
 
     def _read_side(self, file: FileRef, kind: str, data: pa.Buffer, side: ShardSides) -> Iterator[str]:
@@ -288,7 +233,8 @@ class Contents:
                 yield "has ids that do not ascend"
                 side.ids_N = None
         elif kind == "shard vectors":
-            dimension = self._named.identity.dimension if self._named.identity else 0
+            identity = self._inventory.identity
+            dimension = identity.dimension if identity else 0
             side.vectors_ND = np.frombuffer(data, np.float16).reshape(-1, dimension)
             rows = len(side.vectors_ND)
         elif kind == "shard labels":

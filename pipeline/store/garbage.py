@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pipeline.errors import MemoryMissing
 from pipeline.store import segments
+from pipeline.store.inventory import Inventory
 from pipeline.store.layout import (
     DESCRIPTION,
     FOLDERS,
@@ -24,8 +25,8 @@ from pipeline.store.layout import (
     segment_folder,
 )
 from pipeline.store.leases import LeaseRecord, live, standing
-from pipeline.store.state import AddSegment, AddSingles, BreakLeases, SetState, State, file_refs
-from pipeline.store.versions import Commit, Kept, VersionLog
+from pipeline.store.state import BreakLeases
+from pipeline.store.versions import Kept, VersionLog
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def take_census(log: VersionLog, first: int | None = None) -> Census:
     leases = standing(storage)
     working = live(storage, leases)
     abandoned = set(storage.abandoned())
-    version, named, committed = _named(log, first)
+    inventory, named = _named(log, first)
+    version, committed = inventory.version, inventory.segments
     reserved = segments.reserved(storage)
     ours = {path for path in files if folder_at_the_top(path) in FOLDERS}
     kept_marks = {number for number in reserved if number in committed}
@@ -122,9 +124,7 @@ def _claimed_since(log: VersionLog, census: Census, paths: Sequence[str]) -> set
     claimed = {path for path in paths if any(record.covers(path) for record in leases)}
     newest = log.newest()
     if newest is not None and newest.version > census.version:
-        for commit in log.commits(range(max(census.version + 1, log.kept()[0]), newest.version + 1)):
-            _note_commit(commit, claimed, set())
-        _note_state(newest, claimed, set())
+        claimed |= log.over_kept(lambda kept: Inventory.of(log, max(census.version + 1, kept.first))).files.keys()
     return claimed
 
 
@@ -133,46 +133,18 @@ def named_paths(log: VersionLog) -> set[str]:
     return _named(log, None)[1]
 
 
-def _named(log: VersionLog, start: int | None) -> tuple[int, set[str], set[int]]:
-    """The newest version, paths that the versions to be read need, and the numbers of the segments they hold."""
+def _named(log: VersionLog, start: int | None) -> tuple[Inventory, set[str]]:
+    """What the versions to be read hold, and every path that they need, their own included."""
     try:
         log.kept()
     except MemoryMissing:
-        return 0, {HINT}, set()
+        return Inventory(), {HINT}
 
-    def named_by(_: Kept) -> tuple[int, set[str], set[int]]:
-        kept = log.kept()
-        return _named_by(log, kept if start is None else range(max(start, kept[0]), kept[-1] + 1))
+    def look(kept: Kept) -> tuple[Inventory, set[str]]:
+        inventory = Inventory.of(log, start)
+        first = max(start or 0, kept.first)
+        named = {HINT, *inventory.files, *map(commit_path, range(first, inventory.version + 1))}
+        named |= {checkpoint_path(number) for number in log.checkpoints() if number >= first}
+        return inventory, named | set(map(erasure_path, log.latest().erasures))
 
-    return log.over_kept(named_by)
-
-
-def _named_by(log: VersionLog, kept: range) -> tuple[int, set[str], set[int]]:
-    named: set[str] = {HINT}
-    committed: set[int] = set()
-    first: State | None = None
-    for commit in log.commits(kept):
-        if first is None:
-            first = log.at(commit.version)
-            _note_state(first, named, committed)
-        _note_commit(commit, named, committed)
-    named |= {checkpoint_path(number) for number in log.checkpoints() if number >= kept[0]}
-    named |= {erasure_path(nonce) for nonce in log.latest().erasures}
-    return kept[-1], named, committed
-
-
-def _note_commit(commit: Commit, named: set[str], committed: set[int]) -> None:
-    named.add(commit_path(commit.version))
-    for action in commit.actions:
-        named |= {file.path for file in file_refs(action)}
-        if isinstance(action, AddSegment):
-            committed.add(action.segment.number)
-        elif isinstance(action, AddSingles):
-            committed.add(action.segment)
-        elif isinstance(action, SetState):
-            _note_state(action.state, named, committed)
-
-
-def _note_state(state: State, named: set[str], committed: set[int]) -> None:
-    named |= {file.path for file in file_refs(state)}
-    committed |= {segment.number for segment in state.segments}
+    return log.over_kept(look)

@@ -6,6 +6,7 @@ closing slash, so that it can stand before a name and be compared as a prefix.
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from pipeline.store.values import MAX_SEGMENT, MAX_VERSION
 
@@ -44,6 +45,37 @@ ROWS_OF_A_JOB = ("decisions", "rejected")
 IDS_FILE, LABELS_FILE, VECTORS_FILE, ENTRIES_FILE = "ids.npy", "labels.npy", "vectors.f16", "entries.arrow"
 FAISS_FILE, SAMPLE_FILE = "index.faiss", "sample.f16"
 BUILD_BEGUN = "begun.json"
+
+_HELD, _MAP = ".held.npy", ".map.parquet"
+
+Kind = Literal[
+    "entries",
+    "plan",
+    "rejected",
+    "thumbnails",
+    "offsets",
+    "tombstones",
+    "labels",
+    "map",
+    "shard ids",
+    "shard labels",
+    "shard vectors",
+    "shard entries",
+    "other",
+]
+_OF_A_SEGMENT: dict[str, Kind] = {
+    "entries": "entries",
+    "plan": "plan",
+    "rejected": "rejected",
+    "thumbnails": "thumbnails",
+    "offsets": "offsets",
+}
+_OF_A_SHARD: dict[str, Kind] = {
+    IDS_FILE: "shard ids",
+    LABELS_FILE: "shard labels",
+    VECTORS_FILE: "shard vectors",
+    ENTRIES_FILE: "shard entries",
+}
 
 _VERSION = re.compile(r"(?P<number>[0-9]{20})(?P<checkpoint>\.checkpoint)?\.json")
 _SEGMENT = re.compile(r"segments/(?P<number>[0-9]{8})/(?P<inside>.*)", re.DOTALL)
@@ -129,7 +161,7 @@ def containers_path(folder: str, nonce: str) -> str:
 
 def held_path(folder: str, nonce: str) -> str:
     """The digests that the memory held when an add was planned."""
-    return f"{folder}plan/{nonce}.held.npy"
+    return f"{folder}plan/{nonce}{_HELD}"
 
 
 def rows_path(folder: str, kind: str, part: int, attempt: str) -> str:
@@ -192,7 +224,7 @@ def overlay_path(folder: str, version: int, nonce: str) -> str:
 
 def map_path(version: int, nonce: str) -> str:
     """The map of a label set written at a version."""
-    return f"{LABELS_FOLDER}/{version:020d}-{nonce}.map.parquet"
+    return f"{LABELS_FOLDER}/{version:020d}-{nonce}{_MAP}"
 
 
 def weights_path(sha256: str) -> str:
@@ -286,20 +318,22 @@ def folder_at_the_top(path: str) -> str:
     return path.partition("/")[0]
 
 
-def rows_in(path: str) -> str:
-    """Which rows a file holds: entries, plan, rejected, thumbnails, offsets, tombstones, labels, map; else its folder.
-
-    Raises ValueError for a path that is no place for a file.
-    """
-    top = folder_at_the_top(path)
+def kind_of(path: str) -> Kind:
+    """What a file holds, by where it lies; "other" where nothing here says."""
+    top, name = folder_at_the_top(path), path.rpartition("/")[2]
     if top == PACKS:
         return "entries"
     if top == SEGMENTS:
         inside = in_segment(path)
-        if inside is None:
-            raise ValueError(f"{path} is no place for a file of a segment")
-        return folder_at_the_top(inside.inside)
-    return "map" if path.endswith(".map.parquet") else top
+        folder = folder_at_the_top(inside.inside) if inside else ""
+        return "other" if name.endswith(_HELD) else _OF_A_SEGMENT.get(folder, "other")
+    if top == LABELS_FOLDER:
+        return "map" if path.endswith(_MAP) else "labels"
+    if top == TOMBSTONES_FOLDER:
+        return "tombstones"
+    if top == INDEX and "/shards/" in path:
+        return _OF_A_SHARD.get(name, "other")
+    return "other"
 
 
 def way_out(path: str) -> str:

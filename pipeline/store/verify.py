@@ -12,7 +12,7 @@ from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.agreement import Agreement
 from pipeline.store.chain import Chain, check_hint, check_steps, read_chain
-from pipeline.store.contents import Contents, named_by
+from pipeline.store.contents import Contents, inventory_of
 from pipeline.store.findings import CLEAN, RESTORE, Finding, damage, unread
 from pipeline.store.garbage import Census, take_census
 from pipeline.store.layout import DESCRIPTION, VERSIONS, folder_at_the_top, segment_folder
@@ -71,16 +71,17 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
     try:
         chain = read_chain(log)
     except FirstAddUnfinished:
-        findings, named, broken = first_add_contents(log.storage, on_progress)
-        num_bytes = sum(file.num_bytes for file, _ in named.files.values())
-        dimension = named.identity.dimension if named.identity else 0
-        files = len(named.files)
+        findings, inventory, broken = first_add_contents(log.storage, on_progress)
+        num_bytes = sum(file.num_bytes for file in inventory.files.values())
+        dimension = inventory.identity.dimension if inventory.identity else 0
+        files = len(inventory.files)
         return Verification(tuple(findings), 0, 0, files, num_bytes, 0, (), dimension, frozenset(broken))
     plans |= read_plans(log.storage)  # of one that was committed meanwhile
     chain = carried_out(chain, (plan for plan in plans.values() if not isinstance(plan, Finding)))
-    named = named_by(chain)
-    contents = Contents(log.storage, named)
-    findings = [*chain.findings, *check_steps(chain), *check_hint(log, chain), *named.findings]
+    inventory = inventory_of(chain)
+    contents = Contents(log.storage, inventory)
+    findings = [*chain.findings, *check_steps(chain), *check_hint(log, chain)]
+    findings += [damage(path, "is described in two ways by two versions") for path in inventory.contradicted]
     findings += _with_way_out(contents.read(on_progress), chain)
     agreement = Agreement(contents.facts)
     for step in chain.steps():
@@ -110,11 +111,11 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
         findings=tuple(dict.fromkeys(findings)),
         version=chain.newest,
         versions=chain.newest - chain.first + 1,
-        files=len(named.files) + len(chain.commits) + len(chain.checkpoints),
-        num_bytes=version_bytes + sum(file.num_bytes for file, _ in named.files.values()),
+        files=len(inventory.files) + len(chain.commits) + len(chain.checkpoints),
+        num_bytes=version_bytes + sum(file.num_bytes for file in inventory.files.values()),
         garbage_bytes=garbage_bytes,
         indexes=_indexes(chain),
-        dimension=named.identity.dimension if named.identity else 0,
+        dimension=inventory.identity.dimension if inventory.identity else 0,
         broken=frozenset(contents.broken),
     )
 
@@ -136,7 +137,8 @@ def _still_true(log: VersionLog, findings: list[Finding]) -> list[Finding]:
     plans = read_plans(log.storage)
     now = read_chain(log)
     plans |= read_plans(log.storage)
-    named = named_by(carried_out(now, (plan for plan in plans.values() if not isinstance(plan, Finding)))).files
+    carried = carried_out(now, (plan for plan in plans.values() if not isinstance(plan, Finding)))
+    named = inventory_of(carried).files
     versions = {f"{VERSIONS}/{name}" for name in log.storage.list(VERSIONS)} | {f.path for f in now.findings}
 
     def counts(finding: Finding) -> bool:

@@ -16,11 +16,12 @@ from PIL import Image
 
 from pipeline import VisualMemory
 from pipeline.edits import compact, singles
-from pipeline.edits.everything import Everything, facts_of
+from pipeline.edits.everything import facts_of
 from pipeline.edits.fold import fold_singles
 from pipeline.store import singles as stored_singles
 from pipeline.store.agreement import Agreement
 from pipeline.store.contents import Facts
+from pipeline.store.inventory import Inventory
 from pipeline.store.state import State
 from pipeline.store.thumbnails import read_thumbnails
 
@@ -154,7 +155,7 @@ def test_erasing_takes_the_thumbnails_wherever_they_lie(
     pictures = kept(memory, ids)
     assert all(files_with(memory.uri, jpeg) for jpeg in pictures.values()), "what is looked for can be found"
     version = memory.log.latest().version
-    facts = facts_of(memory.log, Everything.of(memory.log, version), np.array(sorted(doomed)))
+    facts = facts_of(memory.log, Inventory.of(memory.log, last=version), np.array(sorted(doomed)))
     report = memory.forget(ids=doomed, erase=True, verify=True)
     assert report.receipt is not None
     assert report.receipt.proven
