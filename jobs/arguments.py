@@ -2,11 +2,12 @@
 
 import contextvars
 import datetime
+import inspect
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -178,3 +179,44 @@ Where = Annotated[
 AbstainBelow = Annotated[
     float, typer.Option("--abstain-below", metavar="P", help="Abstain when the winner's share is below this.")
 ]
+
+
+# The options of a question, in the order in which help shows them.
+_QUESTION: dict[str, tuple[Any, Any]] = {
+    "k": (Neighbors, 50),
+    "voting": (Voting, "rank"),
+    "label_set": (LabelSet, None),
+    "where": (Where, None),
+    "exclude": (Exclude, None),
+    "weigh": (Weigh, None),
+    "assume": (Assume, None),
+    "balance": (Balance, "0"),
+    "abstain_below": (AbstainBelow, 0.0),
+}
+
+
+def with_question(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options of a question in the place of its parameter `question`, and hand it that in one value."""
+
+    def asked(**given: Any) -> None:
+        from pipeline.decisions.question import Question
+
+        said = {name: given.pop(name) for name in _QUESTION}
+        said["exclude"] = said["exclude"] or []
+        said["weigh"] = weights_by_id(said["weigh"] or [])
+        said["assume"] = dict(map(pair, said["assume"] or []))
+        said["balance"] = balance_value(said["balance"])
+        verb(question=Question(**said), **given)
+
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb).parameters.values():
+        if parameter.name == "question":
+            kind = inspect.Parameter.KEYWORD_ONLY
+            options = _QUESTION.items()
+            parameters += [inspect.Parameter(name, kind, default=usual, annotation=a) for name, (a, usual) in options]
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+    asked.__name__, asked.__doc__, asked.__module__ = verb.__name__, verb.__doc__, verb.__module__
+    asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # which Typer goes by
+    asked.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return asked

@@ -5,22 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from jobs.arguments import (
-    AbstainBelow,
-    Assume,
     At,
-    Balance,
-    Exclude,
     ImageExtension,
     Json,
-    LabelSet,
     Memory,
-    Neighbors,
-    Voting,
-    Weigh,
-    Where,
-    balance_value,
-    pair,
-    weights_by_id,
+    with_question,
 )
 from jobs.progress import progress
 from jobs.terminal import note, print_json, say
@@ -28,10 +17,12 @@ from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stag
 
 if TYPE_CHECKING:
     from pipeline.decisions.decision import Decision
+    from pipeline.decisions.question import Question
 
 LABELS_SHOWN = 3
 
 
+@with_question
 def classify(
     memory: Memory,
     images: Annotated[
@@ -43,15 +34,7 @@ def classify(
             show_default=False,
         ),
     ],
-    k: Neighbors = 50,
-    voting: Voting = "rank",
-    label_set: LabelSet = None,
-    where: Where = None,
-    exclude: Exclude = None,
-    weigh: Weigh = None,
-    assume: Assume = None,
-    balance: Balance = "0",
-    abstain_below: AbstainBelow = 0.0,
+    question: "Question",
     out: Annotated[
         str | None,
         typer.Option(
@@ -72,11 +55,10 @@ def classify(
 ) -> None:
     """Decide what each IMAGE is, by the votes of its nearest entries; with --out each image of one SOURCE."""
     if out is not None:
-        options = _options(k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below)
-        options |= {"exclude_files": exclude_files or (), "image_extension": image_extension}
+        options = {"exclude_files": exclude_files or (), "image_extension": image_extension, "question": question}
         _decide_about_a_source(memory, images, out, at, max_rejected, runner, options, json=json)
         return
-    decisions = decided(memory, images, k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below, at)
+    decisions = decided(memory, images, question, at)
     if json:
         print_json([decision.to_json() for decision in decisions])
         return
@@ -114,58 +96,19 @@ def _decide_about_a_source(
     show_rejects(report.rejected, report.rejects, report.out)
 
 
-def decided(
-    memory: str,
-    images: list[str],
-    k: int,
-    voting: str,
-    label_set: str | None,
-    where: str | None,
-    exclude: list[int] | None,
-    weigh: list[str] | None,
-    assume: list[str] | None,
-    balance: str,
-    abstain_below: float,
-    at: int | None,
-) -> "list[Decision]":
-    """The decisions that the options of `classify` and `explain` ask for."""
-    options = _options(k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below)
+def decided(memory: str, images: list[str], question: "Question", at: int | None) -> "list[Decision]":
+    """The decisions of `classify` and `explain`, with what there is to be noted about them."""
     with progress("loading the encoder"):
         from pipeline import VisualMemory
         from pipeline.decisions.small_classes import hint
 
         target = VisualMemory(memory, at=at)
-        decisions = target.classify(images, **options)
-    if decisions and 0 < len(decisions[0].neighbors) < k:
-        note(f"{len(decisions[0].neighbors):,} entries can vote, fewer than -k {k:,}: all of them do")
-    if options["balance"] == 0:
+        decisions = target.classify(images, question=question)
+    if decisions and 0 < len(decisions[0].neighbors) < question.k:
+        note(f"{len(decisions[0].neighbors):,} entries can vote, fewer than -k {question.k:,}: all of them do")
+    if question.balance == 0:
         outvoted = {n.label for d in decisions for n in d.neighbors if n.label != d.label}
-        found = [small for small in target.small_classes(label_set, where) if small.label in outvoted]
+        found = [small for small in target.small_classes(question.label_set, question.where) if small.label in outvoted]
         if found:
             note(hint(found))
     return decisions
-
-
-def _options(
-    k: int,
-    voting: str,
-    label_set: str | None,
-    where: str | None,
-    exclude: list[int] | None,
-    weigh: list[str] | None,
-    assume: list[str] | None,
-    balance: str,
-    abstain_below: float,
-) -> dict[str, Any]:
-    """How to decide, as the library takes it."""
-    return {
-        "k": k,
-        "voting": voting,
-        "label_set": label_set,
-        "where": where,
-        "exclude": exclude or [],
-        "weigh": weights_by_id(weigh or []),
-        "assume": dict(map(pair, assume or [])),
-        "balance": balance_value(balance),
-        "abstain_below": abstain_below,
-    }

@@ -6,18 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from jobs.arguments import (
-    AbstainBelow,
-    Assume,
     At,
-    Balance,
-    Exclude,
     Json,
-    LabelSet,
     Memory,
-    Neighbors,
-    Voting,
-    Weigh,
-    Where,
+    with_question,
 )
 from jobs.classify import decided
 from jobs.progress import progress
@@ -25,22 +17,16 @@ from jobs.terminal import print_json, say
 
 if TYPE_CHECKING:
     from pipeline.decisions.decision import Decision
+    from pipeline.decisions.question import Question
 
 BAR_WIDTH = 20
 
 
+@with_question
 def explain(
     memory: Memory,
     image: Annotated[str, typer.Argument(metavar="IMAGE", help="Image file to ask about.", show_default=False)],
-    k: Neighbors = 50,
-    voting: Voting = "rank",
-    label_set: LabelSet = None,
-    where: Where = None,
-    exclude: Exclude = None,
-    weigh: Weigh = None,
-    assume: Assume = None,
-    balance: Balance = "0",
-    abstain_below: AbstainBelow = 0.0,
+    question: "Question",
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a self-contained page with thumbnails.", metavar="FILE")
     ] = None,
@@ -50,9 +36,7 @@ def explain(
     """Show the decision for IMAGE with every neighbour's label, similarity and weight."""
     if html is not None and not html.absolute().parent.is_dir():
         raise typer.BadParameter(f"the folder of {html} does not exist: make it first", param_hint="--html")
-    [decision] = decided(
-        memory, [image], k, voting, label_set, where, exclude, weigh, assume, balance, abstain_below, at
-    )
+    [decision] = decided(memory, [image], question, at)
     with progress("making the page" if html is not None else "reading what is kept"):
         from pipeline import VisualMemory
 

@@ -5,16 +5,17 @@ server answer alike.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.deadline import look
-from pipeline.decisions.decision import Decision, Neighbor, Question
+from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.decisions.evaluation import LabelledNeighbors, Score, choose_balance, score_all
 from pipeline.decisions.found import Found, Standing, decide
+from pipeline.decisions.question import Answering, Question, check_k
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.errors import SourceError, UnknownName, UsageError
 from pipeline.index.others import copies_among, search_others
@@ -23,35 +24,8 @@ from pipeline.index.search import LiveEntries, Restrictions, Retrieved
 from pipeline.store.digests import Digests
 
 ROWS_ONE_BY_ONE = 256  # that are read from a column; beyond it `take` is cheaper, which costs 0.1 ms each time
-MAX_K = 10_000
 K_FOR_FORGOTTEN = 50
 DECISIONS_ABOUT_FORGOTTEN = 200
-MAX_WEIGHT = 1e6
-
-
-@dataclass(frozen=True)
-class ClassifyOptions:
-    """How to decide. The what-if options (exclude, weigh, assume) change nothing stored.
-
-    `exclude` are ids that take up no rank; `weigh` multiplies an entry's weight; `assume` gives an entry another
-    label; a confidence below `abstain_below` abstains. Raises UsageError.
-    """
-
-    k: int = 50
-    rule: VotingRule = VotingRule()
-    auto_balance: bool = False
-    exclude: Sequence[int] = ()
-    weigh: Mapping[int, float] = field(default_factory=dict)
-    assume: Mapping[int, str] = field(default_factory=dict)
-    abstain_below: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_k(self.k)
-        if not 0 <= self.abstain_below <= 1:
-            raise UsageError(f"abstain_below {self.abstain_below} is not a share: give 0 to 1")
-        for entry_id, weight in self.weigh.items():
-            if not 0 <= weight <= MAX_WEIGHT:
-                raise UsageError(f"weight {weight} of id {entry_id} cannot be: give 0 to {MAX_WEIGHT:,.0f}")
 
 
 @dataclass(frozen=True)
@@ -99,14 +73,6 @@ class Evaluation:
             "where": self.where,
             "version": self.version,
         }
-
-
-def check_k(k: int) -> None:
-    """Raises UsageError for a number of neighbours no search can return."""
-    if not isinstance(k, int | np.integer) or not 1 <= k <= MAX_K:
-        error = UsageError(f"k = {k} is not a number of neighbours to ask for: give 1 to {MAX_K:,}")
-        error.field = "k"
-        raise error
 
 
 def unit_vectors(embeddings: np.ndarray, dimension: int) -> np.ndarray:
@@ -168,16 +134,16 @@ def standing(live: LiveEntries, assume: Mapping[int, str]) -> tuple[Standing, di
     return Standing(labels, counts, len(live), len(live.whole)), codes
 
 
-def check_what_ifs(live: LiveEntries, options: ClassifyOptions) -> None:
+def check_what_ifs(live: LiveEntries, question: Question) -> None:
     """Raises UnknownName for a what-if about an id that is not there."""
-    named = np.array([*options.exclude, *options.weigh, *options.assume], object)
+    named = np.array(question.named_ids, object)
     inside = np.array([int(entry_id) for entry_id in named if 0 <= int(entry_id) < 1 << 63], np.int64)
-    check_named(options, frozenset(inside[live.whole.hold(inside)].tolist()))
+    check_named(question, frozenset(inside[live.whole.hold(inside)].tolist()))
 
 
-def check_named(options: ClassifyOptions, known: Collection[int]) -> None:
+def check_named(question: Question, known: Collection[int]) -> None:
     """Raises UnknownName for a what-if about an id that is not among those known to be entries."""
-    for option, ids in (("exclude", options.exclude), ("weigh", options.weigh), ("assume", options.assume)):
+    for option, ids in (("exclude", question.exclude), ("weigh", question.weigh), ("assume", question.assume)):
         for entry_id in ids:
             if int(entry_id) not in known:
                 error = UnknownName(
@@ -191,7 +157,7 @@ def classify(
     live: LiveEntries,
     vectors_QD: np.ndarray,
     uris: Sequence[str | None],
-    options: ClassifyOptions,
+    question: Question,
     version: int,
     digests: Digests | None = None,
 ) -> list[Decision]:
@@ -200,26 +166,16 @@ def classify(
     `digests` are needed where the balance is to be chosen. Where `live` are the entries that satisfy an expression,
     those alone vote and are counted for the balance.
     """
-    check_what_ifs(live, options)
-    rule = options.rule
-    if options.auto_balance:
+    check_what_ifs(live, question)
+    if question.balance == "auto":
         if digests is None:
             raise AssertionError("without digests a copy of an entry would answer for it")
-        rule = replace(rule, balance=best_balance(live, options.k, rule, digests))
-    voters, codes = standing(live, options.assume)
-    restrictions = Restrictions("labelled", frozenset(options.exclude), None, codes)
-    question = Question(
-        rule,
-        options.k,
-        version,
-        live.num_shards,
-        live.shards_total,
-        options.abstain_below,
-        voters.why_empty(live.label_set, live.where, excluding=bool(options.exclude)),
-        live.label_set,
-        live.where,
-    )
-    return decide(found(live, vectors_QD, options.k, restrictions), voters, question, uris, options.weigh)
+        question = question.balanced_by(best_balance(live, question.k, question.rule, digests))
+    voters, codes = standing(live, question.assume)
+    restrictions = Restrictions("labelled", frozenset(question.exclude), None, codes)
+    why_empty = voters.why_empty(question.label_set, question.where, excluding=bool(question.exclude))
+    answering = Answering(question, version, live.num_shards, live.shards_total, why_empty)
+    return decide(found(live, vectors_QD, question.k, restrictions), voters, answering, uris)
 
 
 def evaluate(
@@ -333,8 +289,8 @@ def ask_about_forgotten(live: LiveEntries, vectors_ND: np.ndarray, ids_N: np.nda
         returned |= set(live.search(queries_QD, K_FOR_FORGOTTEN).ids_QK.ravel().tolist())
         some = queries_QD[:DECISIONS_ABOUT_FORGOTTEN]
         for voting in VOTINGS:
-            options = ClassifyOptions(k=K_FOR_FORGOTTEN, rule=VotingRule(voting))
-            for decision in classify(live, some, [None] * len(some), options, version):
+            question = Question(k=K_FOR_FORGOTTEN, voting=voting)
+            for decision in classify(live, some, [None] * len(some), question, version):
                 returned |= {neighbor.id for neighbor in decision.neighbors}
     came_back = len(returned & set(ids_N.tolist()))
     return {"queries": len(vectors_ND), "k": K_FOR_FORGOTTEN, "votings": list(VOTINGS), "returned": came_back}

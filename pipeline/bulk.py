@@ -20,8 +20,8 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import asking
-from pipeline.asking import ClassifyOptions
 from pipeline.decisions.decision import Decision
+from pipeline.decisions.question import Question
 from pipeline.embeddings.decoding import Decoding
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.parts import PartEmbedder, Work
@@ -127,9 +127,7 @@ class Decide:
     memory: Storage
     out: Storage
     version: int
-    options: ClassifyOptions
-    label_set: str | None
-    where: str | None
+    question: Question
     reservation: Reservation
 
     def open(
@@ -141,10 +139,11 @@ class Decide:
     ) -> "_Decider":
         state = VersionLog(self.memory).at(self.version)
         live = LiveEntries.open(self.memory, state)
-        if self.label_set is not None:
-            live = live.in_label_set(self.memory, state, self.label_set)
-        if self.where is not None:
-            live = live.satisfying(self.memory, state, self.where, self.options.assume)
+        question = self.question
+        if question.label_set is not None:
+            live = live.in_label_set(self.memory, state, question.label_set)
+        if question.where is not None:
+            live = live.satisfying(self.memory, state, question.where, question.assume)
 
         def load() -> Encoder:
             return encoder or Encoder.open(self.memory, self.reservation.identity)
@@ -174,7 +173,7 @@ class _Decider:
                 self._live,
                 embedded.vectors_ND[kept[start : start + DECIDED_AT_ONCE]],
                 uris[start : start + DECIDED_AT_ONCE],
-                self._work.options,
+                self._work.question,
                 self._work.version,
             )
         ]
@@ -216,9 +215,7 @@ def run(
     state: State,
     listing: Listing,
     labels: str,
-    options: ClassifyOptions,
-    label_set: str | None,
-    where: str | None,
+    question: Question,
     out_uri: str,
     work: Callable[[Work, Sequence[int]], Iterable[PartMark]],
     max_rejected: float | None = None,
@@ -230,11 +227,11 @@ def run(
     """
     began = time.monotonic()
     out = open_storage(out_uri)
-    job = _job(out, memory.uri, state, listing, labels, options, label_set, where)
+    job = _job(out, memory.uri, state, listing, labels, question)
     marks = read_marks(out, job.reservation)
     tally = Tally(out, job.reservation, marks.values(), max_rejected, on_progress)
     resumed = tally.done
-    decide = Decide(memory, out, job.version, options, label_set, where, job.reservation)
+    decide = Decide(memory, out, job.version, question, job.reservation)
     for mark in work(decide, [part for part in range(job.reservation.num_parts) if part not in marks]):
         marks[mark.part] = mark
         tally.count(mark)
@@ -259,13 +256,11 @@ def _job(
     state: State,
     listing: Listing,
     labels: str,
-    options: ClassifyOptions,
-    label_set: str | None,
-    where: str | None,
+    question: Question,
 ) -> Job:
     """The job that lies there already, if it is this one, or a new one. Raises UsageError for another."""
     assert state.identity is not None  # noqa: S101  # checked by the caller, who has its encoder
-    said = json.loads(json.dumps(asdict(options) | {"label_set": label_set, "where": where, "labels": labels}))
+    said = _told(question) | {"labels": labels}
     if listing.choice != Choice():
         said |= {"exclude": list(listing.choice.exclude), "image_extension": listing.choice.extension}
     about = {"source": listing.uri, "memory": memory_uri, "options": said, "identity": state.identity.fingerprint}
@@ -302,6 +297,13 @@ def _job(
             "give --out a new place, or repeat the command as it was"
         )
     return job
+
+
+def _told(question: Question) -> dict:
+    """A question as a job file tells it; jobs of earlier releases are told by it, so that it stays as it is."""
+    document = question.to_json()
+    del document["voting"], document["balance"]
+    return document | {"rule": asdict(question.rule), "auto_balance": False}
 
 
 def _tidy(out: Storage, marks: Iterable[PartMark]) -> None:

@@ -9,7 +9,7 @@ used.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ import pyarrow as pa
 from pipeline import asking
 from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.decisions.evaluation import DEFAULT_KS
+from pipeline.decisions.question import Question, QuestionOptions, check_k, question_of
 from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UsageError
@@ -152,7 +153,7 @@ class Reader:
         With `label_set` they show their labels in it; those that have none are found all the same. With `where` only
         entries of which that expression holds are found (pipeline/index/where.py has its grammar).
         """
-        asking.check_k(k)
+        check_k(k)
 
         def search(snapshot: Snapshot) -> list[tuple[Neighbor, ...]]:
             vectors_QD, _ = self._vectors(images, embeddings, snapshot.live)
@@ -167,28 +168,23 @@ class Reader:
         voting: Voting = "rank",
         *,
         embeddings: np.ndarray | None = None,
-        exclude: Sequence[int] = (),
-        weigh: Mapping[int, float] | None = None,
-        assume: Mapping[int, str] | None = None,
-        balance: float | Literal["auto"] = 0.0,
-        abstain_below: float = 0.0,
-        label_set: str | None = None,
-        where: str | None = None,
+        question: Question | None = None,
+        **options: Unpack[QuestionOptions],
     ) -> list[Decision]:
-        """One decision an image or vector, in order. The what-if options change nothing stored.
+        """One decision an image or vector, in order, to a question; or to the one that k, voting and options make.
 
         With `label_set` everything is about the labels of that set, `assume`, `balance` and `where` too. With `where`
         only entries of which that expression holds vote (pipeline/index/where.py has its grammar), and `balance` counts
         no others.
         """
-        options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
+        asked = _asked(question, k, voting, options)
 
         def decide(snapshot: Snapshot) -> list[Decision]:
             vectors_QD, uris = self._vectors(images, embeddings, snapshot.live)
-            digests = self._digests(snapshot.state) if options.auto_balance else None
-            return asking.classify(snapshot.live, vectors_QD, uris, options, snapshot.state.version, digests)
+            digests = self._digests(snapshot.state) if asked.balance == "auto" else None
+            return asking.classify(snapshot.live, vectors_QD, uris, asked, snapshot.state.version, digests)
 
-        return self._read(decide, label_set, where, options.assume)
+        return self._read(decide, asked.label_set, asked.where, asked.assume)
 
     def small_classes(self, label_set: str | None = None, where: str | None = None) -> tuple[SmallClass, ...]:
         """The classes that others outvote, being far smaller, unless it is asked with a balance; the smallest first.
@@ -206,18 +202,13 @@ class Reader:
         voting: Voting = "rank",
         *,
         labels: str = "folder",
-        exclude: Sequence[int] = (),
-        weigh: Mapping[int, float] | None = None,
-        assume: Mapping[int, str] | None = None,
-        balance: float | Literal["auto"] = 0.0,
-        abstain_below: float = 0.0,
-        label_set: str | None = None,
-        where: str | None = None,
         exclude_files: Sequence[str] = (),
         image_extension: str | None = None,
         max_rejected: float | None = None,
         runner: Runner = "here",
         on_progress: OnProgress = ignore_progress,
+        question: Question | None = None,
+        **options: Unpack[QuestionOptions],
     ) -> "BulkReport":
         """Decide about every image of a source, as `classify` would, into Parquet files at `out`.
 
@@ -227,13 +218,12 @@ class Reader:
         from pipeline.embeddings.tally import check_max_rejected
 
         check_max_rejected(max_rejected)
-        options = self._classify_options(k, voting, exclude, weigh, assume, balance, abstain_below)
-        snapshot = self._snapshot(label_set, where, options.assume)
+        asked = _asked(question, k, voting, options)
+        snapshot = self._snapshot(asked.label_set, asked.where, asked.assume)
         state, live = snapshot.state, snapshot.live
-        asking.check_what_ifs(live, options)
-        if options.auto_balance:  # found once, not for each part
-            tau = asking.best_balance(live, k, options.rule, self._digests(state))
-            options = replace(options, rule=replace(options.rule, balance=tau), auto_balance=False)
+        asking.check_what_ifs(live, asked)
+        if asked.balance == "auto":  # found once, not for each part
+            asked = asked.balanced_by(asking.best_balance(live, asked.k, asked.rule, self._digests(state)))
         listing = list_source(
             str(source), Labels(labels), (), Choice(tuple(exclude_files), image_extension), on_progress
         )
@@ -244,9 +234,7 @@ class Reader:
             state,
             listing,
             labels,
-            options,
-            label_set,
-            where,
+            asked,
             str(out),
             work,
             max_rejected,
@@ -259,28 +247,12 @@ class Reader:
         k: int = 50,
         voting: Voting = "rank",
         *,
-        exclude: Sequence[int] = (),
-        weigh: Mapping[int, float] | None = None,
-        assume: Mapping[int, str] | None = None,
-        balance: float | Literal["auto"] = 0.0,
-        abstain_below: float = 0.0,
-        label_set: str | None = None,
-        where: str | None = None,
         html: str | Path | None = None,
+        question: Question | None = None,
+        **options: Unpack[QuestionOptions],
     ) -> Decision:
         """One decision with all its evidence; with `html` also as a self-contained page at that path."""
-        [decision] = self.classify(
-            [image],
-            k,
-            voting,
-            exclude=exclude,
-            weigh=weigh,
-            assume=assume,
-            balance=balance,
-            abstain_below=abstain_below,
-            label_set=label_set,
-            where=where,
-        )
+        [decision] = self.classify([image], k, voting, question=question, **options)
         decision = self.with_kept(decision)
         if html is not None:
             write_page(self.explanation_page(decision), Path(html))
@@ -336,7 +308,7 @@ class Reader:
             self._truths_in(label_set, listing.labels, live, state, source)  # before anything is embedded
         self._check_given(listing, state)
         for k in ks:
-            asking.check_k(k)
+            check_k(k)
         rule = _rule(votings[0], balance)
         vectors, sha256s, done, rejected = [], list[str](), 0, 0
         decoding = Threads(available_cpus())
@@ -525,27 +497,6 @@ class Reader:
             live = live.in_label_set(self.log.storage, state, label_set)
         return live if where is None else live.satisfying(self.log.storage, state, where, assume or {})
 
-    def _classify_options(
-        self,
-        k: int,
-        voting: Voting,
-        exclude: Sequence[int],
-        weigh: Mapping[int, float] | None,
-        assume: Mapping[int, str] | None,
-        balance: float | Literal["auto"],
-        abstain_below: float,
-    ) -> asking.ClassifyOptions:
-        check_list("exclude", exclude)
-        return asking.ClassifyOptions(
-            k=k,
-            rule=_rule(voting, balance),
-            auto_balance=balance == "auto",
-            exclude=exclude,
-            weigh=weigh or {},
-            assume=assume or {},
-            abstain_below=abstain_below,
-        )
-
     def _check_labelled(self, live: LiveEntries) -> None:
         """Raises SourceError where no entry has a label to vote for."""
         if live.label_counts().any():
@@ -609,6 +560,12 @@ class Reader:
         from pipeline.embeddings.parts import work_here
 
         return lambda work, parts: work_here(work, parts, encoder)
+
+
+def _asked(question: Question | None, k: int, voting: Voting, options: QuestionOptions) -> Question:
+    """The question that was given, or that keywords make. Raises UsageError."""
+    check_list("exclude", options.get("exclude", ()))
+    return question_of(question, k, voting, options)
 
 
 def check_list(name: str, values: object) -> None:

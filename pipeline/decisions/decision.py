@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.decisions.voting import Votes, VotingRule
+from pipeline.decisions.question import Answering
+from pipeline.decisions.voting import Votes
 
 
 @dataclass(frozen=True)
@@ -94,28 +95,14 @@ class Decision:
         }
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is the same for all decisions of one call."""
-
-    rule: VotingRule
-    k: int
-    version: int
-    shards_answered: int
-    shards_total: int
-    abstain_below: float = 0.0
-    nothing_found: str = "no entry with a label is left to vote"
-    label_set: str | None = None
-    where: str | None = None
-
-
 def decision_of(
-    question: Question, uri: str | None, neighbors: tuple[Neighbor, ...], votes: Votes, query: int, label: str | None
+    answering: Answering, uri: str | None, neighbors: tuple[Neighbor, ...], votes: Votes, query: int, label: str | None
 ) -> Decision:
     """Assemble the decision of one query from its row of the counted votes, its neighbours having their weights.
 
     `label` is the winner's.
     """
+    question = answering.question
     shares: dict[str, float] = {}
     for neighbor in neighbors:
         if neighbor.label is not None and neighbor.weight:
@@ -125,7 +112,7 @@ def decision_of(
         shares[label] = confidence  # the very same figure, not one summed in another order
     reason = None
     if label is None:
-        reason = question.nothing_found if not neighbors else "all neighbours have weight zero"
+        reason = answering.nothing_found if not neighbors else "all neighbours have weight zero"
     elif confidence < question.abstain_below:
         reason = f"confidence {confidence:.3f} is below {question.abstain_below:g}"
     return Decision(
@@ -134,13 +121,13 @@ def decision_of(
         confidence=confidence,
         margin=float(votes.margins_Q[query]),
         abstained=reason is not None,
-        voting=question.rule.voting,
+        voting=question.voting,
         k=question.k,
         votes=dict(sorted(shares.items(), key=lambda pair: (-pair[1], pair[0] != label))),
         neighbors=neighbors,
-        version=question.version,
-        shards_answered=question.shards_answered,
-        shards_total=question.shards_total,
+        version=answering.version,
+        shards_answered=answering.shards_answered,
+        shards_total=answering.shards_total,
         balance=question.rule.balance,
         reason=reason,
         label_set=question.label_set,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.decisions.decision import Decision, Neighbor, Question, decision_of
+from pipeline.decisions.decision import Decision, Neighbor, decision_of
+from pipeline.decisions.question import Answering
 from pipeline.decisions.voting import count_votes
 
 KeptValues = Mapping[str, bool | int | float | str | None]  # by the names of columns
@@ -86,7 +87,7 @@ class Standing:
             which = "of the memory" if where is None else f"that satisfies where ({where})"
             in_set = f" in the label set '{label_set}'" if label_set is not None else ""
             return f"no entry {which} has a label{in_set}"
-        return "every entry with a label is excluded" if excluding else Question.nothing_found
+        return "every entry with a label is excluded" if excluding else Answering.nothing_found
 
 
 def given(ids_QK: np.ndarray, by_id: Mapping[int, float], others_QK: np.ndarray) -> np.ndarray:
@@ -101,20 +102,19 @@ def given(ids_QK: np.ndarray, by_id: Mapping[int, float], others_QK: np.ndarray)
     return result_QK
 
 
-def decide(
-    found: Found, standing: Standing, question: Question, uris: Sequence[str | None], weigh: Mapping[int, float]
-) -> list[Decision]:
-    """One decision a query, in order; `uris` are those of the images asked about, `weigh` factors of weights by id."""
+def decide(found: Found, standing: Standing, answering: Answering, uris: Sequence[str | None]) -> list[Decision]:
+    """One decision a query, in order; `uris` are those of the images asked about."""
+    rule, weigh = answering.question.rule, answering.question.weigh
     reliabilities_QK = np.ones(found.ids_QK.shape)
     if weigh:
         reliabilities_QK = given(found.ids_QK, weigh, reliabilities_QK)
-    votes = count_votes(found.similarities_QK, found.codes_QK, question.rule, standing.counts_C, reliabilities_QK)
+    votes = count_votes(found.similarities_QK, found.codes_QK, rule, standing.counts_C, reliabilities_QK)
     decisions = []
     for query, uri in enumerate(uris):
         neighbors = found.neighbors(query, standing.labels, weigh, votes.weights_QK[query].tolist())
         winner = int(votes.winners_Q[query])
         label = standing.labels[winner] if winner >= 0 else None
-        decisions.append(decision_of(question, uri, neighbors, votes, query, label))
+        decisions.append(decision_of(answering, uri, neighbors, votes, query, label))
     return decisions
 
 

@@ -1,13 +1,14 @@
 """What requests say, as pydantic models: checked when asked, and published as OpenAPI."""
 
 import re
+from dataclasses import fields
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat, StringConstraints, WithJsonSchema
 
-from pipeline.asking import MAX_K, MAX_WEIGHT, ClassifyOptions
-from pipeline.decisions.voting import MAX_BALANCE, Voting, VotingRule
+from pipeline.decisions.question import MAX_K, MAX_WEIGHT, Question
+from pipeline.decisions.voting import MAX_BALANCE, Voting
 from pipeline.errors import UsageError
 from pipeline.serving.encoded import about, decoded
 from pipeline.serving.service import How
@@ -108,7 +109,7 @@ class Asking(_Body):
     @property
     def how(self) -> How:
         seconds = self.timeout_ms / 1_000 if self.timeout_ms is not None else None
-        return How(self.label_set, self.where, self.require_all, seconds)
+        return How(self.require_all, seconds)
 
 
 class SearchBody(Asking):
@@ -117,6 +118,11 @@ class SearchBody(Asking):
     k: Annotated[int, Field(ge=1, le=MAX_K)] = 10
 
     example: ClassVar[dict] = {"embedding": [0.1, 0.2, 0.3], "k": 3}
+
+    @property
+    def question(self) -> Question:
+        """What is asked. Raises UsageError."""
+        return Question(k=self.k, label_set=self.label_set, where=self.where)
 
 
 class ClassifyBody(Asking):
@@ -137,18 +143,9 @@ class ClassifyBody(Asking):
         return len(self.exclude) + len(self.weigh) + len(self.assume)
 
     @property
-    def options(self) -> ClassifyOptions:
-        """How to decide. Raises UsageError."""
-        automatic = self.balance == "auto"
-        return ClassifyOptions(
-            k=self.k,
-            rule=VotingRule(self.voting, balance=0.0 if self.balance == "auto" else self.balance),
-            auto_balance=automatic,
-            exclude=self.exclude,
-            weigh=self.weigh,
-            assume=self.assume,
-            abstain_below=self.abstain_below,
-        )
+    def question(self) -> Question:
+        """What is asked. Raises UsageError."""
+        return Question(**{each.name: getattr(self, each.name) for each in fields(Question)})
 
 
 class AddBody(_Body):

@@ -13,12 +13,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Unpack
 
 import httpx
 import numpy as np
 
 from pipeline.decisions.decision import Decision, Neighbor
+from pipeline.decisions.question import Question, QuestionOptions, question_of
 from pipeline.decisions.voting import Voting
 from pipeline.errors import Overloaded, SourceError, Unavailable, UnknownName, UsageError, VisualMemoryError
 from pipeline.serving.limits import MAX_NEIGHBORS
@@ -59,33 +60,17 @@ class Client:
         voting: Voting = "rank",
         *,
         embeddings: np.ndarray | None = None,
-        exclude: Sequence[int] = (),
-        weigh: Mapping[int, float] | None = None,
-        assume: Mapping[int, str] | None = None,
-        balance: float | Literal["auto"] = 0.0,
-        abstain_below: float = 0.0,
-        label_set: str | None = None,
-        where: str | None = None,
         require_all: bool = False,
+        question: Question | None = None,
+        **options: Unpack[QuestionOptions],
     ) -> list[Decision]:
         """One decision an image (path or bytes of an image file) or vector (float [Q, D]), in order.
 
         The options are those of `VisualMemory.classify`; `require_all` wants no partial answer. Raises UsageError,
         SourceError or UnknownName for what can never be answered, Unavailable or Overloaded for what is not just now.
         """
-        options = {
-            "k": k,
-            "voting": voting,
-            "exclude": list(exclude),
-            "weigh": {str(entry_id): weight for entry_id, weight in (weigh or {}).items()},
-            "assume": {str(entry_id): label for entry_id, label in (assume or {}).items()},
-            "balance": balance,
-            "abstain_below": abstain_below,
-            "label_set": label_set,
-            "where": where,
-            "require_all": require_all,
-        }
-        answers = self._asked("/v1/classify", images, embeddings, options)
+        asked = question_of(question, k, voting, options).to_json()
+        answers = self._asked("/v1/classify", images, embeddings, asked | {"require_all": require_all})
         return [Decision.from_json(answer) for answer in answers]
 
     def search(

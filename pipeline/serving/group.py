@@ -14,6 +14,7 @@ import numpy as np
 from pipeline import asking
 from pipeline.deadline import Deadline, held, look
 from pipeline.decisions.found import Found, KeptValues, Standing
+from pipeline.decisions.question import Question
 from pipeline.errors import DamagedFile, QuestionFailed, Superseded, UnknownName, UsageError, VisualMemoryError
 from pipeline.index.blocks import Scope
 from pipeline.index.live import Share
@@ -56,6 +57,12 @@ class Subject:
     where: str | None = None
     assume: tuple[tuple[int, str], ...] = ()
     nonce: str = ""
+
+    @classmethod
+    def of(cls, question: Question, edition: "Edition") -> "Subject":
+        """What a question is about."""
+        assumed = tuple(sorted(question.assume.items()))
+        return cls(edition.version, question.label_set, question.where, assumed, edition.nonce)
 
 
 @dataclass(frozen=True)

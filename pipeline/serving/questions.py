@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from pipeline.decisions.decision import Neighbor
+from pipeline.decisions.question import Question
 from pipeline.errors import Overloaded
 from pipeline.serving.answers import DecisionAnswer, KnnAnswer, SearchAnswer, Texts, json_answer
 from pipeline.serving.bodies import MAX_QUERIES, Asking, ClassifyBody, KnnBody, SearchBody
@@ -110,7 +111,8 @@ def add_questions(app: FastAPI, service: Service) -> None:
             raise Refused(
                 422, "this memory is asked with an image or an embedding: it embeds no text and fetches no URL", said
             )
-        searched = await service.search(vectors_QD, body.num_result_ids or body.num_images, Asking().how)
+        wanted = Question(k=body.num_result_ids or body.num_images)
+        searched = await service.search(vectors_QD, wanted, Asking().how)
         rows = searched.neighbors[0][: body.num_images]
         return await service.worked(len(rows), lambda: json_answer(Texts().of(rows, _as_knn)))
 
@@ -128,11 +130,11 @@ async def _together(asking: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
 
 
 async def _search(service: Service, question: "Query[SearchBody]") -> Searched:
-    return await service.search(await _vectors(service, question), question.body.k, question.body.how)
+    return await service.search(await _vectors(service, question), question.body.question, question.body.how)
 
 
 async def _classify(service: Service, question: "Query[ClassifyBody]") -> Decided:
-    return await service.classify(await _vectors(service, question), question.body.options, question.body.how)
+    return await service.classify(await _vectors(service, question), question.body.question, question.body.how)
 
 
 def _shown_neighbors(searched: Searched, question: "Query[SearchBody]", texts: Texts) -> Any:

@@ -16,10 +16,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from pipeline import asking
-from pipeline.asking import ClassifyOptions
 from pipeline.deadline import Deadline
-from pipeline.decisions.decision import Decision, Neighbor, Question
+from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.decisions.found import Found, Standing, decide, joined, merged
+from pipeline.decisions.question import Answering, Question
 from pipeline.errors import (
     Overloaded,
     Unavailable,
@@ -110,10 +110,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class How:
-    """What goes for a whole request besides the options of a decision."""
+    """How a request is to be answered, besides what is asked."""
 
-    label_set: str | None = None
-    where: str | None = None
     require_all: bool = False
     timeout_seconds: float | None = None
 
@@ -235,56 +233,40 @@ class Service:
         except UsageError as error:
             raise _about("embedding", error) from None
 
-    async def search(self, vectors_QD: np.ndarray, k: int, how: How) -> Searched:
+    async def search(self, vectors_QD: np.ndarray, question: Question, how: How) -> Searched:
         """The k nearest entries of each query (float32 [Q, D] of unit length), labelled or not; see `classify`."""
         async with self._admitted(len(vectors_QD), how):
-            asking.check_k(k)
-            gathered = await self._gathered(vectors_QD, k, "live", how)
+            gathered = await self._gathered(vectors_QD, question, "live", how)
             found, labels = gathered.found, gathered.standing.labels
             neighbors = await self.worked(
-                len(vectors_QD) * k, lambda: [found.neighbors(query, labels) for query in range(len(vectors_QD))]
+                len(vectors_QD) * question.k,
+                lambda: [found.neighbors(query, labels) for query in range(len(vectors_QD))],
             )
         total = _shards_total(gathered.state)
         self.meter.answered("search", gathered.state.version, gathered.shards, partial=gathered.partial)
         return Searched(neighbors, gathered.state.version, gathered.shards, total, gathered.partial)
 
-    async def classify(self, vectors_QD: np.ndarray, options: ClassifyOptions, how: How) -> Decided:
+    async def classify(self, vectors_QD: np.ndarray, question: Question, how: How) -> Decided:
         """A decision for each query (float32 [Q, D] of unit length).
 
         Raises UsageError and UnknownName for what can never be answered, Overloaded, and Unavailable where no group
         answers in time, or not all of them do and `how` requires it.
         """
         async with self._admitted(len(vectors_QD), how):
-            rule = options.rule
-            if options.auto_balance and options.k > MAX_K_OF_AUTO:
-                raise _about(
-                    "balance", UsageError(f"auto takes k up to {MAX_K_OF_AUTO}: ask for less, or give a number")
-                )
-            if options.auto_balance:
-                rule = replace(rule, balance=await self._balance(options, how))
-            named = {*options.exclude, *options.weigh, *options.assume}
-            gathered = await self._gathered(
-                vectors_QD, options.k, "labelled", how, options.exclude, options.assume, tuple(named)
-            )
+            if question.balance == "auto":
+                question = question.balanced_by(await self._balance(question, how))
+            gathered = await self._gathered(vectors_QD, question, "labelled", how)
             if not gathered.groups_missing:
-                asking.check_named(options, gathered.known)
+                asking.check_named(question, gathered.known)
             began = time.monotonic()
-            excluding = bool(options.exclude)
-            question = Question(
-                rule,
-                options.k,
-                gathered.state.version,
-                gathered.shards,
-                _shards_total(gathered.state),
-                options.abstain_below,
-                gathered.standing.why_empty(how.label_set, how.where, excluding=excluding),
-                how.label_set,
-                how.where,
+            why_empty = gathered.standing.why_empty(
+                question.label_set, question.where, excluding=bool(question.exclude)
             )
+            version, total = gathered.state.version, _shards_total(gathered.state)
+            answering = Answering(question, version, gathered.shards, total, why_empty)
             uris = [None] * len(vectors_QD)
             decisions = await self.worked(
-                len(uris) * options.k,
-                lambda: decide(gathered.found, gathered.standing, question, uris, options.weigh),
+                len(uris) * question.k, lambda: decide(gathered.found, gathered.standing, answering, uris)
             )
             self.meter.took("decide", time.monotonic() - began)
         self.meter.answered("classify", gathered.state.version, gathered.shards, partial=gathered.partial)
@@ -443,23 +425,26 @@ class Service:
     async def _gathered(
         self,
         vectors_QD: np.ndarray,
-        k: int,
+        question: Question,
         scope: Scope,
         how: How,
-        exclude: Sequence[int] = (),
-        assume: Mapping[int, str] | None = None,
-        named: tuple[int, ...] = (),
         own: Sample | None = None,
     ) -> _Gathered:
         began, timeout = time.monotonic(), self._timeout(how)
         deadline = Deadline(timeout)
-        if how.where is not None:
-            await self._check_cost(self.state, how.where)
+        if question.where is not None:
+            await self._check_cost(self.state, question.where)
         for tries in itertools.count():
             state, edition = self.state, self._following.edition
-            assumed = tuple(sorted((assume or {}).items()))
-            subject = Subject(state.version, how.label_set, how.where, assumed, edition.nonce)
-            asked = Asked(subject, vectors_QD, k, scope, tuple(sorted(exclude)), named=named, deadline=deadline)
+            asked = Asked(
+                Subject.of(question, edition),
+                vectors_QD,
+                question.k,
+                scope,
+                tuple(sorted(question.exclude)),
+                named=question.named_ids,
+                deadline=deadline,
+            )
             if own is not None:
                 asked = replace(asked, own_Q=own.ids_N, own_digests_Q=own.digests_N)
             is_short = timeout < self.limits.timeout_seconds
@@ -482,7 +467,7 @@ class Service:
                 f"{missing} of {len(self._members.all)} groups and {total - shards} of {total} shards are missing, and "
                 "all were required: ask again later, or take a partial answer"
             )
-        standing, translations = await self._members.standing(subject, present)
+        standing, translations = await self._members.standing(asked.subject, present)
         parts = [
             replace(answer.found, codes_QK=translation[answer.found.codes_QK])
             for (_, answer), translation in zip(present, translations, strict=True)
@@ -490,18 +475,19 @@ class Service:
         self.meter.took("search", time.monotonic() - began)
         known = frozenset().union(*(answer.known for _, answer in present))
         partial = bool(missing) or shards < total
-        return _Gathered(merged(parts, k), standing, state, shards, known, partial, missing)
+        return _Gathered(merged(parts, question.k), standing, state, shards, known, partial, missing)
 
-    async def _balance(self, options: ClassifyOptions, how: How) -> float:
+    async def _balance(self, question: Question, how: How) -> float:
         """The balance that `auto` stands for, chosen once for a version, whoever asks meanwhile."""
-        about = replace(how, timeout_seconds=None, require_all=False)
-        key = (self._following.edition, options.k, options.rule, about)
+        if question.k > MAX_K_OF_AUTO:
+            raise _about("balance", UsageError(f"auto takes k up to {MAX_K_OF_AUTO}: ask for less, or give a number"))
+        key = (self._following.edition, question.k, question.voting, question.label_set, question.where)
         if key in self._balances:
             return self._balances[key]
         if key not in self._choosing:
             if len(self._choosing) >= BALANCES_AT_ONCE:
                 raise Overloaded("balances are being chosen for others: ask again later, or give a number")
-            task = asyncio.get_running_loop().create_task(self._chosen_balance(options, about, key))
+            task = asyncio.get_running_loop().create_task(self._chosen_balance(question, key))
             self._choosing[key] = task
             task.add_done_callback(lambda done: self._chose(key, done))
         try:
@@ -514,19 +500,19 @@ class Service:
         if not task.cancelled():
             task.exception()  # told to those who wait, if any do
 
-    async def _chosen_balance(self, options: ClassifyOptions, how: How, key: tuple) -> float:
-        state = self.state
-        subject = Subject(state.version, how.label_set, how.where, nonce=self._following.edition.nonce)
-        whole = replace(how, require_all=True)
+    async def _chosen_balance(self, question: Question, key: tuple) -> float:
+        state, whole = self.state, How(require_all=True)
+        about = replace(question, exclude=(), weigh={}, assume={}, balance=0.0)
+        subject = Subject.of(about, self._following.edition)
         probe_1D = self.unit_vectors(np.ones((1, state.identity.dimension if state.identity else 1)))
-        standing = (await self._gathered(probe_1D, 1, "labelled", whole)).standing
+        standing = (await self._gathered(probe_1D, replace(about, k=1), "labelled", whole)).standing
         if not standing.counts_C.any():
             return 0.0
         each = each_of(standing.counts_C)
         samples = await asyncio.gather(*(member.client.sample(subject, each) for member in self._members.all))
         known = self._members.known_standings(subject)
         if known is None:  # a newer version has come meanwhile
-            return await self._chosen_balance(options, how, key)
+            return await self._chosen_balance(question, key)
         _, translations = joined(known)
         codes_N = np.concatenate([t[s.codes_N] for s, t in zip(samples, translations, strict=True)])
         ids_N, vectors_ND, digests_N = (
@@ -534,11 +520,11 @@ class Service:
         )
         asked = asked_classes(standing.labels, standing.counts_C)
         sample = Sample(ids_N, codes_N, vectors_ND, digests_N).least(each).of(asked)
-        gathered = await self._gathered(sample.vectors_ND.astype(np.float32), options.k, "labelled", whole, own=sample)
+        gathered = await self._gathered(sample.vectors_ND.astype(np.float32), about, "labelled", whole, own=sample)
         found = gathered.found
         counts_C = gathered.standing.counts_C
         balance = await self.aside.run(
-            lambda: asking.balance_by(sample, found.similarities_QK, found.codes_QK, counts_C, options.rule, options.k)
+            lambda: asking.balance_by(sample, found.similarities_QK, found.codes_QK, counts_C, about.rule, about.k)
         )
         if len(self._balances) >= BALANCES_KEPT:
             self._balances.pop(next(iter(self._balances)))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline import VisualMemory
+from pipeline.decisions.question import Question
 from pipeline.errors import StorageError, Superseded
 from pipeline.index.live import Share
 from pipeline.index.plan import IndexOptions
@@ -130,9 +131,9 @@ def test_what_one_ingress_acknowledged_another_answers_by(memory: VisualMemory) 
 
         other: Service = run(another())
         for _ in range(10):
-            found = [n.id for n in run(other.search(query(), 10, How())).neighbors[0]]
+            found = [n.id for n in run(other.search(query(), Question(k=10), How())).neighbors[0]]
             assert server.post("/v1/forget", {"ids": found[:1]}, TOKEN).status_code == 200
-            again = run(other.search(query(), 10, How()))
+            again = run(other.search(query(), Question(k=10), How()))
             assert found[0] not in {n.id for n in again.neighbors[0]}
             assert again.version == server.service.state.version
             gone = found[1]
