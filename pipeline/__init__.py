@@ -1,28 +1,153 @@
 """Visual Memory: images -> embeddings -> store -> index -> decisions, edited and served.
 
-`VisualMemory` and `Client` are loaded when first asked for, so that parts of the package import without the rest.
+What is public is loaded when it is first asked for, so that parts of the package import without the rest.
+`import visual_memory` gives the same names; it is the one to use where a file of one's own may be called `pipeline.py`.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.asking import Evaluation as Evaluation
+    from pipeline.bulk import BulkReport as BulkReport
+    from pipeline.decisions.decision import Decision as Decision
+    from pipeline.decisions.decision import Neighbor as Neighbor
+    from pipeline.decisions.question import Question as Question
+    from pipeline.edits.add import AddOptions as AddOptions
+    from pipeline.edits.add import AddPlan as AddPlan
+    from pipeline.edits.add import AddReport as AddReport
+    from pipeline.edits.compact import CompactReport as CompactReport
+    from pipeline.edits.copy import CopyReport as CopyReport
+    from pipeline.edits.expire import ExpireReport as ExpireReport
+    from pipeline.edits.export import ExportReport as ExportReport
+    from pipeline.edits.forget import ForgetReport as ForgetReport
+    from pipeline.edits.receipt import Receipt as Receipt
+    from pipeline.edits.relabel import RelabelReport as RelabelReport
+    from pipeline.edits.rollback import RollbackReport as RollbackReport
+    from pipeline.embeddings.choice import EncoderChoice as EncoderChoice
+    from pipeline.errors import ClusterError as ClusterError
+    from pipeline.errors import CommitConflict as CommitConflict
+    from pipeline.errors import DamagedFile as DamagedFile
+    from pipeline.errors import EncoderError as EncoderError
+    from pipeline.errors import FormatError as FormatError
+    from pipeline.errors import IdentityMismatch as IdentityMismatch
+    from pipeline.errors import IndexBuildError as IndexBuildError
+    from pipeline.errors import MemoryMissing as MemoryMissing
+    from pipeline.errors import MissingFile as MissingFile
+    from pipeline.errors import NotPermitted as NotPermitted
+    from pipeline.errors import Overloaded as Overloaded
+    from pipeline.errors import SourceError as SourceError
+    from pipeline.errors import StorageError as StorageError
+    from pipeline.errors import Unavailable as Unavailable
+    from pipeline.errors import UnknownName as UnknownName
+    from pipeline.errors import UsageError as UsageError
+    from pipeline.errors import VisualMemoryError as VisualMemoryError
+    from pipeline.errors import WorkerError as WorkerError
+    from pipeline.index.capacity import CapacityPlan as CapacityPlan
+    from pipeline.index.plan import IndexOptions as IndexOptions
+    from pipeline.progress import Progress as Progress
     from pipeline.serving.client import Client as Client
+    from pipeline.store.history import VersionSummary as VersionSummary
+    from pipeline.store.verify import Verification as Verification
     from pipeline.visual_memory import VisualMemory as VisualMemory
 
     __version__: str
 
-__all__ = ["Client", "VisualMemory", "__version__"]
+_WHERE = {
+    "pipeline.asking": ["Evaluation"],
+    "pipeline.bulk": ["BulkReport"],
+    "pipeline.decisions.decision": ["Decision", "Neighbor"],
+    "pipeline.decisions.question": ["Question"],
+    "pipeline.edits.add": ["AddOptions", "AddPlan", "AddReport"],
+    "pipeline.edits.compact": ["CompactReport"],
+    "pipeline.edits.copy": ["CopyReport"],
+    "pipeline.edits.expire": ["ExpireReport"],
+    "pipeline.edits.export": ["ExportReport"],
+    "pipeline.edits.forget": ["ForgetReport"],
+    "pipeline.edits.receipt": ["Receipt"],
+    "pipeline.edits.relabel": ["RelabelReport"],
+    "pipeline.edits.rollback": ["RollbackReport"],
+    "pipeline.embeddings.choice": ["EncoderChoice"],
+    "pipeline.errors": [
+        "ClusterError",
+        "CommitConflict",
+        "DamagedFile",
+        "EncoderError",
+        "FormatError",
+        "IdentityMismatch",
+        "IndexBuildError",
+        "MemoryMissing",
+        "MissingFile",
+        "NotPermitted",
+        "Overloaded",
+        "SourceError",
+        "StorageError",
+        "Unavailable",
+        "UnknownName",
+        "UsageError",
+        "VisualMemoryError",
+        "WorkerError",
+    ],
+    "pipeline.index.capacity": ["CapacityPlan"],
+    "pipeline.index.plan": ["IndexOptions"],
+    "pipeline.progress": ["Progress"],
+    "pipeline.serving.client": ["Client"],
+    "pipeline.store.history": ["VersionSummary"],
+    "pipeline.store.verify": ["Verification"],
+    "pipeline.visual_memory": ["VisualMemory"],
+}
+_MODULES = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "AddOptions",
+    "AddPlan",
+    "AddReport",
+    "BulkReport",
+    "CapacityPlan",
+    "Client",
+    "ClusterError",
+    "CommitConflict",
+    "CompactReport",
+    "CopyReport",
+    "DamagedFile",
+    "Decision",
+    "EncoderChoice",
+    "EncoderError",
+    "Evaluation",
+    "ExpireReport",
+    "ExportReport",
+    "ForgetReport",
+    "FormatError",
+    "IdentityMismatch",
+    "IndexBuildError",
+    "IndexOptions",
+    "MemoryMissing",
+    "MissingFile",
+    "Neighbor",
+    "NotPermitted",
+    "Overloaded",
+    "Progress",
+    "Question",
+    "Receipt",
+    "RelabelReport",
+    "RollbackReport",
+    "SourceError",
+    "StorageError",
+    "Unavailable",
+    "UnknownName",
+    "UsageError",
+    "Verification",
+    "VersionSummary",
+    "VisualMemory",
+    "VisualMemoryError",
+    "WorkerError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "VisualMemory":
-        from pipeline.visual_memory import VisualMemory
-
-        return VisualMemory
-    if name == "Client":
-        from pipeline.serving.client import Client
-
-        return Client
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version
 
@@ -31,3 +156,7 @@ def __getattr__(name: str) -> Any:
         except PackageNotFoundError:  # the packages alone, as a job carries them
             return "unknown"
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

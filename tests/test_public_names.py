@@ -1,0 +1,109 @@
+"""The public names: what users may rely on, under both names of the package, and typed."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pipeline
+import visual_memory
+
+ROOT = Path(__file__).parents[1]
+NAMES = {
+    "AddOptions",
+    "AddPlan",
+    "AddReport",
+    "BulkReport",
+    "CapacityPlan",
+    "Client",
+    "ClusterError",
+    "CommitConflict",
+    "CompactReport",
+    "CopyReport",
+    "DamagedFile",
+    "Decision",
+    "EncoderChoice",
+    "EncoderError",
+    "Evaluation",
+    "ExpireReport",
+    "ExportReport",
+    "ForgetReport",
+    "FormatError",
+    "IdentityMismatch",
+    "IndexBuildError",
+    "IndexOptions",
+    "MemoryMissing",
+    "MissingFile",
+    "Neighbor",
+    "NotPermitted",
+    "Overloaded",
+    "Progress",
+    "Question",
+    "Receipt",
+    "RelabelReport",
+    "RollbackReport",
+    "SourceError",
+    "StorageError",
+    "Unavailable",
+    "UnknownName",
+    "UsageError",
+    "Verification",
+    "VersionSummary",
+    "VisualMemory",
+    "VisualMemoryError",
+    "WorkerError",
+    "__version__",
+}
+
+
+def test_the_public_names_stay() -> None:
+    assert pipeline.__all__ == visual_memory.__all__
+    assert set(pipeline.__all__) == NAMES
+    for name in NAMES:
+        assert getattr(pipeline, name) is getattr(visual_memory, name)
+        assert name in dir(pipeline)
+        assert name in dir(visual_memory)
+    assert not hasattr(visual_memory, "Nothing")
+
+
+def test_every_error_is_public_or_is_one_that_is() -> None:
+    for error in vars(pipeline.errors).values():
+        if isinstance(error, type) and issubclass(error, pipeline.VisualMemoryError):
+            assert any(getattr(pipeline, base.__name__, None) is base for base in error.__mro__)
+
+
+def test_users_see_types(tmp_path: Path) -> None:
+    """With mypy, as a user's own program is checked: the marker is there, and the names have types."""
+    (tmp_path / "program.py").write_text(
+        "import visual_memory\n"
+        "memory = visual_memory.VisualMemory('memory')\n"
+        "for decision in memory.classify(['a.jpg'], k=3, where='id > 3'):\n"
+        "    reveal_type(decision.neighbors[0].similarity)\n"
+        "memory.classify(['a.jpg'], wher='id > 3')\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--ignore-missing-imports", "program.py"]
+    environment = {"MYPYPATH": str(ROOT), "PATH": "/usr/bin"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)  # noqa: PLW1510
+    assert 'Revealed type is "float"' in done.stdout.replace("builtins.", "")
+    assert "wher" in done.stdout
+    assert (ROOT / "pipeline/py.typed").exists()
+    assert (ROOT / "visual_memory/py.typed").exists()
+
+
+def test_parts_are_loaded_when_they_are_asked_for() -> None:
+    code = "import sys, visual_memory; visual_memory.UsageError, visual_memory.Question; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "False\n"
+
+
+def test_a_file_of_ones_own_does_not_stand_in_the_way(tmp_path: Path) -> None:
+    """`pipeline.py` in a working folder hides the package of that name from others, and not from this one."""
+    (tmp_path / "pipeline.py").write_text("raise SystemExit('mine')")
+    done = subprocess.run(
+        [sys.executable, "-c", "import visual_memory; print(visual_memory.VisualMemory.__name__)"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert (done.stdout, done.stderr) == ("VisualMemory\n", "")
