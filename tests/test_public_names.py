@@ -59,7 +59,7 @@ def test_the_public_names_stay() -> None:
     assert pipeline.__all__ == visual_memory.__all__
     assert set(pipeline.__all__) == NAMES
     for name in NAMES:
-        assert getattr(pipeline, name) is getattr(visual_memory, name)
+        assert getattr(pipeline, name) == getattr(visual_memory, name)
         assert name in dir(pipeline)
         assert name in dir(visual_memory)
     assert not hasattr(visual_memory, "Nothing")

@@ -56,6 +56,7 @@ class Question:
 
     def __post_init__(self) -> None:
         check_k(self.k)
+        object.__setattr__(self, "exclude", tuple(self.exclude))
         if not 0 <= self.abstain_below <= 1:
             raise UsageError(f"abstain_below {self.abstain_below} is not a share: give 0 to 1")
         for entry_id, weight in self.weigh.items():

@@ -331,7 +331,7 @@ def kind_of(path: str) -> Kind:
         return "map" if path.endswith(_MAP) else "labels"
     if top == TOMBSTONES_FOLDER:
         return "tombstones"
-    if top == INDEX and "/shards/" in path:
+    if top == INDEX:
         return _OF_A_SHARD.get(name, "other")
     return "other"
 

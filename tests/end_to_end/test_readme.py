@@ -83,7 +83,7 @@ def test_the_tree_in_readme_is_the_tree() -> None:
     there = {
         path.name + ("/" if path.is_dir() else "")
         for path in (root / "pipeline").iterdir()
-        if not path.name.startswith("__")
+        if not path.name.startswith("__") and path.name != "py.typed"
     }
     assert named == there
 
