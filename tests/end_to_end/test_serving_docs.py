@@ -21,6 +21,7 @@ def block_of(title: str) -> str:
     return str(block)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_ten_requests_with_curl(digits_memory: VisualMemory, digits: Path, tmp_path: Path) -> None:
     shutil.copytree(digits_memory.uri, tmp_path / "my.memory")

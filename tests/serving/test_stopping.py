@@ -123,7 +123,7 @@ def test_a_long_request_is_waited_for(digits_memory: VisualMemory, tmp_path: Pat
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("seconds", [0.0, 4.0])
+@pytest.mark.parametrize("seconds", [0.0, pytest.param(4.0, marks=pytest.mark.slow)])
 def test_a_server_that_starts_says_so_and_can_be_stopped(
     digits_memory: VisualMemory, tmp_path: Path, seconds: float
 ) -> None:
