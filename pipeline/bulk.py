@@ -32,14 +32,13 @@ from pipeline.images.containers import Choice
 from pipeline.images.listing import Listing
 from pipeline.index.search import LiveEntries
 from pipeline.progress import OnProgress, ignore_progress
-from pipeline.store.layout import FOLDERS_OF_A_JOB, ROWS_OF_A_JOB
+from pipeline.store.layout import FOLDERS_OF_A_JOB, JOB, ROWS_OF_A_JOB
 from pipeline.store.places import open_storage
 from pipeline.store.segments import PartMark, Reservation, freeze, publish, read_marks
 from pipeline.store.state import State
 from pipeline.store.storage import AlreadyExists, Storage, create_own
 from pipeline.store.versions import VersionLog
 
-JOB = "job.json"
 DECIDED_AT_ONCE = 1_024
 
 NEIGHBOR = pa.struct(

@@ -426,7 +426,7 @@ class Reader:
         """The version that is read, opened; for what reads nothing else of it, or tells of it if that has gone."""
 
         def opened(snapshot: Snapshot) -> Snapshot:
-            assert snapshot.live is not None  # noqa: S101  # where it is opened, what has gone is noticed
+            snapshot.live  # noqa: B018  # opened here, where what has gone is noticed
             return snapshot
 
         return self._read(opened, label_set, where, assume, whole=whole)

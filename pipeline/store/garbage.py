@@ -124,7 +124,7 @@ def _claimed_since(log: VersionLog, census: Census, paths: Sequence[str]) -> set
     claimed = {path for path in paths if any(record.covers(path) for record in leases)}
     newest = log.newest()
     if newest is not None and newest.version > census.version:
-        claimed |= log.over_kept(lambda kept: Inventory.of(log, max(census.version + 1, kept.first))).files.keys()
+        claimed |= _named(log, census.version + 1)[1]
     return claimed
 
 

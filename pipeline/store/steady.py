@@ -15,19 +15,18 @@ Seen = TypeVar("Seen")
 Result = TypeVar("Result")
 
 
-def steady(look: Callable[[], Seen], read: Callable[[Seen], Result], seen: Seen | None = None) -> Result:
+def steady(look: Callable[[], Seen], read: Callable[[Seen], Result]) -> Result:
     """Read from what is seen, and anew as long as others change that under the reader.
 
     Args:
         look: Sees what is there, such as the newest state or the versions that are kept. It is compared with `==`.
         read: Reads from what was seen. It may be called several times.
-        seen: What the caller has seen already; None looks first.
 
     Raises:
         DamagedFile, MemoryMissing: What `read` raised, if nothing has changed since it looked, or if it was raised
             MAX_READS times: where others commit all the time, something has always changed.
     """
-    seen = look() if seen is None else seen
+    seen = look()
     for left in reversed(range(MAX_READS)):
         try:
             return read(seen)

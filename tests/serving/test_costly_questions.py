@@ -43,6 +43,16 @@ def status_of(server: Served, path: str = "/v1/search", **body: object) -> int:
     return server.post(path, {"embedding": vector(), "k": 3, **body}).status_code
 
 
+def longest_answer_beside(clients: list[threading.Thread], server: Served) -> float:
+    """The seconds of the slowest single question, asked one after another while the clients are at work."""
+    longest = 0.0
+    while any(client.is_alive() for client in clients):
+        asked = time.monotonic()
+        assert status_of(server) == 200
+        longest = max(longest, time.monotonic() - asked)
+    return longest
+
+
 def likes(number: int) -> str:
     return " or ".join(f"uri like '%{number}x{term}%y%z%'" for term in range(320))[:9_900].rpartition(" or ")[0]
 
@@ -120,12 +130,7 @@ def test_work_ends_with_its_deadline_and_holds_up_no_others(server: Served, monk
     ]
     for client in clients:
         client.start()
-    longest = 0.0
-    while any(client.is_alive() for client in clients):
-        asked = time.monotonic()
-        assert status_of(server) == 200
-        longest = max(longest, time.monotonic() - asked)
-    assert longest < 1
+    assert longest_answer_beside(clients, server) < 1
     assert answers == [503] * 4
     assert ended.acquire(timeout=3)
     assert server.http.get("/healthz").status_code == 200
@@ -149,12 +154,7 @@ def test_batches_that_nothing_interrupts_take_no_thread_from_others(
         clients = [threading.Thread(target=lambda: server.post("/v1/search", batch)) for _ in range(6)]
         for client in clients:
             client.start()
-        longest = 0.0
-        while any(client.is_alive() for client in clients):
-            asked = time.monotonic()
-            assert status_of(server) == 200
-            longest = max(longest, time.monotonic() - asked)
-        assert longest < 0.3
+        assert longest_answer_beside(clients, server) < 0.3
 
 
 @pytest.mark.parametrize("path", ["/v1/search", "/v1/classify"])
