@@ -5,7 +5,6 @@ memory: beyond some rows it goes to a temporary file, from which its table is ma
 """
 
 import itertools
-import re
 import tempfile
 import time
 from collections import Counter
@@ -32,16 +31,7 @@ from pipeline.images.uris import printable
 from pipeline.images.walk import Found, Walk, one_file, walk_source
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.kept import KeptColumn
-from pipeline.store.layout import (
-    FOLDERS_OF_A_JOB,
-    INDEX,
-    JOB,
-    LABELS_FOLDER,
-    PACKS,
-    SEGMENTS,
-    TOMBSTONES_FOLDER,
-    VERSIONS,
-)
+from pipeline.store.layout import OURS
 from pipeline.store.schemas import PLAN
 
 BATCH_ROWS = 65_536
@@ -49,9 +39,6 @@ PEEKED_IMAGES = 256
 PEEKED_BYTES = 16 << 20
 TOLD_EVERY = 1_000  # files, after which the time is looked at
 TOLD_SECONDS = 0.5  # between two words on how many there are
-# A file that tells what lies around it, and the folders of tables beside it.
-_OF_A_MEMORY = re.compile(rf"{VERSIONS}/\d{{20}}\.json$"), (SEGMENTS, PACKS, TOMBSTONES_FOLDER, LABELS_FOLDER, INDEX)
-_OF_DECISIONS = re.compile(re.escape(JOB) + "$"), FOLDERS_OF_A_JOB
 
 IMAGES = pa.schema(list(PLAN)[1:])  # ids come with the segment
 _VECTORS = set(VECTOR_KINDS)
@@ -293,7 +280,7 @@ def _folders_of_ours(uri: str) -> list[str]:
     """The folders of tables that a file with this uri tells to be a memory's, or those of decisions."""
     return [
         f"{uri[: sign.start()]}{folder}/"
-        for pattern, folders in (_OF_A_MEMORY, _OF_DECISIONS)
+        for pattern, folders in OURS
         if (sign := pattern.search(uri))
         for folder in folders
     ]

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedFile, MissingFile, NotPermitted
 from pipeline.progress import OnProgress, Progress
-from pipeline.store.chain import Chain
 from pipeline.store.counterparts import PlanRows, ShardSides
 from pipeline.store.files import UNREADABLE, FileRef, RowsFile
 from pipeline.store.findings import Finding, damage, unread
@@ -67,17 +66,6 @@ class Facts:
     ids_N: np.ndarray
     label_sets: frozenset[str | None] = frozenset()
     kept: tuple[KeptColumn, ...] = ()
-
-
-def inventory_of(chain: Chain) -> Inventory:
-    """What the commits and checkpoints that can be read name."""
-    inventory = Inventory()
-    for version, state in chain.checkpoints.items():
-        inventory.add(state, version)
-    for version, commit in chain.commits.items():
-        for action in commit.actions:
-            inventory.add(action, version)
-    return inventory
 
 
 class Contents:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from pipeline.store.chain import Chain
 from pipeline.store.files import FileRef
 from pipeline.store.identity import Identity
 from pipeline.store.layout import Kind, kind_of
@@ -25,15 +26,14 @@ from pipeline.store.versions import VersionLog
 class Inventory:
     """What versions hold, up to `version`: the newest that was walked over, 0 before the first.
 
-    `files` are by path, and `since` is the first version walked over that names each. `segments` are the numbers of
-    those committed, `plans` the paths of their plans by number, `shards` by the path of their ids, `singles` by id.
-    `quantizers` are trained indexes by path, with the shards (by the path of their ids) populated from each. `identity`
-    is the last that was set. `contradicted` are paths that two versions describe in two ways.
+    `files` are by path. `segments` are the numbers of those committed, `plans` the paths of their plans by number,
+    `shards` by the path of their ids, `singles` by id. `quantizers` are trained indexes by path, with the shards (by
+    the path of their ids) populated from each. `identity` is the last that was set. `contradicted` are paths that two
+    versions describe in two ways.
     """
 
     version: int = 0
     files: dict[str, FileRef] = field(default_factory=dict)
-    since: dict[str, int] = field(default_factory=dict)
     segments: set[int] = field(default_factory=set)
     plans: dict[int, set[str]] = field(default_factory=dict)
     shards: dict[str, Shard] = field(default_factory=dict)
@@ -54,21 +54,21 @@ class Inventory:
         kept = log.kept()
         start = max(first or 0, kept[0])
         if not self.version:
-            self.add(log.at(start), start)
+            self.add(log.at(start))
         stop = kept[-1] if last is None else last
         for commit in log.commits(range(max(self.version + 1, start), stop + 1)):
             for action in commit.actions:
-                self.add(action, commit.version)
+                self.add(action)
         self.version = stop
 
     def of_kind(self, *kinds: Kind) -> list[FileRef]:
         """The files of some kinds."""
         return [file for path, file in self.files.items() if kind_of(path) in kinds]
 
-    def add(self, part: object, version: int) -> None:
+    def add(self, part: object) -> None:
         """Take in a state, or an action of a commit."""
         for file in file_refs(part):
-            self.add_file(file, version)
+            self.add_file(file)
         if isinstance(part, SetState):
             part = part.state
         if isinstance(part, SetIdentity | State) and part.identity is not None:
@@ -88,11 +88,21 @@ class Inventory:
             if (trained := part.index.trained) is not None:
                 self.quantizers.setdefault(trained.path, (trained, set()))[1].update(shards)
 
-    def add_file(self, file: FileRef, version: int) -> None:
+    def add_file(self, file: FileRef) -> None:
         """Take in a file that a version names."""
         if self.files.setdefault(file.path, file) != file:
             self.contradicted.append(file.path)
-        self.since.setdefault(file.path, version)
+
+
+def inventory_of(chain: Chain) -> Inventory:
+    """What the commits and checkpoints that can be read name."""
+    inventory = Inventory()
+    for state in chain.checkpoints.values():
+        inventory.add(state)
+    for commit in chain.commits.values():
+        for action in commit.actions:
+            inventory.add(action)
+    return inventory
 
 
 def _segments(part: object) -> Iterator[Segment]:

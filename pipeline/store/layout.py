@@ -1,4 +1,4 @@
-"""Where everything of a memory lies: each path is made and parsed here, and nowhere else. docs/formats.md draws it.
+"""Where everything of a memory lies: paths are made and parsed here. docs/formats.md draws it.
 
 Paths are relative to the memory and use "/". A folder of a segment, of a job's output or of a shard is given with its
 closing slash, so that it can stand before a name and be compared as a prefix.
@@ -76,6 +76,12 @@ _OF_A_SHARD: dict[str, Kind] = {
     VECTORS_FILE: "shard vectors",
     ENTRIES_FILE: "shard entries",
 }
+
+# A file that tells what lies around it, and the folders of tables beside it: of a memory, and of a job's output.
+OURS = (
+    (re.compile(rf"{VERSIONS}/\d{{20}}\.json$"), (SEGMENTS, PACKS, TOMBSTONES_FOLDER, LABELS_FOLDER, INDEX)),
+    (re.compile(re.escape(JOB) + "$"), FOLDERS_OF_A_JOB),
+)
 
 _VERSION = re.compile(r"(?P<number>[0-9]{20})(?P<checkpoint>\.checkpoint)?\.json")
 _SEGMENT = re.compile(r"segments/(?P<number>[0-9]{8})/(?P<inside>.*)", re.DOTALL)

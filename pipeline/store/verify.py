@@ -12,9 +12,10 @@ from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store import segments
 from pipeline.store.agreement import Agreement
 from pipeline.store.chain import Chain, check_hint, check_steps, read_chain
-from pipeline.store.contents import Contents, inventory_of
+from pipeline.store.contents import Contents
 from pipeline.store.findings import CLEAN, RESTORE, Finding, damage, unread
 from pipeline.store.garbage import Census, take_census
+from pipeline.store.inventory import inventory_of
 from pipeline.store.layout import DESCRIPTION, VERSIONS, folder_at_the_top, segment_folder
 from pipeline.store.state import Index, file_refs
 from pipeline.store.storage import Storage

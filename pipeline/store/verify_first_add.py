@@ -63,7 +63,7 @@ def _inventory_of_segment(storage: Storage, number: int) -> tuple[Inventory, lis
             continue
         named += [getattr(mark, kind) for kind in _OF_A_PART]
     for file in filter(None, named):
-        inventory.add_file(file, version=0)
+        inventory.add_file(file)
     return inventory, findings
 
 
