@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -98,26 +99,30 @@ def test_what_is_under_way_is_answered(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_long_request_is_waited_for(digits_memory: VisualMemory, tmp_path: Path) -> None:
-    """The first image that is taught takes seconds, for its encoder is loaded then."""
+    """The second half of its image is sent after the signal."""
     shutil.copytree(digits_memory.uri, tmp_path / "memory")
     environment = {"VISUAL_MEMORY_TOKEN": "t"}
     with ray_server(str(tmp_path / "memory"), tmp_path, environment=environment) as server:
-        found: list[httpx.Response] = []
         image = next((Path(digits_memory.uri).parent.parent).rglob("remember/3/*.png")).read_bytes()
+        request = httpx.Request("POST", f"{server.url}/v1/entries", files={"image": image})
+        body = request.read()
+        half = len(body) // 2
 
-        def teach() -> None:
-            headers = {"Authorization": "Bearer t"}
-            files = {"image": image}
-            found.append(httpx.post(f"{server.url}/v1/entries", files=files, headers=headers, timeout=60))
+        def halves() -> Iterator[bytes]:
+            yield body[:half]
+            time.sleep(0.5)
+            server.process.terminate()
+            time.sleep(0.5)
+            yield body[half:]
 
-        teaching = threading.Thread(target=teach)
-        teaching.start()
-        time.sleep(0.5)
-        assert not found, "it is under way"
-        server.process.terminate()
+        headers = {
+            "Authorization": "Bearer t",
+            "Content-Type": request.headers["Content-Type"],
+            "Content-Length": str(len(body)),
+        }
+        answer = httpx.post(request.url, content=halves(), headers=headers, timeout=60)
         assert server.process.wait(60) == 0
-        teaching.join()
-    assert found[0].status_code == 200
+    assert answer.status_code == 200
     assert VisualMemory(tmp_path / "memory").status()["entries"] == 101
     assert_says_nothing_in_others_words((tmp_path / "serve.log").read_text())
 
