@@ -30,13 +30,14 @@ import numpy as np
 from cluster.ray_nodes import RayHead, RayNode
 from cluster.seaweed import SeaweedFS
 from pipeline import VisualMemory
-from pipeline.images.labels import Labels
-from pipeline.images.listing import list_source
-from pipeline.store import ids
+from pipeline.images.labels.labels import Labels
+from pipeline.images.sources.listing import list_source
 from pipeline.store.layout import DESCRIPTION, segment_folder
-from pipeline.store.places import open_storage
-from pipeline.store.schemas import read_table
-from pipeline.store.segments import PartMark, read_marks, read_reservation, reserved
+from pipeline.store.segments.part_marks import PartMark, read_marks
+from pipeline.store.segments.reservations import read_reservation, reserved
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables import ids
+from pipeline.store.tables.schemas import read_table
 
 ROOT = Path(__file__).parents[1]
 ADDRESSES = ("127.0.0.2", "127.0.0.3")

@@ -5,16 +5,16 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from jobs.arguments import ExcludeFiles, ImageExtension, Json, LabelsFrom, Memory, Source, command_line
-from jobs.labels import note_after, note_before, note_label_of_file, show_first, show_labels, show_passed_over
-from jobs.progress import progress
-from jobs.terminal import counted, note, print_json, say
-from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
+from jobs.terminal.arguments import ExcludeFiles, ImageExtension, Json, LabelsFrom, Memory, Source, command_line
+from jobs.terminal.embedding_work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
+from jobs.terminal.labels import note_after, note_before, note_label_of_file, show_first, show_labels, show_passed_over
+from jobs.terminal.output import counted, note, print_json, say
+from jobs.terminal.progress import progress
 
 if TYPE_CHECKING:
     from pipeline.edits.add import AddPlan, AddReport, OnDuplicates
-    from pipeline.embeddings.choice import DecodingChoice
-    from pipeline.store.segments import Precision
+    from pipeline.embeddings.encoder_choice import DecodingChoice
+    from pipeline.store.segments.reservations import Precision
 
 # Images from which an add runs on Ray. Starting it and its actors took 12 s on two cores (docs/benchmarks.md), in which
 # this process would have embedded 6,000 small images; with more cores the actors win sooner.
@@ -100,7 +100,7 @@ def add(
         target = VisualMemory(memory)
         with contextlib.nullcontext() if dry_run else target.announced_add(source):
             from pipeline.edits.add import AddOptions
-            from pipeline.embeddings.choice import EncoderChoice, WeightsOrder
+            from pipeline.embeddings.encoder_choice import EncoderChoice, WeightsOrder
 
             choice = EncoderChoice(
                 encoder, weights, cast(WeightsOrder, weights_order), image_size, cast("DecodingChoice | None", decoding)
@@ -138,7 +138,7 @@ def _is_for_ray(plan: "AddPlan") -> bool:
     """Large adds, and any within a job: whoever submits one to a cluster wants its nodes at work."""
     if plan.already is not None or plan.is_single:
         return False
-    from jobs.on_ray import is_a_job
+    from jobs.ray_cluster.on_ray import is_a_job
 
     return plan.planned >= (RAY_FROM if plan.listing.holds_images else VECTORS_RAY_FROM) or is_a_job()
 
@@ -188,7 +188,7 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
 
 def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> None:
     from pipeline.decisions.small_classes import hint
-    from pipeline.store.segments import DUPLICATE
+    from pipeline.store.segments.part_marks import DUPLICATE
 
     if report.already is not None:
         say(

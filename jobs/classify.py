@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.arguments import (
+from jobs.terminal.arguments import (
     At,
     ImageExtension,
     Json,
     Memory,
     with_question,
 )
-from jobs.progress import progress
-from jobs.terminal import note, print_json, say
-from jobs.work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
+from jobs.terminal.embedding_work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
+from jobs.terminal.output import note, print_json, say
+from jobs.terminal.progress import progress
 
 if TYPE_CHECKING:
     from pipeline.decisions.decision import Decision
@@ -76,7 +76,7 @@ def _decide_about_a_source(
         raise typer.BadParameter(f"--out takes one SOURCE and {len(sources)} were given: name a folder, or a file")
     check_runner(runner)
     with progress("listing") as on_progress:
-        from jobs.on_ray import is_a_job
+        from jobs.ray_cluster.on_ray import is_a_job
         from pipeline import VisualMemory
 
         where = started_runner(on_progress, on_ray=runner == "ray" or (runner == "auto" and is_a_job()))

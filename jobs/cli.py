@@ -35,7 +35,7 @@ def application(verbs: Iterable[str] = VERBS) -> "typer.Typer":
     """The verbs. Loaded within `main`, so that an interrupt is told from the first moment on."""
     import typer
 
-    from jobs.verb import Verb, Verbs
+    from jobs.terminal.verb import Verb, Verbs
 
     app = typer.Typer(
         name="visual-memory",
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _remember(arguments: Sequence[str]) -> None:
     """Keep what was typed for `command_line`, by which a version says how it came about."""
-    from jobs.arguments import TYPED  # with typer, which takes a moment to load
+    from jobs.terminal.arguments import TYPED  # with typer, which takes a moment to load
 
     TYPED.set(arguments)
 
@@ -172,7 +172,7 @@ def _comes_of_an_interrupt(error: BaseException | None) -> bool:
 def _fail(error: Exception, debug: bool, status_code: int, cause: Exception | None = None) -> None:
     if debug:
         raise cause or error
-    from jobs.terminal import printable
+    from jobs.terminal.output import printable
 
     sys.stderr.write(printable(f"error: {error}", sys.stderr.encoding) + "\n")
     sys.exit(status_code)

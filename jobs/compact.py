@@ -1,8 +1,8 @@
 """`compact MEMORY`: pack small files into few, which are quicker to open and cheaper to list."""
 
-from jobs.arguments import Json, Memory, command_line
-from jobs.progress import progress
-from jobs.terminal import counted, print_json, say
+from jobs.terminal.arguments import Json, Memory, command_line
+from jobs.terminal.output import counted, print_json, say
+from jobs.terminal.progress import progress
 
 
 def compact(memory: Memory, json: Json = False) -> None:

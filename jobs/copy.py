@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import Json, Memory
-from jobs.progress import progress
-from jobs.terminal import counted, print_json, say
+from jobs.terminal.arguments import Json, Memory
+from jobs.terminal.output import counted, print_json, say
+from jobs.terminal.progress import progress
 
 
 def copy(

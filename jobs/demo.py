@@ -11,10 +11,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from jobs.arguments import Json
-from jobs.on_ray import start_ray
-from jobs.progress import progress
-from jobs.terminal import print_json, say
+from jobs.ray_cluster.on_ray import start_ray
+from jobs.terminal.arguments import Json
+from jobs.terminal.output import print_json, say
+from jobs.terminal.progress import progress
 from pipeline.errors import SourceError, VisualMemoryError
 
 FOLDERS = ("remember", "ask", "teach", "memory", "pages")  # all that the tour writes, and removes before another
@@ -112,7 +112,7 @@ class _Tour:
     def _remember(self) -> None:
         self._step("Remember the digits 0 to 8: embedded by Ray Data actors, nothing is trained")
         from pipeline.edits.add import AddOptions
-        from pipeline.embeddings.choice import EncoderChoice
+        from pipeline.embeddings.encoder_choice import EncoderChoice
 
         choice = EncoderChoice(ENCODER, _weights_file(), "positional", IMAGE_SIZE)
         plan = self._memory.plan_add(self._at.remember, AddOptions(dataset="digits", encoder=choice))

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from jobs.arguments import (
+from jobs.terminal.arguments import (
     At,
     Balance,
     ExcludeFiles,
@@ -17,11 +17,11 @@ from jobs.arguments import (
     balance_value,
     count,
 )
-from jobs.progress import progress
-from jobs.terminal import counted, print_json, say
+from jobs.terminal.output import counted, print_json, say
+from jobs.terminal.progress import progress
 
 if TYPE_CHECKING:
-    from pipeline.asking import Evaluation
+    from pipeline.questions.answering import Evaluation
 
 
 def evaluate(

@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.arguments import (
+from jobs.classify import decided
+from jobs.terminal.arguments import (
     At,
     Json,
     Memory,
     with_question,
 )
-from jobs.classify import decided
-from jobs.progress import progress
-from jobs.terminal import print_json, say
+from jobs.terminal.output import print_json, say
+from jobs.terminal.progress import progress
 
 if TYPE_CHECKING:
     from pipeline.decisions.decision import Decision
@@ -43,7 +43,7 @@ def explain(
         target = VisualMemory(memory, at=at)
         decision = target.with_kept(decision)
         if html is not None:
-            from pipeline.explanation import write_page
+            from pipeline.questions.page import write_page
 
             write_page(target.explanation_page(decision), html)
     if json:

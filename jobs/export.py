@@ -4,9 +4,9 @@ from typing import Annotated, cast
 
 import typer
 
-from jobs.arguments import At, Json, Memory, count
-from jobs.progress import progress
-from jobs.terminal import counted, print_json, say
+from jobs.terminal.arguments import At, Json, Memory, count
+from jobs.terminal.output import counted, print_json, say
+from jobs.terminal.progress import progress
 
 
 def export(

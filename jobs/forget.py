@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from jobs.arguments import Json, Memory, command_line
-from jobs.progress import progress
-from jobs.terminal import counted, note, print_json, printable, say, tell
+from jobs.terminal.arguments import Json, Memory, command_line
+from jobs.terminal.output import counted, note, print_json, printable, say, tell
+from jobs.terminal.progress import progress
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
+    from pipeline.edits.erasure.receipt import Receipt
     from pipeline.edits.forget import ForgetPlan, ForgetReport
-    from pipeline.edits.receipt import Receipt
 
 SHOWN = 5
 

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.arguments import Json, Memory, count
-from jobs.progress import progress
-from jobs.terminal import note, print_json, say
+from jobs.terminal.arguments import Json, Memory, count
+from jobs.terminal.output import note, print_json, say
+from jobs.terminal.progress import progress
 from pipeline.errors import FirstAddUnfinished
 
 if TYPE_CHECKING:
-    from pipeline.store.history import VersionSummary
+    from pipeline.store.log.history import VersionSummary
 
 WIDTH = 80
 INDENT = 9  # the second line of a version begins below the time of the first

@@ -4,15 +4,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from jobs.arguments import Json, Memory, command_line, count, size_in_bytes
-from jobs.progress import progress
-from jobs.terminal import counted, print_json, say
-from jobs.work import check_runner, runner_option, started_runner
+from jobs.terminal.arguments import Json, Memory, command_line, count, size_in_bytes
+from jobs.terminal.embedding_work import check_runner, runner_option, started_runner
+from jobs.terminal.output import counted, print_json, say
+from jobs.terminal.progress import progress
 
 if TYPE_CHECKING:
-    from pipeline.index.choice import Table
-    from pipeline.index.plan import IndexPlan
-    from pipeline.store.state import Refine
+    from pipeline.index.build.key_choice import Table
+    from pipeline.index.build.plan import IndexPlan
+    from pipeline.store.log.records import Refine
 
 # Rows from which an index is built on Ray: below, starting Ray takes longer than what it saves.
 RAY_FROM = 4_000_000
@@ -57,7 +57,7 @@ def index(
     check_runner(runner)
     with progress("reading the entries") as on_progress:
         from pipeline import VisualMemory
-        from pipeline.index.plan import IndexOptions
+        from pipeline.index.build.plan import IndexOptions
 
         options = IndexOptions(
             key,

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.arguments import Json, Memory, command_line
-from jobs.progress import progress
-from jobs.terminal import counted, note, print_json, say
+from jobs.terminal.arguments import Json, Memory, command_line
+from jobs.terminal.output import counted, note, print_json, say
+from jobs.terminal.progress import progress
 
 if TYPE_CHECKING:
     from pipeline.edits.relabel import RelabelReport

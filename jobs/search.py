@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import At, Images, Json, LabelSet, Memory, Where, count
-from jobs.progress import progress
-from jobs.terminal import note, print_json, say
+from jobs.terminal.arguments import At, Images, Json, LabelSet, Memory, Where, count
+from jobs.terminal.output import note, print_json, say
+from jobs.terminal.progress import progress
 
 
 def search(

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from jobs.arguments import Memory, size_in_bytes
-from jobs.modes import others_who_read
-from jobs.terminal import note, say, tell
-from pipeline.store.places import open_storage
-from pipeline.store.versions import VersionLog
+from jobs.ray_cluster.modes import others_who_read
+from jobs.terminal.arguments import Memory, size_in_bytes
+from jobs.terminal.output import note, say, tell
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.open_storage import open_storage
 
 SECONDS_OF_SILENCE = 0.8  # before a server that starts says what it does
 
@@ -90,11 +90,11 @@ def serve(
 ) -> None:
     """Answer questions over HTTP until interrupted; a newer version of the memory is followed."""
     with _told_if_slow(tell, f"opening {memory}"):
-        from jobs.on_ray import check_free, is_on_cluster, share_of_cpus
-        from jobs.serving_on_ray import serve_until_interrupted
-        from pipeline.images.pictures import roots_of
+        from jobs.ray_cluster.on_ray import check_free, is_on_cluster, share_of_cpus
+        from jobs.ray_cluster.serving_on_ray import serve_until_interrupted
+        from pipeline.images.entry_pictures import roots_of
+        from pipeline.serving.http.sites import check_hosts
         from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
-        from pipeline.serving.sites import check_hosts
 
         cpus = share_of_cpus(groups * replicas + ingresses + embedders + 1)
         options = ServingOptions(

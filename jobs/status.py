@@ -4,13 +4,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.arguments import At, Json, Memory
 from jobs.index import show_candidates
-from jobs.progress import progress
-from jobs.terminal import counted, print_json, say
+from jobs.terminal.arguments import At, Json, Memory
+from jobs.terminal.output import counted, print_json, say
+from jobs.terminal.progress import progress
 
 if TYPE_CHECKING:
-    from pipeline.index.choice import Table
+    from pipeline.index.build.key_choice import Table
 
 LABELS_SHOWN = 12
 

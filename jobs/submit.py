@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from jobs.job_log import JobLog
-from jobs.progress import progress
-from jobs.terminal import note, print_json, say, tell
+from jobs.ray_cluster.job_log import JobLog
+from jobs.terminal.output import note, print_json, say, tell
+from jobs.terminal.progress import progress
 from pipeline.errors import ClusterError, UsageError
 
 if TYPE_CHECKING:

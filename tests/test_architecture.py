@@ -9,20 +9,38 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# A module may import from its own floor's room and from the rooms below it; rooms on one line may not know each other.
+# A module may import from its own room and from the rooms below it; rooms on one line may not know each other.
 FLOORS: list[set[str]] = [
     {"pipeline.errors", "pipeline.plain_log", "pipeline.progress"},
     {"pipeline.deadline"},
     {"pipeline.recent"},
     {"pipeline.decisions"},
-    {"pipeline.store"},
-    {"pipeline.images", "pipeline.index"},
+    {"pipeline.store.values"},
+    {"pipeline.store.layout"},
+    {"pipeline.store.storage"},
+    {"pipeline.store.tables"},
+    {"pipeline.store.segments"},
+    {"pipeline.store.log"},
+    {"pipeline.store.lookup", "pipeline.store.checks"},
+    {"pipeline.images.decoding", "pipeline.images.names", "pipeline.index.search"},
+    {"pipeline.images.reading", "pipeline.index.build"},
+    {"pipeline.images.labels", "pipeline.index.verify", "pipeline.index.centroids"},
+    {"pipeline.images.containers"},
+    {"pipeline.images.sources", "pipeline.images.entry_pictures"},
     {"pipeline.embeddings"},
-    {"pipeline.edits", "pipeline.asking", "pipeline.explanation"},
-    {"pipeline.bulk", "pipeline.snapshot"},
-    {"pipeline.reading"},
+    {"pipeline.edits.erasure"},
+    {"pipeline.edits"},
+    {"pipeline.questions"},
+    {"pipeline.reader"},
     {"pipeline.visual_memory"},
-    {"pipeline.serving"},
+    {"pipeline.serving.limits", "pipeline.serving.access", "pipeline.serving.encoded", "pipeline.serving.threads"},
+    {"pipeline.serving.tokens", "pipeline.serving.client", "pipeline.serving.metrics"},
+    {"pipeline.serving.service"},
+    {"pipeline.serving.options", "pipeline.serving.in_process"},
+    {"pipeline.serving.http"},
+    {"pipeline.serving.application"},
+    {"jobs.ray_cluster"},
+    {"jobs.terminal"},
     {"jobs"},
     {"cluster"},
 ]
@@ -61,6 +79,8 @@ def dotted(path: Path) -> str:
 def test_imports_run_down(path: Path) -> None:
     if dotted(path) == "pipeline":
         return  # the lazy door to VisualMemory, which every floor is allowed to be behind
+    if not path.read_text():
+        return  # the folder of some rooms
     own = room_of(dotted(path))
     assert own is not None, f"{path} is in no room: give it one in FLOORS"
     for name in imports_of(path):
@@ -80,7 +100,7 @@ def test_libraries_stay_in_their_rooms(path: Path) -> None:
     if "ray" in tops:
         assert path.name in RAY_MAY_APPEAR or room in SERVING_WITH_RAY
     if tops & {"torch", "timm"}:
-        assert room.startswith("pipeline.embeddings") or room == "pipeline.index.gpu"
+        assert room.startswith("pipeline.embeddings") or room == "pipeline.index.build.gpu"
     if tops & {"faiss", "autofaiss"}:
         assert room.startswith("pipeline.index")
     if room.startswith("pipeline.decisions"):

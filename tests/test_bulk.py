@@ -85,7 +85,7 @@ def test_killed_and_repeated_by_the_version_it_began_with(
 
 @pytest.mark.slow
 def test_on_ray_and_into_a_bucket(memory: VisualMemory, tmp_path: Path, s3, monkeypatch: pytest.MonkeyPatch) -> None:
-    from jobs.on_ray import start_ray
+    from jobs.ray_cluster.on_ray import start_ray
 
     for name, value in s3.admin.items():
         monkeypatch.setenv(name, value)

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from pipeline.decisions.decision import Decision, Neighbor
-from pipeline.explanation import explanation_page
-from pipeline.store.originals import Original
+from pipeline.questions.page import explanation_page
+from pipeline.store.lookup.originals import Original
 
 
 def decision(uris: list[str], label: str = "cat", uri: str | None = None) -> Decision:

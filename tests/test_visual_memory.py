@@ -9,8 +9,8 @@ from PIL import Image
 
 from pipeline import VisualMemory
 from pipeline.errors import SourceError, UsageError
-from pipeline.store.local import LocalStorage
-from pipeline.store.storage import AlreadyExists
+from pipeline.store.storage.interface import AlreadyExists
+from pipeline.store.storage.local import LocalStorage
 
 
 @pytest.fixture

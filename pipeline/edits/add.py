@@ -19,44 +19,44 @@ import pyarrow as pa
 from pipeline.decisions.small_classes import SmallClass
 from pipeline.edits.duplicates import find_duplicates, find_small_classes
 from pipeline.edits.label_report import label_report, noted
-from pipeline.edits.settle import refuse_mix, settle
-from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.compatibility import refuse_mix, settle
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, check_max_rejected, read_rejects
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, SourceError, UsageError
-from pipeline.images.census import LabelCensus
-from pipeline.images.containers import Choice
-from pipeline.images.files import is_remote
-from pipeline.images.kept import check_names
-from pipeline.images.labels import Labels
-from pipeline.images.leftovers import PassedOver
-from pipeline.images.listing import Listing, list_source, peek
-from pipeline.images.notes import ContainerNotes
+from pipeline.images.containers.container import Choice
+from pipeline.images.containers.kept_columns import check_names
+from pipeline.images.containers.notes import ContainerNotes
+from pipeline.images.labels.census import LabelCensus
+from pipeline.images.labels.labels import Labels
+from pipeline.images.names.leftovers import PassedOver
+from pipeline.images.reading.files import is_remote
+from pipeline.images.sources.listing import Listing, list_source, peek
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store import ids
-from pipeline.store.files import FileRef
-from pipeline.store.held import write_held
-from pipeline.store.identity import Identity
 from pipeline.store.layout import ENCODER, FOLDERS, SEGMENTS, VERSIONS, segment_folder
-from pipeline.store.leases import Lease, live, standing
-from pipeline.store.schemas import read_table
-from pipeline.store.segments import (
+from pipeline.store.log.records import Segment
+from pipeline.store.log.state import AddSegment, SetIdentity, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.lookup.frozen_digests import write_held
+from pipeline.store.segments.part_marks import PartMark, read_marks
+from pipeline.store.segments.reservations import (
     Numerics,
-    PartMark,
     Precision,
     Reservation,
     give_up,
     is_given_up,
-    read_marks,
     read_numerics,
     reserve,
     unfinished,
 )
-from pipeline.store.state import AddSegment, Segment, SetIdentity, State
-from pipeline.store.storage import Storage
-from pipeline.store.tombstones import read_tombstones
-from pipeline.store.versions import VersionLog
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.leases import Lease, live, standing
+from pipeline.store.tables import ids
+from pipeline.store.tables.identity import Identity
+from pipeline.store.tables.schemas import read_table
+from pipeline.store.tables.tombstones import read_tombstones
 
 # An interrupted add goes on with its frozen plan as long as this share of its images is still as it was.
 STILL_THERE = 0.5

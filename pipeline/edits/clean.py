@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from pipeline.edits.redact import finish_erasures
-from pipeline.store.chain import read_chain
-from pipeline.store.findings import Finding
-from pipeline.store.garbage import remove_garbage, take_census
+from pipeline.edits.erasure.redact import finish_erasures
+from pipeline.store.checks.findings import Finding
+from pipeline.store.checks.garbage import remove_garbage, take_census
+from pipeline.store.checks.version_files import read_chain
 from pipeline.store.layout import LEASES, VERSIONS, folder_at_the_top, is_aside
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.version_log import VersionLog
 
 
 @dataclass(frozen=True)

@@ -11,19 +11,20 @@ import numpy as np
 
 from pipeline.errors import CommitConflict, DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store import segments
-from pipeline.store.files import FileRef, RowsFile
-from pipeline.store.ids import split_id
-from pipeline.store.kept import joined
-from pipeline.store.labels import newest_rows, read_label_rows, write_labels
 from pipeline.store.layout import packed_path
-from pipeline.store.leases import Lease
-from pipeline.store.schemas import read_table, write_rows
-from pipeline.store.singles import files_beside_singles, files_of_singles, fold
-from pipeline.store.state import FoldSingles, Index, Segment, SetState, Shard, State
-from pipeline.store.storage import Storage
-from pipeline.store.tombstones import read_tombstones, write_tombstones
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.records import Index, Segment, Shard
+from pipeline.store.log.single_adds import files_beside_singles, files_of_singles, fold
+from pipeline.store.log.state import FoldSingles, SetState, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments import reservations
+from pipeline.store.storage.file_refs import FileRef, RowsFile
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.ids import split_id
+from pipeline.store.tables.kept_columns import joined
+from pipeline.store.tables.labels import newest_rows, read_label_rows, write_labels
+from pipeline.store.tables.schemas import read_table, write_rows
+from pipeline.store.tables.tombstones import read_tombstones, write_tombstones
 
 SMALL_ROWS = 8_192  # a file below this is worth packing
 PACK_ROWS = 65_536
@@ -195,7 +196,7 @@ def _numbers_to_come(storage: Storage, state: State) -> np.ndarray:
     """Segments that may get entries yet: single adds go to one, others are being added."""
     used = {*(segment.number for segment in state.segments), *state.retired}
     coming = {
-        number for number in segments.reserved(storage) if number not in used and _may_come(storage, state, number)
+        number for number in reservations.reserved(storage) if number not in used and _may_come(storage, state, number)
     }
     if state.singles is not None:
         coming.add(state.singles.segment)
@@ -204,10 +205,10 @@ def _numbers_to_come(storage: Storage, state: State) -> np.ndarray:
 
 def _may_come(storage: Storage, state: State, number: int) -> bool:
     """Whether a segment that was reserved may be committed yet."""
-    if segments.is_given_up(storage, number):
+    if reservations.is_given_up(storage, number):
         return False
     try:
-        reservation = segments.read_reservation(storage, number)
+        reservation = reservations.read_reservation(storage, number)
     except DamagedFile:  # whoever took the number has not described it yet, or died before
         return True
     return reservation is not None or state.singles is None  # one was meant for single adds, which go elsewhere now

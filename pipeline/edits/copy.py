@@ -16,10 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store import segments
-from pipeline.store.erasure import refuse_unfinished
-from pipeline.store.files import FileRef, checked_path, describe
-from pipeline.store.inventory import Inventory
+from pipeline.store.checks.inventory import Inventory
 from pipeline.store.layout import (
     FOLDERS,
     GIVEN_UP,
@@ -36,11 +33,14 @@ from pipeline.store.layout import (
     segment_folder,
     way_out,
 )
-from pipeline.store.leases import Lease, live, standing
-from pipeline.store.schemas import FORMAT
-from pipeline.store.state import State
-from pipeline.store.storage import AlreadyExists, Storage, create_own
-from pipeline.store.versions import CHECKPOINT_EVERY, Kept, VersionLog
+from pipeline.store.log.erasure_plan import refuse_unfinished
+from pipeline.store.log.state import State
+from pipeline.store.log.version_log import CHECKPOINT_EVERY, Kept, VersionLog
+from pipeline.store.segments import reservations
+from pipeline.store.storage.file_refs import FileRef, checked_path, describe
+from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
+from pipeline.store.storage.leases import Lease, live, standing
+from pipeline.store.tables.schemas import FORMAT
 
 THREADS = 8  # files on their way at once: most of the time is waiting for the two places
 CHUNK_BYTES = 1 << 20
@@ -180,7 +180,7 @@ class _Copier:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda path: self._target.replace(path, self._source.read(path)), contents.small))
         for number in contents.given_up:
-            segments.give_up(self._target, number)
+            reservations.give_up(self._target, number)
         self._remove_strays(contents.paths | {commit_path(number) for number in contents.kept})
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(self._copy_commit, others))
@@ -202,7 +202,7 @@ class _Copier:
         inventory = Inventory.of(self._log, kept[0], kept[-1])
         committed = inventory.segments
         there = self._source.walk(SEGMENTS)
-        reserved = segments.reserved(self._source)
+        reserved = reservations.reserved(self._source)
         marks = [segment_folder(n) + name for n in reserved for name in UNNAMED_OF_A_SEGMENT]
         small = [path for path in marks if path in there]
         done = tuple(marks_folder(segment_folder(number)) for number in committed)

@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.errors import VisualMemoryError
 from pipeline.plain_log import plain_logger
-from pipeline.store.columns import read_columns_of
-from pipeline.store.digests import digests_in, live_rows
-from pipeline.store.files import RowsFile
-from pipeline.store.labels import newest_labels, read_label_rows
-from pipeline.store.state import State
-from pipeline.store.storage import Storage
-from pipeline.store.tombstones import read_tombstones
+from pipeline.store.log.state import State
+from pipeline.store.lookup.digests import digests_in, live_rows
+from pipeline.store.storage.file_refs import RowsFile
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.labels import newest_labels, read_label_rows
+from pipeline.store.tables.parquet_columns import read_columns_of
+from pipeline.store.tables.tombstones import read_tombstones
 
 # Entries of a memory that are looked through whatever is added: about a second from a local disk.
 LOOKED_THROUGH = 2_000_000

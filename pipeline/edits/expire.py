@@ -11,11 +11,11 @@ from datetime import UTC, datetime, timedelta
 
 from pipeline.errors import UsageError
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store.erasure import refuse_unfinished
-from pipeline.store.garbage import Census, remove_garbage, take_census
+from pipeline.store.checks.garbage import Census, remove_garbage, take_census
 from pipeline.store.layout import VERSIONS, checkpoint_number, checkpoint_path, commit_number, segment_folder
-from pipeline.store.state import State
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.erasure_plan import refuse_unfinished
+from pipeline.store.log.state import State
+from pipeline.store.log.version_log import VersionLog
 
 Keep = timedelta | int  # an age, or a number of versions
 

@@ -20,18 +20,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedFile, MemoryMissing, UsageError
-from pipeline.images.files import is_remote
-from pipeline.images.uris import path_of_uri, split_member
+from pipeline.images.names.uris import path_of_uri, split_member
+from pipeline.images.reading.files import is_remote
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store.files import RowsFile, checked_path
-from pipeline.store.kept import with_columns
-from pipeline.store.labels import OwnLabels, newest_labels, read_label_rows
 from pipeline.store.layout import way_out
-from pipeline.store.schemas import embedding_matrix, entries_schema, open_writer
-from pipeline.store.singles import table_of_singles
-from pipeline.store.state import State
-from pipeline.store.storage import Storage
-from pipeline.store.tombstones import read_tombstones
+from pipeline.store.log.single_adds import table_of_singles
+from pipeline.store.log.state import State
+from pipeline.store.storage.file_refs import RowsFile, checked_path
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.kept_columns import with_columns
+from pipeline.store.tables.labels import OwnLabels, newest_labels, read_label_rows
+from pipeline.store.tables.schemas import embedding_matrix, entries_schema, open_writer
+from pipeline.store.tables.tombstones import read_tombstones
 
 Format = Literal["clip-retrieval", "parquet"]
 ROWS_PER_FILE = 1_000_000  # as clip-retrieval writes them by default

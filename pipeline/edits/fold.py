@@ -1,10 +1,10 @@
 """Folding: entries that lie in commits, because they were added by themselves, move into files."""
 
 from pipeline.errors import CommitConflict
-from pipeline.store.leases import Lease
-from pipeline.store.singles import files_beside_singles, files_of_singles, fold, fresh_singles
-from pipeline.store.state import FoldSingles, State
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.single_adds import files_beside_singles, files_of_singles, fold, fresh_singles
+from pipeline.store.log.state import FoldSingles, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.leases import Lease
 
 
 def fold_singles(log: VersionLog, state: State, command: str = "fold single adds", *, wholly: bool = False) -> State:

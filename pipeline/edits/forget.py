@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from pipeline.errors import SourceError, UnknownName, UsageError
-from pipeline.images.label_files import read_names
-from pipeline.images.uris import uri_of_path
-from pipeline.store.leases import Lease
-from pipeline.store.state import Forget, State
-from pipeline.store.tombstones import FOLD_EVERY, read_tombstones, write_tombstones
-from pipeline.store.versions import VersionLog
+from pipeline.images.labels.label_files import read_names
+from pipeline.images.names.uris import uri_of_path
+from pipeline.store.log.state import Forget, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.tombstones import FOLD_EVERY, read_tombstones, write_tombstones
 
 if TYPE_CHECKING:
-    from pipeline.edits.everything import Duplicate
-    from pipeline.edits.receipt import Receipt
+    from pipeline.edits.erasure.all_versions import Duplicate
+    from pipeline.edits.erasure.receipt import Receipt
 
 
 @dataclass(frozen=True)

@@ -10,16 +10,16 @@ from dataclasses import replace
 
 from pipeline.edits.fold import fold_singles
 from pipeline.errors import CommitConflict
-from pipeline.index.build import build_index
-from pipeline.index.candidates import TRAINING_ROWS_PER_CENTROID
-from pipeline.index.plan import IndexOptions, IndexPlan, plan_index
+from pipeline.index.build.builder import build_index
+from pipeline.index.build.key_candidates import TRAINING_ROWS_PER_CENTROID
+from pipeline.index.build.plan import IndexOptions, IndexPlan, plan_index
 from pipeline.progress import OnProgress, ignore_progress
-from pipeline.store.files import RowsFile
-from pipeline.store.leases import standing
-from pipeline.store.singles import files_of_singles
-from pipeline.store.state import FoldSingles, State
-from pipeline.store.storage import Storage
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.single_adds import files_of_singles
+from pipeline.store.log.state import FoldSingles, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.file_refs import RowsFile
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.leases import standing
 
 MAX_FRESH = 50_000  # beyond so many fresh entries a memory gets an index: searching them exactly takes 6 ms (384 dim.)
 GROWS_FROM = 8_192  # beyond so many its index grows: searching them takes 1 ms, indexing them 2 s

@@ -6,14 +6,14 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from pipeline.images.census import LabelCensus
-from pipeline.images.leftovers import PassedOver
-from pipeline.images.listing import Listing
-from pipeline.images.notes import ContainerNotes
-from pipeline.store.schemas import read_table
-from pipeline.store.segments import PartMark
-from pipeline.store.state import Segment
-from pipeline.store.storage import Storage
+from pipeline.images.containers.notes import ContainerNotes
+from pipeline.images.labels.census import LabelCensus
+from pipeline.images.names.leftovers import PassedOver
+from pipeline.images.sources.listing import Listing
+from pipeline.store.log.records import Segment
+from pipeline.store.segments.part_marks import PartMark
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.schemas import read_table
 
 COUNTED_FILES = 256  # files of entries whose labels are counted: 4 million images, a second on a disk
 

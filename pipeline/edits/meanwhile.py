@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, MissingFile
-from pipeline.store.garbage import named_paths
+from pipeline.store.checks.garbage import named_paths
 from pipeline.store.layout import DESCRIPTION
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.version_log import VersionLog
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 

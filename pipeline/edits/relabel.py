@@ -15,10 +15,14 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import UnknownName, UsageError
-from pipeline.images.label_files import given_label, put, read_entry_labels, read_map
-from pipeline.images.uris import uri_of_path
-from pipeline.index.search import LiveEntries
-from pipeline.store.labels import (
+from pipeline.images.labels.label_files import given_label, put, read_entry_labels, read_map
+from pipeline.images.names.uris import uri_of_path
+from pipeline.index.search.live_entries import LiveEntries
+from pipeline.store.log.records import LabelSet
+from pipeline.store.log.state import Relabel, SetLabelSet, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.labels import (
     label_rows,
     newest_labels,
     newest_rows,
@@ -26,10 +30,7 @@ from pipeline.store.labels import (
     write_label_map,
     write_labels,
 )
-from pipeline.store.leases import Lease
-from pipeline.store.state import LabelSet, Relabel, SetLabelSet, State
-from pipeline.store.tombstones import FOLD_EVERY
-from pipeline.store.versions import VersionLog
+from pipeline.store.tables.tombstones import FOLD_EVERY
 
 WAYS = "give --id with --label, --file, or --label-set with --map"
 

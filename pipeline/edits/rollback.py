@@ -3,11 +3,11 @@
 from dataclasses import asdict, dataclass
 
 from pipeline.errors import CommitConflict, MemoryMissing, UsageError
-from pipeline.store.erasure import refuse_unfinished
 from pipeline.store.layout import FOLDERS, LEASES, VERSIONS
-from pipeline.store.leases import Lease
-from pipeline.store.state import SetState, State
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.erasure_plan import refuse_unfinished
+from pipeline.store.log.state import SetState, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.leases import Lease
 
 
 @dataclass(frozen=True)

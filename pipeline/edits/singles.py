@@ -1,7 +1,7 @@
 """Adding images by themselves: each call is one commit that carries its entries, whatever the memory holds already.
 
 There is no plan, no segment of its own and no completion mark: the commit is the whole of it, so a kill leaves either
-nothing or everything. What lies in commits is folded into files now and then (store/singles.py).
+nothing or everything. What lies in commits is folded into files now and then (store/log/single_adds.py).
 """
 
 import contextlib
@@ -17,20 +17,21 @@ from pipeline.embeddings.apart import pixels_here_or_apart
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.pixels import Pixels
 from pipeline.errors import CommitConflict, SourceError, UsageError
-from pipeline.images.decode import Rejected
-from pipeline.images.files import read_file
-from pipeline.images.label_files import given_label
-from pipeline.images.uris import printable, uri_of
-from pipeline.store.files import FileRef
-from pipeline.store.identity import Identity
-from pipeline.store.ids import first_id
+from pipeline.images.decoding.decode import Rejected
+from pipeline.images.labels.label_files import given_label
+from pipeline.images.names.uris import printable, uri_of
+from pipeline.images.reading.files import read_file
 from pipeline.store.layout import ENCODER
-from pipeline.store.leases import Lease
-from pipeline.store.segments import give_up, reserve_for_singles
-from pipeline.store.singles import FOLD_EVERY, encoded_thumbnail, encoded_vector
-from pipeline.store.state import AddSingles, SetIdentity, Single, State
-from pipeline.store.storage import Storage
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.records import Single
+from pipeline.store.log.single_adds import FOLD_EVERY, encoded_thumbnail, encoded_vector
+from pipeline.store.log.state import AddSingles, SetIdentity, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments.reservations import give_up, reserve_for_singles
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.identity import Identity
+from pipeline.store.tables.ids import first_id
 
 MAX_AT_ONCE = 256  # entries in one commit, which every reader that follows has to read
 

@@ -20,12 +20,13 @@ import numpy as np
 from pipeline.embeddings import decoding_process
 from pipeline.embeddings.decoding_process import read_message, write_message
 from pipeline.embeddings.pixels import ImageFacts, Pixels, pixels_of_bytes
-from pipeline.images.decode import Heavy, Rejected
-from pipeline.store.identity import Preprocessing
+from pipeline.images.decoding.decode import Heavy, Rejected
+from pipeline.store.tables.identity import Preprocessing
 
 # What one image may cost in a thread of this process: at the 10 to 25 ns that a pixel takes, 1.6 s at most.
 PIXELS_HERE = 64_000_000
-LIMIT_SECONDS = 60.0  # of one image apart: what the limits of images/passes.py let through takes 15 s, on a slow core
+# Of one image apart: what images/decoding/passes.py lets through takes 15 s on a slow core.
+LIMIT_SECONDS = 60.0
 MAX_PROCESSES = 4  # an image may take some 3 GB of each
 _GRACE_SECONDS = 5.0  # after which a process that nobody killed ends itself
 

@@ -19,10 +19,10 @@ import numpy as np
 
 from pipeline.embeddings.apart import pixels_here_or_apart
 from pipeline.embeddings.pixels import ImageFacts
-from pipeline.images.decode import Rejected
-from pipeline.images.files import is_remote, read_file
-from pipeline.images.items import Item
-from pipeline.store.identity import Preprocessing
+from pipeline.images.containers.items import Item
+from pipeline.images.decoding.decode import Rejected
+from pipeline.images.reading.files import is_remote, read_file
+from pipeline.store.tables.identity import Preprocessing
 
 BATCHES_AHEAD = 2
 BYTES_AHEAD = 256 << 20  # of files out of containers that wait to be decoded

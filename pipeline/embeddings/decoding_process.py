@@ -14,8 +14,8 @@ import sys
 from typing import Any, BinaryIO
 
 from pipeline.embeddings.pixels import pixels_of_bytes
-from pipeline.images.decode import Rejected
-from pipeline.store.identity import Preprocessing
+from pipeline.images.decoding.decode import Rejected
+from pipeline.store.tables.identity import Preprocessing
 
 # Beyond what the process has when it begins: an image of the most pixels takes 0.7 GB as RGB, and 2.7 GB while a WebP
 # is decoded.

@@ -15,12 +15,12 @@ from timm.data.config import resolve_model_data_config
 
 from pipeline.embeddings import hub
 from pipeline.embeddings import weights as weight_files
-from pipeline.embeddings.choice import DEFAULT_ENCODER, EncoderChoice
+from pipeline.embeddings.encoder_choice import DEFAULT_ENCODER, EncoderChoice
 from pipeline.embeddings.preprocessing import preprocessing_for
 from pipeline.errors import DamagedFile, EncoderError
-from pipeline.store.files import FileRef
-from pipeline.store.identity import Identity
-from pipeline.store.storage import Storage
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.identity import Identity
 
 # On a CPU small batches stay in cache: tf_efficientnet_lite0 at 96 pixels, channels-last, 2 threads, embeds 578
 # images/s at 16 and 297 at 64 (docs/benchmarks.md). A GPU gains nothing above 256 with ViT-L (timm's benchmarks).

@@ -8,13 +8,13 @@ from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import EmbeddedBatch, embed_items
-from pipeline.images.containers import Container, vectors_in
-from pipeline.images.decode import Rejected
-from pipeline.images.labels import Labels
-from pipeline.images.listing import Listing, containers_of_vectors, items_of
-from pipeline.images.notes import ContainerNotes
-from pipeline.images.vectors import VectorBatch
-from pipeline.store.kept import KeptColumn
+from pipeline.images.containers.container import Container, vectors_in
+from pipeline.images.containers.notes import ContainerNotes
+from pipeline.images.containers.vectors import VectorBatch
+from pipeline.images.decoding.decode import Rejected
+from pipeline.images.labels.labels import Labels
+from pipeline.images.sources.listing import Listing, containers_of_vectors, items_of
+from pipeline.store.tables.kept_columns import KeptColumn
 
 
 def batches_of_vectors(

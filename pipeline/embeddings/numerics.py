@@ -9,8 +9,9 @@ import numpy as np
 from pipeline.embeddings.encoder import Encoder
 from pipeline.errors import EncoderError
 from pipeline.plain_log import plain_logger
-from pipeline.store.segments import Numerics, Reservation, marks_of, read_numerics, record_numerics
-from pipeline.store.storage import Storage
+from pipeline.store.segments.part_marks import marks_of
+from pipeline.store.segments.reservations import Numerics, Reservation, read_numerics, record_numerics
+from pipeline.store.storage.interface import Storage
 
 MEASURED_IMAGES = 256
 LEAST_COSINE = 0.999  # to float32, at the first percentile of the images measured

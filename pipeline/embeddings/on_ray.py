@@ -21,8 +21,8 @@ from pipeline.embeddings.decoding import BATCHES_AHEAD, BatchForm, DecodedBatch,
 from pipeline.embeddings.parts import Work, Worker
 from pipeline.embeddings.stages import Stages
 from pipeline.errors import VisualMemoryError, WorkerError
-from pipeline.images.items import Item
-from pipeline.store.segments import PartMark
+from pipeline.images.containers.items import Item
+from pipeline.store.segments.part_marks import PartMark
 
 # Ray Data begins the work of an actor that died again without end. That is right for nodes that die, but a part that
 # takes its actor down each time, with an image that crashes a decoder, must end the add some day.

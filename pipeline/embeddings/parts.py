@@ -24,26 +24,19 @@ from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import EmbeddedBatch, embed_items
 from pipeline.errors import SourceError
-from pipeline.images.containers import Choice, Container, images_in
-from pipeline.images.decode import MAX_FILE_BYTES, Rejected
-from pipeline.images.items import Item
-from pipeline.images.labels import Labels
-from pipeline.images.notes import ContainerNotes
-from pipeline.store.digests import digests_in
-from pipeline.store.held import Held
-from pipeline.store.ids import MAX_ROWS, part_ids
-from pipeline.store.kept import rows_of
-from pipeline.store.schemas import OFFSETS, PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
-from pipeline.store.segments import (
-    DUPLICATE,
-    PartMark,
-    Reservation,
-    publish_part,
-    read_container,
-    read_numerics,
-    read_plan,
-)
-from pipeline.store.storage import Storage
+from pipeline.images.containers.container import Choice, Container, images_in
+from pipeline.images.containers.items import Item
+from pipeline.images.containers.notes import ContainerNotes
+from pipeline.images.decoding.decode import MAX_FILE_BYTES, Rejected
+from pipeline.images.labels.labels import Labels
+from pipeline.store.lookup.digests import digests_in
+from pipeline.store.lookup.frozen_digests import Held
+from pipeline.store.segments.part_marks import DUPLICATE, PartMark, publish_part
+from pipeline.store.segments.reservations import Reservation, read_container, read_numerics, read_plan
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.ids import MAX_ROWS, part_ids
+from pipeline.store.tables.kept_columns import rows_of
+from pipeline.store.tables.schemas import OFFSETS, PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
 
 TOO_LARGE = Rejected("read", f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
 

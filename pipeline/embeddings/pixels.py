@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.embeddings.preprocessing import pixels_of, shortest_of
-from pipeline.images.decode import decode
-from pipeline.images.thumbnails import thumbnail
-from pipeline.store.identity import Preprocessing
+from pipeline.images.decoding.decode import decode
+from pipeline.images.decoding.thumbnails import thumbnail
+from pipeline.store.tables.identity import Preprocessing
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ docs/benchmarks.md has the measured drift.
 import numpy as np
 from PIL import Image
 
-from pipeline.embeddings.choice import PIXEL_PATHS, DecodingChoice
+from pipeline.embeddings.encoder_choice import PIXEL_PATHS, DecodingChoice
 from pipeline.errors import EncoderError
-from pipeline.store.identity import Preprocessing
+from pipeline.store.tables.identity import Preprocessing
 
 _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,

@@ -11,10 +11,10 @@ from pipeline.embeddings.apart import pixels_here_or_apart
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
 from pipeline.errors import SourceError
-from pipeline.images.decode import Rejected, as_displayed
-from pipeline.images.files import is_remote, read_file
-from pipeline.images.uris import path_of_uri, uri_of
-from pipeline.store.identity import Preprocessing
+from pipeline.images.decoding.decode import Rejected, as_displayed
+from pipeline.images.names.uris import path_of_uri, uri_of
+from pipeline.images.reading.files import is_remote, read_file
+from pipeline.store.tables.identity import Preprocessing
 
 QueryImage = str | Path | bytes | Image.Image
 

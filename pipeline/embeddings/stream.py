@@ -16,8 +16,8 @@ from pipeline.embeddings.decoding import BatchForm, DecodedBatch, Decoding
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
-from pipeline.images.decode import Rejected
-from pipeline.images.items import Item
+from pipeline.images.containers.items import Item
+from pipeline.images.decoding.decode import Rejected
 
 
 @dataclass(frozen=True)

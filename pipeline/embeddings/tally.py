@@ -9,10 +9,11 @@ import pyarrow.compute as pc
 from pipeline.embeddings.stages import Stages
 from pipeline.errors import SourceError, UsageError
 from pipeline.progress import OnProgress, Progress
-from pipeline.store.files import RowsFile
-from pipeline.store.schemas import read_table
-from pipeline.store.segments import DUPLICATE, PartMark, Reservation, uncounted_parts
-from pipeline.store.storage import Storage
+from pipeline.store.segments.part_marks import DUPLICATE, PartMark, uncounted_parts
+from pipeline.store.segments.reservations import Reservation
+from pipeline.store.storage.file_refs import RowsFile
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.schemas import read_table
 
 MAX_REJECTED = 0.05
 REJECTS_REPORTED = 1_000  # a billion images have millions; all of them stand in the files

@@ -11,9 +11,9 @@ import safetensors.torch
 import torch
 
 from pipeline.errors import DamagedFile, EncoderError
-from pipeline.store.files import UNREADABLE, FileRef, describe
-from pipeline.store.identity import Identity
-from pipeline.store.storage import Storage
+from pipeline.store.storage.file_refs import UNREADABLE, FileRef, describe
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.identity import Identity
 
 Tensors = dict[str, torch.Tensor]
 

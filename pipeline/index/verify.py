@@ -3,11 +3,11 @@
 from collections.abc import Collection, Iterable, Iterator
 
 from pipeline.errors import DamagedFile, NotPermitted
-from pipeline.index.shards import read_faiss
-from pipeline.store.files import FileRef
-from pipeline.store.findings import Finding, damage, unread
-from pipeline.store.state import Index
-from pipeline.store.storage import Storage
+from pipeline.index.search.shard_files import read_faiss
+from pipeline.store.checks.findings import Finding, damage, unread
+from pipeline.store.log.records import Index
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.interface import Storage
 
 
 def verify_faiss(

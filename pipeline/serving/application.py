@@ -16,26 +16,26 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from pipeline.errors import VisualMemoryError
-from pipeline.images.pictures import roots_of
-from pipeline.index.live import Share
-from pipeline.index.sampling import Sample
+from pipeline.images.entry_pictures import roots_of
+from pipeline.index.search.open_blocks import Share
+from pipeline.index.search.sampling import Sample
 from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress
 from pipeline.serving.access import Pipe, WriteLine
-from pipeline.serving.embedder import Embedder
-from pipeline.serving.group import Answer, Asked, Edition, Looked, Subject
-from pipeline.serving.http import make_app
+from pipeline.serving.http.listening import DRAIN_SECONDS
+from pipeline.serving.http.routes import make_app
+from pipeline.serving.http.sites import check_hosts
 from pipeline.serving.in_process import LocalEditor, LocalEncoder, LocalGroup
-from pipeline.serving.listening import DRAIN_SECONDS
 from pipeline.serving.metrics import RayMeter
 from pipeline.serving.options import CACHE, ServingOptions, check_origins, token_of
-from pipeline.serving.service import Service
-from pipeline.serving.sites import check_hosts
-from pipeline.store.cache import CachedStorage, FileCache
-from pipeline.store.objects import ObjectStorage
-from pipeline.store.places import open_storage
-from pipeline.store.storage import Storage
-from pipeline.store.versions import VersionLog
+from pipeline.serving.service.embedder import Embedder
+from pipeline.serving.service.group import Answer, Asked, Edition, Looked, Subject
+from pipeline.serving.service.service import Service
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.file_cache import CachedStorage, FileCache
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.object_store import ObjectStorage
+from pipeline.store.storage.open_storage import open_storage
 
 CALLS_QUEUED = 8  # of the ingress to a group: what waits, waits in its micro-batches
 HEALTH_SECONDS = 5.0

@@ -10,17 +10,17 @@ from typing import Any, Literal
 import numpy as np
 
 from pipeline.errors import VisualMemoryError
-from pipeline.index.live import Share
-from pipeline.index.sampling import Sample
-from pipeline.serving.editor import Editor
-from pipeline.serving.embedder import Embedder
-from pipeline.serving.group import Answer, Asked, Edition, Group, Looked, Subject
-from pipeline.serving.members import CALLS_AT_ONCE, HEAVY_AT_ONCE
-from pipeline.serving.service import Limits, Meter, Service
+from pipeline.index.search.open_blocks import Share
+from pipeline.index.search.sampling import Sample
+from pipeline.serving.service.editor import Editor
+from pipeline.serving.service.embedder import Embedder
+from pipeline.serving.service.group import Answer, Asked, Edition, Group, Looked, Subject
+from pipeline.serving.service.group_clients import CALLS_AT_ONCE, HEAVY_AT_ONCE
+from pipeline.serving.service.service import Limits, Meter, Service
 from pipeline.serving.threads import Threads
-from pipeline.store.places import open_storage
-from pipeline.store.storage import Storage
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.open_storage import open_storage
 
 
 class LocalGroup(Threads):

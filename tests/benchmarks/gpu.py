@@ -106,7 +106,7 @@ def figures(name: str, image_size: int, seconds: float, teraflops: dict[str, flo
 def encoders_of(model: torch.nn.Module, name: str, image_size: int) -> dict[str, Callable[[], Any]]:
     from pipeline.embeddings.encoder import Encoder
     from pipeline.embeddings.preprocessing import preprocessing_for
-    from pipeline.store.identity import Identity
+    from pipeline.store.tables.identity import Identity
 
     preprocessing = preprocessing_for(resolve_model_data_config(model), name, image_size)
     identity = Identity(

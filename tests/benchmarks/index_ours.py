@@ -8,9 +8,9 @@ import faiss
 import numpy as np
 
 from pipeline.edits import index_growth
-from pipeline.index.approximate import ApproximateFinder
-from pipeline.index.plan import IndexOptions
-from pipeline.index.search import LiveEntries
+from pipeline.index.build.plan import IndexOptions
+from pipeline.index.search.ann import ApproximateFinder
+from pipeline.index.search.live_entries import LiveEntries
 from pipeline.progress import Progress
 from pipeline.visual_memory import VisualMemory
 from tests.benchmarks import measuring

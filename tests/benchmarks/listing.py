@@ -24,12 +24,12 @@ from typing import Any
 import fsspec
 from fsspec.spec import AbstractFileSystem
 
-from pipeline.images.labels import Labels
-from pipeline.images.listing import list_source
-from pipeline.store.identity import Identity, Preprocessing
-from pipeline.store.leases import Lease
-from pipeline.store.places import open_storage
-from pipeline.store.segments import reserve
+from pipeline.images.labels.labels import Labels
+from pipeline.images.sources.listing import list_source
+from pipeline.store.segments.reservations import reserve
+from pipeline.store.storage.leases import Lease
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.identity import Identity, Preprocessing
 from tests.store.seaweed import SeaweedFS
 
 CLASSES = 1_000

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.store.schemas import embedding_column, embedding_matrix, write_table
+from pipeline.store.tables.schemas import embedding_column, embedding_matrix, write_table
 
 
 def best_read(path: Path, checksums: bool) -> float:

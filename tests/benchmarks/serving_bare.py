@@ -4,7 +4,7 @@ import sys
 
 import uvicorn
 
-from pipeline.serving.http import make_app
+from pipeline.serving.http.routes import make_app
 from pipeline.serving.in_process import local_service
 
 

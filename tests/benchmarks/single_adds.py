@@ -27,13 +27,13 @@ import numpy as np
 
 from pipeline.edits import index_growth
 from pipeline.edits.singles import NewEntry, add_singles
-from pipeline.index.search import LiveEntries
-from pipeline.store.files import FileRef
-from pipeline.store.identity import Identity, Preprocessing
-from pipeline.store.places import open_storage
-from pipeline.store.state import State
-from pipeline.store.storage import Storage
-from pipeline.store.versions import VersionLog
+from pipeline.index.search.live_entries import LiveEntries
+from pipeline.store.log.state import State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.identity import Identity, Preprocessing
 from tests.store.seaweed import SeaweedFS
 
 TIMED = 10

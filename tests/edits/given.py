@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from pipeline.edits.singles import NewEntry, add_singles
-from pipeline.store.state import State
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.state import State
+from pipeline.store.log.version_log import VersionLog
 from tests.benchmarks.single_adds import Given
 from tests.conftest import sha256_of, unit
 

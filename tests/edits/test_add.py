@@ -17,7 +17,7 @@ from PIL import Image
 
 from pipeline import VisualMemory
 from pipeline.edits.add import AddOptions
-from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.errors import (
     CommitConflict,
     DamagedFile,
@@ -27,8 +27,8 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.progress import Progress
-from pipeline.store import ids
-from pipeline.store.thumbnails import read_thumbnails
+from pipeline.store.lookup.thumbnails import read_thumbnails
+from pipeline.store.tables import ids
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.images.pictures import encoded, gradient, write_assortment
 
@@ -298,7 +298,7 @@ def test_a_plan_whose_images_are_gone_is_given_up(tmp_path: Path, options: dict)
 
 @pytest.mark.slow
 def test_an_actor_tells_what_the_library_would(tmp_path: Path, options: dict, digits: Path) -> None:
-    from jobs.on_ray import start_ray
+    from jobs.ray_cluster.on_ray import start_ray
 
     memory = VisualMemory(tmp_path / "memory")
     plan = memory.plan_add(digits / "ask", AddOptions(encoder=EncoderChoice(**_choice(options))))
@@ -314,7 +314,7 @@ def test_an_actor_tells_what_the_library_would(tmp_path: Path, options: dict, di
 
 @pytest.mark.slow
 def test_ray_and_this_process_make_the_same_rows(tmp_path: Path, options: dict) -> None:
-    from jobs.on_ray import start_ray
+    from jobs.ray_cluster.on_ray import start_ray
 
     source = many_pictures(tmp_path / "pictures", 300)
     here, there = VisualMemory(tmp_path / "here"), VisualMemory(tmp_path / "there")

@@ -17,17 +17,17 @@ from pipeline import VisualMemory
 from pipeline.edits.compact import compact
 from pipeline.edits.singles import NewEntry, add_singles
 from pipeline.errors import CommitConflict
-from pipeline.index.plan import IndexOptions
-from pipeline.store import singles, versions
-from pipeline.store.garbage import remove_garbage, take_census
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.checks.garbage import remove_garbage, take_census
+from pipeline.store.checks.verify import Verification
 from pipeline.store.layout import commit_path
-from pipeline.store.leases import Lease
-from pipeline.store.local import LocalStorage
-from pipeline.store.segments import reserved
-from pipeline.store.state import Forget, SetIndex
-from pipeline.store.tombstones import write_tombstones
-from pipeline.store.verify import Verification
-from pipeline.store.versions import VersionLog
+from pipeline.store.log import single_adds, version_log
+from pipeline.store.log.state import Forget, SetIndex
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments.reservations import reserved
+from pipeline.store.storage.leases import Lease
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.tables.tombstones import write_tombstones
 from tests.conftest import MakeMemory, add_vectors, identity_of, unit
 from tests.store.dying import bury
 from tests.store.seaweed import SeaweedFS
@@ -167,9 +167,9 @@ def start(code: str, *arguments: str) -> subprocess.Popen:
 KILLED_ADD = """
 import sys, time
 import pyarrow as pa
-from pipeline.store.leases import Lease
-from pipeline.store.local import LocalStorage
-from pipeline.store.segments import reserve
+from pipeline.store.storage.leases import Lease
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.segments.reservations import reserve
 from pathlib import Path
 from tests.conftest import identity_of
 storage = LocalStorage(Path(sys.argv[1]))
@@ -307,7 +307,7 @@ VERBS: dict[str, Callable[[VisualMemory], object]] = {
     "erase": erased,
     "erase all": lambda memory: memory.forget(labels=["cat", "dog"], erase=True),
     "teach": lambda memory: teach(memory, 3),
-    "teach and fold": lambda memory: teach(memory, singles.FOLD_EVERY + 2),
+    "teach and fold": lambda memory: teach(memory, single_adds.FOLD_EVERY + 2),
     "relabel": lambda memory: memory.relabel(ids=memory.live().live_ids()[:4].tolist(), label="x"),
     "label set": lambda memory: memory.relabel(label_set="s", map={"cat": "pet"}),
     "label in a set": lambda memory: memory.relabel(
@@ -339,8 +339,8 @@ HISTORIES = [
 def test_every_verb_leaves_a_sound_memory(
     memory: VisualMemory, history: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(singles, "FILES_A_TIER", (1, 15))  # so that files are merged after few single adds
-    monkeypatch.setattr(versions, "CHECKPOINT_EVERY", 3)
+    monkeypatch.setattr(single_adds, "FILES_A_TIER", (1, 15))  # so that files are merged after few single adds
+    monkeypatch.setattr(version_log, "CHECKPOINT_EVERY", 3)
     for verb in history:
         VERBS[verb](memory)
         report = checked(memory)
@@ -350,14 +350,14 @@ def test_every_verb_leaves_a_sound_memory(
 
 
 def test_an_index_built_beside_a_fold_is_a_conflict(memory: VisualMemory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(singles, "FILES_A_TIER", (1, 15))
-    teach(memory, singles.FOLD_EVERY)
+    monkeypatch.setattr(single_adds, "FILES_A_TIER", (1, 15))
+    teach(memory, single_adds.FOLD_EVERY)
     base = memory.log.latest()
     grown = VisualMemory(shutil.copytree(memory.uri, f"{memory.uri}-grown"))
     grown.index()
     index = grown.log.latest().index
     assert index is not None
-    teach(memory, singles.FOLD_EVERY)  # merges the file that the shard was built of with what came since
+    teach(memory, single_adds.FOLD_EVERY)  # merges the file that the shard was built of with what came since
     with pytest.raises(CommitConflict, match="moved entries that were being indexed"):
         memory.log.commit(base, "index", lambda *_: [SetIndex(index=index, replaces=1, replaces_shards=1)])
     assert len(VisualMemory(memory.uri).live().live_ids()) == memory.log.latest().num_live

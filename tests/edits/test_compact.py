@@ -15,16 +15,16 @@ from pipeline import VisualMemory
 from pipeline.edits import compact as compacting
 from pipeline.edits import singles
 from pipeline.edits.add import AddOptions
-from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.errors import CommitConflict
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build.plan import IndexOptions
 from pipeline.progress import Progress
-from pipeline.store.ids import split_id
-from pipeline.store.local import LocalStorage
-from pipeline.store.places import open_storage
-from pipeline.store.segments import reserve_for_singles
-from pipeline.store.state import State
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.state import State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments.reservations import reserve_for_singles
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.ids import split_id
 from tests.conftest import ENCODER, IMAGE_SIZE, add_vectors
 from tests.edits.given import add_given, vectors
 from tests.edits.test_singles import assert_sound

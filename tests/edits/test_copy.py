@@ -16,12 +16,12 @@ from pipeline import VisualMemory
 from pipeline.edits.copy import copy
 from pipeline.edits.expire import expire
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build.plan import IndexOptions
 from pipeline.progress import Progress
-from pipeline.store.leases import Lease
-from pipeline.store.local import LocalStorage
-from pipeline.store.places import open_storage
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.leases import Lease
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.storage.open_storage import open_storage
 from tests.store.dying import Died, DyingStorage, bury
 from tests.store.seaweed import SeaweedFS
 

@@ -16,11 +16,11 @@ from pipeline import VisualMemory
 from pipeline.edits import duplicates as finding
 from pipeline.edits.add import AddOptions, AddReport
 from pipeline.errors import SourceError, UsageError
-from pipeline.store import held
-from pipeline.store.digests import Digests, live_rows
-from pipeline.store.held import Held, write_held
-from pipeline.store.schemas import read_table
-from pipeline.store.state import State
+from pipeline.store.log.state import State
+from pipeline.store.lookup import frozen_digests
+from pipeline.store.lookup.digests import Digests, live_rows
+from pipeline.store.lookup.frozen_digests import Held, write_held
+from pipeline.store.tables.schemas import read_table
 from tests.conftest import MakeMemory, add_vectors, unit
 
 
@@ -232,7 +232,7 @@ def test_an_erasure_lets_no_hash_stay_with_an_interrupted_add(tmp_path: Path) ->
 def test_what_is_held_is_looked_up_in_files_of_any_size(
     bucket_rows: int, make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(held, "BUCKET_ROWS", bucket_rows)
+    monkeypatch.setattr(frozen_digests, "BUCKET_ROWS", bucket_rows)
     rng = np.random.default_rng(0)
     base = unit(rng.normal(size=(1_000, 8)))
     memory = make_memory(np.concatenate([base, base[:100]]), ["a"] * 1_100)
@@ -290,7 +290,7 @@ def test_an_add_goes_on_beside_a_damaged_file(tmp_path: Path, caplog: pytest.Log
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_on_ray_the_same_images_are_left_out(tmp_path: Path) -> None:
-    from jobs.on_ray import start_ray
+    from jobs.ray_cluster.on_ray import start_ray
 
     vectors_ND = unit(np.random.default_rng(0).normal(size=(1_200, 8)))
     for name, rows in (("first", vectors_ND[::3]), ("second/a", vectors_ND[:700]), ("second/b", vectors_ND[700:])):

@@ -14,19 +14,19 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.edits.compact import compact
-from pipeline.edits.erase import erase
-from pipeline.edits.redact import finish_erasures
+from pipeline.edits.erasure.byte_search import VectorSearch, quantizer_holds
+from pipeline.edits.erasure.erase import erase
+from pipeline.edits.erasure.redact import finish_erasures
 from pipeline.edits.relabel import Correction
 from pipeline.edits.singles import fold_singles
 from pipeline.errors import CommitConflict, UnknownName
-from pipeline.index.plan import IndexOptions
-from pipeline.index.vector_bytes import VectorSearch, quantizer_holds
-from pipeline.store.erasure import REDACTED, ErasurePlan
-from pipeline.store.leases import Lease
-from pipeline.store.schemas import PLAN, read_table
-from pipeline.store.segments import reserve
-from pipeline.store.state import FoldSingles, Forget, Relabel, SetIndex, SetState, State
-from pipeline.store.versions import Commit, VersionLog
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.log.erasure_plan import REDACTED, ErasurePlan
+from pipeline.store.log.state import FoldSingles, Forget, Relabel, SetIndex, SetState, State
+from pipeline.store.log.version_log import Commit, VersionLog
+from pipeline.store.segments.reservations import reserve
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.schemas import PLAN, read_table
 from tests.edits.erasing import (
     DAMAGED,
     DIMENSION,
@@ -761,7 +761,7 @@ def test_a_failure_before_the_commit_leaves_nothing(memory: VisualMemory, monkey
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.edits.erase.without_entries", full)
+    monkeypatch.setattr("pipeline.edits.erasure.erase.without_entries", full)
     with pytest.raises(OSError, match="No space"):
         memory.forget(ids=doomed.ids, erase=True)
     assert sorted(Path(memory.uri).rglob("*.*")) == before

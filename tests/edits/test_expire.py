@@ -14,14 +14,14 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.edits.expire import expire
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build.plan import IndexOptions
 from pipeline.store.layout import checkpoint_path, commit_path
-from pipeline.store.leases import Lease
-from pipeline.store.local import LocalStorage
-from pipeline.store.segments import is_given_up, reserve
-from pipeline.store.state import Forget, State, file_refs
-from pipeline.store.tombstones import read_tombstones, write_tombstones
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.state import Forget, State, file_refs
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments.reservations import is_given_up, reserve
+from pipeline.store.storage.leases import Lease
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.tables.tombstones import read_tombstones, write_tombstones
 from tests.conftest import MakeMemory, add_vectors, identity_of, unit
 from tests.store.dying import Died, DyingStorage, bury
 

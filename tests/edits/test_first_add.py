@@ -16,10 +16,10 @@ from jobs.cli import main
 from pipeline import VisualMemory
 from pipeline.errors import DamagedFile, FirstAddUnfinished, MemoryMissing, SourceError
 from pipeline.progress import Progress
-from pipeline.store.first_add import SILENT_SECONDS
-from pipeline.store.places import open_storage
-from pipeline.store.verify import Verification
-from pipeline.store.versions import VersionLog
+from pipeline.store.checks.verify import Verification
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments.first_add import SILENT_SECONDS
+from pipeline.store.storage.open_storage import open_storage
 from tests.conftest import ENCODER
 from tests.edits.test_add import many_pictures
 from tests.images.archives import tar_of

@@ -15,10 +15,11 @@ from pipeline.edits.export import export
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.parts import PartEmbedder
 from pipeline.errors import DamagedFile, EncoderError, IdentityMismatch, MemoryMissing, SourceError, UsageError
-from pipeline.images import containers, files
-from pipeline.store.identity import Identity, Preprocessing
-from pipeline.store.places import open_storage
-from pipeline.store.state import State
+from pipeline.images.containers import container
+from pipeline.images.reading import files
+from pipeline.store.log.state import State
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.identity import Identity, Preprocessing
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.edits.test_sources import entries_of, picture, write_tar
 from tests.store.seaweed import SeaweedFS
@@ -141,7 +142,7 @@ def test_every_kind_of_file_in_one_prefix(tmp_path: Path, weights: str, monkeypa
 
 
 def test_killed_and_run_again_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "SLICE_VECTORS", 32)
+    monkeypatch.setattr(container, "SLICE_VECTORS", 32)
     source = write_clip(tmp_path / "clip", [90, 40])
     vectors, _ = clustered(50)
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 16)
@@ -265,7 +266,7 @@ def test_what_is_wrong_with_a_source_is_said_before_anything_is_written(
 
 
 def test_what_changed_since_it_was_planned_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(containers, "SLICE_VECTORS", 10)
+    monkeypatch.setattr(container, "SLICE_VECTORS", 10)
     source = write_clip(tmp_path / "clip", [30])
     for name in ("a", "b", "c"):
         np.save(source / f"{name}.npy", clustered(10)[0])

@@ -18,13 +18,14 @@ from pipeline.edits.add import AddOptions, run
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.parts import Remember, work_here
 from pipeline.errors import SourceError, UsageError
-from pipeline.images.kept import ColumnsFound
-from pipeline.images.labels import Labels
-from pipeline.images.listing import list_source
-from pipeline.store.kept import FIXED, KeptColumn, as_type, value_of
-from pipeline.store.kept_values import read_kept
-from pipeline.store.schemas import entries_schema, read_table
-from pipeline.store.segments import PartMark, Reservation
+from pipeline.images.containers.kept_columns import ColumnsFound
+from pipeline.images.labels.labels import Labels
+from pipeline.images.sources.listing import list_source
+from pipeline.store.lookup.kept_values import read_kept
+from pipeline.store.segments.part_marks import PartMark
+from pipeline.store.segments.reservations import Reservation
+from pipeline.store.tables.kept_columns import FIXED, KeptColumn, as_type, value_of
+from pipeline.store.tables.schemas import entries_schema, read_table
 from tests.conftest import ENCODER, IMAGE_SIZE, identity_of
 from tests.edits.test_sources import picture, write_tar
 from tests.end_to_end.erasure_audit import Audit
@@ -191,7 +192,7 @@ def test_an_add_that_goes_on_writes_what_it_would_have(
 
 @pytest.mark.slow
 def test_on_ray_the_same_is_kept(told: VisualMemory, source: Path, options: dict, tmp_path: Path) -> None:
-    from jobs.on_ray import start_ray
+    from jobs.ray_cluster.on_ray import start_ray
 
     start_ray()
     memory = VisualMemory(tmp_path / "memory")
@@ -229,7 +230,7 @@ def test_label_files_tell_of_files_and_of_what_containers_leave_out(source: Path
         {"stars": 7, "camera": "a, b"},
         {"stars": None, "camera": None},
     ]
-    from pipeline.images.containers import Container, images_in
+    from pipeline.images.containers.container import Container, images_in
 
     rows = [Container(**row) for row in listing.containers.to_pylist()]
     kept = {i.uri.rpartition("/")[2]: i.kept for row in rows for i in images_in(row, labels, listing.kept)}

@@ -8,8 +8,8 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.errors import CommitConflict, DamagedFile
-from pipeline.index.plan import IndexOptions
-from pipeline.store.local import LocalStorage
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.storage.local import LocalStorage
 from tests.conftest import MakeMemory, add_vectors, unit
 
 Verb = Callable[[VisualMemory], object]

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import VisualMemory
-from pipeline.images.bounded import Bound
-from pipeline.images.pictures import picture_of
-from pipeline.store.originals import Original, read_originals
-from pipeline.store.schemas import read_table
-from pipeline.store.state import State
+from pipeline.images.entry_pictures import picture_of
+from pipeline.images.reading.bounded import Bound
+from pipeline.store.log.state import State
+from pipeline.store.lookup.originals import Original, read_originals
+from pipeline.store.tables.schemas import read_table
 from tests.edits.erasing import Doomed, assert_erased, assert_sound, every_version, item, remember
 from tests.edits.test_sources import options, picture, write_parquet, write_tar  # noqa: F401, a fixture
 

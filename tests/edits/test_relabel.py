@@ -12,10 +12,10 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.errors import CommitConflict, SourceError, UnknownName, UsageError
-from pipeline.index.plan import IndexOptions
-from pipeline.store.labels import read_label_rows
-from pipeline.store.state import SetState
-from pipeline.store.tombstones import FOLD_EVERY
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.log.state import SetState
+from pipeline.store.tables.labels import read_label_rows
+from pipeline.store.tables.tombstones import FOLD_EVERY
 from tests.conftest import ENCODER, IMAGE_SIZE, MakeMemory, add_vectors, unit
 
 ANIMALS = ["cat", "dog", "eel", "fly"] * 30

@@ -11,12 +11,12 @@ from pipeline import VisualMemory
 from pipeline.decisions.voting import VOTINGS
 from pipeline.edits.forget import forget
 from pipeline.errors import CommitConflict, MemoryMissing, UsageError
-from pipeline.index.build import build_index
-from pipeline.index.plan import IndexOptions, plan_index
-from pipeline.store.garbage import remove_garbage, take_census
-from pipeline.store.local import LocalStorage
-from pipeline.store.state import file_refs
-from pipeline.store.versions import VersionLog
+from pipeline.index.build.builder import build_index
+from pipeline.index.build.plan import IndexOptions, plan_index
+from pipeline.store.checks.garbage import remove_garbage, take_census
+from pipeline.store.log.state import file_refs
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.local import LocalStorage
 from tests.conftest import MakeMemory, add_vectors, unit
 
 QUERIES = unit(np.random.default_rng(1).normal(size=(5, 8)))

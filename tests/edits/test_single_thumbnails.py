@@ -16,14 +16,14 @@ from PIL import Image
 
 from pipeline import VisualMemory
 from pipeline.edits import compact, singles
-from pipeline.edits.everything import facts_of
+from pipeline.edits.erasure.all_versions import facts_of
 from pipeline.edits.fold import fold_singles
-from pipeline.store import singles as stored_singles
-from pipeline.store.agreement import Agreement
-from pipeline.store.contents import Facts
-from pipeline.store.inventory import Inventory
-from pipeline.store.state import State
-from pipeline.store.thumbnails import read_thumbnails
+from pipeline.store.checks.consistency import Agreement
+from pipeline.store.checks.file_contents import Facts
+from pipeline.store.checks.inventory import Inventory
+from pipeline.store.log import single_adds as stored_singles
+from pipeline.store.log.state import State
+from pipeline.store.lookup.thumbnails import read_thumbnails
 
 AUDIT = Path(__file__).parents[1] / "end_to_end" / "erasure_audit.py"
 

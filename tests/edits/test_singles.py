@@ -20,21 +20,22 @@ from pipeline.edits import compact, fold, index_growth, singles
 from pipeline.edits.add import AddOptions
 from pipeline.edits.forget import forget
 from pipeline.edits.rollback import roll_back
-from pipeline.embeddings.choice import EncoderChoice
+from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.errors import CommitConflict, DamagedFile, IdentityMismatch, MemoryMissing, SourceError, UsageError
-from pipeline.index import live as live_blocks
-from pipeline.index.build import build_index
-from pipeline.index.plan import IndexOptions, plan_index
-from pipeline.index.search import LiveEntries
-from pipeline.store import local
-from pipeline.store import singles as stored_singles
-from pipeline.store.ids import split_id
-from pipeline.store.labels import label_rows, write_labels
-from pipeline.store.leases import Lease
-from pipeline.store.places import open_storage
-from pipeline.store.segments import is_given_up, reserved
-from pipeline.store.state import SINGLES, LabelSet, Relabel, SetLabelSet, State
-from pipeline.store.versions import VersionLog
+from pipeline.index.build.builder import build_index
+from pipeline.index.build.plan import IndexOptions, plan_index
+from pipeline.index.search import open_blocks as live_blocks
+from pipeline.index.search.live_entries import LiveEntries
+from pipeline.store.log import single_adds as stored_singles
+from pipeline.store.log.records import LabelSet
+from pipeline.store.log.state import Relabel, SetLabelSet, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments.reservations import SINGLES, is_given_up, reserved
+from pipeline.store.storage import local
+from pipeline.store.storage.leases import Lease
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.ids import split_id
+from pipeline.store.tables.labels import label_rows, write_labels
 from tests.benchmarks.single_adds import measure
 from tests.conftest import ENCODER, IMAGE_SIZE, add_vectors
 from tests.edits.given import add_given, vectors

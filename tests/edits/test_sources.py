@@ -17,13 +17,13 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.embeddings import tally
 from pipeline.errors import SourceError, StorageError, UsageError
-from pipeline.images import files
-from pipeline.images.containers import Choice
-from pipeline.images.decode import decode
-from pipeline.images.labels import Labels
-from pipeline.images.listing import list_source
-from pipeline.images.pictures import read_image
-from pipeline.store.ids import split_id
+from pipeline.images.containers.container import Choice
+from pipeline.images.decoding.decode import decode
+from pipeline.images.entry_pictures import read_image
+from pipeline.images.labels.labels import Labels
+from pipeline.images.reading import files
+from pipeline.images.sources.listing import list_source
+from pipeline.store.tables.ids import split_id
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.edits.test_add import rows_of
 from tests.images.pictures import bomb, encoded, gradient
@@ -330,7 +330,7 @@ def test_an_object_that_vanishes_is_rejected(
 
 def _options(options: dict):
     from pipeline.edits.add import AddOptions
-    from pipeline.embeddings.choice import EncoderChoice
+    from pipeline.embeddings.encoder_choice import EncoderChoice
 
     names = {"encoder": "name"}
     return AddOptions(encoder=EncoderChoice(**{names.get(key, key): value for key, value in options.items()}))
@@ -378,7 +378,7 @@ def test_what_a_user_writes_for_a_bucket_is_taken_as_it_is(
 
 
 def test_plans_of_any_length_are_listed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.images.listing.BATCH_ROWS", 7)
+    monkeypatch.setattr("pipeline.images.sources.listing.BATCH_ROWS", 7)
     names = ["a/b.png", "a.png", "a/b/c.png", "a-b.png", "A.PNG", "b.png", "a/z.jpeg", "é/x.png", "a%/y.png", "a#.png"]
     for name in [*names, *(f"many/{row}.gif" for row in range(40))]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

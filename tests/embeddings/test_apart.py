@@ -18,9 +18,9 @@ from pipeline.embeddings import apart, decoding_process
 from pipeline.embeddings.apart import Apart, TooLate, pixels_here_or_apart
 from pipeline.embeddings.decoding import BatchForm, Threads
 from pipeline.embeddings.pixels import pixels_of_bytes
-from pipeline.images.decode import Rejected
-from pipeline.images.items import Item
-from pipeline.store.identity import Preprocessing
+from pipeline.images.containers.items import Item
+from pipeline.images.decoding.decode import Rejected
+from pipeline.store.tables.identity import Preprocessing
 from tests.images import bombs
 
 FORM = Preprocessing(resize=40, crop=32, interpolation="bicubic", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -22,10 +22,11 @@ from pipeline.embeddings.decoding import BATCHES_AHEAD, BatchForm, Threads, begu
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
 from pipeline.errors import StorageError
-from pipeline.images.decode import Rejected
-from pipeline.images.items import Item
-from pipeline.store.schemas import read_table
-from pipeline.store.segments import read_marks, read_reservation
+from pipeline.images.containers.items import Item
+from pipeline.images.decoding.decode import Rejected
+from pipeline.store.segments.part_marks import read_marks
+from pipeline.store.segments.reservations import read_reservation
+from pipeline.store.tables.schemas import read_table
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.images.archives import tar_of
 from tests.images.pictures import encoded

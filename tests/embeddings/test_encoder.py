@@ -9,17 +9,17 @@ import timm
 import torch
 from PIL import Image
 
-from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.decoding import Threads
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.embeddings.pixels import ImageFacts, Pixels, pixels_of_bytes
 from pipeline.embeddings.queries import embed_images
 from pipeline.embeddings.stream import embed_items
 from pipeline.embeddings.weights import weights_of, weights_sha256
 from pipeline.errors import DamagedFile, EncoderError
-from pipeline.images.decode import Rejected
-from pipeline.images.items import Item
-from pipeline.store.local import LocalStorage
+from pipeline.images.containers.items import Item
+from pipeline.images.decoding.decode import Rejected
+from pipeline.store.storage.local import LocalStorage
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.images.pictures import gradient
 

@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import constants
 
 from pipeline.embeddings import hub
-from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.errors import EncoderError
 
 

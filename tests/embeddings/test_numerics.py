@@ -15,7 +15,7 @@ from pipeline.embeddings.parts import Remember
 from pipeline.embeddings.stages import Stages
 from pipeline.errors import EncoderError, UsageError
 from pipeline.progress import Progress
-from pipeline.store.segments import Numerics, Reservation, read_numerics, read_reservation
+from pipeline.store.segments.reservations import Numerics, Reservation, read_numerics, read_reservation
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.edits.test_add import many_pictures, rows_of
 

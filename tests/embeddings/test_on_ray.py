@@ -14,7 +14,7 @@ from pipeline import VisualMemory
 from pipeline.embeddings import on_ray
 from pipeline.embeddings.parts import Worker
 from pipeline.errors import WorkerError
-from pipeline.store.segments import PartMark
+from pipeline.store.segments.part_marks import PartMark
 from tests.conftest import ENCODER, IMAGE_SIZE
 
 NUM_IMAGES = 1_500
@@ -54,7 +54,7 @@ def _is_ours(pid: int) -> bool:
 
 def add(memory: VisualMemory, source: Path, weights: str, meanwhile: Callable[[threading.Event], None]) -> object:
     """An add on Ray, with something going on beside it."""
-    from jobs.on_ray import start_ray
+    from jobs.ray_cluster.on_ray import start_ray
 
     start_ray()
     over = threading.Event()

@@ -12,7 +12,7 @@ from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.pixels import pixels_of_bytes
 from pipeline.embeddings.preprocessing import pixels_of, preprocessing_for, shortest_of
 from pipeline.errors import EncoderError
-from pipeline.store.identity import Preprocessing
+from pipeline.store.tables.identity import Preprocessing
 from tests.images.pictures import encoded
 
 

@@ -10,7 +10,7 @@ from pipeline.embeddings.decoding import Threads
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import embed_items
-from pipeline.images.items import Item
+from pipeline.images.containers.items import Item
 
 
 @pytest.mark.parametrize(

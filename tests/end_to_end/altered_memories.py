@@ -33,9 +33,9 @@ import numpy as np
 
 from pipeline import VisualMemory
 from pipeline.errors import VisualMemoryError
-from pipeline.index.plan import IndexOptions
-from pipeline.store import leases, local
-from pipeline.store.local import LocalStorage
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.storage import leases, local
+from pipeline.store.storage.local import LocalStorage
 from tests.conftest import unit
 from tests.edits.erasing import DAMAGED, DIMENSION, Item, item, items, remember, teach
 from tests.store.dying import Died, DyingStorage, bury
@@ -44,13 +44,13 @@ from tests.store.untrusted import Outside, rewritten
 # What verbs import when they are first called, which each fork would do anew.
 for module in (
     "pipeline.edits.clean",
-    "pipeline.edits.erase",
+    "pipeline.edits.erasure.erase",
     "pipeline.edits.index_growth",
-    "pipeline.edits.proof",
-    "pipeline.edits.redact",
-    "pipeline.edits.under_way",
+    "pipeline.edits.erasure.proof",
+    "pipeline.edits.erasure.redact",
+    "pipeline.store.segments.unfinished_adds",
     "pipeline.index.verify",
-    "pipeline.store.verify",
+    "pipeline.store.checks.verify",
     "pyarrow.pandas_compat",
 ):
     importlib.import_module(module)

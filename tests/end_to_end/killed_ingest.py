@@ -30,8 +30,9 @@ from cluster.ray_nodes import RayHead, RayNode
 from cluster.rehearse import ADDRESSES, encoder_options, write_source
 from pipeline import VisualMemory
 from pipeline.embeddings import stream
-from pipeline.store.schemas import read_table
-from pipeline.store.segments import marks_of, read_reservation
+from pipeline.store.segments.part_marks import marks_of
+from pipeline.store.segments.reservations import read_reservation
+from pipeline.store.tables.schemas import read_table
 
 ROOT = Path(__file__).parents[2]
 VICTIMS = ("driver", "actor", "node")

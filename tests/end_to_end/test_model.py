@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import VisualMemory
-from pipeline.store.state import BreakLeases, FoldSingles
+from pipeline.store.log.state import BreakLeases, FoldSingles
 from tests.end_to_end.writer import ENCODER, IMAGE_SIZE
 from tests.store.seaweed import SeaweedFS
 

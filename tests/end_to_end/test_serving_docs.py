@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import VisualMemory
-from pipeline.store.history import history
+from pipeline.store.log.history import history
 from tests.serving.ray_server import ray_server
 
 DOC = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()

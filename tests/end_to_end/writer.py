@@ -17,13 +17,12 @@ import faiss
 import torch
 
 from pipeline import VisualMemory
-from pipeline.edits import clean, erase, everything, expire, proof, relabel, rollback, singles  # noqa: F401, once for all
 from pipeline.edits.compact import compact
-from pipeline.embeddings.choice import EncoderChoice
 from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.errors import CommitConflict, MemoryMissing, StorageError, UnknownName, UsageError
-from pipeline.store.local import LocalStorage
-from pipeline.store.objects import ObjectStorage
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.storage.object_store import ObjectStorage
 
 ENCODER = "tf_efficientnet_lite0"
 IMAGE_SIZE = 32

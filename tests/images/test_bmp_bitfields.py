@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images.decode import Rejected, decode, dimensions
+from pipeline.images.decoding.decode import Rejected, decode, dimensions
 from tests.images.pictures import gradient
 
 LAYOUTS = {  # bits of a pixel; masks of red, green, blue, alpha

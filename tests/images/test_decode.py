@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from pipeline.images.decode import Decoded, Rejected, decode
-from pipeline.images.files import read_file
-from pipeline.images.uris import uri_of_path
+from pipeline.images.decoding.decode import Decoded, Rejected, decode
+from pipeline.images.names.uris import uri_of_path
+from pipeline.images.reading.files import read_file
 from tests.images.pictures import bomb, encoded, gradient, write_assortment
 
 

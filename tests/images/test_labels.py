@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceError, UsageError
-from pipeline.images.containers import Choice, Container, images_in
-from pipeline.images.label_text import text_of
-from pipeline.images.labels import EMPTY_ROW, NO_FOLDER, NO_ROW, Labels
-from pipeline.images.leftovers import Exclusion, PassedOver, leftover_of
-from pipeline.images.listing import Listing, list_source
-from pipeline.images.partitions import partition_columns
+from pipeline.images.containers.container import Choice, Container, images_in
+from pipeline.images.labels.label_text import text_of
+from pipeline.images.labels.labels import EMPTY_ROW, NO_FOLDER, NO_ROW, Labels
+from pipeline.images.names.leftovers import Exclusion, PassedOver, leftover_of
+from pipeline.images.names.partitions import partition_columns
+from pipeline.images.sources.listing import Listing, list_source
 from tests.images.test_listing import make
 
 

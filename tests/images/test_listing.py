@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError, UsageError
-from pipeline.images.labels import Labels
-from pipeline.images.leftovers import Exclusion, PassedOver
-from pipeline.images.listing import list_source
-from pipeline.images.uris import path_of_uri, uri_of_path
-from pipeline.images.walk import walk_source
+from pipeline.images.labels.labels import Labels
+from pipeline.images.names.leftovers import Exclusion, PassedOver
+from pipeline.images.names.uris import path_of_uri, uri_of_path
+from pipeline.images.sources.listing import list_source
+from pipeline.images.sources.walk import walk_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +80,8 @@ def test_a_link_to_itself_is_passed_over(tmp_path: Path) -> None:
 def as_somebody(source: Path) -> dict:
     """What a process that may read no files of others lists of a source: root could read them all."""
     code = (
-        "import json, sys; from pipeline.images.labels import Labels; from pipeline.images.listing import list_source\n"
+        "import json, sys; from pipeline.images.labels.labels import Labels\n"
+        "from pipeline.images.sources.listing import list_source\n"
         "try:\n"
         "    found = list_source(sys.argv[1], Labels())\n"
         "    print(json.dumps({'uris': found.images['uri'].to_pylist(), 'passed': found.passed_over.to_json()}))\n"

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
-from pipeline.images import parquet
-from pipeline.images.decode import Rejected, decode
-from pipeline.images.items import Item
-from pipeline.images.parquet import FileLabel, ImageColumns, Layout, inspect, read_parquet, slices
+from pipeline.images.containers import parquet
+from pipeline.images.containers.items import Item
+from pipeline.images.containers.parquet import FileLabel, ImageColumns, Layout, inspect, read_parquet, slices
+from pipeline.images.decoding.decode import Rejected, decode
 from tests.images.archives import Lost
 from tests.images.pictures import encoded, gradient
 

@@ -9,14 +9,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.images import parquet_pages
-from pipeline.images.decode import Rejected
-from pipeline.images.items import Item
-from pipeline.images.label_files import read_rows
-from pipeline.images.parquet import inspect, read_parquet
-from pipeline.images.pictures import read_image
-from pipeline.images.vectors import inspect_column, read_column
-from pipeline.store.kept import KeptColumn
+from pipeline.images.containers.items import Item
+from pipeline.images.containers.parquet import inspect, read_parquet
+from pipeline.images.containers.vectors import inspect_column, read_column
+from pipeline.images.decoding.decode import Rejected
+from pipeline.images.entry_pictures import read_image
+from pipeline.images.labels.label_files import read_rows
+from pipeline.images.reading import parquet_pages
+from pipeline.store.tables.kept_columns import KeptColumn
 
 MOST = 700 << 20  # of Arrow's memory: a batch, a page, and what is copied of them
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.images.bounded import Bound, BoundedFile
-from pipeline.images.decode import Rejected
-from pipeline.images.parquet_rows import PAGE_BYTES, read_row
-from pipeline.images.pictures import READ_BYTES, read_image
+from pipeline.images.containers.parquet_rows import PAGE_BYTES, read_row
+from pipeline.images.decoding.decode import Rejected
+from pipeline.images.entry_pictures import READ_BYTES, read_image
+from pipeline.images.reading.bounded import Bound, BoundedFile
 
 ROWS = 300
 

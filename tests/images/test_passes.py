@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images.decode import MAX_PIXELS, Heavy, Rejected, decode, work_of
-from pipeline.images.passes import MAX_SCANS, passes_over
+from pipeline.images.decoding.decode import MAX_PIXELS, Heavy, Rejected, decode, work_of
+from pipeline.images.decoding.passes import MAX_SCANS, passes_over
 from tests.images import bombs
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +154,7 @@ def test_memory_grows_with_the_pixels_only(name: str, bytes_a_pixel: int, tmp_pa
     (tmp_path / "image").write_bytes(data)
     code = (
         "import resource, sys\n"
-        "from pipeline.images.decode import decode\n"
+        "from pipeline.images.decoding.decode import decode\n"
         "from PIL import Image\n"
         "data = open(sys.argv[1], 'rb').read()\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -19,14 +19,16 @@ import pytest
 from PIL import Image
 
 from pipeline.errors import UsageError
-from pipeline.images import bounded, files, pictures, tar_links
-from pipeline.images.bounded import Bound, BoundedFile
-from pipeline.images.decode import MAX_FILE_BYTES, Rejected
-from pipeline.images.files import open_file, read_file
-from pipeline.images.pictures import picture_of, read_image, roots_of
-from pipeline.images.tars import read_tar
-from pipeline.images.uris import uri_of_path
-from pipeline.store.originals import Original, is_below
+from pipeline.images import entry_pictures
+from pipeline.images.containers import tar_links
+from pipeline.images.containers.tars import read_tar
+from pipeline.images.decoding.decode import MAX_FILE_BYTES, Rejected
+from pipeline.images.entry_pictures import picture_of, read_image, roots_of
+from pipeline.images.names.uris import uri_of_path
+from pipeline.images.reading import bounded, files
+from pipeline.images.reading.bounded import Bound, BoundedFile
+from pipeline.images.reading.files import open_file, read_file
+from pipeline.store.lookup.originals import Original, is_below
 from tests.images.archives import tar_of
 from tests.images.pictures import bomb, encoded, gradient
 from tests.store.seaweed import SeaweedFS
@@ -71,8 +73,8 @@ def test_a_large_jpeg_is_decoded_as_small_as_it_is_shown(tmp_path: Path, monkeyp
         sizes.append(decode(data, shortest).image.size)
         return decode(data, shortest)
 
-    decode = pictures.decode
-    monkeypatch.setattr(pictures, "decode", decoded)
+    decode = entry_pictures.decode
+    monkeypatch.setattr(entry_pictures, "decode", decoded)
     picture_of(original(tmp_path / "a.jpg", data), PIXELS)
     assert sizes == [(250, 200)]
 
@@ -201,7 +203,7 @@ def test_the_hash_is_compared_before_anything_is_decoded(
 ) -> None:
     path, data = photo
     for name in ("decode", "dimensions"):
-        monkeypatch.setattr(pictures, name, lambda *_: pytest.fail("it was decoded"))
+        monkeypatch.setattr(entry_pictures, name, lambda *_: pytest.fail("it was decoded"))
     path.write_bytes(encoded(gradient(300, 201), "PNG"))
     assert refused(original(path, data)) == "its file is not the one that was remembered"
     assert "not the one" in refused(original(path, data, offset=0, num_bytes=path.stat().st_size + 1))
@@ -210,7 +212,7 @@ def test_the_hash_is_compared_before_anything_is_decoded(
 
 
 def test_more_pixels_than_a_question_may_have_are_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "decode", lambda *_: pytest.fail("it was decoded"))
+    monkeypatch.setattr(entry_pictures, "decode", lambda *_: pytest.fail("it was decoded"))
     for side in (7_072, 13_000):
         data = bomb(side)
         (tmp_path / "a.png").write_bytes(data)

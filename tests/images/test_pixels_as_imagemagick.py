@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.images.decode import Rejected, decode
+from pipeline.images.decoding.decode import Rejected, decode
 from tests.images.other_programs import SIZES, VARIANTS, Variant, absent, rendered, write, write_scenes
 from tests.images.pictures import png_chunk
 

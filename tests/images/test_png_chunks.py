@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images.decode import Rejected, as_displayed, decode, dimensions
+from pipeline.images.decoding.decode import Rejected, as_displayed, decode, dimensions
 from tests.images.pictures import encoded, gradient, packed, png, png_chunk
 
 RED_BLUE = np.array([[(200, 30, 30)] * 4 + [(30, 60, 200)] * 4] * 8, np.uint8)

@@ -15,14 +15,14 @@ from typing import BinaryIO, cast
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.images import tar_links, tars
-from pipeline.images.decode import Rejected, decode
-from pipeline.images.items import Item
-from pipeline.images.leftovers import Exclusion
-from pipeline.images.notes import ContainerNotes
-from pipeline.images.tars import Members, read_tar
-from pipeline.images.uris import split_member
-from pipeline.store.kept import KeptColumn
+from pipeline.images.containers import tar_links, tars
+from pipeline.images.containers.items import Item
+from pipeline.images.containers.notes import ContainerNotes
+from pipeline.images.containers.tars import Members, read_tar
+from pipeline.images.decoding.decode import Rejected, decode
+from pipeline.images.names.leftovers import Exclusion
+from pipeline.images.names.uris import split_member
+from pipeline.store.tables.kept_columns import KeptColumn
 from tests.images.archives import Dribble, Lost, tar_of
 from tests.images.pictures import encoded, gradient
 

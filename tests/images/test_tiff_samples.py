@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.images.decode import Rejected, as_displayed, decode, dimensions
+from pipeline.images.decoding.decode import Rejected, as_displayed, decode, dimensions
 from tests.images.pictures import encoded, gradient, packed, tiff
 
 WIDTH, HEIGHT = 37, 23

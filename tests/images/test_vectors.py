@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
-from pipeline.images.containers import Container, vectors_in
-from pipeline.images.decode import Rejected
-from pipeline.images.labels import Labels
-from pipeline.images.listing import Listing, containers_of_vectors, list_source
-from pipeline.images.npy import read_header
-from pipeline.images.npy_pairs import beside, candidates, passed_over
-from pipeline.images.pictures import read_image
-from pipeline.images.vectors import RowFacts, inspect_npy, unit
-from pipeline.store.schemas import ENCODER_KEY, FINGERPRINT_KEY
+from pipeline.images.containers.container import Container, vectors_in
+from pipeline.images.containers.npy import read_header
+from pipeline.images.containers.npy_pairs import beside, candidates, passed_over
+from pipeline.images.containers.vectors import RowFacts, inspect_npy, unit
+from pipeline.images.decoding.decode import Rejected
+from pipeline.images.entry_pictures import read_image
+from pipeline.images.labels.labels import Labels
+from pipeline.images.sources.listing import Listing, containers_of_vectors, list_source
+from pipeline.store.tables.schemas import ENCODER_KEY, FINGERPRINT_KEY
 
 URI = "/a/b.npy"
 
@@ -211,10 +211,10 @@ def test_rows_stay_aligned_however_they_are_cut(
 ) -> None:
     folder = tmp_path_factory.mktemp("cut")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.images.containers.SLICE_VECTORS", slice_rows)
-        patch.setattr("pipeline.images.containers.LARGE_VECTORS", 2 * slice_rows)
-        patch.setattr("pipeline.images.vectors.BATCH_ROWS", batch_rows)
-        patch.setattr("pipeline.images.vectors.READ_BYTES", 24 * batch_rows + slice_rows)
+        patch.setattr("pipeline.images.containers.container.SLICE_VECTORS", slice_rows)
+        patch.setattr("pipeline.images.containers.container.LARGE_VECTORS", 2 * slice_rows)
+        patch.setattr("pipeline.images.containers.vectors.BATCH_ROWS", batch_rows)
+        patch.setattr("pipeline.images.containers.vectors.READ_BYTES", 24 * batch_rows + slice_rows)
         angles = np.linspace(0, 3, rows)
         vectors = np.stack([np.cos(angles), np.sin(angles), np.zeros(rows)], axis=1)
         np.save(folder / "v.npy", vectors)

@@ -108,11 +108,12 @@ def answers(memory: Path, heard: Heard) -> tuple[list, bool]:
 def outcome_of(copy: Path, expected: list, path: str, *, deep: bool) -> str:
     """What comes of asking an altered memory, in this process."""
     from pipeline.errors import DamagedFile
-    from pipeline.index import shards
-    from pipeline.store import files, schemas
+    from pipeline.index.search import shard_files
+    from pipeline.store.storage import file_refs
+    from pipeline.store.tables import schemas
 
     if deep:
-        files.unaltered_path = shards.unaltered_path = schemas.unaltered_path = files.checked_path
+        file_refs.unaltered_path = shard_files.unaltered_path = schemas.unaltered_path = file_refs.checked_path
     heard = Heard()
     logging.getLogger().addHandler(heard)
     try:
@@ -152,8 +153,8 @@ def in_a_process(work: Callable[[], object]) -> object:
 def main(memory: Path, copy: Path, first: int, last: int, *, deep: bool) -> None:
     import faiss  # noqa: F401  # once for all, and no thread of it is started before a fork
 
-    import pipeline.index.live
-    import pipeline.index.search
+    import pipeline.index.search.live_entries
+    import pipeline.index.search.open_blocks
     import pipeline.visual_memory  # noqa: F401
 
     shutil.copytree(memory, copy)

@@ -6,7 +6,7 @@ from typing import Any
 
 import faiss
 
-from pipeline.index.shard_work import ShardWork
+from pipeline.index.build.shard_steps import ShardWork
 
 
 def measured(step: str, work: ShardWork, arguments: tuple, results: Any) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DamagedFile
-from pipeline.index.plan import IndexOptions
-from pipeline.store.files import describe
-from pipeline.store.held import Held
-from pipeline.store.local import LocalStorage
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.lookup.frozen_digests import Held
+from pipeline.store.storage.file_refs import describe
+from pipeline.store.storage.local import LocalStorage
 from tests.conftest import MakeMemory, add_vectors
 from tests.index.test_search import clustered
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DamagedFile, IndexBuildError, UsageError
-from pipeline.index import parameters
-from pipeline.index.candidates import proposals, training_rows
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build.key_candidates import proposals, training_rows
+from pipeline.index.build.plan import IndexOptions
+from pipeline.index.search import parameters
 from tests.conftest import MakeMemory, add_vectors, unit
 from tests.index.test_search import clustered
 

@@ -8,10 +8,10 @@ from typer.testing import CliRunner
 
 from jobs.cli import application
 from pipeline.errors import IndexBuildError, UsageError
-from pipeline.index.candidates import expected_bytes
-from pipeline.index.capacity import Rates, computed
-from pipeline.index.choice import Candidate
-from pipeline.store.state import Quality
+from pipeline.index.build.capacity import Rates, computed
+from pipeline.index.build.key_candidates import expected_bytes
+from pipeline.index.build.key_choice import Candidate
+from pipeline.store.log.records import Quality
 from tests.conftest import MakeMemory
 from tests.index.test_choice import correlated
 from tests.index.test_search import clustered

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from pipeline.errors import IndexBuildError
-from pipeline.index import choice, parameters, tuning
-from pipeline.index.build import build_index
-from pipeline.index.candidates import expected_bytes, num_lists
-from pipeline.index.choice import CHOSEN, TOO_LARGE, choose
-from pipeline.index.distinct import vector_keys
-from pipeline.index.plan import IndexOptions, measured_candidates, plan_index
-from pipeline.index.training import trained
-from pipeline.index.tuning import Judge, least_work, query_sample
+from pipeline.index.build import key_choice, tune
+from pipeline.index.build.builder import build_index
+from pipeline.index.build.distinct import vector_keys
+from pipeline.index.build.key_candidates import expected_bytes, num_lists
+from pipeline.index.build.key_choice import CHOSEN, TOO_LARGE, choose
+from pipeline.index.build.plan import IndexOptions, measured_candidates, plan_index
+from pipeline.index.build.train import trained
+from pipeline.index.build.tune import Judge, least_work, query_sample
+from pipeline.index.search import parameters
 from pipeline.progress import ignore_progress
 from tests.conftest import MakeMemory, unit
 from tests.index.test_search import clustered
@@ -106,8 +107,8 @@ def test_a_sample_asks_for_codes_that_do_for_the_whole() -> None:
 def test_where_a_sample_promised_too_much_the_next_candidate_is_built(
     make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choice, "QUICK", 0.0)
-    monkeypatch.setattr(tuning, "RERANKS", (10,))
+    monkeypatch.setattr(key_choice, "QUICK", 0.0)
+    monkeypatch.setattr(tune, "RERANKS", (10,))
     vectors_ND = correlated(6_000, rank=20)
     memory = make_memory(vectors_ND, ["a"] * 6_000)
     options = IndexOptions(target_recall=0.97, shard_rows=2_048)

@@ -4,9 +4,9 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.index.distinct import vector_keys, without_copies
-from pipeline.index.plan import IndexOptions
-from pipeline.index.tuning import MAX_QUERIES, MOST_COPIES, Judge, query_sample
+from pipeline.index.build.distinct import vector_keys, without_copies
+from pipeline.index.build.plan import IndexOptions
+from pipeline.index.build.tune import MAX_QUERIES, MOST_COPIES, Judge, query_sample
 from tests.conftest import MakeMemory, unit
 
 

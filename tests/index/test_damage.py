@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import DamagedFile
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build.plan import IndexOptions
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory
 from tests.index.test_search import clustered

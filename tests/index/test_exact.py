@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.index import exact
-from pipeline.index.exact import ExactFinder, similarities
+from pipeline.index.search import exact
+from pipeline.index.search.exact import ExactFinder, similarities
 from tests.conftest import unit
 
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.index.gpu import assigned, centroids_of, gpu
-from pipeline.index.populating import populated
-from pipeline.index.training import trained
+from pipeline.index.build.gpu import assigned, centroids_of, gpu
+from pipeline.index.build.populate import populated
+from pipeline.index.build.train import trained
 from tests.conftest import unit
 from tests.index.test_choice import correlated
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build.plan import IndexOptions
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory
 from tests.index.test_choice import correlated

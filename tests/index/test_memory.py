@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.index.shard_work import Gathered, Populated, ShardWork
-from pipeline.index.shards import write_faiss
-from pipeline.index.training import trained
-from pipeline.store.storage import Storage
+from pipeline.index.build.shard_steps import Gathered, Populated, ShardWork
+from pipeline.index.build.train import trained
+from pipeline.index.search.shard_files import write_faiss
+from pipeline.store.storage.interface import Storage
 from tests.conftest import MakeMemory, unit
 from tests.index.step_peak import measured
 

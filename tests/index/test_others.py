@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from pipeline.index.others import search_others
-from pipeline.index.plan import IndexOptions
-from pipeline.index.search import Restrictions
-from pipeline.store.digests import Digests
+from pipeline.index.build.plan import IndexOptions
+from pipeline.index.search.leave_one_out import search_others
+from pipeline.index.search.live_entries import Restrictions
+from pipeline.store.lookup.digests import Digests
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory, unit
 from tests.edits.given import add_given

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from pipeline.errors import IndexBuildError, UsageError
-from pipeline.index import choice, tuning
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build import key_choice, tune
+from pipeline.index.build.plan import IndexOptions
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory, add_vectors
 from tests.index.test_search import clustered
@@ -88,8 +88,8 @@ def test_what_would_reach_the_target_is_said(make_memory: MakeMemory, monkeypatc
     memory = make_memory(*clustered(3_000))
     with pytest.raises(IndexBuildError, match=r"--refine float16 reaches \d\.\d+ with 64 bytes a vector on disk"):
         memory.index(IndexOptions(key="IVF16,PQ8x4fs", refine="none", target_recall=0.95))
-    monkeypatch.setattr(choice, "QUICK", 0.0)
-    monkeypatch.setattr(tuning, "RERANKS", (10,))
+    monkeypatch.setattr(key_choice, "QUICK", 0.0)
+    monkeypatch.setattr(tune, "RERANKS", (10,))
     with pytest.raises(IndexBuildError, match=r"--key \S+ reaches 0\.999 on a sample"):
         memory.index(IndexOptions(key="IVF16,PQ2x4fs", target_recall=0.999))
     assert memory.state().index is None

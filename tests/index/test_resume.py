@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.edits.erasure.byte_search import VectorSearch
 from pipeline.errors import IndexBuildError
-from pipeline.index import shard_work
-from pipeline.index.plan import IndexOptions
-from pipeline.index.vector_bytes import VectorSearch
+from pipeline.index.build import shard_steps
+from pipeline.index.build.plan import IndexOptions
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory
 from tests.index.test_search import clustered
@@ -44,15 +44,15 @@ class Stop(Exception):
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     """Let the work end after so many marks, as an interrupt would end it."""
     left = [steps]
-    create = shard_work.ShardWork.once
+    create = shard_steps.ShardWork.once
 
-    def once(self: shard_work.ShardWork, name: str, *rest: object) -> object:
+    def once(self: shard_steps.ShardWork, name: str, *rest: object) -> object:
         if not left[0]:
             raise Stop
         left[0] -= 1
         return create(self, name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(shard_work.ShardWork, "once", once)
+    monkeypatch.setattr(shard_steps.ShardWork, "once", once)
 
 
 @pytest.mark.parametrize("steps", [1, 4, 5, 7])

@@ -5,10 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from pipeline.index.live import Share
-from pipeline.index.sampling import QUERIES, SCRAMBLING, Sample, asked_classes, draw, each_of
-from pipeline.index.search import LiveEntries
-from pipeline.store.digests import Digests
+from pipeline.index.search.live_entries import LiveEntries
+from pipeline.index.search.open_blocks import Share
+from pipeline.index.search.sampling import QUERIES, SCRAMBLING, Sample, asked_classes, draw, each_of
+from pipeline.store.lookup.digests import Digests
 from tests.conftest import MakeMemory, add_vectors, sha256_of, unit
 
 

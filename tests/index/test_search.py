@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import VisualMemory
-from pipeline.index.approximate import ApproximateFinder
-from pipeline.index.exact import ExactFinder, similarities
-from pipeline.index.plan import IndexOptions
-from pipeline.index.search import LiveEntries, Restrictions
-from pipeline.store.state import State
+from pipeline.index.build.plan import IndexOptions
+from pipeline.index.search.ann import ApproximateFinder
+from pipeline.index.search.exact import ExactFinder, similarities
+from pipeline.index.search.live_entries import LiveEntries, Restrictions
+from pipeline.store.log.state import State
 from tests.conftest import MakeMemory, add_vectors, unit
 
 DIMENSION = 32
@@ -202,7 +202,7 @@ def _live_of(vectors: np.ndarray, labels: list, data: st.DataObject) -> LiveEntr
     """Live entries in one to three blocks, some rows dead, without touching a disk."""
     import pyarrow as pa
 
-    from pipeline.index.blocks import Block
+    from pipeline.index.search.blocks import Block
 
     names = sorted({label for label in labels if label is not None})
     codes = np.array([names.index(label) if label is not None else -1 for label in labels], np.int32)

@@ -17,9 +17,9 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.edits.singles import NewEntry, add_singles
 from pipeline.errors import SourceError, UsageError
-from pipeline.index.plan import IndexOptions
-from pipeline.index.where import parse
-from pipeline.store.kept_values import read_kept
+from pipeline.index.build.plan import IndexOptions
+from pipeline.index.search.filter_expression import parse
+from pipeline.store.lookup.kept_values import read_kept
 from tests.conftest import unit
 from tests.end_to_end.erasure_audit import Audit
 
@@ -260,8 +260,10 @@ def test_only_what_satisfies_it_is_found(
     memory: VisualMemory, key: str | None, few: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In shards of every kind, fresh entries and single adds, with entries forgotten and relabelled."""
-    monkeypatch.setattr("pipeline.index.search.FEW_ROWS", few)
-    monkeypatch.setattr("pipeline.index.shards.parsed", lambda _: {"nprobe": 8})  # all of it, or nothing is exact
+    monkeypatch.setattr("pipeline.index.search.live_entries.FEW_ROWS", few)
+    monkeypatch.setattr(
+        "pipeline.index.search.shard_files.parsed", lambda _: {"nprobe": 8}
+    )  # all of it, or nothing is exact
     ids = memory.live().live_ids()
     if key:
         memory.index(IndexOptions(key=key, shard_rows=300, target_recall=0.3))
@@ -291,8 +293,8 @@ def test_k_are_found_where_one_in_a_hundred_satisfies_it(tmp_path: Path) -> None
 
 def test_an_index_is_searched_further_where_fewer_satisfy_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parameters were tuned for all rows: among a few of them the nearest lie in more lists."""
-    monkeypatch.setattr("pipeline.index.search.FEW_ROWS", 0)
-    monkeypatch.setattr("pipeline.index.shards.parsed", lambda _: {"nprobe": 16})
+    monkeypatch.setattr("pipeline.index.search.live_entries.FEW_ROWS", 0)
+    monkeypatch.setattr("pipeline.index.search.shard_files.parsed", lambda _: {"nprobe": 16})
     memory = VisualMemory(tmp_path / "memory")
     remember(memory, tmp_path / "a", 6_000, seed=1)
     memory.index(IndexOptions(key="IVF64,Flat", target_recall=0.6))
@@ -313,7 +315,7 @@ def test_shards_of_before_are_asked_through_the_entries_files(
     memory.index(IndexOptions(key="Flat"))
     assert memory.live().blocks[0].kept.keys() == {"camera", "year"}
     with monkeypatch.context() as patched:
-        patched.setattr("pipeline.index.shards.kept_after", lambda *_: ())  # as a release wrote them
+        patched.setattr("pipeline.index.search.shard_files.kept_after", lambda *_: ())  # as a release wrote them
         memory.index(IndexOptions(key="Flat", rebuild=True))
     before = memory.live().blocks[0]
     assert before.kept == {}

@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline.index.comparing import Numbers
-from pipeline.index.where import parse
+from pipeline.index.search.comparisons import Numbers
+from pipeline.index.search.filter_expression import parse
 
 KINDS: dict[str, pa.DataType] = {
     "i": pa.int64(),

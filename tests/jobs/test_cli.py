@@ -15,7 +15,7 @@ import pytest
 
 from jobs.cli import main
 from pipeline import VisualMemory
-from pipeline.store.schemas import read_table
+from pipeline.store.tables.schemas import read_table
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.images.pictures import write_assortment
 
@@ -344,7 +344,7 @@ def test_the_history_fits_a_terminal(run: Run, memory: Path) -> None:
 
 
 def test_a_version_keeps_the_command_without_what_gives_access(run: Run, tmp_path: Path, weights: str) -> None:
-    from jobs.arguments import TYPED, command_line
+    from jobs.terminal.arguments import TYPED, command_line
 
     write_assortment(tmp_path / "my photos")
     flags = ["--encoder", ENCODER, f"--weights={weights}", "--weights-order", "positional", "--image-size", IMAGE_SIZE]

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from jobs.cli import main
-from jobs.modes import others_who_read
-from jobs.on_ray import own_folder
+from jobs.ray_cluster.modes import others_who_read
+from jobs.ray_cluster.on_ray import own_folder
 from pipeline import VisualMemory
 from pipeline.errors import UsageError
-from pipeline.store.cache import FileCache
-from pipeline.store.places import open_storage, refuse_secrets
+from pipeline.store.storage.file_cache import FileCache
+from pipeline.store.storage.open_storage import open_storage, refuse_secrets
 
 
 def run(*arguments: str) -> int:
@@ -92,7 +92,7 @@ def test_a_folder_that_somebody_else_put_there_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path)[:40])
     (tmp_path / "elsewhere").mkdir()
     short = Path(str(tmp_path))
-    monkeypatch.setattr("jobs.on_ray.LONGEST_TEMPORARY", 1_000)
+    monkeypatch.setattr("jobs.ray_cluster.on_ray.LONGEST_TEMPORARY", 1_000)
     monkeypatch.setattr("tempfile.tempdir", str(short))
     own = own_folder()
     own.rmdir()

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs import progress as progress_lines
-from jobs.progress import FIRST_LINE_SECONDS, SECONDS_BETWEEN_LINES, progress
+from jobs.terminal import progress as progress_lines
+from jobs.terminal.progress import FIRST_LINE_SECONDS, SECONDS_BETWEEN_LINES, progress
 from pipeline import VisualMemory
 from pipeline.progress import Progress
 from tests.conftest import ENCODER

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import cli
-from jobs.job_log import JobLog
-from jobs.on_ray import start_ray
+from jobs.ray_cluster.job_log import JobLog
+from jobs.ray_cluster.on_ray import start_ray
 from jobs.submit import entry_point, shipped
 from pipeline.errors import UsageError
 

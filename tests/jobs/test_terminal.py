@@ -20,10 +20,10 @@ import typer
 from PIL import Image
 
 import pipeline
-from jobs.arguments import count
 from jobs.cli import GROUPS, VERBS, application, main
-from jobs.examples import EXAMPLES
-from jobs.terminal import print_json, printable
+from jobs.terminal.arguments import count
+from jobs.terminal.examples import EXAMPLES
+from jobs.terminal.output import print_json, printable
 from pipeline import VisualMemory
 
 LABELS = {"accent": "café", "kanji": "日本", "escape": "\x1b[31mred", "line": "two\nlines", "bidi": "a\u202eb"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import ray
 from ray import serve
 
-from jobs.on_ray import start_ray
+from jobs.ray_cluster.on_ray import start_ray
 from pipeline.deadline import look
 from pipeline.serving.application import _Remote
 from pipeline.serving.threads import Threads

@@ -17,15 +17,15 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.seaweed import free_ports
 from pipeline import VisualMemory
-from pipeline.images.pictures import roots_of
-from pipeline.index.plan import IndexOptions
+from pipeline.images.entry_pictures import roots_of
+from pipeline.index.build.plan import IndexOptions
 from pipeline.serving.access import WriteLine
-from pipeline.serving.connections import bounded
-from pipeline.serving.http import make_app
+from pipeline.serving.http.connections import bounded
+from pipeline.serving.http.routes import make_app
 from pipeline.serving.in_process import local_service
 from pipeline.serving.limits import HttpLimits
-from pipeline.serving.service import Limits, Service
-from pipeline.store.schemas import embedding_column
+from pipeline.serving.service.service import Limits, Service
+from pipeline.store.tables.schemas import embedding_column
 from tests.conftest import unit
 
 SECONDS_TO_START = 60

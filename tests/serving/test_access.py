@@ -18,7 +18,7 @@ from starlette.testclient import TestClient
 
 from pipeline import VisualMemory
 from pipeline.serving.access import MAX_PATH, Access, Failures, Pipe
-from pipeline.store.history import history
+from pipeline.store.log.history import history
 from tests.serving.serving import Served, served
 
 TOKEN = "a token of the tests"

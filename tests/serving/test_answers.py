@@ -14,8 +14,8 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.decisions.voting import VOTINGS
-from pipeline.index.plan import IndexOptions
-from pipeline.store.schemas import embedding_column
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.tables.schemas import embedding_column
 from tests.conftest import ENCODER, IMAGE_SIZE, unit
 from tests.serving.serving import Served, served
 

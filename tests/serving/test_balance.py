@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import VisualMemory
-from pipeline.index import sampling
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build.plan import IndexOptions
+from pipeline.index.search import sampling
 from tests.conftest import unit
 from tests.serving.serving import served
 

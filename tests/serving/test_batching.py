@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from pipeline.serving.batching import MicroBatcher
+from pipeline.serving.service.batching import MicroBatcher
 
 
 def test_what_comes_while_a_call_is_under_way_goes_together() -> None:

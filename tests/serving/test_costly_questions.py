@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pipeline import VisualMemory
-from pipeline.index import search
-from pipeline.serving.group import Group
-from pipeline.serving.service import Limits
+from pipeline.index.search import live_entries
+from pipeline.serving.service.group import Group
+from pipeline.serving.service.service import Limits
 from tests.conftest import unit
 from tests.serving.serving import Served, add_labelled, served
 
@@ -115,14 +115,14 @@ def test_work_ends_with_its_deadline_and_holds_up_no_others(server: Served, monk
         try:
             while True:
                 time.sleep(0.02)
-                search.look()
+                live_entries.look()
                 if time.monotonic() - began > 20:
                     yield np.ones(ROWS, bool)
         finally:
             ended.release()
 
     began = time.monotonic()
-    monkeypatch.setattr(search, "masks", slow_masks)
+    monkeypatch.setattr(live_entries, "masks", slow_masks)
     answers: list[int] = []
     clients = [
         threading.Thread(target=lambda number=number: answers.append(status_of(server, where=f"id > {number}")))
@@ -165,12 +165,12 @@ def test_work_ends_when_the_client_leaves(memory: VisualMemory, monkeypatch: pyt
         try:
             for _step in range(1_000):
                 time.sleep(0.02)
-                search.look()
+                live_entries.look()
             yield np.ones(ROWS, bool)
         finally:
             ended.set()
 
-    monkeypatch.setattr(search, "masks", slow_masks)
+    monkeypatch.setattr(live_entries, "masks", slow_masks)
     with served(memory.uri, limits=Limits(timeout_seconds=20.0)) as server:
         body = {"embedding": vector(), "k": 3, "where": "id > 7"}
         with pytest.raises(httpx.ReadTimeout):

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from pipeline import Client, VisualMemory
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build.plan import IndexOptions
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.serving.ray_server import RayServer, ray_server
 from tests.store.seaweed import SeaweedFS

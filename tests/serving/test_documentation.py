@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from pipeline import VisualMemory
-from pipeline.serving import answers
+from pipeline.serving.http import answers
 from tests.serving.serving import Served, served
 
 TOKEN = "a token of the tests"

@@ -11,10 +11,10 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.decisions.decision import Decision
-from pipeline.index.live import Share
-from pipeline.serving.group import Asked, Group, Subject
-from pipeline.serving.service import Limits
-from pipeline.store.places import open_storage
+from pipeline.index.search.open_blocks import Share
+from pipeline.serving.service.group import Asked, Group, Subject
+from pipeline.serving.service.service import Limits
+from pipeline.store.storage.open_storage import open_storage
 from tests.conftest import unit
 from tests.serving.serving import Served, add_labelled, memory_in_shards, served
 

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.serving.limits import HttpLimits
-from pipeline.serving.service import Limits
+from pipeline.serving.service.service import Limits
 from tests.serving.serving import Served, served
 
 MEBIBYTE = 1 << 20

@@ -17,12 +17,12 @@ from PIL import Image
 
 from pipeline import Client, VisualMemory
 from pipeline.errors import UsageError
-from pipeline.serving.bodies import MAX_LISTED, MAX_QUERIES
-from pipeline.serving.json_bodies import check_amount
+from pipeline.serving.http.bodies import MAX_LISTED, MAX_QUERIES
+from pipeline.serving.http.json_bodies import check_amount
+from pipeline.serving.http.refused import Refused
+from pipeline.serving.http.sites import Hosts, check_hosts, name_of
 from pipeline.serving.options import TOKEN as VARIABLE
 from pipeline.serving.options import ServingOptions, token_of
-from pipeline.serving.refused import Refused
-from pipeline.serving.sites import Hosts, check_hosts, name_of
 from pipeline.serving.tokens import carries
 from tests.serving.serving import Served, served
 

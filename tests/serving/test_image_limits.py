@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from pipeline import VisualMemory
-from pipeline.serving import image_queue
-from pipeline.serving.service import Limits
+from pipeline.serving.service import image_queue
+from pipeline.serving.service.service import Limits
 from tests.images import bombs
 from tests.serving.serving import Served, served
 

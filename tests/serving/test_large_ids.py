@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from pipeline import Client, VisualMemory
-from pipeline.store.ids import split_id
 from pipeline.store.layout import GIVEN_UP
+from pipeline.store.tables.ids import split_id
 from tests.serving.serving import Served, served
 
 TOKEN = "a token of the tests"

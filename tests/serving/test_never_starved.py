@@ -13,14 +13,14 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.decisions.question import Question
 from pipeline.errors import StorageError, Superseded
-from pipeline.index.live import Share
-from pipeline.index.plan import IndexOptions
-from pipeline.serving.group import Asked, Edition, Group, Subject
-from pipeline.serving.service import How, Limits, Service
-from pipeline.store.cache import CachedStorage, FileCache
-from pipeline.store.places import open_storage
-from pipeline.store.state import file_refs
-from pipeline.store.versions import VersionLog
+from pipeline.index.build.plan import IndexOptions
+from pipeline.index.search.open_blocks import Share
+from pipeline.serving.service.group import Asked, Edition, Group, Subject
+from pipeline.serving.service.service import How, Limits, Service
+from pipeline.store.log.state import file_refs
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.file_cache import CachedStorage, FileCache
+from pipeline.store.storage.open_storage import open_storage
 from tests.conftest import unit
 from tests.serving.serving import Served, add_labelled, memory_in_shards, served
 

@@ -11,9 +11,9 @@ import pytest
 
 from pipeline import Client, VisualMemory
 from pipeline.errors import Overloaded, SourceError, Unavailable, UnknownName, UsageError, VisualMemoryError
-from pipeline.index.plan import IndexOptions
-from pipeline.serving.group import Answer, Asked
-from pipeline.serving.service import Limits
+from pipeline.index.build.plan import IndexOptions
+from pipeline.serving.service.group import Answer, Asked
+from pipeline.serving.service.service import Limits
 from tests.conftest import unit
 from tests.serving.serving import Served, add_labelled, served
 

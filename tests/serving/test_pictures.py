@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from pipeline import VisualMemory
-from pipeline.images import pictures as made
-from pipeline.images.thumbnails import thumbnail
-from pipeline.serving import pictures
-from pipeline.serving.service import Limits
+from pipeline.images import entry_pictures as made
+from pipeline.images.decoding.thumbnails import thumbnail
+from pipeline.serving.http import pictures
+from pipeline.serving.service.service import Limits
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.images.pictures import encoded, gradient
 from tests.serving.serving import Served, served

@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 
 from pipeline import VisualMemory
-from pipeline.serving.service import Limits
+from pipeline.serving.service.service import Limits
 from tests.serving.serving import Served, served
 
 TOKEN = "a token of the tests"

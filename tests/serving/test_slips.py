@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import VisualMemory
 from pipeline.serving.encoded import decoded
-from pipeline.serving.slips import in_fields
+from pipeline.serving.http.slips import in_fields
 from tests.serving.serving import Served, served
 
 TOKEN = "a token of the tests"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from pipeline import VisualMemory
-from pipeline.index.plan import IndexOptions
+from pipeline.index.build.plan import IndexOptions
 from tests.serving.serving import served
 
 TOKEN = "a token of the tests"

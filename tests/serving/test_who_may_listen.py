@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from jobs.on_ray import own_folder
+from jobs.ray_cluster.on_ray import own_folder
 from pipeline import VisualMemory
 from tests.serving.ray_server import RayServer, ray_server
 

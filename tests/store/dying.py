@@ -5,8 +5,8 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipeline.store.leases import LeaseRecord, standing
-from pipeline.store.local import LocalStorage
+from pipeline.store.storage.leases import LeaseRecord, standing
+from pipeline.store.storage.local import LocalStorage
 
 
 class Died(BaseException):

@@ -9,17 +9,18 @@ import pyarrow as pa
 import pytest
 
 from pipeline import VisualMemory
-from pipeline.index.plan import IndexOptions
-from pipeline.store.files import RowsFile
-from pipeline.store.findings import Finding
-from pipeline.store.labels import label_rows, write_label_map, write_labels
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.checks.findings import Finding
 from pipeline.store.layout import commit_path
-from pipeline.store.leases import Lease
-from pipeline.store.schemas import embedding_column, embedding_matrix, read_table, write_rows
-from pipeline.store.segments import reserve_for_singles
-from pipeline.store.singles import encoded_vector
-from pipeline.store.state import AddSingles, LabelSet, SetState, Single, State
-from pipeline.store.tombstones import write_tombstones
+from pipeline.store.log.records import LabelSet, Single
+from pipeline.store.log.single_adds import encoded_vector
+from pipeline.store.log.state import AddSingles, SetState, State
+from pipeline.store.segments.reservations import reserve_for_singles
+from pipeline.store.storage.file_refs import RowsFile
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.labels import label_rows, write_label_map, write_labels
+from pipeline.store.tables.schemas import embedding_column, embedding_matrix, read_table, write_rows
+from pipeline.store.tables.tombstones import write_tombstones
 from tests.conftest import MakeMemory, add_vectors, unit
 
 Update = dict[str, Any]

@@ -10,10 +10,10 @@ import pytest
 
 from pipeline.errors import DamagedFile, StorageError
 from pipeline.progress import Progress
-from pipeline.store import cache as caching
-from pipeline.store.cache import CachedStorage, FileCache
-from pipeline.store.files import FileRef
-from pipeline.store.local import LocalStorage
+from pipeline.store.storage import file_cache as caching
+from pipeline.store.storage.file_cache import CachedStorage, FileCache
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.local import LocalStorage
 
 
 class Counting(LocalStorage):

@@ -8,12 +8,12 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.errors import DamagedFile
-from pipeline.store.columns import FILES_AHEAD, read_columns, read_columns_of
-from pipeline.store.digests import live_rows
-from pipeline.store.objects import ObjectStorage
-from pipeline.store.places import open_storage
-from pipeline.store.schemas import embedding_column, read_table, write_rows
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.lookup.digests import live_rows
+from pipeline.store.storage.object_store import ObjectStorage
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.parquet_columns import FILES_AHEAD, read_columns, read_columns_of
+from pipeline.store.tables.schemas import embedding_column, read_table, write_rows
 from tests.conftest import add_vectors, sha256_of, unit
 from tests.store.seaweed import SeaweedFS
 

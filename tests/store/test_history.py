@@ -13,13 +13,13 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.edits.expire import expire
 from pipeline.errors import DamagedFile, MemoryMissing, UsageError
-from pipeline.index.plan import IndexOptions
-from pipeline.store.files import FileRef
-from pipeline.store.history import history
+from pipeline.index.build.plan import IndexOptions
 from pipeline.store.layout import commit_path
-from pipeline.store.local import LocalStorage
-from pipeline.store.state import Forget, Relabel
-from pipeline.store.versions import Commit, VersionLog
+from pipeline.store.log.history import history
+from pipeline.store.log.state import Forget, Relabel
+from pipeline.store.log.version_log import Commit, VersionLog
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.local import LocalStorage
 from tests.conftest import MakeMemory, add_vectors, unit
 
 

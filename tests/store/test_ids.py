@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UsageError
-from pipeline.store import ids
+from pipeline.store.tables import ids
 
 
 @given(st.integers(0, ids.MAX_SEGMENTS - 1), st.integers(0, ids.MAX_PARTS - 1), st.integers(1, ids.MAX_PART_ROWS))

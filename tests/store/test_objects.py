@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DamagedFile, StorageError
-from pipeline.store import objects
-from pipeline.store.objects import ObjectStorage
-from pipeline.store.places import open_storage
-from pipeline.store.storage import AlreadyExists, Storage
+from pipeline.store.storage import object_store
+from pipeline.store.storage.interface import AlreadyExists, Storage
+from pipeline.store.storage.object_store import ObjectStorage
+from pipeline.store.storage.open_storage import open_storage
 from tests.store.proxy import Judge, behind_proxy
 from tests.store.seaweed import SeaweedFS, free_ports
 
@@ -34,7 +34,7 @@ def copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_another_file_system_serves_as_well(monkeypatch: pytest.MonkeyPatch, copies: Path) -> None:
     """What is not S3's own goes through fsspec alone, as for gs://: here through its files in memory."""
-    monkeypatch.setitem(objects.SCHEMES, "memory", "memory")
+    monkeypatch.setitem(object_store.SCHEMES, "memory", "memory")
     storage = open_storage("memory://bucket/memory")
     for path in ("a/one", "a/b/two", "three"):
         storage.create(path, path.encode())
@@ -82,7 +82,7 @@ def test_listing_goes_on_beyond_a_page(
     s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, versioned: bool, num_files: int
 ) -> None:
     if num_files < 1_000:  # what the server puts on a page if it is not asked for less
-        monkeypatch.setitem(objects.S3_OPTIONS, "s3_additional_kwargs", {"MaxKeys": 7})
+        monkeypatch.setitem(object_store.S3_OPTIONS, "s3_additional_kwargs", {"MaxKeys": 7})
     uri = s3.uri(versioned=versioned)
     storage = open_storage(uri)
     names = [f"{number:05d}.json" for number in range(num_files)]
@@ -100,7 +100,7 @@ def test_listing_goes_on_beyond_a_page(
 
 def test_an_earlier_key_goes_before_a_later_one(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of three requests is done and denied, so the third is not sent: what is left is the end."""
-    monkeypatch.setattr(objects, "BULK", 3)
+    monkeypatch.setattr(object_store, "BULK", 3)
     asked: list[str] = []
 
     def judge(method: str, path: str, status: int) -> int | None:
@@ -272,7 +272,7 @@ def test_the_endpoint_does_not_answer(
     s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, connect_timeout: float | None
 ) -> None:
     if connect_timeout:
-        monkeypatch.setitem(objects.S3_OPTIONS["config_kwargs"], "connect_timeout", connect_timeout)
+        monkeypatch.setitem(object_store.S3_OPTIONS["config_kwargs"], "connect_timeout", connect_timeout)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     start = time.monotonic()
     with unanswered_port() as port:
@@ -318,7 +318,7 @@ def test_what_a_store_answers_in_trouble(
     s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, status: int, said: str
 ) -> None:
     """The proxy lets the put through, so a race that stays undecided (409) is the worst case: it ends, and is told."""
-    monkeypatch.setattr(objects, "MAX_RACES", 2)
+    monkeypatch.setattr(object_store, "MAX_RACES", 2)
     judge: Judge = lambda method, _path, real: status if method == "PUT" else real  # noqa: E731
     with behind_proxy(s3, monkeypatch, judge), pytest.raises(StorageError, match=said):
         open_storage(s3.uri()).create("file", b"x")
@@ -408,7 +408,8 @@ def test_copies_of_a_killed_process_are_removed(s3: SeaweedFS, copies: Path) -> 
     storage = open_storage(s3.uri())
     storage.create("file", b"x")
     code = (
-        "import sys, time; from pipeline.store.places import open_storage; storage = open_storage(sys.argv[1]);"
+        "import sys, time; from pipeline.store.storage.open_storage import open_storage;"
+        "storage = open_storage(sys.argv[1]);"
         "print(storage.local_path('file'), flush=True); time.sleep(60)"
     )
     environment = {**os.environ, "TMPDIR": str(copies)}

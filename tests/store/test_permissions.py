@@ -11,10 +11,10 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.errors import DamagedFile, NotPermitted, StorageError, VisualMemoryError
-from pipeline.index.plan import IndexOptions
-from pipeline.store.cache import FileCache
-from pipeline.store.files import describe
-from pipeline.store.places import open_storage
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.storage.file_cache import FileCache
+from pipeline.store.storage.file_refs import describe
+from pipeline.store.storage.open_storage import open_storage
 from tests.conftest import ENCODER, IMAGE_SIZE, unit
 from tests.store.proxy import behind_proxy
 from tests.store.seaweed import SeaweedFS

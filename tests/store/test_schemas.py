@@ -10,8 +10,8 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.errors import DamagedFile
-from pipeline.store.schemas import embedding_matrix, read_table
-from pipeline.store.state import State
+from pipeline.store.log.state import State
+from pipeline.store.tables.schemas import embedding_matrix, read_table
 from tests.conftest import MakeMemory, unit
 
 

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import DamagedFile
-from pipeline.store import segments
-from pipeline.store.leases import Lease
-from pipeline.store.local import LocalStorage
-from pipeline.store.schemas import REJECTED, embedding_column, entries_schema
+from pipeline.store.segments import part_marks, reservations
+from pipeline.store.storage.leases import Lease
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.tables.schemas import REJECTED, embedding_column, entries_schema
 from tests.conftest import identity_of
 
 IDENTITY = identity_of(4)
@@ -28,9 +28,9 @@ def images(num_rows: int) -> pa.Table:
     )
 
 
-def reserve(storage: LocalStorage, num_rows: int = 300, fingerprint: str = "f") -> segments.Reservation:
+def reserve(storage: LocalStorage, num_rows: int = 300, fingerprint: str = "f") -> reservations.Reservation:
     with Lease(storage, "test") as lease:
-        return segments.reserve(
+        return reservations.reserve(
             storage, images(num_rows), fingerprint=fingerprint, source="/", dataset="d", identity=IDENTITY, lease=lease
         )
 
@@ -68,7 +68,7 @@ def test_a_part_reads_its_own_rows_of_the_plan(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     reservation = reserve(storage, 300)
     assert reservation.num_parts == 3
-    parts = [segments.read_plan(storage, reservation, part) for part in range(3)]
+    parts = [reservations.read_plan(storage, reservation, part) for part in range(3)]
     assert [part.num_rows for part in parts] == [128, 128, 44]
     assert pa.concat_tables(parts).column("uri").to_pylist() == images(300).column("uri").to_pylist()
 
@@ -76,29 +76,29 @@ def test_a_part_reads_its_own_rows_of_the_plan(tmp_path: Path) -> None:
 def test_the_first_mark_wins_and_names_one_attempt(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     reservation = reserve(storage)
-    plan = segments.read_plan(storage, reservation, 0)
-    first = segments.publish_part(storage, reservation, 0, entries_of(plan, 0.5), REJECTED.empty_table())
-    zombie = segments.publish_part(storage, reservation, 0, entries_of(plan, 0.25), REJECTED.empty_table())
+    plan = reservations.read_plan(storage, reservation, 0)
+    first = part_marks.publish_part(storage, reservation, 0, entries_of(plan, 0.5), REJECTED.empty_table())
+    zombie = part_marks.publish_part(storage, reservation, 0, entries_of(plan, 0.25), REJECTED.empty_table())
     assert zombie == first
-    assert segments.read_marks(storage, reservation) == {0: first}
+    assert part_marks.read_marks(storage, reservation) == {0: first}
 
 
 def test_a_part_must_account_for_every_planned_row(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     reservation = reserve(storage)
-    plan = segments.read_plan(storage, reservation, 0)
+    plan = reservations.read_plan(storage, reservation, 0)
     with pytest.raises(AssertionError):
-        segments.publish_part(storage, reservation, 0, entries_of(plan.slice(1), 0.5), REJECTED.empty_table())
+        part_marks.publish_part(storage, reservation, 0, entries_of(plan.slice(1), 0.5), REJECTED.empty_table())
 
 
 def test_unfinished_work_is_found_by_its_fingerprint(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     ours = reserve(storage, fingerprint="ours")
     reserve(storage, fingerprint="theirs")
-    assert segments.unfinished(storage, "ours", committed=[]) == ours
-    assert segments.unfinished(storage, "ours", committed=[ours.number]) is None
-    segments.give_up(storage, ours.number)
-    assert segments.unfinished(storage, "ours", committed=[]) is None
+    assert reservations.unfinished(storage, "ours", committed=[]) == ours
+    assert reservations.unfinished(storage, "ours", committed=[ours.number]) is None
+    reservations.give_up(storage, ours.number)
+    assert reservations.unfinished(storage, "ours", committed=[]) is None
 
 
 def test_a_damaged_mark_is_named(tmp_path: Path) -> None:
@@ -106,4 +106,4 @@ def test_a_damaged_mark_is_named(tmp_path: Path) -> None:
     reservation = reserve(storage)
     storage.create(f"segments/{reservation.number:08d}/done/000000.json", b"{")
     with pytest.raises(DamagedFile, match=r"done/000000\.json.*run the same `add` again"):
-        segments.read_marks(storage, reservation)
+        part_marks.read_marks(storage, reservation)

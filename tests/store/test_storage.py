@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DamagedFile, UsageError
-from pipeline.store.local import LocalStorage
-from pipeline.store.places import open_storage
-from pipeline.store.storage import AlreadyExists, Storage
+from pipeline.store.storage.interface import AlreadyExists, Storage
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.storage.open_storage import open_storage
 
 
 @pytest.fixture(params=["local", "s3", "s3 versioned"])

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pipeline import VisualMemory
-from pipeline.edits.erase import erase
-from pipeline.store.verify import Verification
-from pipeline.store.versions import VersionLog
+from pipeline.edits.erasure.erase import erase
+from pipeline.store.checks.verify import Verification
+from pipeline.store.log.version_log import VersionLog
 from tests.edits.erasing import Doomed
 from tests.edits.test_erase import memory, peopled  # noqa: F401, a fixture
 from tests.store.dying import Died, DyingStorage, bury

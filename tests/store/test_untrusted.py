@@ -21,21 +21,21 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.edits.copy import CopyMarker
 from pipeline.errors import DamagedFile, UsageError, VisualMemoryError
-from pipeline.index.build import _fingerprint
-from pipeline.index.plan import IndexOptions, plan_index
-from pipeline.store import leases, local
-from pipeline.store import storage as storages
-from pipeline.store.beneath import is_inside
-from pipeline.store.cache import FileCache
-from pipeline.store.files import FileRef
+from pipeline.index.build.builder import _fingerprint
+from pipeline.index.build.plan import IndexOptions, plan_index
 from pipeline.store.layout import commit_path
-from pipeline.store.leases import LeaseRecord, live, standing
-from pipeline.store.local import LocalStorage
-from pipeline.store.places import open_storage
-from pipeline.store.processes import Process
-from pipeline.store.state import SetState
-from pipeline.store.storage import Storage
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.state import SetState
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage import interface as storages
+from pipeline.store.storage import leases, local
+from pipeline.store.storage.beneath import is_inside
+from pipeline.store.storage.file_cache import FileCache
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.leases import LeaseRecord, live, standing
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.storage.processes import Process
 from tests.conftest import MakeMemory, unit
 from tests.store.seaweed import SeaweedFS
 from tests.store.untrusted import Outside, rewritten, up_to

@@ -11,12 +11,12 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.edits.singles import NewEntry, add_singles
 from pipeline.errors import DamagedFile
-from pipeline.index.plan import IndexOptions
-from pipeline.store.files import FileRef
-from pipeline.store.findings import Finding
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.checks.findings import Finding
 from pipeline.store.layout import HINT, checkpoint_path, commit_path, segment_folder
-from pipeline.store.state import file_refs
-from pipeline.store.versions import CHECKPOINT_EVERY, VersionLog
+from pipeline.store.log.state import file_refs
+from pipeline.store.log.version_log import CHECKPOINT_EVERY, VersionLog
+from pipeline.store.storage.file_refs import FileRef
 from tests.conftest import ENCODER, IMAGE_SIZE, MakeMemory, unit
 from tests.images.pictures import write_assortment
 

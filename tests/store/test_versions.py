@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from pipeline.errors import CommitConflict, DamagedFile, FormatError, MemoryMissing
-from pipeline.store.leases import Lease
-from pipeline.store.local import LocalStorage
-from pipeline.store.state import Forget, Index, SetIndex, State
-from pipeline.store.storage import AlreadyExists
-from pipeline.store.tombstones import read_tombstones, write_tombstones
-from pipeline.store.versions import VersionLog
+from pipeline.store.log.records import Index
+from pipeline.store.log.state import Forget, SetIndex, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.interface import AlreadyExists
+from pipeline.store.storage.leases import Lease
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.tables.tombstones import read_tombstones, write_tombstones
 
 
 def forget(log: VersionLog, base: State, *entry_ids: int) -> State:

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from pipeline.edits.forget import forget
-from pipeline.index.search import LiveEntries
-from pipeline.store.ids import first_id, rows_per_part, split_id
-from pipeline.store.local import LocalStorage
-from pipeline.store.places import open_storage
-from pipeline.store.state import AddSegment, AddSingles, FoldSingles, Forget
-from pipeline.store.storage import AlreadyExists, Storage
-from pipeline.store.verify import verify
-from pipeline.store.versions import VersionLog
+from pipeline.index.search.live_entries import LiveEntries
+from pipeline.store.checks.verify import verify
+from pipeline.store.log.state import AddSegment, AddSingles, FoldSingles, Forget
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.interface import AlreadyExists, Storage
+from pipeline.store.storage.local import LocalStorage
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.ids import first_id, rows_per_part, split_id
 from tests.conftest import add_vectors
 from tests.edits.given import add_given, vectors
 from tests.store.seaweed import SeaweedFS

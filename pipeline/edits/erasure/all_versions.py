@@ -1,0 +1,138 @@
+"""All that any version to be read holds, forgotten entries and those of older versions included."""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store.checks.inventory import Inventory
+from pipeline.store.log.state import State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.file_refs import FileRef, RowsFile
+from pipeline.store.tables.kept_columns import FIXED, as_text
+from pipeline.store.tables.labels import newest_labels, read_label_rows
+from pipeline.store.tables.schemas import embedding_matrix, read_table
+
+
+@dataclass(frozen=True)
+class Duplicate:
+    """An entry that has the uri, the hash or the vector of a forgotten one, and stays; `same` says which of them."""
+
+    id: int
+    uri: str
+    same: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What some entries are, row by row: ids int64 [N] ascending, vectors float16 [N, D].
+
+    `kept` are the values that they have in kept columns, as texts.
+    """
+
+    ids_N: np.ndarray
+    uris: tuple[str, ...]
+    hashes: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    datasets: tuple[str, ...]
+    vectors_ND: np.ndarray
+    kept: Mapping[str, set[str]] = field(default_factory=dict)
+
+
+def facts_of(log: VersionLog, inventory: Inventory, ids_N: np.ndarray) -> Facts:
+    """What some entries are (ids int64 [N] ascending), from the versions looked at. Raises DamagedFile."""
+    wanted = pa.array(ids_N)
+    found: dict[int, tuple[str, str, str | None, str, np.ndarray]] = {}
+    kept: dict[str, set[str]] = {}
+    for file in inventory.of_kind("entries"):
+        if not may_hold(file, ids_N):
+            continue
+        table = read_table(log.storage, file)
+        table = table.filter(pc.is_in(table.column("id"), wanted))
+        for name in table.column_names[len(FIXED) :]:
+            kept.setdefault(name, set()).update(as_text(table.column(name).drop_null()).to_pylist())
+        columns = [table.column(name).to_pylist() for name in ("id", "uri", "sha256", "label", "dataset")]
+        for entry, vector in zip(zip(*columns, strict=True), embedding_matrix(table.column("embedding")), strict=True):
+            found[entry[0]] = (*entry[1:], vector.copy())
+    for single in (inventory.singles[i] for i in ids_N.tolist() if i in inventory.singles):
+        vector_D = np.frombuffer(base64.b64decode(single.embedding), "<f2")
+        found[single.id] = (single.uri, single.sha256, single.label, single.dataset, vector_D)
+    known = {entry_id: found[entry_id] for entry_id in ids_N.tolist() if entry_id in found}
+    if not known:
+        return Facts(ids_N[:0], (), (), (), (), np.empty((0, 0), np.float16))
+    uris, hashes, labels, datasets, vectors = zip(*known.values(), strict=True)
+    return Facts(np.array(list(known), np.int64), uris, hashes, labels, datasets, np.stack(vectors), kept)
+
+
+def may_hold(file: FileRef, ids_N: np.ndarray) -> bool:
+    """Whether a file may have rows with any of some ids (int64 [N] ascending), going by its range of ids."""
+    if not isinstance(file, RowsFile):
+        return True
+    at = int(np.searchsorted(ids_N, file.first_id))
+    return at < len(ids_N) and bool(ids_N[at] <= file.last_id)
+
+
+class Catalogue:
+    """What every entry of every version is called: by its newest label, forgotten or not."""
+
+    def __init__(self, log: VersionLog, state: State) -> None:
+        inventory = Inventory.of(log, last=state.version)
+        columns = ["id", "uri", "label", "dataset"]
+        singles = list(inventory.singles.values())
+        inline = {name: pa.array([getattr(s, name) for s in singles], _TYPES[name]) for name in columns}
+        files = inventory.of_kind("entries")
+        tables = [read_table(log.storage, file, columns).replace_schema_metadata() for file in files]
+        schema = pa.schema(list(_TYPES.items()))
+        rows = pa.concat_tables([pa.table(inline), *(table.cast(schema) for table in tables)])
+        # Rows that were compacted are there twice.
+        self._ids_N, first = np.unique(rows.column("id").to_numpy(), return_index=True)
+        rows = rows.take(pa.array(first))
+        self._uris, self._datasets = rows.column("uri"), rows.column("dataset")
+        names = np.array(rows.column("label").to_pylist(), object)
+        own = newest_labels(read_label_rows(log.storage, state.labels), None)
+        here = np.isin(own.ids_N, self._ids_N)
+        names[np.searchsorted(self._ids_N, own.ids_N[here])] = own.labels.filter(pa.array(here)).to_pylist()
+        self._names = pa.array(names.tolist(), pa.string())
+        self.labels = tuple(sorted(set(self._names.drop_null().to_pylist())))
+
+    def unknown(self, ids: Iterable[int]) -> int | None:
+        """The first of these ids that no version holds, or None."""
+        known = set(self._ids_N.tolist())
+        return next((int(entry_id) for entry_id in ids if int(entry_id) not in known), None)
+
+    def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
+        """Ids of the entries with this uri, label or dataset (one of them), int64 [N]."""
+        asked = ((self._names, label), (self._uris, uri), (self._datasets, dataset))
+        [(column, wanted)] = [(column, name) for column, name in asked if name is not None]
+        found_N: np.ndarray = self._ids_N[np.asarray(pc.fill_null(pc.equal(column, wanted), False))]
+        return found_N
+
+    def with_uris(self, uris: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The entries with any of these uris, in one pass: positions in `uris` and ids, int64 [N] each."""
+        at_N = pc.fill_null(pc.index_in(self._uris, value_set=pa.array(uris, pa.string())), -1).to_numpy()
+        return at_N[at_N >= 0].astype(np.int64), self._ids_N[at_N >= 0]
+
+    def label_counts(self) -> np.ndarray:
+        """Entries of each label, int64 [C], in the order of `labels`."""
+        counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(self._names).to_pylist()}
+        return np.array([counts[label] for label in self.labels], np.int64)
+
+    def dataset_counts(self) -> dict[str, int]:
+        """Entries of each dataset."""
+        return _counts(self._datasets)
+
+    def counts_of(self, ids: np.ndarray) -> tuple[dict[str | None, int], dict[str, int]]:
+        """Some entries (ids int64 [N]) by label, None for those without one, and by dataset; the largest first."""
+        chosen = pa.array(np.isin(self._ids_N, ids))
+        return _counts(self._names.filter(chosen)), _counts(self._datasets.filter(chosen))
+
+
+def _counts(column: pa.Array) -> dict:
+    pairs = pc.value_counts(column).to_pylist()
+    return {pair["values"]: pair["counts"] for pair in sorted(pairs, key=lambda pair: -pair["counts"])}
+
+
+_TYPES = {"id": pa.int64(), "uri": pa.string(), "label": pa.string(), "dataset": pa.string()}

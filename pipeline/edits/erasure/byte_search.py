@@ -1,0 +1,89 @@
+"""Finding vectors in bytes of any kind, whole and at whatever offset: what an erasure and its proof look for.
+
+Eight telling bytes of each vector are looked for at every offset at once, through a table of hashes that almost nothing
+else passes; only where they stand is the rest compared.
+"""
+
+import numpy as np
+
+from pipeline.index.centroids import has_centroid_among
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.interface import Storage
+
+WORD = 8
+TABLE_BITS = 16
+COMPARED_AT_ONCE = 4_096
+FEW = 64  # offsets, below which comparing them one by one is faster
+
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: the upper bits of a product depend on all others
+_SHIFT = np.uint64(64 - TABLE_BITS)
+
+
+class VectorSearch:
+    """Looks for vectors (float16 [N, D]) as they would be written as float16, float32 or float64."""
+
+    def __init__(self, vectors_ND: np.ndarray) -> None:
+        self._texts: list[bytes] = []  # of every vector in every type, one type after the other
+        self._num_vectors = len(vectors_ND)
+        self._is_short = vectors_ND.shape[1] * np.dtype(np.float16).itemsize < WORD
+        tells, words = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
+        for dtype in (np.float16, np.float32, np.float64) if vectors_ND.size else ():
+            bytes_NB = np.ascontiguousarray(vectors_ND, dtype).view(np.uint8)
+            self._texts += [row.tobytes() for row in bytes_NB]
+            if not self._is_short:
+                words_NW8 = bytes_NB[:, : bytes_NB.shape[1] // WORD * WORD].reshape(len(bytes_NB), -1, WORD)
+                telling_N = np.count_nonzero(words_NW8, axis=2).argmax(axis=1)
+                tells.append(telling_N * WORD)
+                words.append(words_NW8[np.arange(len(bytes_NB)), telling_N].copy().view("<u8").ravel())
+        self._tells = np.concatenate(tells).tolist()
+        self._by_word: dict[int, list[int]] = {}
+        for text, word in enumerate(np.concatenate(words).tolist()):
+            self._by_word.setdefault(word, []).append(text)
+        self._keys = np.array(sorted(self._by_word), np.uint64)
+        self._table = np.zeros(1 << TABLE_BITS, bool)
+        self._table[(self._keys * _SPREAD) >> _SHIFT] = True
+
+    def rows_in(self, data: bytes) -> list[int]:
+        """Which of the vectors stand in some bytes, ascending."""
+        if self._is_short:
+            return sorted({text % self._num_vectors for text, wanted in enumerate(self._texts) if wanted in data})
+        found: set[int] = set()
+        for shift in range(min(WORD, max(len(data) - WORD + 1, 0))):
+            words = np.frombuffer(data, "<u8", count=(len(data) - shift) // WORD, offset=shift)
+            maybe = np.flatnonzero(self._table[(words * _SPREAD) >> _SHIFT])
+            at = maybe[np.isin(words[maybe], self._keys)]
+            if not len(at):
+                continue
+            at = at[np.argsort(words[at], kind="stable")]
+            here, begins = np.unique(words[at], return_index=True)
+            for word, same in zip(here.tolist(), np.split(shift + WORD * at, begins[1:]), strict=True):
+                for text in self._by_word[word]:
+                    row = text % self._num_vectors
+                    if row not in found and _stands(data, self._texts[text], same - self._tells[text]):
+                        found.add(row)
+        return sorted(found)
+
+
+def _stands(data: bytes, text: bytes, starts: np.ndarray) -> bool:
+    """Whether a text stands in the data at one of some offsets."""
+    starts = starts[(starts >= 0) & (starts <= len(data) - len(text))]
+    if len(starts) <= FEW:
+        return any(data[start : start + len(text)] == text for start in starts.tolist())
+    windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(data, np.uint8), len(text))
+    wanted = np.frombuffer(text, np.uint8)
+    return any(
+        bool((windows[starts[begin : begin + COMPARED_AT_ONCE]] == wanted).all(axis=1).any())
+        for begin in range(0, len(starts), COMPARED_AT_ONCE)
+    )
+
+
+def quantizer_holds(storage: Storage, trained: FileRef, vectors_ND: np.ndarray) -> bool:
+    """Whether any of some vectors (float16 [N, D]) stands in a trained index: its bytes, or a centroid that is one.
+
+    Raises DamagedFile.
+    """
+    if not len(vectors_ND):
+        return False
+    if VectorSearch(vectors_ND).rows_in(storage.read(trained.path)):
+        return True
+    return has_centroid_among(storage, trained, vectors_ND)

@@ -1,0 +1,236 @@
+"""Erasing: what was forgotten leaves every file and every version, so that not even its bytes are left.
+
+New files are written without it and a version naming them is committed; older versions are redacted to name them too,
+and only then the old files go (redact.py). A plan written before the commit lets whoever comes next finish an erasure
+that was killed; one that was killed before its commit has changed nothing.
+"""
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.edits.erasure.all_versions import Duplicate, Facts, facts_of, may_hold
+from pipeline.edits.erasure.byte_search import quantizer_holds
+from pipeline.edits.erasure.redact import finish, finish_erasures
+from pipeline.errors import CommitConflict, VisualMemoryError
+from pipeline.index.search.shard_files import shard_ids, without_entries
+from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.checks.garbage import remove_garbage, take_census
+from pipeline.store.checks.inventory import Inventory
+from pipeline.store.layout import (
+    INDEX,
+    Kind,
+    folder_at_the_top,
+    is_build,
+    kind_of,
+    rewritten_path,
+    rewritten_shard_folder,
+)
+from pipeline.store.log.erasure_plan import ErasurePlan, Rewritten
+from pipeline.store.log.records import Index, Shard
+from pipeline.store.log.state import SetState, State, file_refs
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.file_refs import FileRef, RowsFile, describe
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.schemas import read_table, write_rows, write_table
+
+WITH_IDS: tuple[Kind, ...] = ("entries", "plan", "rejected", "thumbnails", "offsets", "tombstones", "labels")
+
+
+@dataclass(frozen=True)
+class ErasureReport:
+    """What an erasure did: the version without the entries, files written anew and removed, versions redacted.
+
+    `forgotten` counts the entries that were live until then. `index_dropped`: the trained quantizer was one of the
+    vectors itself, so the index had to go. `duplicates` have the uri or the hash of an erased entry, and stay.
+    """
+
+    state: State
+    forgotten: int
+    rewritten: tuple[str, ...]
+    removed: tuple[str, ...]
+    redacted: int
+    index_dropped: bool
+    duplicates: tuple[Duplicate, ...]
+
+
+def erase(
+    log: VersionLog, ids_N: np.ndarray, command: str, on_progress: OnProgress = ignore_progress
+) -> tuple[Facts, ErasureReport]:
+    """Erase entries (ids int64 [N]) that some version holds. Raises CommitConflict or DamagedFile."""
+    finish_erasures(log)
+    _give_up_builds(log, command)
+    with Lease(log.storage, "erase") as lease:
+        eraser = _Eraser(log, lease, ids_N, on_progress)
+
+        def prepare(_: int, now: State) -> list[SetState]:
+            return [SetState(why="erase", state=eraser.prepared(now))]
+
+        base = log.latest()
+        eraser.gather(base)
+        try:
+            committed = log.commit(base, eraser.plan.command(command), prepare, lease)
+        except CommitConflict:
+            eraser.give_up()
+            raise
+        except BaseException:
+            if not eraser.is_prepared:  # else the version may have been published
+                eraser.give_up()
+            raise
+        redacted, removed = finish(log, eraser.plan, "forget --erase", on_progress)
+        report = ErasureReport(
+            state=committed,
+            forgotten=eraser.forgotten,
+            rewritten=tuple(sorted(eraser.plan.files)),
+            removed=tuple(removed),
+            redacted=redacted,
+            index_dropped=eraser.index_dropped,
+            duplicates=tuple(eraser.duplicates.values()),
+        )
+        return eraser.facts, report
+
+
+def _give_up_builds(log: VersionLog, command: str) -> None:
+    """Remove what index builds left that were cut off: whole vectors among it, which no version names."""
+    if any(map(is_build, log.storage.list(INDEX))):
+        remove_garbage(log, take_census(log), command, lambda path: folder_at_the_top(path) == INDEX)
+
+
+class _Eraser:
+    def __init__(self, log: VersionLog, lease: Lease, ids_N: np.ndarray, on_progress: OnProgress) -> None:
+        self._log = log
+        self._storage = log.storage
+        self._lease = lease
+        self._progress = on_progress
+        self._ids_N = np.unique(ids_N)
+        self._ids = pa.array(self._ids_N)
+        self._all = Inventory()
+        self._seen: set[str] = set()
+        self._compared: set[str] = set()
+        self._sound: set[str] = set()
+        self._uris_of_others: set[str] = set()
+        self.plan = ErasurePlan(nonce=lease.nonce, ids=frozenset(self._ids_N.tolist()), uris=frozenset())
+        self.facts = Facts(self._ids_N, (), (), (), (), np.empty((0, 0), np.float16))
+        self.duplicates: dict[int, Duplicate] = {}
+        self.index_dropped = False
+        self.is_prepared = False
+        self.forgotten = 0
+
+    def gather(self, state: State) -> None:
+        """Read what the entries are, and which of their uris nothing else has."""
+        self._all.walk(self._log, last=state.version)
+        self.facts = facts_of(self._log, self._all, self._ids_N)
+        if len(self.facts.ids_N) < len(self._ids_N):
+            raise CommitConflict(
+                "another process has erased some of these entries meanwhile, and nothing was changed: run the command "
+                "again"
+            )
+        self._compare()
+
+    def prepared(self, now: State) -> State:
+        """The state to commit, every file of it that held something written anew, and the plan that says so."""
+        self.is_prepared = False
+        self._all.walk(self._log, last=now.version)
+        self._compare()  # what others added meanwhile may have a uri that was the erased entries' alone
+        todo = [file for file in self._all.of_kind(*WITH_IDS) if file.path not in self._seen]
+        for done, file in enumerate(todo):
+            self._progress(Progress("rewriting", done, len(todo)))
+            self._seen.add(file.path)
+            rewritten = self._rewritten(file)
+            if rewritten is not None:
+                self.plan.files[file.path] = rewritten
+        self._give_up_indexes(now)
+        self._rewrite_shards(now)
+        self._storage.replace(self.plan.path, self.plan.model_dump_json().encode())
+        erased = self.plan.state(now)
+        self.forgotten = now.num_live - erased.num_live
+        erasures = (*now.erasures, self.plan.nonce)
+        self.is_prepared = True
+        return erased.model_copy(update={"rewrites": now.rewrites + 1, "erasures": erasures})
+
+    def give_up(self) -> None:
+        """Remove what was written for an erasure that did not come about."""
+        shards = [file for shard in self.plan.shards.values() for file in file_refs(shard)]
+        written = [*(rewritten.by for rewritten in self.plan.files.values()), *shards]
+        paths = {file.path for file in written if file is not None and self._lease.nonce in file.path}
+        with contextlib.suppress(VisualMemoryError, OSError):  # it is garbage, then
+            self._storage.delete([self.plan.path, *sorted(paths)])
+
+    def _compare(self) -> None:
+        """Note which entries that stay have a uri or a hash of those that are erased."""
+        uris, hashes = frozenset(self.facts.uris), frozenset(self.facts.hashes)
+        wanted = pa.array(sorted(uris), pa.string()), pa.array(sorted(hashes), pa.string())
+        found = [(s.id, s.uri, s.sha256) for s in self._all.singles.values() if s.uri in uris or s.sha256 in hashes]
+        for file in self._all.of_kind("entries"):
+            if file.path not in self._compared:
+                table = read_table(self._storage, file, ["id", "uri", "sha256"])
+                same = pc.or_(pc.is_in(table.column("uri"), wanted[0]), pc.is_in(table.column("sha256"), wanted[1]))
+                found += [(row["id"], row["uri"], row["sha256"]) for row in table.filter(same).to_pylist()]
+                self._compared.add(file.path)
+        for entry_id, uri, sha256 in found:
+            if entry_id not in self.plan.ids:
+                same_as = [name for name, is_same in (("uri", uri in uris), ("hash", sha256 in hashes)) if is_same]
+                self.duplicates[entry_id] = Duplicate(entry_id, uri, " and ".join(same_as))
+                self._uris_of_others.add(uri)
+        self.plan.uris = uris - self._uris_of_others
+
+    def _rewritten(self, file: FileRef) -> Rewritten | None:
+        """The file without what is erased, or None when it holds nothing of it."""
+        kind = kind_of(file.path)
+        by_uri = kind in ("plan", "rejected") and self.plan.uris
+        if not by_uri and not may_hold(file, self._ids_N):
+            return None
+        columns = ["id", "uri"] if by_uri else ["id"]
+        table = read_table(self._storage, file, columns)
+        gone = pc.is_in(table.column("id"), self._ids)
+        if by_uri:
+            gone = pc.or_(gone, pc.is_in(table.column("uri"), pa.array(sorted(self.plan.uris), pa.string())))
+        lost = table.column("id").filter(gone)
+        if not len(lost):
+            return None
+        kept = read_table(self._storage, file).filter(pc.invert(gone))
+        by: FileRef | None = None
+        if kept.num_rows:
+            path = rewritten_path(file.path, self._lease.nonce, len(self.plan.files))
+            by = self._written(path, kept, with_ids=isinstance(file, RowsFile))
+        return Rewritten(by=by, ids=tuple(lost.to_pylist()))
+
+    def _written(self, path: str, table: pa.Table, *, with_ids: bool) -> FileRef:
+        if with_ids:
+            return write_rows(self._storage, path, table)
+        with self._storage.publishing(path) as local:
+            write_table(table, local)
+            return describe(path, local, table.num_rows)
+
+    def _give_up_indexes(self, now: State) -> None:
+        """Give up every index in whose trained quantizer one of the vectors stands as it is."""
+        for file, shards in self._all.quantizers.values():
+            if shards <= self.plan.stale or file.path in self._sound:
+                continue
+            if quantizer_holds(self._storage, file, self.facts.vectors_ND):
+                self.plan.stale |= shards
+                self.index_dropped |= now.index is not None and now.index.trained == file
+            else:
+                self._sound.add(file.path)
+
+    def _rewrite_shards(self, now: State) -> None:
+        """Write the shards of the index in use anew; those of indexes past are given up where they held anything."""
+        current = {shard.ids.path for shard in now.index.shards} if now.index else set()
+        for path, shard in self._all.shards.items():
+            if path in self.plan.shards or path in self.plan.stale or path in self._seen:
+                continue
+            if not np.isin(shard_ids(self._storage, shard), self._ids_N).any():
+                self._seen.add(path)
+            elif path in current and now.index is not None:
+                self.plan.shards[path] = self._shard_anew(now.index, shard, now)
+            else:
+                self.plan.stale |= {path}
+
+    def _shard_anew(self, index: Index, shard: Shard, now: State) -> Shard | None:
+        assert now.identity is not None  # noqa: S101  # there are entries
+        folder = rewritten_shard_folder(shard.ids.path, self._lease.nonce)
+        files, dimension = now.entries_files(), now.identity.dimension
+        return without_entries(self._storage, folder, index, shard, dimension, self._ids_N, files)

@@ -1,0 +1,114 @@
+"""Which identity an add has: by the memory, by what the user says, and by what files of vectors say of their maker."""
+
+from collections.abc import Callable
+
+from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import PIXEL_PATHS, EncoderChoice
+from pipeline.embeddings.weights import read_weights
+from pipeline.errors import IdentityMismatch, SourceError, UsageError
+from pipeline.images.containers.container import Given
+from pipeline.images.containers.vector_columns import Maker
+from pipeline.images.sources.listing import Listing
+from pipeline.store.log.state import State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.tables.identity import GIVEN, Identity
+
+_ONE_ENCODER = "leave out --encoder, --weights, --image-size and --decoding to use its own, or start another memory"
+
+
+def settle(
+    log: VersionLog,
+    state: State | None,
+    listing: Listing,
+    choice: EncoderChoice,
+    load: Callable[[], Encoder] | None = None,
+) -> tuple[Identity, Encoder | None]:
+    """The identity to add a source under, and the encoder where one has to embed images or is new to the memory.
+
+    It is the memory's own if it has one; `load` gives its encoder where the caller keeps it. A new memory of vectors
+    alone is one of given vectors unless an encoder is named. Raises IdentityMismatch for vectors or an encoder of
+    another identity, SourceError for another dimension, UsageError, EncoderError.
+    """
+    own = state.identity if state is not None else None
+    encoder = None
+    if own is not None:
+        _refuse_other(log.storage.uri, own, choice)
+        identity = own
+    elif choice.is_given or (choice.says_nothing and not listing.holds_images):
+        identity = _of_given(listing, choice)
+    else:
+        encoder = Encoder.load(choice)
+        identity = encoder.identity
+    if listing.given is not None:
+        check_vectors(listing.given, identity, named=choice.name is not None)
+    if listing.holds_images and encoder is None:
+        _ = identity.pixels  # which vectors given without an encoder lack
+        encoder = load() if load is not None and choice.says_nothing else Encoder.open(log.storage, identity)
+    return identity, encoder
+
+
+def check_vectors(given: Given, identity: Identity, *, named: bool = True) -> None:
+    """Whether the vectors of a source may be compared with those of an identity.
+
+    With `named` the user, or a question that stores nothing, vouches for vectors that do not say by whom they are.
+    Raises SourceError for another dimension, IdentityMismatch for another maker, UsageError where nobody vouches.
+    """
+    if given.dimension != identity.dimension:
+        raise SourceError(
+            f"the vectors in {given.makers[0].uri} have {given.dimension:,} dimensions and cannot be compared with "
+            f"those of {identity}: give vectors by the same encoder"
+        )
+    for maker in given.makers:
+        if maker.fingerprint in (None, identity.fingerprint):
+            if maker.fingerprint is None and not (named or identity.is_given):
+                raise UsageError(
+                    f"the vectors in {maker.uri} do not say by which encoder they are, and the memory is one of "
+                    f"{identity}: if they are by the same, say so with --encoder {identity.encoder}"
+                )
+        elif _name(maker) != identity.encoder:
+            raise IdentityMismatch(
+                f"the vectors in {maker.uri} are by {maker.encoder} (fingerprint {str(maker.fingerprint)[:12]}), not "
+                f"by {identity} (fingerprint {identity.fingerprint[:12]}): add them to a memory of their own"
+            )
+
+
+def refuse_mix(uri: str, own: Identity, asked: Identity) -> None:
+    """Raises IdentityMismatch unless the memory's identity is the one asked for."""
+    if own != asked:
+        raise IdentityMismatch(f"the memory at {uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
+
+
+def _refuse_other(uri: str, own: Identity, choice: EncoderChoice) -> None:
+    """Raises IdentityMismatch when another encoder is asked for than the memory's own."""
+    crop = own.preprocessing.crop if own.preprocessing is not None else None
+    said = choice.name or own.encoder, choice.image_size or crop
+    if said != (own.encoder, crop) or (own.is_given and choice.weights is not None):
+        asked = f"{said[0]} at {said[1]} pixels" if said[1] else said[0]
+        asked += " with weights" if own.is_given and choice.weights is not None else ""
+        raise IdentityMismatch(f"the memory at {uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
+    if choice.decoding is not None and (own.is_given or PIXEL_PATHS[choice.decoding] != own.pixels.pixel_path):
+        asked = f"decoding {choice.decoding}"
+        raise IdentityMismatch(f"the memory at {uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
+    if choice.weights is not None:
+        own_decoding = next(name for name, pixel_path in PIXEL_PATHS.items() if pixel_path == own.pixels.pixel_path)
+        read_weights(choice.weights)  # a path that leads nowhere is said before anything about a mismatch
+        asked_for = EncoderChoice(own.encoder, choice.weights, choice.weights_order, crop, own_decoding)
+        refuse_mix(uri, own, Encoder.load(asked_for).identity)
+
+
+def _of_given(listing: Listing, choice: EncoderChoice) -> Identity:
+    if listing.holds_images:
+        raise UsageError(
+            f"--encoder {choice.name} stands for vectors without an encoder, and {listing.uri} holds images too: name "
+            "the timm model that the vectors are by, or add them from a folder of their own"
+        )
+    if listing.given is None:
+        raise SourceError(f"no file in {listing.uri} has a vector in it, so there is nothing to add: check the source")
+    names = [_name(maker) for maker in listing.given.makers if maker.fingerprint is not None]
+    return Identity.of_given(choice.name or next(iter(names), GIVEN), listing.given.dimension)
+
+
+def _name(maker: Maker) -> str:
+    """What vectors of a known maker are called where its encoder is not at hand, so that they stay apart."""
+    encoder = maker.encoder or ""
+    return encoder if encoder.partition(":")[0] == GIVEN else f"{GIVEN}:{encoder}@{str(maker.fingerprint)[:12]}"

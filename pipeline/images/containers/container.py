@@ -1,0 +1,307 @@
+"""Files with many images in them, or with vectors given in place of images, and what is in them one after another.
+
+A tar is one unit of work, for it can only be read from its beginning; a Parquet file is as many as its row groups make,
+and a .npy is cut at any row.
+"""
+
+import contextlib
+import datetime
+from collections import Counter
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import BinaryIO, get_args
+
+import pyarrow as pa
+
+from pipeline.errors import SourceError, UsageError
+from pipeline.images.containers import parquet, tars, vectors
+from pipeline.images.containers.items import Item
+from pipeline.images.containers.kept_columns import ColumnsFound, filled_up
+from pipeline.images.containers.notes import ContainerNotes
+from pipeline.images.containers.npy import NoVectors
+from pipeline.images.containers.npy_pairs import VectorKind, beside
+from pipeline.images.containers.vector_columns import Maker
+from pipeline.images.decoding.decode import Rejected
+from pipeline.images.labels.census import LabelCensus
+from pipeline.images.labels.labels import Labels
+from pipeline.images.labels.samples import is_image
+from pipeline.images.names.leftovers import Exclusion
+from pipeline.images.names.suffixes import Kind
+from pipeline.images.reading.files import open_file
+from pipeline.store.tables.kept_columns import KeptColumn
+from pipeline.store.tables.schemas import CONTAINERS
+
+SLICE_ROWS = 4_096  # rows of a Parquet file that are one unit of work, where its row groups are not larger
+SLICE_VECTORS = 16_384  # the same of vectors, which take less work and memory
+# A larger row group of vectors is divided, though its beginning is then decoded again for every piece: pandas writes
+# 1,048,576 rows into one, which at 768 dimensions would take a worker 5 GB.
+LARGE_VECTORS = 131_072
+FOOTERS_AT_ONCE = 16
+HEAD_BLOCK = 1 << 16  # bytes: the head of a .npy is short, and its rows are read in one piece
+MAX_DESCRIBED = 1 << 30  # characters of labels and kept values of one container, which are held till its part is done
+_TOO_MUCH_SAID = Rejected("read", f"the labels and kept values before it have more than {MAX_DESCRIBED:,} characters")
+VECTOR_KINDS = get_args(VectorKind)
+
+
+@dataclass(frozen=True)
+class Container:
+    """A tar archive, some row groups of a Parquet file, or some rows of a file of vectors.
+
+    `first_group` and `num_groups` count rows of vectors; `images` is how many are in it, None while unknown.
+    """
+
+    uri: str
+    kind: Kind | VectorKind
+    num_bytes: int | None
+    modified: datetime.datetime | None
+    first_group: int | None = None
+    num_groups: int | None = None
+    images: int | None = None
+
+    @property
+    def holds_vectors(self) -> bool:
+        return self.kind in VECTOR_KINDS
+
+
+@dataclass(frozen=True)
+class Given:
+    """What is known of the vectors of a source: their dimension, and who made them, each maker once."""
+
+    dimension: int
+    makers: tuple[Maker, ...]
+
+
+def plan_containers(
+    found: Sequence[Container], labels: Labels, columns: ColumnsFound, *, beside_images: bool = False
+) -> tuple[pa.Table, Given | None, LabelCensus]:
+    """Containers as units of work, as CONTAINERS: Parquet files, whose footers are read, cut at row groups.
+
+    The census is what the footers tell of labels.
+
+    A file that has neither images nor vectors, or that is no Parquet, is one unit, which ends as one rejected image.
+    What their columns are is noted in `columns`. Raises SourceError where there is no other, nor, for a .npy, are there
+    image files beside, and for vectors that are not whole or of several dimensions.
+    """
+    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
+        cuts = list(pool.map(lambda container: _cut(container, labels, columns), found))
+    usable = any(isinstance(cut, _Cut) for cut in cuts)
+    for one, cut in zip(found, cuts, strict=True):
+        if isinstance(cut, SourceError) and not usable and not (beside_images and one.kind == "npy"):
+            raise cut
+    units = [unit for cut in cuts for unit in (cut.units if isinstance(cut, _Cut) else [cut.unit])]
+    table = pa.Table.from_pylist([vars(unit) for unit in units], schema=CONTAINERS)
+    whole = [cut for cut in cuts if isinstance(cut, _Cut)]
+    return table, _given([cut.given for cut in whole if cut.given]), _census(whole, labels)
+
+
+@dataclass(frozen=True)
+class _Cut:
+    units: list[Container]
+    given: vectors.Vectors | None = None
+    label: parquet.FileLabel | None = None
+
+
+def _census(cuts: Sequence[_Cut], labels: Labels) -> LabelCensus:
+    """What is known of labels before any row is read: one for all, or that a file names none."""
+    counts: Counter[str] = Counter()
+    unlabelled: Counter[str] = Counter()
+    unread = 0
+    for cut in cuts:
+        rows = sum(unit.images or 0 for unit in cut.units)
+        if labels.fixed is not None:
+            counts[labels.fixed] += rows
+        elif cut.label is None or cut.label.column is not None or labels.file:
+            unread += len(cut.units)
+        elif cut.label.value is not None:
+            counts[cut.label.value] += rows
+        else:
+            unlabelled[cut.label.reason] += rows
+    return LabelCensus(+counts, +unlabelled, unread)
+
+
+def _cut(container: Container, labels: Labels, columns: ColumnsFound) -> "_Cut | _Unusable":
+    try:
+        if container.kind == "parquet":
+            return _cut_parquet(container, labels, columns)
+        if container.holds_vectors:
+            return _cut_npy(container, labels, columns)
+    except Rejected:
+        return _Cut([container])
+    except _Unusable as error:
+        return error
+    columns.note_archive()
+    return _Cut([container])
+
+
+class _Unusable(SourceError):
+    """A file that is no source, which an add can do without; `unit` is what becomes of it."""
+
+    def __init__(self, error: SourceError, unit: Container) -> None:
+        super().__init__(str(error))
+        self.unit = unit
+
+
+def _cut_parquet(container: Container, labels: Labels, columns: ColumnsFound) -> _Cut:
+    with open_file(container.uri) as stream:
+        try:
+            layout = parquet.inspect(stream, container.uri, labels.inside)
+        except parquet.NoImages:
+            container = replace(container, kind="vectors")  # or nothing at all, for which no encoder is needed either
+            try:
+                found = vectors.inspect_column(stream, container.uri, labels.inside)
+            except (NoVectors, parquet.NoImages) as error:
+                raise _Unusable(error, container) from error
+            return _cut_vectors(container, found, LARGE_VECTORS, columns)
+        except SourceError as error:
+            raise _Unusable(error, container) from error
+    columns.note(container.uri, layout.schema)
+    units = []
+    for first, number in parquet.slices(layout, SLICE_ROWS):
+        rows = sum(layout.rows[first : first + number])
+        units.append(replace(container, first_group=first, num_groups=number, images=rows))
+    return _Cut([unit for unit in units if unit.images], label=layout.columns.label)
+
+
+def _cut_npy(container: Container, labels: Labels, columns: ColumnsFound) -> _Cut:
+    try:
+        with _opened(container) as (stream, described, place):
+            found = vectors.inspect_npy(stream, container.uri, described, place, labels.inside)
+    except NoVectors as error:
+        raise _Unusable(error, container) from error
+    return _cut_vectors(container, found, SLICE_VECTORS, columns)
+
+
+def _cut_vectors(container: Container, found: vectors.Vectors, most: int, columns: ColumnsFound) -> _Cut:
+    """Runs of rows: whole row groups of at most SLICE_VECTORS together, and those of more than `most` divided."""
+    if found.schema is not None:
+        columns.note(found.maker.uri, found.schema)
+    runs: list[tuple[int, int]] = []
+    first = 0
+    for rows in found.rows:
+        if runs and runs[-1][1] + rows <= SLICE_VECTORS:
+            runs[-1] = runs[-1][0], runs[-1][1] + rows
+        else:
+            runs += [(first + start, min(most, rows - start)) for start in range(0, rows, most)]
+        first += rows
+    return _Cut([replace(container, first_group=f, num_groups=n, images=n) for f, n in runs], found, found.label)
+
+
+def _given(found: Sequence[vectors.Vectors]) -> Given | None:
+    by_dimension = {one.dimension: one.maker.uri for one in found if one.dimension is not None}
+    if len(by_dimension) > 1:
+        said = " and ".join(f"{uri} of {dimension:,} dimensions" for dimension, uri in [*by_dimension.items()][:2])
+        raise SourceError(
+            f"the source has vectors in {said}: add those of one encoder at a time, from folders of their own"
+        )
+    makers = {(one.maker.encoder, one.maker.fingerprint): one.maker for one in reversed(found)}
+    return next((Given(dimension, tuple(makers.values())) for dimension in by_dimension), None)
+
+
+@contextlib.contextmanager
+def _opened(container: Container) -> Iterator[tuple[BinaryIO, BinaryIO | None, str]]:
+    """The stream of a .npy, and that of the file beside it with its uri. Raises Rejected or StorageError."""
+    place = beside(container.uri, container.kind)
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(open_file(container.uri, HEAD_BLOCK))
+        yield stream, stack.enter_context(open_file(place)) if place else None, place or ""
+
+
+def vectors_in(
+    container: Container, labels: Labels, dimension: int, kept: Sequence[KeptColumn] = ()
+) -> Iterator[vectors.VectorBatch]:
+    """The vectors in a container by position, rejected rows for what cannot be read. Raises StorageError."""
+    done = 0
+    try:
+        for batch in _vector_batches(container, labels.inside, dimension, kept):
+            if labels.inside != labels.option:
+                named = [_as_asked(item, labels, kept) for item in batch.items]
+                batch = replace(batch, items=named)  # noqa: PLW2901, the same batch
+            yield batch
+            done += len(batch.items)
+        rejected = Rejected("read", "the file has fewer rows than it had when it was listed")
+    except Rejected as error:
+        rejected = error
+    except SourceError as error:  # it was another file when it was planned
+        rejected = Rejected("read", str(error))
+    planned = 1 if container.images is None else container.images
+    for start in range(done, planned, vectors.BATCH_ROWS):
+        left = min(vectors.BATCH_ROWS, planned - start)
+        yield vectors.rejected_rows(rejected, [container.uri] * left, dimension)
+
+
+def _as_asked(item: Item, labels: Labels, kept: Sequence[KeptColumn]) -> Item:
+    """An image in a container, with the one label of all, or what a label file says of it."""
+    label = labels.of_member(item.uri, item.label)
+    file = labels.read_file()
+    if file is None:
+        return replace(item, label=label)
+    values = filled_up(item.kept, file.row_of(item.uri, labels.root), file, kept)
+    return replace(item, label=label, kept=values, no_label="" if label else labels.why_none(item.uri, item.no_label))
+
+
+def _vector_batches(
+    container: Container, labels: str, dimension: int, kept: Sequence[KeptColumn]
+) -> Iterator[vectors.VectorBatch]:
+    first, number = container.first_group or 0, container.num_groups or 0
+    if container.kind == "vectors":
+        with open_file(container.uri) as stream:
+            yield from vectors.read_column(stream, container.uri, labels, dimension, first, number, kept)
+        return
+    with _opened(container) as (stream, described, place):
+        if not number:  # what is wrong with it was found when it was planned
+            vectors.inspect_npy(stream, container.uri, described, place, labels)
+        yield from vectors.read_npy(stream, container.uri, described, place, labels, dimension, first, number, kept)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which images of a source are taken: not those that `exclude` covers, and in archives those with `extension`."""
+
+    exclude: tuple[str, ...] = ()
+    extension: str | None = None
+
+    def __post_init__(self) -> None:
+        Exclusion(self.exclude)
+        if self.extension is not None:
+            given = self.extension.lower().lstrip(".")
+            if not is_image(f"name.{given}"):
+                raise UsageError(
+                    f"image_extension {self.extension} is no ending of an image: give one such as jpg or seg.png"
+                )
+            object.__setattr__(self, "extension", given)
+
+
+def images_in(
+    container: Container,
+    labels: Labels,
+    kept: Sequence[KeptColumn] = (),
+    choice: Choice = Choice(),
+    notes: ContainerNotes | None = None,
+) -> Generator[Item]:
+    """The images in a container by position, a rejected one for what cannot be read. Raises StorageError.
+
+    `notes` is complete when all were given, and has what was passed over and the labels that came late.
+    """
+    notes = notes if notes is not None else ContainerNotes()
+    is_as_asked = labels.inside == labels.option
+    try:
+        with open_file(container.uri) as stream:
+            if container.kind == "tar":
+                members = tars.Members(labels.inside, tuple(kept), choice.extension, Exclusion(choice.exclude))
+                found = tars.read_tar(stream, container.uri, members, notes)
+            else:
+                layout = parquet.inspect(stream, container.uri, labels.inside)
+                groups = container.first_group or 0, container.num_groups or len(layout.rows)
+                found = parquet.read_parquet(stream, container.uri, layout, *groups, kept)
+            described = 0
+            for item in found:
+                item = item if is_as_asked else _as_asked(item, labels, kept)  # noqa: PLW2901  # the same image
+                described += len(item.label or "") + sum(len(value) for value in item.kept if isinstance(value, str))
+                yield item if described <= MAX_DESCRIBED else Item(item.uri, None, _TOO_MUCH_SAID)
+            if not is_as_asked:
+                notes.late = {uri: _as_asked(item, labels, kept) for uri, item in notes.late.items()}
+    except Rejected as rejected:
+        yield Item(container.uri, None, rejected)
+    except SourceError as error:  # it was another file when it was planned
+        yield Item(container.uri, None, Rejected("read", str(error)))

@@ -1,0 +1,21 @@
+"""One image of a source on its way to the encoder."""
+
+from dataclasses import dataclass, field
+
+from pipeline.images.decoding.decode import Rejected
+
+
+@dataclass(frozen=True)
+class Item:
+    """An image of a source: the bytes of its file, why there are none, or None while they are still to be read.
+
+    `kept` are the values of the kept columns (store/tables/kept_columns.py). `no_label` says why `label` is None.
+    `span` is where in an archive that is not compressed its bytes lie, as (offset, bytes).
+    """
+
+    uri: str
+    label: str | None
+    content: bytes | Rejected | None = None
+    kept: tuple = ()
+    no_label: str = field(default="", compare=False)
+    span: tuple[int, int] | None = field(default=None, compare=False)

@@ -1,0 +1,158 @@
+"""Columns of a source that stay with its entries (`--keep`): which there are, their types, and the label file's values.
+
+Types are settled once, when a source is planned, by its Parquet files and a label file that is one; what tar archives
+and other label files say is text.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import SourceError, UsageError
+from pipeline.images.containers.parquet import class_names, kept_values
+from pipeline.images.labels.label_files import last_change
+from pipeline.images.labels.label_rows import LabelFile, label_table, plain_name, read_label_file
+from pipeline.images.names.partitions import partition_columns
+from pipeline.store.tables.kept_columns import FIXED, KeptColumn, type_of
+from pipeline.store.tables.schemas import PLAN
+
+SHOWN_NAMES = 20
+_NUMBERS = {"int64", "float64"}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises UsageError for columns that cannot be kept under their own names."""
+    seen: set[str] = set()
+    for name in names:
+        if not name.strip():
+            raise UsageError("--keep is empty: give the name of a column")
+        if name.lower() in FIXED:  # which DuckDB and Spark do not tell apart by case
+            raise UsageError(
+                f"--keep {name} is the name of a column that every entry has ({', '.join(FIXED)}): rename the column "
+                "in the source, or leave it out"
+            )
+        if name.lower() in seen:
+            raise UsageError(f"--keep names {name} twice: leave one of them out")
+        seen.add(name.lower())
+
+
+class ColumnsFound:
+    """What the files of a source say of the columns to be kept. Files may be noted from several threads."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._types: dict[str, set[str]] = {name: set() for name in names}
+        self._there: set[str] = set()  # columns of any name that can be kept
+        self._refused: set[tuple[str, str, str]] = set()
+        self._may_have_any = False
+
+    def note_archive(self) -> None:
+        """A tar archive, of which nobody knows what it says before it is read."""
+        self._may_have_any = True
+
+    def note(self, uri: str, schema: pa.Schema) -> None:
+        """A Parquet file, or a label file, whose columns are known, and those its folders give."""
+        if not self._names:
+            return
+        for name in partition_columns(uri):
+            if name not in schema.names:
+                schema = schema.append(pa.field(name, pa.string()))
+        self._there |= {field.name for field in schema if field.name.lower() not in FIXED and type_of(field.type)}
+        for name in self._names:
+            if schema.names.count(name) > 1:
+                self._refused.add((uri, name, "there twice"))
+            if schema.names.count(name) != 1:
+                continue
+            kind = schema.field(name).type
+            found = "string" if class_names(schema, name) else type_of(kind)
+            if found is not None:
+                self._types[name].add(found)
+            elif pa.types.is_null(kind):
+                self._types[name].add("")  # it is there, and fits any
+            else:
+                self._refused.add((uri, name, str(kind)))
+
+    def settled(self, label_file: str | None) -> tuple[KeptColumn, ...]:
+        """The columns with their types. Raises SourceError for one that is nowhere, or that cannot be kept."""
+        if self._names and label_file is not None:
+            schema = _kept_table(label_file, self._names, last_change(label_file)).schema
+            # What is text because a CSV has no types fits any.
+            typed = [f if _is_parquet(label_file) else pa.field(f.name, pa.null()) for f in schema]
+            self.note(label_file, pa.schema(typed, metadata=schema.metadata))
+        for uri, name, kind in sorted(self._refused):
+            raise SourceError(
+                f"the column {name} of {uri} is {kind} and cannot be kept: name a column of texts, numbers, booleans, "
+                "dates or timestamps in --keep"
+            )
+        for name in self._names:
+            if not self._types[name] and not self._may_have_any:
+                there = sorted(self._there)
+                more = ", …" if len(there) > SHOWN_NAMES else ""
+                what = f"it has {', '.join(there[:SHOWN_NAMES])}{more}" if there else "it has none to keep"
+                raise SourceError(
+                    f"nothing in the source has a column {name}, {what}: name one of Parquet files, tar archives or "
+                    "the file of --labels file:PATH in --keep"
+                )
+        return tuple(KeptColumn(name=name, type=_common(self._types[name] - {""})) for name in self._names)
+
+
+def _common(types: set[str]) -> str:
+    """The one type that holds the values of all: float64 for numbers, a string where they are no numbers."""
+    if len(types) == 1:
+        return next(iter(types))
+    return "float64" if types == _NUMBERS else "string"
+
+
+def with_label_file(
+    images: pa.Table, rows: Sequence[int | None], file: LabelFile, kept: Sequence[KeptColumn]
+) -> pa.Table:
+    """Planned images with those kept columns that a label file has; `rows` has the row of the file for each image."""
+    values, none = _rows(file.path, tuple(kept), last_change(file.path)), (None,) * len(kept)
+    there = _kept_table(file.path, tuple(column.name for column in kept), last_change(file.path)).column_names
+    found = [none if row is None else values[row] for row in rows]
+    for at, column in enumerate(kept):
+        if column.name in there:
+            if column.name in PLAN.names:
+                raise SourceError(
+                    f"the column {column.name} of {file.path} has the name of one of the plan's: rename it"
+                )
+            images = images.append_column(column.field, pa.array([row[at] for row in found], column.kind))
+    return images
+
+
+def filled_up(own: tuple, row: int | None, file: LabelFile, kept: Sequence[KeptColumn]) -> tuple:
+    """The kept values of an image in a container, what that does not tell from its row in a label file."""
+    if row is None or not kept:
+        return own
+    beside = _rows(file.path, tuple(kept), last_change(file.path))[row]
+    return tuple(other if value is None else value for value, other in zip(own or beside, beside, strict=True))
+
+
+@functools.lru_cache(maxsize=1)
+def _rows(path: str, kept: tuple[KeptColumn, ...], change: object) -> list[tuple]:
+    """Kept values of each row of a label file. Raises SourceError."""
+    table = _kept_table(path, tuple(column.name for column in kept), change)
+    values = [row for batch in table.to_batches() for row in kept_values(batch, kept, table.schema)]
+    file = read_label_file(path)
+    for row, name in enumerate(file.names):
+        if values[file.rows[plain_name(name)]] != values[row]:
+            raise SourceError(f"{path} gives '{name}' two rows with other values to keep: leave one of them out")
+    return values
+
+
+@functools.lru_cache(maxsize=1)
+def _kept_table(path: str, names: tuple[str, ...], change: object) -> pa.Table:
+    """A label file as a table, the named columns without their spaces and empty texts where it is no Parquet file."""
+    table, _, _ = label_table(path, change)
+    for name in () if _is_parquet(path) else set(names) & set(table.column_names):
+        if pa.types.is_string(table[name].type):
+            column = pc.utf8_trim_whitespace(table[name])
+            texts = pc.if_else(pc.equal(column, ""), pa.scalar(None, pa.string()), column)
+            table = table.set_column(table.schema.get_field_index(name), name, texts)
+    return table
+
+
+def _is_parquet(path: str) -> bool:
+    return path.lower().endswith(".parquet")

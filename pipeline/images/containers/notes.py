@@ -1,0 +1,58 @@
+"""What the reader of a container notes beside the images it gives: what it passed over, and labels that came late."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from pipeline.images.containers.items import Item
+from pipeline.images.names.leftovers import PassedOver, first_counts
+
+
+@dataclass
+class ContainerNotes:
+    """Filled while a container is read, complete when it ends.
+
+    `masks` counts images passed over because another image of their sample is the picture, `together` images that share
+    a sample, `mask_like` images taken though they are named like masks of others: each by how their names end.
+    `sidecars` counts those that could not be read, by the reason. `late` has the description of images by uri whose
+    sidecars came when the image had been given already.
+    """
+
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    masks: Counter[str] = field(default_factory=Counter)
+    together: Counter[str] = field(default_factory=Counter)
+    sidecars: Counter[str] = field(default_factory=Counter)
+    mask_like: Counter[str] = field(default_factory=Counter)
+    late: dict[str, Item] = field(default_factory=dict)
+
+    def amended(self, items: Iterable[Item]) -> list[Item]:
+        """Items with the labels and kept values that came late."""
+        if not self.late:
+            return list(items)
+        found = ((item, self.late.get(item.uri)) for item in items)
+        return [item if late is None else replace(late, content=item.content, span=item.span) for item, late in found]
+
+    def to_json(self) -> dict[str, dict[str, int]]:
+        """The counts of samples with several images, as a JSON object."""
+        return {
+            "masks": first_counts(self.masks),
+            "several_images": first_counts(self.together),
+            "mask_like": first_counts(self.mask_like),
+            "unread_sidecars": first_counts(self.sidecars),
+        }
+
+    def counts(self) -> dict[str, dict[str, int]]:
+        """What was noted, as counts by name, in a form that can be added up."""
+        noted = {
+            "endings": self.passed_over.endings,
+            "leftovers": self.passed_over.leftovers,
+            "masks": self.masks,
+            "together": self.together,
+            "sidecars": self.sidecars,
+            "mask_like": self.mask_like,
+            "excluded": Counter({"": self.passed_over.excluded} if self.passed_over.excluded else {}),
+        }
+        return {name: dict(counts.most_common(COUNTED_NAMES)) for name, counts in noted.items() if counts}
+
+
+COUNTED_NAMES = 50  # of each kind in a completion mark, so that it stays small

@@ -1,0 +1,139 @@
+"""What is known of the labels of a source: how many images have which, why others have none, what looks like a mistake.
+
+NumPy and Arrow only: nothing is read here.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.images.labels.label_rows import LabelFile
+from pipeline.images.labels.labels import NO_FOLDER, Labels
+from pipeline.images.labels.samples import mask_ending
+from pipeline.images.names.uris import path_of_uri
+
+SHOWN_LABELS = 20
+_NO_LABELS = frozenset(
+    {"null", "none", "nan", "n/a", "na", "<na>", "-1", "nil", "undefined", "unlabeled", "unlabelled"}
+)
+
+# Names that people give to parts of a data set, and to folders that hold all kinds of images; a year or a number may
+# follow (train2017). They are seldom classes.
+_NO_CLASS = re.compile(
+    r"(train|training|val|valid|validation|test|testing|dev|eval|trainval|holdout|split)([-_ ]?set)?[-_ ]?\d*"
+    r"|(images?|imgs?|jpe?gs?|jpegimages|pngs?|photos?|pictures?|pics|data|dataset|raw|input|all|files|samples|query"
+    r"|gallery|downloads?|desktop|documents|tmp|temp|new folder|untitled folder|camera|dcim|unlabell?ed)[-_ ]?\d*",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class LabelCensus:
+    """The labels of some images.
+
+    `counts` are images by label, `unlabelled` images without one by the reason. `unread` containers say theirs only
+    when they are read. Of the `num_rows` rows of a label file `num_unmatched` name no image so far, `unmatched` are the
+    first of these.
+    """
+
+    counts: Counter[str] = field(default_factory=Counter)
+    unlabelled: Counter[str] = field(default_factory=Counter)
+    unread: int = 0
+    num_rows: int = 0
+    num_unmatched: int = 0
+    unmatched: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def without(self) -> int:
+        return sum(self.unlabelled.values())
+
+    def __add__(self, other: "LabelCensus") -> "LabelCensus":
+        """The census of the images of both; of a label file what the first says."""
+        return LabelCensus(
+            self.counts + other.counts,
+            self.unlabelled + other.unlabelled,
+            self.unread + other.unread,
+            self.num_rows,
+            self.num_unmatched,
+            self.unmatched,
+        )
+
+    def questionable(self) -> list[str]:
+        """The labels that are named like a split or a folder of images rather than a class, the most frequent first."""
+        return [label for label, _ in self.counts.most_common() if _NO_CLASS.fullmatch(label.strip())]
+
+    def doubtful(self) -> list[str]:
+        """Labels that other programs write for none, and those with bytes that were no UTF-8."""
+        return [label for label in self.counts if label.strip().lower() in _NO_LABELS or "\ufffd" in label]
+
+    def alike(self) -> list[list[str]]:
+        """Labels that differ in case, spaces or the form of Unicode only, and may be meant as one."""
+        groups: dict[str, list[str]] = {}
+        for label in self.counts:
+            plain = unicodedata.normalize("NFKC", label).casefold()
+            groups.setdefault(" ".join(re.split(r"[\s_-]+", plain.strip())), []).append(label)
+        return [sorted(group) for group in groups.values() if len(group) > 1]
+
+    def first_labels(self, number: int = SHOWN_LABELS) -> dict[str, int]:
+        """The most frequent labels with their counts, those of equal counts by name."""
+        return dict(sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))[:number])
+
+    def to_json(self) -> dict:
+        """The census as a JSON object."""
+        return {
+            "labelled": self.labelled,
+            "unlabelled": self.without,
+            "why_unlabelled": dict(self.unlabelled.most_common()),
+            "label_counts": self.first_labels(),
+            "num_labels": len(self.counts),
+            "questionable_labels": self.questionable()[:SHOWN_LABELS],
+            "doubtful_labels": self.doubtful()[:SHOWN_LABELS],
+            "alike_labels": self.alike()[:SHOWN_LABELS],
+            "unread_containers": self.unread,
+            "label_rows": self.num_rows,
+            "label_rows_unmatched": self.num_unmatched,
+            "first_unmatched": list(self.unmatched),
+        }
+
+
+def mask_endings(uris: pa.ChunkedArray) -> Counter[str]:
+    """Image files that are named like masks of others, by the end of their names."""
+    found: Counter[str] = Counter()
+    for batch in uris.chunks:
+        suspicious = pc.match_substring_regex(batch, r"[_-][A-Za-z]+\d*\.[A-Za-z]+$")
+        endings = (mask_ending(path_of_uri(uri)) for uri in batch.filter(suspicious).to_pylist())
+        found.update(ending for ending in endings if ending is not None)
+    return found
+
+
+def census_of_files(column: pa.ChunkedArray, labels: Labels, rows: Sequence[int | None] | None) -> LabelCensus:
+    """The census of image files with these labels; `rows` has the row of the label file for each, if there is one."""
+    counts: Counter[str] = Counter()
+    for pair in pc.value_counts(column).to_pylist():
+        if pair["values"] is not None:
+            counts[pair["values"]] += pair["counts"]
+    without = column.null_count
+    file = labels.read_file()
+    if file is None or rows is None:
+        reason = labels.why_none("", NO_FOLDER)
+        return LabelCensus(counts, Counter({reason: without} if without else {}))
+    unlabelled: Counter[str] = Counter()
+    for row, label in zip(rows, column.to_pylist(), strict=True):
+        if label is None:
+            unlabelled[labels.why_no_label_in_file(row)] += 1
+    unmatched = _unmatched(file, rows)
+    return LabelCensus(counts, unlabelled, 0, len(file.rows), len(unmatched), tuple(unmatched[:3]))
+
+
+def _unmatched(file: LabelFile, rows: Sequence[int | None]) -> list[str]:
+    matched = {row for row in rows if row is not None}
+    return [file.names[row] for row in file.rows.values() if row not in matched]

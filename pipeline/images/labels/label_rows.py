@@ -1,0 +1,202 @@
+"""A file of labels for the images of a source, and which of its rows names an image.
+
+People name an image by its path from the source on, by that from the label file's own folder on (Hugging Face's
+`file_name`), by its uri or whole path, or by its bare name, with or without the ending (Kaggle's `id`).
+"""
+
+import functools
+import os
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import SourceError
+from pipeline.images.labels.label_files import last_change, listed, put, read_fields, read_objects, read_rows
+from pipeline.images.labels.label_text import cleaned, text_of, text_of_bytes
+from pipeline.images.names.uris import path_of_uri, printable
+
+# The first there is names the image. `id` is last: other tools number their rows so.
+NAME_COLUMNS = (
+    *("uri", "filename", "file", "filepath", "path", "imagepath", "imagefile", "image", "imagename", "imageid", "img"),
+    *("imgpath", "imgname", "imgid", "name", "key", "id"),
+)
+LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """The rows of a file of labels: `rows` has the number of each by its name, `labels` what each says, or None.
+
+    `folder` is the path of the folder it lies in. `table` has all its columns.
+    """
+
+    path: str
+    folder: str
+    rows: Mapping[str, int]
+    names: tuple[str, ...]
+    labels: tuple[str | None, ...]
+    table: pa.Table = field(compare=False, repr=False)
+
+    def row_of(self, uri: str, root: str) -> int | None:
+        """The row that names the image at a uri, in a source at `root`; None where none does, or only by a bare name.
+
+        An image in a container is named by its member too.
+        """
+        return next((row for name in _names(uri, root, self.folder) if (row := self.rows.get(name)) is not None), None)
+
+    def row_by_bare_name(self, uri: str) -> int | None:
+        """The row that names an image file by its name without folders, or also without its ending."""
+        base = plain_name(path_of_uri(uri).rpartition("/")[2])
+        row = self.rows.get(base)
+        return row if row is not None else self.rows.get(base.rpartition(".")[0])
+
+    def label_of(self, uri: str, root: str) -> str | None:
+        """The label of the image at a uri; None where no row names it, or its row has none."""
+        row = self.row_of(uri, root)
+        return None if row is None else self.labels[row]
+
+
+def read_label_file(path: str) -> LabelFile:
+    """Read a file of labels for the images of a source, once until it is changed. Raises SourceError."""
+    return _read(path, last_change(path))
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: str, change: object) -> LabelFile:
+    local = os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
+    table, name_column, label_column = label_table(path, change)
+    names = _column(table, name_column, path)
+    labels = [cleaned(text and printable(text).strip()) for text in _column(table, label_column, path)]
+    if not names:
+        raise SourceError(f"{path} names no image: give a row for each image to be labelled")
+    rows: dict[str, int] = {}
+    said: dict[str, str] = {}
+    for row, (name, label) in enumerate(zip(names, labels, strict=True)):
+        if name is None or not name.strip():
+            raise SourceError(f"row {row + 1} of {path} has no {name_column}: give it one or take the row out")
+        plain = plain_name(name)
+        put(said, plain, label or "", f"{name_column} '{name}'", path)
+        rows.setdefault(plain, row)
+    return LabelFile(path, os.path.dirname(local), rows, tuple(str(name) for name in names), tuple(labels), table)
+
+
+def rows_of_images(uris: Sequence[str], file: LabelFile, root: str) -> list[int | None]:
+    """The row of a label file that names each image file of a source; None where none does.
+
+    A row may name an image by its bare name, where there is no other of this name. Raises SourceError for one that
+    names several so.
+    """
+    rows = [file.row_of(uri, root) for uri in uris]
+    taken = set(rows)
+    by_bare_name: dict[int, int] = {}
+    for at, uri in enumerate(uris):
+        row = file.row_by_bare_name(uri) if rows[at] is None else None
+        if row is None or row in taken:
+            continue
+        first = by_bare_name.setdefault(row, at)
+        if first != at:
+            raise SourceError(
+                f"'{file.names[row]}' in {file.path} may be {uris[first]} or {uri}: give the path from the source on"
+            )
+        rows[at] = row
+    return rows
+
+
+@functools.lru_cache(maxsize=1)
+def label_table(path: str, _: object) -> tuple[pa.Table, str, str]:
+    """A file of labels as a table, the column that names images, and the column of labels. Raises SourceError.
+
+    The second argument is what `last_change` says of the file.
+    """
+    objects = read_objects(path) if path.lower().endswith((".json", ".jsonl")) else None
+    if objects is None and path.lower().endswith(".json"):
+        said = read_fields(path)
+        there = dict.fromkeys(["label", *(name for _, fields in said for name in fields)])
+        columns = {name: _texts([fields.get(name) for _, fields in said]) for name in there if name != "uri"}
+        return pa.table(columns | {"uri": pa.array([uri for uri, _ in said], pa.string())}), "uri", "label"
+    table = read_rows(path) if objects is None else _table_of(objects)
+    names = _first_of(NAME_COLUMNS, table.column_names)
+    labels = _first_of(LABEL_COLUMNS, table.column_names)
+    if not names:
+        raise SourceError(
+            f"{path} has no column that names images, but {listed(table.column_names)}: name one of them uri or "
+            "file_name"
+        )
+    if not labels and table.num_columns == 2:  # a table of two columns leaves no doubt
+        labels = [name for name in table.column_names if name != names[0]]
+    if not labels:
+        raise SourceError(f"{path} has no column label, but {listed(table.column_names)}: name one of them so")
+    for name in (names[0], labels[0]):
+        if table.column_names.count(name) > 1:
+            raise SourceError(f"{path} has two columns {name}: mend its header")
+    return table, names[0], labels[0]
+
+
+def _table_of(objects: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Objects as a table of texts."""
+    names = dict.fromkeys(name for row in objects for name in row)
+    return pa.table({name: _texts([row.get(name) for row in objects]) for name in names})
+
+
+def _first_of(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Those names of columns that are wanted, in whatever case and with "_" or without, the most wanted first."""
+    plain = {name: re.sub("[^a-z0-9]", "", name.lower()) for name in names}
+    return sorted((name for name in names if plain[name] in wanted), key=lambda name: wanted.index(plain[name]))
+
+
+def _texts(values: list[Any]) -> pa.Array:
+    return pa.array([text_of(value) for value in values], pa.string())
+
+
+def _column(table: pa.Table, name: str, path: str | Path) -> list[str | None]:
+    """A column of names or labels as texts."""
+    column = table.column(name)
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if pa.types.is_nested(kind):
+        raise SourceError(f"the column {name} of {path} holds {kind}: write one text or number in each row")
+    values = column.cast(kind).to_pylist() if pa.types.is_dictionary(column.type) else column.to_pylist()
+    texts = [text_of_bytes(value) if isinstance(value, bytes) else value for value in values]
+    for row, text in enumerate(texts):
+        if isinstance(text, str) and "\0" in text:
+            raise SourceError(f"the {name} in row {row + 1} of {path} holds a NUL character: write it without")
+    return [text_of(text) for text in texts]
+
+
+def _names(uri: str, root: str, folder: str) -> Iterator[str]:
+    """What people may call the image at a uri, the surest name first."""
+    container, inside, member = uri.partition("#")
+    where = path_of_uri(uri)  # as the name is written, with its own "%" and "#"
+    top = path_of_uri(root)
+    literal = f"{path_of_uri(container)}#{path_of_uri(member)}" if inside else where
+    above = top.rpartition("/")[0]
+    is_alone = where == top or path_of_uri(container) == top  # the source is this one file
+    tops = [above, above.rpartition("/")[0]] if is_alone else [top]
+    yield from (plain_name(literal[len(one) + 1 :]) for one in tops if one and literal.startswith(f"{one}/"))
+    if literal.startswith(f"{folder}/"):
+        yield plain_name(literal[len(folder) + 1 :])
+    yield plain_name(literal)
+    yield plain_name(uri)
+    if root and uri.startswith(f"{root}/"):  # as the uris of a memory are written
+        yield plain_name(uri[len(root) + 1 :])
+    if inside:
+        plain = plain_name(path_of_uri(member))
+        yield plain
+        yield plain.rpartition(".")[0]
+
+
+def plain_name(name: str) -> str:
+    r"""A name without what does not tell one file from another: "./", "//", "\" of Windows, the form of Unicode."""
+    text = name.strip().removeprefix("file://")
+    if text.isascii() and "\\" not in text and not text.startswith("./") and "//" not in text and "/./" not in text:
+        return text
+    text = text.replace("\\", "/")
+    scheme, found, rest = text.partition("://")
+    text, scheme = (rest, f"{scheme}://") if found else (text, "")
+    absolute = "/" if text.startswith("/") else ""
+    steps = [step for step in re.split("/+", text) if step not in ("", ".")]
+    return unicodedata.normalize("NFC", scheme + absolute + "/".join(steps))

@@ -1,0 +1,240 @@
+"""Every file of a source, in the order of the uris: on this machine, in an object store, or wherever fsspec leads.
+
+What cannot be listed is noted and the rest goes on, but for the source itself. Leftovers, hidden files and what the
+user excludes are noted and passed over.
+"""
+
+import datetime
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from pipeline.errors import SourceError, StorageError
+from pipeline.images.decoding.decode import Rejected
+from pipeline.images.names.leftovers import Exclusion, PassedOver, leftover_of
+from pipeline.images.names.suffixes import kind_of
+from pipeline.images.names.uris import path_of_uri, uri_of, uri_of_path
+from pipeline.images.reading.files import file_system, is_remote, retrying
+from pipeline.store.storage.open_storage import refuse_secrets
+from pipeline.store.storage.store_errors import code_of, explanation
+
+
+class Found(NamedTuple):
+    """A file of a source; `below` is its uri from the source on."""
+
+    uri: str
+    below: str
+    num_bytes: int | None
+    modified: datetime.datetime | None
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The files of a source at a uri; `name` is that of its own folder, `is_file` whether it is one file alone."""
+
+    uri: str
+    name: str
+    is_file: bool
+    files: Iterator[Found]
+
+
+def walk_source(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
+    """The files of a source, found while they are asked for; what is passed over is noted in `passed`.
+
+    Raises SourceError for a source that is missing or unreadable, UsageError for one with a secret in its uri, and
+    StorageError where its store cannot be reached.
+    """
+    refuse_secrets(source)
+    if re.match(r"https?://", source, re.IGNORECASE):
+        raise SourceError(f"{source} is on the web, where nothing can be listed: fetch it, and add the folder or file")
+    return _remote(source, exclusion, passed) if is_remote(source) else _local(source, exclusion, passed)
+
+
+def one_file(uri: str) -> Found | None:
+    """What is known of a file that lies outside of the source, if it is there."""
+    if not is_remote(uri):
+        path = path_of_uri(uri)
+        return _found(path, path) if os.path.isfile(path) else None
+    files, path = file_system(uri)
+    try:
+        return _key(uri.partition("://")[0], path, path, retrying(lambda: files.info(path), uri))
+    except Rejected:
+        return None
+
+
+# On this machine
+
+
+def _local(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
+    root = os.path.abspath(os.path.expanduser(source.removeprefix("file://")))
+    try:
+        is_file = os.path.isfile(root)
+        os.stat(root)
+    except FileNotFoundError as error:
+        raise SourceError(f"there is no source at {root}: check the path") from error
+    except OSError as error:
+        raise SourceError(f"{root} cannot be read ({error.strerror}): check the path, and the rights to it") from error
+    if is_file:
+        folder = os.path.basename(os.path.dirname(root))
+        file = _found(root, f"{folder}/{os.path.basename(root)}" if folder else os.path.basename(root))
+        return Walk(uri_of_path(root), folder, True, iter([file]))
+    return Walk(uri_of_path(root), os.path.basename(root), False, _walk(root, exclusion, passed))
+
+
+def _found(path: str, below: str) -> Found:
+    try:
+        status = os.stat(path)
+    except OSError:  # a link that leads nowhere is listed, and rejected with its reason
+        return Found(uri_of_path(path), uri_of_path(below), None, None)
+    modified = datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
+    return Found(uri_of_path(path), uri_of_path(below), status.st_size, modified)
+
+
+def _walk(root: str, exclusion: Exclusion, passed: PassedOver) -> Iterator[Found]:
+    """Every file under a folder by uri; a folder reached again through a link is not walked twice."""
+    seen: set[tuple[int, int]] = set()
+
+    def walked(folder: str, below: str) -> Iterator[Found]:
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:
+                return
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as found:
+                names = sorted(filter(None, (_listed(entry, below, exclusion, passed) for entry in found)))
+        except OSError as error:
+            if not below:
+                raise SourceError(
+                    f"{folder} cannot be listed ({error.strerror}): give this user the right to read it"
+                ) from error
+            passed.note_unreadable(uri_of_path(folder), error)
+            return
+        for name in names:
+            there = path_of_uri(name.rstrip("/"))
+            path, inside = os.path.join(folder, there), f"{below}{there}"
+            if name.endswith("/"):
+                yield from walked(path, f"{inside}/")
+            else:
+                yield _found(path, inside)
+
+    return walked(root, "")
+
+
+def _listed(entry: os.DirEntry, below: str, exclusion: Exclusion, passed: PassedOver) -> str | None:
+    """The name of a file or folder as a uri, a folder's with a slash; None for one that is passed over.
+
+    A link that leads nowhere, or to itself, is listed as a file; a pipe would hang whoever opened it.
+    """
+    try:
+        is_folder, is_file = entry.is_dir(), entry.is_file()
+    except OSError:  # a link to itself, or a file whose folder may be listed and nothing more
+        is_folder, is_file = False, False
+    if not (is_folder or is_file or not os.path.exists(entry.path)):
+        return None
+    leftover = leftover_of([entry.name])
+    if leftover is not None:
+        if is_folder and not os.access(entry.path, os.R_OK | os.X_OK):
+            passed.note_unreadable(uri_of_path(entry.path), PermissionError(13, os.strerror(13)))
+        elif is_folder or kind_of(entry.name) is not None:
+            passed.note_leftover(leftover)
+        return None
+    name = f"{entry.name}/" if is_folder else entry.name
+    if exclusion.covers(f"{below}{name}"):
+        passed.excluded += 1
+        return None
+    return uri_of_path(name)
+
+
+# In an object store, or wherever fsspec leads
+
+
+def _remote(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
+    files, root = file_system(uri_of(source))  # what a user writes has nothing encoded
+    scheme = source.partition("://")[0].lower()
+    root = root.rstrip("/")
+    pages = _s3_keys(files, root) if "s3" in files.protocol else _walked_keys(files, root, passed)
+    keys = _saying_why(pages, source)
+    first = next(keys, None)
+    name = root.rpartition("/")[2]
+    uri = f"{scheme}://{uri_of_path(root)}"
+    if first is None:
+        try:
+            about = files.info(root)
+        except FileNotFoundError as error:
+            raise SourceError(f"there is nothing at {source}: check the URI") from error
+        except Exception as error:  # every file system of fsspec has an error tree of its own
+            raise StorageError(explanation(error, source, "read", source)) from error
+        if about.get("type") != "file":
+            return Walk(uri, name, False, iter(()))
+        folder = root.rpartition("/")[0].rpartition("/")[2]
+        return Walk(uri, folder, True, iter([_key(scheme, root, f"{folder}/{name}", about)]))
+    start = len(root) + 1
+    last = ""  # the leftover folder met last: it is counted once, its keys lie together
+
+    def taken() -> Iterator[Found]:
+        nonlocal last
+        for key, about in itertools.chain([first], keys):
+            below = key[start:]
+            steps = below.split("/")
+            leftover = leftover_of(steps)
+            if leftover is not None:
+                place = "/".join(steps[: steps.index(leftover) + 1])
+                if place != last and (len(steps) > steps.index(leftover) + 1 or kind_of(key) is not None):
+                    passed.note_leftover(leftover)
+                last = place
+            elif exclusion.covers(below):
+                passed.excluded += 1
+            else:
+                yield _key(scheme, key, below, about)
+
+    return Walk(uri, name, False, taken())
+
+
+def _key(scheme: str, key: str, below: str, about: dict[str, Any]) -> Found:
+    modified = about.get("LastModified") or about.get("mtime") or about.get("last_modified") or about.get("updated")
+    if isinstance(modified, str):
+        modified = datetime.datetime.fromisoformat(modified)
+    elif isinstance(modified, int | float):
+        modified = datetime.datetime.fromtimestamp(modified, datetime.UTC)
+    if modified is not None and modified.tzinfo is None:
+        modified = modified.replace(tzinfo=datetime.UTC)
+    size = about.get("Size", about.get("size"))
+    return Found(f"{scheme}://{uri_of_path(key)}", uri_of_path(below), size, modified)
+
+
+def _s3_keys(files: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Page after page, where s3fs's own `find` would hold every key at once."""
+    bucket, _, prefix = root.partition("/")
+    page: dict[str, Any] = {"IsTruncated": True}
+    while page.get("IsTruncated"):
+        token = page.get("NextContinuationToken")
+        more = {"ContinuationToken": token} if token else {}
+        page = files.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **more)
+        for about in page.get("Contents", []):
+            if not about["Key"].endswith("/"):  # consoles make such keys, which stand for a folder
+                yield f"{bucket}/{about['Key']}", about
+
+
+def _walked_keys(files: Any, root: str, passed: PassedOver) -> Iterator[tuple[str, dict[str, Any]]]:
+    def note(error: OSError) -> None:  # fsspec's own default passes over such folders without a word
+        if not isinstance(error, FileNotFoundError):
+            passed.unreadable[str(error.filename or root)] = error.strerror or str(error)
+
+    for _, _, found in files.walk(root, detail=True, on_error=note):
+        for about in sorted(found.values(), key=lambda about: str(about["name"])):
+            if not about["name"].endswith("/"):
+                yield about["name"], about
+
+
+def _saying_why(keys: Iterator[tuple[str, dict[str, Any]]], source: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        yield from keys
+    except FileNotFoundError as error:
+        if code_of(error) == "NoSuchBucket":
+            raise StorageError(explanation(error, source, "list", source)) from error
+        return  # there is nothing of this name
+    except Exception as error:  # every file system of fsspec has an error tree of its own
+        raise StorageError(explanation(error, source, "list", source)) from error

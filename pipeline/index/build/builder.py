@@ -1,0 +1,496 @@
+"""Choose a key, train once, populate shards in parallel, tune, measure, and commit the index as part of a version.
+
+A first build, or `rebuild`, makes a new generation over everything; otherwise shards for the fresh entries are added
+from the trained index there is. Nothing is committed unless every shard reaches the recall asked for. A build that was
+cut off goes on where it was, as long as it is of the same entries with the same options.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Protocol, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import CommitConflict, IndexBuildError
+from pipeline.index.build.gpu import gpu
+from pipeline.index.build.key_candidates import FLAT, empty_index, least_rows, num_lists, training_rows
+from pipeline.index.build.key_choice import CHOSEN, SAMPLE_ROWS, Table, read_table_of
+from pipeline.index.build.plan import IndexOptions, IndexPlan, measured_candidates
+from pipeline.index.build.shard_steps import Gathered, Measured, Populated, ShardWork, files_of, read_mark
+from pipeline.index.build.train import centroid_distance, trained, trained_on
+from pipeline.index.search import parameters
+from pipeline.index.search.shard_files import SideFiles, mapped_vectors, write_faiss
+from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.store.layout import (
+    BUILD_BEGUN,
+    INDEX,
+    SAMPLE_FILE,
+    VECTORS_FILE,
+    build_folder,
+    candidates_path,
+    generation_folder,
+    generation_number,
+    generation_of,
+    trained_path,
+)
+from pipeline.store.log.records import Index, Shard
+from pipeline.store.log.state import SetIndex, State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.file_refs import FileRef, RowsFile, describe
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.ids import split_id
+from pipeline.store.values import Generation, Nonce
+
+Step = TypeVar("Step")
+
+
+class Workers(Protocol):
+    """Where the steps on shards are done: in this process, or in many."""
+
+    def gathered(self, work: ShardWork, numbers: Sequence[int]) -> Iterable[tuple[int, Gathered]]:
+        """Gather shards, yielding each as it is done, in any order."""
+
+    def populated(
+        self, work: ShardWork, trained: FileRef, shards: Sequence[tuple[int, Gathered]]
+    ) -> Iterable[tuple[int, Populated]]:
+        """Populate shards."""
+
+    def measured(
+        self, work: ShardWork, known: str | None, shards: Sequence[tuple[int, Gathered, Populated]]
+    ) -> Iterable[tuple[int, Measured]]:
+        """Measure shards, with known parameters or with those found for each."""
+
+
+class Here:
+    """The steps one after the other in this process, each with all its cores."""
+
+    def gathered(self, work: ShardWork, numbers: Sequence[int]) -> Iterable[tuple[int, Gathered]]:
+        """As Workers says."""
+        return ((number, work.gather(number)) for number in numbers)
+
+    def populated(
+        self, work: ShardWork, trained: FileRef, shards: Sequence[tuple[int, Gathered]]
+    ) -> Iterable[tuple[int, Populated]]:
+        """As Workers says."""
+        return ((number, work.populate(number, gathered.side, trained)) for number, gathered in shards)
+
+    def measured(
+        self, work: ShardWork, known: str | None, shards: Sequence[tuple[int, Gathered, Populated]]
+    ) -> Iterable[tuple[int, Measured]]:
+        """As Workers says."""
+        return (
+            (number, work.measure(number, gathered.side, populated.index, known))
+            for number, gathered, populated in shards
+        )
+
+
+def build_index(
+    log: VersionLog,
+    state: State,
+    plan: IndexPlan,
+    options: IndexOptions,
+    command: str,
+    on_progress: OnProgress = ignore_progress,
+    workers: Workers | None = None,
+    *,
+    resumable: bool = True,
+) -> State:
+    """Build what the plan says and commit it. Raises IndexBuildError, DamagedFile or CommitConflict.
+
+    Unless `resumable`, what was cut off leaves nothing behind.
+    """
+    if state.identity is None or not plan.shards:
+        raise IndexBuildError(f"the memory at {log.storage.uri} has no entries to index: add images first")
+    with Lease(log.storage, "index") as lease:
+        builder = _Builder(log.storage, state, plan, options, on_progress, lease, workers or Here())
+        return _built(log, state, builder, command, lease, resumable)
+
+
+def _built(log: VersionLog, state: State, builder: "_Builder", command: str, lease: Lease, resumable: bool) -> State:
+    try:
+        index = builder.build()
+    except IndexBuildError:
+        builder.give_up()
+        raise
+    except BaseException:  # an interrupt too; a kill leaves files that no version names
+        if not resumable:
+            builder.give_up()
+        raise
+    replaces = state.index
+    action = SetIndex(
+        index=index,
+        replaces=replaces.generation if replaces else None,
+        replaces_shards=len(replaces.shards) if replaces else 0,
+    )
+    try:
+        after = log.commit(state, command, lambda _number, _state: [action], lease)
+    except CommitConflict:  # and only then: after any other failure the version may have been published
+        builder.give_up()
+        raise
+    builder.tidy()
+    return after
+
+
+class _Begun(BaseModel):
+    """What the first mark of a build says: which generation it makes, and of which shards."""
+
+    model_config = ConfigDict(frozen=True)
+
+    generation: Generation
+    work: Nonce  # that of the lease under which it was begun
+
+
+class _Trained(BaseModel):
+    """The mark of a trained index, and of the key that was chosen."""
+
+    model_config = ConfigDict(frozen=True)
+
+    key: str
+    index: FileRef | None
+    centroid_distance: float | None
+    candidates: FileRef | None
+
+
+class _TooCoarse(Exception):
+    """A shard misses the target whatever the parameters."""
+
+    def __init__(self, key: str, found: Measured, side: SideFiles) -> None:
+        super().__init__(key)
+        self.found = found
+        self.side = side
+
+
+class _Builder:
+    def __init__(
+        self,
+        storage: Storage,
+        state: State,
+        plan: IndexPlan,
+        options: IndexOptions,
+        on_progress: OnProgress,
+        lease: Lease,
+        workers: Workers,
+    ) -> None:
+        assert state.identity is not None  # noqa: S101  # checked by build_index
+        self._storage = storage
+        self._plan = plan
+        self._options = options
+        self._progress = on_progress
+        self._workers = workers
+        self._num_live = state.num_live
+        self._table = plan.table
+        self._old = state.index if plan.grows else None
+        self._kept = self._old.shards[: len(self._old.shards) - plan.merged] if self._old else ()
+        fingerprint = _fingerprint(state, plan, options)
+        self._marks = build_folder(fingerprint)
+        lease.hold(self._marks)
+        begun = read_mark(storage, f"{self._marks}{BUILD_BEGUN}", _Begun)
+        if begun is None:
+            generation = self._old.generation if self._old else _next_generation(storage)
+            begun = _Begun(generation=generation, work=lease.nonce)
+            storage.replace(f"{self._marks}{BUILD_BEGUN}", begun.model_dump_json().encode())
+        self._generation = begun.generation
+        # The lease's nonce keeps two writers that build at once out of each other's files.
+        self._folder = generation_folder(self._generation, lease.nonce)
+        self._work = ShardWork(
+            storage=storage,
+            marks=self._marks,
+            folder=self._folder,
+            dimension=state.identity.dimension,
+            first=max((shard.number for shard in self._kept), default=-1) + 1,
+            shards=plan.shards,
+            tombstones=state.tombstones,
+            rows=plan.rows,
+            sample_rows=0,
+            key=plan.key or "",
+            target_recall=options.target_recall,
+            max_latency_ms=options.max_latency_ms,
+            refine=plan.refine,
+        )
+        earlier = {generation_of(file.path) for file in self._marked()}
+        lease.hold(*sorted(earlier - {self._folder}))
+
+    def build(self) -> Index:
+        key = self._plan.key
+        numbers = range(len(self._plan.shards))
+        if not (self._old and self._old.trained) and key != FLAT:
+            self._work = replace(self._work, sample_rows=self._sample_rows(key))
+        gathered = dict(self._counted("gathering", self._workers.gathered(self._work, numbers)))
+        rows = sum(found.side.rows for found in gathered.values())
+        if not rows and key != FLAT:
+            raise IndexBuildError("every entry to be indexed is forgotten: add images first")
+        while True:
+            made = self._trained([gathered[number] for number in numbers])
+            self._work = replace(self._work, key=made.key)
+            if made.index is None:
+                self._check_held(sum(found.side.vectors.num_bytes for found in gathered.values()), made.key)
+                return self._index("", made, [self._shard(n, gathered[n], None, None) for n in numbers])
+            try:
+                return self._filled(gathered, made, made.index)
+            except _TooCoarse as short:
+                self._choose_finer(made, short)
+
+    def _filled(self, gathered: dict[int, Gathered], made: _Trained, trained: FileRef) -> Index:
+        """The index with all shards; the first is tuned before the others are populated. Raises _TooCoarse."""
+        filled = [(number, found) for number, found in sorted(gathered.items()) if found.side.rows]
+        populated: dict[int, Populated] = {}
+        measured: dict[int, Measured] = {}
+        known = self._old.parameters if self._old else None
+        self._progress(Progress("populating", 0, self._plan.rows))
+        for some in (filled[:1], filled[1:]) if known is None else (filled,):
+            for number, found in self._workers.populated(self._work, trained, some):
+                populated[number] = found
+                done = sum(file.rows for place in populated for file in self._plan.shards[place])
+                self._progress(Progress("populating", done, self._plan.rows))
+            if known is None:
+                [(number, first)] = some
+                self._progress(Progress("tuning", 0, len(filled)))
+                measured.update(self._workers.measured(self._work, None, [(number, first, populated[number])]))
+                self._check_reached(made.key, measured, gathered)
+                known = measured[number].parameters
+        self._check_held(sum(found.index.num_bytes for found in populated.values()), made.key)
+        asked = [(number, found, populated[number]) for number, found in filled]
+        written = self._all_measured(asked, made.key, known or "", measured, gathered)
+        shards = [self._shard(n, found, populated.get(n), measured.get(n)) for n, found in sorted(gathered.items())]
+        return self._index(written, made, shards)
+
+    def _choose_finer(self, made: _Trained, short: "_TooCoarse") -> None:
+        """Have the next candidate built in place of one that did on the sample and not on a shard.
+
+        Raises IndexBuildError where the key was given, or no other reaches the target.
+        """
+        table = self._table
+        if table is None and made.candidates is not None and not self._old:  # chosen before the build was cut off
+            table = read_table_of(self._storage, made.candidates)
+        if self._plan.key is not None or table is None:
+            raise IndexBuildError(self._too_low(made.key, short.found, short.side))
+        self._table = table.without(made.key, short.found.quality)
+        if not any(candidate.verdict == CHOSEN for candidate in self._table.candidates):
+            raise IndexBuildError(self._too_low(made.key, short.found, short.side))
+        self._progress(Progress("choosing", 1, 1))
+        for name in self._storage.list(self._marks):
+            if name.startswith(("trained", "populated")):
+                mark = read_mark(self._storage, f"{self._marks}{name}", _kind_of(name))
+                made_of = [file.path for file in files_of(mark)] if mark else []
+                self._storage.delete([*made_of, f"{self._marks}{name}"])
+
+    def _sample_rows(self, key: str | None) -> int:
+        """Rows for the training sample; of a key yet to be chosen, as many as the most demanding may want."""
+        if key is not None:
+            empty_index(key, self._work.dimension)  # a key that cannot be is said before any work
+            rows = training_rows(key, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
+            return min(max(rows, 1), self._plan.rows)
+        likely = f"IVF{num_lists(self._plan.rows)},Flat"
+        rows = self._plan.rows
+        if rows >= least_rows(likely):
+            rows = training_rows(likely, rows, self._work.dimension, self._options.max_memory_bytes)
+        return min(max(rows, SAMPLE_ROWS), self._plan.rows)
+
+    def _trained(self, gathered: Sequence[Gathered]) -> _Trained:
+        """The key and the empty trained index: the generation's own, or one trained on the sample of all shards."""
+        if self._old:
+            distance = self._old.centroid_distance
+            return _Trained(
+                key=self._old.key, index=self._old.trained, centroid_distance=distance, candidates=self._old.candidates
+            )
+        return self._work.once("trained", _Trained, lambda: self._train(gathered))
+
+    def _train(self, gathered: Sequence[Gathered]) -> _Trained:
+        key, candidates = self._plan.key, None
+        if key == FLAT:
+            return _Trained(key=FLAT, index=None, centroid_distance=None, candidates=None)
+        sample_ND = np.concatenate(
+            [mapped_vectors(self._storage, found.sample, self._work.dimension) for found in gathered if found.sample]
+        )
+        if key is None:
+            self._table = table = self._table or self._measured_table(sample_ND)
+            key = table.chosen.key
+            candidates = self._write_table(table)
+            if key == FLAT:
+                return _Trained(key=FLAT, index=None, centroid_distance=None, candidates=candidates)
+            rows = training_rows(key, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
+            sample_ND = np.random.default_rng(0).permutation(sample_ND)[:rows]
+        self._progress(Progress("training", 0, len(sample_ND)))
+        index = trained(key, trained_on(key, sample_ND), device=gpu())
+        self._progress(Progress("training", len(sample_ND), len(sample_ND)))
+        published = write_faiss(self._storage, trained_path(self._folder), index)
+        distance = centroid_distance(index, sample_ND)
+        return _Trained(key=key, index=published, centroid_distance=distance, candidates=candidates)
+
+    def _measured_table(self, sample_ND: np.ndarray) -> Table:
+        rows = np.random.default_rng(0).permutation(len(sample_ND))[:SAMPLE_ROWS]
+        return measured_candidates(sample_ND[rows], self._num_live, self._options, self._plan.refine, self._progress)
+
+    def _write_table(self, table: Table) -> FileRef:
+        path = candidates_path(self._folder)
+        with self._storage.publishing(path) as local:
+            local.write_text(table.model_dump_json(indent=1))
+            return describe(path, local)
+
+    def _all_measured(
+        self,
+        asked: Sequence[tuple[int, Gathered, Populated]],
+        key: str,
+        known: str,
+        measured: dict[int, Measured],
+        gathered: dict[int, Gathered],
+    ) -> str:
+        """Measure every shard that is not yet, and give the parameters that take all of them to the target.
+
+        Where one needs wider ones than `known`, those measured with narrower ones are measured again.
+        """
+        while True:
+            left = [entry for entry in asked if entry[0] not in measured]
+            for number, found in self._workers.measured(self._work, known, left):
+                measured[number] = found
+                self._progress(Progress("tuning", len(measured), len(asked)))
+                self._check_reached(key, measured, gathered)
+            widest = parameters.widest_of([parameters.parsed(found.parameters) for found in measured.values()])
+            known = parameters.written(widest)
+            narrower = [n for n, found in measured.items() if parameters.parsed(found.parameters) != widest]
+            if not narrower:
+                return known
+            for number in narrower:
+                del measured[number]
+
+    def _check_reached(self, key: str, measured: dict[int, Measured], gathered: dict[int, Gathered]) -> None:
+        for number, found in measured.items():
+            if not found.reached:
+                raise _TooCoarse(key, found, gathered[number].side)
+
+    def _too_low(self, key: str, found: Measured, side: SideFiles) -> str:
+        """That a shard misses the target, and which setting would reach it, as far as could be measured."""
+        target = self._options.target_recall
+        recall = found.quality.recall_at_10
+        reached = f"the index {key} reaches recall@10 {recall:.3f} at most, below the target {target:g}"
+        lower = f"--target-recall {np.floor(recall * 1e3) / 1e3:g}"
+        if found.recall_if_refined is not None and found.recall_if_refined >= target:
+            return (
+                f"{reached}, and was not published: --refine float16 reaches {found.recall_if_refined:.3f} with "
+                f"{2 * self._work.dimension:,} bytes a vector on disk, or give {lower}"
+            )
+        vectors_ND = mapped_vectors(self._storage, side.vectors, self._work.dimension)
+        rows = np.random.default_rng(0).permutation(len(vectors_ND))[:SAMPLE_ROWS]
+        table = self._measured_table(vectors_ND[np.sort(rows)])
+        able = [c for c in table.candidates if c.reaches(target) and c.key not in (key, FLAT)]
+        if not able:
+            return f"{reached}, and was not published: give --key Flat for exact search, or {lower}"
+        finer = min(able, key=lambda candidate: candidate.cost)
+        return (
+            f"{reached}, and was not published: --key {finer.key} reaches {target:g} on a sample, with about "
+            f"{finer.bytes_in_memory:,} bytes in memory, or give {lower}"
+        )
+
+    def _check_held(self, num_bytes: int, key: str) -> None:
+        """Refuse an index that outgrows the memory allowed."""
+        num_bytes += sum(shard.bytes_in_memory for shard in self._kept)
+        if num_bytes > self._options.max_memory_bytes:
+            raise IndexBuildError(
+                f"the index {key} takes {num_bytes:,} bytes and {self._options.max_memory_bytes:,} "
+                "are allowed: allow more with --max-memory, or give a smaller --key"
+            )
+
+    def _shard(self, number: int, gathered: Gathered, populated: Populated | None, measured: Measured | None) -> Shard:
+        """A shard; without an index where it is exact, or where all its rows are forgotten."""
+        side = gathered.side
+        return Shard(
+            number=number + self._work.first,
+            rows=side.rows,
+            covers=tuple(_spans(self._plan.shards[number])),
+            index=populated.index if populated else None,
+            ids=side.ids,
+            labels=side.labels,
+            vectors=side.vectors if self._keeps_vectors(populated) else None,
+            entries=side.entries,
+            recall_at_10=measured.quality.recall_at_10 if measured else 1.0,
+            quality=measured.quality if measured else None,
+            centroid_distance=populated.centroid_distance if populated else None,
+        )
+
+    def _keeps_vectors(self, populated: Populated | None) -> bool:
+        return populated is None or self._plan.refine == "float16"
+
+    def _index(self, values: str, made: _Trained, shards: Sequence[Shard]) -> Index:
+        return Index(
+            generation=self._generation,
+            key=made.key,
+            refine=self._plan.refine,
+            parameters=values or (self._old.parameters if self._old else ""),
+            trained=made.index,
+            shards=(*self._kept, *shards),
+            candidates=made.candidates,
+            centroid_distance=made.centroid_distance,
+        )
+
+    def _counted(self, stage: str, steps: Iterable[tuple[int, Step]]) -> Iterator[tuple[int, Step]]:
+        done = 0
+        self._progress(Progress(stage, 0, self._plan.rows))
+        for number, found in steps:
+            done += sum(file.rows for file in self._plan.shards[number])
+            yield number, found
+            if stage != "gathering" or done < self._plan.rows:  # which is soon done: not worth a line of its own
+                self._progress(Progress(stage, done, self._plan.rows))
+
+    def _marked(self) -> list[FileRef]:
+        found: list[FileRef] = []
+        for name in self._storage.list(self._marks):
+            mark = read_mark(self._storage, f"{self._marks}{name}", _kind_of(name))
+            found += files_of(mark) if mark else []
+        return found
+
+    def give_up(self) -> None:
+        """Remove everything this build has made."""
+        for file in self._marked():
+            if not (self._old and file == self._old.trained):
+                self._storage.delete([file.path])
+        self._storage.remove_folder(self._folder)
+        self._storage.remove_folder(self._marks)
+
+    def tidy(self) -> None:
+        """Remove what only the build needed."""
+        keeps_vectors = self._plan.refine == "float16" or self._work.key == FLAT
+        needless = [f"/{name}" for name in ([SAMPLE_FILE] if keeps_vectors else [SAMPLE_FILE, VECTORS_FILE])]
+        self._storage.delete([file.path for file in self._marked() if file.path.endswith(tuple(needless))])
+        self._storage.remove_folder(self._marks)
+
+
+def _kind_of(name: str) -> type[BaseModel]:
+    """What a mark of this name says."""
+    kinds: dict[str, type[BaseModel]] = {"gathered": Gathered, "populated": Populated, "trained": _Trained}
+    return kinds.get(name.rpartition(".")[0].partition("-")[0], _Begun)
+
+
+def _next_generation(storage: Storage) -> int:
+    return max((generation_number(name) or 0 for name in storage.list(INDEX)), default=0) + 1
+
+
+def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions) -> str:
+    """What a build has to have in common with one that was cut off, to go on with what that has made."""
+    said = {
+        "options": asdict(options),
+        "shards": [[file.sha256 for file in shard] for shard in plan.shards],
+        "tombstones": [file.sha256 for file in state.tombstones],
+        "replaces": [state.index.generation, len(state.index.shards)] if state.index else None,
+        "key": plan.key,
+        "grows": plan.grows,
+        "erasures": list(state.erasures),
+    }
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def _spans(files: Sequence[RowsFile]) -> Iterator[tuple[int, int]]:
+    """The id ranges of some files, neighbouring ones of a segment joined."""
+    current: tuple[int, int] | None = None
+    for file in files:
+        if current and split_id(file.first_id)[0] == split_id(current[0])[0]:
+            current = (current[0], file.last_id)
+            continue
+        if current:
+            yield current
+        current = (file.first_id, file.last_id)
+    if current:
+        yield current

@@ -1,0 +1,151 @@
+"""Which FAISS keys come into question for so many rows: what autofaiss proposes, and what it never does."""
+
+import math
+import re
+from dataclasses import dataclass
+
+import faiss
+from autofaiss.external.optimize import get_optimal_index_keys_v2
+
+from pipeline.errors import IndexBuildError
+from pipeline.index.search import parameters
+
+TRAINING_ROWS_PER_CENTROID = (
+    48  # of recall@10 on 300,000 rows 64 and 100, which autofaiss takes, gave no more than .001
+)
+ROW_NUMBER = 8  # bytes FAISS keeps for each row of an inverted list
+GRAPH_DEGREE = 32
+INDEXED_FROM = 256  # rows, below which exact search is quickest whatever they are
+PRODUCT_QUANTIZERS_FROM = 10_000  # rows, below which no codebook is worth its training
+FLAT = "Flat"
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A key, and who thought of it: "autofaiss", "visual-memory" or "user"."""
+
+    key: str
+    by: str
+
+
+def proposals(num_rows: int, dimension: int, max_memory_bytes: int) -> list[Proposal]:
+    """Keys worth measuring, each once. Those of autofaiss are its memory-mappable ones."""
+    if num_rows < INDEXED_FROM:
+        return [Proposal(FLAT, "visual-memory")]
+    lists = num_lists(num_rows)
+    inverted = f"IVF{lists}"
+    keys = [FLAT, f"{inverted},SQfp16", f"{inverted},SQ8"]
+    if num_rows >= PRODUCT_QUANTIZERS_FROM:
+        keys += [f"{inverted},PQ{m}x4fs" for m in _sub_quantizers(dimension)]
+        keys += [f"RR{dimension},{inverted},RaBitQ"]
+    keys += [f"HNSW{GRAPH_DEGREE}"]
+    found = [Proposal(key, "autofaiss") for key in _of_autofaiss(num_rows, dimension, max_memory_bytes)]
+    return found + [Proposal(key, "visual-memory") for key in keys if key not in {p.key for p in found}]
+
+
+def num_lists(num_rows: int) -> int:
+    """Inverted lists for so many rows: the power of two nearest to twice their root, at least 1.
+
+    autofaiss takes four times the root. With half as many the lists are longer, which fast-scan codes hardly notice,
+    and training and assignment, which are most of a build, cost half.
+    """
+    return 1 << max(round(math.log2(2 * max(num_rows, 1) ** 0.5)), 0)
+
+
+def num_centroids(key: str) -> int:
+    """Centroids a key's coarse quantizer has, 0 for a key without one."""
+    found = re.search(r"IVF(\d+)", key)
+    return int(found[1]) if found else 0
+
+
+def with_lists(key: str, lists: int) -> str:
+    """The same key with another number of inverted lists."""
+    return re.sub(r"IVF\d+", f"IVF{lists}", key)
+
+
+def empty_index(key: str, dimension: int) -> faiss.Index:
+    """An untrained index. Raises IndexBuildError for a key that FAISS does not know or that cannot mask rows."""
+    try:
+        index = faiss.index_factory(dimension, key, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as error:
+        raise IndexBuildError(
+            f"FAISS does not know the key {key} for {dimension} dimensions: "
+            "give one of its index_factory strings, such as IVF256,Flat, or none to have one chosen"
+        ) from error
+    parameters.code_vectors_themselves(index)
+    if not parameters.searchable(index):
+        raise IndexBuildError(
+            f"the key {key} is of a kind whose forgotten rows cannot be masked: "
+            "give Flat, a key with IVF or HNSW (OPQ, PCA and RR may come before), or none to have one chosen"
+        )
+    return index
+
+
+def expected_bytes(key: str, num_rows: int, dimension: int) -> int:
+    """Bytes of an index in memory: codes, row numbers, centroids, codebooks; of the key Flat those of the vectors."""
+    if key == FLAT:
+        return 2 * dimension * num_rows
+    whole = empty_index(key, dimension)  # owns what the names below only point to
+    inverted = faiss.try_extract_index_ivf(whole)
+    outer = faiss.downcast_index(whole)
+    if inverted is not None:
+        lists = faiss.downcast_index(inverted)
+        rows = num_rows
+        if isinstance(lists, faiss.IndexIVFFastScan):
+            rows += int(lists.nlist) * lists.bbs // 2  # the last block of a list is half empty
+        fixed = 4 * int(lists.d) * int(lists.nlist)
+        fixed += 4 * dimension * int(lists.d) if outer is not lists else 0  # a rotation
+        fixed += 4 * int(lists.d) * int(lists.pq.ksub) if hasattr(lists, "pq") else 0
+        return int(lists.code_size) * rows + ROW_NUMBER * num_rows + fixed
+    graph = faiss.downcast_index(outer.index) if isinstance(outer, faiss.IndexPreTransform) else outer
+    code_size = int(faiss.downcast_index(graph.storage).code_size)
+    return (code_size + 4 * int(graph.hnsw.nb_neighbors(0)) + ROW_NUMBER) * num_rows
+
+
+def training_rows(key: str, num_rows: int, dimension: int, max_memory_bytes: int) -> int:
+    """Rows to train on: enough for every centroid, within half the memory allowed as float32.
+
+    Raises IndexBuildError when there are fewer rows than centroids.
+    """
+    if num_rows < least_rows(key):
+        raise IndexBuildError(
+            f"the key {key} needs at least {least_rows(key):,} rows to train on and there are {num_rows:,}: "
+            "give a smaller --key, or none to have one chosen"
+        )
+    wanted = max(num_centroids(key), 1_000) * TRAINING_ROWS_PER_CENTROID
+    fits = max_memory_bytes // 2 // (4 * dimension)
+    return min(num_rows, max(min(wanted, fits), least_rows(key)))
+
+
+def least_rows(key: str) -> int:
+    """Rows without which a key cannot be trained: one a centroid, of lists and of codebooks."""
+    codebook = re.search(r"PQ\d+(?:x(\d+))?", key)
+    return max(num_centroids(key), 1 << int(codebook[1] or 8) if codebook else 0)
+
+
+def _of_autofaiss(num_rows: int, dimension: int, max_memory_bytes: int) -> list[str]:
+    """Its first key that fits, or else its first; none where it has none.
+
+    It counts codes and row numbers only. Of few rows the centroids and codebooks weigh more than these, so it is asked
+    again for less memory while what it proposes takes more than is allowed.
+    """
+    first: list[str] = []
+    for part in (1.0, 0.75, 0.5, 0.35):
+        size = f"{max(int(max_memory_bytes * part) // 1024, 1)}KB"
+        keys = get_optimal_index_keys_v2(num_rows, dimension, size, should_be_memory_mappable=True)
+        for key in map(str, keys[:1]):
+            if least_rows(key) <= num_rows:
+                if expected_bytes(key, num_rows, dimension) <= max_memory_bytes:
+                    return [key]
+                first = first or [key]
+    return first
+
+
+def _sub_quantizers(dimension: int) -> list[int]:
+    """Sub-quantizers of 4 bits for codes of about two and one bit a dimension."""
+    found = []
+    for most in (dimension // 2, dimension // 4):
+        fitting = [m for m in range(1, most + 1) if dimension % m == 0]
+        if fitting and fitting[-1] * 2 >= most:
+            found.append(fitting[-1])
+    return list(dict.fromkeys(found))

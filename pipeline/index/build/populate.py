@@ -1,0 +1,61 @@
+"""Filling an empty trained index, a bounded number of vectors at a time."""
+
+from typing import TYPE_CHECKING
+
+import faiss
+import numpy as np
+from faiss.contrib.ivf_tools import add_preassigned
+
+from pipeline.index.build.gpu import assigned
+from pipeline.index.build.train import transformed
+
+if TYPE_CHECKING:
+    from pipeline.index.build.gpu import Device
+
+ADD_ROWS = 65_536  # vectors converted to float32 at a time
+
+
+def populated(index: faiss.Index, vectors_ND: np.ndarray, device: "Device | None" = None) -> faiss.Index:
+    """The trained `index` with vectors float16 [N, D] in it, numbered from 0; it is not to be used any more itself.
+
+    With a device the nearest centroids are found there; what is in the index is the same, but for vectors that lie
+    between two.
+    """
+    inverted = faiss.try_extract_index_ivf(index)
+    if device is None or inverted is None:
+        for start in range(0, len(vectors_ND), ADD_ROWS):
+            index.add(np.ascontiguousarray(vectors_ND[start : start + ADD_ROWS], np.float32))
+        return index
+    filled = _of_plain_lists(faiss.downcast_index(inverted))
+    centroids_CD = inverted.quantizer.reconstruct_n(0, inverted.nlist)
+    for start in range(0, len(vectors_ND), ADD_ROWS):
+        rows_ND = transformed(index, np.ascontiguousarray(vectors_ND[start : start + ADD_ROWS], np.float32))
+        add_preassigned(filled, rows_ND, assigned(rows_ND, centroids_CD, device))
+    return _as_before(index, filled)
+
+
+def _of_plain_lists(inverted: faiss.IndexIVF) -> faiss.IndexIVF:
+    """The index itself, or for fast scan, whose blocks of 32 rows take none preassigned, one of the same codes."""
+    if not isinstance(inverted, faiss.IndexIVFPQFastScan):
+        return inverted
+    pq = inverted.pq
+    plain = faiss.IndexIVFPQ(inverted.quantizer, inverted.d, inverted.nlist, pq.M, pq.nbits, inverted.metric_type)
+    plain.pq, plain.by_residual, plain.is_trained = pq, inverted.by_residual, True
+    return plain
+
+
+def _as_before(index: faiss.Index, filled: faiss.IndexIVF) -> faiss.Index:
+    """An index of the kind of `index` with the rows of `filled`."""
+    outer = faiss.downcast_index(index)
+    inner = faiss.downcast_index(faiss.try_extract_index_ivf(index))
+    if isinstance(inner, faiss.IndexIVFPQFastScan):
+        packed = faiss.IndexIVFPQFastScan(filled)
+        packed.by_residual = inner.by_residual
+        inner.own_fields, packed.own_fields = False, True  # the quantizer is handed on
+        if not isinstance(outer, faiss.IndexPreTransform):
+            return packed
+        outer.index = packed  # which is FAISS's to delete now; what stood there is Python's
+        packed.this.disown()
+        inner.this.own(True)
+    outer.ntotal = filled.ntotal
+    return index

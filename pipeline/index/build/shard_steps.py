@@ -1,0 +1,236 @@
+"""The work on one shard, in steps that can run in any process: gather its rows, populate it, measure it.
+
+What a step has made is noted in a mark, written when its files are published. A build that was cut off begins again
+with the marks there are. The first mark of a step counts; files of an attempt that came second are garbage.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import faiss
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import DamagedFile
+from pipeline.index.build import tune
+from pipeline.index.build.distinct import vector_keys
+from pipeline.index.build.gpu import gpu
+from pipeline.index.build.populate import ADD_ROWS, populated
+from pipeline.index.build.train import centroid_distance
+from pipeline.index.search import parameters
+from pipeline.index.search.shard_files import (
+    SideFiles,
+    mapped_vectors,
+    read_faiss,
+    write_faiss,
+    write_side_files,
+    write_vectors,
+)
+from pipeline.store.layout import FAISS_FILE, INDEX, SAMPLE_FILE, shard_folder, step_path
+from pipeline.store.log.records import Quality, Refine
+from pipeline.store.storage.file_refs import FileRef, RowsFile, check_places
+from pipeline.store.storage.interface import AlreadyExists, Storage
+from pipeline.store.tables.tombstones import read_tombstones
+
+WIDENED = 1.25  # times as far, where all queries ask for more than those that parameters were looked for with
+WIDENINGS = 4  # before other parameters are looked for
+PROCESS_BYTES = 400 << 20  # of a process with FAISS, pyarrow and this library loaded, on Linux
+ENTRY_BYTES = 300  # of ids, labels, uris and datasets of a row while they are gathered, generously
+
+Mark = TypeVar("Mark", bound=BaseModel)
+
+
+class Gathered(BaseModel):
+    """The rows of a shard in its side files, and a share of the training sample; no sample for the key Flat."""
+
+    model_config = ConfigDict(frozen=True)
+
+    side: SideFiles
+    sample: FileRef | None
+
+
+class Populated(BaseModel):
+    """A populated index, and how far its vectors are from their centroids."""
+
+    model_config = ConfigDict(frozen=True)
+
+    index: FileRef
+    centroid_distance: float | None
+
+
+class Measured(BaseModel):
+    """The parameters with which a shard was measured, and what it was; `reached` says whether that is the target.
+
+    `recall_if_refined` is recall@10 with candidates scored again, where they are not and the target is missed.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    parameters: str
+    tuned_by: str
+    quality: Quality
+    reached: bool
+    recall_if_refined: float | None = None
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """What every step on any shard of a build has to know; it travels to other processes.
+
+    Marks lie in `marks`, files of this attempt in `folder`. `rows`, as planned, and `sample_rows` are of all shards.
+    """
+
+    storage: Storage
+    marks: str
+    folder: str
+    dimension: int
+    first: int
+    shards: tuple[tuple[RowsFile, ...], ...]
+    tombstones: tuple[FileRef, ...]
+    rows: int
+    sample_rows: int
+    key: str
+    target_recall: float
+    max_latency_ms: float
+    refine: Refine = "float16"
+
+    def gather(self, number: int) -> Gathered:
+        """Write the side files of a shard, reading its parts one after the other, and its share of the sample."""
+
+        def make() -> Gathered:
+            forgotten = read_tombstones(self.storage, self.tombstones)
+            side = write_side_files(self.storage, self.shard_folder(number), self.shards[number], forgotten)
+            chosen = self._sampled(number, side.rows)
+            if not len(chosen):
+                return Gathered(side=side, sample=None)
+            vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
+            path = f"{self.shard_folder(number)}{SAMPLE_FILE}"
+            return Gathered(side=side, sample=write_vectors(self.storage, path, vectors_ND, chosen))
+
+        return self.once(f"gathered-{number}", Gathered, make)
+
+    def populate(self, number: int, side: SideFiles, trained: FileRef) -> Populated:
+        """Add the rows of a shard to the trained index and publish it."""
+
+        def make() -> Populated:
+            index = read_faiss(self.storage, trained, mapped=False)
+            vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
+            distance = centroid_distance(index, vectors_ND)
+            filled = populated(index, vectors_ND, gpu())
+            published = write_faiss(self.storage, f"{self.shard_folder(number)}{FAISS_FILE}", filled)
+            return Populated(index=published, centroid_distance=distance)
+
+        return self.once(f"populated-{number}", Populated, make)
+
+    def measure(self, number: int, side: SideFiles, index: FileRef, known: str | None) -> Measured:
+        """Recall and latency with the `known` parameters, somewhat wider ones, or tuned ones where these do not do."""
+        mapped = read_faiss(self.storage, index)
+        vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
+        held_out = np.ones(side.rows, bool)
+        held_out[self._sampled(number, side.rows)] = False
+        keys_N = vector_keys(vectors_ND)
+        judge = tune.Judge(vectors_ND, tune.query_sample(keys_N, number, held_out), keys_N=keys_N)
+        if known is not None:
+            recall, values = self._widened(mapped, judge, parameters.parsed(known))
+            if recall >= self.target_recall:
+                return self._measured(mapped, judge, values, recall, "measured")
+        # The tuner sets parameters on what it tries, and asks for vectors by row.
+        loaded = read_faiss(self.storage, index, mapped=False)
+        found = tune.tuned(loaded, self.key, judge, self.target_recall, self.max_latency_ms, refined=self._refined)
+        most = parameters.widest(mapped) | ({"rerank": tune.RERANKS[-1]} if self._refined else {})
+        tuned = found.values if found else most
+        for rerank in [n for n in tune.RERANKS if n >= tuned["rerank"]] if "rerank" in tuned else [None]:
+            asked = tuned if rerank is None else tuned | {"rerank": rerank}
+            recall, values = self._widened(mapped, judge, asked)
+            if recall >= self.target_recall:
+                by = found.by if found and values == found.values else "measured"
+                return self._measured(mapped, judge, values, recall, by)
+        recall = judge.recall(mapped, most, tune.NEIGHBORS_TUNED, refined=self._refined)
+        return self._measured(mapped, judge, most, recall, "measured")
+
+    def _widened(self, index: faiss.Index, judge: tune.Judge, values: dict[str, int]) -> tuple[float, dict[str, int]]:
+        """recall@10 of all queries, and the parameters with which it is; they search a few times further if need be."""
+        for _ in range(WIDENINGS):
+            recall = judge.recall(index, values, tune.NEIGHBORS_TUNED, refined=self._refined)
+            wider = parameters.widened(index, values, WIDENED)
+            if recall >= self.target_recall or wider is None:
+                break
+            values = wider
+        else:
+            recall = judge.recall(index, values, tune.NEIGHBORS_TUNED, refined=self._refined)
+        return recall, values
+
+    def _measured(
+        self, index: faiss.Index, judge: tune.Judge, values: dict[str, int], recall: float, by: str
+    ) -> Measured:
+        reached, refined = recall >= self.target_recall, None
+        if not reached and not self._refined:
+            most = values | {"rerank": tune.RERANKS[-1]}
+            refined = judge.recall(index, most, tune.NEIGHBORS_TUNED, refined=True)
+        return Measured(
+            parameters=parameters.written(values),
+            tuned_by=by,
+            quality=judge.quality(index, values, refined=self._refined, recall_at_10=recall),
+            reached=reached,
+            recall_if_refined=refined,
+        )
+
+    @property
+    def _refined(self) -> bool:
+        return self.refine == "float16"
+
+    def memory_bytes(self, number: int, index_bytes: int = 0) -> int:
+        """What a step on a shard takes at most: rows while they are gathered, or an index and vectors in float32."""
+        rows = sum(file.rows for file in self.shards[number])
+        largest = max((file.rows for file in self.shards[number]), default=0)
+        gathering = rows * ENTRY_BYTES + 4 * largest * 2 * self.dimension
+        adding = 2 * index_bytes + 3 * ADD_ROWS * 4 * self.dimension
+        return PROCESS_BYTES + max(gathering, adding)
+
+    def shard_folder(self, number: int) -> str:
+        return shard_folder(self.folder, number + self.first)
+
+    def once(self, name: str, model: type[Mark], make: Callable[[], Mark]) -> Mark:
+        """What the mark of this name says; made, and marked, where there is none whose files are there."""
+        path = step_path(self.marks, name)
+        known = read_mark(self.storage, path, model)
+        if known is not None:
+            return known
+        made = make()
+        try:
+            self.storage.create(path, made.model_dump_json().encode())
+        except AlreadyExists:  # another attempt was first, or this one's answer was lost
+            known = read_mark(self.storage, path, model)
+            if known is not None:
+                return known
+            self.storage.replace(path, made.model_dump_json().encode())  # its files are gone
+        return made
+
+    def _sampled(self, number: int, rows: int) -> np.ndarray:
+        """Rows of a shard in the training sample, ascending: its share, the same whenever it is asked for."""
+        share = min(rows, -(-self.sample_rows * rows // max(self.rows, 1)))
+        random = np.random.default_rng(number)
+        chosen: np.ndarray = np.sort(random.choice(rows, share, replace=False))
+        return chosen
+
+
+def read_mark(storage: Storage, path: str, model: type[Mark]) -> Mark | None:
+    """A mark whose files are all there, and those of an index."""
+    try:
+        mark = model.model_validate_json(storage.read(path))
+        check_places(files_of(mark), {INDEX})
+        return mark if all(storage.exists(file.path) for file in files_of(mark)) else None
+    except (DamagedFile, ValueError):
+        return None
+
+
+def files_of(mark: BaseModel) -> Sequence[FileRef]:
+    """The files that a mark names."""
+    found: list[FileRef] = []
+    for _, value in mark:
+        if isinstance(value, FileRef):
+            found.append(value)
+        elif isinstance(value, BaseModel):
+            found += files_of(value)
+    return found

@@ -1,0 +1,105 @@
+"""Exact nearest rows by inner product, over vectors as they are stored.
+
+Shapes: Q queries, N rows, D dimensions, K candidates. FAISS does the products in float32; what is guaranteed is that
+the true k best in float64 are among the rows returned, ties and near-ties at the border included.
+"""
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+
+from pipeline.index.search.blocks import Candidates
+
+CHUNK_ROWS = 65_536  # rows converted to float32 at a time: 335 MB at 1,280 dimensions
+CACHED_ROWS = 65_536  # matrices up to this long stay converted between calls
+SLACK = 32  # candidates asked beyond k, so that the border is usually clear at the first try
+GATHERED_BYTES = 16 << 20  # float64 vectors gathered at a time for rescoring, which keeps them near the cache
+
+UNIT_ROUNDOFF = 2.0**-24  # of float32
+
+
+class ExactFinder:
+    """Finds candidates among some rows of a float16 [N, D] matrix, in memory or memory-mapped."""
+
+    def __init__(self, vectors_ND: np.ndarray, rows_N: np.ndarray) -> None:
+        self._vectors_ND = vectors_ND
+        self._rows_N = rows_N
+        self._cached: np.ndarray | None = None
+        self._error = product_error(vectors_ND.shape[1])
+
+    def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
+        """Rows holding the k best of each query."""
+        num_rows = len(self._rows_N)
+        width = min(num_rows, k + SLACK)
+        if not num_rows:
+            return Candidates.none(len(queries_QD))
+        similarities_QK, found_QK = self._top(queries_QD, width)
+        while width < num_rows:
+            border_Q = similarities_QK[:, k - 1] - 2 * self._error
+            unclear = np.flatnonzero(similarities_QK[:, -1] >= border_Q)
+            if not len(unclear):
+                break
+            width = min(num_rows, width * 4)
+            wider_similarities, wider_found = self._top(queries_QD[unclear], width)
+            missing = ((0, 0), (0, width - found_QK.shape[1]))
+            found_QK = np.pad(found_QK, missing, constant_values=-1)
+            similarities_QK = np.pad(similarities_QK, missing, constant_values=-np.inf)
+            found_QK[unclear], similarities_QK[unclear] = wider_found, wider_similarities
+        return Candidates(np.where(found_QK >= 0, self._rows_N[found_QK], -1), similarities_QK, self._error)
+
+    def _top(self, queries_QD: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+        best_similarities = np.full((len(queries_QD), 0), -np.inf, np.float32)
+        best_found = np.full((len(queries_QD), 0), -1, np.int64)
+        for start, matrix in self._chunks():
+            similarities, found = faiss.knn(
+                queries_QD, matrix, min(width, len(matrix)), metric=faiss.METRIC_INNER_PRODUCT
+            )
+            best_similarities = np.concatenate([best_similarities, similarities], axis=1)
+            best_found = np.concatenate([best_found, found + start], axis=1)
+            if best_similarities.shape[1] > width:
+                keep = np.argsort(-best_similarities, axis=1, kind="stable")[:, :width]
+                best_similarities = np.take_along_axis(best_similarities, keep, axis=1)
+                best_found = np.take_along_axis(best_found, keep, axis=1)
+        return best_similarities, best_found
+
+    def _chunks(self) -> Iterator[tuple[int, np.ndarray]]:
+        if len(self._rows_N) <= CACHED_ROWS:
+            if self._cached is None:
+                self._cached = self._converted(self._rows_N)
+            yield 0, self._cached
+            return
+        for start in range(0, len(self._rows_N), CHUNK_ROWS):
+            yield start, self._converted(self._rows_N[start : start + CHUNK_ROWS])
+
+    def _converted(self, rows: np.ndarray) -> np.ndarray:
+        contiguous = rows[-1] - rows[0] + 1 == len(rows)
+        vectors = self._vectors_ND[rows[0] : rows[-1] + 1] if contiguous else self._vectors_ND[rows]
+        return np.ascontiguousarray(vectors, dtype=np.float32)
+
+
+def product_error(dimension: int) -> float:
+    """How far a float32 dot product of unit vectors may be from the true one, whatever the order of its sum.
+
+    At most D * u * |q| * |v| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); lengths are 1 up to the
+    rounding to float16.
+    """
+    return 1.01 * dimension * UNIT_ROUNDOFF
+
+
+def similarities(queries_QD: np.ndarray, vectors_ND: np.ndarray, rows_QK: np.ndarray) -> np.ndarray:
+    """Similarities of the rows found, in float64 from the stored float16 and rounded to float32 [Q, K].
+
+    -inf where the row is -1. The sum runs in one order whatever Q and K are, so that a query's similarities do not
+    depend on what else is asked with it.
+    """
+    result_QK = np.full(rows_QK.shape, -np.inf, np.float32)
+    width = max(GATHERED_BYTES // (8 * vectors_ND.shape[1]), 1)  # vectors gathered at a time
+    queries = queries_QD.astype(np.float64)
+    for start in range(0, rows_QK.size, width):
+        flat = np.arange(start, min(start + width, rows_QK.size))
+        flat = flat[rows_QK.ravel()[flat] >= 0]
+        gathered = vectors_ND[rows_QK.ravel()[flat]].astype(np.float64)
+        asked = queries[flat // rows_QK.shape[1]]
+        result_QK.ravel()[flat] = np.einsum("nd,nd->n", gathered, asked, optimize=False)
+    return result_QK

@@ -1,0 +1,105 @@
+"""The columns of entries that an expression may name: what every entry has, its label as asked, and what is kept.
+
+Kept columns lie beside the vectors of a shard. Where a block has them not (fresh entries, and shards of an earlier
+release), they are read from the entries files when they are first asked for, and stay with the block.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.deadline import look
+from pipeline.index.search.blocks import Block
+from pipeline.index.search.comparisons import Numbers, Values
+from pipeline.index.search.filter_expression import Condition
+from pipeline.store.log.state import State
+from pipeline.store.lookup.kept_values import read_kept_columns
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.kept_columns import as_type
+
+NS_AT_ONCE = 20e6  # between two looks at the deadline, as a condition is estimated
+MIN_ROWS = 1_024
+NS_LABEL = 10.0  # to look up the name of a row's label
+
+OWN = {"id": pa.int64(), "uri": pa.string(), "label": pa.string(), "dataset": pa.string()}
+
+
+def kinds_of_columns(state: State) -> dict[str, pa.DataType]:
+    """The columns there are in a version and their kinds.
+
+    One that segments keep in two types is text, as in the files that hold both; numbers of two kinds are numbers.
+    """
+    types: dict[str, set[str]] = {}
+    for column in (column for segment in state.segments if segment.num_entries for column in segment.kept):
+        types.setdefault(column.name, set()).add(column.type)
+    numbers = {"int64", "float64"}
+    kept = {c.name: pa.float64() if types[c.name] == numbers else c.kind for c in state.kept}
+    return OWN | kept
+
+
+def masks(
+    storage: Storage,
+    state: State,
+    blocks: Sequence[Block],
+    labels: Sequence[str],
+    condition: Condition,
+    assume: Mapping[int, str],
+) -> Iterable[np.ndarray]:
+    """For each block which of its rows satisfy a condition, bool [N]; null is no. Raises DamagedFile.
+
+    A label is the one that the entry has in this question: in the label set asked, or assumed. The deadline is looked
+    at every NS_AT_ONCE. Raises TooLate when it is over, and UsageError for what cannot be worked out.
+    """
+    kinds = kinds_of_columns(state)
+    step = max(int(NS_AT_ONCE / condition.cost), MIN_ROWS)
+    for block in blocks:
+        look()
+        kept = _kept(storage, state, block, sorted(condition.columns - OWN.keys()))
+        columns: dict[str, Values] = {name: _comparable(column, kinds[name]) for name, column in kept.items()}
+        columns |= {"id": pa.chunked_array([block.ids_N], pa.int64()), "uri": block.uris, "dataset": block.datasets}
+        if "label" in condition.columns:
+            columns["label"] = _labels(block, labels, assume)
+        mask_N = np.zeros(len(block.ids_N), bool)
+        for start in range(0, len(mask_N), step):
+            part = {name: column.slice(start, step) for name, column in columns.items()}
+            mask_N[start : start + step] = pc.fill_null(condition.mask(part), False).to_numpy()
+        yield mask_N
+
+
+def nanoseconds(condition: Condition, num_rows: int) -> float:
+    """About how long a condition takes over so many rows."""
+    return (condition.cost + NS_LABEL * ("label" in condition.columns)) * num_rows
+
+
+def _kept(storage: Storage, state: State, block: Block, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+    missing = [name for name in names if name not in block.kept]
+    if missing:
+        block.kept |= read_kept_columns(storage, state, block.ids_N, missing)
+    return {name: block.kept[name] for name in names}
+
+
+def _comparable(column: pa.ChunkedArray, kind: pa.DataType) -> Values:
+    """A kept column as a kind, its NaN null. What holds numbers of two kinds is left as exact as it is."""
+    is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
+    if is_number and pa.types.is_string(column.type):
+        return Numbers.of_texts(column)
+    if column.type != kind and not (is_number and pa.types.is_integer(column.type)):
+        column = pa.chunked_array([as_type(chunk, kind) for chunk in column.chunks], kind)
+    if pa.types.is_floating(column.type):
+        return pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    return column
+
+
+def _labels(block: Block, labels: Sequence[str], assume: Mapping[int, str]) -> pa.ChunkedArray:
+    new = sorted(set(assume.values()))
+    names = [*labels, *new]
+    codes_N = block.codes_N
+    positions, rows = block.located(np.array(list(assume), np.int64))
+    if len(rows):
+        assumed = list(assume.values())
+        codes = {label: len(labels) + at for at, label in enumerate(new)}
+        codes_N = codes_N.copy()
+        codes_N[rows] = [codes[assumed[position]] for position in positions]
+    return pa.chunked_array([pa.array(names, pa.string()).take(pa.array(codes_N, mask=codes_N < 0))])

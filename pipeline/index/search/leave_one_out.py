@@ -1,0 +1,122 @@
+"""Leave-one-out: the neighbours of stored entries among the others, those of the very same bytes left out.
+
+The same image stored twice would answer for itself. Two entries are copies when the sha256 of their files is one.
+Copies have one vector but for rounding, so only neighbours that are nearly as near as can be are looked up.
+
+Shapes: Q queries, K neighbours, D dimensions.
+"""
+
+import numpy as np
+
+from pipeline.index.search.live_entries import LiveEntries, Restrictions, Retrieved
+from pipeline.store.lookup.digests import Digests
+
+# Vectors are rounded to float16 and may have been computed on another device, or in bfloat16, which is let in only
+# where 99 of 100 keep a cosine of 0.999: copies are nearer than this, and only what is nearer is looked up.
+COPY_SIMILARITY = 0.99
+CELLS_AT_ONCE = 1 << 22  # queries x neighbours searched for at a time where there are many copies
+SPARE = 8
+
+
+def search_others(
+    live: LiveEntries,
+    digests: Digests,
+    vectors_QD: np.ndarray,
+    k: int,
+    own_Q: np.ndarray,
+    own_digests_Q: np.ndarray | None = None,
+    restrictions: Restrictions = Restrictions("labelled"),
+) -> Retrieved:
+    """The k nearest entries of each query (float32 [Q, D]) but the entry it was (ids int64 [Q]) and copies of that.
+
+    `own_digests_Q` are the digests of the queries' own entries where these are not among `digests`. Queries with copies
+    among their neighbours are asked again for more, once for all that are copies of each other, until k others are
+    found or the memory runs out. Reads the sha256 of entries nearer than COPY_SIMILARITY and of none else. Raises
+    DamagedFile.
+    """
+    own = Restrictions(restrictions.scope, restrictions.exclude, own_Q, restrictions.assume)
+    found = live.search(vectors_QD, k, own)
+    suspects_Q = np.flatnonzero(_suspected(live, found).any(axis=1))
+    if not len(suspects_Q):
+        return found
+    given = own_digests_Q[suspects_Q] if own_digests_Q is not None else digests.of(own_Q[suspects_Q])
+    copies_QK = copies_among(live, digests, _rows(found, suspects_Q), given)
+    counts = copies_QK.sum(axis=1)
+    again, given, counts = suspects_Q[counts > 0], given[counts > 0], counts[counts > 0]
+    if not len(again):
+        return found
+    _, first, places = np.unique(given, return_index=True, return_inverse=True)  # copies of each other, asked once
+    most = np.zeros(len(first), np.int64)
+    np.maximum.at(most, places, counts)
+    replaced = _searched_again(live, digests, vectors_QD[again[first]], given[first], most, k, restrictions)
+    arrays = []
+    for name in ("similarities_QK", "ids_QK", "codes_QK", "blocks_QK", "rows_QK"):
+        before, after = getattr(found, name), getattr(replaced, name)[places]
+        width = max(before.shape[1], after.shape[1])
+        before, after = _padded(before, width), _padded(after, width)
+        before[again] = after
+        arrays.append(before)
+    return Retrieved(*arrays)
+
+
+def _searched_again(
+    live: LiveEntries,
+    digests: Digests,
+    vectors_QD: np.ndarray,
+    given_Q: np.ndarray,
+    counts_Q: np.ndarray,
+    k: int,
+    restrictions: Restrictions,
+) -> Retrieved:
+    """The k nearest of each query but copies of it, of which at least `counts_Q` are known to be near."""
+    result = Retrieved(
+        np.full((len(vectors_QD), k), -np.inf, np.float32),
+        np.full((len(vectors_QD), k), -1, np.int64),
+        np.full((len(vectors_QD), k), -1, np.int32),
+        np.zeros((len(vectors_QD), k), np.int64),
+        np.full((len(vectors_QD), k), -1, np.int64),
+    )
+    left = np.argsort(counts_Q, kind="stable")
+    widths_Q = k + 2 * counts_Q + SPARE
+    while len(left):
+        width = int(widths_Q[left[-1]])
+        chunk, left = left[-max(CELLS_AT_ONCE // width, 1) :], left[: -max(CELLS_AT_ONCE // width, 1)]
+        found = live.search(vectors_QD[chunk], width, restrictions)
+        there = found.ids_QK >= 0
+        kept = there & ~copies_among(live, digests, found, given_Q[chunk])
+        whole = (kept.sum(axis=1) >= k) | (there.sum(axis=1) < width)
+        order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
+        is_kept = np.take_along_axis(kept, order, axis=1)
+        for name, nothing in (("similarities", -np.inf), ("ids", -1), ("codes", -1), ("blocks", 0), ("rows", -1)):
+            values = np.take_along_axis(getattr(found, f"{name}_QK"), order, axis=1)
+            values = np.where(is_kept, values, nothing)
+            getattr(result, f"{name}_QK")[chunk[whole], : values.shape[1]] = values[whole]
+        widths_Q[chunk[~whole]] = 2 * width
+        left = np.concatenate([left, chunk[~whole]])
+    return result
+
+
+def _suspected(live: LiveEntries, found: Retrieved) -> np.ndarray:
+    """Neighbours so near that they may be copies, bool [Q, K]; of blocks scored by codes alone, all of them."""
+    coarse = np.array([block.vectors_ND is None for block in live.blocks] or [False])
+    near: np.ndarray = (found.similarities_QK >= COPY_SIMILARITY) | coarse[found.blocks_QK]
+    return near & (found.ids_QK >= 0)
+
+
+def copies_among(live: LiveEntries, digests: Digests, found: Retrieved, digests_Q: np.ndarray) -> np.ndarray:
+    """Which neighbours hold the very bytes of their query (digests uint64 [Q]), bool [Q, K]. Raises DamagedFile."""
+    suspected = _suspected(live, found)
+    copies = np.zeros(suspected.shape, bool)
+    copies[suspected] = digests.of(found.ids_QK[suspected]) == digests_Q[np.nonzero(suspected)[0]]
+    return copies
+
+
+def _rows(found: Retrieved, queries: np.ndarray) -> Retrieved:
+    columns = (found.similarities_QK, found.ids_QK, found.codes_QK, found.blocks_QK, found.rows_QK)
+    return Retrieved(*(column[queries] for column in columns))
+
+
+def _padded(values_QK: np.ndarray, width: int) -> np.ndarray:
+    """A copy with at least so many columns, what is added standing for no neighbour."""
+    nothing = -np.inf if values_QK.dtype == np.float32 else -1
+    return np.pad(values_QK, ((0, 0), (0, width - values_QK.shape[1])), constant_values=nothing)

@@ -1,0 +1,368 @@
+"""Search over all that is live in one version: shards through their indexes, fresh entries exactly, merged.
+
+Shapes: Q queries, K neighbours, D dimensions. Similarities are inner products of unit vectors, scored in float64 from
+the stored float16 and rounded to float32; equal similarities are ordered by id.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.deadline import look
+from pipeline.decisions.found import given
+from pipeline.errors import UnknownName
+from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder, Scope
+from pipeline.index.search.exact import CACHED_ROWS, ExactFinder, similarities
+from pipeline.index.search.filter_columns import kinds_of_columns, masks
+from pipeline.index.search.filter_expression import parse
+from pipeline.index.search.open_blocks import ALL, OpenedBlocks, Share, in_label_set, open_blocks
+from pipeline.recent import Recent
+from pipeline.store.log.state import State
+from pipeline.store.storage.interface import Storage
+
+QUERIES_AT_ONCE = 1_024
+WHERES_BYTES = 256 << 20  # of expressions whose entries stay known: masks, and what is made to search through them
+FEW_ROWS = 4_096  # gathered in 15 ms at 384 dimensions, and then searched faster than any index could be so widely
+ROUNDING = 2.0**-23  # of similarities to float32, in which they are compared
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Neighbours in order: similarities float32, ids int64, codes int32, blocks and rows int64, all [Q, K].
+
+    Where a query has fewer than K neighbours the rest holds similarity -inf, id -1 and code -1.
+    """
+
+    similarities_QK: np.ndarray
+    ids_QK: np.ndarray
+    codes_QK: np.ndarray
+    blocks_QK: np.ndarray
+    rows_QK: np.ndarray
+
+
+@dataclass(frozen=True)
+class Restrictions:
+    """What a search leaves out or sees otherwise; nothing stored changes.
+
+    `exclude` are ids that take up no rank. `own_Q` is one id a query, left out for that query only (leave-one-out).
+    `assume` gives ids another label code for this question.
+    """
+
+    scope: Scope = "live"
+    exclude: frozenset[int] = frozenset()
+    own_Q: np.ndarray | None = None
+    assume: Mapping[int, int] = field(default_factory=dict)
+
+
+class LiveEntries:
+    """Everything that can be found in one version of a memory, or the part of it that satisfies `where`.
+
+    Open with `LiveEntries.open`. `whole` is all of it; `damaged` says of each shard that could not be opened, and whose
+    entries are missing here, what is wrong with it.
+    """
+
+    def __init__(
+        self,
+        dimension: int,
+        labels: Sequence[str],
+        blocks: Sequence[Block],
+        num_shards: int,
+        opened: OpenedBlocks | None = None,
+        label_set: str | None = None,
+        where: str | None = None,
+        whole: "LiveEntries | None" = None,
+    ) -> None:
+        self.dimension = dimension
+        self.labels = tuple(labels)
+        self.label_set = label_set
+        self.where = where
+        self.whole = whole or self
+        self.blocks = tuple(blocks)
+        self.num_shards = num_shards
+        self.damaged = opened.damaged if opened else ()
+        self.shards_total = num_shards + len(self.damaged)
+        self._opened = opened or OpenedBlocks()
+        self._label_sets: dict[str, LiveEntries] = {}
+        self._satisfying = Recent[LiveEntries](WHERES_BYTES)
+        self._num_live: int | None = None  # counted once, for every decision asks
+        self._label_counts: np.ndarray | None = None
+
+    @classmethod
+    def open(
+        cls, storage: Storage, state: State, before: "LiveEntries | None" = None, share: Share = ALL
+    ) -> "LiveEntries":
+        """Map the shards that are whole and read the fresh entries of a share, but for what `before` has read.
+
+        Raises DamagedFile where entries that are not in a shard cannot be read.
+        """
+        opened = open_blocks(storage, state, before._opened if before is not None else None, share)
+        dimension = state.identity.dimension if state.identity else 0
+        return cls(dimension, list(opened.codes), opened.blocks, opened.num_shards, opened)
+
+    def in_label_set(self, storage: Storage, state: State, name: str) -> "LiveEntries":
+        """The same entries under the labels of a label set of the version. Raises UnknownName or DamagedFile."""
+        if name not in self._label_sets:
+            maps = {label_set.name: label_set.map for label_set in state.label_sets}
+            if name not in maps:
+                hint = f"it has {', '.join(sorted(maps))}" if maps else "it has none: `relabel --label-set` makes one"
+                raise UnknownName(f"the memory at {storage.uri} has no label set '{name}': {hint}")
+            blocks, labels = in_label_set(storage, self._opened, maps[name], name)
+            found = LiveEntries(self.dimension, labels, blocks, self.num_shards, label_set=name)
+            found.damaged, found.shards_total = self.damaged, self.shards_total
+            self._label_sets[name] = found
+        return self._label_sets[name]
+
+    def satisfying(
+        self, storage: Storage, state: State, where: str, assume: Mapping[int, str] = MappingProxyType({})
+    ) -> "LiveEntries":
+        """The entries that meet an expression (filter_expression.py): no others can be neighbours, or count.
+
+        With `assume` some entries are taken to have another label. Raises UsageError or DamagedFile.
+        """
+        condition = parse(where, kinds_of_columns(state))
+        key = (where, *sorted(assume.items())) if "label" in condition.columns else (where,)
+
+        def satisfy() -> LiveEntries:
+            found = zip(self.blocks, masks(storage, state, self.blocks, self.labels, condition, assume), strict=True)
+            blocks = [block.only(mask_N, _exact_over_few(block)) for block, mask_N in found]
+            return LiveEntries(
+                self.dimension, self.labels, blocks, self.num_shards, self._opened, self.label_set, where, self
+            )
+
+        return self._satisfying.get_or_make(key, satisfy, _bytes_of)
+
+    @cached_property
+    def label_codes(self) -> Mapping[str, int]:
+        """The codes of the labels, by their names."""
+        return {label: code for code, label in enumerate(self.labels)}
+
+    @property
+    def own_labels(self) -> pa.Table:
+        """What the version says of labels over those stored: rows of the overlay, oldest first."""
+        return self._opened.overlay.own_labels
+
+    def __len__(self) -> int:
+        if self._num_live is None:
+            self._num_live = sum(int(block.live_N.sum()) for block in self.blocks)
+        return self._num_live
+
+    def label_counts(self) -> np.ndarray:
+        """Live entries of each label, int64 [C], in the order of `labels`; not to be written to."""
+        if self._label_counts is None:
+            counts = np.zeros(len(self.labels), np.int64)
+            for block in self.blocks:
+                codes = block.codes_N[block.live_N]
+                counts += np.bincount(codes[codes >= 0], minlength=len(self.labels))
+            self._label_counts = counts
+        return self._label_counts
+
+    def dataset_counts(self) -> dict[str, int]:
+        """Live entries of each dataset that has any."""
+        counts: dict[str, int] = {}
+        for block in self.blocks:
+            for pair in pc.value_counts(block.datasets.filter(pa.array(block.live_N))).to_pylist():
+                counts[pair["values"]] = counts.get(pair["values"], 0) + pair["counts"]
+        return dict(sorted(counts.items()))
+
+    def live_ids(self, *, labelled: bool = False) -> np.ndarray:
+        """Ids of the live entries, or of those with a label, int64 [N] in block order."""
+        masks = [block.live_N & (block.codes_N >= 0) if labelled else block.live_N for block in self.blocks]
+        return np.concatenate([b.ids_N[m] for b, m in zip(self.blocks, masks, strict=True)] or [np.empty(0, np.int64)])
+
+    def unknown(self, ids: Iterable[int]) -> int | None:
+        """The first of these ids that is no live entry, or None."""
+        given = [int(entry_id) for entry_id in ids]
+        for entry_id in given:
+            if not 0 <= entry_id < 1 << 63:
+                return entry_id
+        known = self.hold(np.array(given, np.int64))
+        return None if known.all() else given[int(known.argmin())]
+
+    def hold(self, ids: np.ndarray) -> np.ndarray:
+        """Which of some ids (int64 [N]) are live entries, bool [N]."""
+        known = np.zeros(len(ids), bool)
+        for block, positions, rows in self._located(ids):
+            known[positions] |= block.live_N[rows]
+        return known
+
+    def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
+        """Ids of the live entries with this uri, label or dataset (one of them), int64 [N]."""
+        found = []
+        for block in self.blocks:
+            if label is not None:
+                mask = block.codes_N == (self.labels.index(label) if label in self.labels else -2)
+            else:
+                column, wanted = (block.uris, uri) if uri is not None else (block.datasets, dataset)
+                mask = pc.equal(column, wanted).to_numpy()
+            found.append(block.ids_N[mask & block.live_N])
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def was_stored_as(self, entry_id: int, label: str | None, dataset: str) -> bool:
+        """Whether an entry was stored with this label (None: none) and in this dataset, whatever it is called now."""
+        for block in self._opened.stored.values():
+            for row in block.rows_of(np.array([entry_id], np.int64)):
+                code = int(block.codes_N[row])
+                return (self.labels[code] if code >= 0 else None) == label and block.datasets[row].as_py() == dataset
+        return False
+
+    def with_uris(self, uris: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The live entries with any of these uris, in one pass: positions in `uris` and ids, int64 [N] each."""
+        wanted = pa.array(uris, pa.string())
+        none = np.empty(0, np.int64)
+        positions, ids = [none], [none]
+        for block in self.blocks:
+            at_N = pc.fill_null(pc.index_in(block.uris, value_set=wanted), -1).to_numpy()
+            rows = np.flatnonzero((at_N >= 0) & block.live_N)
+            positions.append(at_N[rows].astype(np.int64))
+            ids.append(block.ids_N[rows])
+        return np.concatenate(positions), np.concatenate(ids)
+
+    def vectors_of(self, ids: np.ndarray) -> np.ndarray:
+        """Stored vectors of live entries, float32 [N, D], in the order of `ids`."""
+        vectors_ND = np.empty((len(ids), self.dimension), np.float32)
+        for block, positions, rows in self._located(ids):
+            if len(rows):
+                vectors_ND[positions] = block.vectors_at(rows)
+        return vectors_ND
+
+    def codes_of(self, ids: np.ndarray) -> np.ndarray:
+        """Label codes of live entries, int32 [N], in the order of `ids`; -1 for none."""
+        codes_N = np.full(len(ids), -1, np.int32)
+        for block, positions, rows in self._located(ids):
+            codes_N[positions] = block.codes_N[rows]
+        return codes_N
+
+    def _located(self, ids: np.ndarray) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
+        """For each block, the positions in `ids` of the entries it holds and their rows in it."""
+        for block in self.blocks:
+            yield block, *block.located(ids)
+
+    def search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Retrieved:
+        """The k nearest live entries of each query (float32 [Q, D] of unit length) that the restrictions leave."""
+        pieces = [
+            self._search(queries_QD[start : start + QUERIES_AT_ONCE], k, _slice(restrictions, start))
+            for start in range(0, max(len(queries_QD), 1), QUERIES_AT_ONCE)
+        ]
+        columns = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        return Retrieved(*columns)
+
+    def _search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions) -> tuple[np.ndarray, ...]:
+        queries_QD = np.ascontiguousarray(queries_QD, np.float32)
+        exclude = np.array(sorted(restrictions.exclude), np.int64)
+        own_Q = restrictions.own_Q
+        found: list[Candidates] = []
+        for block in self.blocks:
+            look()
+            excluded_rows = block.rows_of(exclude)
+            asked = k + len(excluded_rows) + (own_Q is not None)
+            candidates = _finder(block, restrictions).find(queries_QD, asked)
+            found.append(_without(candidates, block, excluded_rows, own_Q))
+        columns = []
+        for number, (block, rows_QK) in enumerate(zip(self.blocks, _promising(found, k), strict=True)):
+            look()
+            if not (rows_QK >= 0).any():
+                continue
+            if block.vectors_ND is not None:
+                similarities_QK = similarities(queries_QD, block.vectors_ND, rows_QK)
+            else:
+                of_codes_QK = found[number].similarities_QK[:, : rows_QK.shape[1]]
+                similarities_QK = np.where(rows_QK >= 0, of_codes_QK, -np.inf).astype(np.float32)
+            columns.append(
+                (
+                    similarities_QK,
+                    np.where(rows_QK >= 0, block.ids_N[rows_QK], -1),
+                    np.where(rows_QK >= 0, block.codes_N[rows_QK], -1),
+                    np.full_like(rows_QK, number),
+                    rows_QK,
+                )
+            )
+        if not columns:
+            empty = np.full((len(queries_QD), 0), -1, np.int64)
+            columns = [(empty.astype(np.float32), empty, empty.astype(np.int32), empty, empty)]
+        similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK = (
+            np.concatenate(arrays, axis=1) for arrays in zip(*columns, strict=True)
+        )
+        order = np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k]
+        similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK = (
+            np.take_along_axis(a, order, axis=1) for a in (similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK)
+        )
+        if restrictions.assume:
+            codes_QK = given(ids_QK, restrictions.assume, codes_QK)
+        return similarities_QK, ids_QK, codes_QK.astype(np.int32), blocks_QK, rows_QK
+
+
+def _without(candidates: Candidates, block: Block, excluded_rows: np.ndarray, own_Q: np.ndarray | None) -> Candidates:
+    """The candidates but for excluded rows and each query's own entry."""
+    if not len(excluded_rows) and own_Q is None:
+        return candidates
+    rows_QK = candidates.rows_QK
+    left_out = np.isin(rows_QK, excluded_rows)
+    if own_Q is not None:
+        left_out |= np.where(rows_QK >= 0, block.ids_N[rows_QK], -1) == own_Q[:, None]
+    return replace(
+        candidates,
+        rows_QK=np.where(left_out, -1, rows_QK),
+        similarities_QK=np.where(left_out, -np.inf, candidates.similarities_QK),
+    )
+
+
+def _promising(found: Sequence[Candidates], k: int) -> list[np.ndarray]:
+    """The candidate rows of each block that can be among the k nearest over all blocks, as far to the left as they go.
+
+    Where similarities are known but for a small error, a candidate below the k-th best of all need not be scored again.
+    """
+    if sum(candidates.rows_QK.shape[1] for candidates in found) <= k:
+        return [candidates.rows_QK for candidates in found]
+    least_QK = np.concatenate([candidates.similarities_QK - candidates.error for candidates in found], axis=1)
+    border_Q = np.partition(least_QK, -k, axis=1)[:, -k] - ROUNDING
+    rows = []
+    for candidates in found:
+        hopeful_QK = candidates.similarities_QK >= border_Q[:, None] - candidates.error
+        hopeful_QK &= candidates.rows_QK >= 0
+        width = int(np.flatnonzero(hopeful_QK.any(axis=0)).max(initial=-1)) + 1
+        rows.append(np.where(hopeful_QK, candidates.rows_QK, -1)[:, :width])
+    return rows
+
+
+def _finder(block: Block, restrictions: Restrictions) -> Finder:
+    """The block's finder; an entry without a label that is assumed to have one must be found too."""
+    if restrictions.assume and restrictions.scope == "labelled":
+        assumed = block.rows_of(np.array(sorted(restrictions.assume), np.int64))
+        if (block.codes_N[assumed] < 0).any():
+            mask_N = block.codes_N >= 0
+            mask_N[assumed] = True
+            return block.finder_over(mask_N & block.live_N)
+    return block.finder(restrictions.scope)
+
+
+def _bytes_of(live: LiveEntries) -> int:
+    """About what the entries that satisfy an expression take: masks, and finders over them, which may hold vectors."""
+    num_bytes = 1_024
+    for block in live.blocks:
+        rows = int(block.live_N.sum())
+        vectors = rows * live.dimension * 4 if rows <= CACHED_ROWS else 0
+        num_bytes += len(block.live_N) + 2 * (rows * 8 + len(block.live_N) // 8 + vectors)  # of all, and the labelled
+    return num_bytes
+
+
+def _exact_over_few(block: Block) -> MakeFinder:
+    """How to search some rows of a block: a few exactly, for an index would look through most of itself for them."""
+
+    def make_finder(rows_N: np.ndarray) -> Finder:
+        if block.vectors_ND is not None and len(rows_N) <= FEW_ROWS:
+            return ExactFinder(block.vectors_ND, rows_N)
+        return block.make_finder(rows_N=rows_N)
+
+    return make_finder
+
+
+def _slice(restrictions: Restrictions, start: int) -> Restrictions:
+    if restrictions.own_Q is None:
+        return restrictions
+    own = restrictions.own_Q[start : start + QUERIES_AT_ONCE]
+    return Restrictions(restrictions.scope, restrictions.exclude, own, restrictions.assume)

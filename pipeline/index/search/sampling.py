@@ -1,0 +1,103 @@
+"""Labelled entries drawn evenly from the classes: always the same ones, however the entries are parted."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.index.search.blocks import Block
+from pipeline.index.search.live_entries import LiveEntries
+from pipeline.store.lookup.digests import Digests
+
+QUERIES = 2_000  # entries asked to choose a balance, and classes they are drawn from
+SCRAMBLING = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 / golden ratio: Fibonacci hashing (Knuth, TAOCP 3, 6.4)
+ROWS_AT_ONCE = 1 << 20
+LARGEST = np.uint64(2**64 - 1)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Entries by which a balance is chosen: ids int64 [N], label codes int32 [N], vectors float16 [N, D].
+
+    `digests_N` (uint64) tell which bytes each holds; None where that is still to be looked up.
+    """
+
+    ids_N: np.ndarray
+    codes_N: np.ndarray
+    vectors_ND: np.ndarray
+    digests_N: np.ndarray | None = None
+
+    def least(self, each: int) -> "Sample":
+        """Of each class those entries whose scrambled ids are least: the same however the entries are parted."""
+        scrambled_N = self.ids_N.astype(np.uint64) * SCRAMBLING
+        order_N = np.lexsort((scrambled_N, self.codes_N))
+        codes_N = self.codes_N[order_N]
+        starts = np.searchsorted(codes_N, codes_N)  # where the class of each begins
+        return self._rows(order_N[np.arange(len(codes_N)) - starts < each])
+
+    def of(self, codes: np.ndarray) -> "Sample":
+        """The entries of some classes."""
+        return self._rows(np.flatnonzero(np.isin(self.codes_N, codes)))
+
+    def _rows(self, rows: np.ndarray) -> "Sample":
+        digests_N = None if self.digests_N is None else self.digests_N[rows]
+        return Sample(self.ids_N[rows], self.codes_N[rows], self.vectors_ND[rows], digests_N)
+
+
+def each_of(counts_C: np.ndarray) -> int:
+    """How many entries of each class are asked to choose a balance; counts int64 [C]."""
+    return max(QUERIES // max(int((counts_C > 0).sum()), 1), 1)
+
+
+def asked_classes(labels: Sequence[str], counts_C: np.ndarray) -> np.ndarray:
+    """The codes, int64 ascending, of the classes to draw from: those with entries, and of very many some.
+
+    Of more than QUERIES those whose names have the least hashes, so that every process draws from the same ones,
+    whatever their codes there; whoever has a part of the classes finds those of them that it has.
+    """
+    codes = np.flatnonzero(counts_C)
+    if len(codes) <= QUERIES:
+        return codes
+    hashes = [hashlib.blake2b(labels[code].encode(), digest_size=8).digest() for code in codes]
+    return np.sort(codes[np.argsort(np.array(hashes, "S8"), kind="stable")[:QUERIES]])
+
+
+def draw(live: LiveEntries, each: int, digests: Digests | None = None) -> Sample:
+    """Up to so many labelled entries of each class asked, always the same ones, with their digests where given.
+
+    Passes once over the ids and label codes that are in memory, as counting the labels does: 13 bytes a row are read
+    and next to nothing is kept, for an id is looked at closer only if it is scrambled into the share of its class.
+    """
+    counts_C = live.label_counts()
+    wanted = asked_classes(live.labels, counts_C)
+    enough_C = np.zeros(len(counts_C), np.int64)
+    enough_C[wanted] = np.minimum(counts_C[wanted], each)
+    slack = each + 6 * int(each**0.5) + 20  # of six standard deviations: a second pass is next to never needed
+    limits_C = np.zeros(len(counts_C), np.uint64)
+    shares = slack / np.maximum(counts_C[wanted], 1)
+    limits_C[wanted] = np.where(shares < 1, np.minimum(shares, 0.999) * 2.0**64, 0).astype(np.uint64)
+    limits_C[wanted[shares >= 1]] = LARGEST
+    while True:
+        ids_N, codes_N = _below(live.blocks, limits_C)
+        short = np.bincount(codes_N, minlength=len(counts_C)) < enough_C
+        if not (short & (limits_C < LARGEST)).any():
+            break
+        limits_C[short] = LARGEST
+    chosen = Sample(ids_N, codes_N, np.empty((len(ids_N), 0), np.float16)).least(each)
+    vectors_ND = live.vectors_of(chosen.ids_N).astype(np.float16)
+    return Sample(chosen.ids_N, chosen.codes_N, vectors_ND, digests.of(chosen.ids_N) if digests else None)
+
+
+def _below(blocks: Sequence[Block], limits_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ids int64 [N] and codes int32 [N] of the live labelled entries whose scrambled ids are within their limits."""
+    limits = np.append(limits_C, np.uint64(0))  # the last is that of the code -1, which no label has
+    ids, codes = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    for block in blocks:
+        for start in range(0, len(block.ids_N), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            scrambled_N = block.ids_N[rows].astype(np.uint64) * SCRAMBLING
+            inside_N = (scrambled_N <= limits[block.codes_N[rows]]) & block.live_N[rows] & (block.codes_N[rows] >= 0)
+            ids.append(block.ids_N[rows][inside_N])
+            codes.append(block.codes_N[rows][inside_N])
+    return np.concatenate(ids), np.concatenate(codes)

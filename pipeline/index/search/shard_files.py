@@ -1,0 +1,343 @@
+"""A shard on disk: dense rows in the order of their ids, side arrays beside the FAISS index, all memory-mapped.
+
+ids.npy        int64 [N]       row -> entry id
+labels.npy     int32 [N]       row -> code into the vocabulary kept in entries.arrow's metadata, -1 for none
+vectors.f16    float16 [N, D]  raw, row-major, mapped by FAISS to score candidates again; absent with `--refine none`
+entries.arrow  Arrow IPC: uri, dataset and kept columns of each row
+index.faiss    FAISS ids are row numbers; absent for the key Flat, which searches vectors.f16 itself
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal
+
+import faiss
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import DamagedFile
+from pipeline.index.search.ann import ApproximateFinder
+from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder
+from pipeline.index.search.exact import ExactFinder
+from pipeline.index.search.parameters import parsed
+from pipeline.index.search.soundness import check_index, read_index
+from pipeline.store.layout import ENTRIES_FILE, FAISS_FILE, IDS_FILE, LABELS_FILE, VECTORS_FILE
+from pipeline.store.log.records import Index, Shard
+from pipeline.store.storage.file_refs import FileRef, RowsFile, checked_path, describe, reading, unaltered_path
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.embedding_rows import read_embeddings
+from pipeline.store.tables.kept_columns import FIXED, kept_after, union, with_columns
+from pipeline.store.tables.schemas import embedding_matrix, read_table
+
+SHARE_READ_AHEAD = 0.5  # of the memory that is available
+READERS = 4  # files read and hashed at a time, at most
+ROWS_COPIED = 65_536  # vectors converted or copied at a time
+
+_LABELS = b"visual_memory.labels"
+_TOLD = ("uri", "dataset")  # of every entry; kept columns come after
+
+
+class SideFiles(BaseModel):
+    """The files of a shard but for its FAISS index."""
+
+    model_config = ConfigDict(frozen=True)
+
+    ids: FileRef
+    labels: FileRef
+    vectors: FileRef
+    entries: FileRef
+
+    @property
+    def rows(self) -> int:
+        return self.ids.rows
+
+
+def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], forgotten: np.ndarray) -> SideFiles:
+    """Gather the live rows of some entries files into the side files of a shard, one file at a time."""
+    ids, labels, told = [], [], []
+    with storage.publishing(f"{folder}{VECTORS_FILE}") as local:
+        with local.open("wb") as stream:
+            for file in files:
+                table = read_table(storage, file)
+                alive = ~np.isin(table.column("id").to_numpy(), forgotten)
+                table = table.filter(pa.array(alive))
+                stream.write(np.ascontiguousarray(embedding_matrix(table.column("embedding"))).data)
+                ids.append(table.column("id").to_numpy())
+                labels += table.column("label").chunks
+                told.append(table.drop_columns([name for name in FIXED if name not in _TOLD]))
+        ids_N = np.concatenate(ids) if ids else np.empty(0, np.int64)
+        vectors = describe(f"{folder}{VECTORS_FILE}", local, len(ids_N))
+    encoded = pa.chunked_array(labels, pa.string()).combine_chunks().dictionary_encode()
+    codes_N = encoded.indices.fill_null(-1).to_numpy().astype(np.int32)
+    kept = union([kept_after(table.schema, len(_TOLD)) for table in told])
+    schema = pa.schema(
+        [*(pa.field(name, pa.string()) for name in _TOLD), *(column.field for column in kept)],
+        metadata={_LABELS: json.dumps(encoded.dictionary.to_pylist())},
+    )
+    table = pa.concat_tables([schema.empty_table(), *(with_columns(each, schema) for each in told)])
+    return SideFiles(
+        ids=_write_array(storage, f"{folder}{IDS_FILE}", ids_N),
+        labels=_write_array(storage, f"{folder}{LABELS_FILE}", codes_N),
+        vectors=vectors,
+        entries=_write_ipc(storage, f"{folder}{ENTRIES_FILE}", table),
+    )
+
+
+def mapped_vectors(storage: Storage, vectors: FileRef, dimension: int, *, hashed: bool = True) -> np.ndarray:
+    """The vectors of a shard, float16 [N, D], memory-mapped. Raises DamagedFile."""
+    local = (unaltered_path if hashed else checked_path)(storage, vectors)
+    with reading(storage.uri, vectors.path):
+        if vectors.num_bytes != vectors.rows * dimension * np.dtype(np.float16).itemsize:
+            raise ValueError(f"it does not hold {vectors.rows:,} vectors of {dimension} dimensions")
+        if not vectors.rows:
+            return np.empty((0, dimension), np.float16)
+        return np.memmap(local, np.float16, mode="r", shape=(vectors.rows, dimension))
+
+
+def write_vectors(storage: Storage, path: str, vectors_ND: np.ndarray, rows: np.ndarray) -> FileRef:
+    """Publish some rows of a matrix of vectors, as they are, a bounded number at a time."""
+    with storage.publishing(path) as local:
+        with local.open("wb") as stream:
+            for start in range(0, len(rows), ROWS_COPIED):
+                stream.write(np.ascontiguousarray(vectors_ND[rows[start : start + ROWS_COPIED]]).data)
+        return describe(path, local, len(rows))
+
+
+def write_faiss(storage: Storage, path: str, index: faiss.Index) -> FileRef:
+    """Publish a FAISS index."""
+    with storage.publishing(path) as local:
+        try:
+            faiss.write_index(index, str(local))
+        except RuntimeError as error:  # FAISS knows no other; what it says ends with the reason
+            raise OSError(f"{path} could not be written: {str(error).rpartition(':')[2].strip()}") from error
+        return describe(path, local, index.ntotal)
+
+
+def read_faiss(storage: Storage, file: FileRef, *, mapped: bool = True, hashed: bool = True) -> faiss.Index:
+    """Map a published FAISS index, or load it where that is asked for or its kind cannot be mapped.
+
+    Raises DamagedFile, also where a search in it would not stay within it.
+    """
+    local = (unaltered_path if hashed else checked_path)(storage, file)
+    with reading(storage.uri, file.path):
+        index = read_index(local, mapped=mapped)
+        check_index(index, file.rows)
+        return index
+
+
+def open_shard(
+    storage: Storage,
+    index: Index,
+    shard: Shard,
+    dimension: int,
+    codes: dict[str, int],
+    files: Sequence[RowsFile],
+    *,
+    hashed: bool = True,
+) -> Block:
+    """A shard as a block. Labels new to the vocabulary `codes` are added to it. Raises DamagedFile.
+
+    `files` are the entries files it was made of, in which its vectors are looked up where it keeps none. Every byte of
+    its files is `hashed`, once in a process; or else those of its vectors and of its index are not.
+    """
+    ids_N = _read_array(storage, shard.ids, np.int64)
+    local_codes = _read_array(storage, shard.labels, np.int32)
+    table, names = _read_entries(storage, shard.entries)
+    with reading(storage.uri, shard.labels.path):
+        if len(local_codes) and not -1 <= local_codes.min() <= local_codes.max() < len(names):
+            raise ValueError("it has codes of labels that there are not")
+    vectors_ND = mapped_vectors(storage, shard.vectors, dimension, hashed=hashed) if shard.vectors else None
+    with reading(storage.uri, shard.ids.path):
+        rows = {len(ids_N), len(local_codes), len(table), len(ids_N) if vectors_ND is None else len(vectors_ND)}
+        if rows != {shard.rows}:
+            raise ValueError("the files of its shard have not as many rows")
+    make_finder = _finder_maker(storage, shard, index.parameters, vectors_ND, dimension, hashed=hashed)
+    translation = np.array([codes.setdefault(name, len(codes)) for name in names] + [-1], np.int32)
+    with reading(storage.uri, shard.ids.path):
+        return Block(
+            ids_N=ids_N,
+            codes_N=translation[local_codes],
+            vectors_ND=vectors_ND,
+            live_N=np.ones(len(ids_N), bool),
+            uris=table.column("uri"),
+            datasets=table.column("dataset"),
+            make_finder=make_finder,
+            kept={name: table.column(name) for name in table.column_names if name not in _TOLD},
+            read_vectors=lambda ids_N: read_embeddings(storage, files, ids_N, dimension),
+        )
+
+
+def read_ahead(storage: Storage, shards: Sequence[Shard]) -> bool:
+    """Read and hash the files of shards once, into the system's page cache, where there is room: whether there was.
+
+    They are mapped and searched at random, so that from a cold disk each question would wait for thousands of pages;
+    and what is altered is found before it is used. POSIX_FADV_WILLNEED reads no more than the device's own readahead.
+    """
+    files = [f for s in shards for f in (s.index, s.ids, s.labels, s.vectors, s.entries) if f is not None]
+    if sum(file.num_bytes for file in files) > _available_bytes() * SHARE_READ_AHEAD:
+        return False
+
+    def read(file: FileRef) -> None:
+        with contextlib.suppress(DamagedFile):  # of which `open_shard` tells
+            unaltered_path(storage, file)
+
+    if files:
+        with ThreadPoolExecutor(min(READERS, os.cpu_count() or 1)) as pool:
+            for _ in pool.map(read, sorted(files, key=lambda file: -file.num_bytes)):
+                pass
+    return True
+
+
+def _available_bytes() -> int:
+    """Memory that could be had without swapping; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
+
+
+def files_covered(shard: Shard, files: Sequence[RowsFile]) -> list[RowsFile]:
+    """The entries files that hold rows of a shard."""
+    return [f for f in files if any(first <= f.last_id and f.first_id <= last for first, last in shard.covers)]
+
+
+def _finder_maker(
+    storage: Storage, shard: Shard, parameters: str, vectors_ND: np.ndarray | None, dimension: int, *, hashed: bool
+) -> MakeFinder:
+    if shard.index is None:
+        with reading(storage.uri, shard.ids.path):
+            if vectors_ND is None:
+                raise ValueError("its shard has neither an index nor vectors")
+        exact_ND = vectors_ND
+        return lambda rows_N: ExactFinder(exact_ND, rows_N)
+    path = shard.index.path
+    faiss_index = read_faiss(storage, shard.index, hashed=hashed)
+    with reading(storage.uri, path):
+        if (faiss_index.ntotal, faiss_index.d) != (shard.rows, dimension):
+            raise ValueError(f"it holds {faiss_index.ntotal:,} vectors of {faiss_index.d} dimensions")
+        values = parsed(parameters)
+
+    def make_finder(rows_N: np.ndarray) -> Finder:
+        with reading(storage.uri, path):
+            return _Watched(storage.uri, path, faiss_index, values, rows_N, vectors_ND)
+
+    return make_finder
+
+
+class _Watched(ApproximateFinder):
+    """A finder in a file: what goes wrong in a search is damage of the file."""
+
+    def __init__(
+        self,
+        uri: str,
+        path: str,
+        index: faiss.Index,
+        values: dict[str, int],
+        rows_N: np.ndarray,
+        vectors_ND: np.ndarray | None,
+    ) -> None:
+        self._uri, self._path = uri, path
+        super().__init__(index, values, rows_N, vectors_ND)
+
+    def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
+        with reading(self._uri, self._path):
+            return super().find(queries_QD, k)
+
+
+def _write_array(storage: Storage, path: str, array: np.ndarray) -> FileRef:
+    with storage.publishing(path) as local:
+        with local.open("wb") as stream:
+            np.save(stream, array)
+        return describe(path, local, len(array))
+
+
+def _write_ipc(storage: Storage, path: str, table: pa.Table) -> FileRef:
+    with storage.publishing(path) as local:
+        with pa.ipc.new_file(str(local), table.schema) as writer:
+            writer.write_table(table)
+        return describe(path, local, table.num_rows)
+
+
+def _read_array(storage: Storage, file: FileRef, dtype: type[np.generic]) -> np.ndarray:
+    local = unaltered_path(storage, file)
+    with reading(storage.uri, file.path):
+        mapped: Literal["r"] | None = "r" if file.rows else None  # no bytes cannot be mapped
+        array: np.ndarray = np.load(local, mmap_mode=mapped, allow_pickle=False)
+        if (array.dtype, array.shape) != (dtype, (file.rows,)):
+            raise ValueError(f"it holds {array.dtype} {list(array.shape)} where {file.rows:,} numbers were written")
+    return array
+
+
+def _read_entries(storage: Storage, file: FileRef) -> tuple[pa.Table, list[str]]:
+    """What is told of the rows, mapped, each value of it validated; and the names of the labels."""
+    local = unaltered_path(storage, file)
+    with reading(storage.uri, file.path):
+        table = pa.ipc.open_file(pa.memory_map(str(local))).read_all()
+        table.validate(full=True)
+        names = json.loads(table.schema.metadata[_LABELS])
+        if any(table.schema.field(name).type != pa.string() or table[name].null_count for name in _TOLD):
+            raise ValueError("it has rows without a uri or a dataset")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("its labels are no names")  # of the file's contents
+    return table, names
+
+
+def without_entries(
+    storage: Storage,
+    folder: str,
+    index: Index,
+    shard: Shard,
+    dimension: int,
+    erased: np.ndarray,
+    files: Sequence[RowsFile],
+) -> Shard | None:
+    """Write a shard anew below `folder` without some entries (ids int64 [N]); None when no row is left.
+
+    `files` are entries files that hold what stays, in which its vectors are looked up where the shard keeps none.
+    The trained quantizer is the same; labels that only erased entries had are gone. Raises DamagedFile.
+    """
+    ids_N = _read_array(storage, shard.ids, np.int64)
+    kept_N = np.flatnonzero(~np.isin(ids_N, erased))
+    if not len(kept_N):
+        return None
+    table, names = _read_entries(storage, shard.entries)
+    codes_N = _read_array(storage, shard.labels, np.int32)[kept_N]
+    used = np.unique(codes_N[codes_N >= 0])
+    table = table.replace_schema_metadata({_LABELS: json.dumps([names[code] for code in used])})
+    vectors_ND = mapped_vectors(storage, shard.vectors, dimension) if shard.vectors else None
+    changes: dict[str, object] = {
+        "rows": len(kept_N),
+        "ids": _write_array(storage, f"{folder}{IDS_FILE}", ids_N[kept_N]),
+        "labels": _write_array(storage, f"{folder}{LABELS_FILE}", _renumbered(codes_N, used)),
+        "entries": _write_ipc(storage, f"{folder}{ENTRIES_FILE}", table.take(pa.array(kept_N))),
+    }
+    if vectors_ND is not None:
+        changes["vectors"] = write_vectors(storage, f"{folder}{VECTORS_FILE}", vectors_ND, kept_N)
+    if shard.index is not None and index.trained is not None:
+        populated = read_faiss(storage, index.trained, mapped=False)
+        for start in range(0, len(kept_N), ROWS_COPIED):
+            rows = kept_N[start : start + ROWS_COPIED]
+            if vectors_ND is not None:
+                added_ND = vectors_ND[rows]
+            else:
+                added_ND = read_embeddings(storage, files, ids_N[rows], dimension)
+            populated.add(np.ascontiguousarray(added_ND, np.float32))
+        changes["index"] = write_faiss(storage, f"{folder}{FAISS_FILE}", populated)
+    return shard.model_copy(update=changes)
+
+
+def shard_ids(storage: Storage, shard: Shard) -> np.ndarray:
+    """The entry ids of a shard, int64 [N] ascending. Raises DamagedFile."""
+    return _read_array(storage, shard.ids, np.int64)
+
+
+def _renumbered(codes_N: np.ndarray, used: np.ndarray) -> np.ndarray:
+    """Label codes int32 [N] as positions in the codes in use (ascending); -1 stays."""
+    positions: np.ndarray = np.where(codes_N >= 0, np.searchsorted(used, codes_N), -1).astype(np.int32)
+    return positions

@@ -1,0 +1,317 @@
+"""Deciding about a whole source: planned once, cut into parts, done by the same workers as an add, continued if killed.
+
+The decisions lie at a place of their own, which need not be near the memory:
+
+    job.json                            what is decided about, by which version and how; whoever repeats it goes on
+    plan/ containers/                   the frozen source
+    decisions/PART-ATTEMPT.parquet      one row an image, in the order of the source
+    rejected/PART-ATTEMPT.parquet       the images that could not be read
+    done/PART.json                      the completion mark of a part; names its files
+"""
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline.decisions.decision import Decision
+from pipeline.decisions.question import Question
+from pipeline.embeddings.decoding import Decoding
+from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.parts import PartEmbedder, Work
+from pipeline.embeddings.stages import Stages
+from pipeline.embeddings.tally import Reject, Tally, read_rejects
+from pipeline.errors import FormatError, UsageError
+from pipeline.images.containers.container import Choice
+from pipeline.images.sources.listing import Listing
+from pipeline.index.search.live_entries import LiveEntries
+from pipeline.progress import OnProgress, ignore_progress
+from pipeline.questions import answering
+from pipeline.store.layout import FOLDERS_OF_A_JOB, JOB, ROWS_OF_A_JOB
+from pipeline.store.log.state import State
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments.part_marks import PartMark, publish, read_marks
+from pipeline.store.segments.reservations import Reservation, freeze
+from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
+from pipeline.store.storage.open_storage import open_storage
+
+DECIDED_AT_ONCE = 1_024
+
+NEIGHBOR = pa.struct(
+    [
+        pa.field("rank", pa.int32()),
+        pa.field("id", pa.int64()),
+        pa.field("uri", pa.string()),
+        pa.field("label", pa.string()),
+        pa.field("similarity", pa.float32()),
+        pa.field("reliability", pa.float64()),
+        pa.field("weight", pa.float64()),
+    ]
+)
+DECISIONS = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),  # part << 20 | row, as the source was planned
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("source_label", pa.string()),  # what the source says it is
+        pa.field("label", pa.string()),
+        pa.field("confidence", pa.float64(), nullable=False),
+        pa.field("margin", pa.float64(), nullable=False),
+        pa.field("abstained", pa.bool_(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("votes", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("neighbors", pa.list_(NEIGHBOR), nullable=False),
+        pa.field("version", pa.int64(), nullable=False),
+    ]
+)
+
+
+class Job(BaseModel):
+    """What `job.json` says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    memory: str
+    version: int
+    options: dict
+    reservation: Reservation
+
+
+@dataclass(frozen=True)
+class BulkReport:
+    """What a job came to. `resumed` images were done by an earlier run of it.
+
+    `rejects` are the first of the `rejected` images.
+    """
+
+    out: str
+    version: int
+    planned: int
+    decided: int
+    rejected: int
+    rejects: tuple[Reject, ...]
+    seconds: float
+    resumed: int
+    stages: Stages = field(default_factory=Stages)
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this run alone."""
+        return (self.planned - self.resumed) / self.seconds if self.seconds else 0.0
+
+    def to_json(self) -> dict:
+        """The report as a JSON object."""
+        return {
+            "out": self.out,
+            "version": self.version,
+            "planned": self.planned,
+            "decided": self.decided,
+            "rejected": self.rejected,
+            "images_per_second": round(self.images_per_second, 1),
+            "seconds": round(self.seconds, 2),
+            "resumed": self.resumed,
+            "stages": self.stages.to_json(),
+            "bound_by": (self.stages.verdict() or (None,))[0],
+            "rejects": [asdict(reject) for reject in self.rejects],
+        }
+
+
+@dataclass(frozen=True)
+class Decide:
+    """The work of a job: each part becomes decisions by one version of a memory."""
+
+    memory: Storage
+    out: Storage
+    version: int
+    question: Question
+    reservation: Reservation
+
+    def open(
+        self,
+        num_cpus: int,
+        node: str | None = None,
+        encoder: Encoder | None = None,
+        decoding: Decoding | None = None,
+    ) -> "_Decider":
+        state = VersionLog(self.memory).at(self.version)
+        live = LiveEntries.open(self.memory, state)
+        question = self.question
+        if question.label_set is not None:
+            live = live.in_label_set(self.memory, state, question.label_set)
+        if question.where is not None:
+            live = live.satisfying(self.memory, state, question.where, question.assume)
+
+        def load() -> Encoder:
+            return encoder or Encoder.open(self.memory, self.reservation.identity)
+
+        embedder = PartEmbedder(self.out, self.reservation, num_cpus, load, node, decoding)
+        return _Decider(self, live, embedder, node)
+
+
+class _Decider:
+    def __init__(self, work: Decide, live: LiveEntries, embedder: PartEmbedder, node: str | None) -> None:
+        self._work = work
+        self._live = live
+        self._embedder = embedder
+        self._node = node
+
+    def do(self, part: int) -> PartMark:
+        """Decide about one part and publish it."""
+        stages = Stages()
+        embedded = self._embedder.embed(part, stages)
+        kept = embedded.kept
+        uris = [embedded.items[row].uri for row in kept]
+        began = time.perf_counter()
+        decisions = [
+            decision
+            for start in range(0, len(kept), DECIDED_AT_ONCE)
+            for decision in answering.classify(
+                self._live,
+                embedded.vectors_ND[kept[start : start + DECIDED_AT_ONCE]],
+                uris[start : start + DECIDED_AT_ONCE],
+                self._work.question,
+                self._work.version,
+            )
+        ]
+        stages.model += time.perf_counter() - began
+        rows = [
+            {"id": int(embedded.ids_N[row]), "source_label": embedded.items[row].label, **_columns(decision)}
+            for row, decision in zip(kept, decisions, strict=True)
+        ]
+        tables = {"decisions": pa.Table.from_pylist(rows, schema=DECISIONS), "rejected": embedded.rejected()}
+        began = time.perf_counter()
+        seconds = stages.to_json()
+        mark = publish(
+            self._work.out,
+            self._work.reservation,
+            part,
+            tables,
+            seconds=seconds,
+            node=self._node,
+            decoded_on=embedded.decoded_on,
+        )
+        stages.writing = time.perf_counter() - began
+        return mark.model_copy(update={"seconds": stages.to_json()})
+
+    def described(self, part: int) -> str:
+        """What a part holds, in a few words for a message."""
+        return self._embedder.described(part)
+
+
+def _columns(decision: Decision) -> dict:
+    found = decision.to_json()
+    return {name: found[name] for name in DECISIONS.names if name in found and name != "votes"} | {
+        "votes": list(decision.votes.items()),
+        "neighbors": [{name: n[name] for name in NEIGHBOR.names} for n in found["neighbors"]],
+    }
+
+
+def run(
+    memory: Storage,
+    state: State,
+    listing: Listing,
+    labels: str,
+    question: Question,
+    out_uri: str,
+    work: Callable[[Work, Sequence[int]], Iterable[PartMark]],
+    max_rejected: float | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> BulkReport:
+    """Decide about every image of a source and write it to `out_uri`; `work` does the parts it is given.
+
+    Raises UsageError when other decisions lie there, and SourceError when too many images are rejected.
+    """
+    began = time.monotonic()
+    out = open_storage(out_uri)
+    job = _job(out, memory.uri, state, listing, labels, question)
+    marks = read_marks(out, job.reservation)
+    tally = Tally(out, job.reservation, marks.values(), max_rejected, on_progress)
+    resumed = tally.done
+    decide = Decide(memory, out, job.version, question, job.reservation)
+    for mark in work(decide, [part for part in range(job.reservation.num_parts) if part not in marks]):
+        marks[mark.part] = mark
+        tally.count(mark)
+    _tidy(out, marks.values())
+    rejected = [mark.rejected for _, mark in sorted(marks.items()) if mark.rejected]
+    return BulkReport(
+        out=out.uri,
+        version=job.version,
+        planned=tally.done,
+        decided=sum(mark.decisions.rows for mark in marks.values() if mark.decisions),
+        rejected=sum(mark.num_rejected for mark in marks.values()),
+        rejects=read_rejects(out, rejected),
+        seconds=time.monotonic() - began,
+        resumed=resumed,
+        stages=tally.stages,
+    )
+
+
+def _job(
+    out: Storage,
+    memory_uri: str,
+    state: State,
+    listing: Listing,
+    labels: str,
+    question: Question,
+) -> Job:
+    """The job that lies there already, if it is this one, or a new one. Raises UsageError for another."""
+    assert state.identity is not None  # noqa: S101  # checked by the caller, who has its encoder
+    said = _told(question) | {"labels": labels}
+    if listing.choice != Choice():
+        said |= {"exclude": list(listing.choice.exclude), "image_extension": listing.choice.extension}
+    about = {"source": listing.uri, "memory": memory_uri, "options": said, "identity": state.identity.fingerprint}
+    fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    if not out.exists(JOB):
+        if found := [name for name in out.list("") if name not in set(FOLDERS_OF_A_JOB) - set(ROWS_OF_A_JOB)]:
+            raise UsageError(f"{out.uri} has other files in it, such as {found[0]}: give --out a new place")
+        reservation = freeze(
+            out,
+            listing.images,
+            number=0,
+            fingerprint=fingerprint,
+            source=listing.uri,
+            dataset=listing.name,
+            identity=state.identity,
+            nonce=secrets.token_hex(8),
+            containers=listing.containers,
+            labels=labels,
+            exclude=listing.choice.exclude,
+            image_extension=listing.choice.extension,
+        )
+        job = Job(memory=memory_uri, version=state.version, options=said, reservation=reservation)
+        try:
+            create_own(out, JOB, job.model_dump_json(indent=1).encode())
+        except AlreadyExists:  # another process began the same a moment ago
+            out.delete([file.path for file in (reservation.plan, reservation.containers) if file])
+    try:
+        job = Job.model_validate_json(out.read(JOB))
+    except ValidationError as error:
+        raise FormatError(f"{JOB} at {out.uri} is not of this release, or damaged: give --out a new place") from error
+    if job.reservation.fingerprint != fingerprint:
+        raise UsageError(
+            f"{out.uri} holds decisions about {job.reservation.source} by {job.memory}, or made with other options: "
+            "give --out a new place, or repeat the command as it was"
+        )
+    return job
+
+
+def _told(question: Question) -> dict:
+    """A question as a job file tells it; jobs of earlier releases are told by it, so that it stays as it is."""
+    document = question.to_json()
+    del document["voting"], document["balance"]
+    return document | {"rule": asdict(question.rule), "auto_balance": False}
+
+
+def _tidy(out: Storage, marks: Iterable[PartMark]) -> None:
+    """Remove what workers that were killed left beside the files of the parts, which a query would take for more."""
+    named = {file.path for mark in marks for file in (mark.decisions, mark.rejected) if file}
+    out.delete([path for path in _written(out) if path not in named])
+
+
+def _written(out: Storage) -> Iterator[str]:
+    for kind in ROWS_OF_A_JOB:
+        yield from (f"{kind}/{name}" for name in out.list(kind))

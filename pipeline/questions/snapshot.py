@@ -1,0 +1,56 @@
+"""A memory at one version, opened: whatever answers a question answers from one of these."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pipeline.decisions.decision import Decision, Neighbor
+from pipeline.index.search.live_entries import LiveEntries
+from pipeline.questions.page import explanation_page
+from pipeline.store.log.state import State
+from pipeline.store.lookup.kept_values import read_kept
+from pipeline.store.lookup.originals import read_originals
+from pipeline.store.lookup.thumbnails import read_thumbnails
+from pipeline.store.storage.interface import Storage
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a version, and the entries that can be found in it, opened when they are first asked for.
+
+    Reading raises DamagedFile, also where an erasure has removed a file since: `steady` tells these two apart.
+    """
+
+    storage: Storage
+    state: State
+    open: Callable[[], LiveEntries]
+
+    @cached_property
+    def live(self) -> LiveEntries:
+        """The entries that can be found. Raises DamagedFile."""
+        return self.open()
+
+    def with_kept(self, neighbors: Sequence[Sequence[Neighbor]]) -> list[tuple[Neighbor, ...]]:
+        """The neighbours of some queries with their values in kept columns."""
+        if not self.state.kept:
+            return [tuple(each) for each in neighbors]
+        ids = sorted({neighbor.id for each in neighbors for neighbor in each})
+        values = read_kept(self.storage, self.state, ids)
+        return [tuple(replace(n, kept=values.get(n.id, {})) for n in each) for each in neighbors]
+
+    def decision_with_kept(self, decision: Decision) -> Decision:
+        """A decision whose neighbours have their values in kept columns."""
+        [neighbors] = self.with_kept([decision.neighbors])
+        return replace(decision, neighbors=neighbors)
+
+    def page(self, decision: Decision) -> str:
+        """A decision as a self-contained HTML page: thumbnails kept with the entries, else made from their files."""
+        ids = [neighbor.id for neighbor in decision.neighbors]
+        thumbnails = read_thumbnails(self.storage, self.state, ids)
+        originals = read_originals(self.storage, self.state, _without(ids, thumbnails))
+        return explanation_page(decision, self.storage.uri, thumbnails, originals)
+
+
+def _without(ids: Sequence[int], known: Iterable[int]) -> list[int]:
+    known = set(known)
+    return [entry_id for entry_id in ids if entry_id not in known]

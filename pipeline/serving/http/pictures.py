@@ -1,0 +1,88 @@
+"""Pictures of entries for whoever asks: made by threads of their own, so many at once, each within its time.
+
+Nothing else waits for these threads: a source that is slow, large or gone makes pictures wait, and nothing besides.
+"""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+
+from pipeline.errors import Overloaded, Unavailable
+from pipeline.images.decoding.decode import Rejected
+from pipeline.images.entry_pictures import READ_BYTES, Roots, picture_of
+from pipeline.images.reading.bounded import Bound
+from pipeline.serving.service.group import Entry
+from pipeline.serving.service.service import Limits
+
+PICTURE_PIXELS = 512  # a side
+THREADS = 2  # each of them holds READ_BYTES at most, what is unpacked of it, and pixels
+UNDER_WAY = 64  # pictures asked for and not answered: a page of neighbours
+RETRY_SECONDS = 1.0
+
+
+class Pictures:
+    """Makes pictures, from what adds read and from what lies below `roots`."""
+
+    def __init__(self, limits: Limits, roots: Roots = ()) -> None:
+        self._limits, self._roots = limits, roots
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="picture")
+        self._counting = threading.Lock()
+        self._under_way = 0  # begun, or waiting for a thread: what was given up counts until a thread has seen that
+
+    async def of(self, entry: Entry, gone: Coroutine[Any, Any, None]) -> bytes | None:
+        """A JPEG of an entry: from its source while that has the bytes it was remembered by, else its thumbnail.
+
+        None where there is neither. Reading ends when `gone` does, for then nobody waits any more. Raises Overloaded,
+        Unavailable where it takes too long, and ClientDisconnect.
+        """
+        seconds = self._limits.timeout_seconds
+        bound = Bound(READ_BYTES, seconds)
+        left = asyncio.ensure_future(gone)
+        try:
+            made = self._begin(entry, bound)
+            either: list[asyncio.Future[Any]] = [made, left]
+            await asyncio.wait(either, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            if made.done():
+                return made.result()
+            if left.done():
+                left.result()  # it may have sent too much rather than have left
+                raise ClientDisconnect
+            raise Unavailable(f"the picture was not made within {seconds:g} s: ask again later")
+        finally:
+            bound.give_up()
+            if left.done() and not left.cancelled():
+                left.exception()
+            left.cancel()
+
+    def stop(self) -> None:
+        """Make no more."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _begin(self, entry: Entry, bound: Bound) -> "asyncio.Future[bytes | None]":
+        with self._counting:
+            if self._under_way >= UNDER_WAY:
+                raise Overloaded("more pictures are asked for than can be made in time: ask again later", RETRY_SECONDS)
+            self._under_way += 1
+        made = asyncio.wrap_future(self._pool.submit(self._made, entry, bound))
+        made.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may wait any more
+        return made
+
+    def _made(self, entry: Entry, bound: Bound) -> bytes | None:
+        try:
+            bound.check()
+            return picture_of(
+                entry.original,
+                PICTURE_PIXELS,
+                roots=self._roots,
+                bound=bound,
+                max_pixels=self._limits.image_pixels,
+            )
+        except Rejected:  # why is no business of whoever asks: it tells what lies on this machine
+            return entry.thumbnail
+        finally:
+            with self._counting:
+                self._under_way -= 1

@@ -1,0 +1,234 @@
+"""The groups that answer together: each with its queue, whether it is missing, and what its labels stand for.
+
+Shapes: C labels.
+"""
+
+import asyncio
+import time
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from pipeline.decisions.found import Standing, joined
+from pipeline.errors import (
+    EncoderError,
+    QuestionFailed,
+    SourceError,
+    Superseded,
+    TooLate,
+    UnknownName,
+    UsageError,
+    VisualMemoryError,
+)
+from pipeline.index.search.sampling import Sample
+from pipeline.plain_log import plain_logger
+from pipeline.recent import Recent
+from pipeline.serving.service.aside import Aside
+from pipeline.serving.service.batching import MicroBatcher
+from pipeline.serving.service.group import Answer, Asked, Edition, Looked, Subject
+
+STANDINGS_BYTES = 64 << 20  # of what labels stand for, by label sets and expressions: they need not be sent again
+LABEL_BYTES = 80  # of one label among them, about
+MANY_LABELS = 10_000  # that are joined away from the event loop; so many take about 5 ms
+QUERIES_A_CALL = 256  # that go to a group together
+CALLS_AT_ONCE = 2  # to a group: while one is on its way the other is worked at
+HEAVY_AT_ONCE = 1  # calls of batches, and of questions with a filter or assumptions
+SETTLING_SECONDS = 5.0  # in which a group that answers takes note of what is answered by
+CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
+
+logger = plain_logger(__name__)
+
+
+_Joined = tuple[Standing, list[np.ndarray]]
+
+
+class GroupClient(Protocol):
+    """A group of shards, wherever it is."""
+
+    async def answer(self, asked: Sequence[Asked]) -> Sequence[Answer | VisualMemoryError]: ...
+
+    async def sample(self, subject: Subject, each: int) -> Sample: ...
+
+    async def entry(self, edition: Edition, entry_id: int) -> Looked: ...
+
+    async def prepare(self, edition: Edition) -> None:
+        """Open a version in every replica."""
+
+    async def settle(self, edition: Edition) -> None:
+        """Let every replica say that this is answered by."""
+
+
+@dataclass
+class Member:
+    """A group with its queues and what is known of it. What may take long waits in `heavy`, beside all others."""
+
+    number: int
+    client: GroupClient
+    queue: MicroBatcher[Asked, Answer]
+    heavy: MicroBatcher[Asked, Answer]
+    missing: bool = False
+    standings: Recent[Standing] = field(default_factory=lambda: Recent[Standing](STANDINGS_BYTES))
+
+
+class Members:
+    """All groups of a service. `grace_seconds` is how long one that was missing is waited for."""
+
+    def __init__(self, clients: Sequence[GroupClient], grace_seconds: float, aside: Aside) -> None:
+        self._grace_seconds = grace_seconds
+        self._aside = aside
+        self.all = [self._member(number, client) for number, client in enumerate(clients)]
+        self._edition = Edition(0, "")
+        self._joined = Recent[tuple[list[Standing], _Joined]](STANDINGS_BYTES)
+
+    async def prepare(self, edition: Edition, timeout: float) -> list[BaseException | None]:
+        """Have every group open a version; for each why it could not in `timeout` seconds, if so."""
+        opening = (asyncio.wait_for(member.client.prepare(edition), timeout) for member in self.all)
+        opened = await asyncio.gather(*opening, return_exceptions=True)
+        for member, error in zip(self.all, opened, strict=True):
+            if error is not None:
+                why = error or "not in time"
+                logger.warning("group %d could not open version %d: %s", member.number, edition.version, why)
+        return opened
+
+    async def settle(self, edition: Edition) -> None:
+        """Have every group that answers say that this is answered by, so that other ingresses go over to it."""
+        settling = (asyncio.wait_for(member.client.settle(edition), SETTLING_SECONDS) for member in self.all)
+        await asyncio.gather(*settling, return_exceptions=True)
+
+    def go_on_to(self, edition: Edition) -> None:
+        """Forget what was known of the labels of another version."""
+        self._edition = edition
+        self._joined.clear()
+        for member in self.all:
+            member.standings.clear()
+
+    async def ask(
+        self, asked: Asked, timeout: float, *, every: bool, party: Hashable = None, is_short: bool = False
+    ) -> tuple[list[Answer | None], bool]:
+        """The answer of each group, None where there is none in `timeout` seconds. Raises what is the caller's fault.
+
+        Also whether a group says that another version is answered by, or has closed this one. Missing groups are
+        waited for only a moment, unless `every` one is required. Parties (requests) take turns. By a question that has
+        less time than others (`is_short`), or takes longer, no group is taken for missing.
+        """
+        key = _key(asked.subject)
+        known = [None if asked.subject.assume else member.standings.get(key) for member in self.all]
+        futures = [
+            (member.heavy if asked.is_heavy else member.queue).ask(
+                replace(asked, standing=standing is None), party, len(asked.vectors_QD)
+            )
+            for member, standing in zip(self.all, known, strict=True)
+        ]
+        try:
+            await self._awaited(futures, timeout, every=every)
+            answers: list[Answer | None] = []
+            for member, future, standing in zip(self.all, futures, known, strict=True):
+                answer = self._answer_of(member, future, judged=not (is_short or asked.is_heavy))
+                answers.append(
+                    replace(answer, standing=standing) if answer is not None and standing is not None else answer
+                )
+            edition = _edition(asked.subject)
+            behind = any(answer is not None and edition.is_behind(answer.current) for answer in answers)
+            return answers, behind or any(map(_is_superseded, futures))
+        finally:
+            for future in futures:
+                if not future.cancel() and not future.cancelled():
+                    future.exception()  # those that are not raised are told to nobody
+
+    async def _awaited(self, futures: "Sequence[asyncio.Future[Answer]]", timeout: float, *, every: bool) -> None:
+        """Wait for groups that answer as long as there is time, and for missing ones only a moment.
+
+        For these too as long as there is time where `every` one is required, or there would be no answer at all.
+        """
+        until = time.monotonic() + timeout
+        while (left := until - time.monotonic()) > 0:
+            late = [f for f, m in zip(futures, self.all, strict=True) if not (f.done() or (m.missing and not every))]
+            if late:  # any of which may turn out to be missing
+                await asyncio.wait(late, timeout=min(left, self._grace_seconds))
+            elif not any(future.done() for future in futures):
+                await asyncio.wait(futures, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                break
+        if not all(future.done() for future in futures):
+            await asyncio.wait(futures, timeout=max(min(until - time.monotonic(), self._grace_seconds), 0))
+
+    async def _asked_twice(self, member: Member, asked: Sequence[Asked]) -> Sequence[Answer | Exception]:
+        """What a group answers; where a process of it died over that, what another does, or the same begun anew."""
+        try:
+            return await member.client.answer(asked)
+        except VisualMemoryError:
+            raise
+        except Exception as error:  # of many types, by what is between
+            if not member.missing:
+                logger.warning("group %d is missing (%s): asking again", member.number, type(error).__name__)
+            member.missing = True
+            return await member.client.answer(asked)
+
+    def _answer_of(self, member: Member, future: "asyncio.Future[Answer]", *, judged: bool) -> Answer | None:
+        error = future.exception() if future.done() else None
+        if isinstance(error, (*CALLERS_FAULT, QuestionFailed)):
+            raise error
+        if future.done() and error is None:
+            if member.missing:
+                logger.warning("group %d answers again", member.number)
+            member.missing = False
+            return future.result()
+        if isinstance(error, (Superseded, TooLate)):
+            return None
+        if not judged and (error is None or isinstance(error, VisualMemoryError)):
+            return None  # it is the question that took too long, or asked for what is damaged
+        if not member.missing:
+            logger.warning("group %d is missing: %s", member.number, error or "no answer in time")
+        member.missing = True
+        future.cancel()
+        return None
+
+    async def standing(self, subject: Subject, present: Sequence[tuple[Member, Answer]]) -> _Joined:
+        """What the labels stand for over all groups, and for each that answered what its codes mean in it.
+
+        Raises Overloaded.
+        """
+        key = _key(subject)
+        own: list[Standing] = []
+        for member, answer in present:
+            assert answer.standing is not None  # noqa: S101  # it was asked for where it was not known
+            own.append(answer.standing)
+            if not subject.assume and member.standings.get(key) is None and _edition(subject) == self._edition:
+                member.standings.put(key, answer.standing, LABEL_BYTES * len(answer.standing.labels))
+        together = tuple(map(id, own))
+        known = self._joined.get(together) if not subject.assume else None
+        if known is not None:
+            return known[1]
+        num_labels = sum(len(standing.labels) for standing in own)
+        found = await self._aside.run(lambda: joined(own)) if num_labels > MANY_LABELS else joined(own)
+        if not subject.assume:  # kept with what it was made of, so that no id is used again
+            self._joined.put(together, (own, found), 2 * LABEL_BYTES * num_labels)
+        return found
+
+    def known_standings(self, subject: Subject) -> list[Standing] | None:
+        """What the labels stand for in each group; None where it is not known of all."""
+        known = [member.standings.get(_key(subject)) for member in self.all]
+        return None if None in known else [standing for standing in known if standing is not None]
+
+    def _member(self, number: int, client: GroupClient) -> Member:
+        def queue(calls_at_once: int) -> MicroBatcher[Asked, Answer]:
+            return MicroBatcher(
+                lambda asked: self._asked_twice(member, asked), QUERIES_A_CALL, calls_at_once, QUERIES_A_CALL
+            )
+
+        member = Member(number, client, queue(CALLS_AT_ONCE), queue(HEAVY_AT_ONCE))
+        return member
+
+
+def _key(subject: Subject) -> tuple:
+    return subject.version, subject.nonce, subject.label_set, subject.where
+
+
+def _edition(subject: Subject) -> Edition:
+    return Edition(subject.version, subject.nonce)
+
+
+def _is_superseded(future: "asyncio.Future[Answer]") -> bool:
+    return future.done() and not future.cancelled() and isinstance(future.exception(), Superseded)

@@ -1,0 +1,551 @@
+"""One question across all groups: fanned out, merged, voted on, at one version, within its deadline.
+
+It knows groups, the encoder and the editor only by what can be asked of them, so that the same code answers over Ray
+and within one process. Everything here runs on one event loop. Shapes: Q queries, K neighbours, D dimensions.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from pipeline.deadline import Deadline
+from pipeline.decisions.decision import Decision, Neighbor
+from pipeline.decisions.found import Found, Standing, decide, joined, merged
+from pipeline.decisions.question import Answering, Question
+from pipeline.errors import (
+    Overloaded,
+    Unavailable,
+    UnknownName,
+    UsageError,
+    VisualMemoryError,
+)
+from pipeline.index.search.blocks import Scope
+from pipeline.index.search.filter_columns import kinds_of_columns
+from pipeline.index.search.filter_expression import parse
+from pipeline.index.search.sampling import Sample, asked_classes, each_of
+from pipeline.plain_log import plain_logger
+from pipeline.questions import answering
+from pipeline.serving.access import request_id
+from pipeline.serving.service.admission import Room
+from pipeline.serving.service.aside import Aside, Result
+from pipeline.serving.service.following import Following
+from pipeline.serving.service.group import MANY_QUERIES, Asked, Edition, Entry, Looked, Subject
+from pipeline.serving.service.group_clients import CALLERS_FAULT, GroupClient, Members
+from pipeline.serving.service.image_queue import EncoderClient, ImageQueue
+from pipeline.store.log.records import shards_of
+from pipeline.store.log.state import State
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.tombstones import read_tombstones
+
+BALANCES_KEPT = 64
+MAX_K_OF_AUTO = 500  # neighbours of each of up to 2,000 queries, by which a balance is chosen
+BALANCES_AT_ONCE = 4  # that are being chosen, each by thousands of queries
+SHORT_WHERE = 500  # characters of an expression that is read on the event loop, in about a millisecond
+ENTRIES_AT_ONCE = 64  # looked for; each is a read of a file or two in every group
+SECONDS_TO_BE_SEEN = 30.0  # by answers, after a change; one beside a new index may take longer
+EDITIONS_TRIED = 3  # in one answer, where versions come faster than it is made
+MANY_NEIGHBORS = 2_000  # that are made into an answer away from the event loop; so many take about 10 ms
+
+logger = plain_logger(__name__)
+
+
+class EditorClient(Protocol):
+    """Whoever changes the memory. Every call returns what was done as a JSON object with the new version."""
+
+    async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict: ...
+
+
+class Meter(Protocol):
+    """Takes note of what happens."""
+
+    def took(self, stage: str, seconds: float) -> None: ...
+
+    def answered(self, verb: str, version: int, shards: int, *, partial: bool) -> None: ...
+
+    def decided(self, confidence: float, *, abstained: bool) -> None: ...
+
+    def refused(self, status: int) -> None: ...
+
+
+class NoMeter:
+    """Takes no note."""
+
+    def took(self, stage: str, seconds: float) -> None: ...
+
+    def answered(self, verb: str, version: int, shards: int, *, partial: bool) -> None: ...
+
+    def decided(self, confidence: float, *, abstained: bool) -> None: ...
+
+    def refused(self, status: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server bears: queries and images under way, seconds of a request, and the size of what it is sent.
+
+    Pixels are those of one image, of all images of a request, and of all that are under way; a further scan of a JPEG
+    counts as an eighth of its pixels (`images.decode.Work.cost`).
+
+    `grace_seconds` is how long a group that was missing is waited for. `poll_seconds` is how often a new version is
+    looked for. `where_seconds` is what an expression may take over the entries of a group, as far as that can be told.
+    """
+
+    queries: int = 1_024
+    images: int = 128
+    timeout_seconds: float = 10.0
+    grace_seconds: float = 0.25
+    poll_seconds: float = 1.0
+    body_bytes: int = 32 << 20
+    image_pixels: int = 50_000_000
+    where_seconds: float = 1.0
+    request_pixels: int = 200_000_000
+    pixels: int = 400_000_000
+
+
+@dataclass(frozen=True)
+class How:
+    """How a request is to be answered, besides what is asked."""
+
+    require_all: bool = False
+    timeout_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Neighbours of each query, and who answered."""
+
+    neighbors: list[tuple[Neighbor, ...]]
+    version: int
+    shards_answered: int
+    shards_total: int
+    partial: bool
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A decision for each query; `partial` where a group or a shard is missing from them."""
+
+    decisions: list[Decision]
+    partial: bool
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    found: Found
+    standing: Standing
+    state: State
+    shards: int
+    known: frozenset[int]
+    partial: bool
+    groups_missing: int
+
+
+class Service:
+    """The memory at a storage, answered for by groups; `encoder` is None where its vectors were given without one."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        groups: Sequence[GroupClient],
+        encoder: EncoderClient | None,
+        editor: EditorClient | None = None,
+        limits: Limits = Limits(),
+        meter: Meter | None = None,
+    ) -> None:
+        self.limits = limits
+        self.place = storage.uri
+        self.aside = Aside()
+        self.meter: Meter = meter or NoMeter()
+        self.editor = editor
+        self._storage = storage
+        self._members = Members(groups, limits.grace_seconds, self.aside)
+        self._following = Following(storage, self._members, limits.poll_seconds)
+        self._images = ImageQueue(encoder, limits) if encoder is not None else None
+        self._balances: dict[tuple, float] = {}
+        self._choosing: dict[tuple, asyncio.Task[float]] = {}
+        self._queries = Room(limits.queries, MANY_QUERIES, "queries")
+        self._entries_under_way = 0
+        self._fresh: tuple[int, int] | None = None  # of a version
+        self._counting = asyncio.Lock()
+        self._counter = ThreadPoolExecutor(1, "status")
+
+    async def start(self) -> None:
+        """Have the newest version opened, and follow the memory from then on. Raises MemoryMissing."""
+        await self._following.start()
+
+    async def stop(self) -> None:
+        """Follow no more."""
+        await self._following.stop()
+        self._counter.shutdown(wait=False)
+        self.aside.stop()
+
+    @property
+    def state(self) -> State:
+        """The version that is answered by. Raises Unavailable before the first is open."""
+        state = self._following.state
+        if state is None:
+            raise Unavailable("the memory is being opened: ask again in a moment")
+        return state
+
+    @property
+    def dimension(self) -> int:
+        """That of the vectors of the memory; 0 while it has none."""
+        identity = self.state.identity
+        return identity.dimension if identity is not None else 0
+
+    @property
+    def opened(self) -> bool:
+        """Whether a version is open."""
+        return self._following.state is not None
+
+    def check_health(self) -> int:
+        """The version that is answered by. Raises Unavailable where none is, no group answers, or a newer one waits."""
+        version = self.state.version
+        if all(member.missing for member in self._members.all):
+            raise Unavailable("no part of the memory answers just now")
+        if (late := self._following.late) is not None:
+            raise Unavailable(late)
+        return version
+
+    async def refresh(self, beyond: Edition | None = None) -> int:
+        """Go over to the newest version; return the number of the one that is answered by. Raises Unavailable.
+
+        Where another than `beyond` is answered by already, nothing is done.
+        """
+        began = time.monotonic()
+        before = self._following.edition
+        version = await self._following.refresh(beyond)
+        if self._following.edition != before:
+            self.meter.took("refresh", time.monotonic() - began)
+        return version
+
+    def unit_vectors(self, embeddings: np.ndarray) -> np.ndarray:
+        """Embeddings as queries, float32 [Q, D] of unit length. Raises UsageError for what cannot be one."""
+        identity = self.state.identity
+        try:
+            return answering.unit_vectors(embeddings, identity.dimension if identity else 0)
+        except UsageError as error:
+            raise _about("embedding", error) from None
+
+    async def search(self, vectors_QD: np.ndarray, question: Question, how: How) -> Searched:
+        """The k nearest entries of each query (float32 [Q, D] of unit length), labelled or not; see `classify`."""
+        async with self._admitted(len(vectors_QD), how):
+            gathered = await self._gathered(vectors_QD, question, "live", how)
+            found, labels = gathered.found, gathered.standing.labels
+            neighbors = await self.worked(
+                len(vectors_QD) * question.k,
+                lambda: [found.neighbors(query, labels) for query in range(len(vectors_QD))],
+            )
+        total = _shards_total(gathered.state)
+        self.meter.answered("search", gathered.state.version, gathered.shards, partial=gathered.partial)
+        return Searched(neighbors, gathered.state.version, gathered.shards, total, gathered.partial)
+
+    async def classify(self, vectors_QD: np.ndarray, question: Question, how: How) -> Decided:
+        """A decision for each query (float32 [Q, D] of unit length).
+
+        Raises UsageError and UnknownName for what can never be answered, Overloaded, and Unavailable where no group
+        answers in time, or not all of them do and `how` requires it.
+        """
+        async with self._admitted(len(vectors_QD), how):
+            if question.balance == "auto":
+                question = question.balanced_by(await self._balance(question, how))
+            gathered = await self._gathered(vectors_QD, question, "labelled", how)
+            if not gathered.groups_missing:
+                answering.check_named(question, gathered.known)
+            began = time.monotonic()
+            why_empty = gathered.standing.why_empty(
+                question.label_set, question.where, excluding=bool(question.exclude)
+            )
+            version, total = gathered.state.version, _shards_total(gathered.state)
+            context = Answering(question, version, gathered.shards, total, why_empty)
+            uris = [None] * len(vectors_QD)
+            decisions = await self.worked(
+                len(uris) * question.k, lambda: decide(gathered.found, gathered.standing, context, uris)
+            )
+            self.meter.took("decide", time.monotonic() - began)
+        self.meter.answered("classify", gathered.state.version, gathered.shards, partial=gathered.partial)
+        for decision in decisions:
+            self.meter.decided(decision.confidence, abstained=decision.abstained)
+        return Decided(decisions, gathered.partial)
+
+    async def embed(self, images: Sequence[bytes], timeout_seconds: float | None = None) -> np.ndarray:
+        """Vectors float32 [Q, D] of the bytes of image files.
+
+        Raises SourceError naming the first that cannot be used, UsageError where no encoder is known, Overloaded, and
+        Unavailable where it takes too long.
+        """
+        if self._images is None:
+            raise _about(
+                "image",
+                UsageError(
+                    "this memory was made of vectors without an encoder, which no image can be compared with: ask with "
+                    "an embedding"
+                ),
+            )
+        timeout = min(timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
+        began = time.monotonic()
+        try:
+            vectors_QD = await self._images.embed(images, timeout)
+        except CALLERS_FAULT as error:
+            raise _about("image", error) from None
+        self.meter.took("embed", time.monotonic() - began)
+        return vectors_QD
+
+    async def entry(self, entry_id: int) -> Entry:
+        """An entry of the version that is answered by. Raises UnknownName, or Unavailable where a group is missing."""
+        if not 0 <= entry_id < 1 << 63:
+            raise _about("id", UnknownName(f"id {entry_id} is no entry: `search` shows the ids there are"))
+        if self._entries_under_way >= ENTRIES_AT_ONCE:
+            raise Overloaded(f"{self._entries_under_way} entries are looked for already: ask again later")
+        self._entries_under_way += 1
+        try:
+            return await self._entry(entry_id)
+        finally:
+            self._entries_under_way -= 1
+
+    async def _entry(self, entry_id: int) -> Entry:
+        for _ in range(EDITIONS_TRIED):
+            edition = self._following.edition
+            looked = await self._looked_for(edition, entry_id)
+            if not any(one is None or edition.is_behind(one.current) for one in looked):
+                break
+            await self._refreshed(edition, self.limits.timeout_seconds)
+            if self._following.edition == edition:
+                break
+        for one in looked:
+            if one is not None and one.entry is not None:
+                return one.entry
+        if None in looked:
+            raise Unavailable("a part of the memory does not answer just now: ask again later")
+        raise _about("id", UnknownName(f"id {entry_id} is no entry of version {edition.version}: it may be forgotten"))
+
+    async def _looked_for(self, edition: Edition, entry_id: int) -> list[Looked | None]:
+        """What each group has of an entry, None where it does not answer in time."""
+        tasks = [asyncio.ensure_future(member.client.entry(edition, entry_id)) for member in self._members.all]
+        try:
+            await asyncio.wait(tasks, timeout=self.limits.timeout_seconds)
+        finally:
+            for task in tasks:
+                task.cancel()  # which changes nothing of those that are done
+        return [None if task.cancelled() or not task.done() or task.exception() else task.result() for task in tasks]
+
+    async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
+        """Change the memory; what is asked from then on is answered by the new version. Raises Unavailable.
+
+        `answered_by` is an older version than the report's only where the new one could not be opened in time.
+        """
+        if self.editor is None:
+            raise Unavailable("this server only reads: start it with a token to change the memory")
+        report = await self._edited(self.editor, verb, arguments)
+        try:
+            await asyncio.wait_for(asyncio.shield(self.refresh()), SECONDS_TO_BE_SEEN)
+        except (TimeoutError, VisualMemoryError) as error:  # it is done all the same, and will be seen later
+            logger.warning("what was changed is not seen yet: %s", error)
+        return {**report, "answered_by": self.state.version}
+
+    async def _edited(
+        self, editor: EditorClient, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]
+    ) -> dict:
+        """What an editor did. Raises Unavailable where it died over that, or failed at it in a way nobody foresaw."""
+        try:
+            return await editor.edit(verb, arguments)
+        except VisualMemoryError:
+            raise
+        except Exception as error:  # of many types, by what is between
+            logger.exception("the editor did not answer to %s", verb)
+            raise Unavailable(
+                f"the process that changes the memory did not answer ({type(error).__name__}): this may or may not "
+                "have been done, so look before you ask again"
+            ) from error
+
+    async def worked(self, num_neighbors: int, work: Callable[[], Result]) -> Result:
+        """What some work gives, done away from the event loop where it is about many neighbours."""
+        return await self.aside.run(work) if num_neighbors > MANY_NEIGHBORS else work()
+
+    async def status(self) -> dict:
+        """What is served, as a JSON object."""
+        state = self.state
+        identity = state.identity
+        async with self._counting:  # counted once for a version, whoever asks
+            if self._fresh is None or self._fresh[0] != state.version:
+                counting = asyncio.get_running_loop().run_in_executor(self._counter, live_fresh, self._storage, state)
+                self._fresh = state.version, await counting
+            fresh = self._fresh[1]
+        return {
+            "version": state.version,
+            "newest_version": self._following.newest,
+            "entries": state.num_live,
+            "fresh": fresh,
+            "dimension": identity.dimension if identity else 0,
+            "encoder": identity.encoder if identity else None,
+            "takes_images": self._images is not None,
+            "takes_edits": self.editor is not None,
+            "label_sets": sorted(label_set.name for label_set in state.label_sets),
+            "shards_total": _shards_total(state),
+            "groups": [{"group": member.number, "answers": not member.missing} for member in self._members.all],
+        }
+
+    async def _refreshed(self, beyond: Edition, timeout: float) -> None:
+        """Go over to what other ingresses answer by, if it is another than `beyond` and can be done in time."""
+        with contextlib.suppress(TimeoutError, VisualMemoryError):
+            await asyncio.wait_for(asyncio.shield(self.refresh(beyond)), max(timeout, 0))
+
+    def _timeout(self, how: How) -> float:
+        return min(how.timeout_seconds or self.limits.timeout_seconds, self.limits.timeout_seconds)
+
+    def _admitted(self, queries: int, how: How) -> contextlib.AbstractAsyncContextManager[None]:
+        return self._queries.taken(queries, request_id() or object(), Deadline(self._timeout(how)))
+
+    async def _check_cost(self, state: State, where: str) -> None:
+        """Raises UsageError for an expression that would take too long over so many entries."""
+
+        def cost_of() -> float:
+            return parse(where, kinds_of_columns(state)).cost
+
+        try:
+            nanoseconds = await self.aside.run(cost_of) if len(where) > SHORT_WHERE else cost_of()
+        except UsageError as error:
+            raise _about("where", error) from None
+        seconds = nanoseconds * state.num_entries / len(self._members.all) / 1e9
+        if seconds > self.limits.where_seconds:
+            raise _about(
+                "where",
+                UsageError(
+                    f"where would take about {seconds:.1f} s over {state.num_entries:,} entries, and "
+                    f"{self.limits.where_seconds:g} s are taken: give fewer terms, above all of LIKE"
+                ),
+            )
+
+    async def _gathered(
+        self,
+        vectors_QD: np.ndarray,
+        question: Question,
+        scope: Scope,
+        how: How,
+        own: Sample | None = None,
+    ) -> _Gathered:
+        began, timeout = time.monotonic(), self._timeout(how)
+        deadline = Deadline(timeout)
+        if question.where is not None:
+            await self._check_cost(self.state, question.where)
+        for tries in itertools.count():
+            state, edition = self.state, self._following.edition
+            asked = Asked(
+                Subject.of(question, edition),
+                vectors_QD,
+                question.k,
+                scope,
+                tuple(sorted(question.exclude)),
+                named=question.named_ids,
+                deadline=deadline,
+            )
+            if own is not None:
+                asked = replace(asked, own_Q=own.ids_N, own_digests_Q=own.digests_N)
+            is_short = timeout < self.limits.timeout_seconds
+            answers, behind = await self._members.ask(
+                asked, deadline.left, every=how.require_all, party=request_id(), is_short=is_short
+            )
+            if behind and tries < EDITIONS_TRIED:
+                await self._refreshed(edition, deadline.left)
+                continue
+            if all(answers) or edition == self._following.edition:  # else it may be that the version was just closed
+                break
+        present = [(member, answer) for member, answer in zip(self._members.all, answers, strict=True) if answer]
+        missing = len(self._members.all) - len(present)
+        shards = sum(answer.shards for _, answer in present)
+        total = _shards_total(state)
+        if not present:
+            raise Unavailable("no part of the memory answers in time: ask again later")
+        if how.require_all and (missing or shards < total):
+            raise Unavailable(
+                f"{missing} of {len(self._members.all)} groups and {total - shards} of {total} shards are missing, and "
+                "all were required: ask again later, or take a partial answer"
+            )
+        standing, translations = await self._members.standing(asked.subject, present)
+        parts = [
+            replace(answer.found, codes_QK=translation[answer.found.codes_QK])
+            for (_, answer), translation in zip(present, translations, strict=True)
+        ]
+        self.meter.took("search", time.monotonic() - began)
+        known = frozenset().union(*(answer.known for _, answer in present))
+        partial = bool(missing) or shards < total
+        return _Gathered(merged(parts, question.k), standing, state, shards, known, partial, missing)
+
+    async def _balance(self, question: Question, how: How) -> float:
+        """The balance that `auto` stands for, chosen once for a version, whoever asks meanwhile."""
+        if question.k > MAX_K_OF_AUTO:
+            raise _about("balance", UsageError(f"auto takes k up to {MAX_K_OF_AUTO}: ask for less, or give a number"))
+        key = (self._following.edition, question.k, question.voting, question.label_set, question.where)
+        if key in self._balances:
+            return self._balances[key]
+        if key not in self._choosing:
+            if len(self._choosing) >= BALANCES_AT_ONCE:
+                raise Overloaded("balances are being chosen for others: ask again later, or give a number")
+            task = asyncio.get_running_loop().create_task(self._chosen_balance(question, key))
+            self._choosing[key] = task
+            task.add_done_callback(lambda done: self._chose(key, done))
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._choosing[key]), self._timeout(how))
+        except TimeoutError:
+            raise Unavailable("the balance is not chosen yet: ask again in a moment, or give a number") from None
+
+    def _chose(self, key: tuple, task: asyncio.Task[float]) -> None:
+        del self._choosing[key]
+        if not task.cancelled():
+            task.exception()  # told to those who wait, if any do
+
+    async def _chosen_balance(self, question: Question, key: tuple) -> float:
+        state, whole = self.state, How(require_all=True)
+        about = replace(question, exclude=(), weigh={}, assume={}, balance=0.0)
+        subject = Subject.of(about, self._following.edition)
+        probe_1D = self.unit_vectors(np.ones((1, state.identity.dimension if state.identity else 1)))
+        standing = (await self._gathered(probe_1D, replace(about, k=1), "labelled", whole)).standing
+        if not standing.counts_C.any():
+            return 0.0
+        each = each_of(standing.counts_C)
+        samples = await asyncio.gather(*(member.client.sample(subject, each) for member in self._members.all))
+        known = self._members.known_standings(subject)
+        if known is None:  # a newer version has come meanwhile
+            return await self._chosen_balance(question, key)
+        _, translations = joined(known)
+        codes_N = np.concatenate([t[s.codes_N] for s, t in zip(samples, translations, strict=True)])
+        ids_N, vectors_ND, digests_N = (
+            np.concatenate([getattr(s, name) for s in samples]) for name in ("ids_N", "vectors_ND", "digests_N")
+        )
+        asked = asked_classes(standing.labels, standing.counts_C)
+        sample = Sample(ids_N, codes_N, vectors_ND, digests_N).least(each).of(asked)
+        gathered = await self._gathered(sample.vectors_ND.astype(np.float32), about, "labelled", whole, own=sample)
+        found = gathered.found
+        counts_C = gathered.standing.counts_C
+        balance = await self.aside.run(
+            lambda: answering.balance_by(sample, found.similarities_QK, found.codes_QK, counts_C, about.rule, about.k)
+        )
+        if len(self._balances) >= BALANCES_KEPT:
+            self._balances.pop(next(iter(self._balances)))
+        self._balances[key] = balance
+        return balance
+
+
+def live_fresh(storage: Storage, state: State) -> int:
+    """Entries that no shard covers and that are not forgotten."""
+    if state.index is None:
+        return state.num_live
+    forgotten_N = read_tombstones(storage, state.tombstones)
+    return state.num_fresh - int((shards_of(forgotten_N, state.index) < 0).sum())
+
+
+def _about(name: str, error: VisualMemoryError) -> VisualMemoryError:
+    """The error, which says from then on what field of a request it is about."""
+    error.field = name
+    return error
+
+
+def _shards_total(state: State) -> int:
+    return len(state.index.shards) if state.index is not None else 0

@@ -1,0 +1,343 @@
+"""Whether what the versions say and what the files hold agree, version by version.
+
+Versions have most of what they say in common. Only what a version changed is looked at, except where one was set as a
+whole. What cannot be known, because a file is damaged, is not held against the rest.
+"""
+
+import itertools
+from collections.abc import Generator, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from pipeline.store.checks.file_contents import Facts, off_unit
+from pipeline.store.checks.findings import Finding, damage
+from pipeline.store.checks.version_files import Step
+from pipeline.store.layout import commit_path
+from pipeline.store.log.records import Index, Segment, Shard, Single, shards_of
+from pipeline.store.log.single_adds import thumbnails_of_singles, vectors_of_singles
+from pipeline.store.log.state import State
+from pipeline.store.segments.reservations import SINGLES
+from pipeline.store.storage.file_refs import FileRef, RowsFile
+from pipeline.store.tables.ids import first_id, split_id
+from pipeline.store.tables.kept_columns import KeptColumn
+
+JPEG = b"\xff\xd8"  # how one begins
+
+_NONE = np.empty(0, np.int64)
+
+
+class Agreement:
+    """Checks one version after the other; `facts` are what is known of the files with ids that are whole."""
+
+    def __init__(self, facts: Mapping[str, Facts]) -> None:
+        self._facts = facts
+        self._seen: dict[tuple[int, ...], object] = {}  # by identity; kept alive, so that no other gets its number
+        self._tombstones: tuple[FileRef, ...] = ()
+        self._forgotten = _NONE
+        self._all_forgotten_known = True
+        self.numbers: set[int] = set()
+
+    def check(self, step: Step) -> Iterator[Finding]:
+        """What does not agree in one version. Versions are to be given in order."""
+        state = step.after
+        if state is None:
+            return
+        before = State() if step.before is None or step.is_whole else step.before
+        path = commit_path(step.number)
+        for what in self._disagreements(state, before, step.is_whole):
+            yield damage(path, what)
+
+    def _disagreements(self, state: State, before: State, wholly: bool) -> Iterator[str]:
+        self.numbers |= {segment.number for segment in state.segments} | set(state.retired)
+        if state.singles is not None:
+            self.numbers.add(state.singles.segment)
+        yield from self._identity(state)
+        if state.segments is not before.segments or state.packs is not before.packs:
+            yield from self._segments(state)
+        yield from self._pending(state, before)
+        forgotten_now = yield from self._forget(state, wholly)
+        missing = self._missing(state, forgotten_now)
+        if len(missing):
+            yield f"forgets {len(missing):,} ids that are no entries, the first {missing[0]}"
+        yield from self._labels(state, before)
+        if state.index is not None:
+            moved = state.segments is not before.segments or state.packs is not before.packs
+            yield from self._index(state, state.index, wholly, moved)
+
+    def _is_new(self, *parts: object) -> bool:
+        """Whether these very objects have not been looked at together yet."""
+        key = tuple(id(part) for part in parts)
+        if key in self._seen:
+            return False
+        self._seen[key] = parts
+        return True
+
+    # Segments
+
+    def _identity(self, state: State) -> Iterator[str]:
+        if state.identity is None:
+            if state.segments:
+                yield "has entries and names no encoder"
+            return
+        if state.identity.is_given:
+            if state.weights is not None:
+                yield "names weights for vectors that were given without an encoder"
+        elif state.weights is None or state.weights.path != state.identity.weights_path:
+            yield "names other weights than its encoder's"
+
+    def _segments(self, state: State) -> Iterator[str]:
+        numbers = [segment.number for segment in state.segments]
+        if len(set(numbers)) != len(numbers):
+            yield "holds a segment twice"
+        for number in set(numbers) & set(state.retired):
+            yield f"holds segment {number}, which was retired"
+        if self._is_new(state.packs):
+            yield from self._order("packs", state.packs)
+        for file in state.packs:
+            if file.path in self._facts:
+                for number in set(np.unique(self._facts[file.path].ids_N >> 39).tolist()) - set(numbers):
+                    yield f"has entries of segment {number} in {file.path}, and no such segment"
+        for segment in state.segments:
+            if segment.fingerprint == SINGLES:
+                yield from self._singles(state, segment)
+            elif self._is_new(segment, state.packs):
+                yield from self._segment(state, segment)
+                yield from self._kept(state, segment)
+
+    def _singles(self, state: State, segment: Segment) -> Iterator[str]:
+        pending = sum(split_id(single.id)[0] == segment.number for single in state.pending)
+        stored = sum(file.rows for file in segment.entries)
+        if state.packs:
+            ids = self._entries(state, segment)
+            stored = len(ids) if ids is not None else segment.num_entries - pending
+        if not segment.planned == segment.num_entries == stored + pending:
+            yield f"tells of {segment.num_entries:,} single adds where {stored + pending:,} are there"
+        if state.singles is None:
+            yield "has single adds and does not say where the next goes"
+            return
+        if state.singles.segment == segment.number:
+            last = max([*(file.last_id for file in segment.entries), *(s.id for s in state.pending)], default=-1)
+            if last >= first_id(segment.number, 0) + state.singles.next_row:
+                yield "would give an id of a single add to another"
+        if self._is_new(segment.entries):
+            yield from self._order(f"segment {segment.number}", segment.entries)
+        if self._is_new(segment.thumbnails, segment.offsets):
+            for _, files in _beside_entries(segment):
+                yield from self._order(f"segment {segment.number}", files)
+            entries = self._entries(state, segment)
+            yield from self._beside(segment, entries) if entries is not None else ()
+
+    def _segment(self, state: State, segment: Segment) -> Iterator[str]:
+        """A segment made from a plan: entries and rejected images are the planned ones, each once."""
+        name = f"segment {segment.number}"
+        if state.identity is not None and segment.identity != state.identity.fingerprint:
+            yield f"holds {name} of another encoder than its own"
+        for files in (segment.entries, segment.rejected, segment.thumbnails, segment.offsets):
+            yield from self._order(name, files)
+        if segment.planned != segment.num_entries + segment.num_rejected:
+            ends = f"{segment.num_entries:,} entries and {segment.num_rejected:,} rejected images"
+            yield f"tells of {ends} in {name} where {segment.planned:,} were planned"
+        planned = self._ids(segment.plan) if segment.plan is not None else _NONE
+        entries, rejected = self._entries(state, segment), self._all(segment.rejected)
+        for found, told, thing in (
+            (planned if segment.containers_from is None else None, segment.planned, "planned images"),
+            (entries, segment.num_entries, "entries"),
+            (rejected, segment.num_rejected, "rejected images"),
+        ):
+            if found is not None and len(found) != told:
+                yield f"tells of {told:,} {thing} in {name} where {len(found):,} are there"
+        if planned is None or entries is None or rejected is None:
+            return
+        if len(planned) and (planned[0] >> 39 != segment.number or planned[-1] >> 39 != segment.number):
+            yield f"has a plan of {name} with ids of another"
+        if not np.array_equal(_planned_one_by_one(segment, np.sort(np.concatenate([entries, rejected]))), planned):
+            yield f"has other entries and rejected images in {name} than were planned"
+        yield from self._beside(segment, entries)
+
+    def _beside(self, segment: Segment, entries: np.ndarray) -> Iterator[str]:
+        """What lies beside the entries of a segment is of those that there are."""
+        for kind, files in _beside_entries(segment):
+            found = self._all(files)
+            if found is not None and not np.isin(found, entries).all():
+                yield f"keeps {kind} in segment {segment.number} of what is no entry"
+
+    def _kept(self, state: State, segment: Segment) -> Iterator[str]:
+        """Every file with entries of a segment has its kept columns, as what they are or as texts."""
+        files = [file for file in _files_of(state, segment) if file.path in self._facts] if segment.kept else []
+        for file in files:
+            facts = self._facts[file.path]
+            if (facts.ids_N >> 39 == segment.number).any():
+                for column in segment.kept:
+                    if not {column, KeptColumn(name=column.name, type="string")} & {*facts.kept}:
+                        yield f"keeps {column.name} ({column.type}) of segment {segment.number}, not so in {file.path}"
+
+    def _order(self, name: str, files: Sequence[RowsFile]) -> Iterator[str]:
+        for below, above in itertools.pairwise(files):
+            if below.last_id >= above.first_id:
+                yield f"has files in {name} whose ids overlap or do not ascend: {below.path}, {above.path}"
+
+    # Entries and what is laid over them
+
+    def _pending(self, state: State, before: State) -> Iterator[str]:
+        """Single adds that no file holds yet, those of them that came with this version."""
+        known = len(before.pending) if state.pending[: len(before.pending)] == before.pending else 0
+        singles = state.pending[known:]
+        if not singles or state.identity is None:
+            return
+        ids = np.array([single.id for single in state.pending], np.int64)
+        if (np.diff(ids) <= 0).any():
+            yield "has single adds whose ids do not ascend"
+        if any(not single.uri or not single.dataset for single in singles):
+            yield "has single adds without a uri or a dataset"
+        yield from self._vectors(singles, state.identity.dimension)
+        yield from self._thumbnails(singles)
+        stored = state.model_copy(update={"pending": ()})
+        in_files = len(singles) - len(self._missing(stored, ids[known:], unknown_is_there=False))
+        if in_files:
+            yield f"has {in_files:,} single adds that lie in files too"
+
+    def _vectors(self, singles: Sequence[Single], dimension: int) -> Iterator[str]:
+        try:
+            wrong = off_unit(vectors_of_singles(singles, dimension))
+        except ValueError:  # binascii.Error is one
+            yield "has single adds whose vectors cannot be read"
+            return
+        if len(wrong):
+            yield f"has single adds whose vectors are not of unit length, the first of entry {singles[wrong[0]].id}"
+
+    def _thumbnails(self, singles: Sequence[Single]) -> Iterator[str]:
+        try:
+            jpegs = thumbnails_of_singles(singles)
+        except ValueError:
+            jpegs = {singles[0].id: b""}
+        if not all(jpeg.startswith(JPEG) for jpeg in jpegs.values()):
+            yield "has single adds whose thumbnails cannot be read"
+
+    def _forget(self, state: State, wholly: bool) -> Generator[str, None, np.ndarray]:
+        """Yields ids forgotten twice; returns those to look up among the entries."""
+        known = self._tombstones
+        if state.tombstones == known:
+            return self._forgotten if wholly else _NONE
+        grows = state.tombstones[: len(known)] == known
+        before = self._forgotten if grows else _NONE
+        added = state.tombstones[len(known) :] if grows else state.tombstones
+        ids = np.concatenate([_NONE, *(self._facts[f.path].ids_N for f in added if f.path in self._facts)])
+        self._tombstones, self._forgotten = state.tombstones, np.union1d(before, ids)
+        self._all_forgotten_known = all(file.path in self._facts for file in state.tombstones)
+        if len(self._forgotten) != len(before) + len(ids):
+            yield "forgets an id twice"
+        return self._forgotten if wholly else ids
+
+    def _labels(self, state: State, before: State) -> Iterator[str]:
+        known = before.labels
+        added = state.labels[len(known) :] if state.labels[: len(known)] == known else state.labels
+        sets = {label_set.name for label_set in state.label_sets} | {None}
+        for file in added:
+            facts = self._facts.get(file.path)
+            if facts is None:
+                continue
+            missing = self._missing(state, facts.ids_N)
+            if len(missing):
+                yield f"labels {len(missing):,} ids that are no entries, the first {missing[0]}"
+            for name in facts.label_sets - sets:
+                yield f"gives labels in the label set {name}, which it does not have"
+
+    def _missing(self, state: State, ids: np.ndarray, *, unknown_is_there: bool = True) -> np.ndarray:
+        """Those of some ids that are no entries of a state."""
+        if not len(ids):
+            return _NONE
+        ids = np.unique(ids)
+        there = np.isin(ids, [single.id for single in state.pending])
+        segments = {segment.number: segment for segment in state.segments}
+        for number in np.unique(ids >> 39).tolist():
+            segment = segments.get(number)
+            if segment is None:
+                continue
+            of_it = ids >> 39 == number
+            for file in _files_of(state, segment):
+                within = of_it & (ids >= file.first_id) & (ids <= file.last_id)
+                if within.any():
+                    held = self._ids(file)
+                    there[within] |= unknown_is_there if held is None else np.isin(ids[within], held)
+        return ids[~there]
+
+    # The index
+
+    def _index(self, state: State, index: Index, wholly: bool, moved: bool) -> Iterator[str]:
+        new = [shard for shard in index.shards if self._is_new(shard) or wholly]
+        if new or moved:
+            yield from self._covers(state, index)
+        for shard in new:
+            yield from self._shard(state, shard)
+
+    def _covers(self, state: State, index: Index) -> Iterator[str]:
+        """A file of entries is searched through one shard or exactly: no part of it otherwise than the rest."""
+        spans = np.array(sorted(span for shard in index.shards for span in shard.covers), np.int64).reshape(-1, 2)
+        if (spans[:-1, 1] >= spans[1:, 0]).any():
+            yield "searches entries through two shards"
+            return
+        for file in state.entries_files():
+            begin, end = (int(np.searchsorted(spans[:, 0], at, "right")) for at in (file.first_id, file.last_id))
+            inside = begin > 0 and file.last_id <= spans[begin - 1, 1]
+            outside = begin == end and (begin == 0 or file.first_id > spans[begin - 1, 1])
+            ids = None if inside or outside else self._ids(file)
+            if ids is not None and len(np.unique(shards_of(ids, index))) > 1:
+                yield f"does not search all of {file.path} in one way: a shard covers some of its entries"
+
+    def _shard(self, state: State, shard: Shard) -> Iterator[str]:
+        ids = self._ids(shard.ids)
+        if ids is None:
+            return
+        if shard.index is not None and shard.index.rows != shard.rows:
+            yield f"tells of {shard.index.rows:,} rows in {shard.index.path} where the shard has {shard.rows:,}"
+        missing = self._missing(state, ids)
+        if len(missing):
+            yield f"searches {len(missing):,} ids in shard {shard.number} that are no entries, the first {missing[0]}"
+        covered = np.zeros(len(ids), bool)
+        for first, last in shard.covers:
+            covered |= (ids >= first) & (ids <= last)
+            for file in state.entries_files():
+                held = self._ids(file) if file.last_id >= first and file.first_id <= last else None
+                if held is not None and self._all_forgotten_known:
+                    held = held[(held >= first) & (held <= last)]
+                    lost = np.setdiff1d(held[~np.isin(held, ids)], self._forgotten)
+                    if len(lost):
+                        yield f"covers {len(lost):,} entries of {file.path} with a shard that has not got them"
+        if not covered.all():
+            yield f"has entries in shard {shard.number} that its ranges do not cover"
+
+    # Ids by file
+
+    def _ids(self, file: FileRef) -> np.ndarray | None:
+        facts = self._facts.get(file.path)
+        return facts.ids_N if facts is not None else None
+
+    def _all(self, files: Sequence[FileRef]) -> np.ndarray | None:
+        """The ids of some files, None where one of them is not whole."""
+        lists = [self._ids(file) for file in files]
+        known = [ids for ids in lists if ids is not None]
+        return np.concatenate([_NONE, *known]) if len(known) == len(lists) else None
+
+    def _entries(self, state: State, segment: Segment) -> np.ndarray | None:
+        """The ids of a segment's entries, in files of its own or in packs; None where they cannot be known."""
+        first, end = first_id(segment.number, 0), (segment.number + 1) << 39
+        ids = self._all(_files_of(state, segment))
+        return ids[(ids >= first) & (ids < end)] if ids is not None else None
+
+
+def _beside_entries(segment: Segment) -> tuple[tuple[str, tuple[RowsFile, ...]], ...]:
+    """What is kept beside some of the entries of a segment, by kind."""
+    return ("thumbnails", segment.thumbnails), ("offsets", segment.offsets)
+
+
+def _files_of(state: State, segment: Segment) -> list[RowsFile]:
+    """The files that entries of a segment lie in; packs hold those of others too."""
+    first, last = first_id(segment.number, 0), first_id(segment.number + 1, 0) - 1
+    return [*segment.entries, *(file for file in state.packs if file.last_id >= first and file.first_id <= last)]
+
+
+def _planned_one_by_one(segment: Segment, ids_N: np.ndarray) -> np.ndarray:
+    """Those of some ids, ascending, that are not of images in containers."""
+    if segment.containers_from is None:
+        return ids_N
+    return ids_N[: np.searchsorted(ids_N, first_id(segment.number, segment.containers_from))]

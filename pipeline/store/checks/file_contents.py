@@ -1,0 +1,262 @@
+"""What every file that a version names holds: read once, hashed, and checked by itself and against its plan.
+
+What is needed to see whether files agree with each other (ids, mostly) is kept; embeddings are not. A file whose bytes
+are not those that were written is named once, and nothing more is asked of it.
+"""
+
+import functools
+import hashlib
+import io
+import itertools
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.errors import DamagedFile, MissingFile, NotPermitted
+from pipeline.progress import OnProgress, Progress
+from pipeline.store.checks.findings import Finding, damage, unread
+from pipeline.store.checks.inventory import Inventory
+from pipeline.store.checks.row_checks import PlanRows, ShardSides
+from pipeline.store.layout import Kind, kind_of
+from pipeline.store.storage.file_refs import UNREADABLE, FileRef, RowsFile
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.kept_columns import KeptColumn, kept_in
+from pipeline.store.tables.schemas import (
+    LABEL_MAP,
+    LABELS,
+    OFFSETS,
+    PLAN,
+    REJECTED,
+    THUMBNAILS,
+    TOMBSTONES,
+    embedding_matrix,
+    entries_schema,
+)
+
+THREADS = 3  # hashing and reading let go of the interpreter; more would hold more files in memory
+MAPPED_BYTES = 64 << 20  # larger files, and those of an index, are mapped where they lie instead of read
+PLANS_OPEN = 8
+MAX_NORM_ERROR = 0.01  # float16 has 11 significant bits: rounding moves the length of a unit vector by less than 0.001
+
+_SCHEMAS = {
+    "plan": PLAN,
+    "rejected": REJECTED,
+    "thumbnails": THUMBNAILS,
+    "offsets": OFFSETS,
+    "tombstones": TOMBSTONES,
+    "labels": LABELS,
+    "map": LABEL_MAP,
+}
+_OF_THE_IDENTITY = {"entries", "shard vectors"}  # only who knows the encoder knows what these should hold
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found in a file that is as it was written; `label_sets` are those that an overlay of labels names.
+
+    `kept` are the kept columns of entries.
+    """
+
+    ids_N: np.ndarray
+    label_sets: frozenset[str | None] = frozenset()
+    kept: tuple[KeptColumn, ...] = ()
+
+
+class Contents:
+    """Reads what an inventory lists; `facts` are known afterwards of each file with ids that is whole."""
+
+    def __init__(self, storage: Storage, inventory: Inventory) -> None:
+        self._storage = storage
+        self._inventory = inventory
+        self._schema = entries_schema(inventory.identity) if inventory.identity else None
+        self._open_plan = functools.lru_cache(PLANS_OPEN)(self._opened_plan)
+        self._shards = [ShardSides(shard) for shard in inventory.shards.values()]
+        self._sides = {
+            file.path: shard
+            for shard in self._shards
+            for file in (shard.shard.ids, shard.shard.labels, shard.shard.vectors, shard.shard.entries)
+            if file is not None
+        }
+        self._loading = threading.Lock()
+        self.facts: dict[str, Facts] = {}
+        self.broken: set[str] = set()
+
+    def read(self, on_progress: OnProgress) -> Iterator[Finding]:
+        """Read every file, those that others are compared with first. Yields what is wrong with each."""
+        files = sorted(self._inventory.files.values(), key=lambda file: file.path)
+        first = [kind_of(file.path) == "plan" or file.path in self._sides for file in files]
+        waves = [list(itertools.compress(files, first)), list(itertools.compress(files, (not each for each in first)))]
+        done = 0
+        with ThreadPoolExecutor(THREADS) as pool:
+            for wave in waves:
+                for findings in pool.map(self._checked, wave):
+                    yield from dict.fromkeys(findings)
+                    done += 1
+                    on_progress(Progress("verifying files", done, len(files)))
+
+    def _checked(self, file: FileRef) -> list[Finding]:
+        try:
+            data = self._data(file)
+            if hashlib.sha256(memoryview(data)).hexdigest() != file.sha256:
+                raise DamagedFile("was altered: its bytes are not those that were written")
+        except NotPermitted as error:
+            self.broken.add(file.path)
+            return [unread(error)]
+        except DamagedFile as error:
+            self.broken.add(file.path)
+            return [damage(file.path, "is missing" if isinstance(error, MissingFile) else str(error))]
+        try:
+            return list(self._findings(file, kind_of(file.path), data))
+        except UNREADABLE as error:
+            self.broken.add(file.path)
+            return [damage(file.path, f"cannot be read ({(str(error).splitlines() or [type(error).__name__])[0]})")]
+
+    def _data(self, file: FileRef) -> pa.Buffer:
+        if file.num_bytes > MAPPED_BYTES or file.path in self._sides:
+            local = self._storage.local_path(file.path)
+            found = local.stat().st_size
+            data = pa.memory_map(str(local)).read_buffer() if found else pa.py_buffer(b"")
+        else:
+            data = pa.py_buffer(self._storage.read(file.path))
+            found = data.size
+        if found != file.num_bytes:
+            raise DamagedFile(f"has {found:,} bytes where {file.num_bytes:,} were written")
+        return data
+
+    def _findings(self, file: FileRef, kind: Kind, data: pa.Buffer) -> Iterator[Finding]:
+        if self._schema is None and kind in _OF_THE_IDENTITY:
+            return  # the version that tells it cannot be read, which is said of that version
+        if file.path in self._sides:
+            yield from (damage(file.path, what) for what in self._read_side(file, kind, data, self._sides[file.path]))
+        elif kind == "entries":
+            yield from self._read_entries(file, data)
+        elif kind in _SCHEMAS:
+            yield from (damage(file.path, what) for what in self._read_rows(file, kind, data))
+
+    def _read_rows(self, file: FileRef, kind: str, data: pa.Buffer) -> Iterator[str]:
+        columns = [name for name in _SCHEMAS[kind].names if name not in ("jpeg", "num_bytes", "modified")]
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            found = parquet.schema_arrow
+            if not (found.equals(_SCHEMAS[kind]) or (kind == "plan" and kept_in(found, PLAN))):
+                yield "has other columns than such a file has"
+                return
+            rows = parquet.metadata.num_rows
+            if kind == "map":
+                labels = parquet.read(["label"])["label"]
+                if pc.count_distinct(labels).as_py() != rows:
+                    yield "maps a label twice"
+            else:
+                ids_N, names = np.empty(rows, np.int64), set[str | None]()
+                for start, table in _row_groups(parquet, columns):
+                    ids_N[start : start + table.num_rows] = table["id"].to_numpy()
+                    if kind == "labels":
+                        names |= set(pc.unique(table["label_set"]).to_pylist())
+                    if kind == "rejected":
+                        yield from self._against_plans(table, table["id"].to_numpy(), ["uri"])
+                if kind != "labels":
+                    yield from _check_ids(file, ids_N)
+                self.facts[file.path] = Facts(ids_N, frozenset(names))
+        if rows != file.rows:
+            yield f"has {rows:,} rows where versions tell of {file.rows:,}"
+
+    def _read_entries(self, file: FileRef, data: pa.Buffer) -> Iterator[Finding]:
+        with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
+            found, wanted = parquet.schema_arrow, self._schema
+            kept = kept_in(found, wanted) if wanted is not None else None
+            if wanted is None or kept is None:
+                yield damage(file.path, "has other columns than entries of this memory have")
+                return
+            told = {key: (found.metadata or {}).get(key) for key in wanted.metadata}
+            if told != wanted.metadata:
+                yield damage(file.path, "holds vectors of another encoder than the memory's")
+            ids_N = np.empty(parquet.metadata.num_rows, np.int64)
+            for start, table in _row_groups(parquet, None):
+                ids_N[start : start + table.num_rows] = table["id"].to_numpy()
+                yield from self._check_entries(file, table)
+        for what in _check_ids(file, ids_N):
+            yield damage(file.path, what)
+        if len(ids_N) != file.rows:
+            yield damage(file.path, f"has {len(ids_N):,} rows where versions tell of {file.rows:,}")
+        self.facts[file.path] = Facts(ids_N, kept=kept)
+
+    def _check_entries(self, file: FileRef, table: pa.Table) -> Iterator[Finding]:
+        """One row group of an entries file."""
+        ids_N, vectors_ND = table["id"].to_numpy(), embedding_matrix(table["embedding"])
+        wrong = off_unit(vectors_ND)
+        if len(wrong):
+            what = f"has {len(wrong):,} vectors that are not of unit length, the first of entry {ids_N[wrong[0]]}"
+            yield damage(file.path, what)
+        for name in ("uri", "dataset"):
+            if pc.any(pc.equal(table[name], "")).as_py():
+                yield damage(file.path, f"has entries without a {name}")
+        if len(ids_N) and (np.diff(ids_N) > 0).all():  # or else it is said, and rows cannot be found by id
+            for what in self._against_plans(table, ids_N, ["uri", "label"]):
+                yield damage(file.path, what)
+            for shard in self._shards:
+                yield from shard.differences(table, ids_N, vectors_ND)
+
+    def _against_plans(self, table: pa.Table, ids_N: np.ndarray, columns: list[str]) -> Iterator[str]:
+        for number in np.unique(ids_N >> 39).tolist():
+            for path in self._inventory.plans.get(number, ()):
+                if path in self.facts:
+                    yield from self._open_plan(path).differences(table, ids_N, columns)
+
+    def _opened_plan(self, path: str) -> PlanRows:
+        file = self._inventory.files[path]
+        return PlanRows(self._data(file), self.facts[path].ids_N)
+
+    def _read_side(self, file: FileRef, kind: str, data: pa.Buffer, side: ShardSides) -> Iterator[str]:
+        """One of the files beside a shard's FAISS index."""
+        if kind == "shard ids":
+            side.ids_N = self._array(data)
+            self.facts[file.path] = Facts(side.ids_N)
+            rows = len(side.ids_N)
+            if (np.diff(side.ids_N) <= 0).any():
+                yield "has ids that do not ascend"
+                side.ids_N = None
+        elif kind == "shard vectors":
+            identity = self._inventory.identity
+            dimension = identity.dimension if identity else 0
+            side.vectors_ND = np.frombuffer(data, np.float16).reshape(-1, dimension)
+            rows = len(side.vectors_ND)
+        elif kind == "shard labels":
+            side.codes_N = self._array(data)
+            rows = len(side.codes_N)
+        else:
+            entries = pa.ipc.open_file(pa.BufferReader(data)).read_all()
+            entries.validate(full=True)
+            side.entries, rows = entries, entries.num_rows
+        if not rows == file.rows == side.shard.rows:
+            yield f"has {rows:,} rows where versions tell of {file.rows:,}, and {side.shard.rows:,} in the shard"
+
+    def _array(self, data: pa.Buffer) -> np.ndarray:
+        with self._loading:  # NumPy has its header parsed by ast, which Python 3.11 gets wrong in two threads at once
+            array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+        return array
+
+
+def off_unit(vectors_ND: np.ndarray) -> np.ndarray:
+    """The rows, int64 [M], of float16 [N, D] that are not finite or not of unit length."""
+    norms_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float32))
+    return np.flatnonzero(~(np.abs(norms_N - 1) < MAX_NORM_ERROR))
+
+
+def _check_ids(file: FileRef, ids_N: np.ndarray) -> Iterator[str]:
+    if (np.diff(ids_N) <= 0).any():
+        yield "has ids that do not ascend"
+    elif isinstance(file, RowsFile) and (not len(ids_N) or (ids_N[0], ids_N[-1]) != (file.first_id, file.last_id)):
+        yield f"has other ids than the {file.first_id} to {file.last_id} that versions tell of"
+
+
+def _row_groups(parquet: pq.ParquetFile, columns: list[str] | None) -> Iterator[tuple[int, pa.Table]]:
+    start = 0
+    for group in range(parquet.num_row_groups):
+        table = parquet.read_row_group(group, columns=columns)
+        yield start, table
+        start += table.num_rows

@@ -1,0 +1,150 @@
+"""What lies in a memory and belongs to nobody: files that no version names and no live lease holds.
+
+They are left by processes that were killed, by writers that lost a race, and by versions that were dropped. The order
+of looking makes it safe beside writers: files first, then leases, then versions. A file seen that is in use has either
+its writer's lease standing, or a version naming it by the time versions are read.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from pipeline.errors import MemoryMissing
+from pipeline.store.checks.inventory import Inventory
+from pipeline.store.layout import (
+    DESCRIPTION,
+    FOLDERS,
+    HINT,
+    UNNAMED_OF_A_SEGMENT,
+    checkpoint_path,
+    commit_path,
+    erasure_path,
+    folder_at_the_top,
+    in_segment,
+    is_aside,
+    segment_folder,
+)
+from pipeline.store.log.state import BreakLeases
+from pipeline.store.log.version_log import Kept, VersionLog
+from pipeline.store.segments import reservations
+from pipeline.store.storage.leases import LeaseRecord, live, standing
+
+
+@dataclass(frozen=True)
+class Census:
+    """Every file of a memory with its bytes, and whose it is.
+
+    `version` is the newest, 0 where there is none. `named` are the files of the versions that can be read; `working`
+    and `dead` the leases that stand; `unfinished` are segments that were reserved and neither committed nor given up,
+    without a live lease.
+    """
+
+    version: int
+    files: dict[str, int]
+    named: set[str]
+    working: tuple[LeaseRecord, ...]
+    dead: tuple[LeaseRecord, ...]
+    garbage: tuple[str, ...]
+    unfinished: tuple[int, ...]
+    foreign: tuple[str, ...]
+
+    @property
+    def garbage_bytes(self) -> int:
+        return sum(self.files.get(path, 0) for path in self.garbage)
+
+
+def take_census(log: VersionLog, first: int | None = None) -> Census:
+    """Look at every file, lease and version. Raises MemoryMissing, DamagedFile or FormatError.
+
+    With `first` as if the versions before it had been dropped already.
+    """
+    storage = log.storage
+    files = storage.walk()
+    leases = standing(storage)
+    working = live(storage, leases)
+    abandoned = set(storage.abandoned())
+    inventory, named = _named(log, first)
+    version, committed = inventory.version, inventory.segments
+    reserved = reservations.reserved(storage)
+    ours = {path for path in files if folder_at_the_top(path) in FOLDERS}
+    kept_marks = {number for number in reserved if number in committed}
+
+    def is_garbage(path: str) -> bool:
+        if is_aside(path):
+            return path in abandoned
+        if path in named or any(record.covers(path) or path == record.path for record in working):
+            return False
+        of_a_segment = in_segment(path)
+        if of_a_segment and of_a_segment.inside in UNNAMED_OF_A_SEGMENT:
+            return False  # that a number was taken is remembered for ever
+        return not (of_a_segment and of_a_segment.is_mark and of_a_segment.number in kept_marks)
+
+    garbage = tuple(sorted(filter(is_garbage, ours)))
+    held = {number for number in reserved if any(r.covers(segment_folder(number)) for r in working)}
+    unfinished = tuple(
+        number
+        for number in reserved
+        if f"{segment_folder(number)}{DESCRIPTION}" in files  # else it was not even reserved
+        and number not in committed
+        and number not in held
+        and not reservations.is_given_up(storage, number)
+        and any(path.startswith(segment_folder(number)) for path in garbage)
+    )
+    dead = tuple(record for record in leases if record not in working)
+    return Census(version, files, named, tuple(working), dead, garbage, unfinished, tuple(sorted(set(files) - ours)))
+
+
+def remove_garbage(
+    log: VersionLog, census: Census, command: str, wanted: Callable[[str], bool] = lambda _: True
+) -> Sequence[str]:
+    """Remove the garbage that is wanted away, having made sure that nobody taken for dead can commit it any more.
+
+    Returns the paths removed.
+    """
+    removed = [path for path in census.garbage if wanted(path)]
+    broken = tuple(record.nonce for record in census.dead)
+    if broken:
+        log.commit(log.latest(), command, lambda *_: [BreakLeases(leases=broken)])
+    for number in census.unfinished:
+        folder = segment_folder(number)
+        if any(path.startswith(folder) for path in removed):
+            reservations.give_up(log.storage, number)
+    log.storage.delete(record.path for record in census.dead)
+    claimed = _claimed_since(log, census, removed)
+    removed = [path for path in removed if path not in claimed]
+    log.storage.delete(removed)
+    return removed
+
+
+def _claimed_since(log: VersionLog, census: Census, paths: Sequence[str]) -> set[str]:
+    """Those of some files that a lease has come to hold since the census, or a version to name: garbage no more.
+
+    Leases first, as in the census. Whoever takes one later finds the segment given up, or the version dropped.
+    """
+    leases = standing(log.storage)
+    claimed = {path for path in paths if any(record.covers(path) for record in leases)}
+    newest = log.newest()
+    if newest is not None and newest.version > census.version:
+        claimed |= _named(log, census.version + 1)[1]
+    return claimed
+
+
+def named_paths(log: VersionLog) -> set[str]:
+    """Every path that a version to be read needs, those of the versions themselves included. Reads all of them."""
+    return _named(log, None)[1]
+
+
+def _named(log: VersionLog, start: int | None) -> tuple[Inventory, set[str]]:
+    """What the versions to be read hold, and every path that they need, their own included."""
+    try:
+        log.kept()
+    except MemoryMissing:
+        return Inventory(), {HINT}
+
+    def look(kept: Kept) -> tuple[Inventory, set[str]]:
+        inventory = Inventory.of(log, start)
+        first = max(start or 0, kept.first)
+        named = {HINT, *inventory.files, *map(commit_path, range(first, inventory.version + 1))}
+        named |= {checkpoint_path(number) for number in log.checkpoints() if number >= first}
+        return inventory, named | set(map(erasure_path, log.latest().erasures))
+
+    return log.over_kept(look)

@@ -1,0 +1,98 @@
+"""What is known of an entry besides its file: its row in the plan, and its row in a shard. All three must agree."""
+
+import json
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.store.checks.findings import Finding, damage
+from pipeline.store.log.records import Shard
+
+# index/search/shard_files.py, which this may not import, keeps the names under this key.
+SHARD_LABELS = b"visual_memory.labels"
+
+
+class ShardSides:
+    """A shard's side files, each None where it is not whole; rows as index/search/shard_files.py describes them."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.ids_N: np.ndarray | None = None
+        self.vectors_ND: np.ndarray | None = None
+        self.codes_N: np.ndarray | None = None
+        self.entries: pa.Table | None = None
+
+    def differences(self, table: pa.Table, ids_N: np.ndarray, vectors_ND: np.ndarray) -> Iterator[Finding]:
+        """Where it tells something else of some entries (ids ascending) than their file does."""
+        if self.ids_N is None or not len(self.ids_N) or ids_N[0] > self.ids_N[-1] or ids_N[-1] < self.ids_N[0]:
+            return
+        rows_N, hit_N = _located(self.ids_N, ids_N)
+        rows_N, mask = rows_N[hit_N], pa.array(hit_N)
+        vectors = self.shard.vectors
+        if vectors and self.vectors_ND is not None and not _equal_bits(self.vectors_ND[rows_N], vectors_ND[hit_N]):
+            yield damage(vectors.path, _differs("vectors"))
+        if self._labels is not None and not _same(self._labels.take(pa.array(rows_N)), table["label"].filter(mask)):
+            yield damage(self.shard.labels.path, _differs("labels"))
+        for name in ("uri", "dataset"):
+            if self.entries is not None and not _same(
+                self.entries[name].take(pa.array(rows_N)), table[name].filter(mask)
+            ):
+                yield damage(self.shard.entries.path, _differs(f"{name}s"))
+
+    @cached_property
+    def _labels(self) -> pa.Array | None:
+        if self.codes_N is None or self.entries is None:
+            return None
+        names = pa.array(json.loads(self.entries.schema.metadata[SHARD_LABELS]), pa.string())
+        return names.take(pa.array(self.codes_N, mask=self.codes_N < 0))
+
+
+class PlanRows:
+    """A plan whose rows are read as they are asked for."""
+
+    def __init__(self, data: pa.Buffer, ids_N: np.ndarray) -> None:
+        self._data = data
+        self._ids_N = ids_N
+        with pq.ParquetFile(pa.BufferReader(data)) as file:
+            self._metadata = file.metadata
+        sizes = [self._metadata.row_group(group).num_rows for group in range(self._metadata.num_row_groups)]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+    def differences(self, table: pa.Table, ids_N: np.ndarray, columns: Iterable[str]) -> Iterator[str]:
+        """Which columns tell something else of some rows (ids ascending) than the plan does."""
+        first, last = np.searchsorted(self._ids_N, ids_N[0]), np.searchsorted(self._ids_N, ids_N[-1], "right")
+        if first == last:
+            return
+        begin = int(np.searchsorted(self._starts, first, "right")) - 1
+        end = int(np.searchsorted(self._starts, last, "left"))
+        reader = pa.BufferReader(self._data)
+        with pq.ParquetFile(reader, metadata=self._metadata, page_checksum_verification=True) as file:
+            planned = file.read_row_groups(list(range(begin, end)), columns=[*columns])
+        rows_N, hit_N = _located(self._ids_N[self._starts[begin] : self._starts[end]], ids_N)
+        at, mask = pa.array(rows_N[hit_N]), pa.array(hit_N)
+        for name in columns:
+            if not _same(planned[name].take(at), table[name].filter(mask)):
+                yield f"has {name}s other than those planned"
+
+
+def _located(known_N: np.ndarray, ids_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where ids stand among known ones, which ascend, of which there is at least one; and whether they do."""
+    rows_N = np.minimum(np.searchsorted(known_N, ids_N), len(known_N) - 1)
+    return rows_N, known_N[rows_N] == ids_N
+
+
+def _equal_bits(left_ND: np.ndarray, right_ND: np.ndarray) -> bool:
+    """Whether float16 matrices are equal to the last bit, NaN and the sign of zero included."""
+    return np.array_equal(left_ND.view(np.uint16), np.ascontiguousarray(right_ND).view(np.uint16))
+
+
+def _same(left: pa.Array | pa.ChunkedArray, right: pa.ChunkedArray) -> bool:
+    chunks = [left] if isinstance(left, pa.Array) else left.chunks
+    return bool(pa.chunked_array(chunks, pa.string()).equals(right))
+
+
+def _differs(things: str) -> str:
+    return f"has other {things} than the entries it was made from"

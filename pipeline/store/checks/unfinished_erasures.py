@@ -1,0 +1,93 @@
+"""Erasures that were committed and are not carried out yet: how their memory looks, and what to say of it.
+
+Until one is finished some versions are without what is erased, and the others are not: they do not agree, which is no
+damage. So versions are looked at as they will be once it is carried out; its plan says how.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from pipeline.errors import DamagedFile, NotPermitted
+from pipeline.store.checks.findings import CLEAN, RESTORE, Finding, damage, unread
+from pipeline.store.checks.version_files import Chain
+from pipeline.store.layout import ERASURES, nonce_of
+from pipeline.store.log.erasure_plan import ErasurePlan
+from pipeline.store.log.state import State
+from pipeline.store.log.version_log import Commit
+from pipeline.store.storage.file_refs import check_places
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.leases import live, standing
+
+FIRST = f"{CLEAN}, which finishes the erasure that was cut off, and verify again"
+
+
+def read_plans(storage: Storage) -> dict[str, ErasurePlan | Finding]:
+    """The plans of erasures by their paths, committed or not; what is wrong with one that cannot be read."""
+    found: dict[str, ErasurePlan | Finding] = {}
+    for name in storage.list(ERASURES):
+        path = f"{ERASURES}/{name}"
+        try:
+            plan = ErasurePlan.model_validate_json(storage.read(path))
+            check_places(plan.new_files())
+            if plan.path != path:
+                raise ValueError(f"it is the plan of {plan.nonce}")
+        except NotPermitted as error:
+            found[path] = unread(error)
+        except DamagedFile:  # it was finished just now
+            continue
+        except ValueError:
+            found[path] = damage(path, "is not a whole plan of an erasure", "remove it, and erase again")
+        else:
+            found[path] = plan
+    return found
+
+
+def carried_out(chain: Chain, plans: Iterable[ErasurePlan]) -> Chain:
+    """The versions without what committed erasures erase; as they are where one cannot be read or followed."""
+    committed = set(chain.newest_state.erasures) if chain.newest_state else set()
+    for plan in plans:
+        if plan.nonce in committed and not chain.findings:
+            chain = _without(chain, plan)
+    return chain
+
+
+def _without(chain: Chain, plan: ErasurePlan) -> Chain:
+    checkpoints = {number: plan.state(state) for number, state in chain.checkpoints.items()}
+    before = State() if chain.first == 1 else checkpoints[chain.first]
+    commits: dict[int, Commit] = {}
+    try:
+        for number in chain.numbers:
+            commit = chain.commits[number]
+            if number == chain.first != 1:
+                without, _ = plan.commit(commit, before)  # what came before is not known
+                rows = {"rows_before": commit.rows_before, "rows_after": before.num_live}
+                commits[number] = without.model_copy(update=rows)
+            else:
+                commits[number], before = plan.commit(commit, before)
+    except (ValueError, LookupError):  # an action speaks of what is not there
+        return chain
+    return replace(chain, commits=commits, checkpoints=checkpoints)
+
+
+def unfinished_erasures(storage: Storage, chain: Chain, plans: dict[str, ErasurePlan | Finding]) -> Iterator[Finding]:
+    """What is to be said first: how to finish erasures that were committed, and that nobody is carrying out."""
+    committed = set(chain.newest_state.erasures) if chain.newest_state else set()
+    try:
+        working = list(live(storage, standing(storage)))
+    except NotPermitted:  # of which the census tells
+        working = []
+    for path, plan in plans.items():
+        if nonce_of(path) not in committed:
+            continue  # it belongs to nobody, as the census tells
+        if isinstance(plan, Finding):
+            yield plan
+        elif not any(record.covers(path) for record in working):
+            what = "an erasure was cut off after its commit"
+            yield Finding("waste", path, what, f"{CLEAN}, which finishes it")
+
+
+def advised(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """What else is found while an erasure waits to be finished: a copy would bring back what it erased."""
+    for finding in findings:
+        restores = finding.severity == "damage" and RESTORE in finding.advice
+        yield replace(finding, advice=finding.advice.replace(RESTORE, FIRST)) if restores else finding

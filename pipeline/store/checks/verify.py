@@ -1,0 +1,213 @@
+"""Checking every invariant of a memory: its versions, every file they name, and whether all of it agrees.
+
+Nothing is changed. What is wrong is listed with what to do about it, and no damage keeps the rest from being looked at.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from pipeline.errors import DamagedFile, FirstAddUnfinished, MissingFile, NotPermitted
+from pipeline.progress import OnProgress, ignore_progress
+from pipeline.store.checks.consistency import Agreement
+from pipeline.store.checks.file_contents import Contents
+from pipeline.store.checks.findings import CLEAN, RESTORE, Finding, damage, unread
+from pipeline.store.checks.garbage import Census, take_census
+from pipeline.store.checks.inventory import inventory_of
+from pipeline.store.checks.unfinished_erasures import advised, carried_out, read_plans, unfinished_erasures
+from pipeline.store.checks.verify_first_add import first_add_contents
+from pipeline.store.checks.version_files import Chain, check_hint, check_steps, read_chain
+from pipeline.store.layout import DESCRIPTION, VERSIONS, folder_at_the_top, segment_folder
+from pipeline.store.log.records import Index
+from pipeline.store.log.state import file_refs
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.segments import reservations
+from pipeline.store.storage.interface import Storage
+
+_UNSOUND = ("damage", "unread")
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was looked at and found. `removed` counts the files that a clean-up removed before, None without one.
+
+    `indexes` are those of the versions kept, over vectors of `dimension`: pipeline/index alone can open their files.
+    `broken` are the files that are not as they were written, or may not be read.
+    """
+
+    findings: tuple[Finding, ...]
+    version: int
+    versions: int
+    files: int
+    num_bytes: int
+    garbage_bytes: int
+    indexes: tuple[Index, ...]
+    dimension: int
+    broken: frozenset[str]
+    removed: int | None = None
+
+    @property
+    def sound(self) -> bool:
+        """Whether every file could be read and no invariant is broken; garbage breaks none."""
+        return not any(finding.severity in _UNSOUND for finding in self.findings)
+
+    def to_json(self) -> dict:
+        return {
+            "sound": self.sound,
+            "version": self.version,
+            "versions": self.versions,
+            "files": self.files,
+            "bytes": self.num_bytes,
+            "findings": [finding.to_json() for finding in self.findings],
+            "garbage_bytes": self.garbage_bytes,
+            "removed": self.removed,
+        }
+
+
+def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verification:
+    """Look at all there is. Raises MemoryMissing, StorageError, or DamagedFile when no version is left at all.
+
+    While the first add is not finished, what is done of it is looked at; the version is 0 then.
+    """
+    plans = read_plans(log.storage)
+    try:
+        chain = read_chain(log)
+    except FirstAddUnfinished:
+        findings, inventory, broken = first_add_contents(log.storage, on_progress)
+        num_bytes = sum(file.num_bytes for file in inventory.files.values())
+        dimension = inventory.identity.dimension if inventory.identity else 0
+        files = len(inventory.files)
+        return Verification(tuple(findings), 0, 0, files, num_bytes, 0, (), dimension, frozenset(broken))
+    plans |= read_plans(log.storage)  # of one that was committed meanwhile
+    chain = carried_out(chain, (plan for plan in plans.values() if not isinstance(plan, Finding)))
+    inventory = inventory_of(chain)
+    contents = Contents(log.storage, inventory)
+    findings = [*chain.findings, *check_steps(chain), *check_hint(log, chain)]
+    findings += [damage(path, "is described in two ways by two versions") for path in inventory.contradicted]
+    findings += _with_way_out(contents.read(on_progress), chain)
+    agreement = Agreement(contents.facts)
+    for step in chain.steps():
+        findings += agreement.check(step)
+    findings += _numbers(log.storage, agreement.numbers)
+    if any(finding.severity in _UNSOUND for finding in findings):
+        findings = _still_true(log, findings)
+    garbage_bytes = 0
+    if chain.findings:
+        what = "what is garbage cannot be told while versions are missing or cannot be read"
+        findings.append(Finding("note", f"{VERSIONS}/", what, "mend the versions first"))
+    else:
+        try:
+            census = take_census(log)
+            garbage_bytes = census.garbage_bytes
+            findings += _whose(census)
+        except NotPermitted as error:
+            findings.append(unread(error))
+        except DamagedFile as error:  # a link in the place of a folder
+            findings.append(damage(*_in_the_way(error, log.storage)))
+    findings += strangers(log.storage)
+    unfinished = list(unfinished_erasures(log.storage, chain, plans))
+    if unfinished:
+        findings = [*unfinished, *advised(findings)]
+    version_bytes = sum(log.storage.walk(VERSIONS).values())
+    return Verification(
+        findings=tuple(dict.fromkeys(findings)),
+        version=chain.newest,
+        versions=chain.newest - chain.first + 1,
+        files=len(inventory.files) + len(chain.commits) + len(chain.checkpoints),
+        num_bytes=version_bytes + sum(file.num_bytes for file in inventory.files.values()),
+        garbage_bytes=garbage_bytes,
+        indexes=_indexes(chain),
+        dimension=inventory.identity.dimension if inventory.identity else 0,
+        broken=frozenset(contents.broken),
+    )
+
+
+def _with_way_out(findings: Iterator[Finding], chain: Chain) -> Iterator[Finding]:
+    """Say where the newest version does without a damaged file."""
+    newest = chain.newest_state
+    needed = {file.path for file in file_refs(newest)} if newest else None
+    for finding in findings:
+        if needed is None or finding.path in needed:
+            yield finding
+        else:
+            advice = f"{RESTORE}, or `expire` the older versions: the newest does without it"
+            yield Finding(finding.severity, finding.path, finding.what, advice)
+
+
+def _still_true(log: VersionLog, findings: list[Finding]) -> list[Finding]:
+    """Without what is no damage any more, because other writers have dropped or redacted versions meanwhile."""
+    plans = read_plans(log.storage)
+    now = read_chain(log)
+    plans |= read_plans(log.storage)
+    carried = carried_out(now, (plan for plan in plans.values() if not isinstance(plan, Finding)))
+    named = inventory_of(carried).files
+    versions = {f"{VERSIONS}/{name}" for name in log.storage.list(VERSIONS)} | {f.path for f in now.findings}
+
+    def counts(finding: Finding) -> bool:
+        return finding.path in (versions if folder_at_the_top(finding.path) == VERSIONS else named)
+
+    return [f for f in findings if f.severity not in _UNSOUND or counts(f) or f.path.endswith(DESCRIPTION)]
+
+
+def _numbers(storage: Storage, numbers: set[int]) -> Iterator[Finding]:
+    """Every number of a segment is remembered, so that none is ever given twice."""
+    for number in sorted(numbers):
+        path = f"{segment_folder(number)}{DESCRIPTION}"
+        try:
+            reservation = reservations.read_reservation(storage, number)
+        except NotPermitted as error:
+            yield unread(error)
+            continue
+        except DamagedFile as error:
+            yield damage(path, "is missing" if isinstance(error, MissingFile) else "is not whole", RESTORE)
+            continue
+        if reservation is not None and reservation.number != number:
+            yield damage(path, f"tells of segment {reservation.number}", RESTORE)
+
+
+def _whose(census: Census) -> Iterator[Finding]:
+    """What belongs to nobody, what somebody is working on, and what is not a memory's at all."""
+    for record in census.working:
+        yield Finding("note", record.path, f"{record} is at work", "nothing: what it writes is left to it")
+    for number in census.unfinished:
+        folder = segment_folder(number)
+        advice = f"run the same `add` again, which goes on with it, or {CLEAN}"
+        yield _waste(census, [path for path in census.garbage if path.startswith(folder)], folder, "unfinished", advice)
+    unfinished = tuple(segment_folder(number) for number in census.unfinished)
+    by_folder = defaultdict(list)
+    for path in census.garbage:
+        if not path.startswith(unfinished):
+            by_folder[path.rpartition("/")[0]].append(path)
+    for folder, paths in by_folder.items():
+        place = paths[0] if len(paths) == 1 else f"{folder}/"
+        yield _waste(census, paths, place, "named by no version and held by no live lease", CLEAN)
+    for top, count in Counter(path.split("/")[0] for path in census.foreign).items():
+        what = f"is not a memory's ({count:,} files)" if count > 1 else "is not a memory's"
+        yield Finding("note", top, what, "nothing: it is left alone")
+
+
+def strangers(storage: Storage) -> Iterator[Finding]:
+    """Links, FIFOs and the like, which no memory has. Nothing follows, opens or removes one."""
+    for path, kind in sorted(storage.strangers().items()):
+        yield Finding("note", path, f"is {kind}, which is not a memory's", "nothing: it is left alone and not followed")
+
+
+def _in_the_way(error: DamagedFile, storage: Storage) -> tuple[str, str, str]:
+    """The path, what is wrong and the way out in an error of a storage."""
+    said, _, advice = str(error).rpartition(": ")
+    path, _, what = said.partition(f" in the memory at {storage.uri} ")
+    return path, what, advice
+
+
+def _waste(census: Census, paths: list[str], place: str, why: str, advice: str) -> Finding:
+    size = sum(census.files.get(path, 0) for path in paths)
+    files = "1 file" if len(paths) == 1 else f"{len(paths):,} files"
+    return Finding("waste", place, f"{files} of {size:,} bytes {why}", advice)
+
+
+def _indexes(chain: Chain) -> tuple[Index, ...]:
+    found: dict[int, Index] = {}
+    for step in chain.steps():
+        if step.after is not None and step.after.index is not None:
+            found[id(step.after.index)] = step.after.index
+    return tuple(found.values())

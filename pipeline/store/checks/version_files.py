@@ -1,0 +1,200 @@
+"""The version files of a memory as they are: what can be read of them, what they add up to, and what is wrong.
+
+Readers of a memory stop at the first damage. This goes on: past a version that cannot be read from the next checkpoint.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from pipeline.errors import DamagedFile, FormatError, MissingFile, NotPermitted
+from pipeline.store.checks.findings import RESTORE, Finding, damage, unread
+from pipeline.store.layout import HINT, VERSIONS, checkpoint_number, checkpoint_path, commit_number, commit_path
+from pipeline.store.log.state import SetIndex, SetState, State
+from pipeline.store.log.version_log import Commit, VersionLog
+
+READERS = 8  # version files on their way at once: from an object store most of the time is waiting
+
+_LATER = "restore it from a copy of the memory; if a later release wrote it, use that one"
+_SPARE = "remove it: the commits before it say the same"
+
+
+@dataclass(frozen=True)
+class Step:
+    """One version: its commit, and the states before and after it, each None where it cannot be known."""
+
+    number: int
+    commit: Commit | None
+    before: State | None
+    after: State | None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing of the state is known to be as it was before."""
+        actions = self.commit.actions if self.commit is not None else ()
+        return self.before is None or any(isinstance(action, SetState) for action in actions)
+
+
+@dataclass
+class Chain:
+    """The versions from `first` to `newest`; `numbers` are those that have a file, older ones beyond a gap included.
+
+    `findings` are about version files that are missing or cannot be read: what those name is unknown.
+    """
+
+    first: int
+    newest: int
+    numbers: list[int]
+    commits: dict[int, Commit] = field(default_factory=dict)
+    checkpoints: dict[int, State] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @cached_property
+    def newest_state(self) -> State | None:
+        """The state of the newest version, None where it cannot be known."""
+        newest = None
+        for step in self.steps():
+            newest = step.after
+        return newest
+
+    def steps(self) -> Iterator[Step]:
+        """Every version that has a file, oldest first."""
+        state: State | None = State()
+        for number in self.numbers:
+            before = state if state is not None and state.version == number - 1 else None
+            commit = self.commits.get(number)
+            after = _folded(before, commit) if before is not None and commit is not None else None
+            yield Step(number, commit, before, after or self.checkpoints.get(number))
+            state = after or self.checkpoints.get(number)
+
+
+def read_chain(log: VersionLog) -> Chain:
+    """Read every version file that can be read. Raises MemoryMissing, or DamagedFile when there is none at all."""
+    names = log.storage.list(VERSIONS)
+    there = sorted(number for number in map(commit_number, names) if number is not None)
+    if not there:
+        log.kept()  # says what is missing
+    lowest = newest = there[-1]
+    known = set(there)
+    while lowest - 1 in known:
+        lowest -= 1
+    points = sorted(number for number in map(checkpoint_number, names) if number is not None)
+    starts = [number for number in points if number >= lowest]
+    first = lowest if lowest == 1 or not starts else starts[0]
+    has_gap = there[0] < lowest
+    chain = Chain(first, newest, there if has_gap else [number for number in there if number >= first])
+    chain.findings += _gaps(there, bool(starts))
+    with ThreadPoolExecutor(READERS) as pool:
+        for number, read in zip(chain.numbers, pool.map(functools.partial(_read, log), chain.numbers), strict=True):
+            if isinstance(read, Commit):
+                chain.commits[number] = read
+            else:
+                chain.findings.append(read)
+    for number in points:
+        if number < chain.numbers[0]:
+            continue
+        advice = RESTORE if number == first != 1 else _SPARE
+        try:
+            state = log.read_checkpoint(number)
+        except (DamagedFile, FormatError, NotPermitted) as error:
+            chain.findings.append(_unreadable(checkpoint_path(number), error, advice))
+            continue
+        if state.version == number:
+            chain.checkpoints[number] = state
+        else:
+            what = f"is the state at version {state.version}"
+            chain.findings.append(damage(checkpoint_path(number), what, advice))
+    return chain
+
+
+def _read(log: VersionLog, number: int) -> Commit | Finding:
+    try:
+        [commit] = log.commits([number])
+    except (DamagedFile, FormatError, NotPermitted) as error:
+        return _unreadable(commit_path(number), error, RESTORE)
+    return commit
+
+
+def check_steps(chain: Chain) -> Iterator[Finding]:
+    """What is wrong with versions that can be read: counts, checkpoints, and actions that cannot follow each other."""
+    erased = chain.newest_state is None or bool(chain.newest_state.erasures)
+    for step in chain.steps():
+        commit, path = step.commit, commit_path(step.number)
+        if commit is None:
+            continue
+        if not commit.nonce:
+            yield damage(path, "carries no nonce")
+        if step.before is not None:
+            if step.after is None:
+                yield damage(path, "has actions that cannot follow the version before it")
+                continue
+            if commit.rows_before != step.before.num_live:
+                yield damage(path, f"says {commit.rows_before:,} rows before it where {step.before.num_live:,} were")
+            yield from _conflicts(step.before, commit, erased=erased)
+        if step.after is not None and commit.rows_after != step.after.num_live:
+            yield damage(path, f"says {commit.rows_after:,} rows after it where {step.after.num_live:,} are")
+        if step.number in chain.checkpoints and step.after != chain.checkpoints[step.number]:
+            yield damage(checkpoint_path(step.number), "is not what the commits before it add up to", _SPARE)
+
+
+def _conflicts(before: State, commit: Commit, *, erased: bool) -> Iterator[Finding]:
+    """Actions that cannot follow a state; of redacted versions an index that another replaced may be gone."""
+    for action in commit.actions:
+        conflict = before.conflict(action, before)
+        if conflict and not (erased and isinstance(action, SetIndex)):
+            yield damage(commit_path(commit.version), f"should not have been committed: {conflict}")
+
+
+def check_hint(log: VersionLog, chain: Chain) -> Iterator[Finding]:
+    """Whether the hint where to look for the newest version leads anywhere."""
+    if not log.storage.exists(HINT):
+        return
+    try:
+        hinted = int(log.storage.read(HINT))
+    except NotPermitted as error:
+        yield unread(error)
+        return
+    except (DamagedFile, ValueError):
+        yield Finding("note", HINT, "is no number", "nothing: no reader depends on it, and it is written anew")
+        return
+    if hinted > chain.newest:
+        what = f"points to version {hinted}, and {chain.newest} is the newest there is"
+        yield Finding("note", HINT, what, "look whether a copy of the memory has later versions")
+
+
+def _gaps(there: list[int], has_start: bool) -> Iterator[Finding]:
+    """The holes in a row of version numbers, ascending."""
+    for below, above in itertools.pairwise(there):
+        if above > below + 1:
+            others = f", and so is every version up to {above - 1}" if above > below + 2 else ""
+            yield damage(commit_path(below + 1), f"is missing{others}", RESTORE)
+    contiguous = there[-1] - there[0] == len(there) - 1
+    if contiguous and there[0] != 1 and not has_start:
+        what = f"is missing, and so is a checkpoint of version {there[0]}, which could stand for it"
+        yield damage(commit_path(there[0] - 1), what, RESTORE)
+
+
+def _unreadable(path: str, error: Exception, advice: str) -> Finding:
+    if isinstance(error, NotPermitted):
+        return unread(error)
+    if isinstance(error, FormatError):
+        return damage(path, _said(error), _LATER)
+    what = "is missing" if isinstance(error, MissingFile) else "is not as it was written"
+    return damage(path, what, advice)
+
+
+def _said(error: FormatError) -> str:
+    return "is " + str(error).partition(" is ")[2].partition(":")[0]
+
+
+def _folded(before: State, commit: Commit) -> State | None:
+    state = before
+    try:
+        for action in commit.actions:
+            state = state.after(action)
+    except (ValueError, IndexError):  # an action speaks of what is not there
+        return None
+    return state.model_copy(update={"version": commit.version})

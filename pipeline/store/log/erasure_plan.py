@@ -1,0 +1,271 @@
+"""The plan of an erasure, and what a state or a commit looks like once it is carried out.
+
+A plan is written before the erasing commit and removed when nothing is left to do, so that a killed erasure is
+finished by whoever comes next. While it lies there it names what is to be erased; afterwards nothing does.
+"""
+
+import functools
+import posixpath
+import re
+import shlex
+import urllib.parse
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import CommitConflict
+from pipeline.store.layout import ERASURES, erasure_path
+from pipeline.store.log.records import Index, LabelSet, Segment, Shard
+from pipeline.store.log.state import (
+    Action,
+    AddSegment,
+    AddSingles,
+    FoldSingles,
+    Forget,
+    Relabel,
+    SetIndex,
+    SetLabelSet,
+    SetState,
+    State,
+    file_refs,
+)
+from pipeline.store.log.version_log import Commit
+from pipeline.store.storage.file_refs import FileRef, RowsFile
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.ids import split_id
+from pipeline.store.values import EntryId, Hexadecimal, PathInside
+
+REDACTED = "…"
+
+_ID = re.compile(r"(?<!\d)\d[\d_]{8,40}")  # as int() takes it
+_WORD = re.compile(r"""(?:[^\s'"\\]|'[^']*'|"(?:\\.|[^"\\])*"|\\.|['"\\])+""")  # of a shell, its quotes included
+_FROM_HERE = re.compile(r"(?:~[^/]*/)?(?:\.\./)*")  # how a path begins that is relative to somewhere
+
+File = TypeVar("File", FileRef, RowsFile)
+
+
+def refuse_unfinished(storage: Storage) -> None:
+    """Raises CommitConflict while an erasure is under way, or lies there killed: older versions may still name it."""
+    if storage.list(ERASURES):
+        raise CommitConflict(
+            f"an erasure of the memory at {storage.uri} was begun and not finished, and nothing was changed: "
+            "run `verify --clean`, which finishes it"
+        )
+
+
+class Rewritten(BaseModel):
+    """A file that held what is erased: the one in its place (None: nothing is left), and the erased ids it held."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: RowsFile | FileRef | None
+    ids: tuple[EntryId, ...]
+
+
+class ErasurePlan(BaseModel):
+    """What is erased, and what takes its place.
+
+    `uris` are those that nothing else in the memory has. `files` and `shards` are found by the path of the file, and of
+    the shard's ids; a shard that maps to None has nothing left. `stale` are shards whose index is given up: a version
+    that searched through one of them searches exactly instead.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    nonce: Hexadecimal
+    ids: frozenset[EntryId]
+    uris: frozenset[str]
+    files: dict[PathInside, Rewritten] = {}
+    shards: dict[PathInside, Shard | None] = {}
+    stale: frozenset[PathInside] = frozenset()
+
+    @property
+    def path(self) -> str:
+        return erasure_path(self.nonce)
+
+    def new_files(self) -> list[FileRef]:
+        """The files that take the place of others."""
+        rewritten = [each.by for each in self.files.values() if each.by is not None]
+        return [*rewritten, *(file for shard in self.shards.values() for file in file_refs(shard))]
+
+    def state(self, state: State) -> State:
+        """A state without what is erased."""
+        lost = self._lost(state.entries_files()) + [s.id for s in state.pending if s.id in self.ids]
+        return state.model_copy(
+            update={
+                "segments": tuple(self._segment(segment, lost) for segment in state.segments),
+                "packs": self._kept(state.packs),
+                "pending": tuple(single for single in state.pending if single.id not in self.ids),
+                "tombstones": self._kept(state.tombstones),
+                "labels": self._kept(state.labels),
+                "label_sets": tuple(self._label_set(label_set) for label_set in state.label_sets),
+                "index": self._index(state.index),
+            }
+        )
+
+    def commit(self, commit: Commit, before: State) -> tuple[Commit, State]:
+        """A commit without what is erased, on a state without it; and the state after it."""
+        actions: list[Action] = []
+        after = before
+        for action in commit.actions:
+            redacted = self._action(action)
+            if redacted is None and isinstance(action, Relabel):
+                redacted = _label_set_made(action, after)
+            if redacted is None:
+                continue
+            was, after = after, after.after(redacted)
+            if isinstance(redacted, Forget) and redacted != action:
+                redacted = redacted.model_copy(update={"forgotten": was.num_live - after.num_live})
+            actions.append(redacted)
+        after = after.model_copy(update={"version": commit.version})
+        changes = {
+            "actions": tuple(actions),
+            "command": self.command(commit.command),
+            "rows_before": before.num_live,
+            "rows_after": after.num_live,
+        }
+        return commit.model_copy(update=changes), after
+
+    def command(self, command: str) -> str:
+        """A command without the ids and uris that are erased, relative paths that lead to one included."""
+        endings = _by_ending(self.uris)
+
+        def redacted(found: re.Match[str]) -> str:
+            return REDACTED if _names_any(found[0], endings) else found[0]
+
+        command = _WORD.sub(redacted, command)
+        for uri in _with_spaces(self.uris):  # which nobody put into quotes
+            command = command.replace(uri, REDACTED)
+        return _ID.sub(lambda found: REDACTED if int(found[0].replace("_", "")) in self.ids else found[0], command)
+
+    def source(self, source: str) -> str:
+        """A segment's source, unless it is an erased image itself."""
+        return REDACTED if source in self.uris else source
+
+    def _action(self, action: Action) -> Action | None:  # noqa: PLR0911  # one return an action
+        """None for an action of which nothing is left."""
+        match action:
+            case AddSegment():
+                lost = self._lost(action.segment.entries)
+                return action.model_copy(update={"segment": self._segment(action.segment, lost)})
+            case AddSingles():
+                kept = tuple(single for single in action.entries if single.id not in self.ids)
+                return action.model_copy(update={"entries": kept})  # even none: rows are counted on from it
+            case FoldSingles():
+                folded = {name: self._kept(getattr(action, name)) for name in ("files", "thumbnails", "offsets")}
+                return action.model_copy(update=folded)
+            case Forget():
+                kept_files = self._kept([action.tombstones])
+                return action.model_copy(update={"tombstones": kept_files[0]}) if kept_files else None
+            case Relabel():
+                kept_files = self._kept([action.labels])
+                if not kept_files:
+                    return None
+                lost_rows = 0 if action.folds else len(self._lost([action.labels]))
+                relabelled = min(action.relabelled - lost_rows, kept_files[0].rows)
+                return action.model_copy(update={"labels": kept_files[0], "relabelled": relabelled})
+            case SetLabelSet():
+                return action.model_copy(update={"label_set": self._label_set(action.label_set)})
+            case SetIndex():
+                index = self._index(action.index)
+                return action.model_copy(update={"index": index}) if index else None
+            case SetState():
+                return action.model_copy(update={"state": self.state(action.state)})
+        return action
+
+    def _lost(self, files: Iterable[FileRef]) -> list[int]:
+        return [entry_id for file in files if file.path in self.files for entry_id in self.files[file.path].ids]
+
+    def _kept(self, files: Sequence[File]) -> tuple[File, ...]:
+        kept: list[File] = []
+        for file in files:
+            now = self.files[file.path].by if file.path in self.files else file
+            if now is not None:
+                kept.append(now)  # type: ignore[arg-type]  # a file is rewritten as what it was
+        return tuple(kept)
+
+    def _segment(self, segment: Segment, lost: Sequence[int]) -> Segment:
+        """A segment without what is erased; `lost` are the erased ids among the entries that go with it."""
+        entries = segment.num_entries - sum(split_id(entry_id)[0] == segment.number for entry_id in lost)
+        rejected = segment.num_rejected - len(self._lost(segment.rejected))
+        plan = self._kept([segment.plan]) if segment.plan else ()
+        return segment.model_copy(
+            update={
+                "source": self.source(segment.source),
+                "planned": entries + rejected,
+                "num_entries": entries,
+                "num_rejected": rejected,
+                "plan": plan[0] if plan else None,
+                "entries": self._kept(segment.entries),
+                "rejected": self._kept(segment.rejected),
+                "thumbnails": self._kept(segment.thumbnails),
+                "offsets": self._kept(segment.offsets),
+            }
+        )
+
+    def _label_set(self, label_set: LabelSet) -> LabelSet:
+        kept = self._kept([label_set.map]) if label_set.map else ()
+        return label_set.model_copy(update={"map": kept[0] if kept else None})
+
+    def _index(self, index: Index | None) -> Index | None:
+        """None for an index that is given up, or of which no shard is left."""
+        if index is None or any(shard.ids.path in self.stale for shard in index.shards):
+            return None
+        found = (self._shard(shard) for shard in index.shards)
+        shards = tuple(shard for shard in found if shard is not None)
+        return index.model_copy(update={"shards": shards}) if shards or not index.shards else None
+
+    def _shard(self, shard: Shard) -> Shard | None:
+        """A shard with ranges of its own, for versions differ in them: they begin and end with ids that stay."""
+        now = self.shards.get(shard.ids.path, shard)
+        spans = [self._within(*span) for span in shard.covers]
+        covers = tuple((first, last) for first, last in spans if first <= last)
+        return now if now is None or covers == now.covers else now.model_copy(update={"covers": covers})
+
+    def _within(self, first: int, last: int) -> tuple[int, int]:
+        while first <= last and first in self.ids:
+            first += 1
+        while first <= last and last in self.ids:
+            last -= 1
+        return first, last
+
+
+def _label_set_made(action: Relabel, before: State) -> SetLabelSet | None:
+    """What is left of giving labels that are gone: the label set, where it was made so."""
+    known = {label_set.name for label_set in before.label_sets}
+    if action.label_set is None or action.label_set in known:
+        return None
+    return SetLabelSet(label_set=LabelSet(name=action.label_set))
+
+
+def _names_any(word: str, endings: Mapping[str, frozenset[str]]) -> bool:
+    """Whether a word of a command, alone or as the value of an option, is one of some uris or a path to one."""
+    try:
+        [said] = shlex.split(word)
+    except ValueError:  # quotes that are none, or several words
+        said = word.strip("'\"")
+    return any(_leads_to(text.removeprefix("file://"), endings) for text in (said, said.partition("=")[2]) if text)
+
+
+def _leads_to(text: str, endings: Mapping[str, frozenset[str]]) -> bool:
+    same_ending = endings.get(text.rpartition("/")[2], frozenset())
+    if not same_ending or text in same_ending:
+        return bool(same_ending)
+    path = _FROM_HERE.sub("", posixpath.normpath(text), count=1)
+    return any(uri == path if path.startswith("/") else f"/{uri}".endswith(f"/{path}") for uri in same_ending)
+
+
+@functools.lru_cache(maxsize=4)
+def _by_ending(uris: frozenset[str]) -> Mapping[str, frozenset[str]]:
+    """Uris, as they are and as the paths they stand for, by what follows their last slash."""
+    endings: dict[str, set[str]] = {}
+    for uri in uris:
+        for text in (uri, urllib.parse.unquote(uri, errors="surrogateescape")):
+            endings.setdefault(text.rpartition("/")[2], set()).add(text)
+    return {ending: frozenset(texts) for ending, texts in endings.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _with_spaces(uris: frozenset[str]) -> Sequence[str]:
+    return [text for texts in _by_ending(uris).values() for text in texts if len(text.split()) > 1]

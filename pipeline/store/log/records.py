@@ -1,0 +1,212 @@
+"""What a version holds: segments, single adds, label sets and the index, as JSON.
+
+Unknown fields are refused, so that a file of a later release is named rather than misread.
+"""
+
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.store.storage.file_refs import FileRef, RowsFile
+from pipeline.store.tables.kept_columns import KeptColumn
+from pipeline.store.values import Count, EntryId, Finite, Generation, SegmentNumber, Sha256
+
+Refine = Literal["float16", "none"]
+PARAMETERS = r"^(?:[A-Za-z_]{1,32}=[0-9]{1,9}(?:,[A-Za-z_]{1,32}=[0-9]{1,9})*)?$"  # as FAISS writes them
+BASE64 = r"^[A-Za-z0-9+/]*={0,2}$"
+
+
+class Record(BaseModel):
+    """A part of a version or a commit: frozen, and unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Segment(Record):
+    """All parts of one `add`; entries + rejected = planned.
+
+    `identity` is the encoder's fingerprint, `fingerprint` is over source, options and identity. `entries` is empty once
+    they were compacted into packs. The segment of single adds has no plan, and grows. Images that were not planned one
+    by one lie in `containers`, the parts from `containers_from` on. Entries have the columns `kept` besides their own.
+    `offsets` tell where in an archive images lie, and of single adds which were read at their uri.
+    """
+
+    number: SegmentNumber
+    source: str
+    dataset: str
+    identity: str
+    fingerprint: str
+    planned: Count
+    num_entries: Count
+    num_rejected: Count
+    plan: FileRef | None
+    entries: tuple[RowsFile, ...]
+    rejected: tuple[RowsFile, ...]
+    thumbnails: tuple[RowsFile, ...] = ()
+    offsets: tuple[RowsFile, ...] = ()
+    containers: FileRef | None = None
+    containers_from: Count | None = None
+    kept: tuple[KeptColumn, ...] = ()
+
+
+class Single(Record):
+    """An entry that was added by itself, kept in its commit until it is folded into a file.
+
+    `embedding` is the base64 of float16 [D], little-endian; `thumbnail` that of a JPEG, where one is kept. `num_bytes`
+    is the size of the file that was read at its uri; None where the bytes were given, and the uri is but a name.
+    """
+
+    id: EntryId
+    uri: str
+    label: str | None
+    dataset: str
+    embedding: str = Field(pattern=BASE64)
+    sha256: Sha256
+    width: int = Field(ge=0, lt=1 << 31)
+    height: int = Field(ge=0, lt=1 << 31)
+    thumbnail: str | None = Field(None, pattern=BASE64)
+    num_bytes: Count | None = None
+
+
+class Singles(Record):
+    """Where single adds go: their segment, and the offset from its first id of the next entry."""
+
+    segment: SegmentNumber
+    next_row: Count = 0
+
+
+class LabelSet(Record):
+    """A view on labels: `map` translates the labels as stored, entries may have one of their own besides."""
+
+    name: str
+    map: FileRef | None = None
+
+
+class Quality(Record):
+    """What was measured of a shard: recall against exact search, and seconds of a query alone and among many at once.
+
+    Queries are stored rows that the index was not trained on, as far as there are enough.
+    """
+
+    recall_at_1: Finite
+    recall_at_10: Finite
+    recall_at_100: Finite
+    seconds_alone: Finite
+    seconds_in_batch: Finite
+
+    @classmethod
+    def measured(cls, at_1: float, at_10: float, at_100: float, alone: float, in_batch: float) -> "Quality":
+        """From recalls and seconds, rounded to what a measurement is worth."""
+        return cls(
+            recall_at_1=round(at_1, 6),
+            recall_at_10=round(at_10, 6),
+            recall_at_100=round(at_100, 6),
+            seconds_alone=round(alone, 8),
+            seconds_in_batch=round(in_batch, 8),
+        )
+
+
+class Shard(Record):
+    """One FAISS index over the live entries of some parts.
+
+    `covers` holds inclusive id ranges: an entries file whose ids lie in one of them is searched through the shard.
+    `index` is absent for the key Flat, whose vectors are their own index; `vectors` where nothing is scored again.
+    `centroid_distance` is how far its vectors are from the centroids nearest to them, on average; None without those.
+    """
+
+    number: Count
+    rows: Count
+    covers: tuple[tuple[EntryId, EntryId], ...]
+    index: FileRef | None
+    ids: FileRef
+    labels: FileRef
+    vectors: FileRef | None
+    entries: FileRef
+    recall_at_10: Finite
+    quality: Quality | None = None
+    centroid_distance: Finite | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        files = (self.index, self.ids, self.labels, self.vectors, self.entries)
+        return sum(file.num_bytes for file in files if file)
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Bytes of the FAISS index, which is searched as a whole; for the key Flat those of the vectors."""
+        searched = self.index or self.vectors
+        return searched.num_bytes if searched else 0
+
+    def to_json(self) -> dict:
+        """What status says of a shard, as a JSON object; bytes in memory, for each vector."""
+        return {
+            "number": self.number,
+            "rows": self.rows,
+            "bytes_per_vector": self.bytes_in_memory / max(self.rows, 1),
+            "recall_at_10": self.recall_at_10,
+            "quality": self.quality.model_dump() if self.quality else None,
+        }
+
+
+class Index(Record):
+    """A generation of shards that share one trained quantizer and one set of search parameters.
+
+    `parameters` is FAISS's own notation ("nprobe=16") and `rerank`; `recall_at_10` is the lowest of any shard.
+    With `refine` float16 the shards keep their vectors, from which candidates are scored again.
+    `candidates` is the table of the keys it was chosen from, `centroid_distance` that of the sample it was trained on.
+    """
+
+    generation: Generation
+    key: str
+    parameters: str = Field(pattern=PARAMETERS)
+    trained: FileRef | None
+    shards: tuple[Shard, ...]
+    candidates: FileRef | None = None
+    centroid_distance: Finite | None = None
+    refine: Refine = "float16"
+
+    @property
+    def recall_at_10(self) -> float:
+        return min((shard.recall_at_10 for shard in self.shards), default=1.0)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(shard.num_bytes for shard in self.shards)
+
+    @property
+    def drift(self) -> float | None:
+        """The largest distance of a shard's vectors to their centroids, as a multiple of the training sample's."""
+        distances = [shard.centroid_distance for shard in self.shards if shard.centroid_distance is not None]
+        return max(distances) / self.centroid_distance if distances and self.centroid_distance else None
+
+    def to_json(self) -> dict:
+        """What status says of an index, as a JSON object."""
+        return {
+            "key": self.key,
+            "bytes": self.num_bytes,
+            "bytes_in_memory": self.bytes_in_memory,
+            "refine": self.refine,
+            "refine_bytes": sum(shard.vectors.num_bytes for shard in self.shards if shard.vectors),
+            "recall_at_10": self.recall_at_10,
+            "parameters": self.parameters,
+            "drift": self.drift,
+            "shards": [shard.to_json() for shard in self.shards],
+        }
+
+    @property
+    def bytes_in_memory(self) -> int:
+        """Those of its shards."""
+        return sum(shard.bytes_in_memory for shard in self.shards)
+
+
+def shards_of(ids_N: np.ndarray, index: Index | None) -> np.ndarray:
+    """The position of the shard that covers each of some ids (int64 [N]), -1 where none does."""
+    covers = sorted((*span, at) for at, shard in enumerate(index.shards) for span in shard.covers) if index else []
+    if not covers:
+        return np.full(len(ids_N), -1)
+    spans = np.array(covers, np.int64)
+    at = np.maximum(np.searchsorted(spans[:, 0], ids_N, side="right") - 1, 0)
+    inside = (ids_N >= spans[at, 0]) & (ids_N <= spans[at, 1])
+    shards: np.ndarray = np.where(inside, spans[at, 2], -1)
+    return shards

@@ -1,0 +1,97 @@
+"""Which entries hold the same bytes: the sha256 of image files, read from the entries files as far as it is asked for.
+
+A digest is the first eight bytes of a sha256, as uint64. Of two entries that are compared because their vectors are
+alike, these are equal by chance once in 2 ** 64; a set of a billion finds a stranger among them once in 2 ** 34 times.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import DamagedFile
+from pipeline.store.log.state import State
+from pipeline.store.storage.file_refs import RowsFile
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.parquet_columns import read_columns, read_columns_of
+from pipeline.store.tables.tombstones import read_tombstones
+
+HEX_DIGITS = 16  # of the 64 of a sha256
+
+
+def digests_in(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+    """The digests of a column of hexadecimal sha256, uint64 [N]."""
+    short = pc.utf8_slice_codeunits(column, 0, HEX_DIGITS)
+    chunks = short.chunks if isinstance(short, pa.ChunkedArray) else [short]
+    texts = "".join("".join(chunk.to_pylist()) for chunk in chunks)
+    return np.frombuffer(bytes.fromhex(texts), ">u8").astype(np.uint64)
+
+
+class Digests:
+    """The digests of the entries of a version, forgotten ones included.
+
+    A file is read when one of its entries is first asked for: 64 hexadecimal characters and an id a row, of which 16
+    bytes a row stay in memory. So a question about a few entries reads the few files that hold them.
+    """
+
+    def __init__(self, storage: Storage, state: State) -> None:
+        self._storage = storage
+        self._files = state.entries_files()
+        self._first_N = np.array([file.first_id for file in self._files], np.int64)
+        self._last_N = np.array([file.last_id for file in self._files], np.int64)
+        self._read: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+        ids = np.array([single.id for single in state.pending], np.int64)
+        order = np.argsort(ids)
+        pending = digests_in(pa.array([single.sha256 for single in state.pending], pa.string()))
+        self._pending = ids[order], pending[order]
+
+    def of(self, ids: np.ndarray) -> np.ndarray:
+        """The digests of some entries (ids int64 in any shape), uint64 of that shape. Raises DamagedFile."""
+        wanted, places = np.unique(ids, return_inverse=True)
+        found = np.zeros(len(wanted), np.uint64)
+        known = np.zeros(len(wanted), bool)
+        self._look_up(wanted, self._pending, found, known)
+        for file in self._holding(wanted[~known]):
+            self._look_up(wanted, self._rows_of(file), found, known)
+        if not known.all():
+            raise DamagedFile(
+                f"entry {wanted[~known][0]} of the memory at {self._storage.uri} is in no file: run `verify`"
+            )
+        return found[places].reshape(np.shape(ids))
+
+    def _holding(self, ids: np.ndarray) -> Sequence[RowsFile]:
+        """The files that may hold some of these ids, which ascend."""
+        start_N = np.searchsorted(ids, self._first_N, side="left")
+        stop_N = np.searchsorted(ids, self._last_N, side="right")
+        return [self._files[number] for number in np.flatnonzero(start_N < stop_N)]
+
+    def _rows_of(self, file: RowsFile) -> tuple[np.ndarray, np.ndarray]:
+        if file.path not in self._read:
+            table = read_columns(self._storage, file, ["id", "sha256"])
+            ids_N = table["id"].to_numpy()
+            order = np.argsort(ids_N)
+            self._read[file.path] = ids_N[order], digests_in(table["sha256"])[order]
+        return self._read[file.path]
+
+    @staticmethod
+    def _look_up(wanted: np.ndarray, rows: tuple[np.ndarray, np.ndarray], found: np.ndarray, known: np.ndarray) -> None:
+        ids_N, digests_N = rows
+        if not len(ids_N):
+            return
+        at = np.minimum(np.searchsorted(ids_N, wanted), len(ids_N) - 1)
+        here = (ids_N[at] == wanted) & ~known
+        found[here], known[here] = digests_N[at[here]], True
+
+
+def live_rows(storage: Storage, state: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids int64 [N] and digests uint64 [N] of the live entries of a version, one file after another. DamagedFile."""
+    forgotten = read_tombstones(storage, state.tombstones)
+    for table in read_columns_of(storage, state.entries_files(), ["id", "sha256"]):
+        ids_N = table["id"].to_numpy()
+        alive_N = ~np.isin(ids_N, forgotten)
+        yield ids_N[alive_N], digests_in(table["sha256"])[alive_N]
+    ids_N = np.array([single.id for single in state.pending], np.int64)
+    alive_N = ~np.isin(ids_N, forgotten)
+    if len(ids_N):
+        yield ids_N[alive_N], digests_in(pa.array([single.sha256 for single in state.pending], pa.string()))[alive_N]

@@ -1,0 +1,88 @@
+"""What is kept with some entries, read from the files they lie in."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import UnknownName
+from pipeline.store.log.state import State
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.ids import split_id
+from pipeline.store.tables.kept_columns import as_type
+from pipeline.store.tables.schemas import read_rows, read_table
+
+KeptValue = bool | int | float | str | None
+
+
+def read_kept(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, dict[str, KeptValue]]:
+    """The kept columns of those of some entries whose segment has any, by id. Raises DamagedFile.
+
+    Dates and times are texts as ISO 8601 has them, and a NaN is None. In a file that was packed with others a column
+    may lie as text: it is given as its segment says.
+    """
+    kept_by_segment = {segment.number: segment.kept for segment in state.segments if segment.kept}
+    wanted = [entry_id for entry_id in ids if split_id(entry_id)[0] in kept_by_segment]
+    found: dict[int, dict[str, KeptValue]] = {}
+    for file in state.entries_files() if wanted else ():
+        here = [entry_id for entry_id in wanted if file.first_id <= entry_id <= file.last_id]
+        for number in {split_id(entry_id)[0] for entry_id in here}:
+            columns = kept_by_segment[number]
+            own = [entry_id for entry_id in here if split_id(entry_id)[0] == number]
+            table = read_rows(storage, file, own, ["id", *(column.name for column in columns)]).combine_chunks()
+            there = [column for column in columns if column.name in table.column_names]  # or `verify` tells of it
+            values = {column.name: _plain(table[column.name].combine_chunks(), column.kind) for column in there}
+            for row, entry_id in enumerate(table["id"].to_pylist()):
+                found[entry_id] = {name: value[row] for name, value in values.items()}
+    return found
+
+
+def _plain(column: pa.Array, kind: pa.DataType) -> list[KeptValue]:
+    column = as_type(column, kind)
+    if pa.types.is_temporal(kind):
+        return [None if text is None else text.replace(" ", "T") for text in column.cast(pa.string()).to_pylist()]
+    values: list[KeptValue] = column.to_pylist()
+    return [None if value != value else value for value in values]  # noqa: PLR0124  # a NaN, for which JSON has no word
+
+
+def read_facts(storage: Storage, state: State, entry_id: int) -> tuple[str, int, int]:
+    """The sha256 of an entry's image file, and its width and height in pixels. Raises UnknownName or DamagedFile."""
+    for single in state.pending:
+        if single.id == entry_id:
+            return single.sha256, single.width, single.height
+    for file in state.entries_files():
+        if file.first_id <= entry_id <= file.last_id:
+            for row in read_rows(storage, file, [entry_id], ["id", "sha256", "width", "height"]).to_pylist():
+                return row["sha256"], row["width"], row["height"]
+    raise UnknownName(f"id {entry_id} is no entry of version {state.version}")
+
+
+def read_kept_columns(
+    storage: Storage, state: State, ids_N: np.ndarray, names: Sequence[str]
+) -> dict[str, pa.ChunkedArray]:
+    """Kept columns of some entries (ids int64 [N] ascending) in their order, null where one has none of that name.
+
+    They are of the types of `State.kept`. Raises DamagedFile.
+    """
+    kinds = {column.name: column.kind for column in state.kept}
+    keeping = {segment.number for segment in state.segments if {c.name for c in segment.kept} & {*names}}
+    read = []
+    for file in state.entries_files():
+        start, stop = np.searchsorted(ids_N, [file.first_id, file.last_id + 1])
+        numbers = range(split_id(file.first_id)[0], split_id(file.last_id)[0] + 1)
+        if start < stop and any(number in keeping for number in numbers):
+            table = read_table(storage, file, ["id", *names])
+            read.append(pa.table({"id": table["id"], **{name: _in(table, name, kinds[name]) for name in names}}))
+    if not read:
+        return {name: pa.chunked_array([pa.nulls(len(ids_N), kinds[name])]) for name in names}
+    table = pa.concat_tables(read)
+    rows = pc.index_in(pa.array(ids_N), value_set=table["id"])
+    return {name: table[name].take(rows) for name in names}
+
+
+def _in(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
+    """A kept column of a file as a kind, null where the file has none."""
+    if name not in table.column_names:
+        return pa.chunked_array([pa.nulls(table.num_rows, kind)])
+    return pa.chunked_array([as_type(chunk, kind) for chunk in table[name].chunks], kind)

@@ -1,0 +1,100 @@
+"""Where the image that an entry was made from lies, as far as an add read it there.
+
+A uri alone says nothing of that: data sets of vectors and whoever adds images by their bytes give any uri they like.
+"""
+
+import urllib.parse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.store.log.records import Segment
+from pipeline.store.log.state import State
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.ids import split_id
+from pipeline.store.tables.schemas import ROW_GROUP_ROWS, read_rows, read_table
+
+IMAGE_CONTAINERS = ("tar", "parquet")
+
+
+@dataclass(frozen=True)
+class Original:
+    """The image of an entry: its uri, the sha256 of its bytes, and where an add read them.
+
+    "file" is the file at its uri, "tar" and "parquet" a container there, "named" that no add read anything there.
+    `offset` and `num_bytes` are where in the file at its uri, or the archive, the bytes lie, where that was kept.
+    `vector` is whether it was given as a vector rather than as an image.
+    """
+
+    uri: str
+    sha256: str
+    read_from: Literal["file", "tar", "parquet", "named"] = "named"
+    offset: int | None = None
+    num_bytes: int | None = None
+    vector: bool = False
+
+
+def original_of(storage: Storage, state: State, entry_id: int, uri: str, sha256: str) -> Original:
+    """The original of an entry with this uri and hash. Raises DamagedFile.
+
+    Reads one row group of offsets, and for an image in a container one of the list of containers.
+    """
+    number, part, _ = split_id(entry_id)
+    for single in state.pending:
+        if single.id == entry_id:
+            return _single(uri, sha256, single.num_bytes)
+    segment = next((segment for segment in state.segments if segment.number == number), None)
+    if segment is None:
+        return Original(uri, sha256)
+    offset, num_bytes = _span(storage, segment, entry_id)
+    if state.singles is not None and state.singles.segment == number:
+        return _single(uri, sha256, num_bytes)
+    was_read = is_below(uri, segment.source)
+    if segment.containers_from is None or part < segment.containers_from:
+        return Original(uri, sha256, "file" if was_read and "#" not in uri else "named")
+    kind, container = _container(storage, segment.containers, part - segment.containers_from)
+    if kind not in IMAGE_CONTAINERS:
+        return Original(uri, sha256, vector=True)
+    if not was_read or not uri.startswith(f"{container}#"):
+        return Original(uri, sha256)
+    return Original(uri, sha256, "tar" if kind == "tar" else "parquet", offset, num_bytes)
+
+
+def read_originals(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, Original]:
+    """The originals of those of some ids that are entries. Raises DamagedFile."""
+    asked = set(ids)
+    known = {single.id: (single.uri, single.sha256) for single in state.pending if single.id in asked}
+    for file in state.entries_files():
+        if any(file.first_id <= entry_id <= file.last_id for entry_id in ids):
+            table = read_rows(storage, file, ids, ["id", "uri", "sha256"])
+            known |= {row["id"]: (row["uri"], row["sha256"]) for row in table.to_pylist()}
+    return {entry_id: original_of(storage, state, entry_id, *said) for entry_id, said in known.items()}
+
+
+def is_below(uri: str, source: str) -> bool:
+    """Whether a uri is that of a source, of a file below it, or of a member of one; no step of it leads up again."""
+    steps = urllib.parse.unquote(uri.partition("#")[0]).split("/")
+    folder = source.rstrip("/")
+    return ".." not in steps and (uri == source or uri.startswith((f"{folder}/", f"{source}#")))
+
+
+def _single(uri: str, sha256: str, num_bytes: int | None) -> Original:
+    return Original(uri, sha256) if num_bytes is None else Original(uri, sha256, "file", 0, num_bytes)
+
+
+def _span(storage: Storage, segment: Segment, entry_id: int) -> tuple[int | None, int | None]:
+    for file in segment.offsets:
+        if file.first_id <= entry_id <= file.last_id:
+            for row in read_rows(storage, file, [entry_id], ["id", "offset", "num_bytes"]).to_pylist():
+                return row["offset"], row["num_bytes"]
+    return None, None
+
+
+def _container(storage: Storage, containers: FileRef | None, row: int) -> tuple[str, str]:
+    """The kind and the uri of a container by its row in the list of them; "" where there is no such row."""
+    if containers is None or not 0 <= row < containers.rows:
+        return "", ""
+    group, within = divmod(row, ROW_GROUP_ROWS)
+    rows = read_table(storage, containers, ["kind", "uri"], row_group=group).slice(within, 1).to_pylist()
+    return (rows[0]["kind"], rows[0]["uri"]) if rows else ("", "")

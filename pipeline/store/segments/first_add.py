@@ -1,0 +1,97 @@
+"""How far the first add of a memory has come, while no version names anything yet.
+
+Until the first commit a memory is a lease, weights, and a segment whose parts are done one by one. What is told here
+costs a few listings, whatever the size of the add: no completion mark is read.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from pipeline.errors import DamagedFile, VisualMemoryError
+from pipeline.store.layout import ENCODER, LEASES, part_of_mark
+from pipeline.store.segments import part_marks, reservations
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.leases import Lease, standing
+from pipeline.store.storage.local import LocalStorage
+
+EMBEDDED = "all of it is embedded"
+SILENT_SECONDS = 0.5  # a mistake that is found by then leaves nothing behind, not even for a moment
+
+
+@contextlib.contextmanager
+def announced(storage: Storage, work: str) -> Iterator[None]:
+    """Let others see in a lease that a first add has begun, from before its source is listed, which may take hours.
+
+    Where it ends with nothing done, nothing is left of it. What cannot be announced goes on all the same.
+    """
+    ended = threading.Event()
+    root = storage.root if isinstance(storage, LocalStorage) else None
+    is_new = root is not None and not root.exists()
+
+    def announce() -> None:
+        if not ended.wait(SILENT_SECONDS):
+            with contextlib.suppress(VisualMemoryError, OSError), Lease(storage, work):
+                ended.wait()
+
+    thread = threading.Thread(target=announce, name="first add", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        if root is not None and is_new:
+            with contextlib.suppress(OSError):  # something is in it
+                root.rmdir()
+
+
+def has_begun(storage: Storage) -> bool:
+    """Whether a first add has left something here that was not given up."""
+    numbers = reservations.reserved(storage)
+    if any(not reservations.is_given_up(storage, number) for number in numbers):
+        return True
+    return bool(standing(storage)) or bool(not numbers and storage.list(ENCODER))
+
+
+def unfinished_first_add(storage: Storage) -> str | None:
+    """A sentence on the first add that is not finished, and what to do; None where none was begun."""
+    if not has_begun(storage):
+        return None
+    done = how_far(storage)
+    said = f"the first add to the memory at {storage.uri} is not finished ({done}): wait for it, or run the same `add`"
+    if done == EMBEDDED and not storage.list(LEASES):
+        return f"{said} again, which only commits it; if there were versions before, restore them from a copy"
+    return f"{said} again where it was stopped, which goes on"
+
+
+def how_far(storage: Storage) -> str:
+    """What the newest segment that was begun has done."""
+    for number in reversed(reservations.reserved(storage)):
+        if (reservation := _described(storage, number)) is not None:
+            return _done(storage, reservation)
+    return "it has remembered nothing yet"
+
+
+def _described(storage: Storage, number: int) -> reservations.Reservation | None:
+    if reservations.is_given_up(storage, number):
+        return None
+    try:
+        reservation = reservations.read_reservation(storage, number)
+    except DamagedFile:  # whoever took the number has not described it yet
+        return None
+    return reservation if reservation is not None and reservation.number == number else None
+
+
+def _done(storage: Storage, reservation: reservations.Reservation) -> str:
+    """What the names of the marks say is done: of image files how many, of archives the archives."""
+    marks = part_marks.marks_of(storage, reservation)
+    parts = [part for part in map(part_of_mark, marks) if part is not None]
+    if len(parts) == reservation.num_parts:
+        return EMBEDDED
+    rows, files = reservation.rows_per_part, reservation.planned
+    images = sum(min(rows, files - part * rows) for part in parts if part < reservation.containers_from)
+    archives = sum(part >= reservation.containers_from for part in parts)
+    said = [f"{images:,} of {files:,} images done"] * bool(files)
+    said += [f"{archives:,} of {reservation.num_containers:,} archives done"] * bool(reservation.num_containers)
+    return ", ".join(said)

@@ -1,0 +1,363 @@
+"""A segment while it is being made: its reserved number, its frozen plan and the completion marks of its parts.
+
+Nothing here is visible to readers until a version names the segment. Its number is never used again, whatever becomes
+of it. A part is done when its mark exists: the mark is created exclusively and names the part's files, so the first
+attempt to finish wins and the files of every other attempt are garbage.
+"""
+
+import contextlib
+import json
+import secrets
+from collections.abc import Callable, Collection, Iterable
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pipeline.errors import DamagedFile
+from pipeline.store.layout import (
+    DESCRIPTION,
+    FOLDERS_OF_A_JOB,
+    GIVEN_UP,
+    NUMERICS,
+    SEGMENTS,
+    containers_path,
+    held_path,
+    plan_path,
+    segment_folder,
+    segment_number,
+)
+from pipeline.store.storage.file_refs import FileRef, check_places, describe
+from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables import ids
+from pipeline.store.tables.identity import Identity
+from pipeline.store.tables.kept_columns import KeptColumn
+from pipeline.store.tables.schemas import (
+    CONTAINERS,
+    FORMAT,
+    PLAN,
+    ROW_GROUP_ROWS,
+    read_table,
+    write_table,
+)
+from pipeline.store.values import MAX_SEGMENT, Count
+
+SINGLES = "single adds"  # stands for the fingerprint of the segment they go to
+Precision = Literal["auto", "float32", "bfloat16"]
+
+
+class Reservation(BaseModel):
+    """What `segment.json` says: whose work this is, so that the same command can continue it.
+
+    `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
+    images are counted when it is read. `known_inside` of them are known to be there. Entries get the columns `kept`.
+    `precision` is what the model may compute in; what it does is decided once, and recorded as Numerics. `exclude` are
+    the patterns, and `image_extension` the ending, that choose among the images of an archive. `held` are the bytes
+    that the memory held when this was planned, where images of the same bytes are to be left out; like the plan they
+    are written once, and unlike it they go when the segment is committed.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    number: int = Field(ge=0, le=MAX_SEGMENT)
+    fingerprint: str
+    source: str
+    dataset: str
+    identity: Identity
+    planned: Count
+    rows_per_part: int = Field(ge=1, le=ids.MAX_ROWS)
+    plan: FileRef | None
+    thumbnails: bool = False
+    labels: str = "folder"
+    containers: FileRef | None = None
+    num_containers: Count = 0
+    known_inside: Count = 0
+    kept: tuple[KeptColumn, ...] = ()
+    precision: Precision = "float32"
+    exclude: tuple[str, ...] = ()
+    image_extension: str | None = None
+    held: FileRef | None = None
+
+    @model_validator(mode="after")
+    def _inside(self) -> "Reservation":
+        check_folder((self.plan, self.containers, self.held), self.folder)
+        if self.num_parts > ids.MAX_PARTS:
+            raise ValueError(f"{self.num_parts} parts are more than an id can count")
+        return self
+
+    @property
+    def folder(self) -> str:
+        """Where its files lie, with a closing slash. Work that is no segment has number 0 and a place of its own."""
+        return segment_folder(self.number) if self.number else ""
+
+    @property
+    def containers_from(self) -> int:
+        """The first part that is a container; those before are of image files."""
+        return -(-self.planned // self.rows_per_part)
+
+    @property
+    def num_parts(self) -> int:
+        return self.containers_from + self.num_containers
+
+    def num_images(self, found: int) -> int:
+        """Images that are planned, `found` of them in containers so far."""
+        return self.planned + max(found, self.known_inside)
+
+
+class Numerics(BaseModel):
+    """What `numerics.json` says: in what all parts of a segment are embedded, and why. Without it, float32."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    precision: Literal["float32", "bfloat16"]
+    compiled: bool = False
+    reason: str
+
+
+class _Described(BaseModel):
+    """As much of `segment.json` as every segment has, that of single adds too."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    fingerprint: str
+
+
+def reserve(
+    storage: Storage,
+    images: pa.Table,
+    *,
+    fingerprint: str,
+    source: str,
+    dataset: str,
+    identity: Identity,
+    lease: Lease,
+    thumbnails: bool = False,
+    containers: pa.Table | None = None,
+    labels: str = "folder",
+    kept: tuple[KeptColumn, ...] = (),
+    precision: Precision = "float32",
+    exclude: tuple[str, ...] = (),
+    image_extension: str | None = None,
+    hold: Callable[[str], FileRef | None] | None = None,
+) -> Reservation:
+    """Freeze a plan under the next free segment number, and hold the segment's folder.
+
+    `hold` writes what the memory holds to a path, where duplicates of that are to be left out.
+
+    `images` has the columns of PLAN but for `id`, then those of `kept` whose values are known already, and `containers`
+    those of CONTAINERS, in the order to be kept; at least one row between them. Raises UsageError for more than an id
+    can count.
+    """
+    number = _next_number(storage)
+    while True:
+        reservation = freeze(
+            storage,
+            images,
+            number=number,
+            fingerprint=fingerprint,
+            source=source,
+            dataset=dataset,
+            identity=identity,
+            nonce=lease.nonce,
+            thumbnails=thumbnails,
+            containers=containers,
+            labels=labels,
+            kept=kept,
+            precision=precision,
+            exclude=exclude,
+            image_extension=image_extension,
+        )
+        if hold is not None:
+            held = hold(held_path(reservation.folder, lease.nonce))
+            reservation = reservation.model_copy(update={"held": held})
+        try:
+            described = reservation.model_dump_json(indent=1).encode()
+            create_own(storage, f"{segment_folder(number)}{DESCRIPTION}", described)
+        except AlreadyExists:
+            storage.delete([file.path for file in (reservation.plan, reservation.containers, reservation.held) if file])
+            number += 1
+        else:
+            lease.hold(segment_folder(number))
+            return reservation
+
+
+def freeze(
+    storage: Storage,
+    images: pa.Table,
+    *,
+    number: int,
+    fingerprint: str,
+    source: str,
+    dataset: str,
+    identity: Identity,
+    nonce: str,
+    thumbnails: bool = False,
+    containers: pa.Table | None = None,
+    labels: str = "folder",
+    kept: tuple[KeptColumn, ...] = (),
+    precision: Precision = "float32",
+    exclude: tuple[str, ...] = (),
+    image_extension: str | None = None,
+) -> Reservation:
+    """Write the plan of a source as that of segment `number`, 0 for work that is none. Nobody knows of it yet."""
+    rows = ids.rows_per_part(images.num_rows)
+    num_containers = containers.num_rows if containers is not None else 0
+    ids.first_id(number, -(-images.num_rows // rows) + num_containers)
+    folder = segment_folder(number) if number else ""
+    return Reservation(
+        number=number,
+        fingerprint=fingerprint,
+        source=source,
+        dataset=dataset,
+        identity=identity,
+        planned=images.num_rows,
+        rows_per_part=rows,
+        plan=_write_plan(storage, plan_path(folder, nonce), images, number, rows),
+        thumbnails=thumbnails,
+        labels=labels,
+        precision=precision,
+        exclude=exclude,
+        image_extension=image_extension,
+        containers=_write_containers(storage, containers_path(folder, nonce), containers),
+        num_containers=num_containers,
+        known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
+        kept=kept,
+    )
+
+
+def reserve_for_singles(storage: Storage) -> int:
+    """The number of a new segment for entries that are added by themselves and have no plan."""
+    number = _next_number(storage)
+    while True:
+        described = {"format": FORMAT, "number": number, "fingerprint": SINGLES, "nonce": secrets.token_hex(8)}
+        try:
+            create_own(storage, f"{segment_folder(number)}{DESCRIPTION}", json.dumps(described, indent=1).encode())
+        except AlreadyExists:
+            number += 1
+        else:
+            return number
+
+
+def unfinished(storage: Storage, fingerprint: str, committed: Collection[int]) -> Reservation | None:
+    """The newest reserved segment of this fingerprint that no version names and nobody gave up, or None."""
+    for number in reversed(reserved(storage)):
+        if number in committed or is_given_up(storage, number):
+            continue
+        if not storage.exists(f"{segment_folder(number)}{DESCRIPTION}"):
+            continue  # whoever took it died before it was described
+        reservation = read_reservation(storage, number)
+        if reservation is not None and (reservation.number, reservation.fingerprint) == (number, fingerprint):
+            return reservation
+    return None
+
+
+def reserved(storage: Storage) -> list[int]:
+    """Every segment number that was ever taken, ascending."""
+    return [number for number in map(segment_number, storage.list(SEGMENTS)) if number is not None]
+
+
+def is_given_up(storage: Storage, number: int) -> bool:
+    """Whether the segment was marked as one that will never be committed."""
+    return storage.exists(f"{segment_folder(number)}{GIVEN_UP}")
+
+
+def give_up(storage: Storage, number: int) -> None:
+    """Mark a segment that will never be committed, so that the same command starts anew."""
+    with contextlib.suppress(AlreadyExists):
+        storage.create(f"{segment_folder(number)}{GIVEN_UP}", b"{}")
+
+
+def read_reservation(storage: Storage, number: int) -> Reservation | None:
+    """What a segment was reserved for; None for single adds. Raises DamagedFile when that is missing or unreadable."""
+    path = f"{segment_folder(number)}{DESCRIPTION}"
+    data = storage.read(path)
+    try:
+        if _Described.model_validate_json(data).fingerprint == SINGLES:
+            return None
+        return Reservation.model_validate_json(data)
+    except ValidationError as error:
+        raise damaged_description(storage, path) from error
+
+
+def read_numerics(storage: Storage, reservation: Reservation) -> Numerics | None:
+    """What was decided for a segment; None where nothing was. Raises DamagedFile."""
+    path = f"{reservation.folder}{NUMERICS}"
+    if not storage.exists(path):
+        return None
+    try:
+        return Numerics.model_validate_json(storage.read(path))
+    except ValidationError as error:
+        raise damaged_description(storage, path) from error
+
+
+def record_numerics(storage: Storage, reservation: Reservation, numerics: Numerics) -> Numerics:
+    """Decide for a segment, unless another worker did; what stands."""
+    with contextlib.suppress(AlreadyExists):
+        storage.create(f"{reservation.folder}{NUMERICS}", numerics.model_dump_json(indent=1).encode())
+    return read_numerics(storage, reservation) or numerics
+
+
+def read_plan(storage: Storage, reservation: Reservation, part: int) -> pa.Table:
+    """The planned rows of one part of image files, in order."""
+    if reservation.plan is None or part >= reservation.containers_from:
+        raise AssertionError(f"part {part} is a container")
+    return read_table(storage, reservation.plan, row_group=part)
+
+
+def read_container(storage: Storage, reservation: Reservation, part: int) -> dict:
+    """The container that a part is: a row of CONTAINERS."""
+    if reservation.containers is None or part < reservation.containers_from:
+        raise AssertionError(f"part {part} is one of image files")
+    row = part - reservation.containers_from
+    group, within = divmod(row, ROW_GROUP_ROWS)
+    table = read_table(storage, reservation.containers, row_group=group)
+    [found] = table.slice(within, 1).to_pylist()
+    return dict(found)
+
+
+def _next_number(storage: Storage) -> int:
+    return max(reserved(storage), default=0) + 1
+
+
+def _write_containers(storage: Storage, path: str, containers: pa.Table | None) -> FileRef | None:
+    if containers is None or not containers.num_rows:
+        return None
+    with storage.publishing(path) as local:
+        write_table(containers.cast(CONTAINERS), local)
+        return describe(path, local, containers.num_rows)
+
+
+def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows: int) -> FileRef | None:
+    num_rows = images.num_rows
+    if not num_rows:
+        return None
+    entry_ids = [
+        pa.array(ids.part_ids(number, part, min(rows, num_rows - part * rows))) for part in range(-(-num_rows // rows))
+    ]
+    schema = pa.schema([*PLAN, *(field for field in images.schema if field.name not in PLAN.names)])
+    table = images.add_column(0, "id", pa.chunked_array(entry_ids)).cast(schema)
+    with storage.publishing(path) as local:
+        write_table(table, local, row_group_rows=rows)  # one row group a part: a part reads its own rows only
+        return describe(path, local, num_rows)
+
+
+def check_folder(files: Iterable[FileRef | None], folder: str) -> None:
+    """Raises ValueError unless all lie below a folder ("": in one of their own kind, as those of a job do)."""
+    named = [file for file in files if file is not None]
+    if folder:
+        for file in named:
+            if not file.path.startswith(folder):
+                raise ValueError(f"{file.path} is not in {folder}")
+    else:
+        check_places(named, FOLDERS_OF_A_JOB)
+
+
+def damaged_description(storage: Storage, path: str) -> DamagedFile:
+    """What to raise where a file that describes a segment is not whole."""
+    return DamagedFile(
+        f"{path} in the memory at {storage.uri}, or a file it names, is not whole: "
+        "remove it and run the same `add` again"
+    )

@@ -1,0 +1,364 @@
+"""A memory in an object store: S3 and whatever speaks its protocol, or Google Cloud Storage, through fsspec.
+
+A put is atomic and the last one wins, so `create` asks the store to put only if the name is free (If-None-Match on S3),
+and creates nothing in a store that has not shown that it honours that. Credentials, region and endpoint are found where
+botocore looks for them (environment, profile, instance); nothing of that passes through here.
+"""
+
+import contextlib
+import itertools
+import os
+import random
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+from botocore.exceptions import ClientError
+from s3fs.core import S3_RETRYABLE_ERRORS
+
+from pipeline.errors import StorageError, UsageError, VisualMemoryError
+from pipeline.store.storage.beneath import is_inside
+from pipeline.store.storage.interface import AlreadyExists, check_inside, check_length, missing_file, most_bytes
+from pipeline.store.storage.local_copies import Copies
+from pipeline.store.storage.store_errors import DENIED, UNSUPPORTED, code_of, refusal
+
+Answer = TypeVar("Answer")
+
+# Stores whose fsspec file system creates exclusively, under the one name that a URI is given.
+SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
+PROBE = ".probe"
+
+BULK = 1_000  # keys that one DeleteObjects request may name
+EMPTY = {"InvalidRange", "416"}  # what is said of a range of a file without a byte
+MAX_RACES = 6  # conditional puts of one name that S3 lets go undecided
+MAX_FETCHES = 3  # downloads that broke off midway, which neither botocore nor s3fs begins again
+ATTEMPTS = 2  # of s3fs at what botocore gave up after three of its own
+S3_OPTIONS = {
+    # Three attempts at what is transient; an endpoint that takes no connection is given up after some 15 seconds.
+    "config_kwargs": {"retries": {"mode": "standard"}, "connect_timeout": 4},
+    "max_concurrency": 4,  # parts of 50 MiB in memory at once for each file that is sent or fetched
+}
+
+
+def file_system_of(scheme: str) -> Any:
+    """A file system of fsspec as memories and sources use it. Raises ValueError or ImportError where there is none."""
+    scheme = SCHEMES.get(scheme, scheme)
+    fresh = {"use_listings_cache": False, "skip_instance_cache": True}  # other processes write there too
+    files: Any = fsspec.filesystem(scheme, **fresh, **(S3_OPTIONS if scheme == "s3" else {}))
+    if scheme == "s3":
+        files.retries = ATTEMPTS
+    return files
+
+
+class _Here:
+    """What belongs to one process: a fork has neither its parent's connections nor the right to its copies."""
+
+    def __init__(self, scheme: str) -> None:
+        self.files = file_system_of(scheme)
+        self.copies = Copies()
+        self.probing = threading.Lock()
+
+
+class ObjectStorage:
+    """Storage under a prefix of a bucket. The copies that `local_path` made live as long as this object."""
+
+    def __init__(self, scheme: str, root: str) -> None:
+        self.uri = f"{scheme}://{root}"
+        self._scheme, self._root = scheme, root
+        self._processes: dict[int, _Here] = {}
+        self._is_exclusive = False
+        self._versioning: bool | None = None
+
+    @classmethod
+    def open(cls, uri: str) -> "ObjectStorage":
+        """The storage at a URI, nothing asked of it yet. Raises UsageError for one that cannot hold a memory."""
+        given, _, rest = uri.partition("://")
+        scheme = SCHEMES.get(given.lower())
+        if scheme is None:
+            raise UsageError(f"{uri} cannot hold a memory: give a folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
+        root = "/".join(part for part in rest.split("/") if part)
+        if not root or rest.startswith("/"):
+            raise UsageError(f"{uri} names no bucket: give {scheme}://BUCKET/FOLDER")
+        try:
+            fsspec.get_filesystem_class(scheme)
+        except ImportError as error:
+            raise UsageError(f"{uri} needs a package that is not installed: {error}") from error
+        return cls(scheme, root)
+
+    def __reduce__(self) -> tuple[type["ObjectStorage"], tuple[str, str]]:
+        return ObjectStorage, (self._scheme, self._root)  # what is sent to another process opens the store anew
+
+    def read(self, path: str) -> bytes:
+        # One stream is one request: with more, s3fs asks for the size first, which for small files takes as long again.
+        one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
+        bounds = {"start": 0, "end": most_bytes(path) + 1}
+        with self._asking("read", path):
+            key = self._key(path)
+            try:
+                data = self._asked_again(lambda: bytes(self._files.cat_file(key, **bounds, **one_request)))
+            except Exception as error:
+                if code_of(error) not in EMPTY and getattr(error, "code", None) != 416:
+                    raise
+                return self._asked_again(lambda: bytes(self._files.cat_file(key, **one_request)))  # an empty one
+            check_length(self.uri, path, len(data))
+            return data
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
+        with self._asking("read", path):
+            key = self._key(path)
+            return self._asked_again(lambda: bytes(self._files.cat_file(key, start=start, end=stop, **one_request)))
+
+    def create(self, path: str, data: bytes) -> None:
+        self._require_exclusive_creation()
+        self._create(path, data)
+        self._here.copies.drop(path)
+
+    def replace(self, path: str, data: bytes) -> None:
+        with self._asking("write to", path):
+            self._files.pipe_file(self._key(path), data)
+            self._replaced(path)
+
+    @contextlib.contextmanager
+    def publishing(self, path: str) -> Iterator[Path]:
+        with self._asking("write to", path):
+            key = self._key(path)
+            local = self._here.copies.aside()
+            local.touch()
+        try:
+            yield local
+            with self._asking("write to", path):
+                self._files.put_file(str(local), key)
+                self._replaced(path)
+        finally:
+            local.unlink(missing_ok=True)
+
+    def local_path(self, path: str) -> Path:
+        with self._asking("read", path):
+            self._key(path)  # which refuses one that leads out, before anything is named after it
+            return self._here.copies.get(path, lambda local: self._fetch(path, local))
+
+    def release(self, path: str) -> None:
+        self._here.copies.drop(path)
+
+    def list(self, folder: str) -> list[str]:
+        with self._asking("list", folder):
+            try:
+                found = self._files.ls(self._key(folder), detail=True)
+            except FileNotFoundError as error:
+                if code_of(error):  # there is no bucket, rather than nothing in it
+                    raise
+                return []
+        names = {entry["name"].strip("/") for entry in found} - {self._key(folder)}
+        names = {name.rpartition("/")[2] for name in names} - (set() if folder else {PROBE})
+        return sorted(name for name in names if is_inside(name))
+
+    def walk(self, folder: str = "") -> dict[str, int]:
+        with self._asking("list", folder):
+            found = self._files.find(self._key(folder), detail=True)
+        sizes = {name.lstrip("/")[len(self._root) + 1 :]: int(entry["size"]) for name, entry in found.items()}
+        return {path: size for path, size in sizes.items() if _is_file(path)}
+
+    def strangers(self) -> Mapping[str, str]:
+        return {}  # there is nothing but objects
+
+    def exists(self, path: str) -> bool:
+        with self._asking("read", path):
+            try:
+                return bool(self._files.info(self._key(path))["type"] == "file")
+            except FileNotFoundError as error:
+                if code_of(error) == "NoSuchBucket":
+                    raise
+                return False
+
+    def delete(self, paths: Iterable[str]) -> None:
+        rest = iter(paths)
+        while chunk := list(itertools.islice(rest, BULK)):
+            with self._asking("delete from", chunk[0]):
+                if self._scheme != "s3":
+                    for path in chunk:
+                        with contextlib.suppress(FileNotFoundError):
+                            self._files.rm_file(self._key(path))
+                elif self._keeps_versions():
+                    with ThreadPoolExecutor(min(16, len(chunk))) as pool:  # one request each, most of it waiting
+                        self._delete_objects(itertools.chain.from_iterable(pool.map(self._history, chunk)))
+                else:
+                    self._delete_objects({"Key": self._s3_key(path)} for path in chunk)
+            for path in chunk:
+                self._here.copies.drop(path)
+
+    def remove_folder(self, folder: str) -> None:
+        self.delete(sorted({*self.walk(folder), *self._noncurrent(folder)}))
+        self._here.copies.drop(folder.rstrip("/"))
+
+    def abandoned(self) -> Sequence[str]:
+        return []  # a put is all or nothing; the parts of an unfinished upload have no name in the memory
+
+    def noncurrent(self) -> Sequence[str]:
+        return self._noncurrent("")
+
+    @property
+    def _here(self) -> _Here:
+        here = self._processes.get(os.getpid())
+        # No lock, which a fork might inherit locked: of two threads that come first, one's work is dropped unused.
+        return here or self._processes.setdefault(os.getpid(), _Here(self._scheme))
+
+    @property
+    def _files(self) -> Any:
+        return self._here.files
+
+    def _key(self, path: str) -> str:
+        """The key of a file or folder. One with ".." in it would be another key by the time a request is made."""
+        path = path.rstrip("/")
+        if path:
+            check_inside(self.uri, path)
+        return f"{self._root}/{path}".rstrip("/")
+
+    def _require_exclusive_creation(self) -> None:
+        """Once for each object: let the store show that it refuses to create what is there."""
+        with self._here.probing:
+            if self._is_exclusive:
+                return
+            path = f"{PROBE}/{secrets.token_hex(8)}"
+            try:
+                with contextlib.suppress(AlreadyExists):  # by ourselves, if the first answer was lost
+                    self._create(path, b"first")
+                try:
+                    self._create(path, b"second")
+                except AlreadyExists:
+                    self._is_exclusive = True
+            finally:
+                with contextlib.suppress(StorageError):  # some may write and not delete: what stays is hidden
+                    self.delete([path])
+        if not self._is_exclusive:
+            raise StorageError(
+                f"the store at {self.uri} does not hold exclusive creation (If-None-Match), "
+                "without which two writers could overwrite each other: keep the memory on another"
+            )
+
+    def _create(self, path: str, data: bytes) -> None:
+        with self._asking("write to", path):
+            for attempt in range(1, MAX_RACES + 1):
+                try:
+                    self._files.pipe_file(self._key(path), data, mode="create")
+                except Exception as error:  # what is not told apart here goes on up
+                    if isinstance(error, FileExistsError) or code_of(error) in {"PreconditionFailed", "412"}:
+                        raise AlreadyExists(path) from error
+                    if code_of(error) not in {"ConditionalRequestConflict", "409"} or attempt == MAX_RACES:
+                        raise
+                    time.sleep(random.uniform(0, 0.1) * 2**attempt)  # noqa: S311, it need only part the racers
+                else:
+                    return
+
+    def _fetch(self, path: str, local: Path) -> None:
+        self._asked_again(lambda: self._files.get_file(self._key(path), str(local)))
+
+    @staticmethod
+    def _asked_again(ask: Callable[[], Answer]) -> Answer:
+        """What `ask` reads, asked again where the connection broke off in the midst of an answer.
+
+        aiobotocore (3.10) meets an error that comes as a stream with an AttributeError of its own.
+        """
+        for _ in range(1, MAX_FETCHES):
+            with contextlib.suppress(*S3_RETRYABLE_ERRORS, AttributeError):
+                return ask()
+        return ask()
+
+    def _replaced(self, path: str) -> None:
+        """Take away what a bucket with versioning keeps of the states before: redaction depends on it."""
+        self._here.copies.drop(path)
+        if self._keeps_versions():
+            self._delete_objects(self._history(path, older=True))
+
+    # What follows is S3's own: fsspec knows no delete markers, and its bulk deletion does not say what it left.
+
+    def _s3_key(self, path: str) -> str:
+        return str(self._files.split_path(self._key(path))[1])
+
+    def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
+        return dict(self._files.call_s3(method, Bucket=self._files.split_path(self._root)[0], **arguments))
+
+    def _keeps_versions(self) -> bool:
+        """Whether the bucket may hold older states of a key: asked once."""
+        if self._versioning is None:
+            self._versioning = self._scheme == "s3" and self._ask_for_versioning()
+        return self._versioning
+
+    def _ask_for_versioning(self) -> bool:
+        try:
+            return self._call("get_bucket_versioning").get("Status") in {"Enabled", "Suspended"}
+        except Exception as error:
+            if code_of(error) not in DENIED | UNSUPPORTED:
+                raise
+            codes = {code_of(error)}
+        try:  # whoever may list versions need not know the status: of a bucket without, only current ones are listed
+            self._call("list_object_versions", Prefix=self._s3_key(""), MaxKeys=1)
+        except Exception as error:
+            codes.add(code_of(error))
+            if codes <= UNSUPPORTED:
+                return False
+            if codes <= DENIED | UNSUPPORTED:
+                raise StorageError(
+                    f"these credentials may not see whether the bucket of {self.uri} keeps older versions, which must "
+                    "go with what is erased or replaced: allow them s3:GetBucketVersioning"
+                ) from error
+            raise
+        return True
+
+    def _versions(self, prefix: str) -> Iterator[dict[str, Any]]:
+        """Every version and delete marker below a prefix; delete markers have no Size."""
+        page: dict[str, Any] = {"IsTruncated": True}
+        while page.get("IsTruncated"):
+            names = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
+            start = {marker: page[following] for marker, following in names.items() if page.get(following)}
+            page = self._call("list_object_versions", Prefix=prefix, **start)
+            yield from page.get("Versions", [])
+            yield from page.get("DeleteMarkers", [])
+
+    def _history(self, path: str, *, older: bool = False) -> Sequence[dict[str, str]]:
+        """The versions of one key as DeleteObjects takes them, the current one last: until it goes, no other shows."""
+        key = self._s3_key(path)
+        found = [version for version in self._versions(key) if version["Key"] == key]
+        found.sort(key=lambda version: bool(version["IsLatest"]))
+        return [{"Key": key, "VersionId": each["VersionId"]} for each in found if not (older and each["IsLatest"])]
+
+    def _delete_objects(self, objects: Iterable[dict[str, str]]) -> None:
+        rest = iter(objects)
+        while chunk := list(itertools.islice(rest, BULK)):
+            answer = self._call("delete_objects", Delete={"Objects": chunk, "Quiet": True})
+            for left in answer.get("Errors", []):
+                if left.get("Code") not in {"NoSuchKey", "NoSuchVersion"}:
+                    raise ClientError({"Error": left}, "DeleteObjects")
+
+    def _noncurrent(self, folder: str) -> Sequence[str]:
+        with self._asking("list", folder):
+            if not self._keeps_versions():
+                return []
+            start, prefix = len(f"{self._s3_key('')}/".lstrip("/")), f"{self._s3_key(folder)}/".lstrip("/")
+            old = {each["Key"][start:] for each in self._versions(prefix) if not each["IsLatest"] or "Size" not in each}
+        return sorted(path for path in old if _is_file(path))
+
+    @contextlib.contextmanager
+    def _asking(self, doing: str, path: str) -> Iterator[None]:
+        """Say in our own words what the store, or the way to it, has against a request."""
+        try:
+            yield
+        except (VisualMemoryError, AlreadyExists):
+            raise
+        except Exception as error:  # every file system of fsspec has an error tree of its own
+            if isinstance(error, FileNotFoundError) and code_of(error) != "NoSuchBucket" and doing == "read":
+                raise missing_file(self.uri, path) from error
+            raise refusal(error, self.uri, doing, path) from error
+
+
+def _is_file(path: str) -> bool:
+    """Whether a key is a file of the memory: consoles make keys that end in a slash and stand for a folder.
+
+    A key with an empty name in it, or with "..", is none that a memory has, and is left alone.
+    """
+    return is_inside(path) and not path.startswith(f"{PROBE}/")

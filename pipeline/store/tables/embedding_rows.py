@@ -1,0 +1,33 @@
+"""Vectors of some entries, read from the files they lie in."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.errors import DamagedFile
+from pipeline.store.storage.file_refs import RowsFile
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.schemas import embedding_matrix, read_table
+
+
+def read_embeddings(storage: Storage, files: Sequence[RowsFile], ids_N: np.ndarray, dimension: int) -> np.ndarray:
+    """Stored vectors of entries (ids int64 [N], in any order), float16 [N, D], one file at a time.
+
+    Raises DamagedFile, also where no file has one of them.
+    """
+    vectors_ND = np.empty((len(ids_N), dimension), np.float16)
+    found_N = np.zeros(len(ids_N), bool)
+    for file in files:
+        wanted = np.flatnonzero((ids_N >= file.first_id) & (ids_N <= file.last_id) & ~found_N)
+        if not len(wanted):
+            continue
+        table = read_table(storage, file, ["id", "embedding"])
+        known_N = table.column("id").to_numpy()
+        order = np.argsort(known_N)
+        at = order[np.minimum(np.searchsorted(known_N, ids_N[wanted], sorter=order), len(known_N) - 1)]
+        here = known_N[at] == ids_N[wanted]
+        vectors_ND[wanted[here]] = embedding_matrix(table.column("embedding"))[at[here]]
+        found_N[wanted[here]] = True
+    if not found_N.all():
+        raise DamagedFile(f"entry {ids_N[~found_N][0]} of the memory at {storage.uri} is in no file: run `verify`")
+    return vectors_ND

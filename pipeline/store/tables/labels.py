@@ -1,0 +1,73 @@
+"""The overlay of labels: what entries were called after they were stored, by label set, and the maps of label sets."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store.layout import LABELS_FOLDER, map_path, overlay_path
+from pipeline.store.storage.file_refs import FileRef, describe
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.schemas import LABEL_MAP, LABELS, read_table, write_table
+
+
+@dataclass(frozen=True)
+class OwnLabels:
+    """Labels that entries have in one label set: ids int64 [N] ascending, and a label for each (null: none)."""
+
+    ids_N: np.ndarray
+    labels: pa.Array
+
+
+def label_rows(ids_N: np.ndarray, labels: Sequence[str | None], label_set: str | None) -> pa.Table:
+    """Rows of the overlay: one id a row."""
+    sets = pa.array([label_set] * len(ids_N), pa.string())
+    return pa.table([pa.array(ids_N, pa.int64()), sets, pa.array(labels, pa.string())], schema=LABELS)
+
+
+def write_labels(storage: Storage, lease: Lease, version: int, rows: pa.Table) -> FileRef:
+    """Publish the labels that a version is about to give."""
+    path = overlay_path(LABELS_FOLDER, version, lease.nonce)
+    with storage.publishing(path) as local:
+        write_table(rows, local)
+        return describe(path, local, rows.num_rows)
+
+
+def read_label_rows(storage: Storage, files: Sequence[FileRef]) -> pa.Table:
+    """The rows of some overlay files, in the order they were given. Raises DamagedFile."""
+    return pa.concat_tables([LABELS.empty_table(), *(read_table(storage, file) for file in files)])
+
+
+def newest_labels(rows: pa.Table, label_set: str | None) -> OwnLabels:
+    """What a label set says of single entries: the last row of each id counts."""
+    if not rows.num_rows:
+        return OwnLabels(np.empty(0, np.int64), pa.nulls(0, pa.string()))
+    name = rows.column("label_set")
+    rows = rows.filter(pc.is_null(name) if label_set is None else pc.equal(name, label_set))
+    backwards = rows.column("id").to_numpy()[::-1]
+    ids_N, first = np.unique(backwards, return_index=True)
+    return OwnLabels(ids_N, rows.column("label").combine_chunks().take(pa.array(len(backwards) - 1 - first)))
+
+
+def newest_rows(rows: pa.Table) -> pa.Table:
+    """The last row of each id and label set, in the order of the rows."""
+    numbered = rows.append_column("row", pa.array(np.arange(rows.num_rows)))
+    last = numbered.group_by(["id", "label_set"]).aggregate([("row", "max")]).column("row_max")
+    return rows.take(np.sort(last.to_numpy()))
+
+
+def write_label_map(storage: Storage, lease: Lease, version: int, names: Mapping[str, str]) -> FileRef:
+    """Publish the map of a label set: from a label as stored to the label in the set."""
+    path = map_path(version, lease.nonce)
+    with storage.publishing(path) as local:
+        write_table(pa.table([pa.array(names.keys()), pa.array(names.values())], schema=LABEL_MAP), local)
+        return describe(path, local, len(names))
+
+
+def read_label_map(storage: Storage, file: FileRef) -> dict[str, str]:
+    """A label set's label for each label as stored. Raises DamagedFile."""
+    table = read_table(storage, file)
+    return dict(zip(table.column("label").to_pylist(), table.column("mapped").to_pylist(), strict=True))

@@ -1,0 +1,218 @@
+"""Arrow schemas of the Parquet files in a memory, and the one way to write and read them.
+
+Plain Arrow types only, so that DuckDB, Polars, Spark and autofaiss read the files as they are. The embedding column
+is stored for speed: non-null with non-null elements, PLAIN, uncompressed, no dictionary and no statistics reads eight
+times faster than pyarrow's defaults (docs/formats.md has the figures); normalised vectors do not compress anyway.
+"""
+
+import bisect
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.store.storage.file_refs import FileRef, RowsFile, checked_path, describe, reading, unaltered_path
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.identity import Identity
+from pipeline.store.tables.kept_columns import KeptColumn
+
+FORMAT = 1
+ENCODER_KEY = "visual_memory.encoder"  # in the metadata of a file of vectors: who made them
+FINGERPRINT_KEY = "visual_memory.encoder_fingerprint"
+ROW_GROUP_ROWS = 16_384
+PAGE_BYTES = 1 << 20
+PICTURES_A_GROUP = 512  # rows with a thumbnail, of 3 KB each: what is read for the sake of one of them
+
+PLAN = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("num_bytes", pa.int64()),
+        pa.field("modified", pa.timestamp("us", tz="UTC")),
+    ]
+)
+CONTAINERS = pa.schema(
+    [
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("num_bytes", pa.int64()),
+        pa.field("modified", pa.timestamp("us", tz="UTC")),
+        pa.field("first_group", pa.int64()),
+        pa.field("num_groups", pa.int64()),
+        pa.field("images", pa.int64()),
+    ]
+)
+REJECTED = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+THUMBNAILS = pa.schema(
+    [pa.field("id", pa.int64(), nullable=False), pa.field("jpeg", pa.binary(), nullable=False)],
+)
+OFFSETS = pa.schema(  # where the bytes of an image lie in the file at its uri, be that an archive
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("num_bytes", pa.int64(), nullable=False),
+    ]
+)
+LABELS = pa.schema(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("label_set", pa.string()),
+        pa.field("label", pa.string()),
+    ]
+)
+LABEL_MAP = pa.schema(
+    [pa.field("label", pa.string(), nullable=False), pa.field("mapped", pa.string(), nullable=False)],
+)
+TOMBSTONES = pa.schema([pa.field("id", pa.int64(), nullable=False)])
+
+_ENCODED_AS_DICTIONARY = {"label", "label_set", "dataset", "stage", "reason"}
+_WITHOUT_STATISTICS = {"embedding", "sha256", "reason", "jpeg"}
+_UNCOMPRESSED = {"embedding", "jpeg"}  # neither gets smaller
+
+
+def entries_schema(identity: Identity, kept: Sequence[KeptColumn] = ()) -> pa.Schema:
+    """The columns of an entries file, kept ones last; its metadata carries the encoder's fingerprint."""
+    element = pa.field("element", pa.float16(), nullable=False)
+    fields = [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("embedding", pa.list_(element, identity.dimension), nullable=False),
+        pa.field("sha256", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        *(column.field for column in kept),
+    ]
+    metadata = {
+        "visual_memory.format": str(FORMAT),
+        ENCODER_KEY: identity.encoder,
+        FINGERPRINT_KEY: identity.fingerprint,
+    }
+    return pa.schema(fields, metadata=metadata)
+
+
+def embedding_column(vectors_ND: np.ndarray) -> pa.Array:
+    """float16 [N, D] as a fixed-size list column with non-null elements, without copying."""
+    values = pa.array(np.ascontiguousarray(vectors_ND).reshape(-1), type=pa.float16())
+    element = pa.field("element", pa.float16(), nullable=False)
+    return pa.FixedSizeListArray.from_arrays(values, type=pa.list_(element, vectors_ND.shape[1]))
+
+
+def embedding_matrix(column: pa.ChunkedArray) -> np.ndarray:
+    """A fixed-size list column as float16 [N, D]."""
+    width = column.type.list_size
+    chunks = [np.asarray(chunk.flatten()).reshape(-1, width) for chunk in column.chunks]
+    if len(chunks) == 1:
+        return chunks[0]
+    return np.concatenate(chunks) if chunks else np.empty((0, width), np.float16)
+
+
+def write_table(table: pa.Table, path: Path, row_group_rows: int = ROW_GROUP_ROWS) -> None:
+    """Write one Parquet file the way every file of a memory is written."""
+    with open_writer(path, table.schema) as writer:
+        writer.write_table(table, row_group_rows)
+
+
+def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A Parquet file to be written bit by bit, the way every file of a memory is written."""
+    leaves = {name: "embedding.list.element" if name == "embedding" else name for name in schema.names}
+    return pq.ParquetWriter(
+        path,
+        schema,
+        data_page_size=PAGE_BYTES,
+        compression={leaf: "none" if name in _UNCOMPRESSED else "zstd" for name, leaf in leaves.items()},
+        use_dictionary=[name for name in leaves if name in _ENCODED_AS_DICTIONARY],
+        write_statistics=[leaf for name, leaf in leaves.items() if name not in _WITHOUT_STATISTICS],
+        write_page_checksum=True,
+        store_schema=True,
+    )
+
+
+def write_rows(storage: Storage, path: str, table: pa.Table) -> RowsFile:
+    """Publish rows with ids, in the order of their ids, at least one."""
+    with storage.publishing(path) as local:
+        write_table(table, local, PICTURES_A_GROUP if "jpeg" in table.column_names else ROW_GROUP_ROWS)
+        file = describe(path, local, table.num_rows)
+    entry_ids = table.column("id")
+    return RowsFile(**file.model_dump(), first_id=entry_ids[0].as_py(), last_id=entry_ids[-1].as_py())
+
+
+def read_table(
+    storage: Storage,
+    file: FileRef,
+    columns: Sequence[str] | None = None,
+    row_group: int | None = None,
+    *,
+    hashed: bool | None = None,
+) -> pa.Table:
+    """Read a Parquet file of a memory, or one row group of it, checking the checksum of every page.
+
+    The checksums leave out the footer and the headers of pages: so each byte is `hashed` first, once in a process,
+    unless a row group or nothing but a few columns of a scan is asked for (None: by whether a row group is).
+
+    Raises DamagedFile when it is missing, cut short or altered.
+    """
+    hashed = row_group is None if hashed is None else hashed
+    local = (unaltered_path if hashed else checked_path)(storage, file)
+    with reading(storage.uri, file.path), pq.ParquetFile(local, page_checksum_verification=True) as parquet:
+        return _rows_of(parquet, file, columns, row_group)
+
+
+def read_parquet(stream: pa.NativeFile, storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.Table:
+    """Columns of a file of a memory, from wherever its bytes are read; else as `read_table`."""
+    options = {"page_checksum_verification": True, "pre_buffer": True}
+    with reading(storage.uri, file.path), pq.ParquetFile(stream, **options) as parquet:
+        return _rows_of(parquet, file, columns, None)
+
+
+def _rows_of(parquet: pq.ParquetFile, file: FileRef, columns: Sequence[str] | None, row_group: int | None) -> pa.Table:
+    """What was asked of a file, every value of it as its type wants it. Raises what Arrow raises, or ValueError."""
+    _check_rows(parquet, file)
+    if row_group is not None:
+        table = parquet.read_row_group(row_group, columns=columns)
+    else:
+        table = parquet.read(columns=columns)
+    table.validate(full=True)  # texts that are not UTF-8, which Parquet's reader does not look at
+    return table
+
+
+def _check_rows(parquet: pq.ParquetFile, file: FileRef) -> None:
+    if parquet.metadata.num_rows != file.rows:
+        raise ValueError(f"it has {parquet.metadata.num_rows:,} rows where {file.rows:,} were written")
+
+
+def read_rows(storage: Storage, file: RowsFile, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
+    """The rows of some ids, each at most once; of the file only the row groups that may hold one are decoded.
+
+    `columns` are to have `id` among them. Raises DamagedFile.
+    """
+    local = checked_path(storage, file)
+    wanted = sorted(entry_id for entry_id in ids if file.first_id <= entry_id <= file.last_id)
+    with reading(storage.uri, file.path), pq.ParquetFile(local, page_checksum_verification=True) as parquet:
+        _check_rows(parquet, file)
+        groups = [group for group in range(parquet.num_row_groups) if _may_hold(parquet, group, wanted)]
+        table = parquet.read_row_groups(groups, columns=columns)
+        table.validate(full=True)
+    return table.filter(pc.is_in(table.column("id"), pa.array(wanted, pa.int64())))
+
+
+def _may_hold(parquet: pq.ParquetFile, group: int, wanted: Sequence[int]) -> bool:
+    """Whether a row group has any of some ids, which ascend, going by its statistics; True where it has none."""
+    footer = parquet.metadata.row_group(group)
+    of_id = footer.column(parquet.schema_arrow.get_field_index("id")).statistics
+    if of_id is None or not of_id.has_min_max:
+        return True
+    at = bisect.bisect_left(wanted, of_id.min)
+    return at < len(wanted) and wanted[at] <= of_id.max
