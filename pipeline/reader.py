@@ -6,10 +6,10 @@ torch and timm take seconds to import and only some questions need them, so what
 used.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, Unpack, get_args
+from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
 
 import numpy as np
 import pyarrow as pa
@@ -32,19 +32,18 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.questions import answering
 from pipeline.questions.page import write_page
 from pipeline.questions.snapshot import Snapshot
+from pipeline.runner import RunnerName, runner_of
 from pipeline.store.log.history import VersionSummary, history
 from pipeline.store.log.state import State
 from pipeline.store.log.steady import steady
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.digests import Digests, digests_in
 from pipeline.store.segments.first_add import has_begun
-from pipeline.store.segments.part_marks import PartMark
 from pipeline.store.storage.open_storage import open_storage
 from pipeline.store.tables.labels import read_label_map
 
 if TYPE_CHECKING:
     from pipeline.embeddings.encoder import Encoder
-    from pipeline.embeddings.parts import Work
     from pipeline.embeddings.queries import QueryImage
     from pipeline.index.build.capacity import CapacityPlan
     from pipeline.questions.bulk import BulkReport
@@ -52,7 +51,6 @@ if TYPE_CHECKING:
 
 SHOWN_CHARACTERS = 80
 
-Runner = Literal["here", "ray"]
 Result = TypeVar("Result")
 
 logger = plain_logger(__name__)
@@ -205,7 +203,7 @@ class Reader:
         exclude_files: Sequence[str] = (),
         image_extension: str | None = None,
         max_rejected: float | None = None,
-        runner: Runner = "here",
+        runner: RunnerName = "here",
         on_progress: OnProgress = ignore_progress,
         question: Question | None = None,
         **options: Unpack[QuestionOptions],
@@ -218,6 +216,7 @@ class Reader:
         from pipeline.questions.bulk import run
 
         check_max_rejected(max_rejected)
+        where = runner_of(runner)
         asked = _asked(question, k, voting, options)
         snapshot = self._snapshot(asked.label_set, asked.where, asked.assume)
         state, live = snapshot.state, snapshot.live
@@ -228,7 +227,7 @@ class Reader:
             str(source), Labels(labels), (), Choice(tuple(exclude_files), image_extension), on_progress
         )
         self._check_given(listing, state)
-        work = self._runner(runner, self.encoder() if listing.holds_images else None)
+        encoder = self.encoder() if listing.holds_images else None
         return run(
             self.log.storage,
             state,
@@ -236,7 +235,7 @@ class Reader:
             labels,
             asked,
             str(out),
-            work,
+            lambda work, parts: where.do_parts(work, parts, encoder),
             max_rejected,
             on_progress,
         )
@@ -547,19 +546,6 @@ class Reader:
 
         if listing.given is not None and state.identity is not None:
             check_vectors(listing.given, state.identity)
-
-    def _runner(
-        self, runner: Runner, encoder: "Encoder | None"
-    ) -> "Callable[[Work, Sequence[int]], Iterable[PartMark]]":
-        if runner not in get_args(Runner):
-            raise UsageError(f"runner {runner} is unknown: give here or ray")
-        if runner == "ray":
-            from pipeline.embeddings.on_ray import work_on_ray  # Ray is loaded only where it is used
-
-            return lambda work, parts: work_on_ray(work, parts) if parts else ()
-        from pipeline.embeddings.parts import work_here
-
-        return lambda work, parts: work_here(work, parts, encoder)
 
 
 def _asked(question: Question | None, k: int, voting: Voting, options: QuestionOptions) -> Question:

@@ -29,13 +29,14 @@ from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.encoder_choice import DecodingChoice, EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, UsageError
 from pipeline.images.names.uris import path_of_uri, uri_of
-from pipeline.index.build.builder import Here, Workers, build_index
+from pipeline.index.build.builder import build_index
 from pipeline.index.build.plan import IndexOptions, IndexPlan, choose_key, plan_index
 from pipeline.index.search.leave_one_out import copies_among
 from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.questions import answering
-from pipeline.reader import Reader, Runner, check_list
+from pipeline.reader import Reader, check_list
+from pipeline.runner import RunnerName, runner_of
 from pipeline.store.log.records import Segment
 from pipeline.store.log.state import State
 from pipeline.store.lookup.digests import digests_in
@@ -96,7 +97,7 @@ class VisualMemory(Reader):
         exclude: Sequence[str] = (),
         image_extension: str | None = None,
         duplicates: "OnDuplicates" = "keep",
-        runner: Runner = "here",
+        runner: RunnerName = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
         """Remember every image of a source, as AddOptions say: `plan_add`, then `carry_out`."""
@@ -143,7 +144,7 @@ class VisualMemory(Reader):
         self,
         plan: "AddPlan",
         *,
-        runner: Runner = "here",
+        runner: RunnerName = "here",
         command: str = "add",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
@@ -153,21 +154,13 @@ class VisualMemory(Reader):
         goes on where it was. Beyond 50,000 fresh entries it also indexes.
         """
         from pipeline.edits.add import run
-        from pipeline.embeddings.parts import Remember
 
         state = self.log.newest()
-        work = self._runner(runner, plan.encoder)
+        where = runner_of(runner)
         if plan.is_single:
             report = self._add_file(plan, state, command)
         else:
-            report = run(
-                self.log,
-                state,
-                plan,
-                lambda reservation, parts: work(Remember(self.log.storage, reservation), parts),
-                command,
-                on_progress,
-            )
+            report = run(self.log, state, plan, where, command, on_progress)
         self._encoder = plan.encoder or self._encoder
         if report.segment is None:
             return report
@@ -223,7 +216,7 @@ class VisualMemory(Reader):
         self,
         options: IndexOptions = IndexOptions(),
         *,
-        runner: Runner = "here",
+        runner: RunnerName = "here",
         command: str = "index",
         on_progress: OnProgress = ignore_progress,
     ) -> State:
@@ -234,17 +227,13 @@ class VisualMemory(Reader):
         """
         from pipeline.edits.index_growth import with_all_in_files
 
+        where = runner_of(runner)
         self._writable()
         state = with_all_in_files(self.log, self.log.latest())
         plan = plan_index(state, options)
         if plan.grows and not plan.shards:
             return state
-        workers: Workers = Here()
-        if runner == "ray":
-            from pipeline.index.build.on_ray import OnRay
-
-            workers = OnRay()
-        return build_index(self.log, state, plan, options, command, on_progress, workers)
+        return build_index(self.log, state, plan, options, command, on_progress, where.run_steps)
 
     @told_of_others
     def forget(

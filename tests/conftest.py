@@ -19,7 +19,7 @@ from pipeline.store.log.records import Segment
 from pipeline.store.log.state import AddSegment, SetIdentity, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.segments.part_marks import publish_part
-from pipeline.store.segments.reservations import read_plan, reserve
+from pipeline.store.segments.reservations import SegmentSpec, read_plan, reserve
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.open_storage import open_storage
@@ -97,9 +97,8 @@ def add_vectors(
         }
     )
     with Lease(storage, "test") as lease:
-        reservation = reserve(
-            storage, images, fingerprint=name, source=f"/{name}", dataset=dataset, identity=identity, lease=lease
-        )
+        spec = SegmentSpec(fingerprint=name, source=f"/{name}", dataset=dataset, identity=identity)
+        reservation = reserve(storage, spec, images, lease=lease)
     entries, start = [], 0
     for part in range(reservation.num_parts):
         plan = read_plan(storage, reservation, part)

@@ -28,6 +28,7 @@ FLOORS: list[set[str]] = [
     {"pipeline.images.containers"},
     {"pipeline.images.sources", "pipeline.images.entry_pictures"},
     {"pipeline.embeddings"},
+    {"pipeline.runner"},
     {"pipeline.edits.erasure"},
     {"pipeline.edits"},
     {"pipeline.questions"},

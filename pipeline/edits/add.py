@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -22,6 +22,7 @@ from pipeline.edits.label_report import label_report, noted
 from pipeline.embeddings.compatibility import refuse_mix, settle
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.encoder_choice import EncoderChoice
+from pipeline.embeddings.parts import Remember
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, check_max_rejected, read_rejects
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, SourceError, UsageError
@@ -34,6 +35,7 @@ from pipeline.images.names.leftovers import PassedOver
 from pipeline.images.reading.files import is_remote
 from pipeline.images.sources.listing import Listing, list_source, peek
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.runner import Runner
 from pipeline.store.layout import ENCODER, FOLDERS, SEGMENTS, VERSIONS, segment_folder
 from pipeline.store.log.records import Segment
 from pipeline.store.log.state import AddSegment, SetIdentity, State
@@ -44,6 +46,7 @@ from pipeline.store.segments.reservations import (
     Numerics,
     Precision,
     Reservation,
+    SegmentSpec,
     give_up,
     is_given_up,
     read_numerics,
@@ -66,8 +69,6 @@ COMPARED_AT_ONCE = 65_536
 _FILE_COLUMNS = ["uri", "num_bytes", "modified"]
 
 OnDuplicates = Literal["keep", "skip"]
-
-EmbedParts = Callable[[Reservation, Sequence[int]], Iterable[PartMark]]
 
 
 @dataclass(frozen=True)
@@ -120,12 +121,18 @@ class AddPlan:
     """
 
     listing: Listing
-    dataset: str
-    identity: Identity
+    spec: SegmentSpec
     encoder: Encoder | None
     options: AddOptions
-    fingerprint: str
     already: Segment | None
+
+    @property
+    def dataset(self) -> str:
+        return self.spec.dataset
+
+    @property
+    def identity(self) -> Identity:
+        return self.spec.identity
 
     @property
     def planned(self) -> int:
@@ -275,26 +282,30 @@ def prepare(
     about |= {"duplicates": options.duplicates} if options.duplicates != "keep" else {}
     canonical = json.dumps(about | {"identity": identity.fingerprint}, sort_keys=True)
     fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
-    return AddPlan(
-        listing,
-        dataset,
-        identity,
-        encoder,
-        options,
-        fingerprint,
-        _already_there(log, state, fingerprint),
+    spec = SegmentSpec(
+        fingerprint=fingerprint,
+        source=listing.uri,
+        dataset=dataset,
+        identity=identity,
+        thumbnails=options.thumbnails,
+        labels=options.asked_labels,
+        kept=listing.kept,
+        precision=options.precision,
+        exclude=choice.exclude,
+        image_extension=choice.extension,
     )
+    return AddPlan(listing, spec, encoder, options, _already_there(log, state, fingerprint))
 
 
 def run(
     log: VersionLog,
     state: State | None,
     plan: AddPlan,
-    embed: EmbedParts,
+    runner: Runner,
     command: str,
     on_progress: OnProgress = ignore_progress,
 ) -> AddReport:
-    """Do what the plan says and commit it. `embed` embeds the parts it is given, in any order.
+    """Do what the plan says and commit it.
 
     Raises SourceError when no image at all could be read, IdentityMismatch or CommitConflict when another writer came
     first; then nothing is committed.
@@ -303,19 +314,19 @@ def run(
     identity, storage = plan.identity, log.storage
     if state is not None and state.identity is not None:
         refuse_mix(storage.uri, state.identity, identity)  # it may have been made by another since it was planned
-    already = _already_there(log, state, plan.fingerprint)
+    already = _already_there(log, state, plan.spec.fingerprint)
     if already is not None and state is not None:
         new, _ = _differences(storage, plan.listing, already)
         return AddReport(None, plan.planned, 0, (), state, time.monotonic() - began, 0, already.number, new)
     with Lease(storage, f"add {plan.listing.uri}") as lease:
-        return _added(log, state, plan, embed, command, on_progress, lease, began)
+        return _added(log, state, plan, runner, command, on_progress, lease, began)
 
 
 def _added(
     log: VersionLog,
     state: State | None,
     plan: AddPlan,
-    embed: EmbedParts,
+    runner: Runner,
     command: str,
     on_progress: OnProgress,
     lease: Lease,
@@ -328,7 +339,8 @@ def _added(
     marks = read_marks(storage, reservation)
     tally = Tally(storage, reservation, marks.values(), plan.options.max_rejected, on_progress)
     done_before = tally.done
-    for mark in embed(reservation, [part for part in range(reservation.num_parts) if part not in marks]):
+    left = [part for part in range(reservation.num_parts) if part not in marks]
+    for mark in runner.do_parts(Remember(storage, reservation), left, plan.encoder):
         marks[mark.part] = mark
         tally.count(mark)
     segment = _segment(reservation, marks)
@@ -346,7 +358,7 @@ def _added(
             f"none of the {segment.planned:,} images of {plan.listing.uri} could be read (the first, {rejects[0].uri}: "
             f"{rejects[0].reason}), so nothing was added: mend the files and run the command again"
         )
-    same = [s.number for s in state.segments if s.fingerprint == plan.fingerprint] if state else []
+    same = [s.number for s in state.segments if s.fingerprint == plan.spec.fingerprint] if state else []
     actions: list[AddSegment | SetIdentity] = [AddSegment(segment=segment, beside=tuple(same))]
     if state is None or state.identity is None:
         actions.insert(0, SetIdentity(identity=identity, weights=weights))
@@ -380,7 +392,7 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
     Raises CommitConflict when another process is at work on it.
     """
     used = {*(s.number for s in state.segments), *state.retired} if state else set()
-    found = unfinished(log.storage, plan.fingerprint, used)
+    found = unfinished(log.storage, plan.spec.fingerprint, used)
     if found is not None:
         _refuse_held(log, found)
         new, gone = _differences(log.storage, plan.listing, found)
@@ -392,19 +404,10 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
         give_up(log.storage, found.number)
     reservation = reserve(
         log.storage,
+        plan.spec,
         plan.listing.images,
-        fingerprint=plan.fingerprint,
-        source=plan.listing.uri,
-        dataset=plan.dataset,
-        identity=plan.identity,
+        plan.listing.containers,
         lease=lease,
-        thumbnails=plan.options.thumbnails,
-        containers=plan.listing.containers,
-        labels=plan.options.asked_labels,
-        kept=plan.listing.kept,
-        precision=plan.options.precision,
-        exclude=plan.listing.choice.exclude,
-        image_extension=plan.listing.choice.extension,
         hold=_holding(log, state) if plan.options.duplicates == "skip" else None,
     )
     return reservation, 0

@@ -168,7 +168,7 @@ class EmbedParts:
         return mark
 
 
-def work_on_ray(work: Work, parts: Sequence[int]) -> Iterator[PartMark]:
+def do_parts_on_ray(work: Work, parts: Sequence[int]) -> Iterator[PartMark]:
     """Do parts on the Ray cluster this process is connected to, yielding marks as they come, in any order.
 
     One actor a GPU with a share of its node's CPU cores, or one a core where there is no GPU: batches small enough for

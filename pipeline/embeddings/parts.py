@@ -313,7 +313,7 @@ class PartEmbedder:
         return pa.table([pa.array(ids_N, pa.int64()), *offsets], schema=OFFSETS)
 
 
-def work_here(work: Work, parts: Sequence[int], encoder: Encoder | None) -> Iterator[PartMark]:
+def do_parts_here(work: Work, parts: Sequence[int], encoder: Encoder | None) -> Iterator[PartMark]:
     """Do parts one after another in this process; `encoder` is there already or loaded when needed."""
     worker = work.open(available_cpus(), encoder=encoder)
     for part in parts:

@@ -36,7 +36,7 @@ from pipeline.store.layout import FOLDERS_OF_A_JOB, JOB, ROWS_OF_A_JOB
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.segments.part_marks import PartMark, publish, read_marks
-from pipeline.store.segments.reservations import Reservation, freeze
+from pipeline.store.segments.reservations import Reservation, SegmentSpec, freeze
 from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
 from pipeline.store.storage.open_storage import open_storage
 
@@ -268,20 +268,16 @@ def _job(
     if not out.exists(JOB):
         if found := [name for name in out.list("") if name not in set(FOLDERS_OF_A_JOB) - set(ROWS_OF_A_JOB)]:
             raise UsageError(f"{out.uri} has other files in it, such as {found[0]}: give --out a new place")
-        reservation = freeze(
-            out,
-            listing.images,
-            number=0,
+        spec = SegmentSpec(
             fingerprint=fingerprint,
             source=listing.uri,
             dataset=listing.name,
             identity=state.identity,
-            nonce=secrets.token_hex(8),
-            containers=listing.containers,
             labels=labels,
             exclude=listing.choice.exclude,
             image_extension=listing.choice.extension,
         )
+        reservation = freeze(out, spec, listing.images, listing.containers, number=0, nonce=secrets.token_hex(8))
         job = Job(memory=memory_uri, version=state.version, options=said, reservation=reservation)
         try:
             create_own(out, JOB, job.model_dump_json(indent=1).encode())

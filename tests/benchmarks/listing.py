@@ -26,7 +26,7 @@ from fsspec.spec import AbstractFileSystem
 
 from pipeline.images.labels.labels import Labels
 from pipeline.images.sources.listing import list_source
-from pipeline.store.segments.reservations import reserve
+from pipeline.store.segments.reservations import SegmentSpec, reserve
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.open_storage import open_storage
 from pipeline.store.tables.identity import Identity, Preprocessing
@@ -59,9 +59,8 @@ def planned(source: str, folder: str) -> dict:
     listed = time.perf_counter() - began
     storage = open_storage(folder)
     with Lease(storage, "benchmark") as lease:
-        reservation = reserve(
-            storage, listing.images, fingerprint="f", source=source, dataset="d", identity=IDENTITY, lease=lease
-        )
+        spec = SegmentSpec(fingerprint="f", source=source, dataset="d", identity=IDENTITY)
+        reservation = reserve(storage, spec, listing.images, lease=lease)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert reservation.plan is not None

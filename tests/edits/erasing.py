@@ -19,7 +19,7 @@ from pipeline.store.log.records import Segment
 from pipeline.store.log.state import AddSegment, SetIdentity, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.segments.part_marks import PartMark, publish_part
-from pipeline.store.segments.reservations import Reservation, read_plan, reserve
+from pipeline.store.segments.reservations import Reservation, SegmentSpec, read_plan, reserve
 from pipeline.store.storage.file_refs import describe
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
@@ -87,13 +87,11 @@ def remember(
     with Lease(log.storage, "test") as lease:
         reservation = reserve(
             log.storage,
+            SegmentSpec(
+                fingerprint=fingerprint, source=f"/{name}", dataset=dataset, identity=IDENTITY, thumbnails=thumbnails
+            ),
             plan,
-            fingerprint=fingerprint,
-            source=f"/{name}",
-            dataset=dataset,
-            identity=IDENTITY,
             lease=lease,
-            thumbnails=thumbnails,
         )
         marks = [_embedded(memory, reservation, part, images) for part in range(reservation.num_parts)]
         if not finished:

@@ -169,7 +169,7 @@ import sys, time
 import pyarrow as pa
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage
-from pipeline.store.segments.reservations import reserve
+from pipeline.store.segments.reservations import SegmentSpec, reserve
 from pathlib import Path
 from tests.conftest import identity_of
 storage = LocalStorage(Path(sys.argv[1]))
@@ -178,7 +178,8 @@ images = pa.table({
     "num_bytes": pa.array([1] * 3, pa.int64()), "modified": pa.array([None] * 3, pa.timestamp("us", tz="UTC")),
 })
 with Lease(storage, "add /x") as lease:
-    reserve(storage, images, fingerprint="x", source="/x", dataset="x", identity=identity_of(8), lease=lease)
+    spec = SegmentSpec(fingerprint="x", source="/x", dataset="x", identity=identity_of(8))
+    reserve(storage, spec, images, lease=lease)
     with storage.publishing(f"packs/{lease.nonce}.parquet") as local:
         local.write_bytes(b"half")
         print("ready", flush=True)

@@ -24,7 +24,7 @@ from pipeline.index.build.plan import IndexOptions
 from pipeline.store.log.erasure_plan import REDACTED, ErasurePlan
 from pipeline.store.log.state import FoldSingles, Forget, Relabel, SetIndex, SetState, State
 from pipeline.store.log.version_log import Commit, VersionLog
-from pipeline.store.segments.reservations import reserve
+from pipeline.store.segments.reservations import SegmentSpec, reserve
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.schemas import PLAN, read_table
 from tests.edits.erasing import (
@@ -351,9 +351,8 @@ def test_an_add_of_it_that_is_under_way_is_named(memory: VisualMemory) -> None:
     row = {"uri": MIXED[0].uri, "label": "a", "num_bytes": 1, "modified": None}
     with Lease(memory.log.storage, "add /doomed") as lease:
         images = pa.Table.from_pylist([row], schema=pa.schema(list(PLAN)[1:]))
-        reserve(
-            memory.log.storage, images, fingerprint="x", source="/doomed", dataset="x", identity=IDENTITY, lease=lease
-        )
+        spec = SegmentSpec(fingerprint="x", source="/doomed", dataset="x", identity=IDENTITY)
+        reserve(memory.log.storage, spec, images, lease=lease)
         report = memory.forget(ids=doomed.ids, erase=True, verify=True)
         assert report.receipt is not None
         assert not report.receipt.proven

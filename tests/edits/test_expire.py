@@ -18,7 +18,7 @@ from pipeline.index.build.plan import IndexOptions
 from pipeline.store.layout import checkpoint_path, commit_path
 from pipeline.store.log.state import Forget, State, file_refs
 from pipeline.store.log.version_log import VersionLog
-from pipeline.store.segments.reservations import is_given_up, reserve
+from pipeline.store.segments.reservations import SegmentSpec, is_given_up, reserve
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage
 from pipeline.store.tables.tombstones import read_tombstones, write_tombstones
@@ -319,9 +319,8 @@ def test_work_under_way_is_spared(memory: VisualMemory) -> None:
         }
     )
     with Lease(storage, "add") as lease:
-        reservation = reserve(
-            storage, images, fingerprint="c", source="/c", dataset="c", identity=identity_of(8), lease=lease
-        )
+        spec = SegmentSpec(fingerprint="c", source="/c", dataset="c", identity=identity_of(8))
+        reservation = reserve(storage, spec, images, lease=lease)
         memory.expire(1)
         assert storage.exists(reservation.plan.path)
 

@@ -16,14 +16,14 @@ from jobs.cli import main
 from pipeline import VisualMemory
 from pipeline.edits.add import AddOptions, run
 from pipeline.embeddings.encoder import Encoder
-from pipeline.embeddings.parts import Remember, work_here
+from pipeline.embeddings.parts import Work
 from pipeline.errors import SourceError, UsageError
 from pipeline.images.containers.kept_columns import ColumnsFound
 from pipeline.images.labels.labels import Labels
 from pipeline.images.sources.listing import list_source
+from pipeline.runner import Here
 from pipeline.store.lookup.kept_values import read_kept
 from pipeline.store.segments.part_marks import PartMark
-from pipeline.store.segments.reservations import Reservation
 from pipeline.store.tables.kept_columns import FIXED, KeptColumn, as_type, value_of
 from pipeline.store.tables.schemas import entries_schema, read_table
 from tests.conftest import ENCODER, IMAGE_SIZE, identity_of
@@ -168,23 +168,24 @@ def test_the_same_columns_are_the_same_add_and_others_another(told: VisualMemory
     assert told.add(source / "cat", dataset="plain").segment is None
     plans = [told.plan_add(source, AddOptions(keep=keep)) for keep in ((), ("camera",), KEEP)]
     assert [plan.already for plan in plans] == [None, None, told.state().segments[0]]
-    assert len({plan.fingerprint for plan in plans}) == 3
+    assert len({plan.spec.fingerprint for plan in plans}) == 3
 
 
 @pytest.mark.parametrize("missing", [0, 3])
 def test_an_add_that_goes_on_writes_what_it_would_have(
-    told: VisualMemory, source: Path, encoder: Encoder, options: dict, tmp_path: Path, missing: int
+    told: VisualMemory, source: Path, options: dict, tmp_path: Path, missing: int
 ) -> None:
     memory = VisualMemory(tmp_path / "memory")
 
-    def interrupted(reservation: Reservation, parts: Sequence[int]) -> Iterator[PartMark]:
-        assert list(parts) == [0, 1, 2, 3]
-        yield from work_here(Remember(memory.log.storage, reservation), [p for p in parts if p != missing], encoder)
-        raise KeyboardInterrupt
+    class Interrupted(Here):
+        def do_parts(self, work: Work, parts: Sequence[int], encoder: Encoder | None) -> Iterator[PartMark]:
+            assert list(parts) == [0, 1, 2, 3]
+            yield from super().do_parts(work, [part for part in parts if part != missing], encoder)
+            raise KeyboardInterrupt
 
     known = VisualMemory(told.uri).plan_add(source, AddOptions(keep=KEEP))
     with pytest.raises(KeyboardInterrupt):
-        run(memory.log, None, known, interrupted, "add")
+        run(memory.log, None, known, Interrupted(), "add")
     assert memory.add(source, keep=KEEP[::-1], **options).resumed > 0
     files = [[(f.rows, f.sha256) for f in m.state().segments[0].entries] for m in (told, memory)]
     assert files[0] == files[1]

@@ -30,9 +30,8 @@ def images(num_rows: int) -> pa.Table:
 
 def reserve(storage: LocalStorage, num_rows: int = 300, fingerprint: str = "f") -> reservations.Reservation:
     with Lease(storage, "test") as lease:
-        return reservations.reserve(
-            storage, images(num_rows), fingerprint=fingerprint, source="/", dataset="d", identity=IDENTITY, lease=lease
-        )
+        spec = reservations.SegmentSpec(fingerprint=fingerprint, source="/", dataset="d", identity=IDENTITY)
+        return reservations.reserve(storage, spec, images(num_rows), lease=lease)
 
 
 def entries_of(plan: pa.Table, value: float) -> pa.Table:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -20,6 +20,7 @@ from pipeline.index.build.key_candidates import FLAT, empty_index, least_rows, n
 from pipeline.index.build.key_choice import CHOSEN, SAMPLE_ROWS, Table, read_table_of
 from pipeline.index.build.plan import IndexOptions, IndexPlan, measured_candidates
 from pipeline.index.build.shard_steps import Gathered, Measured, Populated, ShardWork, files_of, read_mark
+from pipeline.index.build.steps import RunSteps, run_steps_here
 from pipeline.index.build.train import centroid_distance, trained, trained_on
 from pipeline.index.search import parameters
 from pipeline.index.search.shard_files import SideFiles, mapped_vectors, write_faiss
@@ -48,46 +49,6 @@ from pipeline.store.values import Generation, Nonce
 Step = TypeVar("Step")
 
 
-class Workers(Protocol):
-    """Where the steps on shards are done: in this process, or in many."""
-
-    def gathered(self, work: ShardWork, numbers: Sequence[int]) -> Iterable[tuple[int, Gathered]]:
-        """Gather shards, yielding each as it is done, in any order."""
-
-    def populated(
-        self, work: ShardWork, trained: FileRef, shards: Sequence[tuple[int, Gathered]]
-    ) -> Iterable[tuple[int, Populated]]:
-        """Populate shards."""
-
-    def measured(
-        self, work: ShardWork, known: str | None, shards: Sequence[tuple[int, Gathered, Populated]]
-    ) -> Iterable[tuple[int, Measured]]:
-        """Measure shards, with known parameters or with those found for each."""
-
-
-class Here:
-    """The steps one after the other in this process, each with all its cores."""
-
-    def gathered(self, work: ShardWork, numbers: Sequence[int]) -> Iterable[tuple[int, Gathered]]:
-        """As Workers says."""
-        return ((number, work.gather(number)) for number in numbers)
-
-    def populated(
-        self, work: ShardWork, trained: FileRef, shards: Sequence[tuple[int, Gathered]]
-    ) -> Iterable[tuple[int, Populated]]:
-        """As Workers says."""
-        return ((number, work.populate(number, gathered.side, trained)) for number, gathered in shards)
-
-    def measured(
-        self, work: ShardWork, known: str | None, shards: Sequence[tuple[int, Gathered, Populated]]
-    ) -> Iterable[tuple[int, Measured]]:
-        """As Workers says."""
-        return (
-            (number, work.measure(number, gathered.side, populated.index, known))
-            for number, gathered, populated in shards
-        )
-
-
 def build_index(
     log: VersionLog,
     state: State,
@@ -95,7 +56,7 @@ def build_index(
     options: IndexOptions,
     command: str,
     on_progress: OnProgress = ignore_progress,
-    workers: Workers | None = None,
+    run_steps: RunSteps = run_steps_here,
     *,
     resumable: bool = True,
 ) -> State:
@@ -106,7 +67,7 @@ def build_index(
     if state.identity is None or not plan.shards:
         raise IndexBuildError(f"the memory at {log.storage.uri} has no entries to index: add images first")
     with Lease(log.storage, "index") as lease:
-        builder = _Builder(log.storage, state, plan, options, on_progress, lease, workers or Here())
+        builder = _Builder(log.storage, state, plan, options, on_progress, lease, run_steps)
         return _built(log, state, builder, command, lease, resumable)
 
 
@@ -173,14 +134,14 @@ class _Builder:
         options: IndexOptions,
         on_progress: OnProgress,
         lease: Lease,
-        workers: Workers,
+        run_steps: RunSteps,
     ) -> None:
         assert state.identity is not None  # noqa: S101  # checked by build_index
         self._storage = storage
         self._plan = plan
         self._options = options
         self._progress = on_progress
-        self._workers = workers
+        self._run = run_steps
         self._num_live = state.num_live
         self._table = plan.table
         self._old = state.index if plan.grows else None
@@ -219,7 +180,7 @@ class _Builder:
         numbers = range(len(self._plan.shards))
         if not (self._old and self._old.trained) and key != FLAT:
             self._work = replace(self._work, sample_rows=self._sample_rows(key))
-        gathered = dict(self._counted("gathering", self._workers.gathered(self._work, numbers)))
+        gathered = dict(self._counted("gathering", self._run(self._work.gathering(numbers))))
         rows = sum(found.side.rows for found in gathered.values())
         if not rows and key != FLAT:
             raise IndexBuildError("every entry to be indexed is forgotten: add images first")
@@ -242,14 +203,14 @@ class _Builder:
         known = self._old.parameters if self._old else None
         self._progress(Progress("populating", 0, self._plan.rows))
         for some in (filled[:1], filled[1:]) if known is None else (filled,):
-            for number, found in self._workers.populated(self._work, trained, some):
+            for number, found in self._run(self._work.populating(trained, some)):
                 populated[number] = found
                 done = sum(file.rows for place in populated for file in self._plan.shards[place])
                 self._progress(Progress("populating", done, self._plan.rows))
             if known is None:
                 [(number, first)] = some
                 self._progress(Progress("tuning", 0, len(filled)))
-                measured.update(self._workers.measured(self._work, None, [(number, first, populated[number])]))
+                measured.update(self._run(self._work.measuring(None, [(number, first, populated[number])])))
                 self._check_reached(made.key, measured, gathered)
                 known = measured[number].parameters
         self._check_held(sum(found.index.num_bytes for found in populated.values()), made.key)
@@ -345,7 +306,7 @@ class _Builder:
         """
         while True:
             left = [entry for entry in asked if entry[0] not in measured]
-            for number, found in self._workers.measured(self._work, known, left):
+            for number, found in self._run(self._work.measuring(known, left)):
                 measured[number] = found
                 self._progress(Progress("tuning", len(measured), len(asked)))
                 self._check_reached(key, measured, gathered)

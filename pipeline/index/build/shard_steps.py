@@ -4,8 +4,9 @@ What a step has made is noted in a mark, written when its files are published. A
 with the marks there are. The first mark of a step counts; files of an attempt that came second are garbage.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import faiss
@@ -17,6 +18,7 @@ from pipeline.index.build import tune
 from pipeline.index.build.distinct import vector_keys
 from pipeline.index.build.gpu import gpu
 from pipeline.index.build.populate import ADD_ROWS, populated
+from pipeline.index.build.steps import Step
 from pipeline.index.build.train import centroid_distance
 from pipeline.index.search import parameters
 from pipeline.index.search.shard_files import (
@@ -94,6 +96,23 @@ class ShardWork:
     target_recall: float
     max_latency_ms: float
     refine: Refine = "float16"
+
+    def gathering(self, numbers: Sequence[int]) -> Iterator[Step]:
+        """The steps that gather shards."""
+        return (Step(number, partial(self.gather, number), self.memory_bytes(number)) for number in numbers)
+
+    def populating(self, trained: FileRef, shards: Sequence[tuple[int, Gathered]]) -> Iterator[Step]:
+        """The steps that populate gathered shards. Codes are no larger than the vectors in float32."""
+        for number, gathered in shards:
+            rows = sum(file.rows for file in self.shards[number])
+            needed = self.memory_bytes(number, trained.num_bytes + rows * 2 * self.dimension)
+            yield Step(number, partial(self.populate, number, gathered.side, trained), needed, on_gpu=True)
+
+    def measuring(self, known: str | None, shards: Sequence[tuple[int, Gathered, Populated]]) -> Iterator[Step]:
+        """The steps that measure populated shards, with known parameters or with those found for each."""
+        for number, gathered, filled in shards:
+            needed = self.memory_bytes(number, filled.index.num_bytes)
+            yield Step(number, partial(self.measure, number, gathered.side, filled.index, known), needed)
 
     def gather(self, number: int) -> Gathered:
         """Write the side files of a shard, reading its parts one after the other, and its share of the sample."""

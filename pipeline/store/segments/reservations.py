@@ -48,37 +48,46 @@ SINGLES = "single adds"  # stands for the fingerprint of the segment they go to
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
-class Reservation(BaseModel):
-    """What `segment.json` says: whose work this is, so that the same command can continue it.
+class SegmentSpec(BaseModel):
+    """What an add is: its source, and how its images become entries. The plan of an add and its reservation hold it.
 
-    `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
-    images are counted when it is read. `known_inside` of them are known to be there. Entries get the columns `kept`.
-    `precision` is what the model may compute in; what it does is decided once, and recorded as Numerics. `exclude` are
-    the patterns, and `image_extension` the ending, that choose among the images of an archive. `held` are the bytes
-    that the memory held when this was planned, where images of the same bytes are to be left out; like the plan they
-    are written once, and unlike it they go when the segment is committed.
+    `fingerprint` is over source, options and identity: the same command finds its unfinished segment by it. `labels`
+    says where labels come from, `thumbnails` whether small pictures are kept, and `kept` are the columns of the source
+    that its entries get. `precision` is what the model may compute in; what it does is decided once, and recorded as
+    Numerics. `exclude` are the patterns, and `image_extension` the ending, that choose among the images of an archive.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: int = FORMAT
-    number: int = Field(ge=0, le=MAX_SEGMENT)
     fingerprint: str
     source: str
     dataset: str
     identity: Identity
-    planned: Count
-    rows_per_part: int = Field(ge=1, le=ids.MAX_ROWS)
-    plan: FileRef | None
     thumbnails: bool = False
     labels: str = "folder"
-    containers: FileRef | None = None
-    num_containers: Count = 0
-    known_inside: Count = 0
     kept: tuple[KeptColumn, ...] = ()
     precision: Precision = "float32"
     exclude: tuple[str, ...] = ()
     image_extension: str | None = None
+
+
+class Reservation(SegmentSpec):
+    """What `segment.json` says: whose work this is, so that the same command can continue it.
+
+    `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
+    images are counted when it is read. `known_inside` of them are known to be there. `held` are the bytes that the
+    memory held when this was planned, where images of the same bytes are to be left out; like the plan they are written
+    once, and unlike it they go when the segment is committed.
+    """
+
+    format: int = FORMAT
+    number: int = Field(ge=0, le=MAX_SEGMENT)
+    planned: Count
+    rows_per_part: int = Field(ge=1, le=ids.MAX_ROWS)
+    plan: FileRef | None
+    containers: FileRef | None = None
+    num_containers: Count = 0
+    known_inside: Count = 0
     held: FileRef | None = None
 
     @model_validator(mode="after")
@@ -127,20 +136,11 @@ class _Described(BaseModel):
 
 def reserve(
     storage: Storage,
+    spec: SegmentSpec,
     images: pa.Table,
-    *,
-    fingerprint: str,
-    source: str,
-    dataset: str,
-    identity: Identity,
-    lease: Lease,
-    thumbnails: bool = False,
     containers: pa.Table | None = None,
-    labels: str = "folder",
-    kept: tuple[KeptColumn, ...] = (),
-    precision: Precision = "float32",
-    exclude: tuple[str, ...] = (),
-    image_extension: str | None = None,
+    *,
+    lease: Lease,
     hold: Callable[[str], FileRef | None] | None = None,
 ) -> Reservation:
     """Freeze a plan under the next free segment number, and hold the segment's folder.
@@ -153,23 +153,7 @@ def reserve(
     """
     number = _next_number(storage)
     while True:
-        reservation = freeze(
-            storage,
-            images,
-            number=number,
-            fingerprint=fingerprint,
-            source=source,
-            dataset=dataset,
-            identity=identity,
-            nonce=lease.nonce,
-            thumbnails=thumbnails,
-            containers=containers,
-            labels=labels,
-            kept=kept,
-            precision=precision,
-            exclude=exclude,
-            image_extension=image_extension,
-        )
+        reservation = freeze(storage, spec, images, containers, number=number, nonce=lease.nonce)
         if hold is not None:
             held = hold(held_path(reservation.folder, lease.nonce))
             reservation = reservation.model_copy(update={"held": held})
@@ -186,45 +170,30 @@ def reserve(
 
 def freeze(
     storage: Storage,
+    spec: SegmentSpec,
     images: pa.Table,
+    containers: pa.Table | None = None,
     *,
     number: int,
-    fingerprint: str,
-    source: str,
-    dataset: str,
-    identity: Identity,
     nonce: str,
-    thumbnails: bool = False,
-    containers: pa.Table | None = None,
-    labels: str = "folder",
-    kept: tuple[KeptColumn, ...] = (),
-    precision: Precision = "float32",
-    exclude: tuple[str, ...] = (),
-    image_extension: str | None = None,
 ) -> Reservation:
-    """Write the plan of a source as that of segment `number`, 0 for work that is none. Nobody knows of it yet."""
+    """Write the frozen plan of segment `number`; 0 is a bulk job, which is no segment.
+
+    No reader sees it before a version names the segment.
+    """
     rows = ids.rows_per_part(images.num_rows)
     num_containers = containers.num_rows if containers is not None else 0
     ids.first_id(number, -(-images.num_rows // rows) + num_containers)
     folder = segment_folder(number) if number else ""
     return Reservation(
+        **dict(spec),
         number=number,
-        fingerprint=fingerprint,
-        source=source,
-        dataset=dataset,
-        identity=identity,
         planned=images.num_rows,
         rows_per_part=rows,
         plan=_write_plan(storage, plan_path(folder, nonce), images, number, rows),
-        thumbnails=thumbnails,
-        labels=labels,
-        precision=precision,
-        exclude=exclude,
-        image_extension=image_extension,
         containers=_write_containers(storage, containers_path(folder, nonce), containers),
         num_containers=num_containers,
         known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
-        kept=kept,
     )
 
 

@@ -1,0 +1,26 @@
+"""Independent steps of an index build, and how they are run one after the other in this process."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to do with one shard: `make` can be pickled; `memory_bytes` is the most it takes.
+
+    `on_gpu` is whether a GPU, where there is one, makes it faster.
+    """
+
+    number: int
+    make: Callable[[], Any]
+    memory_bytes: int
+    on_gpu: bool = False
+
+
+RunSteps = Callable[[Iterable[Step]], Iterator[tuple[int, Any]]]
+
+
+def run_steps_here(steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
+    """Yield the number of each step and what it returned, in order; each step has all cores."""
+    return ((step.number, step.make()) for step in steps)
