@@ -8,6 +8,7 @@ import typer
 from jobs.terminal.arguments import ExcludeFiles, ImageExtension, Json, LabelsFrom, Memory, Source, command_line
 from jobs.terminal.embedding_work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
 from jobs.terminal.labels import note_after, note_before, note_label_of_file, show_first, show_labels, show_passed_over
+from jobs.terminal.options import INDEX_LIMITS, with_options
 from jobs.terminal.output import counted, note, print_json, say
 from jobs.terminal.progress import progress
 
@@ -218,7 +219,7 @@ def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> Non
     if report.unplanned:
         say(f"{counted(report.unplanned, 'image')} came after this add was begun, not in it: {_NEW_IMAGES}")
     if report.index_error:
-        note(f"no index was built after the add: {report.index_error}")
+        note(f"no index was built after the add: {with_options(report.index_error, INDEX_LIMITS)}")
     show_passed_over(report.passed_over)
     failures = [reject for reject in report.rejects if reject.stage != DUPLICATE]
     show_rejects(report.rejected - report.left_out, failures, f"{memory}/segments/{report.segment or 0:08d}")

@@ -95,9 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _close_stdout()
         sys.exit(BROKEN_PIPE)
     except UsageError as error:
-        _fail(error, debug, status_code=2)
+        _fail(error, debug, status_code=2, verb=given[:1])
     except VisualMemoryError as error:
-        _fail(error, debug, status_code=1)
+        _fail(error, debug, status_code=1, verb=given[:1])
     except OSError as error:  # a full disk or a folder without the right to write, met while writing
         named = f" ({error.filename})" if error.filename else ""
         _fail(
@@ -169,13 +169,28 @@ def _comes_of_an_interrupt(error: BaseException | None) -> bool:
     return False
 
 
-def _fail(error: Exception, debug: bool, status_code: int, cause: Exception | None = None) -> None:
+def _fail(
+    error: Exception, debug: bool, status_code: int, cause: Exception | None = None, verb: Sequence[str] = ()
+) -> None:
     if debug:
         raise cause or error
+    from jobs.terminal.options import with_options
     from jobs.terminal.output import printable
 
-    sys.stderr.write(printable(f"error: {error}", sys.stderr.encoding) + "\n")
+    said = with_options(str(error), _options_of(verb))
+    sys.stderr.write(printable(f"error: {said}", sys.stderr.encoding) + "\n")
     sys.exit(status_code)
+
+
+def _options_of(verb: Sequence[str]) -> set[str]:
+    """The options that a verb has, such as --label-set."""
+    if not set(verb) <= set(VERBS):
+        return set()
+    from typer.main import get_command
+
+    command = get_command(application(verb))
+    commands = getattr(command, "commands", {"": command})
+    return {option for each in commands.values() for parameter in each.params for option in parameter.opts}
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@
     ├── ClusterError        a Ray cluster cannot be reached, refuses the token, or knows no such job
     └── CommitConflict      another writer changed what this one had built upon
 
-Each message is one sentence that says what is wrong, where, and what to do about it.
+Each message is one sentence that says what is wrong, where, and what to do about it. It names parameters in backticks,
+as Python spells them; the command line shows them as options (jobs/terminal/options.py), HTTP as fields.
 """
 
 

@@ -474,7 +474,7 @@ class VisualMemory(Reader):
 
     def _writable(self) -> None:
         if self._at is not None:
-            raise UsageError(f"version {self._at} can only be read: leave out --at to change the memory")
+            raise UsageError(f"version {self._at} can only be read: leave out `at` to change the memory")
 
 
 def _selection(

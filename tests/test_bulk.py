@@ -114,7 +114,7 @@ def test_mistakes_change_nothing(memory: VisualMemory, tmp_path: Path) -> None:
         memory.classify_source(source, tmp_path / "no", exclude=[5])
     with pytest.raises(SourceError, match="there is no source"):
         memory.classify_source(tmp_path / "nowhere", tmp_path / "no")
-    with pytest.raises(SourceError, match="--max-rejected"):
+    with pytest.raises(SourceError, match="`max_rejected`"):
         memory.classify_source(source, tmp_path / "strict", max_rejected=0)
     assert not (tmp_path / "no").exists()
 

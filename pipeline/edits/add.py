@@ -97,15 +97,15 @@ class AddOptions:
 
     def __post_init__(self) -> None:
         if self.label is not None and self.labels != "folder":
-            raise UsageError(f"--label {self.label} and --labels {self.labels} were given: leave one of them out")
+            raise UsageError(f"`label` {self.label} and `labels` {self.labels} were given: leave one of them out")
         Labels(self.asked_labels)
         Choice(self.exclude, self.image_extension)
         check_max_rejected(self.max_rejected)
         check_names(self.keep)
         if self.precision not in get_args(Precision):
-            raise UsageError(f"--precision {self.precision} is unknown: give auto, float32 or bfloat16")
+            raise UsageError(f"`precision` {self.precision} is unknown: give auto, float32 or bfloat16")
         if self.duplicates not in get_args(OnDuplicates):
-            raise UsageError(f"--duplicates {self.duplicates} is unknown: give keep or skip")
+            raise UsageError(f"`duplicates` {self.duplicates} is unknown: give keep or skip")
 
     @property
     def asked_labels(self) -> str:
@@ -266,7 +266,7 @@ def prepare(
         )
     dataset = options.dataset if options.dataset is not None else listing.name
     if not dataset.strip():
-        raise UsageError("--dataset is empty: give a name, or leave it out to take the folder's")
+        raise UsageError("`dataset` is empty: give a name, or leave it out to take the folder's")
     on_progress(Progress("loading the encoder", 0, None))
     identity, encoder = settle(log, state, listing, options.encoder, load)
     about = {

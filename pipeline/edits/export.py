@@ -71,9 +71,9 @@ def export(
     Raises UsageError for a place with other files in it, MemoryMissing for a version without entries, DamagedFile.
     """
     if file_format not in get_args(Format):
-        raise UsageError(f"--format {file_format} is unknown: give {' or '.join(get_args(Format))}")
+        raise UsageError(f"`file_format` {file_format} is unknown: give {' or '.join(get_args(Format))}")
     if rows_per_file < 1:
-        raise UsageError(f"--rows-per-file {rows_per_file} is no number of rows: give 1 or more")
+        raise UsageError(f"`rows_per_file` {rows_per_file} is no number of rows: give 1 or more")
     if state.identity is None or not state.num_live:
         raise MemoryMissing(f"the memory at {storage.uri} has no entry at version {state.version}: there is no export")
     if found := out.list(""):

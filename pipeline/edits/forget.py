@@ -33,7 +33,7 @@ class Selection:
 
     def __post_init__(self) -> None:
         if not any(len(names) for names in (self.ids, self.uris, self.labels, self.datasets)):
-            raise UsageError("nothing was named to forget: give --id, --uri, --label, --dataset or --file")
+            raise UsageError("nothing was named to forget: give `ids`, `uris`, `labels`, `datasets` or `file`")
 
     def to_json(self) -> dict:
         """What was asked for, as a JSON object."""

@@ -32,7 +32,7 @@ from pipeline.store.tables.labels import (
 )
 from pipeline.store.tables.tombstones import FOLD_EVERY
 
-WAYS = "give --id with --label, --file, or --label-set with --map"
+WAYS = "give `ids` with `label`, `file`, or `label_set` with `map`"
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class Correction:
     def __post_init__(self) -> None:
         given = [len(self.ids) > 0, self.file is not None, self.map is not None]
         if sum(given) > 1:
-            raise UsageError(f"two of --id, --file and --map were given: {WAYS}")
+            raise UsageError(f"two of `ids`, `file` and `map` were given: {WAYS}")
         if self.label_set is not None and given_label(self.label_set) is None:
-            raise UsageError("--label-set is empty: give the set a name")
+            raise UsageError("`label_set` is empty: give the set a name")
         if self.map is not None and self.label_set is None:
-            raise UsageError("--map was given without --label-set: name the label set that it makes")
+            raise UsageError("`map` was given without `label_set`: name the label set that it makes")
         if self.label is not None and not len(self.ids):
-            other = "a file and a map say the labels" if any(given) else "name the entries with --id"
-            raise UsageError(f"--label was given without --id: {other}")
+            other = "a file and a map say the labels" if any(given) else "name the entries with `ids`"
+            raise UsageError(f"`label` was given without `ids`: {other}")
         if len(self.ids) and (self.label is None or given_label(self.label) is None):
-            raise UsageError(f"--id was given with {'no' if self.label is None else 'an empty'} --label: say which")
+            raise UsageError(f"`ids` was given with {'no' if self.label is None else 'an empty'} `label`: say which")
         if not any(given):
             raise UsageError(f"nothing was named to relabel: {WAYS}")
         for entry_id in self.ids:

@@ -13,7 +13,7 @@ from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.tables.identity import GIVEN, Identity
 
-_ONE_ENCODER = "leave out --encoder, --weights, --image-size and --decoding to use its own, or start another memory"
+_ONE_ENCODER = "leave out `encoder`, `weights`, `image_size` and `decoding` to use its own, or start another memory"
 
 
 def settle(
@@ -63,7 +63,7 @@ def check_vectors(given: Given, identity: Identity, *, named: bool = True) -> No
             if maker.fingerprint is None and not (named or identity.is_given):
                 raise UsageError(
                     f"the vectors in {maker.uri} do not say by which encoder they are, and the memory is one of "
-                    f"{identity}: if they are by the same, say so with --encoder {identity.encoder}"
+                    f"{identity}: if they are by the same, say so with `encoder` {identity.encoder}"
                 )
         elif _name(maker) != identity.encoder:
             raise IdentityMismatch(
@@ -99,7 +99,7 @@ def _refuse_other(uri: str, own: Identity, choice: EncoderChoice) -> None:
 def _of_given(listing: Listing, choice: EncoderChoice) -> Identity:
     if listing.holds_images:
         raise UsageError(
-            f"--encoder {choice.name} stands for vectors without an encoder, and {listing.uri} holds images too: name "
+            f"`encoder` {choice.name} stands for vectors without an encoder, and {listing.uri} holds images too: name "
             "the timm model that the vectors are by, or add them from a folder of their own"
         )
     if listing.given is None:

@@ -193,7 +193,7 @@ def _create(name: str, image_size: int | None, *, pretrained: bool, headless: bo
         if pretrained:
             raise EncoderError(
                 f"the weights of {name} could not be fetched from timm's hub ({reason}): check the network, "
-                "or give --weights FILE"
+                "or give `weights` FILE"
             ) from error
         raise EncoderError(
             f"timm cannot build {name}{f' at {image_size} pixels' if image_size else ''}: {reason}"
@@ -213,7 +213,7 @@ def _dimension(model: torch.nn.Module, name: str, crop: int) -> int:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise EncoderError(
-            f"{name} cannot take images of {crop} pixels ({reason}): give another --image-size"
+            f"{name} cannot take images of {crop} pixels ({reason}): give another `image_size`"
         ) from error
     if output.ndim != 2:
         raise EncoderError(f"{name} gives no single vector an image: choose a model that pools its features")

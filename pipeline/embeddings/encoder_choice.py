@@ -31,18 +31,18 @@ class EncoderChoice:
 
     def __post_init__(self) -> None:
         if self.weights_order not in ("name", "positional"):
-            raise UsageError(f"--weights-order {self.weights_order} is unknown: give name or positional")
+            raise UsageError(f"`weights_order` {self.weights_order} is unknown: give name or positional")
         if self.decoding is not None and self.decoding not in PIXEL_PATHS:
-            raise UsageError(f"--decoding {self.decoding} is unknown: give exact or scaled")
+            raise UsageError(f"`decoding` {self.decoding} is unknown: give exact or scaled")
         if self.image_size is not None and self.image_size < 1:
-            raise UsageError(f"--image-size {self.image_size} is not a number of pixels: give 1 or more")
+            raise UsageError(f"`image_size` {self.image_size} is not a number of pixels: give 1 or more")
         if self.is_given and (self.weights, self.image_size, self.decoding) != (None, None, None):
             raise UsageError(
-                f"--encoder {self.name} stands for vectors without an encoder, to which neither --weights nor "
-                "--image-size nor --decoding can belong: leave them out, or name a timm model"
+                f"`encoder` {self.name} stands for vectors without an encoder, to which neither `weights` nor "
+                "`image_size` nor `decoding` can belong: leave them out, or name a timm model"
             )
         if self.is_given and self.name == f"{GIVEN}:":
-            raise UsageError("--encoder given: has no name: give one after the colon, or given alone")
+            raise UsageError("`encoder` given: has no name: give one after the colon, or given alone")
 
     @property
     def is_given(self) -> bool:

@@ -48,7 +48,7 @@ def first_failure(storage: Storage, files: Iterable[RowsFile]) -> Reject:
 def check_max_rejected(share: float | None) -> None:
     """Raises UsageError for what is no share."""
     if share is not None and not 0 <= share <= 1:
-        raise UsageError(f"--max-rejected {share} is not a share: give 0 to 1, such as 0.05")
+        raise UsageError(f"`max_rejected` {share} is not a share: give 0 to 1, such as 0.05")
 
 
 class Tally:
@@ -104,7 +104,7 @@ class Tally:
             raise SourceError(
                 f"{self._rejected:,} of the first {self.done:,} images of {self._reservation.source} were rejected "
                 f"(such as {reject.uri}: {reject.reason}), so the work was stopped, and keeps what is done: mend the "
-                "source, or run the command again with a larger --max-rejected"
+                "source, or run the command again with a larger `max_rejected`"
             )
 
     def _too_many(self, planned: int) -> bool:

@@ -35,7 +35,7 @@ def read_weights(uri: str) -> Tensors:
                 return safetensors.torch.load(stream.read())
             loaded = torch.load(stream, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise EncoderError(f"there are no weights at {uri}: check the path given with --weights") from error
+        raise EncoderError(f"there are no weights at {uri}: check the path given with `weights`") from error
     except PermissionError as error:
         raise EncoderError(f"permission denied: the weights at {uri} may not be read: allow this user to") from error
     except Exception as error:  # damaged pickles, archives and headers surface as errors of many types
@@ -76,7 +76,7 @@ def fit_by_name(model: torch.nn.Module, tensors: Tensors, uri: str) -> None:
         ]
         raise EncoderError(
             f"the weights at {uri} do not fit the model: {'; '.join(faults)} of {len(wanted)} tensors; give the "
-            "weights of this model, or --weights-order positional if only the names differ"
+            "weights of this model, or `weights_order` positional if only the names differ"
         )
     model.load_state_dict(tensors, strict=False)
 

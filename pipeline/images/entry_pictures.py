@@ -32,11 +32,11 @@ def roots_of(places: Sequence[str]) -> Roots:
     for place in places:
         uri = uri_of(place)
         if not uri.startswith(("/", *STORES)):
-            raise UsageError(f"--pictures {place} cannot be read from: give a folder, s3://BUCKET/FOLDER or gs://…")
+            raise UsageError(f"`pictures` {place} cannot be read from: give a folder, s3://BUCKET/FOLDER or gs://…")
         if uri.startswith("/"):
             path = os.path.realpath(path_of_uri(uri))
             if not os.path.isdir(path):
-                raise UsageError(f"--pictures {place} is no folder: give one that holds images")
+                raise UsageError(f"`pictures` {place} is no folder: give one that holds images")
             uri = uri_of(path)
         roots.append(uri.rstrip("/") or "/")
     return tuple(dict.fromkeys(roots))

@@ -267,7 +267,7 @@ def _job(
     fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
     if not out.exists(JOB):
         if found := [name for name in out.list("") if name not in set(FOLDERS_OF_A_JOB) - set(ROWS_OF_A_JOB)]:
-            raise UsageError(f"{out.uri} has other files in it, such as {found[0]}: give --out a new place")
+            raise UsageError(f"{out.uri} has other files in it, such as {found[0]}: give `out` a new place")
         spec = SegmentSpec(
             fingerprint=fingerprint,
             source=listing.uri,
@@ -286,11 +286,11 @@ def _job(
     try:
         job = Job.model_validate_json(out.read(JOB))
     except ValidationError as error:
-        raise FormatError(f"{JOB} at {out.uri} is not of this release, or damaged: give --out a new place") from error
+        raise FormatError(f"{JOB} at {out.uri} is not of this release, or damaged: give `out` a new place") from error
     if job.reservation.fingerprint != fingerprint:
         raise UsageError(
             f"{out.uri} holds decisions about {job.reservation.source} by {job.memory}, or made with other options: "
-            "give --out a new place, or repeat the command as it was"
+            "give `out` a new place, or repeat the command as it was"
         )
     return job
 

@@ -134,7 +134,7 @@ def test_every_kind_of_file_in_one_prefix(tmp_path: Path, weights: str, monkeypa
     (tmp_path / "vectors").mkdir()
     np.save(tmp_path / "vectors/more.npy", vectors)
     monkeypatch.setattr(Encoder, "open", lambda *_: pytest.fail("the model was loaded, and no image is there"))
-    with pytest.raises(UsageError, match=f"do not say by which encoder.*--encoder {ENCODER}"):
+    with pytest.raises(UsageError, match=f"do not say by which encoder.*`encoder` {ENCODER}"):
         VisualMemory(memory.uri).add(tmp_path / "vectors")
     fresh = VisualMemory(memory.uri)
     assert fresh.add(tmp_path / "vectors", encoder=ENCODER).entries == 4
@@ -330,7 +330,7 @@ def test_the_names_of_given_vectors_keep_them_apart(memory: VisualMemory, tmp_pa
     memory.export(tmp_path / "out")
     with pytest.raises(IdentityMismatch, match=r"are by given \(fingerprint .*not by given:clip \(vectors without"):
         named.add(tmp_path / "out")
-    with pytest.raises(UsageError, match="neither --weights nor --image-size"):
+    with pytest.raises(UsageError, match="neither `weights` nor `image_size`"):
         VisualMemory(tmp_path / "new").add(tmp_path / "s", encoder="given", image_size=224)
     np.save(tmp_path / "s/a.npy", clustered(10, 8)[0])
     with pytest.raises(SourceError, match=r"a.npy have 8 dimensions and cannot be compared with those of given"):
@@ -349,7 +349,7 @@ def test_images_and_a_memory_of_given_vectors(memory: VisualMemory, tmp_path: Pa
     ):
         with pytest.raises(EncoderError, match=r"no image can be embedded .*ask with a source of vectors.*--encoder"):
             ask()
-    with pytest.raises(UsageError, match=r"--encoder given:x stands for vectors .*photos holds images too"):
+    with pytest.raises(UsageError, match=r"`encoder` given:x stands for vectors .*photos holds images too"):
         VisualMemory(tmp_path / "new").add(tmp_path / "photos", encoder="given:x")
     assert memory.verify().findings == ()
 
@@ -477,9 +477,9 @@ def test_autofaiss_reads_what_is_exported(memory: VisualMemory, tmp_path: Path, 
 def test_what_cannot_be_exported(memory: VisualMemory, tmp_path: Path, file_format: str) -> None:
     with pytest.raises(UsageError, match=r"memory has other files in it, such as .*: name an empty"):
         memory.export(memory.uri, file_format)
-    with pytest.raises(UsageError, match="--rows-per-file 0"):
+    with pytest.raises(UsageError, match="`rows_per_file` 0"):
         memory.export(tmp_path / "out", file_format, rows_per_file=0)
-    with pytest.raises(UsageError, match="--format csv is unknown: give clip-retrieval or parquet"):
+    with pytest.raises(UsageError, match="`file_format` csv is unknown: give clip-retrieval or parquet"):
         memory.export(tmp_path / "out", "csv")  # type: ignore[arg-type]
     storage = open_storage(memory.uri)
     with pytest.raises(MemoryMissing, match="has no entry at version 0"):

@@ -452,7 +452,7 @@ def test_an_index_that_cannot_be_built_is_not_tried_with_every_add(
     monkeypatch.setattr(index_growth, "GROWS_FROM", 10)
     monkeypatch.setattr(index_growth, "FIRST", IndexOptions(max_memory_bytes=1))
     report = memory.add(asked[0])
-    assert "allow more with --max-memory" in str(report.index_error)
+    assert "allow more with `max_memory_bytes`" in str(report.index_error)
     memory.add_images(asked[1:6])
     assert memory.add(asked[6]).index_error is None
     assert not caplog.records

@@ -274,7 +274,7 @@ def test_too_many_rejected_stop_an_add_and_keep_what_is_done(tmp_path: Path, opt
     for row in range(300):
         (folder / f"{row:03d}.png").write_bytes(b"broken" if 128 <= row < 160 else picture(row))
     memory = VisualMemory(tmp_path / "memory")
-    with pytest.raises(SourceError, match=r"32 of the first 256 images .*/128.png: not an image.*--max-rejected"):
+    with pytest.raises(SourceError, match=r"32 of the first 256 images .*/128.png: not an image.*`max_rejected`"):
         memory.add(folder, **options)
     [add] = memory.status()["under_way"]
     assert (add["planned"], add["done"], add["rejected"], add["left"], add["running"]) == (300, 256, 32, 44, False)

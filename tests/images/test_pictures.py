@@ -295,7 +295,7 @@ def test_a_member_below_a_root_is_no_way_out_of_it(photo: tuple[Path, bytes]) ->
 
 @pytest.mark.parametrize("root", ["http://x/y", "memory://x", "/nowhere", "a::b"])
 def test_a_root_is_a_folder_or_a_place_in_a_store(root: str) -> None:
-    with pytest.raises(UsageError, match="--pictures"):
+    with pytest.raises(UsageError, match="`pictures`"):
         roots_of([root])
 
 

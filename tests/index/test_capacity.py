@@ -76,9 +76,9 @@ def test_what_cannot_be_sized(make_memory: MakeMemory) -> None:
     with pytest.raises(IndexBuildError, match="300 entries to measure rates on and 4,096 are needed"):
         memory.plan_capacity(10**6)
     for wishes, message in (
-        ({"rows": 0}, "--rows 0"),
-        ({"rows": 10, "memory_per_node": 0}, "--memory-per-node 0"),
-        ({"rows": 10, "queries_per_second": 0.0}, "--qps 0"),
+        ({"rows": 0}, "`rows` 0"),
+        ({"rows": 10, "memory_per_node": 0}, "`memory_per_node` 0"),
+        ({"rows": 10, "queries_per_second": 0.0}, "`queries_per_second` 0"),
     ):
         with pytest.raises(UsageError, match=message):
             memory.plan_capacity(**wishes)  # type: ignore[arg-type]

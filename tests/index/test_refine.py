@@ -71,7 +71,7 @@ def test_forgotten_and_erased_entries_do_not_come_back(memory: VisualMemory) -> 
 def test_an_index_grows_as_it_is(memory: VisualMemory) -> None:
     vectors, labels = clustered(500, seed=1)
     add_vectors(memory.log, vectors.astype(np.float16), labels, name="b")
-    with pytest.raises(IndexBuildError, match="--rebuild to build one with --refine float16"):
+    with pytest.raises(IndexBuildError, match="`rebuild` to build one with `refine` float16"):
         memory.index(IndexOptions(refine="float16"))
     index = memory.index().index
     assert index is not None
@@ -86,15 +86,15 @@ def test_an_index_grows_as_it_is(memory: VisualMemory) -> None:
 
 def test_what_would_reach_the_target_is_said(make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = make_memory(*clustered(3_000))
-    with pytest.raises(IndexBuildError, match=r"--refine float16 reaches \d\.\d+ with 64 bytes a vector on disk"):
+    with pytest.raises(IndexBuildError, match=r"`refine` float16 reaches \d\.\d+ with 64 bytes a vector on disk"):
         memory.index(IndexOptions(key="IVF16,PQ8x4fs", refine="none", target_recall=0.95))
     monkeypatch.setattr(key_choice, "QUICK", 0.0)
     monkeypatch.setattr(tune, "RERANKS", (10,))
-    with pytest.raises(IndexBuildError, match=r"--key \S+ reaches 0\.999 on a sample"):
+    with pytest.raises(IndexBuildError, match=r"`key` \S+ reaches 0\.999 on a sample"):
         memory.index(IndexOptions(key="IVF16,PQ2x4fs", target_recall=0.999))
     assert memory.state().index is None
 
 
 def test_an_unknown_refinement() -> None:
-    with pytest.raises(UsageError, match="--refine float32 is unknown: give float16 or none"):
+    with pytest.raises(UsageError, match="`refine` float32 is unknown: give float16 or none"):
         IndexOptions(refine="float32")  # type: ignore[arg-type]

@@ -287,7 +287,7 @@ def test_the_first_wrong_question_of_a_list_is_named(server: Served) -> None:
 
 
 def test_flags_in_messages_of_the_library_become_fields() -> None:
-    assert in_fields("give --id, --uri or --label-set") == "give ids, uris or label_set"
+    assert in_fields("give `ids`, `uris` or `label_set`, run `verify`") == "give ids, uris or label_set, run `verify`"
     assert in_fields("has no entry with id 5: `search` and `classify --json` show ids").endswith(
         "POST /v1/search shows ids"
     )

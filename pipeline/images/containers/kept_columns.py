@@ -27,14 +27,14 @@ def check_names(names: Sequence[str]) -> None:
     seen: set[str] = set()
     for name in names:
         if not name.strip():
-            raise UsageError("--keep is empty: give the name of a column")
+            raise UsageError("`keep` is empty: give the name of a column")
         if name.lower() in FIXED:  # which DuckDB and Spark do not tell apart by case
             raise UsageError(
-                f"--keep {name} is the name of a column that every entry has ({', '.join(FIXED)}): rename the column "
+                f"`keep` {name} is the name of a column that every entry has ({', '.join(FIXED)}): rename the column "
                 "in the source, or leave it out"
             )
         if name.lower() in seen:
-            raise UsageError(f"--keep names {name} twice: leave one of them out")
+            raise UsageError(f"`keep` names {name} twice: leave one of them out")
         seen.add(name.lower())
 
 
@@ -84,7 +84,7 @@ class ColumnsFound:
         for uri, name, kind in sorted(self._refused):
             raise SourceError(
                 f"the column {name} of {uri} is {kind} and cannot be kept: name a column of texts, numbers, booleans, "
-                "dates or timestamps in --keep"
+                "dates or timestamps in `keep`"
             )
         for name in self._names:
             if not self._types[name] and not self._may_have_any:
@@ -93,7 +93,7 @@ class ColumnsFound:
                 what = f"it has {', '.join(there[:SHOWN_NAMES])}{more}" if there else "it has none to keep"
                 raise SourceError(
                     f"nothing in the source has a column {name}, {what}: name one of Parquet files, tar archives or "
-                    "the file of --labels file:PATH in --keep"
+                    "the file of `labels` file:PATH in `keep`"
                 )
         return tuple(KeptColumn(name=name, type=_common(self._types[name] - {""})) for name in self._names)
 

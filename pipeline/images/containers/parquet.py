@@ -274,11 +274,11 @@ def file_label(schema: pa.Schema, uri: str, labels: str, content: str) -> FileLa
     partition = partition_label(uri, labels)
     if name is not None and schema.names.count(name) != 1 and not (partition and name not in schema.names):
         count = "several columns" if name in schema.names else "no column"
-        raise SourceError(f"{uri} has {count} {name}, it has {described(schema)}: name one in --labels column:NAME")
+        raise SourceError(f"{uri} has {count} {name}, it has {described(schema)}: name one in `labels` column:NAME")
     if name is not None and name in schema.names and not is_usable(name):
         raise SourceError(
             f"the column {name} of {uri} is {schema.field(name).type} and no label: name a column of texts, "
-            "numbers or booleans in --labels column:NAME"
+            "numbers or booleans in `labels` column:NAME"
         )
     there = [one for one in ((name,) if name else LABEL_COLUMNS) if schema.names.count(one) == 1 and one != content]
     found = next((one for one in there if is_usable(one)), None)
@@ -290,7 +290,7 @@ def file_label(schema: pa.Schema, uri: str, labels: str, content: str) -> FileLa
         kind = schema.field(there[0]).type
         return FileLabel(reason=f"the column {there[0]} holds {kind}, and a label is one text or number")
     folders = [f"{name}={value}" for name, value in partition_columns(uri).items()]
-    also = f"; its folders say {', '.join(folders)}, which --labels column:NAME takes" if folders else ""
+    also = f"; its folders say {', '.join(folders)}, which `labels` column:NAME takes" if folders else ""
     return FileLabel(reason=f"the table has no column of labels ({', '.join(LABEL_COLUMNS)}){also}")
 
 

@@ -36,9 +36,9 @@ class Labels:
     def __post_init__(self) -> None:
         kind, _, value = self.option.partition(":")
         if self.option not in ("folder", "parent", "none") and not (kind in ("column", "file", "label") and value):
-            raise UsageError(f"--labels {self.option} is unknown: give {FORMS}")
+            raise UsageError(f"`labels` {self.option} is unknown: give {FORMS}")
         if kind == "label" and text_of(value) is None:
-            raise UsageError("--label is empty: give the name of the class")
+            raise UsageError("`label` is empty: give the name of the class")
 
     @property
     def file(self) -> str | None:

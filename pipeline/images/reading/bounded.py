@@ -24,7 +24,7 @@ PICTURE_BYTES = 64 << 20  # of an image file: an uncompressed one of 20 million 
 LOCAL_CHUNK = 1 << 20  # between two looks at the time
 REMOTE_CHUNK = 8 << 20  # of one request: a store takes as long for it as for much less
 LOOK_SECONDS = 0.25  # between two looks at whether somebody waits, while a store is waited for
-KEEP = "add it again with --thumbnails, which keeps a small picture"
+KEEP = "add it again with `add --thumbnails`, which keeps a small picture"
 
 
 def check_size(num_bytes: int) -> None:

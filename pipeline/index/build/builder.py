@@ -328,10 +328,10 @@ class _Builder:
         target = self._options.target_recall
         recall = found.quality.recall_at_10
         reached = f"the index {key} reaches recall@10 {recall:.3f} at most, below the target {target:g}"
-        lower = f"--target-recall {np.floor(recall * 1e3) / 1e3:g}"
+        lower = f"`target_recall` {np.floor(recall * 1e3) / 1e3:g}"
         if found.recall_if_refined is not None and found.recall_if_refined >= target:
             return (
-                f"{reached}, and was not published: --refine float16 reaches {found.recall_if_refined:.3f} with "
+                f"{reached}, and was not published: `refine` float16 reaches {found.recall_if_refined:.3f} with "
                 f"{2 * self._work.dimension:,} bytes a vector on disk, or give {lower}"
             )
         vectors_ND = mapped_vectors(self._storage, side.vectors, self._work.dimension)
@@ -339,10 +339,10 @@ class _Builder:
         table = self._measured_table(vectors_ND[np.sort(rows)])
         able = [c for c in table.candidates if c.reaches(target) and c.key not in (key, FLAT)]
         if not able:
-            return f"{reached}, and was not published: give --key Flat for exact search, or {lower}"
+            return f"{reached}, and was not published: give `key` Flat for exact search, or {lower}"
         finer = min(able, key=lambda candidate: candidate.cost)
         return (
-            f"{reached}, and was not published: --key {finer.key} reaches {target:g} on a sample, with about "
+            f"{reached}, and was not published: `key` {finer.key} reaches {target:g} on a sample, with about "
             f"{finer.bytes_in_memory:,} bytes in memory, or give {lower}"
         )
 
@@ -352,7 +352,7 @@ class _Builder:
         if num_bytes > self._options.max_memory_bytes:
             raise IndexBuildError(
                 f"the index {key} takes {num_bytes:,} bytes and {self._options.max_memory_bytes:,} "
-                "are allowed: allow more with --max-memory, or give a smaller --key"
+                "are allowed: allow more with `max_memory_bytes`, or give a smaller `key`"
             )
 
     def _shard(self, number: int, gathered: Gathered, populated: Populated | None, measured: Measured | None) -> Shard:

@@ -170,11 +170,11 @@ def computed(
 
 def _check(rows: int, memory_per_node: int, queries_per_second: float) -> None:
     if rows < 1:
-        raise UsageError(f"--rows {rows} is not a number of entries: give 1 or more")
+        raise UsageError(f"`rows` {rows} is not a number of entries: give 1 or more")
     if memory_per_node < 1:
-        raise UsageError(f"--memory-per-node {memory_per_node} is no room: give a size such as 64G")
+        raise UsageError(f"`memory_per_node` {memory_per_node} is no room: give a size such as 64G")
     if not queries_per_second > 0:
-        raise UsageError(f"--qps {queries_per_second} is not a rate: give more than 0")
+        raise UsageError(f"`queries_per_second` {queries_per_second} is not a rate: give more than 0")
 
 
 def _read(storage: Storage, files: Sequence[RowsFile]) -> tuple[np.ndarray, float, float]:

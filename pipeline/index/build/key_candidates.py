@@ -110,7 +110,7 @@ def training_rows(key: str, num_rows: int, dimension: int, max_memory_bytes: int
     if num_rows < least_rows(key):
         raise IndexBuildError(
             f"the key {key} needs at least {least_rows(key):,} rows to train on and there are {num_rows:,}: "
-            "give a smaller --key, or none to have one chosen"
+            "give a smaller `key`, or none to have one chosen"
         )
     wanted = max(num_centroids(key), 1_000) * TRAINING_ROWS_PER_CENTROID
     fits = max_memory_bytes // 2 // (4 * dimension)

@@ -122,7 +122,7 @@ class Table(BaseModel):
             least = min(self.candidates, key=lambda candidate: candidate.bytes_in_memory)
             raise IndexBuildError(
                 f"no index of {self.rows:,} rows fits into {self.max_memory_bytes:,} bytes: "
-                f"{least.key} takes least, {least.bytes_in_memory:,}; allow more with --max-memory"
+                f"{least.key} takes least, {least.bytes_in_memory:,}; allow more with `max_memory_bytes`"
             )
         able = [c for c in self.candidates if c.quality and not c.verdict.startswith(TOO_COARSE)]
         if able:
@@ -131,12 +131,12 @@ class Table(BaseModel):
             raise IndexBuildError(
                 f"no index within {self.max_memory_bytes:,} bytes and {self.max_latency_ms:g} ms a query reaches "
                 f"recall@10 {self.target_recall:g} on a sample: {cheapest.key} does with {cheapest.bytes_in_memory:,} "
-                f"bytes and {cheapest.quality.seconds_alone * 1e3:.2f} ms; allow that with --max-memory and "
-                "--max-latency-ms, or lower --target-recall"
+                f"bytes and {cheapest.quality.seconds_alone * 1e3:.2f} ms; allow that with `max_memory_bytes` and "
+                "`max_latency_ms`, or lower `target_recall`"
             )
         raise IndexBuildError(
             f"no index reaches recall@10 {self.target_recall:g} on a sample of {self.sample_rows:,} rows: lower "
-            f"--target-recall, {'' if self.refine else 'leave out --refine none, '}or give --key Flat for exact search"
+            f"`target_recall`, {'' if self.refine else 'leave out `refine` none, '}or give `key` Flat for exact search"
         )
 
 

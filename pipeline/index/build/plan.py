@@ -37,15 +37,15 @@ class IndexOptions:
 
     def __post_init__(self) -> None:
         if self.refine not in (None, *get_args(Refine)):
-            raise UsageError(f"--refine {self.refine} is unknown: give {' or '.join(get_args(Refine))}")
+            raise UsageError(f"`refine` {self.refine} is unknown: give {' or '.join(get_args(Refine))}")
         if self.max_memory_bytes < 1:
-            raise UsageError(f"--max-memory {self.max_memory_bytes} is no room for an index: give a size such as 16G")
+            raise UsageError(f"`max_memory_bytes` {self.max_memory_bytes} is no room for an index: give more than 0")
         if not self.max_latency_ms > 0:
-            raise UsageError(f"--max-latency-ms {self.max_latency_ms} is not a time: give more than 0")
+            raise UsageError(f"`max_latency_ms` {self.max_latency_ms} is not a time: give more than 0")
         if not 0 < self.target_recall <= 1:
-            raise UsageError(f"--target-recall {self.target_recall} is not a share: give more than 0 and at most 1")
+            raise UsageError(f"`target_recall` {self.target_recall} is not a share: give more than 0 and at most 1")
         if self.shard_rows is not None and self.shard_rows < 1:
-            raise UsageError(f"--shard-rows {self.shard_rows} is not a number of rows: give 1 or more")
+            raise UsageError(f"`shard_rows` {self.shard_rows} is not a number of rows: give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -79,12 +79,12 @@ def plan_index(state: State, options: IndexOptions, *, merging: bool = False) ->
         if options.key not in (None, current.key):
             raise IndexBuildError(
                 f"the index has the key {current.key} and new shards must share it: "
-                f"add --rebuild to build {options.key}"
+                f"add `rebuild` to build {options.key}"
             )
         if options.refine not in (None, current.refine):
             raise IndexBuildError(
                 f"the index is refined with {current.refine} and new shards must be as it is: "
-                f"add --rebuild to build one with --refine {options.refine}"
+                f"add `rebuild` to build one with `refine` {options.refine}"
             )
         files = state.fresh_files()
         if merging and files:

@@ -31,8 +31,8 @@ _MEANT = {  # what other programs call it; the first that a request has is meant
     "method": ("voting",),
 }
 _ADDRESSES = {"image_url", "url", "image_uri", "link"}
-_FLAGS = {"--id": "ids", "--uri": "uris", "--label": "label", "--dataset": "datasets", "--label-set": "label_set"}
-_FLAG = re.compile(r"--[a-z][a-z-]*")
+_PARAMETER = re.compile(r"(?<!run )`([a-z][a-z_]*)`")
+_OPTION = re.compile(r"--([a-z][a-z-]*)")
 _SHOWS_IDS = re.compile(r"`search`(?: and `classify --json`)? shows?(?: the)? ids(?: there are)?")
 
 
@@ -43,9 +43,10 @@ def shown(text: str) -> str:
 
 
 def in_fields(message: str) -> str:
-    """A message of the library in words of a request: fields for flags of a command line."""
+    """A message of the library in words of a request: fields for parameters, and for options of a command."""
     message = _SHOWS_IDS.sub("POST /v1/search shows ids", message)
-    return _FLAG.sub(lambda flag: _FLAGS.get(flag[0], flag[0].strip("-").replace("-", "_")), message)
+    message = _PARAMETER.sub(r"\1", message)
+    return _OPTION.sub(lambda option: option[1].replace("-", "_"), message)
 
 
 def without_place(message: str, uri: str) -> str:
