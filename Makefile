@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test slow nightly rehearse lint clean
 
-demo: $(VENV)/installed
+demo: $(VENV)/demo-installed
 	$(BIN)/visual-memory demo
 
 test: $(VENV)/installed lint
@@ -25,11 +25,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/installed: pyproject.toml
+# The extra demo is what `make demo` needs; dev, which holds it, is for everything else.
+$(VENV)/demo-installed $(VENV)/installed: pyproject.toml
 	@echo "Installing into $(VENV): about 5 GB, most of it PyTorch; a few minutes the first time."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable ".[dev]"
-	touch $@
+	$(BIN)/pip install --quiet --editable ".[$(if $(findstring demo,$@),demo,dev)]"
+	touch $@ $(if $(findstring demo,$@),,$(VENV)/demo-installed)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -95,7 +95,7 @@ def add(
     """Remember every image of SOURCE. The first add fixes the encoder; killed and repeated, it goes on."""
     check_runner(runner)
     report = None
-    with progress("loading PyTorch") as on_progress:
+    with progress("opening the memory") as on_progress:
         from pipeline import VisualMemory
 
         target = VisualMemory(memory)

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 from pipeline.errors import UsageError, VisualMemoryError
+from pipeline.extras import needed_for
 
 if TYPE_CHECKING:
     import typer
@@ -85,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _let_anything_be_written()
         app = application([arguments[0]] if arguments and arguments[0] in VERBS else VERBS)
         _remember(arguments)
-        app(args=arguments, prog_name="visual-memory")
+        with needed_for(f"`{arguments[0]}`" if arguments else "this"):
+            app(args=arguments, prog_name="visual-memory")
     except SystemExit as ended:
         _end(ended)
     except KeyboardInterrupt:

@@ -12,6 +12,7 @@
     ├── FormatError         the memory was written in a format this release does not read
     ├── DamagedFile         a file of the memory is missing, cut short or altered
     │   └── MissingFile         it is not there
+    ├── MissingExtra        a library is not installed that an extra of the package brings
     ├── UnknownName         an id, uri, label, dataset or label set that the memory does not hold
     ├── IndexBuildError     no index can be built, or none reaches the recall asked for
     ├── WorkerError         a process that worked for this one died
@@ -88,6 +89,10 @@ class MissingFile(DamagedFile):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class MissingExtra(VisualMemoryError):
+    """A library that an extra of the package brings is not installed. The message names the extra."""
 
 
 class UnknownName(VisualMemoryError):

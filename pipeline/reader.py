@@ -19,6 +19,7 @@ from pipeline.decisions.evaluation import DEFAULT_KS
 from pipeline.decisions.question import Question, QuestionOptions, check_k, question_of
 from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
+from pipeline.embeddings.encoder_choice import open_encoder
 from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UsageError
 from pipeline.images.containers.container import Choice
 from pipeline.images.containers.items import Item
@@ -32,6 +33,7 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.questions import answering
 from pipeline.questions.page import write_page
 from pipeline.questions.snapshot import Snapshot
+from pipeline.resources import available_cpus
 from pipeline.runner import RunnerName, runner_of
 from pipeline.store.log.history import VersionSummary, history
 from pipeline.store.log.state import State
@@ -99,9 +101,7 @@ class Reader:
         if identity is None:
             raise SourceError(f"the memory at {self.uri} has no entries yet: add images first")
         if self._encoder is None or self._encoder.identity != identity:
-            from pipeline.embeddings.encoder import Encoder
-
-            self._encoder = Encoder.open(self.log.storage, identity)
+            self._encoder = open_encoder(self.log.storage, identity)
         return self._encoder
 
     def plan_capacity(
@@ -290,7 +290,6 @@ class Reader:
         """
         from pipeline.embeddings.decoding import Threads
         from pipeline.embeddings.given import embed_source
-        from pipeline.embeddings.parts import available_cpus
         from pipeline.embeddings.pixels import ImageFacts
 
         check_list("ks", ks)

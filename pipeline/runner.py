@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from pipeline.errors import UsageError
+from pipeline.extras import needed_for
 from pipeline.index.build.steps import Step, run_steps_here
 
 if TYPE_CHECKING:
@@ -43,13 +44,15 @@ class OnRay:
 
     def do_parts(self, work: "Work", parts: Sequence[int], encoder: "Encoder | None") -> "Iterable[PartMark]":  # noqa: ARG002
         """As Runner says; each actor loads the encoder itself."""
-        from pipeline.embeddings.on_ray import do_parts_on_ray
+        with needed_for("work on Ray"):
+            from pipeline.embeddings.on_ray import do_parts_on_ray
 
         return do_parts_on_ray(work, parts) if parts else ()
 
     def run_steps(self, steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
         """As Runner says."""
-        from pipeline.index.build.on_ray import run_steps_on_ray
+        with needed_for("work on Ray"):
+            from pipeline.index.build.on_ray import run_steps_on_ray
 
         return run_steps_on_ray(steps)
 

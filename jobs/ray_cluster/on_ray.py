@@ -41,7 +41,7 @@ def start_ray() -> None:
     import ray  # slow to import, and only large adds need it
     import ray.data
 
-    from pipeline.embeddings.parts import available_cpus
+    from pipeline.resources import available_cpus
 
     for name in ("ray", "ray.data"):  # after the import, which sets these levels itself
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -141,7 +141,7 @@ def is_on_cluster() -> bool:
 
 def share_of_cpus(processes: int) -> float:
     """What to reserve for each of so many processes, so that all fit on this machine and a laptop serves too."""
-    from pipeline.embeddings.parts import available_cpus
+    from pipeline.resources import available_cpus
 
     if is_on_cluster():
         return USUAL_SHARE

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import pyarrow as pa
 
@@ -20,7 +20,6 @@ from pipeline.decisions.small_classes import SmallClass
 from pipeline.edits.duplicates import find_duplicates, find_small_classes
 from pipeline.edits.label_report import label_report, noted
 from pipeline.embeddings.compatibility import refuse_mix, settle
-from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.embeddings.parts import Remember
 from pipeline.embeddings.stages import Stages
@@ -60,6 +59,9 @@ from pipeline.store.tables import ids
 from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.schemas import read_table
 from pipeline.store.tables.tombstones import read_tombstones
+
+if TYPE_CHECKING:
+    from pipeline.embeddings.encoder import Encoder
 
 # An interrupted add goes on with its frozen plan as long as this share of its images is still as it was.
 STILL_THERE = 0.5
@@ -122,7 +124,7 @@ class AddPlan:
 
     listing: Listing
     spec: SegmentSpec
-    encoder: Encoder | None
+    encoder: "Encoder | None"
     options: AddOptions
     already: Segment | None
 
@@ -246,7 +248,7 @@ def prepare(
     state: State | None,
     source: str,
     options: AddOptions,
-    load: Callable[[], Encoder] | None = None,
+    load: "Callable[[], Encoder] | None" = None,
     on_progress: OnProgress = ignore_progress,
 ) -> AddPlan:
     """List the source and settle the encoder; `load` gives the memory's own where the caller keeps it. Writes nothing.

@@ -8,13 +8,12 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from pipeline.edits.fold import fold_singles
 from pipeline.embeddings.apart import pixels_here_or_apart
-from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.pixels import Pixels
 from pipeline.errors import CommitConflict, SourceError, UsageError
 from pipeline.images.decoding.decode import Rejected
@@ -32,6 +31,9 @@ from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.ids import first_id
+
+if TYPE_CHECKING:
+    from pipeline.embeddings.encoder import Encoder
 
 MAX_AT_ONCE = 256  # entries in one commit, which every reader that follows has to read
 
@@ -65,7 +67,7 @@ class NewEntry:
 
 
 def embed_singles(
-    encoder: Encoder,
+    encoder: "Encoder",
     images: Sequence[bytes | str | Path],
     uris: Sequence[str | None],
     labels: Sequence[str | None],
@@ -159,7 +161,7 @@ def _single(entry_id: int, entry: NewEntry) -> Single:
     )
 
 
-def _loaded(encoder: Encoder, image: bytes | str | Path, *, thumbnails: bool = False) -> tuple[Pixels, int | None]:
+def _loaded(encoder: "Encoder", image: bytes | str | Path, *, thumbnails: bool = False) -> tuple[Pixels, int | None]:
     """Its pixels, and the size of its file; None where there is no file."""
     if not isinstance(image, bytes | str | Path):
         raise SourceError(f"an image to add is a {type(image).__name__}: give a path, or the bytes of an image file")

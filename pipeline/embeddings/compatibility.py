@@ -1,17 +1,20 @@
 """Which identity an add has: by the memory, by what the user says, and by what files of vectors say of their maker."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from pipeline.embeddings.encoder import Encoder
-from pipeline.embeddings.encoder_choice import PIXEL_PATHS, EncoderChoice
-from pipeline.embeddings.weights import read_weights
+from pipeline.embeddings.encoder_choice import PIXEL_PATHS, EncoderChoice, load_encoder, open_encoder
 from pipeline.errors import IdentityMismatch, SourceError, UsageError
+from pipeline.extras import needed_for
 from pipeline.images.containers.container import Given
 from pipeline.images.containers.vector_columns import Maker
 from pipeline.images.sources.listing import Listing
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.tables.identity import GIVEN, Identity
+
+if TYPE_CHECKING:
+    from pipeline.embeddings.encoder import Encoder
 
 _ONE_ENCODER = "leave out `encoder`, `weights`, `image_size` and `decoding` to use its own, or start another memory"
 
@@ -21,8 +24,8 @@ def settle(
     state: State | None,
     listing: Listing,
     choice: EncoderChoice,
-    load: Callable[[], Encoder] | None = None,
-) -> tuple[Identity, Encoder | None]:
+    load: "Callable[[], Encoder] | None" = None,
+) -> "tuple[Identity, Encoder | None]":
     """The identity to add a source under, and the encoder where one has to embed images or is new to the memory.
 
     It is the memory's own if it has one; `load` gives its encoder where the caller keeps it. A new memory of vectors
@@ -37,13 +40,13 @@ def settle(
     elif choice.is_given or (choice.says_nothing and not listing.holds_images):
         identity = _of_given(listing, choice)
     else:
-        encoder = Encoder.load(choice)
+        encoder = load_encoder(choice)
         identity = encoder.identity
     if listing.given is not None:
         check_vectors(listing.given, identity, named=choice.name is not None)
     if listing.holds_images and encoder is None:
         _ = identity.pixels  # which vectors given without an encoder lack
-        encoder = load() if load is not None and choice.says_nothing else Encoder.open(log.storage, identity)
+        encoder = load() if load is not None and choice.says_nothing else open_encoder(log.storage, identity)
     return identity, encoder
 
 
@@ -91,9 +94,12 @@ def _refuse_other(uri: str, own: Identity, choice: EncoderChoice) -> None:
         raise IdentityMismatch(f"the memory at {uri} is one of {own}, not of {asked}: {_ONE_ENCODER}")
     if choice.weights is not None:
         own_decoding = next(name for name, pixel_path in PIXEL_PATHS.items() if pixel_path == own.pixels.pixel_path)
+        with needed_for("reading weights"):
+            from pipeline.embeddings.weights import read_weights
+
         read_weights(choice.weights)  # a path that leads nowhere is said before anything about a mismatch
         asked_for = EncoderChoice(own.encoder, choice.weights, choice.weights_order, crop, own_decoding)
-        refuse_mix(uri, own, Encoder.load(asked_for).identity)
+        refuse_mix(uri, own, load_encoder(asked_for).identity)
 
 
 def _of_given(listing: Listing, choice: EncoderChoice) -> Identity:

@@ -45,6 +45,11 @@ class Encoder:
         self._mean = torch.tensor(identity.pixels.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(identity.pixels.std, device=self.device).view(1, 3, 1, 1)
 
+    @staticmethod
+    def use_cores(num_cpus: int) -> None:
+        """Have the models of this process compute with so many threads."""
+        torch.set_num_threads(num_cpus)
+
     @classmethod
     def load(cls, choice: EncoderChoice, device: str | None = None) -> "Encoder":
         """A timm model by name, with weights from timm's hub or from a file. Raises EncoderError."""

@@ -1,10 +1,15 @@
 """What a user may say about the encoder. Kept apart from the encoder itself, which takes seconds to import."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pipeline.errors import UsageError
-from pipeline.store.tables.identity import GIVEN, PixelPath
+from pipeline.extras import needed_for
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.identity import GIVEN, Identity, PixelPath
+
+if TYPE_CHECKING:
+    from pipeline.embeddings.encoder import Encoder
 
 DEFAULT_ENCODER = "vit_small_patch14_dinov2.lvd142m"
 
@@ -52,3 +57,19 @@ class EncoderChoice:
     @property
     def says_nothing(self) -> bool:
         return self == EncoderChoice()
+
+
+def load_encoder(choice: EncoderChoice) -> "Encoder":
+    """A timm model by name. Raises EncoderError, and MissingExtra where torch or timm is not installed."""
+    with needed_for("embedding images"):
+        from pipeline.embeddings.encoder import Encoder
+
+    return Encoder.load(choice)
+
+
+def open_encoder(storage: Storage, identity: Identity) -> "Encoder":
+    """The encoder a memory was made with. Raises DamagedFile, EncoderError or MissingExtra."""
+    with needed_for("embedding images"):
+        from pipeline.embeddings.encoder import Encoder
+
+    return Encoder.open(storage, identity)

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pipeline.embeddings.decoding import Decoding
-from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import EmbeddedBatch, embed_items
@@ -15,6 +15,9 @@ from pipeline.images.decoding.decode import Rejected
 from pipeline.images.labels.labels import Labels
 from pipeline.images.sources.listing import Listing, containers_of_vectors, items_of
 from pipeline.store.tables.kept_columns import KeptColumn
+
+if TYPE_CHECKING:
+    from pipeline.embeddings.encoder import Encoder
 
 
 def batches_of_vectors(
@@ -43,7 +46,7 @@ def embed_source(
     labels: Labels,
     dimension: int,
     decoding: Decoding,
-    load: Callable[[], Encoder],
+    load: "Callable[[], Encoder]",
     notes: ContainerNotes | None = None,
 ) -> Iterator[EmbeddedBatch]:
     """Every image of a source embedded, then every vector; `load` is asked for the encoder if there are images.

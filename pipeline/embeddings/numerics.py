@@ -4,14 +4,18 @@ bfloat16 is several times faster on a GPU, and moves vectors a little. It is use
 of the segment stay where float32 puts them.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from pipeline.embeddings.encoder import Encoder
 from pipeline.errors import EncoderError
 from pipeline.plain_log import plain_logger
 from pipeline.store.segments.part_marks import marks_of
 from pipeline.store.segments.reservations import Numerics, Reservation, read_numerics, record_numerics
 from pipeline.store.storage.interface import Storage
+
+if TYPE_CHECKING:
+    from pipeline.embeddings.encoder import Encoder
 
 MEASURED_IMAGES = 256
 LEAST_COSINE = 0.999  # to float32, at the first percentile of the images measured
@@ -23,7 +27,7 @@ COMPILE_FROM = 2_000_000
 logger = plain_logger(__name__)
 
 
-def needs_measuring(storage: Storage, reservation: Reservation, encoder: Encoder) -> bool:
+def needs_measuring(storage: Storage, reservation: Reservation, encoder: "Encoder") -> bool:
     """Whether nobody has decided yet. Parts that were embedded without a decision were in float32."""
     if reservation.precision == "float32" or read_numerics(storage, reservation) is not None:
         return False
@@ -32,7 +36,7 @@ def needs_measuring(storage: Storage, reservation: Reservation, encoder: Encoder
     return not marks_of(storage, reservation)
 
 
-def decide(storage: Storage, reservation: Reservation, encoder: Encoder, pixels_NSS3: np.ndarray) -> Numerics:
+def decide(storage: Storage, reservation: Reservation, encoder: "Encoder", pixels_NSS3: np.ndarray) -> Numerics:
     """Measure on uint8 [N, S, S, 3] pixels of the segment and record what comes of it; return what stands.
 
     That is another worker's decision, if it was first.
@@ -41,7 +45,7 @@ def decide(storage: Storage, reservation: Reservation, encoder: Encoder, pixels_
     return record_numerics(storage, reservation, measured(encoder, pixels_NSS3, compiling=compiling))
 
 
-def measured(encoder: Encoder, pixels_NSS3: np.ndarray, *, compiling: bool) -> Numerics:
+def measured(encoder: "Encoder", pixels_NSS3: np.ndarray, *, compiling: bool) -> Numerics:
     """bfloat16 if its vectors have LEAST_COSINE to those of float32, and compiled if asked for and possible."""
     exact_ND = _embedded(encoder, pixels_NSS3)
     fast = encoder.in_bfloat16()
@@ -60,7 +64,7 @@ def measured(encoder: Encoder, pixels_NSS3: np.ndarray, *, compiling: bool) -> N
     return Numerics(precision="bfloat16", compiled=True, reason=reason)
 
 
-def encoder_in(encoder: Encoder, numerics: Numerics | None) -> Encoder:
+def encoder_in(encoder: "Encoder", numerics: Numerics | None) -> "Encoder":
     """The encoder as was decided; None is float32."""
     if numerics is None or numerics.precision == "float32":
         return encoder
@@ -74,7 +78,7 @@ def encoder_in(encoder: Encoder, numerics: Numerics | None) -> Encoder:
         return fast
 
 
-def _embedded(encoder: Encoder, pixels_NSS3: np.ndarray) -> np.ndarray:
+def _embedded(encoder: "Encoder", pixels_NSS3: np.ndarray) -> np.ndarray:
     """float64 [N, D], in batches of the encoder's size."""
     size, number = encoder.batch_size, len(pixels_NSS3)
     padding = np.zeros((-number % size, *pixels_NSS3.shape[1:]), np.uint8)

@@ -4,20 +4,18 @@ The same class works in this process and inside a Ray actor; it depends on neith
 """
 
 import itertools
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from pipeline.embeddings.decoding import BatchForm, Decoding, Threads
-from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import open_encoder
 from pipeline.embeddings.given import batches_of_vectors
 from pipeline.embeddings.numerics import MEASURED_IMAGES, decide, encoder_in, needs_measuring
 from pipeline.embeddings.pixels import ImageFacts
@@ -29,6 +27,7 @@ from pipeline.images.containers.items import Item
 from pipeline.images.containers.notes import ContainerNotes
 from pipeline.images.decoding.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.labels.labels import Labels
+from pipeline.resources import available_cpus
 from pipeline.store.lookup.digests import digests_in
 from pipeline.store.lookup.frozen_digests import Held
 from pipeline.store.segments.part_marks import DUPLICATE, PartMark, publish_part
@@ -38,12 +37,10 @@ from pipeline.store.tables.ids import MAX_ROWS, part_ids
 from pipeline.store.tables.kept_columns import rows_of
 from pipeline.store.tables.schemas import OFFSETS, PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema
 
+if TYPE_CHECKING:
+    from pipeline.embeddings.encoder import Encoder
+
 TOO_LARGE = Rejected("read", f"the file is larger than {MAX_FILE_BYTES >> 20} MiB")
-
-
-def available_cpus() -> int:
-    """CPU cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +100,7 @@ class Work(Protocol):
         self,
         num_cpus: int,
         node: str | None = None,
-        encoder: Encoder | None = None,
+        encoder: "Encoder | None" = None,
         decoding: Decoding | None = None,
     ) -> Worker:
         """A worker with so many threads, on a node of this name; `encoder` is there already or loaded when needed.
@@ -123,11 +120,13 @@ class Remember:
         self,
         num_cpus: int,
         node: str | None = None,
-        encoder: Encoder | None = None,
+        encoder: "Encoder | None" = None,
         decoding: Decoding | None = None,
     ) -> "PartEmbedder":
-        def load() -> Encoder:
-            return encoder or Encoder.open(self.storage, self.reservation.identity)
+        def load() -> "Encoder":
+            opened = encoder or open_encoder(self.storage, self.reservation.identity)
+            opened.use_cores(num_cpus)
+            return opened
 
         return PartEmbedder(self.storage, self.reservation, num_cpus, load, node, decoding)
 
@@ -144,11 +143,10 @@ class PartEmbedder:
         storage: Storage,
         reservation: Reservation,
         num_cpus: int,
-        load: Callable[[], Encoder],
+        load: "Callable[[], Encoder]",
         node: str | None = None,
         decoding: Decoding | None = None,
     ) -> None:
-        torch.set_num_threads(num_cpus)
         self._storage = storage
         self._reservation = reservation
         self._decoding = decoding or Threads(num_cpus)
@@ -234,7 +232,7 @@ class PartEmbedder:
         encoder = self._settled_encoder(part)
         return embed_items(encoder, self._items(part, notes), self._decoding, thumbnails=thumbnails, stages=stages)
 
-    def _settled_encoder(self, part: int) -> Encoder:
+    def _settled_encoder(self, part: int) -> "Encoder":
         """The encoder, embedding as was decided for the segment; that is decided by the first images of a part."""
         encoder = self._encoder = self._encoder or self._load()
         if self._numerics_settled:
@@ -313,7 +311,7 @@ class PartEmbedder:
         return pa.table([pa.array(ids_N, pa.int64()), *offsets], schema=OFFSETS)
 
 
-def do_parts_here(work: Work, parts: Sequence[int], encoder: Encoder | None) -> Iterator[PartMark]:
+def do_parts_here(work: Work, parts: Sequence[int], encoder: "Encoder | None") -> Iterator[PartMark]:
     """Do parts one after another in this process; `encoder` is there already or loaded when needed."""
     worker = work.open(available_cpus(), encoder=encoder)
     for part in parts:

@@ -3,12 +3,12 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
 from pipeline.embeddings.apart import pixels_here_or_apart
-from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.preprocessing import pixels_of
 from pipeline.errors import SourceError
 from pipeline.images.decoding.decode import Rejected, as_displayed
@@ -16,10 +16,13 @@ from pipeline.images.names.uris import path_of_uri, uri_of
 from pipeline.images.reading.files import is_remote, read_file
 from pipeline.store.tables.identity import Preprocessing
 
+if TYPE_CHECKING:
+    from pipeline.embeddings.encoder import Encoder
+
 QueryImage = str | Path | bytes | Image.Image
 
 
-def embed_images(encoder: Encoder, images: Sequence[QueryImage]) -> tuple[np.ndarray, list[str | None]]:
+def embed_images(encoder: "Encoder", images: Sequence[QueryImage]) -> tuple[np.ndarray, list[str | None]]:
     """Vectors float32 [Q, D] of unit length, and the uri of each image that has one.
 
     Raises SourceError naming the first image that cannot be read.

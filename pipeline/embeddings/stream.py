@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.embeddings.decoding import BatchForm, DecodedBatch, Decoding
-from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
 from pipeline.images.containers.items import Item
 from pipeline.images.decoding.decode import Rejected
+
+if TYPE_CHECKING:
+    from pipeline.embeddings.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class EmbeddedBatch:
 
 
 def embed_items(
-    encoder: Encoder,
+    encoder: "Encoder",
     items: Iterable[Item],
     decoding: Decoding,
     *,

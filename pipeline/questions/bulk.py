@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.decisions.decision import Decision
 from pipeline.decisions.question import Question
 from pipeline.embeddings.decoding import Decoding
-from pipeline.embeddings.encoder import Encoder
+from pipeline.embeddings.encoder_choice import open_encoder
 from pipeline.embeddings.parts import PartEmbedder, Work
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, read_rejects
@@ -39,6 +40,9 @@ from pipeline.store.segments.part_marks import PartMark, publish, read_marks
 from pipeline.store.segments.reservations import Reservation, SegmentSpec, freeze
 from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
 from pipeline.store.storage.open_storage import open_storage
+
+if TYPE_CHECKING:
+    from pipeline.embeddings.encoder import Encoder
 
 DECIDED_AT_ONCE = 1_024
 
@@ -134,7 +138,7 @@ class Decide:
         self,
         num_cpus: int,
         node: str | None = None,
-        encoder: Encoder | None = None,
+        encoder: "Encoder | None" = None,
         decoding: Decoding | None = None,
     ) -> "_Decider":
         state = VersionLog(self.memory).at(self.version)
@@ -145,8 +149,8 @@ class Decide:
         if question.where is not None:
             live = live.satisfying(self.memory, state, question.where, question.assume)
 
-        def load() -> Encoder:
-            return encoder or Encoder.open(self.memory, self.reservation.identity)
+        def load() -> "Encoder":
+            return encoder or open_encoder(self.memory, self.reservation.identity)
 
         embedder = PartEmbedder(self.out, self.reservation, num_cpus, load, node, decoding)
         return _Decider(self, live, embedder, node)

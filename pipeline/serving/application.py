@@ -34,7 +34,7 @@ from pipeline.serving.service.service import Service
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.file_cache import CachedStorage, FileCache
 from pipeline.store.storage.interface import Storage
-from pipeline.store.storage.object_store import ObjectStorage
+from pipeline.store.storage.local import LocalStorage
 from pipeline.store.storage.open_storage import open_storage
 
 CALLS_QUEUED = 8  # of the ingress to a group: what waits, waits in its micro-batches
@@ -92,8 +92,11 @@ def _scaled(replicas: int, max_replicas: int | None) -> dict[str, Any]:
 def _storage_of(options: ServingOptions) -> Storage:
     """The memory's storage; of one in an object store, with the local copies of this node."""
     storage = open_storage(options.memory)
-    if not isinstance(storage, ObjectStorage):
+    if isinstance(storage, LocalStorage):
         return storage
+    from pipeline.store.storage.object_store import ObjectStorage  # with s3fs, which a folder does not need
+
+    assert isinstance(storage, ObjectStorage)  # noqa: S101  # what open_storage gives for every URI
     folder = Path(options.cache).expanduser()
     if options.cache == CACHE and folder.is_dir():  # of an earlier release, which let others look into it
         folder.chmod(0o700)

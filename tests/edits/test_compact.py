@@ -271,7 +271,6 @@ def test_beside_a_writer_that_goes_on(memory: VisualMemory) -> None:
 KILLED = """
 import os, signal, sys
 from pipeline import VisualMemory
-from pipeline.store import versions
 
 def die(storage, path, data):
     if path.startswith("versions/"):

@@ -77,15 +77,19 @@ def test_the_python_lines(photos: Path, weights: str) -> None:
 
 
 def test_the_tree_in_readme_is_the_tree() -> None:
+    """It names every file and folder of the first floor, every folder below, and nothing that is not there."""
     [tree] = re.findall(r"```\n(pipeline/.*?)```", README, re.DOTALL)
-    root = Path(__file__).parents[2]
-    named = {line.split()[0] for line in tree.splitlines() if line.startswith("  ")}
-    there = {
-        path.name + ("/" if path.is_dir() else "")
-        for path in (root / "pipeline").iterdir()
-        if not path.name.startswith("__") and path.name != "py.typed"
-    }
-    assert named == there
+    root, named, above = Path(__file__).parents[2], set(), [Path()]
+    for line in tree.splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        above[depth + 1 :] = [above[depth] / line.split()[0]]
+        named.add(above[depth + 1])
+    assert [str(path) for path in named if not (root / path).exists()] == []
+    library = root / "pipeline"
+    folders = {path for path in library.rglob("*") if path.is_dir()}
+    files = {path for path in library.iterdir() if path.is_file() and path.name not in ("__init__.py", "py.typed")}
+    there = {path.relative_to(root) for path in folders | files if "__pycache__" not in path.parts}
+    assert there <= named
 
 
 def _run(command: str, folder: Path) -> str:

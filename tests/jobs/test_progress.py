@@ -143,7 +143,7 @@ def test_an_add_of_tars_tells_from_the_first_second_on(tmp_path: Path, weights: 
     pauses = [b - a for (a, _), (b, _) in itertools.pairwise(seen)]
     assert max(pauses, default=0.0) < SECONDS_BETWEEN_LINES + 1 + 2 * slow
     lines = text.splitlines()
-    assert lines[0] == "loading PyTorch …"
+    assert lines[0] == "opening the memory …"
     assert any(re.fullmatch(r"embedding: \d+ so far, [0-3] of 4 archives.*", line) for line in lines), text
     last = [line for line in lines if line.startswith("embedding")][-1]
     assert re.fullmatch(r"embedding: 600 of 600, \d+/s, 14 rejected", last), text
@@ -180,7 +180,7 @@ def test_every_long_verb_says_what_it_does(
         for word in verb.split(" ")
     ]
     code = (
-        "import sys; from jobs import progress; progress.FIRST_LINE_SECONDS = 0.0\n"
+        "import sys; from jobs.terminal import progress; progress.FIRST_LINE_SECONDS = 0.0\n"
         "from jobs.cli import main; main(sys.argv[1:])"
     )
     done = subprocess.run(

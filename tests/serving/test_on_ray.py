@@ -54,7 +54,7 @@ def test_one_command_and_one_question(digits_memory: VisualMemory, digits: Path,
 @pytest.mark.parametrize("optimized", ["1", "0"])
 def test_a_replica_stops_working_at_what_nobody_waits_for(tmp_path: Path, optimized: str) -> None:
     code = (
-        "import sys; from jobs import on_ray; on_ray.set_defaults();"
+        "import sys; from jobs.ray_cluster import on_ray; on_ray.set_defaults();"
         "from tests.serving import cancelling_on_ray; cancelling_on_ray.main(sys.argv[1])"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]

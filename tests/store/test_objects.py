@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import DamagedFile, StorageError
-from pipeline.store.storage import object_store
+from pipeline.store.storage import file_systems, object_store
 from pipeline.store.storage.interface import AlreadyExists, Storage
 from pipeline.store.storage.object_store import ObjectStorage
 from pipeline.store.storage.open_storage import open_storage
@@ -82,7 +82,7 @@ def test_listing_goes_on_beyond_a_page(
     s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, versioned: bool, num_files: int
 ) -> None:
     if num_files < 1_000:  # what the server puts on a page if it is not asked for less
-        monkeypatch.setitem(object_store.S3_OPTIONS, "s3_additional_kwargs", {"MaxKeys": 7})
+        monkeypatch.setitem(file_systems.S3_OPTIONS, "s3_additional_kwargs", {"MaxKeys": 7})
     uri = s3.uri(versioned=versioned)
     storage = open_storage(uri)
     names = [f"{number:05d}.json" for number in range(num_files)]
@@ -272,7 +272,7 @@ def test_the_endpoint_does_not_answer(
     s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, connect_timeout: float | None
 ) -> None:
     if connect_timeout:
-        monkeypatch.setitem(object_store.S3_OPTIONS["config_kwargs"], "connect_timeout", connect_timeout)
+        monkeypatch.setitem(file_systems.S3_OPTIONS["config_kwargs"], "connect_timeout", connect_timeout)
         monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
     start = time.monotonic()
     with unanswered_port() as port:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, BinaryIO, TypeVar
 
 from pipeline.errors import SourceError, StorageError
+from pipeline.extras import needed_for
 from pipeline.images.decoding.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.names.uris import path_of_uri
 
@@ -62,7 +63,8 @@ def file_system(uri: str) -> tuple[Any, str]:
     """The fsspec file system of a remote uri, and the path on it. Raises SourceError for one that is not known."""
     scheme, _, _ = uri.partition("://")
     try:
-        files = _file_system((scheme.lower(), os.getpid()))  # a fork has no part in its parent's connections
+        with needed_for(f"reading {uri}"):
+            files = _file_system((scheme.lower(), os.getpid()))  # a fork has no part in its parent's connections
     except (ValueError, ImportError) as error:
         raise SourceError(f"{uri} cannot be read ({error}): give a path, or a URI that fsspec knows") from error
     return files, str(files._strip_protocol(path_of_uri(uri)))  # fsspec has no other name for it
@@ -70,7 +72,7 @@ def file_system(uri: str) -> tuple[Any, str]:
 
 @functools.lru_cache(maxsize=8)
 def _file_system(key: tuple[str, int]) -> Any:
-    from pipeline.store.storage.object_store import file_system_of
+    from pipeline.store.storage.file_systems import file_system_of
 
     return file_system_of(key[0])
 

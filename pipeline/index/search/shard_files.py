@@ -12,7 +12,6 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Literal
 
 import faiss
@@ -26,6 +25,7 @@ from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder
 from pipeline.index.search.exact import ExactFinder
 from pipeline.index.search.parameters import parsed
 from pipeline.index.search.soundness import check_index, read_index
+from pipeline.resources import available_bytes
 from pipeline.store.layout import ENTRIES_FILE, FAISS_FILE, IDS_FILE, LABELS_FILE, VECTORS_FILE
 from pipeline.store.log.records import Index, Shard
 from pipeline.store.storage.file_refs import FileRef, RowsFile, checked_path, describe, reading, unaltered_path
@@ -179,7 +179,7 @@ def read_ahead(storage: Storage, shards: Sequence[Shard]) -> bool:
     and what is altered is found before it is used. POSIX_FADV_WILLNEED reads no more than the device's own readahead.
     """
     files = [f for s in shards for f in (s.index, s.ids, s.labels, s.vectors, s.entries) if f is not None]
-    if sum(file.num_bytes for file in files) > _available_bytes() * SHARE_READ_AHEAD:
+    if sum(file.num_bytes for file in files) > available_bytes() * SHARE_READ_AHEAD:
         return False
 
     def read(file: FileRef) -> None:
@@ -191,15 +191,6 @@ def read_ahead(storage: Storage, shards: Sequence[Shard]) -> bool:
             for _ in pool.map(read, sorted(files, key=lambda file: -file.num_bytes)):
                 pass
     return True
-
-
-def _available_bytes() -> int:
-    """Memory that could be had without swapping; 0 where the system does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 def files_covered(shard: Shard, files: Sequence[RowsFile]) -> list[RowsFile]:

@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pipeline.embeddings.apart import Apart, TooLate
-from pipeline.embeddings.encoder import Encoder
-from pipeline.embeddings.parts import available_cpus
+from pipeline.embeddings.encoder_choice import open_encoder
 from pipeline.embeddings.pixels import pixels_of_bytes
 from pipeline.errors import SourceError, Unavailable, VisualMemoryError
 from pipeline.images.decoding.decode import Heavy, Rejected
+from pipeline.resources import available_cpus
 from pipeline.serving.service.image_queue import LARGE_PIXELS
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.interface import Storage
@@ -28,7 +28,7 @@ class Embedder:
         identity = VersionLog(storage).latest().identity
         if identity is None:
             raise SourceError(f"the memory at {storage.uri} has no entries yet: add images first")
-        self._encoder = Encoder.open(storage, identity)
+        self._encoder = open_encoder(storage, identity)
         cpus = max(available_cpus(), 1)
         self._decoding = ThreadPoolExecutor(cpus, thread_name_prefix="decode")
         processes = max(cpus // 2, 1)

@@ -22,37 +22,21 @@ from botocore.exceptions import ClientError
 from s3fs.core import S3_RETRYABLE_ERRORS
 
 from pipeline.errors import StorageError, UsageError, VisualMemoryError
+from pipeline.extras import needed_for
 from pipeline.store.storage.beneath import is_inside
+from pipeline.store.storage.file_systems import SCHEMES, file_system_of
 from pipeline.store.storage.interface import AlreadyExists, check_inside, check_length, missing_file, most_bytes
 from pipeline.store.storage.local_copies import Copies
 from pipeline.store.storage.store_errors import DENIED, UNSUPPORTED, code_of, refusal
 
 Answer = TypeVar("Answer")
 
-# Stores whose fsspec file system creates exclusively, under the one name that a URI is given.
-SCHEMES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 PROBE = ".probe"
 
 BULK = 1_000  # keys that one DeleteObjects request may name
 EMPTY = {"InvalidRange", "416"}  # what is said of a range of a file without a byte
 MAX_RACES = 6  # conditional puts of one name that S3 lets go undecided
 MAX_FETCHES = 3  # downloads that broke off midway, which neither botocore nor s3fs begins again
-ATTEMPTS = 2  # of s3fs at what botocore gave up after three of its own
-S3_OPTIONS = {
-    # Three attempts at what is transient; an endpoint that takes no connection is given up after some 15 seconds.
-    "config_kwargs": {"retries": {"mode": "standard"}, "connect_timeout": 4},
-    "max_concurrency": 4,  # parts of 50 MiB in memory at once for each file that is sent or fetched
-}
-
-
-def file_system_of(scheme: str) -> Any:
-    """A file system of fsspec as memories and sources use it. Raises ValueError or ImportError where there is none."""
-    scheme = SCHEMES.get(scheme, scheme)
-    fresh = {"use_listings_cache": False, "skip_instance_cache": True}  # other processes write there too
-    files: Any = fsspec.filesystem(scheme, **fresh, **(S3_OPTIONS if scheme == "s3" else {}))
-    if scheme == "s3":
-        files.retries = ATTEMPTS
-    return files
 
 
 class _Here:
@@ -85,7 +69,8 @@ class ObjectStorage:
         if not root or rest.startswith("/"):
             raise UsageError(f"{uri} names no bucket: give {scheme}://BUCKET/FOLDER")
         try:
-            fsspec.get_filesystem_class(scheme)
+            with needed_for(f"a memory at {uri}"):
+                fsspec.get_filesystem_class(scheme)
         except ImportError as error:
             raise UsageError(f"{uri} needs a package that is not installed: {error}") from error
         return cls(scheme, root)

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 from pipeline.errors import UsageError
+from pipeline.extras import needed_for
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.local import LocalStorage
 
@@ -36,9 +37,9 @@ def open_storage(uri: str) -> Storage:
     if uri.startswith("file://"):
         uri = uri.removeprefix("file://")
     if "://" in uri:
-        from pipeline.store.storage.object_store import (
-            ObjectStorage,
-        )  # s3fs takes a moment to load, and a folder has no need of it
+        # s3fs takes a moment to load, and a folder has no need of it.
+        with needed_for(f"a memory at {uri}"):
+            from pipeline.store.storage.object_store import ObjectStorage
 
         return ObjectStorage.open(uri)
     root = Path(uri).expanduser().absolute()

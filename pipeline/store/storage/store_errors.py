@@ -1,9 +1,9 @@
 """What an object store, or the way to it, has against a request: one sentence for each, with the way out."""
 
 import errno
+import sys
 import tempfile
-
-from botocore import exceptions as botocore
+from collections.abc import Sequence
 
 from pipeline.errors import NotPermitted, StorageError
 
@@ -17,14 +17,14 @@ BUSY |= {"500", "502", "503", "504"}
 UNSUPPORTED = {"NotImplemented", "501", "MethodNotAllowed", "405"}
 
 _NO_CREDENTIALS = (
-    botocore.NoCredentialsError,
-    botocore.PartialCredentialsError,
-    botocore.CredentialRetrievalError,
-    botocore.TokenRetrievalError,
-    botocore.NoAuthTokenError,
-    botocore.ProfileNotFound,
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "CredentialRetrievalError",
+    "TokenRetrievalError",
+    "NoAuthTokenError",
+    "ProfileNotFound",
 )
-_UNREACHABLE = (botocore.ConnectionError, botocore.HTTPClientError, OSError)
+_UNREACHABLE = ("ConnectionError", "HTTPClientError")
 
 
 def code_of(error: BaseException) -> str:
@@ -40,7 +40,7 @@ def is_transient(error: BaseException) -> bool:
 
 def lacks_credentials(error: BaseException) -> bool:
     """Whether there are no credentials, or none that the store takes, whatever is asked for."""
-    return isinstance(error, _NO_CREDENTIALS) or code_of(error) in REFUSED
+    return _is_botocores(error, _NO_CREDENTIALS) or code_of(error) in REFUSED
 
 
 def is_denied(error: BaseException) -> bool:
@@ -64,13 +64,13 @@ def explanation(error: Exception, uri: str, doing: str, where: str) -> str:
     code, said = code_of(error), " ".join(str(error).split())
     if code:
         return _answer(code, said, uri, doing, where)
-    if isinstance(error, _NO_CREDENTIALS):
+    if _is_botocores(error, _NO_CREDENTIALS):
         return f"there are no credentials for {uri} ({said}): set AWS_PROFILE, or AWS_ACCESS_KEY_ID and its secret"
     if isinstance(error, PermissionError):
         return _may_not(doing, where)
     if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return f"there is no room for a copy of {where} in {tempfile.gettempdir()}: make room there, or set TMPDIR"
-    if isinstance(error, _UNREACHABLE):
+    if isinstance(error, OSError) or _is_botocores(error, _UNREACHABLE):
         look = "the network and at AWS_ENDPOINT_URL" if uri.startswith("s3") else "the network"
         return f"the store of {uri} cannot be reached ({said}): look at {look}"
     return f"the store could not {doing} {where} ({type(error).__name__}: {said}): correct the URI, or the settings"
@@ -93,3 +93,9 @@ def _answer(code: str, said: str, uri: str, doing: str, where: str) -> str:
 
 def _may_not(doing: str, where: str) -> str:
     return f"permission denied: these credentials may not {doing} {where}: have them allowed to, or use others"
+
+
+def _is_botocores(error: BaseException, names: Sequence[str]) -> bool:
+    """Whether an error is one of botocore's; there is none of them where botocore was never imported."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return botocore is not None and isinstance(error, tuple(getattr(botocore, name) for name in names))

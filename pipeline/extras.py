@@ -1,0 +1,42 @@
+"""Which extra of the package brings which library, and what to say where one is missing."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Literal
+
+from pipeline.errors import MissingExtra
+
+Extra = Literal["embed", "ray", "serve", "s3"]
+
+BROUGHT_BY: dict[str, Extra] = {
+    "torch": "embed",
+    "torchvision": "embed",
+    "timm": "embed",
+    "safetensors": "embed",
+    "huggingface_hub": "embed",
+    "ray": "ray",
+    "fastapi": "serve",
+    "fastapi_offline": "serve",
+    "multipart": "serve",
+    "orjson": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "botocore": "s3",
+    "s3fs": "s3",
+}
+
+
+@contextlib.contextmanager
+def needed_for(work: str) -> Iterator[None]:
+    """Raise MissingExtra where a library that an extra brings is not installed; `work` is what it is needed for."""
+    try:
+        yield
+    except ImportError as error:  # fsspec raises it from the ModuleNotFoundError
+        cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        library = (error.name or cause.name or "").partition(".")[0]
+        extra = BROUGHT_BY.get(library)
+        if extra is None:
+            raise
+        raise MissingExtra(
+            f"{work} needs {library}, which is not installed: pip install 'visual-memory[{extra}]'"
+        ) from error
