@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow nightly rehearse lint clean
+.PHONY: demo quick test slow nightly rehearse lint clean
 
 demo: $(VENV)/demo-installed
 	$(BIN)/visual-memory demo
+
+quick: $(VENV)/installed lint
+	$(BIN)/pytest -n 2 --dist loadfile -m quick tests
 
 test: $(VENV)/installed lint
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not nightly and not gpu" tests

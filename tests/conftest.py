@@ -21,6 +21,7 @@ from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.open_storage import open_storage
 from pipeline.store.tables.identity import GIVEN, Identity
+from pipeline.store.tables.ids import rows_per_part
 from pipeline.store.tables.schemas import embedding_column
 from tests.store.seaweed import s3  # noqa: F401, a fixture
 
@@ -29,7 +30,21 @@ set_defaults()  # before any test imports Ray, as the command line does
 ENCODER = "tf_efficientnet_lite0"
 IMAGE_SIZE = 64
 
+# Rooms whose tests are quick, but for those that use one of these fixtures.
+QUICK_ROOMS = {"decisions", "images", "index", "store", "old_release"}
+COSTLY_FIXTURES = {"s3", "weights", "encoder", "digits", "digits_memory"}
+
 MakeMemory = Callable[..., VisualMemory]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that `make quick` runs."""
+    for item in items:
+        room = item.path.relative_to(Path(__file__).parent).parts[0]
+        needs = set(getattr(item, "fixturenames", ()))
+        marked = {mark.name for mark in item.iter_markers()}
+        if room in QUICK_ROOMS and not needs & COSTLY_FIXTURES and not marked & {"slow", "nightly", "gpu"}:
+            item.add_marker(pytest.mark.quick)
 
 
 @pytest.fixture(scope="session")
@@ -81,19 +96,26 @@ def sha256_of(vector_D: np.ndarray) -> str:
 def add_vectors(
     log: VersionLog, vectors_ND: np.ndarray, labels: Sequence[str | None], dataset: str = "given", name: str = "a"
 ) -> State:
-    """Add float16 vectors with the uris /NAME/ROW.png and their labels, from a Parquet file as users have them."""
+    """Add float16 vectors with the uris /NAME/ROW.png and their labels, from Parquet files as users have them.
+
+    Each file becomes a part, and there are as many as images would be cut into.
+    """
+    uris = [f"/{name}/{row}.png" for row in range(len(labels))]
+    rows = rows_per_part(len(labels))
     with tempfile.TemporaryDirectory() as folder:
-        table = pa.table(
-            {
-                "embedding": embedding_column(vectors_ND),
-                "uri": [f"/{name}/{row}.png" for row in range(len(labels))],
-                "label": pa.array(labels, pa.string()),
-                "sha256": [sha256_of(vector_D) for vector_D in vectors_ND],
-                "width": pa.array([1] * len(labels), pa.int32()),
-                "height": pa.array([1] * len(labels), pa.int32()),
-            }
-        )
-        pq.write_table(table, Path(folder) / "vectors.parquet")
+        for start in range(0, len(labels), rows):
+            some = slice(start, start + rows)
+            table = pa.table(
+                {
+                    "embedding": embedding_column(vectors_ND[some]),
+                    "uri": uris[some],
+                    "label": pa.array(labels[some], pa.string()),
+                    "sha256": [sha256_of(vector_D) for vector_D in vectors_ND[some]],
+                    "width": pa.array([1] * len(uris[some]), pa.int32()),
+                    "height": pa.array([1] * len(uris[some]), pa.int32()),
+                }
+            )
+            pq.write_table(table, Path(folder) / f"{start:08d}.parquet")
         VisualMemory(log.storage.uri).add(folder, labels="column:label", dataset=dataset)
     return log.latest()
 

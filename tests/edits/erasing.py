@@ -23,11 +23,12 @@ from pipeline.store.segments.reservations import Reservation, SegmentSpec, read_
 from pipeline.store.storage.file_refs import describe
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.schemas import REJECTED, THUMBNAILS, embedding_column, entries_schema
-from tests.conftest import identity_of, unit
+from tests.conftest import unit
 from tests.end_to_end.erasure_audit import Audit
+from tests.store.planned import identity_of_images
 
 DIMENSION = 16
-IDENTITY = identity_of(DIMENSION)
+IDENTITY = identity_of_images(DIMENSION)
 DAMAGED = "damaged"  # the label of an image that cannot be read
 
 

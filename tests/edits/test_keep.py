@@ -326,10 +326,10 @@ def test_a_column_that_is_nowhere_is_named_with_those_there_are(source: Path) ->
 @pytest.mark.parametrize(
     ("keep", "message"),
     [
-        (["label"], "--keep label is the name of a column that every entry has .*: rename the column in the source"),
-        (["URI"], "--keep URI is the name"),
-        (["camera", "Camera"], "--keep names Camera twice"),
-        ([" "], "--keep is empty"),
+        (["label"], "`keep` label is the name of a column that every entry has .*: rename the column in the source"),
+        (["URI"], "`keep` URI is the name"),
+        (["camera", "Camera"], "`keep` names Camera twice"),
+        ([" "], "`keep` is empty"),
         ("camera", r"keep is 'camera': give a list, such as \['camera'\]"),
     ],
 )

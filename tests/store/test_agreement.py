@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,8 @@ from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.labels import label_rows, write_label_map, write_labels
 from pipeline.store.tables.schemas import embedding_column, embedding_matrix, read_table, write_rows
 from pipeline.store.tables.tombstones import write_tombstones
-from tests.conftest import MakeMemory, add_vectors, unit
+from tests.conftest import MakeMemory, unit
+from tests.store.planned import add_planned
 
 Update = dict[str, Any]
 
@@ -99,11 +101,12 @@ class Liar:
 
 
 @pytest.fixture
-def liar(make_memory: MakeMemory) -> Iterator[Liar]:
+def liar(tmp_path: Path) -> Iterator[Liar]:
     generator = np.random.default_rng(0)
-    memory = make_memory(unit(generator.normal(size=(200, 8))), ["cat", "dog"] * 100)
+    memory = VisualMemory(tmp_path / "memory")
+    add_planned(memory.log, unit(generator.normal(size=(200, 8))), ["cat", "dog"] * 100)
     memory.index(IndexOptions(key="Flat"))
-    add_vectors(memory.log, unit(generator.normal(size=(20, 8))), ["eel"] * 20, name="b")
+    add_planned(memory.log, unit(generator.normal(size=(20, 8))), ["eel"] * 20, name="b")
     memory.forget(labels=["eel"])
     assert VisualMemory(memory.uri).verify().findings == ()
     with Lease(memory.log.storage, "lie") as lease:

@@ -36,7 +36,8 @@ from pipeline.store.storage.leases import LeaseRecord, live, standing
 from pipeline.store.storage.local import LocalStorage
 from pipeline.store.storage.open_storage import open_storage
 from pipeline.store.storage.processes import Process
-from tests.conftest import MakeMemory, unit
+from tests.conftest import unit
+from tests.store.planned import add_planned
 from tests.store.seaweed import SeaweedFS
 from tests.store.untrusted import Outside, rewritten, up_to
 
@@ -63,8 +64,9 @@ def outside(tmp_path: Path) -> Iterator[Outside]:
 
 
 @pytest.fixture
-def memory(make_memory: MakeMemory) -> VisualMemory:
-    made = make_memory(unit(np.random.default_rng(0).normal(size=(200, 8))), ["cat", "dog"] * 100)
+def memory(tmp_path: Path) -> VisualMemory:
+    made = VisualMemory(tmp_path / "memory")
+    add_planned(made.log, unit(np.random.default_rng(0).normal(size=(200, 8))), ["cat", "dog"] * 100)
     made.index(IndexOptions(key="Flat"))
     made.forget(ids=made.live().live_ids()[:3].tolist())
     made.relabel(ids=made.live().live_ids()[:3].tolist(), label="fox")
