@@ -21,7 +21,7 @@ from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.embeddings.encoder_choice import open_encoder
 from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UsageError
-from pipeline.images.containers.container import Choice
+from pipeline.images.containers.container import ImageChoice
 from pipeline.images.containers.items import Item
 from pipeline.images.containers.notes import ContainerNotes
 from pipeline.images.labels.labels import Labels
@@ -224,7 +224,7 @@ class Reader:
         if asked.balance == "auto":  # found once, not for each part
             asked = asked.balanced_by(answering.best_balance(live, asked.k, asked.rule, self._digests(state)))
         listing = list_source(
-            str(source), Labels(labels), (), Choice(tuple(exclude_files), image_extension), on_progress
+            str(source), Labels(labels), (), ImageChoice(tuple(exclude_files), image_extension), on_progress
         )
         self._check_given(listing, state)
         encoder = self.encoder() if listing.holds_images else None
@@ -298,7 +298,7 @@ class Reader:
         state, live = snapshot.state, snapshot.live
         self._check_labelled(live)
         asked_labels = Labels(labels)
-        choice = Choice(tuple(exclude_files), image_extension)
+        choice = ImageChoice(tuple(exclude_files), image_extension)
         listing = list_source(str(source), asked_labels, (), choice, on_progress)
         if not listing.labels and not listing.containers.num_rows:
             raise SourceError(f"no image of {source} has a label: put them into one sub-folder a class")

@@ -24,7 +24,7 @@ from pipeline.edits.compact import CompactReport, compact
 from pipeline.edits.copy import CopyReport, copy
 from pipeline.edits.expire import ExpireReport, Keep, expire, plan_expire
 from pipeline.edits.export import ROWS_PER_FILE, ExportReport, Format, export
-from pipeline.edits.meanwhile import told_of_others
+from pipeline.edits.meanwhile import explain_conflicts
 from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.encoder_choice import DecodingChoice, EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, UsageError
@@ -139,7 +139,7 @@ class VisualMemory(Reader):
         else:
             yield
 
-    @told_of_others
+    @explain_conflicts
     def carry_out(
         self,
         plan: "AddPlan",
@@ -167,7 +167,7 @@ class VisualMemory(Reader):
         after, index_error = self._indexed(report.state, command, on_progress)
         return replace(report, state=after, index_error=index_error)
 
-    @told_of_others
+    @explain_conflicts
     def add_images(
         self,
         images: "Sequence[bytes | str | Path]",
@@ -211,7 +211,7 @@ class VisualMemory(Reader):
         state = self.state()
         return choose_key(self.log.storage, state, plan_with_all_in_files(state, options), options, on_progress)
 
-    @told_of_others
+    @explain_conflicts
     def index(
         self,
         options: IndexOptions = IndexOptions(),
@@ -235,7 +235,7 @@ class VisualMemory(Reader):
             return state
         return build_index(self.log, state, plan, options, command, on_progress, where.run_steps)
 
-    @told_of_others
+    @explain_conflicts
     def forget(
         self,
         *,
@@ -292,7 +292,7 @@ class VisualMemory(Reader):
             report, receipt=prove(self.log, newest, facts, selection.to_json(), answers, erasure, on_progress)
         )
 
-    @told_of_others
+    @explain_conflicts
     def plan_forget(
         self,
         *,
@@ -318,7 +318,7 @@ class VisualMemory(Reader):
         named = {str(label): entries for label, entries in by_label.items()}
         return forgetting.ForgetPlan(len(chosen), forgotten, named, unlabelled, by_dataset, erase, state.version)
 
-    @told_of_others
+    @explain_conflicts
     def relabel(
         self,
         *,
@@ -365,13 +365,13 @@ class VisualMemory(Reader):
             findings.append(cleaned.refusal)
         return replace(found, findings=tuple(findings), removed=cleaned.removed if cleaned else None)
 
-    @told_of_others
+    @explain_conflicts
     def compact(self, *, command: str = "compact", on_progress: OnProgress = ignore_progress) -> CompactReport:
         """Pack small files into few. Ids, labels and answers stay; nothing is committed where nothing is to pack."""
         self._writable()
         return compact(self.log, command, on_progress)
 
-    @told_of_others
+    @explain_conflicts
     def rollback(self, version: int, *, command: str = "rollback") -> RollbackReport:
         """Commit a new version that is what an older one was. Raises CommitConflict when another writer comes first."""
         self._writable()
@@ -381,13 +381,13 @@ class VisualMemory(Reader):
         """What `expire` would drop and remove. Changes nothing."""
         return plan_expire(self.log, keep)
 
-    @told_of_others
+    @explain_conflicts
     def expire(self, keep: Keep, *, command: str = "expire", on_progress: OnProgress = ignore_progress) -> ExpireReport:
         """Drop old versions: those past before an age (timedelta), or all but so many (int)."""
         self._writable()
         return expire(self.log, keep, command, on_progress)
 
-    @told_of_others
+    @explain_conflicts
     def copy(self, target: str | Path, *, on_progress: OnProgress = ignore_progress) -> CopyReport:
         """Copy the memory whole, with all its versions, to an empty place; repeated, an interrupted copy goes on."""
         return copy(self.log, open_storage(str(target)), on_progress)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipeline.decisions.question import Answering
+from pipeline.decisions.question import AnswerContext
 from pipeline.decisions.voting import Votes
 
 
@@ -96,7 +96,12 @@ class Decision:
 
 
 def decision_of(
-    answering: Answering, uri: str | None, neighbors: tuple[Neighbor, ...], votes: Votes, query: int, label: str | None
+    answering: AnswerContext,
+    uri: str | None,
+    neighbors: tuple[Neighbor, ...],
+    votes: Votes,
+    query: int,
+    label: str | None,
 ) -> Decision:
     """Assemble the decision of one query from its row of the counted votes, its neighbours having their weights.
 

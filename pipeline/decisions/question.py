@@ -106,7 +106,7 @@ def question_of(question: Question | None, k: int, voting: Voting, options: Ques
 
 
 @dataclass(frozen=True)
-class Answering:
+class AnswerContext:
     """What is the same for all decisions about one question: which version and how many shards answered it.
 
     `nothing_found` is why a decision has no neighbour. The question's balance is chosen.

@@ -18,14 +18,14 @@ import pyarrow as pa
 
 from pipeline.decisions.small_classes import SmallClass
 from pipeline.edits.duplicates import find_duplicates, find_small_classes
-from pipeline.edits.label_report import label_report, noted
-from pipeline.embeddings.compatibility import refuse_mix, settle
+from pipeline.edits.label_report import gather_notes, label_report
+from pipeline.embeddings.compatibility import refuse_mix, settle_identity
 from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.embeddings.parts import Remember
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, check_max_rejected, read_rejects
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, SourceError, UsageError
-from pipeline.images.containers.container import Choice
+from pipeline.images.containers.container import ImageChoice
 from pipeline.images.containers.kept_columns import check_names
 from pipeline.images.containers.notes import ContainerNotes
 from pipeline.images.labels.census import LabelCensus
@@ -39,7 +39,7 @@ from pipeline.store.layout import ENCODER, FOLDERS, SEGMENTS, VERSIONS, segment_
 from pipeline.store.log.records import Segment
 from pipeline.store.log.state import AddSegment, SetIdentity, State
 from pipeline.store.log.version_log import VersionLog
-from pipeline.store.lookup.frozen_digests import write_held
+from pipeline.store.lookup.frozen_digests import freeze_digests
 from pipeline.store.segments.part_marks import PartMark, read_marks
 from pipeline.store.segments.reservations import (
     Numerics,
@@ -54,7 +54,7 @@ from pipeline.store.segments.reservations import (
 )
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
-from pipeline.store.storage.leases import Lease, live, standing
+from pipeline.store.storage.leases import Lease, live_leases, read_leases
 from pipeline.store.tables import ids
 from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.schemas import read_table
@@ -101,7 +101,7 @@ class AddOptions:
         if self.label is not None and self.labels != "folder":
             raise UsageError(f"`label` {self.label} and `labels` {self.labels} were given: leave one of them out")
         Labels(self.asked_labels)
-        Choice(self.exclude, self.image_extension)
+        ImageChoice(self.exclude, self.image_extension)
         check_max_rejected(self.max_rejected)
         check_names(self.keep)
         if self.precision not in get_args(Precision):
@@ -258,7 +258,7 @@ def prepare(
     if not is_remote(source) and all(os.path.isdir(os.path.join(source, name)) for name in (VERSIONS, SEGMENTS)):
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
     labels = Labels(options.asked_labels)
-    choice = Choice(options.exclude, options.image_extension)
+    choice = ImageChoice(options.exclude, options.image_extension)
     on_progress(Progress("listing", 0, None))
     listing = list_source(source, labels, options.keep, choice, on_progress)
     if state is None and not set(log.storage.list("")) <= FOLDERS:
@@ -270,7 +270,7 @@ def prepare(
     if not dataset.strip():
         raise UsageError("`dataset` is empty: give a name, or leave it out to take the folder's")
     on_progress(Progress("loading the encoder", 0, None))
-    identity, encoder = settle(log, state, listing, options.encoder, load)
+    identity, encoder = settle_identity(log, state, listing, options.encoder, load)
     about = {
         "source": listing.uri,
         "labels": options.asked_labels,
@@ -349,7 +349,7 @@ def _added(
     rejects = read_rejects(storage, segment.rejected)
     if not segment.planned:
         give_up(storage, reservation.number)
-        passed, notes = noted(plan.listing.passed_over, marks.values())
+        passed, notes = gather_notes(plan.listing.passed_over, marks.values())
         masks = [f"{number:,} {ending}" for ending, number in (passed.endings + notes.masks).most_common(8)]
         but = f" (they hold {', '.join(masks)})" if masks else ""
         raise SourceError(f"there is no image in the archives of {plan.listing.uri}{but}, so nothing was added")
@@ -417,13 +417,13 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
 
 def _holding(log: VersionLog, state: State | None) -> Callable[[str], FileRef | None]:
     """What freezes the bytes that the memory holds in a version."""
-    return lambda path: write_held(log.storage, path, state) if state is not None else None
+    return lambda path: freeze_digests(log.storage, path, state) if state is not None else None
 
 
 def _refuse_held(log: VersionLog, reservation: Reservation) -> None:
     folder = segment_folder(reservation.number)
-    holding = [record for record in standing(log.storage) if folder in record.holds]
-    for record in live(log.storage, holding):
+    holding = [record for record in read_leases(log.storage) if folder in record.holds]
+    for record in live_leases(log.storage, holding):
         raise CommitConflict(
             f"{record.process} is adding {reservation.source} right now: wait until it is done, or stop it and run "
             "the command again, which goes on where it was"

@@ -11,14 +11,14 @@ from pipeline.store.log.version_log import VersionLog
 
 
 @dataclass(frozen=True)
-class Cleaned:
+class CleanReport:
     """How many files were removed, and why none were if that was refused."""
 
     removed: int
     refusal: Finding | None = None
 
 
-def clean(log: VersionLog, command: str) -> Cleaned:
+def clean(log: VersionLog, command: str) -> CleanReport:
     """Finish erasures that were cut off, then remove garbage.
 
     Nothing is removed while a version cannot be read, for what it names is not known. Raises CommitConflict while
@@ -27,12 +27,12 @@ def clean(log: VersionLog, command: str) -> Cleaned:
     damaged = read_chain(log).findings
     if damaged:
         what = f"nothing was removed: what {damaged[0].path} names is not known"
-        return Cleaned(0, Finding("note", f"{VERSIONS}/", what, "mend the versions, then clean up"))
+        return CleanReport(0, Finding("note", f"{VERSIONS}/", what, "mend the versions, then clean up"))
     before = {path for path in log.storage.walk() if not _comes_and_goes(path)}
     finish_erasures(log)
     removed = remove_garbage(log, take_census(log), command)
     gone = before - set(log.storage.walk())
-    return Cleaned(len(gone.union(removed)))
+    return CleanReport(len(gone.union(removed)))
 
 
 def _comes_and_goes(path: str) -> bool:

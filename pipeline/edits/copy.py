@@ -35,11 +35,11 @@ from pipeline.store.layout import (
 )
 from pipeline.store.log.erasure_plan import refuse_unfinished
 from pipeline.store.log.state import State
-from pipeline.store.log.version_log import CHECKPOINT_EVERY, Kept, VersionLog
+from pipeline.store.log.version_log import CHECKPOINT_EVERY, Retained, VersionLog
 from pipeline.store.segments import reservations
 from pipeline.store.storage.file_refs import FileRef, checked_path, describe
 from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
-from pipeline.store.storage.leases import Lease, live, standing
+from pipeline.store.storage.leases import Lease, live_leases, read_leases
 from pipeline.store.tables.schemas import FORMAT
 
 THREADS = 8  # files on their way at once: most of the time is waiting for the two places
@@ -104,8 +104,8 @@ def copy(log: VersionLog, target: Storage, on_progress: OnProgress = ignore_prog
     _refuse_overlap(log.storage.uri, target.uri)
     _claim(target, CopyMarker(source=log.storage.uri, version=newest.version, nonce=secrets.token_hex(8)))
     with Lease(target, f"copy of {log.storage.uri}") as lease:
-        dead = [record for record in standing(target) if record.nonce != lease.nonce]
-        for record in live(target, dead):
+        dead = [record for record in read_leases(target) if record.nonce != lease.nonce]
+        for record in live_leases(target, dead):
             raise CommitConflict(f"{record.process} is copying to {target.uri} right now: wait until it is done")
         target.delete(record.path for record in dead)
         return _Copier(log, target, on_progress).run()
@@ -158,18 +158,18 @@ class _Copier:
     def _complete(self) -> range | None:
         """The versions that are there, if all that was missing when the copy was interrupted is the finish."""
         try:
-            return self._copied.kept()
+            return self._copied.retained()
         except (DamagedFile, MemoryMissing):
             return None
 
     def _brought_over(self) -> range:
         """Copy what there is, and again what changed under our hands, until nothing did."""
 
-        def bring_over(_: Kept) -> range | None:
+        def bring_over(_: Retained) -> range | None:
             contents = self._contents()
             return contents.kept if self._bring_over(contents) else None
 
-        while (kept := self._log.over_kept(bring_over)) is None:
+        while (kept := self._log.over_retained(bring_over)) is None:
             pass
         return kept
 
@@ -198,7 +198,7 @@ class _Copier:
     def _contents(self) -> _Contents:
         refuse_unfinished(self._source)
         erasures = self._log.latest().erasures
-        kept = self._log.kept()
+        kept = self._log.retained()
         inventory = Inventory.of(self._log, kept[0], kept[-1])
         committed = inventory.segments
         there = self._source.walk(SEGMENTS)

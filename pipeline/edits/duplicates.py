@@ -43,7 +43,7 @@ class Duplicates:
     within: int
 
 
-def are_looked_for(state: State | None, num_added: int) -> bool:
+def is_looked_for(state: State | None, num_added: int) -> bool:
     """Whether a memory is looked through after an add of so many images."""
     entries = state.num_entries if state is not None else 0
     return num_added <= MOST_ADDED and entries <= max(LOOKED_THROUGH, ENTRIES_AN_IMAGE * num_added)
@@ -64,7 +64,7 @@ def find_duplicates(storage: Storage, before: State | None, added: tuple[RowsFil
     within = num_added - len(new)
     if before is None or not before.num_live or not len(new):
         return Duplicates(0, within)
-    if not are_looked_for(before, num_added):
+    if not is_looked_for(before, num_added):
         return Duplicates(None, within)
     held = np.zeros(len(new), bool)
     try:
@@ -83,7 +83,7 @@ def find_small_classes(storage: Storage, state: State, added: tuple[RowsFile, ..
     Reads ids and labels of every entry, which are encoded as a dictionary: 0.2 s of CPU for a million. None are told
     where some of that cannot be read: the add is committed by then.
     """
-    if not are_looked_for(state, sum(file.rows for file in added)):
+    if not is_looked_for(state, sum(file.rows for file in added)):
         return ()
     try:
         return _small_classes(storage, state, added)

@@ -69,7 +69,7 @@ def expire(log: VersionLog, keep: Keep, command: str, on_progress: OnProgress = 
     removed = remove_garbage(log, census, command, _wanted(census, log.latest()))
     num_bytes = sum(files[path] for path in (*checkpoints, *commits)) + sum(census.files[path] for path in removed)
     num_files = len(checkpoints) + len(commits) + len(removed)
-    kept = log.kept()
+    kept = log.retained()
     return ExpireReport(len(commits), num_files, num_bytes, kept[0], kept[-1])
 
 
@@ -80,7 +80,7 @@ def first_to_keep(log: VersionLog, keep: Keep) -> int:
     young enough ends the search, whatever later ones say of when they were committed. A clock that was wrong so keeps
     too much rather than too little.
     """
-    kept = log.kept()
+    kept = log.retained()
     if isinstance(keep, int):
         return max(kept[0], kept[-1] - keep + 1)
     first = kept[0]
@@ -97,7 +97,7 @@ def first_to_keep(log: VersionLog, keep: Keep) -> int:
 
 def _first(log: VersionLog, keep: Keep) -> State:
     """The state at the first version to be kept."""
-    return log.over_kept(lambda _: log.at(first_to_keep(log, keep)))
+    return log.over_retained(lambda _: log.at(first_to_keep(log, keep)))
 
 
 def check_keep(keep: Keep) -> None:

@@ -95,7 +95,7 @@ class ForgetPlan:
         }
 
 
-class Named(Protocol):
+class Nameable(Protocol):
     """Entries that can be picked by what they are called."""
 
     labels: tuple[str, ...]
@@ -109,7 +109,7 @@ class Named(Protocol):
     def dataset_counts(self) -> dict[str, int]: ...
 
 
-def select(live: Named, selection: Selection, memory_uri: str) -> np.ndarray:
+def select(live: Nameable, selection: Selection, memory_uri: str) -> np.ndarray:
     """Ids of the entries selected, sorted, int64 [N]. Raises UnknownName for any name that matches none."""
     unknown = live.unknown(selection.ids)
     if unknown is not None:
@@ -163,7 +163,7 @@ def unknown_name(kind: str, name: str, known: Sequence[str], memory_uri: str) ->
     return UnknownName(f"the memory at {memory_uri} has no entry with {kind} '{name}': {hint}")
 
 
-def _with_uris(live: Named, given: Sequence[str], memory_uri: str) -> np.ndarray:
+def _with_uris(live: Nameable, given: Sequence[str], memory_uri: str) -> np.ndarray:
     """Ids of the entries with some uris, each given as it is or as the path of a file."""
     uris = [*dict.fromkeys(given)]
     at_N, ids_N = live.with_uris(uris)

@@ -19,7 +19,7 @@ from pipeline.store.log.state import FoldSingles, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
-from pipeline.store.storage.leases import standing
+from pipeline.store.storage.leases import read_leases
 
 MAX_FRESH = 50_000  # beyond so many fresh entries a memory gets an index: searching them exactly takes 6 ms (384 dim.)
 GROWS_FROM = 8_192  # beyond so many its index grows: searching them takes 1 ms, indexing them 2 s
@@ -38,7 +38,7 @@ def limit(state: State) -> int:
 
 def is_being_indexed(storage: Storage) -> bool:
     """Whether a process that is not known to be dead builds an index."""
-    return any(lease.work == "index" and lease.process.is_alive() is not False for lease in standing(storage))
+    return any(lease.work == "index" and lease.process.is_alive() is not False for lease in read_leases(storage))
 
 
 def grow_index(log: VersionLog, state: State, command: str, on_progress: OnProgress = ignore_progress) -> State:

@@ -26,7 +26,7 @@ def label_report(storage: Storage, listing: Listing, segment: Segment, marks: Co
     none come from the listing and the marks of the parts.
     """
     census = listing.census
-    passed, notes = noted(listing.passed_over, marks)
+    passed, notes = gather_notes(listing.passed_over, marks)
     if listing.containers.num_rows or segment.num_rejected:
         files = segment.entries[:COUNTED_FILES]
         counts: Counter[str] = Counter()
@@ -59,7 +59,7 @@ def _of_entries(reasons: Counter[str], without: int) -> Counter[str]:
     return +found
 
 
-def noted(passed: PassedOver, marks: Collection[PartMark]) -> tuple[PassedOver, ContainerNotes]:
+def gather_notes(passed: PassedOver, marks: Collection[PartMark]) -> tuple[PassedOver, ContainerNotes]:
     """What the listing and the readers of containers passed over together, and the readers' notes."""
     kinds = {kind: _summed(mark.noted.get(kind, {}) for mark in marks) for kind in NOTED}
     whole = PassedOver(

@@ -15,7 +15,7 @@ from pipeline.store.log.version_log import VersionLog
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
-def told_of_others(verb: Verb) -> Verb:
+def explain_conflicts(verb: Verb) -> Verb:
     """A method of a memory that raises CommitConflict for a file that is missing and that no version names any more.
 
     Costs nothing unless a file is missing; then every version is read once.

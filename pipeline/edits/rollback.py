@@ -41,7 +41,7 @@ def roll_back(log: VersionLog, version: int, command: str) -> RollbackReport:
                 "`history` and run the command again"
             )
         refuse_unfinished(log.storage)
-        return [SetState(why="rollback", state=rolled_back(now, log.at(version)))]
+        return [SetState(why="rollback", state=state_of_rollback(now, log.at(version)))]
 
     with Lease(log.storage, f"rollback to version {version}") as lease:
         # From here on a clean-up spares the files of the version, were it dropped; if it was before, `at` says so.
@@ -53,7 +53,7 @@ def roll_back(log: VersionLog, version: int, command: str) -> RollbackReport:
     return RollbackReport(committed.version, version, decided.num_live, committed.num_live)
 
 
-def rolled_back(now: State, target: State) -> State:
+def state_of_rollback(now: State, target: State) -> State:
     """What `target` was, but for what must never go back: ids taken, leases broken, erasures and rewrites counted."""
     there = {segment.number for segment in target.segments}
     growing = {now.singles.segment} if now.singles else set()

@@ -22,7 +22,7 @@ from pipeline.images.names.uris import printable, uri_of
 from pipeline.images.reading.files import read_file
 from pipeline.store.layout import ENCODER
 from pipeline.store.log.records import Single
-from pipeline.store.log.single_adds import FOLD_EVERY, encoded_thumbnail, encoded_vector
+from pipeline.store.log.single_adds import FOLD_EVERY, encode_thumbnail, encode_vector
 from pipeline.store.log.state import AddSingles, SetIdentity, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.segments.reservations import give_up, reserve_for_singles
@@ -152,11 +152,11 @@ def _single(entry_id: int, entry: NewEntry) -> Single:
         uri=entry.uri,
         label=entry.label,
         dataset=entry.dataset,
-        embedding=encoded_vector(entry.vector_D),
+        embedding=encode_vector(entry.vector_D),
         sha256=entry.sha256,
         width=entry.width,
         height=entry.height,
-        thumbnail=encoded_thumbnail(entry.thumbnail),
+        thumbnail=encode_thumbnail(entry.thumbnail),
         num_bytes=entry.num_bytes,
     )
 

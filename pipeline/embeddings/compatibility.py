@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from pipeline.embeddings.encoder_choice import PIXEL_PATHS, EncoderChoice, load_encoder, open_encoder
 from pipeline.errors import IdentityMismatch, SourceError, UsageError
 from pipeline.extras import needed_for
-from pipeline.images.containers.container import Given
+from pipeline.images.containers.container import GivenVectors
 from pipeline.images.containers.vector_columns import Maker
 from pipeline.images.sources.listing import Listing
 from pipeline.store.log.state import State
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ONE_ENCODER = "leave out `encoder`, `weights`, `image_size` and `decoding` to use its own, or start another memory"
 
 
-def settle(
+def settle_identity(
     log: VersionLog,
     state: State | None,
     listing: Listing,
@@ -50,7 +50,7 @@ def settle(
     return identity, encoder
 
 
-def check_vectors(given: Given, identity: Identity, *, named: bool = True) -> None:
+def check_vectors(given: GivenVectors, identity: Identity, *, named: bool = True) -> None:
     """Whether the vectors of a source may be compared with those of an identity.
 
     With `named` the user, or a question that stores nothing, vouches for vectors that do not say by whom they are.

@@ -66,7 +66,7 @@ class Decoding(Protocol):
         """The items in order, the last batch shorter. Raises what `items` raises, and StorageError."""
 
 
-def begun_ahead(
+def begin_ahead(
     items: Iterable[Drawn], batch_size: int, begin: Callable[[list[Drawn]], Begun], num_ahead: int
 ) -> Generator[tuple[list[Drawn], Begun, float]]:
     """Each batch of items, what `begin` made of it, and the seconds it took to draw it.
@@ -114,7 +114,7 @@ class Threads:
                     future.add_done_callback(partial(held.give, num_bytes))
                     yield (replace(item, content=None) if num_bytes else item), future, pixels_BSS3
 
-            begun = begun_ahead(begun_items(), form.batch_size, lambda _: None, BATCHES_AHEAD)
+            begun = begin_ahead(begun_items(), form.batch_size, lambda _: None, BATCHES_AHEAD)
             for batch, _, took in stack.enter_context(closing(begun)):
                 loaded = [future.result() for _, future, _ in batch]
                 yield DecodedBatch(

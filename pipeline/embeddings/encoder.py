@@ -189,7 +189,7 @@ def _create(name: str, image_size: int | None, *, pretrained: bool, headless: bo
             options["img_size"] = image_size
         if not pretrained:
             return timm.create_model(architecture, pretrained=False, **options)
-        with hub.asked_once() as silent:
+        with hub.ask_once() as silent:
             return timm.create_model(architecture, pretrained=True, **options)
     except (
         Exception

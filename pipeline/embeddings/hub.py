@@ -14,7 +14,7 @@ PAUSE_SECONDS = 1.0
 
 
 @contextlib.contextmanager
-def asked_once() -> Iterator[str | None]:
+def ask_once() -> Iterator[str | None]:
     """Within it the hub is not asked where it does not answer, and its cache has to do; yields why, None if it does."""
     from huggingface_hub import constants
 

@@ -42,10 +42,10 @@ def decide(storage: Storage, reservation: Reservation, encoder: "Encoder", pixel
     That is another worker's decision, if it was first.
     """
     compiling = encoder.device.type == "cuda" and reservation.num_images(0) >= COMPILE_FROM
-    return record_numerics(storage, reservation, measured(encoder, pixels_NSS3, compiling=compiling))
+    return record_numerics(storage, reservation, measure(encoder, pixels_NSS3, compiling=compiling))
 
 
-def measured(encoder: "Encoder", pixels_NSS3: np.ndarray, *, compiling: bool) -> Numerics:
+def measure(encoder: "Encoder", pixels_NSS3: np.ndarray, *, compiling: bool) -> Numerics:
     """bfloat16 if its vectors have LEAST_COSINE to those of float32, and compiled if asked for and possible."""
     exact_ND = _embedded(encoder, pixels_NSS3)
     fast = encoder.in_bfloat16()

@@ -17,7 +17,7 @@ import ray.exceptions
 from ray.data import ActorPoolStrategy, DataContext
 
 from pipeline import errors
-from pipeline.embeddings.decoding import BATCHES_AHEAD, BatchForm, DecodedBatch, Threads, begun_ahead
+from pipeline.embeddings.decoding import BATCHES_AHEAD, BatchForm, DecodedBatch, Threads, begin_ahead
 from pipeline.embeddings.parts import Work, Worker
 from pipeline.embeddings.stages import Stages
 from pipeline.errors import VisualMemoryError, WorkerError
@@ -77,7 +77,7 @@ class ClusterDecoding:
             return
         away = {"ray.io/node-id": f"!in({','.join(helpers.gpu_nodes)})"}
         task = self._task.options(num_cpus=1, max_retries=DECODE_RETRIES, label_selector=away)
-        begun = begun_ahead(
+        begun = begin_ahead(
             items, form.batch_size, lambda batch: task.remote(batch, form), helpers.cores_a_gpu + BATCHES_AHEAD
         )
         with closing(begun):

@@ -22,14 +22,14 @@ from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import EmbeddedBatch, embed_items
 from pipeline.errors import SourceError
-from pipeline.images.containers.container import Choice, Container, images_in
+from pipeline.images.containers.container import Container, ImageChoice, images_in
 from pipeline.images.containers.items import Item
 from pipeline.images.containers.notes import ContainerNotes
 from pipeline.images.decoding.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.labels.labels import Labels
 from pipeline.resources import available_cpus
 from pipeline.store.lookup.digests import digests_in
-from pipeline.store.lookup.frozen_digests import Held
+from pipeline.store.lookup.frozen_digests import FrozenDigests
 from pipeline.store.segments.part_marks import DUPLICATE, PartMark, publish_part
 from pipeline.store.segments.reservations import Reservation, read_container, read_numerics, read_plan
 from pipeline.store.storage.interface import Storage
@@ -154,7 +154,7 @@ class PartEmbedder:
         self._load = load
         self._encoder: Encoder | None = None
         self._numerics_settled = reservation.precision == "float32"
-        self._held: Held | None = None
+        self._held: FrozenDigests | None = None
 
     def do(self, part: int) -> PartMark:
         """Embed one part and publish its entries."""
@@ -203,7 +203,7 @@ class PartEmbedder:
         kept = embedded.kept
         if self._reservation.held is None or not kept:
             return embedded, 0
-        self._held = self._held or Held(self._storage, self._reservation.held)
+        self._held = self._held or FrozenDigests(self._storage, self._reservation.held)
         facts = [image for image in embedded.images if isinstance(image, ImageFacts)]
         holders = self._held.holders(digests_in(pa.array([image.sha256 for image in facts], pa.string())))
         images = list(embedded.images)
@@ -264,7 +264,7 @@ class PartEmbedder:
         """The images of a part, those of a container as they are read."""
         if part >= self._reservation.containers_from:
             container = Container(**read_container(self._storage, self._reservation, part))
-            choice = Choice(self._reservation.exclude, self._reservation.image_extension)
+            choice = ImageChoice(self._reservation.exclude, self._reservation.image_extension)
             yield from images_in(container, self._labels, self._reservation.kept, choice, notes)
             return
         plan = read_plan(self._storage, self._reservation, part)

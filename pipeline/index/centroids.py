@@ -3,7 +3,7 @@
 import faiss
 import numpy as np
 
-from pipeline.index.build.train import transformed
+from pipeline.index.build.train import transform
 from pipeline.index.search.shard_files import read_faiss
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
@@ -18,7 +18,7 @@ def has_centroid_among(storage: Storage, trained: FileRef, vectors_ND: np.ndarra
     lists = faiss.try_extract_index_ivf(index)
     if lists is None or not lists.nlist:
         return False
-    vectors = transformed(index, np.ascontiguousarray(vectors_ND, np.float32))
+    vectors = transform(index, np.ascontiguousarray(vectors_ND, np.float32))
     centroids_CD = _of_unit_length(lists.quantizer.reconstruct_n(0, lists.nlist))
     return any(
         bool((_of_unit_length(vectors[begin : begin + COMPARED_AT_ONCE]) @ centroids_CD.T > SAME_DIRECTION).any())

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator
 
 from pipeline.errors import DamagedFile, NotPermitted
 from pipeline.index.search.shard_files import read_faiss
-from pipeline.store.checks.findings import Finding, damage, unread
+from pipeline.store.checks.findings import Finding, damage, not_looked_at
 from pipeline.store.log.records import Index
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
@@ -23,7 +23,7 @@ def verify_faiss(
         try:
             found = read_faiss(storage, file)
         except NotPermitted as error:
-            yield unread(error)
+            yield not_looked_at(error)
             continue
         except DamagedFile:
             yield damage(file.path, "cannot be opened by FAISS")

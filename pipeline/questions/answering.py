@@ -14,8 +14,8 @@ import pyarrow as pa
 from pipeline.deadline import look
 from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.decisions.evaluation import LabelledNeighbors, Score, choose_balance, score_all
-from pipeline.decisions.found import Found, Standing, decide
-from pipeline.decisions.question import Answering, Question, check_k
+from pipeline.decisions.neighbor_table import LabelStatistics, NeighborTable, decide
+from pipeline.decisions.question import AnswerContext, Question, check_k
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.errors import SourceError, UnknownName, UsageError
 from pipeline.index.search.leave_one_out import copies_among, search_others
@@ -94,19 +94,21 @@ def unit_vectors(embeddings: np.ndarray, dimension: int) -> np.ndarray:
 def search(live: LiveEntries, vectors_QD: np.ndarray, k: int) -> list[tuple[Neighbor, ...]]:
     """The k nearest live entries of each query, labelled or not."""
     check_k(k)
-    neighbors = found(live, vectors_QD, k)
+    neighbors = find_neighbors(live, vectors_QD, k)
     return [neighbors.neighbors(query, live.labels) for query in range(len(vectors_QD))]
 
 
-def found(live: LiveEntries, vectors_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Found:
+def find_neighbors(
+    live: LiveEntries, vectors_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()
+) -> NeighborTable:
     """The k nearest entries of each query (float32 [Q, D] of unit length) that the restrictions leave."""
-    return told_of(live, live.search(vectors_QD, k, restrictions))
+    return neighbor_table(live, live.search(vectors_QD, k, restrictions))
 
 
-def told_of(live: LiveEntries, retrieved: Retrieved) -> Found:
+def neighbor_table(live: LiveEntries, retrieved: Retrieved) -> NeighborTable:
     """What was retrieved, with the uri and the dataset of each."""
     uris_Q, datasets_Q = (_texts(live, retrieved, name) for name in ("uris", "datasets"))
-    return Found(retrieved.similarities_QK, retrieved.ids_QK, retrieved.codes_QK, uris_Q, datasets_Q)
+    return NeighborTable(retrieved.similarities_QK, retrieved.ids_QK, retrieved.codes_QK, uris_Q, datasets_Q)
 
 
 def _texts(live: LiveEntries, retrieved: Retrieved, name: Literal["uris", "datasets"]) -> list[list[str]]:
@@ -128,10 +130,10 @@ def _texts(live: LiveEntries, retrieved: Retrieved, name: Literal["uris", "datas
     return [texts[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
 
-def standing(live: LiveEntries, assume: Mapping[int, str]) -> tuple[Standing, dict[int, int]]:
+def label_statistics(live: LiveEntries, assume: Mapping[int, str]) -> tuple[LabelStatistics, dict[int, int]]:
     """What voting has to know of the entries as if the assumed labels were stored, and the codes of these by id."""
     labels, counts, codes = _assumed_labels(live, assume)
-    return Standing(labels, counts, len(live), len(live.whole)), codes
+    return LabelStatistics(labels, counts, len(live), len(live.whole)), codes
 
 
 def check_what_ifs(live: LiveEntries, question: Question) -> None:
@@ -171,11 +173,11 @@ def classify(
         if digests is None:
             raise AssertionError("without digests a copy of an entry would answer for it")
         question = question.balanced_by(best_balance(live, question.k, question.rule, digests))
-    voters, codes = standing(live, question.assume)
+    voters, codes = label_statistics(live, question.assume)
     restrictions = Restrictions("labelled", frozenset(question.exclude), None, codes)
     why_empty = voters.why_empty(question.label_set, question.where, excluding=bool(question.exclude))
-    answering = Answering(question, version, live.num_shards, live.shards_total, why_empty)
-    return decide(found(live, vectors_QD, question.k, restrictions), voters, answering, uris)
+    answering = AnswerContext(question, version, live.num_shards, live.shards_total, why_empty)
+    return decide(find_neighbors(live, vectors_QD, question.k, restrictions), voters, answering, uris)
 
 
 def evaluate(
@@ -315,8 +317,8 @@ def _evaluation(
 ) -> Evaluation:
     scores = score_all(asked, rule, sorted(set(ks)), votings)
 
-    def named(found: Score) -> dict[str, float]:
-        return {names[code]: percent for code, percent in found.by_class.items()}
+    def named(find_neighbors: Score) -> dict[str, float]:
+        return {names[code]: percent for code, percent in find_neighbors.by_class.items()}
 
     best = max(((v, k) for v in scores for k in scores[v]), key=lambda pair: scores[pair[0]][pair[1]].accuracy)
     return Evaluation(

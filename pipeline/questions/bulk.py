@@ -28,7 +28,7 @@ from pipeline.embeddings.parts import PartEmbedder, Work
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, read_rejects
 from pipeline.errors import FormatError, UsageError
-from pipeline.images.containers.container import Choice
+from pipeline.images.containers.container import ImageChoice
 from pipeline.images.sources.listing import Listing
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.progress import OnProgress, ignore_progress
@@ -265,7 +265,7 @@ def _job(
     """The job that lies there already, if it is this one, or a new one. Raises UsageError for another."""
     assert state.identity is not None  # noqa: S101  # checked by the caller, who has its encoder
     said = _told(question) | {"labels": labels}
-    if listing.choice != Choice():
+    if listing.choice != ImageChoice():
         said |= {"exclude": list(listing.choice.exclude), "image_extension": listing.choice.extension}
     about = {"source": listing.uri, "memory": memory_uri, "options": said, "identity": state.identity.fingerprint}
     fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()

@@ -19,7 +19,7 @@ from timm.data import create_transform
 
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.encoder_choice import EncoderChoice
-from pipeline.embeddings.numerics import measured
+from pipeline.embeddings.numerics import measure
 from pipeline.embeddings.pixels import pixels_of_bytes
 from pipeline.embeddings.preprocessing import pixels_of, shortest_of
 from pipeline.images.decoding.decode import Rejected, decode
@@ -100,7 +100,7 @@ def main() -> None:
             "largest": int(max(d.max() for d in differences)),
         },
         "cosine": {"first percentile": round(float(np.percentile(cosines, 1)), 6), "least": round(min(cosines), 6)},
-        "bfloat16": measured(encoder, np.stack([pixels_of(image, pinned) for image in images]), compiling=False).reason,
+        "bfloat16": measure(encoder, np.stack([pixels_of(image, pinned) for image in images]), compiling=False).reason,
         "scaled decoding": scaled_decoding(encoder, scaled, [path.read_bytes() for path in paths]),
     }
     print(json.dumps(result, indent=1))

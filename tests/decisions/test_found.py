@@ -4,14 +4,16 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.decisions.found import Found, Standing, joined, merged
+from pipeline.decisions.neighbor_table import LabelStatistics, NeighborTable, merge_labels, merge_neighbors
 
 
-def found_among(similarities_N: np.ndarray, ids_N: np.ndarray, codes_N: np.ndarray, k: int, width: int) -> Found:
+def found_among(
+    similarities_N: np.ndarray, ids_N: np.ndarray, codes_N: np.ndarray, k: int, width: int
+) -> NeighborTable:
     """The k nearest for one query, by similarity and then by id, padded to a width."""
     order = np.lexsort((ids_N, -similarities_N))[:k]
     missing = (0, max(width - len(order), 0))
-    return Found(
+    return NeighborTable(
         np.pad(similarities_N[order], missing, constant_values=-np.inf)[None].astype(np.float32),
         np.pad(ids_N[order], missing, constant_values=-1)[None],
         np.pad(codes_N[order], missing, constant_values=-1)[None].astype(np.int32),
@@ -36,7 +38,7 @@ def test_merging_parts_finds_what_one_search_finds(rows: list[tuple[int, int, in
         for here in (places_N == place for place in range(4))
     ]
     whole = found_among(similarities_N, ids_N, codes_N, k, 0)
-    found = merged(parts, k)
+    found = merge_neighbors(parts, k)
     count = whole.ids_QK.shape[1]
     for name in ("similarities_QK", "ids_QK", "codes_QK"):
         assert getattr(found, name)[:, :count].tolist() == getattr(whole, name).tolist()
@@ -45,9 +47,9 @@ def test_merging_parts_finds_what_one_search_finds(rows: list[tuple[int, int, in
 
 
 def test_standings_join_by_the_names_of_labels() -> None:
-    one = Standing(("a", "c"), np.array([3, 1]), 5, 6)
-    other = Standing(("b", "c", "d"), np.array([2, 4, 0]), 7, 7)
-    whole, translations = joined([one, other])
+    one = LabelStatistics(("a", "c"), np.array([3, 1]), 5, 6)
+    other = LabelStatistics(("b", "c", "d"), np.array([2, 4, 0]), 7, 7)
+    whole, translations = merge_labels([one, other])
     assert dict(zip(whole.labels, whole.counts_C.tolist(), strict=True)) == {"a": 3, "b": 2, "c": 5, "d": 0}
     assert (whole.live, whole.whole) == (12, 13)
     for part, translation in zip((one, other), translations, strict=True):

@@ -317,7 +317,7 @@ VERBS: dict[str, Callable[[VisualMemory], object]] = {
     "index": lambda memory: memory.index(),
     "rebuild": lambda memory: memory.index(IndexOptions(key="IVF2,Flat", rebuild=True, target_recall=0.1)),
     "compact": lambda memory: compact(memory.log),
-    "rollback": lambda memory: memory.rollback(max(memory.log.latest().version - 2, memory.log.kept()[0])),
+    "rollback": lambda memory: memory.rollback(max(memory.log.latest().version - 2, memory.log.retained()[0])),
     "expire": lambda memory: memory.expire(3),
 }
 HISTORIES = [

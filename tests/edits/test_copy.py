@@ -41,7 +41,7 @@ def memory(digits_memory: VisualMemory, digits: Path, tmp_path: Path) -> VisualM
 
 def answers(memory: VisualMemory, digits: Path) -> list:
     asked = [next((digits / "ask" / str(digit)).iterdir()) for digit in range(5)]
-    first, newest = memory.log.kept()[0], memory.log.kept()[-1]
+    first, newest = memory.log.retained()[0], memory.log.retained()[-1]
     versions = [VisualMemory(memory.uri, at=number) for number in range(first, newest + 1)]
     return [[d.to_json() for d in each.classify(asked, 20)] for each in versions]
 
@@ -74,7 +74,7 @@ def test_a_memory_that_dropped_versions(memory: VisualMemory, digits: Path, tmp_
     memory.expire(3)
     assert memory.copy(tmp_path / "copy").to_json()["versions"] == 3
     copied = VisualMemory(tmp_path / "copy")
-    assert copied.log.kept() == range(5, 8)
+    assert copied.log.retained() == range(5, 8)
     assert answers(copied, digits) == answers(memory, digits)
 
 
@@ -117,7 +117,7 @@ def test_killed_at_any_moment(memory: VisualMemory, tmp_path: Path, first: int) 
         unfinished = (root / "copying.json").exists()
         with contextlib.suppress(DamagedFile) if unfinished else contextlib.nullcontext():
             if root.exists():
-                assert log.kept() == memory.log.kept()
+                assert log.retained() == memory.log.retained()
                 assert log.latest() == memory.log.latest()
         bury(log.storage)
         if unfinished or not root.exists():
@@ -201,7 +201,7 @@ def test_versions_dropped_while_copying(memory: VisualMemory, digits: Path, tmp_
             return super().read(path)
 
     copy(VersionLog(Overtaken(Path(memory.uri))), LocalStorage(tmp_path / "copy"))
-    assert VisualMemory(tmp_path / "copy").log.kept() == range(6, 8)
+    assert VisualMemory(tmp_path / "copy").log.retained() == range(6, 8)
     assert answers(VisualMemory(tmp_path / "copy"), digits) == answers(memory, digits)
 
 
@@ -272,7 +272,7 @@ def test_to_s3_and_back(memory: VisualMemory, digits: Path, tmp_path: Path, s3: 
         memory.copy(uri)
     there.rollback(2)
     there.expire(2)
-    assert VisualMemory(uri).log.kept() == range(7, 9)
+    assert VisualMemory(uri).log.retained() == range(7, 9)
     VisualMemory(uri).copy(tmp_path / "back")
     assert answers(VisualMemory(tmp_path / "back"), digits) == answers(there, digits)
     assert VisualMemory(tmp_path / "back").verify().sound

@@ -19,7 +19,7 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.store.log.state import State
 from pipeline.store.lookup import frozen_digests
 from pipeline.store.lookup.digests import Digests, live_rows
-from pipeline.store.lookup.frozen_digests import Held, write_held
+from pipeline.store.lookup.frozen_digests import FrozenDigests, freeze_digests
 from pipeline.store.tables.schemas import read_table
 from tests.conftest import MakeMemory, add_vectors, unit
 
@@ -237,12 +237,12 @@ def test_what_is_held_is_looked_up_in_files_of_any_size(
     base = unit(rng.normal(size=(1_000, 8)))
     memory = make_memory(np.concatenate([base, base[:100]]), ["a"] * 1_100)
     state = memory.state()
-    file = write_held(memory.log.storage, "segments/00000009/plan/x.held.npy", state)
+    file = freeze_digests(memory.log.storage, "segments/00000009/plan/x.held.npy", state)
     assert file is not None
     assert file.rows == 1_100
     ids_N = memory.live().live_ids()
     digests_N = Digests(memory.log.storage, state).of(ids_N)
-    found = Held(memory.log.storage, file).holders(np.append(digests_N, np.uint64(7)))
+    found = FrozenDigests(memory.log.storage, file).holders(np.append(digests_N, np.uint64(7)))
     assert found.tolist() == [*ids_N[:1_000], *ids_N[:100], -1]
     assert sum(len(ids) for ids, _ in live_rows(memory.log.storage, state)) == 1_100
 
@@ -256,7 +256,7 @@ def test_a_large_memory_is_not_looked_through_for_few(make_memory: MakeMemory, m
         state = add_vectors(memory.log, base[:rows], ["a"] * rows, name=f"more {rows}")
         [added] = state.segments[-1:]
         assert finding.find_duplicates(memory.log.storage, before, added.entries).held == wanted
-        assert bool(finding.are_looked_for(before, rows)) == (wanted is not None)
+        assert bool(finding.is_looked_for(before, rows)) == (wanted is not None)
 
 
 def test_an_add_of_a_class_far_smaller_than_the_others_says_so(make_memory: MakeMemory, tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ def test_older_versions_that_were_dropped(told: VisualMemory, tmp_path: Path) ->
     memory.expire(5)
     doomed, before = Doomed.of(memory, [*MIXED[1:], *SECRET]), every_version(memory)
     memory.forget(ids=doomed.ids, erase=True)
-    assert memory.log.kept()[0] > 100
+    assert memory.log.retained()[0] > 100
     assert doomed.audit(memory.uri) == []
     assert set(every_version(memory)) >= set(before)
 
@@ -659,7 +659,7 @@ def test_versions_dropped_while_an_erasure_redacts_them(memory: VisualMemory, mo
     monkeypatch.setattr(VersionLog, "rewrite", rewrite_beside_expire)
     memory.forget(ids=doomed.ids, erase=True)
     assert doomed.audit(memory.uri) == []
-    assert memory.log.kept()[0] == 5
+    assert memory.log.retained()[0] == 5
     assert VisualMemory(memory.uri).verify().sound
 
 
@@ -710,7 +710,7 @@ def test_a_kill_at_any_change(memory: VisualMemory, tmp_path: Path, step: int) -
         now = by_uri(killed)
         assert now in (before, after)
         states.add(now == after)
-        for version in killed.log.kept():
+        for version in killed.log.retained():
             assert VisualMemory(killed.uri, at=version).live().live_ids() is not None
         if turn % 2:
             assert killed.verify(clean=True).sound

@@ -28,7 +28,7 @@ from tests.store.dying import Died, DyingStorage, bury
 
 def committed_ago(log: VersionLog, *ages: timedelta) -> None:
     """Make the versions as old as said, the oldest version first."""
-    for commit, age in zip(list(log.commits(log.kept())), ages, strict=True):
+    for commit, age in zip(list(log.commits(log.retained())), ages, strict=True):
         log.rewrite(commit.model_copy(update={"committed_at": datetime.now(UTC) - age}))
 
 
@@ -49,7 +49,7 @@ def memory(make_memory: MakeMemory) -> VisualMemory:
 
 
 def kept(memory: VisualMemory) -> tuple[int, int]:
-    numbers = VersionLog(LocalStorage(Path(memory.uri))).kept()
+    numbers = VersionLog(LocalStorage(Path(memory.uri))).retained()
     return numbers[0], numbers[-1]
 
 
@@ -141,9 +141,9 @@ def test_killed_at_any_moment(memory: VisualMemory, tmp_path: Path, first: int) 
             expire(VersionLog(dying), 2, "expire")
         log = VersionLog(LocalStorage(root))
         assert log.latest() == states[6]
-        assert {state.version: state for _, state in log.states()} == {n: states[n] for n in log.kept()}
-        assert all(log.at(number) == states[number] for number in log.kept())
-        assert VersionLog(LocalStorage(root)).kept()[0] <= 5
+        assert {state.version: state for _, state in log.states()} == {n: states[n] for n in log.retained()}
+        assert all(log.at(number) == states[number] for number in log.retained())
+        assert VersionLog(LocalStorage(root)).retained()[0] <= 5
         names_only_what_is_there(log)
         bury(log.storage)
         expire(log, 2, "expire")
@@ -190,7 +190,7 @@ def test_a_writer_whose_version_was_dropped_commits_the_newest(log: VersionLog, 
     state = stale.at(base)
     expire(log, 10, "expire")
     assert forget_one(stale, state, 1_000).version == 121
-    assert fresh(log).kept() == range(111, 122)
+    assert fresh(log).retained() == range(111, 122)
     assert read_tombstones(log.storage, fresh(log).latest().tombstones).tolist() == [*range(120), 1_000]
 
 
@@ -204,7 +204,7 @@ def test_a_commit_left_in_a_gap_misleads_nobody(log: VersionLog) -> None:
     log.storage.create(commit_path(50), left)
     assert reader.latest().version == 120
     assert fresh(log).latest().version == 120
-    assert fresh(log).kept() == range(111, 121)
+    assert fresh(log).retained() == range(111, 121)
     assert forget_one(stale, state, 1_000).version == 121
     expire(log, 10, "expire")
     assert not log.storage.exists(commit_path(50))
@@ -388,4 +388,4 @@ def test_a_torn_listing_is_not_believed(log: VersionLog) -> None:
             return [name for name in names if self.torn != 1 or name[:20] != f"{99:020d}"]
 
     reader = VersionLog(Torn(Path(log.storage.uri)))
-    assert reader.kept() == range(1, 121)
+    assert reader.retained() == range(1, 121)

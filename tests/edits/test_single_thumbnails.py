@@ -18,8 +18,8 @@ from pipeline import VisualMemory
 from pipeline.edits import compact, singles
 from pipeline.edits.erasure.all_versions import facts_of
 from pipeline.edits.fold import fold_singles
-from pipeline.store.checks.consistency import Agreement
-from pipeline.store.checks.file_contents import Facts
+from pipeline.store.checks.consistency import Consistency
+from pipeline.store.checks.file_contents import FileFacts
 from pipeline.store.checks.inventory import Inventory
 from pipeline.store.log import single_adds as stored_singles
 from pipeline.store.log.state import State
@@ -182,15 +182,15 @@ def test_verify_notices_a_thumbnail_that_is_none(memory: VisualMemory) -> None:
 
 
 def _disagreements(state: State) -> list[str]:
-    return list(Agreement({})._pending(state, State()))
+    return list(Consistency({})._pending(state, State()))
 
 
 def test_a_thumbnail_without_an_entry_is_damage(memory: VisualMemory, small_tiers: None) -> None:
     ids = teach(memory, range(90, 92))
     state = fold_singles(memory.log, memory.log.latest())
     [segment] = [segment for segment in state.segments if segment.thumbnails]
-    facts = {file.path: Facts(np.array(ids, np.int64)) for file in segment.entries}
-    facts |= {file.path: Facts(np.array([*ids, 7], np.int64)) for file in segment.thumbnails}
-    assert any("thumbnails" in what for what in Agreement(facts)._singles(state, segment))
-    facts |= {file.path: Facts(np.array(ids, np.int64)) for file in segment.thumbnails}
-    assert not any("thumbnails" in what for what in Agreement(facts)._singles(state, segment))
+    facts = {file.path: FileFacts(np.array(ids, np.int64)) for file in segment.entries}
+    facts |= {file.path: FileFacts(np.array([*ids, 7], np.int64)) for file in segment.thumbnails}
+    assert any("thumbnails" in what for what in Consistency(facts)._singles(state, segment))
+    facts |= {file.path: FileFacts(np.array(ids, np.int64)) for file in segment.thumbnails}
+    assert not any("thumbnails" in what for what in Consistency(facts)._singles(state, segment))

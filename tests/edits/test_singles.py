@@ -314,7 +314,7 @@ def test_racing_writers_lose_nothing(tmp_path: Path) -> None:
     assert (segment.fingerprint, segment.num_entries) == (SINGLES, 120)
     for number in reserved(memory.log.storage):  # each of those that came second had taken one
         assert number == segment.number or is_given_up(memory.log.storage, number)
-    assert list(memory.log.kept()) == list(range(1, state.version + 1))
+    assert list(memory.log.retained()) == list(range(1, state.version + 1))
     assert_sound(memory)
 
 

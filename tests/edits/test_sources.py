@@ -17,7 +17,7 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.embeddings import tally
 from pipeline.errors import SourceError, StorageError, UsageError
-from pipeline.images.containers.container import Choice
+from pipeline.images.containers.container import ImageChoice
 from pipeline.images.decoding.decode import decode
 from pipeline.images.entry_pictures import read_image
 from pipeline.images.labels.labels import Labels
@@ -372,7 +372,7 @@ def test_what_a_user_writes_for_a_bucket_is_taken_as_it_is(
     assert doubled.images.column("label").to_pylist() == [None, "cat", "dog"]
     for image in doubled.images.column("uri").to_pylist():
         decode(files.read_file(image))
-    found = list_source(f"{uri}/nas", Labels(), (), Choice(("3.png",)))
+    found = list_source(f"{uri}/nas", Labels(), (), ImageChoice(("3.png",)))
     assert (found.planned, found.labels) == (1, ["cat"])
     assert found.passed_over.leftovers == {"@eaDir": 1, "#recycle": 1}
 

@@ -18,7 +18,7 @@ from ray import cloudpickle
 from cluster.ray_nodes import RayHead, RayNode
 from pipeline import VisualMemory
 from pipeline.embeddings import decoding, on_ray
-from pipeline.embeddings.decoding import BATCHES_AHEAD, BatchForm, Threads, begun_ahead
+from pipeline.embeddings.decoding import BATCHES_AHEAD, BatchForm, Threads, begin_ahead
 from pipeline.embeddings.encoder import Encoder
 from pipeline.embeddings.stages import Stages
 from pipeline.errors import StorageError
@@ -41,7 +41,7 @@ def items(number: int) -> list[Item]:
 
 def test_no_more_batches_are_begun_ahead_than_asked_for() -> None:
     begun: list[int] = []
-    ahead = begun_ahead(items(100), 10, lambda batch: begun.append(len(batch)), 3)
+    ahead = begin_ahead(items(100), 10, lambda batch: begun.append(len(batch)), 3)
     for taken, (batch, _, _) in enumerate(ahead, 1):
         assert batch[0].uri == f"/{10 * taken - 10}.png"
         assert len(begun) <= taken + 3 + 1
@@ -54,7 +54,7 @@ def test_what_the_items_raise_is_raised() -> None:
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        list(begun_ahead(failing(), 10, lambda _: None, BATCHES_AHEAD))
+        list(begin_ahead(failing(), 10, lambda _: None, BATCHES_AHEAD))
 
 
 def test_batches_have_black_pixels_where_there_is_no_image(encoder: Encoder) -> None:

@@ -47,7 +47,7 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Answering]]:
 @pytest.mark.parametrize("status", [200, 404, 403])
 def test_a_hub_that_answers_is_asked_once(answering: type[Answering], status: int) -> None:
     answering.status = status
-    with hub.asked_once() as silent:
+    with hub.ask_once() as silent:
         assert silent is None
         assert not constants.HF_HUB_OFFLINE
     assert answering.asked == 1
@@ -56,7 +56,7 @@ def test_a_hub_that_answers_is_asked_once(answering: type[Answering], status: in
 @pytest.mark.parametrize("status", [500, 503])
 def test_a_hub_that_is_down_is_asked_twice_and_then_not(answering: type[Answering], status: int) -> None:
     answering.status = status
-    with hub.asked_once() as silent:
+    with hub.ask_once() as silent:
         assert silent == f"{constants.ENDPOINT} is down: it answers {status}"
         assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE
@@ -80,6 +80,6 @@ def test_a_user_who_works_offline_is_not_made_to_wait(
     answering: type[Answering], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with hub.asked_once() as silent:
+    with hub.ask_once() as silent:
         assert silent is None
     assert (answering.asked, constants.HF_HUB_OFFLINE) == (0, True)

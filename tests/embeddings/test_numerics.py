@@ -10,7 +10,7 @@ from pipeline import VisualMemory
 from pipeline.edits.add import AddOptions
 from pipeline.embeddings import numerics
 from pipeline.embeddings.encoder import Encoder
-from pipeline.embeddings.numerics import encoder_in, measured, needs_measuring
+from pipeline.embeddings.numerics import encoder_in, measure, needs_measuring
 from pipeline.embeddings.parts import Remember
 from pipeline.embeddings.stages import Stages
 from pipeline.errors import EncoderError, UsageError
@@ -37,7 +37,7 @@ def reservation_of(memory: VisualMemory, number: int = 1) -> Reservation:
 
 
 def test_this_encoder_is_not_let_into_bfloat16(encoder: Encoder, pixels: np.ndarray) -> None:
-    found = measured(encoder, pixels, compiling=False)
+    found = measure(encoder, pixels, compiling=False)
     assert (found.precision, found.compiled) == ("float32", False)
     assert "at the first percentile of 5 images, less than 0.999" in found.reason
     assert encoder_in(encoder, found) is encoder
@@ -45,7 +45,7 @@ def test_this_encoder_is_not_let_into_bfloat16(encoder: Encoder, pixels: np.ndar
 
 def test_what_hardly_moves_is_let_in(encoder: Encoder, pixels: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(numerics, "LEAST_COSINE", 0.9)
-    found = measured(encoder, pixels, compiling=False)
+    found = measure(encoder, pixels, compiling=False)
     assert (found.precision, found.compiled) == ("bfloat16", False)
     fast = encoder_in(encoder, found)
     cosines = (fast.embed(pixels) * encoder.embed(pixels)).sum(axis=1)
@@ -59,7 +59,7 @@ def test_what_cannot_be_compiled_is_not(encoder: Encoder, pixels: np.ndarray, mo
 
     monkeypatch.setattr(numerics, "LEAST_COSINE", 0.9)
     monkeypatch.setattr(torch, "compile", no_compiler)
-    found = measured(encoder, pixels, compiling=True)
+    found = measure(encoder, pixels, compiling=True)
     assert (found.precision, found.compiled) == ("bfloat16", False)
     assert f"{ENCODER} cannot be compiled (no compiler)" in found.reason
     with pytest.raises(EncoderError, match="cannot be compiled"):

@@ -268,7 +268,7 @@ class Story:
         self.dirty = False  # something was killed since the last clean-up: refusals are to be expected
         [base] = self.images.entries_of(str(Path(images.singles[0]).parents[2] / "base"))
         self.model.live.append(base)
-        self.seen = VisualMemory(uri).log.kept()[-1]
+        self.seen = VisualMemory(uri).log.retained()[-1]
         self.model.past[self.seen] = (list(self.model.live), [])
 
     def take(self, step: Step) -> None:
@@ -316,7 +316,7 @@ class Story:
     def _follow(self) -> set[str]:
         """Let the model do what was committed, in the order it was."""
         log = VisualMemory(self.uri).log
-        kept = log.kept()
+        kept = log.retained()
         done = set()
         for commit in log.commits(range(self.seen + 1, kept[-1] + 1)):
             auxiliary = all(isinstance(action, FoldSingles | BreakLeases) for action in commit.actions)
@@ -339,7 +339,7 @@ class Story:
         assert report.sound, [str(finding) for finding in report.findings]
         assert not report.findings, [str(finding) for finding in report.findings]
         self._follow()
-        assert list(self.model.past) == list(memory.log.kept())
+        assert list(self.model.past) == list(memory.log.retained())
         for version in self.model.past:
             self._agree(version)
         self._agree(None)

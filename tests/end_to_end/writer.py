@@ -98,7 +98,7 @@ def perform(memory: VisualMemory, operation: dict[str, Any]) -> None:
         case "compact":
             compact(memory.log, command)
         case "rollback":
-            kept = memory.log.kept()
+            kept = memory.log.retained()
             target = kept[operation["back"] % len(kept)]
             memory.rollback(target, command=f"{command} {target}")
         case "expire":

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import SourceError, UsageError
-from pipeline.images.containers.container import Choice, Container, images_in
+from pipeline.images.containers.container import Container, ImageChoice, images_in
 from pipeline.images.labels.label_text import text_of
 from pipeline.images.labels.labels import EMPTY_ROW, NO_FOLDER, NO_ROW, Labels
 from pipeline.images.names.leftovers import Exclusion, PassedOver, leftover_of
@@ -309,7 +309,7 @@ def test_leftovers_are_passed_over_and_counted(tmp_path: Path, name: str) -> Non
 )
 def test_what_is_excluded(tmp_path: Path, patterns: tuple[str, ...], left: set[str]) -> None:
     root = make(tmp_path, "a/1.jpg", "a/1_seg.jpg", "a/masks/1.jpg", "#x/1.jpg")
-    listing = list_source(str(root), Labels(), (), Choice(patterns))
+    listing = list_source(str(root), Labels(), (), ImageChoice(patterns))
     assert set(labels_of(listing)) == {name.replace("#", "%23") for name in left}
     assert listing.passed_over.excluded > 0
 
@@ -319,10 +319,10 @@ def test_patterns_that_say_nothing_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="empty pattern"):
             Exclusion((pattern,))
     with pytest.raises(UsageError, match="no ending of an image"):
-        Choice((), "cls")
+        ImageChoice((), "cls")
     root = make(tmp_path, "a/1.jpg")
     with pytest.raises(SourceError, match="no image but those excluded"):
-        list_source(str(root), Labels(), (), Choice(("*.jpg",)))
+        list_source(str(root), Labels(), (), ImageChoice(("*.jpg",)))
 
 
 def test_files_that_are_no_images_are_counted_by_their_ending(tmp_path: Path) -> None:

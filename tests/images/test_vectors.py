@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pipeline.errors import SourceError
 from pipeline.images.containers.container import Container, vectors_in
 from pipeline.images.containers.npy import read_header
-from pipeline.images.containers.npy_pairs import beside, candidates, passed_over
+from pipeline.images.containers.npy_pairs import beside, possible_pairs, unpaired
 from pipeline.images.containers.vectors import RowFacts, inspect_npy, unit
 from pipeline.images.decoding.decode import Rejected
 from pipeline.images.entry_pictures import read_image
@@ -275,8 +275,8 @@ def test_which_file_lies_beside() -> None:
     assert beside("s3://b/img_emb/img_emb_07.npy", "npy+metadata") == "s3://b/metadata/metadata_07.parquet"
     assert beside("/a/img_emb/img_emb_0.npy", "npy+parquet") == "/a/img_emb/img_emb_0.parquet"
     assert beside("/a/x.npy", "npy") is None
-    assert candidates("/a/x.npy") == [("npy+parquet", "/a/x.parquet")]
-    is_passed_over = passed_over(["/a/img_emb/img_emb_0.npy", "/b/text_emb/text_emb_0.npy"])
+    assert possible_pairs("/a/x.npy") == [("npy+parquet", "/a/x.parquet")]
+    is_passed_over = unpaired(["/a/img_emb/img_emb_0.npy", "/b/text_emb/text_emb_0.npy"])
     assert is_passed_over("/a/text_emb/text_emb_0.npy")
     assert is_passed_over("/a/metadata/metadata_9.parquet")
     assert not is_passed_over("/b/text_emb/text_emb_0.npy")

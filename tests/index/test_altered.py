@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import DamagedFile
 from pipeline.index.build.plan import IndexOptions
-from pipeline.store.lookup.frozen_digests import Held
+from pipeline.store.lookup.frozen_digests import FrozenDigests
 from pipeline.store.storage.file_refs import describe
 from pipeline.store.storage.local import LocalStorage
 from tests.conftest import MakeMemory, add_vectors
@@ -65,4 +65,4 @@ def test_a_header_of_an_array_that_is_no_python(tmp_path: Path, header: str) -> 
     padded = header.ljust(8_000).encode() + b"\n"
     path.write_bytes(b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded + bytes(12))
     with pytest.raises(DamagedFile, match=r"held\.npy"):
-        Held(LocalStorage(tmp_path), describe("held.npy", path, 3))
+        FrozenDigests(LocalStorage(tmp_path), describe("held.npy", path, 3))

@@ -67,7 +67,7 @@ def test_a_target_recall_widens_the_search(make_memory: MakeMemory) -> None:
     assert low is not None
     assert high is not None
     assert high.recall_at_10 >= 0.99
-    assert parameters.parsed(high.parameters)["nprobe"] > parameters.parsed(low.parameters)["nprobe"]
+    assert parameters.parse(high.parameters)["nprobe"] > parameters.parse(low.parameters)["nprobe"]
 
 
 def test_what_misses_the_target_is_not_published(make_memory: MakeMemory) -> None:
@@ -175,7 +175,7 @@ def test_an_ivf_with_a_graph_for_quantizer_is_tuned_by_nprobe(make_memory: MakeM
     memory = make_memory(*clustered(2_000))
     index = memory.index(IndexOptions(key="IVF32_HNSW16,Flat", max_latency_ms=0.05, target_recall=0.3)).index
     assert index is not None
-    assert "nprobe" in parameters.parsed(index.parameters)
+    assert "nprobe" in parameters.parse(index.parameters)
 
 
 def test_a_damaged_trained_index_is_named(make_memory: MakeMemory) -> None:
@@ -217,9 +217,9 @@ def test_training_takes_what_memory_allows() -> None:
 
 
 def test_parameters_round_trip() -> None:
-    assert parameters.parsed("nprobe=16,efSearch=32,ht=2048") == {"nprobe": 16, "efSearch": 32, "ht": 2048}
-    assert parameters.written(parameters.parsed("nprobe=3")) == "nprobe=3"
-    assert parameters.parsed("") == {}
+    assert parameters.parse("nprobe=16,efSearch=32,ht=2048") == {"nprobe": 16, "efSearch": 32, "ht": 2048}
+    assert parameters.to_text(parameters.parse("nprobe=3")) == "nprobe=3"
+    assert parameters.parse("") == {}
 
 
 @pytest.mark.slow
@@ -229,5 +229,5 @@ def test_autofaisss_product_quantizer_is_searched_with_its_own_parameters(make_m
     memory = make_memory(vectors, ["a"] * 2_000)
     state = memory.index(IndexOptions(key="OPQ8_32,IVF16_HNSW32,PQ8x8"))
     assert state.index is not None
-    assert set(parameters.parsed(state.index.parameters)) == {"nprobe", "efSearch", "ht", "rerank"}
+    assert set(parameters.parse(state.index.parameters)) == {"nprobe", "efSearch", "ht", "rerank"}
     assert state.index.recall_at_10 >= 0.95  # thanks to exact re-ranking: PQ8x8 alone is far below

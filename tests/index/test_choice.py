@@ -12,8 +12,8 @@ from pipeline.index.build.distinct import vector_keys
 from pipeline.index.build.key_candidates import expected_bytes, num_lists
 from pipeline.index.build.key_choice import CHOSEN, TOO_LARGE, choose
 from pipeline.index.build.plan import IndexOptions, measured_candidates, plan_index
-from pipeline.index.build.train import trained
-from pipeline.index.build.tune import Judge, least_work, query_sample
+from pipeline.index.build.train import train_index
+from pipeline.index.build.tune import RecallEvaluator, cheapest_parameters, query_sample
 from pipeline.index.search import parameters
 from pipeline.progress import ignore_progress
 from tests.conftest import MakeMemory, unit
@@ -56,7 +56,7 @@ def test_in_little_memory_autofaisss_key_wins_and_its_tuner_sets_the_parameters(
     assert built.key == table.chosen.key
     assert "OPQ" in built.key
     assert {c.verdict for c in table.candidates if c.proposed_by == "visual-memory"} == {TOO_LARGE}
-    assert "ht" in parameters.parsed(built.parameters)  # which nobody but its tuner sets
+    assert "ht" in parameters.parse(built.parameters)  # which nobody but its tuner sets
     assert built.recall_at_10 >= 0.8
 
 
@@ -94,12 +94,12 @@ def test_one_row_and_few_rows(make_memory: MakeMemory) -> None:
 
 def test_a_sample_asks_for_codes_that_do_for_the_whole() -> None:
     sample = correlated(3_000, rank=40)
-    index = trained("IVF8,PQ16x4fs", sample)
+    index = train_index("IVF8,PQ16x4fs", sample)
     index.add(sample.astype(np.float32))
     work = []
     for rows in (3_000, 3_000_000):
-        judge = Judge(sample, query_sample(vector_keys(sample), seed=0), rows)
-        work.append(least_work(index, judge, 0.9, refined=True))
+        judge = RecallEvaluator(sample, query_sample(vector_keys(sample), seed=0), rows)
+        work.append(cheapest_parameters(index, judge, 0.9, refined=True))
     assert work[0] is not None
     assert work[1] is not None
     assert work[1]["rerank"] > work[0]["rerank"]

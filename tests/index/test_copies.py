@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.index.build.distinct import vector_keys, without_copies
 from pipeline.index.build.plan import IndexOptions
-from pipeline.index.build.tune import MAX_QUERIES, MOST_COPIES, Judge, query_sample
+from pipeline.index.build.tune import MAX_QUERIES, MOST_COPIES, RecallEvaluator, query_sample
 from tests.conftest import MakeMemory, unit
 
 
@@ -72,7 +72,7 @@ def test_without_copies_the_queries_are_as_they_were() -> None:
 @pytest.mark.parametrize("rows", [1, 2, 300, 2_000])
 def test_a_memory_of_one_vector_has_a_recall(rows: int) -> None:
     rows_ND = np.repeat(photographs(1), rows, axis=0)
-    judge = Judge(rows_ND, query_sample(vector_keys(rows_ND), seed=0))
+    judge = RecallEvaluator(rows_ND, query_sample(vector_keys(rows_ND), seed=0))
     index = faiss.IndexFlatIP(rows_ND.shape[1])
     index.add(rows_ND.astype(np.float32))
     assert judge.recall(index, {}, 10, refined=True) == 1.0
@@ -85,7 +85,7 @@ def test_copies_make_up_for_nothing_that_is_nearer() -> None:
     rows_ND = np.concatenate([unit(query[None]), nearer, copied])
     missing_ND = rows_ND.astype(np.float32)
     missing_ND[1:3] = -missing_ND[1:3]  # two of the four that are nearer will not be found
-    judge = Judge(rows_ND, np.array([0]))
+    judge = RecallEvaluator(rows_ND, np.array([0]))
     assert judge.recall(one_list(missing_ND), {"nprobe": 1}, 10, refined=False) == pytest.approx(0.8)
     assert judge.recall(one_list(missing_ND), {"nprobe": 1}, 4, refined=False) == pytest.approx(0.5)
     assert judge.recall(one_list(rows_ND), {"nprobe": 1}, 10, refined=False) == 1.0
@@ -95,7 +95,7 @@ def test_finding_its_own_copies_earns_a_query_nothing() -> None:
     rows_ND = np.concatenate([photographs(400)] * 3)
     only_copies_ND = rows_ND.astype(np.float32)
     only_copies_ND[np.arange(1_200) % 400 != 0] *= -1  # the others are where the query does not look
-    judge = Judge(rows_ND, np.array([0]))
+    judge = RecallEvaluator(rows_ND, np.array([0]))
     assert judge.recall(one_list(rows_ND), {"nprobe": 1}, 10, refined=False) == 1.0
     assert judge.recall(one_list(only_copies_ND), {"nprobe": 1}, 1, refined=False) == 0.0
 

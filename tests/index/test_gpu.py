@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from pipeline.index.build.gpu import assigned, centroids_of
-from pipeline.index.build.populate import populated
-from pipeline.index.build.train import trained
+from pipeline.index.build.populate import populate
+from pipeline.index.build.train import train_index
 from tests.conftest import unit
 from tests.index.test_choice import correlated
 
@@ -49,7 +49,7 @@ def test_what_is_assigned_beforehand_is_found_as_what_is_not(key: str, tmp_path)
     queries_QD = unit(vectors_ND[:50].astype(np.float32))
     answers = []
     for device in (None, CPU):
-        index = populated(trained(key, vectors_ND), vectors_ND, device)
+        index = populate(train_index(key, vectors_ND), vectors_ND, device)
         assert index.ntotal == len(vectors_ND)
         faiss.write_index(index, str(tmp_path / "index.faiss"))
         read = faiss.read_index(str(tmp_path / "index.faiss"))
@@ -66,7 +66,7 @@ def test_an_index_trained_in_torch_is_no_worse(key: str) -> None:
     recalls = []
     exact_QK = np.argsort(-(vectors_ND[:100].astype(np.float64) @ vectors_ND.T.astype(np.float64)), axis=1)[:, :10]
     for device in (None, CPU):
-        index = populated(trained(key, vectors_ND, device=device), vectors_ND)
+        index = populate(train_index(key, vectors_ND, device=device), vectors_ND)
         faiss.try_extract_index_ivf(index).nprobe = 4
         found_QK = index.search(vectors_ND[:100].astype(np.float32), 10)[1]
         recalls.append(np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found_QK, exact_QK, strict=True)]))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pipeline.index.build.shard_steps import Gathered, Populated, ShardWork
-from pipeline.index.build.train import trained
+from pipeline.index.build.train import train_index
 from pipeline.index.search.shard_files import write_faiss
 from pipeline.store.storage.interface import Storage
 from tests.conftest import MakeMemory, unit
@@ -59,4 +59,4 @@ def test_steps_stay_within_what_they_declare(make_memory: MakeMemory, key: str) 
 
 
 def _trained(storage: Storage, key: str, vectors_ND: np.ndarray) -> Any:
-    return write_faiss(storage, "index/000001-test/trained.faiss", trained(key, vectors_ND[:20_000]))
+    return write_faiss(storage, "index/000001-test/trained.faiss", train_index(key, vectors_ND[:20_000]))

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from pipeline.store.storage.leases import LeaseRecord, standing
+from pipeline.store.storage.leases import LeaseRecord, read_leases
 from pipeline.store.storage.local import LocalStorage
 
 
@@ -49,7 +49,7 @@ class DyingStorage(LocalStorage):
 
 def bury(storage: LocalStorage) -> None:
     """Make the leases of this process those of one that is dead, as after a kill."""
-    for record in standing(storage):
+    for record in read_leases(storage):
         dead = record.model_copy(update={"process": record.process.model_copy(update={"started": "1"})})
         assert isinstance(dead, LeaseRecord)
         storage.replace(dead.path, dead.model_dump_json().encode())

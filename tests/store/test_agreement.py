@@ -14,7 +14,7 @@ from pipeline.index.build.plan import IndexOptions
 from pipeline.store.checks.findings import Finding
 from pipeline.store.layout import commit_path
 from pipeline.store.log.records import LabelSet, Single
-from pipeline.store.log.single_adds import encoded_vector
+from pipeline.store.log.single_adds import encode_vector
 from pipeline.store.log.state import AddSingles, SetState, State
 from pipeline.store.segments.reservations import reserve_for_singles
 from pipeline.store.storage.file_refs import RowsFile
@@ -69,7 +69,7 @@ class Liar:
             "uri": "/s.png",
             "label": None,
             "dataset": "s",
-            "embedding": encoded_vector(np.eye(8)[0]),
+            "embedding": encode_vector(np.eye(8)[0]),
             "sha256": "0" * 64,
             "width": 1,
             "height": 1,
@@ -142,8 +142,8 @@ LIES: list[tuple[Callable[[Liar], Update], str]] = [
     (lambda liar: liar.pending(liar.single(), liar.single(), next_row=2), "single adds whose ids do not ascend"),
     (lambda liar: liar.pending(liar.single(embedding="AAAA")), "whose vectors cannot be read"),
     (lambda liar: liar.pending(liar.single(embedding="AAA")), "whose vectors cannot be read"),
-    (lambda liar: liar.pending(liar.single(embedding=encoded_vector(np.full(8, np.nan)))), "not of unit length"),
-    (lambda liar: liar.pending(liar.single(embedding=encoded_vector(np.ones(8)))), "not of unit length"),
+    (lambda liar: liar.pending(liar.single(embedding=encode_vector(np.full(8, np.nan)))), "not of unit length"),
+    (lambda liar: liar.pending(liar.single(embedding=encode_vector(np.ones(8)))), "not of unit length"),
     (lambda liar: liar.pending(liar.single(dataset="")), "without a uri or a dataset"),
     (lambda liar: liar.pending(liar.single()) | {"pending": ()}, "tells of 1 single adds where 0 are there"),
     (lambda liar: liar.pending(liar.single()) | {"singles": None}, "does not say where the next goes"),

@@ -32,7 +32,7 @@ from pipeline.store.storage.beneath import is_inside
 from pipeline.store.storage.file_cache import FileCache
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
-from pipeline.store.storage.leases import LeaseRecord, live, standing
+from pipeline.store.storage.leases import LeaseRecord, live_leases, read_leases
 from pipeline.store.storage.local import LocalStorage
 from pipeline.store.storage.open_storage import open_storage
 from pipeline.store.storage.processes import Process
@@ -122,7 +122,7 @@ def test_a_lease_is_removed_under_its_own_name(memory: VisualMemory, outside: Ou
             path = root / f"leases/{number}{len(host)}.json"
             path.parent.mkdir(exist_ok=True)
             path.write_text(json.dumps(said | {"process": who, "holds": ["", "segments/"]}))
-    assert standing(memory.log.storage) == []
+    assert read_leases(memory.log.storage) == []
     assert memory.verify(clean=True).removed
     assert memory.verify().findings == ()
     assert not (root / "leases").exists()
@@ -149,7 +149,7 @@ def test_what_is_no_lease_is_none(memory: VisualMemory, said: dict[str, Any]) ->
     path = Path(memory.uri) / "leases/0000000000000000.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(record))
-    assert standing(memory.log.storage) == []
+    assert read_leases(memory.log.storage) == []
     assert memory.status()["version"]
 
 
@@ -159,7 +159,7 @@ def test_a_lease_that_says_it_beats_once_a_year_is_not_waited_for(memory: Visual
     fast = LeaseRecord(nonce="1" * 16, work="x", process=process, beat_seconds=1e-300)
     for each in (record, fast):
         memory.log.storage.replace(each.path, each.model_dump_json().encode())
-    assert live(memory.log.storage, standing(memory.log.storage)) == []
+    assert live_leases(memory.log.storage, read_leases(memory.log.storage)) == []
 
 
 PATHS = [

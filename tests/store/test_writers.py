@@ -83,7 +83,7 @@ def race(uri: str) -> list[Wrote]:
 
 
 def assert_nothing_lost(log: VersionLog, wrote: list[Wrote]) -> None:
-    kept = list(log.kept())
+    kept = list(log.retained())
     assert kept == list(range(1, kept[-1] + 1)), "numbers without a gap"
     commits = list(log.commits(kept))
     kinds = Counter(type(commit.actions[-1]) for commit in commits)
@@ -157,7 +157,7 @@ def test_an_answer_that_was_lost(tmp_path: Path) -> None:
     assert storage.lost > 10
     live = LiveEntries.open(storage, log.latest())
     assert live.live_ids().tolist() == given_out == sorted(set(given_out))
-    commits = list(log.commits(log.kept()))
+    commits = list(log.commits(log.retained()))
     assert sum(isinstance(commit.actions[-1], AddSingles) for commit in commits) == 70
     state, forgotten = forget(log, log.latest(), np.array(given_out[:5]), "forget")
     assert (forgotten, state.num_live) == (5, 65)

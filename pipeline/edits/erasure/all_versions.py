@@ -27,7 +27,7 @@ class Duplicate:
 
 
 @dataclass(frozen=True)
-class Facts:
+class EntryFacts:
     """What some entries are, row by row: ids int64 [N] ascending, vectors float16 [N, D].
 
     `kept` are the values that they have in kept columns, as texts.
@@ -42,7 +42,7 @@ class Facts:
     kept: Mapping[str, set[str]] = field(default_factory=dict)
 
 
-def facts_of(log: VersionLog, inventory: Inventory, ids_N: np.ndarray) -> Facts:
+def facts_of(log: VersionLog, inventory: Inventory, ids_N: np.ndarray) -> EntryFacts:
     """What some entries are (ids int64 [N] ascending), from the versions looked at. Raises DamagedFile."""
     wanted = pa.array(ids_N)
     found: dict[int, tuple[str, str, str | None, str, np.ndarray]] = {}
@@ -62,9 +62,9 @@ def facts_of(log: VersionLog, inventory: Inventory, ids_N: np.ndarray) -> Facts:
         found[single.id] = (single.uri, single.sha256, single.label, single.dataset, vector_D)
     known = {entry_id: found[entry_id] for entry_id in ids_N.tolist() if entry_id in found}
     if not known:
-        return Facts(ids_N[:0], (), (), (), (), np.empty((0, 0), np.float16))
+        return EntryFacts(ids_N[:0], (), (), (), (), np.empty((0, 0), np.float16))
     uris, hashes, labels, datasets, vectors = zip(*known.values(), strict=True)
-    return Facts(np.array(list(known), np.int64), uris, hashes, labels, datasets, np.stack(vectors), kept)
+    return EntryFacts(np.array(list(known), np.int64), uris, hashes, labels, datasets, np.stack(vectors), kept)
 
 
 def may_hold(file: FileRef, ids_N: np.ndarray) -> bool:

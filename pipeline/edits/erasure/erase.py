@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.edits.erasure.all_versions import Duplicate, Facts, facts_of, may_hold
+from pipeline.edits.erasure.all_versions import Duplicate, EntryFacts, facts_of, may_hold
 from pipeline.edits.erasure.byte_search import quantizer_holds
 from pipeline.edits.erasure.redact import finish, finish_erasures
 from pipeline.errors import CommitConflict, VisualMemoryError
@@ -59,7 +59,7 @@ class ErasureReport:
 
 def erase(
     log: VersionLog, ids_N: np.ndarray, command: str, on_progress: OnProgress = ignore_progress
-) -> tuple[Facts, ErasureReport]:
+) -> tuple[EntryFacts, ErasureReport]:
     """Erase entries (ids int64 [N]) that some version holds. Raises CommitConflict or DamagedFile."""
     finish_erasures(log)
     _give_up_builds(log, command)
@@ -113,7 +113,7 @@ class _Eraser:
         self._sound: set[str] = set()
         self._uris_of_others: set[str] = set()
         self.plan = ErasurePlan(nonce=lease.nonce, ids=frozenset(self._ids_N.tolist()), uris=frozenset())
-        self.facts = Facts(self._ids_N, (), (), (), (), np.empty((0, 0), np.float16))
+        self.facts = EntryFacts(self._ids_N, (), (), (), (), np.empty((0, 0), np.float16))
         self.duplicates: dict[int, Duplicate] = {}
         self.index_dropped = False
         self.is_prepared = False

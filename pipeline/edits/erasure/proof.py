@@ -19,20 +19,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.edits.erasure.all_versions import Duplicate, Facts
+from pipeline.edits.erasure.all_versions import Duplicate, EntryFacts
 from pipeline.edits.erasure.byte_search import VectorSearch, quantizer_holds
 from pipeline.edits.erasure.erase import ErasureReport
-from pipeline.edits.erasure.receipt import Found, Receipt
-from pipeline.edits.erasure.redact import working_on_erased
+from pipeline.edits.erasure.receipt import Receipt, Trace
+from pipeline.edits.erasure.redact import work_on_erased
 from pipeline.errors import DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.checks.inventory import Inventory
 from pipeline.store.layout import kind_of
-from pipeline.store.log.single_adds import encoded_vector, vectors_of_singles
+from pipeline.store.log.single_adds import encode_vector, vectors_of_singles
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.file_refs import UNREADABLE
-from pipeline.store.storage.leases import live, standing
+from pipeline.store.storage.leases import live_leases, read_leases
 from pipeline.store.tables.kept_columns import as_text, type_of
 from pipeline.store.tables.schemas import embedding_matrix
 
@@ -42,7 +42,7 @@ _IDS = re.compile(rb"\d{9,19}")
 def prove(
     log: VersionLog,
     state: State,
-    erased: Facts,
+    erased: EntryFacts,
     asked: Mapping[str, Any],
     answers: Mapping[str, Any],
     report: ErasureReport | None,
@@ -60,8 +60,10 @@ def prove(
         on_progress(Progress("proving", done, len(files)))
         traces.look_into(path)
     on_progress(Progress("proving", len(files), len(files)))
-    work = live(log.storage, [record for record in standing(log.storage) if traces.any_held_by(record.covers)])
-    under_way = {*working_on_erased(log.storage, erased.uris), *map(str, work)}
+    work = live_leases(
+        log.storage, [record for record in read_leases(log.storage) if traces.any_held_by(record.covers)]
+    )
+    under_way = {*work_on_erased(log.storage, erased.uris), *map(str, work)}
     columns = zip(erased.ids_N.tolist(), erased.uris, erased.hashes, erased.labels, erased.datasets, strict=True)
     names = ("id", "uri", "sha256", "label", "dataset")
     return Receipt(
@@ -88,7 +90,7 @@ def prove(
 class _Traces:
     """What of some entries stands in files, but for what entries that stay have as well."""
 
-    def __init__(self, log: VersionLog, state: State, erased: Facts) -> None:
+    def __init__(self, log: VersionLog, state: State, erased: EntryFacts) -> None:
         self._log = log
         self._state = state
         self._erased = erased
@@ -99,7 +101,7 @@ class _Traces:
         for row, vector in enumerate(erased.vectors_ND):
             self._rows_of.setdefault(vector.tobytes(), []).append(row)
         self._own_kept = {name: set(values) for name, values in erased.kept.items()}
-        self.found: list[Found] = []
+        self.found: list[Trace] = []
         self.duplicates: dict[int, Duplicate] = {}
 
     def note_duplicates(self, paths: Sequence[str]) -> None:
@@ -123,7 +125,7 @@ class _Traces:
         self.own_vectors = self._erased.vectors_ND[own_N]
         self._own_uris = own_uris | {urllib.parse.unquote(uri) for uri in own_uris}
         self._own_hashes = own_hashes
-        self._own_texts = {encoded_vector(vector) for vector in self.own_vectors}
+        self._own_texts = {encode_vector(vector) for vector in self.own_vectors}
         self._search = VectorSearch(self.own_vectors)
 
     def note_kept_by_others(self, paths: Sequence[str]) -> None:
@@ -216,7 +218,7 @@ class _Traces:
 
     def _note(self, path: str, what: str, count: int) -> None:
         if count:
-            self.found.append(Found(path, what, count))
+            self.found.append(Trace(path, what, count))
 
 
 def _as_table(data: bytes) -> pa.Table | None:

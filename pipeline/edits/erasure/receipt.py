@@ -9,7 +9,7 @@ from pipeline.edits.erasure.all_versions import Duplicate
 
 
 @dataclass(frozen=True)
-class Found:
+class Trace:
     """Something forgotten that still stands in a file: an id, a uri, a hash, a vector or the value of a kept column."""
 
     path: str
@@ -33,7 +33,7 @@ class Receipt:
     answers: Mapping[str, Any]
     files_scanned: int
     bytes_scanned: int
-    found: Sequence[Found]
+    found: Sequence[Trace]
     live_duplicates: Sequence[Duplicate]
     quantizer: Mapping[str, Any] | None
     noncurrent_versions: Sequence[str]

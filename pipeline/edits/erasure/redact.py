@@ -25,11 +25,11 @@ from pipeline.store.layout import (
 )
 from pipeline.store.log.erasure_plan import ErasurePlan
 from pipeline.store.log.state import BreakLeases, State
-from pipeline.store.log.version_log import Commit, Kept, VersionLog
+from pipeline.store.log.version_log import Commit, Retained, VersionLog
 from pipeline.store.segments import reservations
 from pipeline.store.storage.file_refs import check_places
 from pipeline.store.storage.interface import Storage
-from pipeline.store.storage.leases import Lease, live, standing
+from pipeline.store.storage.leases import Lease, live_leases, read_leases
 from pipeline.store.tables.schemas import read_table
 
 
@@ -40,9 +40,9 @@ def finish_erasures(log: VersionLog, command: str = "verify --clean") -> int:
         nonce, path = nonce_of(name), f"{ERASURES}/{name}"
         with Lease(log.storage, "finish an erasure") as lease:
             lease.hold(path)  # before looking who else does: of two that come at once, one sees the other
-            records = [record for record in standing(log.storage) if record.nonce != lease.nonce]
+            records = [record for record in read_leases(log.storage) if record.nonce != lease.nonce]
             holders = [record for record in records if record.nonce == nonce or path in record.holds]
-            for record in live(log.storage, holders):
+            for record in live_leases(log.storage, holders):
                 raise CommitConflict(f"{record.process} is erasing right now: wait until it is done")
             if not log.storage.exists(path):
                 continue  # whoever had it has just finished
@@ -101,8 +101,8 @@ def finish(
 def _redact(log: VersionLog, plan: ErasurePlan, on_progress: OnProgress) -> int:
     redacted: set[int] = set()
 
-    def redact(_: Kept) -> None:
-        kept = log.kept()
+    def redact(_: Retained) -> None:
+        kept = log.retained()
         for number in log.checkpoints():
             checkpoint = log.read_checkpoint(number)
             if (erased := plan.state(checkpoint)) != checkpoint:
@@ -113,7 +113,7 @@ def _redact(log: VersionLog, plan: ErasurePlan, on_progress: OnProgress) -> int:
                 log.rewrite(without)
                 redacted.add(commit.version)
 
-    log.over_kept(redact)
+    log.over_retained(redact)
     return len(redacted)
 
 
@@ -182,11 +182,11 @@ def _plans(storage: Storage, reservation: reservations.Reservation, uris: Collec
     return False
 
 
-def working_on_erased(storage: Storage, uris: Iterable[str]) -> list[str]:
+def work_on_erased(storage: Storage, uris: Iterable[str]) -> list[str]:
     """Adds under way, by living processes, that plan some of these uris."""
     wanted = set(uris)
     found = []
-    for record in live(storage, standing(storage)):
+    for record in live_leases(storage, read_leases(storage)):
         for held in filter(None, map(in_segment, record.holds)):
             with contextlib.suppress(DamagedFile):  # it has come to an end
                 reservation = reservations.read_reservation(storage, held.number)

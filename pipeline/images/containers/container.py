@@ -17,7 +17,7 @@ import pyarrow as pa
 from pipeline.errors import SourceError, UsageError
 from pipeline.images.containers import parquet, tars, vectors
 from pipeline.images.containers.items import Item
-from pipeline.images.containers.kept_columns import ColumnsFound, filled_up
+from pipeline.images.containers.kept_columns import ColumnsFound, fill_up
 from pipeline.images.containers.notes import ContainerNotes
 from pipeline.images.containers.npy import NoVectors
 from pipeline.images.containers.npy_pairs import VectorKind, beside
@@ -65,7 +65,7 @@ class Container:
 
 
 @dataclass(frozen=True)
-class Given:
+class GivenVectors:
     """What is known of the vectors of a source: their dimension, and who made them, each maker once."""
 
     dimension: int
@@ -74,7 +74,7 @@ class Given:
 
 def plan_containers(
     found: Sequence[Container], labels: Labels, columns: ColumnsFound, *, beside_images: bool = False
-) -> tuple[pa.Table, Given | None, LabelCensus]:
+) -> tuple[pa.Table, GivenVectors | None, LabelCensus]:
     """Containers as units of work, as CONTAINERS: Parquet files, whose footers are read, cut at row groups.
 
     The census is what the footers tell of labels.
@@ -187,7 +187,7 @@ def _cut_vectors(container: Container, found: vectors.Vectors, most: int, column
     return _Cut([replace(container, first_group=f, num_groups=n, images=n) for f, n in runs], found, found.label)
 
 
-def _given(found: Sequence[vectors.Vectors]) -> Given | None:
+def _given(found: Sequence[vectors.Vectors]) -> GivenVectors | None:
     by_dimension = {one.dimension: one.maker.uri for one in found if one.dimension is not None}
     if len(by_dimension) > 1:
         said = " and ".join(f"{uri} of {dimension:,} dimensions" for dimension, uri in [*by_dimension.items()][:2])
@@ -195,7 +195,7 @@ def _given(found: Sequence[vectors.Vectors]) -> Given | None:
             f"the source has vectors in {said}: add those of one encoder at a time, from folders of their own"
         )
     makers = {(one.maker.encoder, one.maker.fingerprint): one.maker for one in reversed(found)}
-    return next((Given(dimension, tuple(makers.values())) for dimension in by_dimension), None)
+    return next((GivenVectors(dimension, tuple(makers.values())) for dimension in by_dimension), None)
 
 
 @contextlib.contextmanager
@@ -236,7 +236,7 @@ def _as_asked(item: Item, labels: Labels, kept: Sequence[KeptColumn]) -> Item:
     file = labels.read_file()
     if file is None:
         return replace(item, label=label)
-    values = filled_up(item.kept, file.row_of(item.uri, labels.root), file, kept)
+    values = fill_up(item.kept, file.row_of(item.uri, labels.root), file, kept)
     return replace(item, label=label, kept=values, no_label="" if label else labels.why_none(item.uri, item.no_label))
 
 
@@ -255,7 +255,7 @@ def _vector_batches(
 
 
 @dataclass(frozen=True)
-class Choice:
+class ImageChoice:
     """Which images of a source are taken: not those that `exclude` covers, and in archives those with `extension`."""
 
     exclude: tuple[str, ...] = ()
@@ -276,7 +276,7 @@ def images_in(
     container: Container,
     labels: Labels,
     kept: Sequence[KeptColumn] = (),
-    choice: Choice = Choice(),
+    choice: ImageChoice = ImageChoice(),
     notes: ContainerNotes | None = None,
 ) -> Generator[Item]:
     """The images in a container by position, a rejected one for what cannot be read. Raises StorageError.

@@ -122,7 +122,7 @@ def with_label_file(
     return images
 
 
-def filled_up(own: tuple, row: int | None, file: LabelFile, kept: Sequence[KeptColumn]) -> tuple:
+def fill_up(own: tuple, row: int | None, file: LabelFile, kept: Sequence[KeptColumn]) -> tuple:
     """The kept values of an image in a container, what that does not tell from its row in a label file."""
     if row is None or not kept:
         return own

@@ -23,13 +23,13 @@ def beside(uri: str, kind: str) -> str | None:
     return f"{found['above']}metadata/metadata_{found['name']}.parquet" if found else None
 
 
-def candidates(uri: str) -> list[tuple[VectorKind, str]]:
+def possible_pairs(uri: str) -> list[tuple[VectorKind, str]]:
     """The kinds that a .npy may be by its name, and the file that would lie beside it, the likeliest first."""
     kinds: tuple[VectorKind, ...] = ("npy+metadata", "npy+parquet")
     return [(kind, place) for kind in kinds if (place := beside(uri, kind)) is not None]
 
 
-def passed_over(uris: Iterable[str]) -> Callable[[str], bool]:
+def unpaired(uris: Iterable[str]) -> Callable[[str], bool]:
     """Whether a file is one of clip-retrieval's that is no source of its own: embeddings of texts, and metadata."""
     tops = {found["above"] for uri in uris if (found := _IMAGES.fullmatch(uri))}
 

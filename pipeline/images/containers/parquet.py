@@ -245,8 +245,8 @@ def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
     candidates = [field for field in schema if _holds_bytes(field.type)]
     if not candidates:
         raise NoImages(
-            f"{uri} has no column of image bytes, only {described(schema)}: write the bytes of the image files into a "
-            "binary column named image"
+            f"{uri} has no column of image bytes, only {describe_columns(schema)}: write the bytes of the image files into "
+            "a binary column named image"
         )
     # Writers that do not mark texts leave labels as bytes.
     candidates = [field for field in candidates if field.name not in LABEL_COLUMNS] or candidates
@@ -254,7 +254,8 @@ def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
     found = named[0] if named else candidates[0]
     if (not named and len(candidates) > 1) or schema.names.count(found.name) > 1:
         raise SourceError(
-            f"{uri} has several columns that may hold the images, {described(candidates)}: name the right one image"
+            f"{uri} has several columns that may hold the images, {describe_columns(candidates)}: name the right "
+            "one image"
         )
     return found
 
@@ -274,7 +275,9 @@ def file_label(schema: pa.Schema, uri: str, labels: str, content: str) -> FileLa
     partition = partition_label(uri, labels)
     if name is not None and schema.names.count(name) != 1 and not (partition and name not in schema.names):
         count = "several columns" if name in schema.names else "no column"
-        raise SourceError(f"{uri} has {count} {name}, it has {described(schema)}: name one in `labels` column:NAME")
+        raise SourceError(
+            f"{uri} has {count} {name}, it has {describe_columns(schema)}: name one in `labels` column:NAME"
+        )
     if name is not None and name in schema.names and not is_usable(name):
         raise SourceError(
             f"the column {name} of {uri} is {schema.field(name).type} and no label: name a column of texts, "
@@ -329,7 +332,7 @@ def is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def described(fields: pa.Schema | list[pa.Field]) -> str:
+def describe_columns(fields: pa.Schema | list[pa.Field]) -> str:
     """Columns with their types, for a message."""
     return ", ".join(f"{field.name} ({field.type})" for field in fields) or "no columns"
 

@@ -16,11 +16,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError
-from pipeline.images.containers.container import VECTOR_KINDS, Choice, Container, Given, images_in, plan_containers
+from pipeline.images.containers.container import (
+    VECTOR_KINDS,
+    Container,
+    GivenVectors,
+    ImageChoice,
+    images_in,
+    plan_containers,
+)
 from pipeline.images.containers.items import Item
 from pipeline.images.containers.kept_columns import ColumnsFound, with_label_file
 from pipeline.images.containers.notes import ContainerNotes
-from pipeline.images.containers.npy_pairs import candidates, passed_over
+from pipeline.images.containers.npy_pairs import possible_pairs, unpaired
 from pipeline.images.decoding.decode import Rejected
 from pipeline.images.labels.census import LabelCensus, census_of_files, mask_endings
 from pipeline.images.labels.label_rows import rows_of_images
@@ -28,7 +35,7 @@ from pipeline.images.labels.labels import Labels
 from pipeline.images.names.leftovers import Exclusion, PassedOver, first_counts
 from pipeline.images.names.suffixes import endings, kind_of
 from pipeline.images.names.uris import printable
-from pipeline.images.sources.walk import Found, Walk, one_file, walk_source
+from pipeline.images.sources.walk import SourceFile, Walk, one_file, walk_source
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.layout import OURS
 from pipeline.store.tables.kept_columns import KeptColumn
@@ -61,8 +68,8 @@ class Listing:
     containers: pa.Table
     is_file: bool = False
     kept: tuple[KeptColumn, ...] = ()
-    given: Given | None = None
-    choice: Choice = Choice()
+    given: GivenVectors | None = None
+    choice: ImageChoice = ImageChoice()
     mask_like: Counter[str] = field(default_factory=Counter)
     census: LabelCensus = LabelCensus()
     inside: LabelCensus = LabelCensus()
@@ -102,7 +109,7 @@ def list_source(
     source: str,
     labels: Labels,
     keep: Sequence[str] = (),
-    choice: Choice = Choice(),
+    choice: ImageChoice = ImageChoice(),
     on_progress: OnProgress = ignore_progress,
 ) -> Listing:
     """List the images and containers under a folder or prefix, or the one file that `source` names.
@@ -119,7 +126,7 @@ def list_source(
     containers: list[Container] = []
     ours: list[str] = []
 
-    def images() -> Iterator[Found]:
+    def images() -> Iterator[SourceFile]:
         for file in _told(walk.files, on_progress):
             kind = kind_of(file.uri)
             if kind == "image":
@@ -167,7 +174,7 @@ def list_source(
     )
 
 
-def _told(files: Iterator[Found], on_progress: OnProgress) -> Iterator[Found]:
+def _told(files: Iterator[SourceFile], on_progress: OnProgress) -> Iterator[SourceFile]:
     """The files, told now and then: nobody knows how many will come."""
     told = time.monotonic()
     for number, file in enumerate(files, start=1):
@@ -249,13 +256,13 @@ def _with_pairs(containers: list[Container], source: str) -> tuple[list[Containe
 
     Raises SourceError for a .npy of clip-retrieval that lacks its metadata, where others have theirs.
     """
-    is_passed_over = passed_over(container.uri for container in containers if container.kind == "npy")
+    is_passed_over = unpaired(container.uri for container in containers if container.kind == "npy")
     by_uri = {container.uri: container for container in containers}
     pairs: dict[str, tuple[Container, str]] = {}
     for uri, container in by_uri.items():
         if container.kind != "npy" or is_passed_over(uri):
             continue
-        for kind, place in candidates(uri):
+        for kind, place in possible_pairs(uri):
             known = by_uri.get(place) or (None if place.startswith(f"{source}/") else one_file(place))
             if known is not None:
                 num_bytes = (container.num_bytes or 0) + (known.num_bytes or 0)
@@ -269,7 +276,7 @@ def _with_pairs(containers: list[Container], source: str) -> tuple[list[Containe
     left = [pairs.get(uri, (one, ""))[0] for uri, one in by_uri.items() if uri not in described]
     found = [one for one in left if not is_passed_over(one.uri)]
     for one in found:
-        wanted = next((place for kind, place in candidates(one.uri) if kind == "npy+metadata"), None)
+        wanted = next((place for kind, place in possible_pairs(one.uri) if kind == "npy+metadata"), None)
         if one.kind == "npy" and wanted and any(is_passed_over(uri) and "/metadata/" in uri for uri in by_uri):
             raise SourceError(f"{one.uri} has no metadata at {wanted}, where others have theirs: copy what is missing")
     described_ones = {by_uri[uri] for uri in described if uri in by_uri}
@@ -286,7 +293,7 @@ def _folders_of_ours(uri: str) -> list[str]:
     ]
 
 
-def _batches(files: Iterator[Found], labels: Labels, name: str) -> Iterator[pa.RecordBatch]:
+def _batches(files: Iterator[SourceFile], labels: Labels, name: str) -> Iterator[pa.RecordBatch]:
     source_name = printable(name)
     while chunk := list(itertools.islice(files, BATCH_ROWS)):
         yield pa.record_batch(

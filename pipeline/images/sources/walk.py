@@ -22,7 +22,7 @@ from pipeline.store.storage.open_storage import refuse_secrets
 from pipeline.store.storage.store_errors import code_of, explanation
 
 
-class Found(NamedTuple):
+class SourceFile(NamedTuple):
     """A file of a source; `below` is its uri from the source on."""
 
     uri: str
@@ -38,7 +38,7 @@ class Walk:
     uri: str
     name: str
     is_file: bool
-    files: Iterator[Found]
+    files: Iterator[SourceFile]
 
 
 def walk_source(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
@@ -53,7 +53,7 @@ def walk_source(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
     return _remote(source, exclusion, passed) if is_remote(source) else _local(source, exclusion, passed)
 
 
-def one_file(uri: str) -> Found | None:
+def one_file(uri: str) -> SourceFile | None:
     """What is known of a file that lies outside of the source, if it is there."""
     if not is_remote(uri):
         path = path_of_uri(uri)
@@ -84,20 +84,20 @@ def _local(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
     return Walk(uri_of_path(root), os.path.basename(root), False, _walk(root, exclusion, passed))
 
 
-def _found(path: str, below: str) -> Found:
+def _found(path: str, below: str) -> SourceFile:
     try:
         status = os.stat(path)
     except OSError:  # a link that leads nowhere is listed, and rejected with its reason
-        return Found(uri_of_path(path), uri_of_path(below), None, None)
+        return SourceFile(uri_of_path(path), uri_of_path(below), None, None)
     modified = datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
-    return Found(uri_of_path(path), uri_of_path(below), status.st_size, modified)
+    return SourceFile(uri_of_path(path), uri_of_path(below), status.st_size, modified)
 
 
-def _walk(root: str, exclusion: Exclusion, passed: PassedOver) -> Iterator[Found]:
+def _walk(root: str, exclusion: Exclusion, passed: PassedOver) -> Iterator[SourceFile]:
     """Every file under a folder by uri; a folder reached again through a link is not walked twice."""
     seen: set[tuple[int, int]] = set()
 
-    def walked(folder: str, below: str) -> Iterator[Found]:
+    def walked(folder: str, below: str) -> Iterator[SourceFile]:
         try:
             status = os.stat(folder)
             if (status.st_dev, status.st_ino) in seen:
@@ -174,7 +174,7 @@ def _remote(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
     start = len(root) + 1
     last = ""  # the leftover folder met last: it is counted once, its keys lie together
 
-    def taken() -> Iterator[Found]:
+    def taken() -> Iterator[SourceFile]:
         nonlocal last
         for key, about in itertools.chain([first], keys):
             below = key[start:]
@@ -193,7 +193,7 @@ def _remote(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
     return Walk(uri, name, False, taken())
 
 
-def _key(scheme: str, key: str, below: str, about: dict[str, Any]) -> Found:
+def _key(scheme: str, key: str, below: str, about: dict[str, Any]) -> SourceFile:
     modified = about.get("LastModified") or about.get("mtime") or about.get("last_modified") or about.get("updated")
     if isinstance(modified, str):
         modified = datetime.datetime.fromisoformat(modified)
@@ -202,7 +202,7 @@ def _key(scheme: str, key: str, below: str, about: dict[str, Any]) -> Found:
     if modified is not None and modified.tzinfo is None:
         modified = modified.replace(tzinfo=datetime.UTC)
     size = about.get("Size", about.get("size"))
-    return Found(f"{scheme}://{uri_of_path(key)}", uri_of_path(below), size, modified)
+    return SourceFile(f"{scheme}://{uri_of_path(key)}", uri_of_path(below), size, modified)
 
 
 def _s3_keys(files: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -21,7 +21,7 @@ from pipeline.index.build.key_choice import CHOSEN, SAMPLE_ROWS, Table, read_tab
 from pipeline.index.build.plan import IndexOptions, IndexPlan, measured_candidates
 from pipeline.index.build.shard_steps import Gathered, Measured, Populated, ShardWork, files_of, read_mark
 from pipeline.index.build.steps import RunSteps, run_steps_here
-from pipeline.index.build.train import centroid_distance, trained, trained_on
+from pipeline.index.build.train import centroid_distance, train_index, train_on
 from pipeline.index.search import parameters
 from pipeline.index.search.shard_files import SideFiles, mapped_vectors, write_faiss
 from pipeline.progress import OnProgress, Progress, ignore_progress
@@ -276,7 +276,7 @@ class _Builder:
             rows = training_rows(key, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
             sample_ND = np.random.default_rng(0).permutation(sample_ND)[:rows]
         self._progress(Progress("training", 0, len(sample_ND)))
-        index = trained(key, trained_on(key, sample_ND), device=gpu())
+        index = train_index(key, train_on(key, sample_ND), device=gpu())
         self._progress(Progress("training", len(sample_ND), len(sample_ND)))
         published = write_faiss(self._storage, trained_path(self._folder), index)
         distance = centroid_distance(index, sample_ND)
@@ -310,9 +310,9 @@ class _Builder:
                 measured[number] = found
                 self._progress(Progress("tuning", len(measured), len(asked)))
                 self._check_reached(key, measured, gathered)
-            widest = parameters.widest_of([parameters.parsed(found.parameters) for found in measured.values()])
-            known = parameters.written(widest)
-            narrower = [n for n, found in measured.items() if parameters.parsed(found.parameters) != widest]
+            widest = parameters.widest_of([parameters.parse(found.parameters) for found in measured.values()])
+            known = parameters.to_text(widest)
+            narrower = [n for n, found in measured.items() if parameters.parse(found.parameters) != widest]
             if not narrower:
                 return known
             for number in narrower:

@@ -20,7 +20,7 @@ from pipeline.index.build.key_choice import Candidate, choose
 from pipeline.index.build.plan import DEFAULT_SHARD_ROWS
 from pipeline.index.build.populate import ADD_ROWS
 from pipeline.index.build.shard_steps import ENTRY_BYTES, PROCESS_BYTES
-from pipeline.index.build.train import trained
+from pipeline.index.build.train import train_index
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
@@ -201,7 +201,7 @@ def _measured(key: str, vectors_ND: np.ndarray, read_row: float, side_bytes: flo
     rows, dimension = vectors_ND.shape
     floats_ND = np.ascontiguousarray(vectors_ND, np.float32)
     began = time.perf_counter()
-    judge = tune.Judge(vectors_ND, tune.query_sample(vector_keys(vectors_ND), seed=0))
+    judge = tune.RecallEvaluator(vectors_ND, tune.query_sample(vector_keys(vectors_ND), seed=0))
     judge_row = (time.perf_counter() - began) / rows
     zero = Rates(
         key=key, dimension=dimension, rows=rows, read_row=read_row, side_bytes_a_row=side_bytes,
@@ -214,13 +214,13 @@ def _measured(key: str, vectors_ND: np.ndarray, read_row: float, side_bytes: flo
     for step, number in enumerate(lists):
         on_progress(Progress("timing", step, len(lists)))
         began = time.perf_counter()
-        index = trained(with_lists(key, number), floats_ND[: max(POINTS_PER_CENTROID * number // 4, FEWEST_ROWS)])
+        index = train_index(with_lists(key, number), floats_ND[: max(POINTS_PER_CENTROID * number // 4, FEWEST_ROWS)])
         trains.append(time.perf_counter() - began)
         began = time.perf_counter()
         index.add(floats_ND)
         adds.append((time.perf_counter() - began) / rows)
         began = time.perf_counter()
-        tune.least_work(index, judge, 0.9, refined=True)
+        tune.cheapest_parameters(index, judge, 0.9, refined=True)
         tunes.append(time.perf_counter() - began)
     on_progress(Progress("timing", len(lists), len(lists)))
     few, many = lists

@@ -31,9 +31,9 @@ from pipeline.index.build.key_candidates import (
     proposals,
     with_lists,
 )
-from pipeline.index.build.train import trained, trained_on
+from pipeline.index.build.train import train_index, train_on
 from pipeline.index.search.exact import ExactFinder
-from pipeline.index.search.parameters import widest, written
+from pipeline.index.search.parameters import to_text, widest
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.log.records import Quality
 from pipeline.store.storage.file_refs import FileRef, reading, unaltered_path
@@ -161,7 +161,7 @@ def choose(
     """Build and measure candidates for `num_rows` rows on a sample of them, float16 [N, D]. Look at `chosen`."""
     sample_ND = np.ascontiguousarray(sample_ND[:SAMPLE_ROWS])
     keys_N = vector_keys(sample_ND)
-    judge = tune.Judge(sample_ND, tune.query_sample(keys_N, seed=0)[:SAMPLE_QUERIES], num_rows, keys_N)
+    judge = tune.RecallEvaluator(sample_ND, tune.query_sample(keys_N, seed=0)[:SAMPLE_QUERIES], num_rows, keys_N)
     wanted = proposals(num_rows, sample_ND.shape[1], max_memory_bytes)
     sized = [
         Candidate(key=p.key, proposed_by=p.by, bytes_in_memory=expected_bytes(p.key, num_rows, sample_ND.shape[1]))
@@ -204,7 +204,9 @@ def _outdone(candidate: Candidate, measured: Sequence[Candidate]) -> str:
     return f"not built: it would have to be {faster:.0f} times as fast as the fastest"
 
 
-def _measured(candidate: Candidate, judge: tune.Judge, num_rows: int, target: float, *, refine: bool) -> Candidate:
+def _measured(
+    candidate: Candidate, judge: tune.RecallEvaluator, num_rows: int, target: float, *, refine: bool
+) -> Candidate:
     """The candidate with what it was on the sample; without, and with the reason, where it cannot be built there."""
     vectors_ND = judge.vectors_ND
     grows = num_rows / len(vectors_ND)
@@ -218,11 +220,11 @@ def _measured(candidate: Candidate, judge: tune.Judge, num_rows: int, target: fl
     if len(vectors_ND) < least_rows(key):
         reason = f"needs {least_rows(key):,} rows to train on"
         return candidate.model_copy(update={"built_as": key, "verdict": reason})
-    index = trained(key, trained_on(key, vectors_ND), roughly=True)
+    index = train_index(key, train_on(key, vectors_ND), roughly=True)
     index.add(np.ascontiguousarray(vectors_ND, np.float32))
     seconds = round(time.perf_counter() - began, 3)
     built = candidate.model_copy(update={"built_as": key, "build_seconds": seconds})
-    values = tune.least_work(index, judge, target, refined=refine)
+    values = tune.cheapest_parameters(index, judge, target, refined=refine)
     if values is None:
         values = widest(index) | ({"rerank": tune.RERANKS[-1]} if refine else {})
         quality = judge.quality(index, values, refined=refine)
@@ -236,7 +238,7 @@ def _measured(candidate: Candidate, judge: tune.Judge, num_rows: int, target: fl
                 "seconds_in_batch": quality.seconds_in_batch * slower,
             }
         )
-    return built.model_copy(update={"parameters": written(values), "quality": quality})
+    return built.model_copy(update={"parameters": to_text(values), "quality": quality})
 
 
 def _judged(candidates: Sequence[Candidate], max_latency_ms: float) -> tuple[Candidate, ...]:

@@ -7,7 +7,7 @@ import numpy as np
 from faiss.contrib.ivf_tools import add_preassigned
 
 from pipeline.index.build.gpu import assigned
-from pipeline.index.build.train import transformed
+from pipeline.index.build.train import transform
 
 if TYPE_CHECKING:
     from pipeline.index.build.gpu import Device
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ADD_ROWS = 65_536  # vectors converted to float32 at a time
 
 
-def populated(index: faiss.Index, vectors_ND: np.ndarray, device: "Device | None" = None) -> faiss.Index:
+def populate(index: faiss.Index, vectors_ND: np.ndarray, device: "Device | None" = None) -> faiss.Index:
     """The trained `index` with vectors float16 [N, D] in it, numbered from 0; it is not to be used any more itself.
 
     With a device the nearest centroids are found there; what is in the index is the same, but for vectors that lie
@@ -29,7 +29,7 @@ def populated(index: faiss.Index, vectors_ND: np.ndarray, device: "Device | None
     filled = _of_plain_lists(faiss.downcast_index(inverted))
     centroids_CD = inverted.quantizer.reconstruct_n(0, inverted.nlist)
     for start in range(0, len(vectors_ND), ADD_ROWS):
-        rows_ND = transformed(index, np.ascontiguousarray(vectors_ND[start : start + ADD_ROWS], np.float32))
+        rows_ND = transform(index, np.ascontiguousarray(vectors_ND[start : start + ADD_ROWS], np.float32))
         add_preassigned(filled, rows_ND, assigned(rows_ND, centroids_CD, device))
     return _as_before(index, filled)
 

@@ -17,7 +17,7 @@ from pipeline.errors import DamagedFile
 from pipeline.index.build import tune
 from pipeline.index.build.distinct import vector_keys
 from pipeline.index.build.gpu import gpu
-from pipeline.index.build.populate import ADD_ROWS, populated
+from pipeline.index.build.populate import ADD_ROWS, populate
 from pipeline.index.build.steps import Step
 from pipeline.index.build.train import centroid_distance
 from pipeline.index.search import parameters
@@ -136,7 +136,7 @@ class ShardWork:
             index = read_faiss(self.storage, trained, mapped=False)
             vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
             distance = centroid_distance(index, vectors_ND)
-            filled = populated(index, vectors_ND, gpu())
+            filled = populate(index, vectors_ND, gpu())
             published = write_faiss(self.storage, f"{self.shard_folder(number)}{FAISS_FILE}", filled)
             return Populated(index=published, centroid_distance=distance)
 
@@ -149,14 +149,14 @@ class ShardWork:
         held_out = np.ones(side.rows, bool)
         held_out[self._sampled(number, side.rows)] = False
         keys_N = vector_keys(vectors_ND)
-        judge = tune.Judge(vectors_ND, tune.query_sample(keys_N, number, held_out), keys_N=keys_N)
+        judge = tune.RecallEvaluator(vectors_ND, tune.query_sample(keys_N, number, held_out), keys_N=keys_N)
         if known is not None:
-            recall, values = self._widened(mapped, judge, parameters.parsed(known))
+            recall, values = self._widened(mapped, judge, parameters.parse(known))
             if recall >= self.target_recall:
                 return self._measured(mapped, judge, values, recall, "measured")
         # The tuner sets parameters on what it tries, and asks for vectors by row.
         loaded = read_faiss(self.storage, index, mapped=False)
-        found = tune.tuned(loaded, self.key, judge, self.target_recall, self.max_latency_ms, refined=self._refined)
+        found = tune.tune_index(loaded, self.key, judge, self.target_recall, self.max_latency_ms, refined=self._refined)
         most = parameters.widest(mapped) | ({"rerank": tune.RERANKS[-1]} if self._refined else {})
         tuned = found.values if found else most
         for rerank in [n for n in tune.RERANKS if n >= tuned["rerank"]] if "rerank" in tuned else [None]:
@@ -168,11 +168,13 @@ class ShardWork:
         recall = judge.recall(mapped, most, tune.NEIGHBORS_TUNED, refined=self._refined)
         return self._measured(mapped, judge, most, recall, "measured")
 
-    def _widened(self, index: faiss.Index, judge: tune.Judge, values: dict[str, int]) -> tuple[float, dict[str, int]]:
+    def _widened(
+        self, index: faiss.Index, judge: tune.RecallEvaluator, values: dict[str, int]
+    ) -> tuple[float, dict[str, int]]:
         """recall@10 of all queries, and the parameters with which it is; they search a few times further if need be."""
         for _ in range(WIDENINGS):
             recall = judge.recall(index, values, tune.NEIGHBORS_TUNED, refined=self._refined)
-            wider = parameters.widened(index, values, WIDENED)
+            wider = parameters.widen(index, values, WIDENED)
             if recall >= self.target_recall or wider is None:
                 break
             values = wider
@@ -181,14 +183,14 @@ class ShardWork:
         return recall, values
 
     def _measured(
-        self, index: faiss.Index, judge: tune.Judge, values: dict[str, int], recall: float, by: str
+        self, index: faiss.Index, judge: tune.RecallEvaluator, values: dict[str, int], recall: float, by: str
     ) -> Measured:
         reached, refined = recall >= self.target_recall, None
         if not reached and not self._refined:
             most = values | {"rerank": tune.RERANKS[-1]}
             refined = judge.recall(index, most, tune.NEIGHBORS_TUNED, refined=True)
         return Measured(
-            parameters=parameters.written(values),
+            parameters=parameters.to_text(values),
             tuned_by=by,
             quality=judge.quality(index, values, refined=self._refined, recall_at_10=recall),
             reached=reached,

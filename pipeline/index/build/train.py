@@ -19,7 +19,9 @@ DISTANCE_ROWS = 20_000  # of a sample, which tell the distance to the nearest ce
 SAMPLE_ROTATION_ROWS = 39 * 256  # as many as FAISS wants for the codebooks within
 
 
-def trained(key: str, sample_ND: np.ndarray, *, roughly: bool = False, device: "Device | None" = None) -> faiss.Index:
+def train_index(
+    key: str, sample_ND: np.ndarray, *, roughly: bool = False, device: "Device | None" = None
+) -> faiss.Index:
     """An empty index trained on vectors (float [N, D] of unit length), with k-means on `device` where one is given.
 
     `roughly` spends little on codebooks and on a learned rotation (OPQ), which would take longer than all else: enough
@@ -56,7 +58,7 @@ def trained(key: str, sample_ND: np.ndarray, *, roughly: bool = False, device: "
     return index
 
 
-def trained_on(key: str, sample_ND: np.ndarray) -> np.ndarray:
+def train_on(key: str, sample_ND: np.ndarray) -> np.ndarray:
     """A training sample, float16 [N, D], with each vector once: many copies would be many equal centroids.
 
     With its copies where the key needs more rows than would be left.
@@ -76,7 +78,7 @@ def centroid_distance(index: faiss.Index, vectors_ND: np.ndarray) -> float | Non
     if len(vectors_ND) > DISTANCE_ROWS:
         rows = np.random.default_rng(0).choice(len(vectors_ND), DISTANCE_ROWS, replace=False)
         vectors_ND = vectors_ND[np.sort(rows)]
-    seen_ND = transformed(index, np.ascontiguousarray(vectors_ND, np.float32))
+    seen_ND = transform(index, np.ascontiguousarray(vectors_ND, np.float32))
     _, nearest_N1 = inverted.quantizer.search(seen_ND, 1)
     centroids_ND = inverted.quantizer.reconstruct_batch(nearest_N1[:, 0])
     products_N = np.einsum("nd,nd->n", seen_ND, centroids_ND)
@@ -84,7 +86,7 @@ def centroid_distance(index: faiss.Index, vectors_ND: np.ndarray) -> float | Non
     return float(1 - (products_N / np.maximum(lengths_N, np.finfo(np.float32).tiny)).mean())
 
 
-def transformed(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:
+def transform(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:
     """Vectors (float32 [N, D]) as the inverted lists of an index see them, after what comes before."""
     outer = faiss.downcast_index(index)
     if isinstance(outer, faiss.IndexPreTransform):

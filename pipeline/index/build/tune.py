@@ -41,7 +41,7 @@ class Tuned:
     by: str
 
 
-class Judge:
+class RecallEvaluator:
     """Exact answers for some stored rows, by which any index over the same rows is judged.
 
     Each query looks for its nearest other rows, so that finding itself, or a copy of itself, earns nothing.
@@ -152,7 +152,9 @@ class Judge:
         return -np.sort(np.where(itself_QK, np.inf, -similarities_QK), axis=1)[:, :k]
 
 
-def least_work(index: faiss.Index, judge: Judge, target: float, *, refined: bool) -> dict[str, int] | None:
+def cheapest_parameters(
+    index: faiss.Index, judge: RecallEvaluator, target: float, *, refined: bool
+) -> dict[str, int] | None:
     """The parameters with which a query takes least time of those that reach the target; None where none do."""
     reranks = RERANKS if refined and not parameters.keeps_vectors(index) else (None,)
     best: tuple[float, dict[str, int]] | None = None
@@ -169,14 +171,14 @@ def least_work(index: faiss.Index, judge: Judge, target: float, *, refined: bool
     return best[1] if best else None
 
 
-def tuned(
-    index: faiss.Index, key: str, judge: Judge, target: float, max_latency_ms: float, *, refined: bool
+def tune_index(
+    index: faiss.Index, key: str, judge: RecallEvaluator, target: float, max_latency_ms: float, *, refined: bool
 ) -> Tuned | None:
     """Parameters that reach the target, within the latency where that can be; None where nothing reaches it.
 
     autofaiss sets parameters on the index while it tries them, so `index` must not be in use elsewhere.
     """
-    values = least_work(index, judge, target, refined=refined)
+    values = cheapest_parameters(index, judge, target, refined=refined)
     if values is None:
         return None
     alone_ms = judge.seconds_alone(index, values, refined=refined) * 1e3
@@ -195,7 +197,7 @@ def autofaiss_parameters(index: faiss.Index, key: str, max_latency_ms: float) ->
     level = logging.getLogger("autofaiss").level
     logging.getLogger("autofaiss").setLevel(logging.ERROR)
     try:
-        return parameters.parsed(get_optimal_hyperparameters(index, key, max_speed_ms=max_latency_ms))
+        return parameters.parse(get_optimal_hyperparameters(index, key, max_speed_ms=max_latency_ms))
     except NotImplementedError:
         return None
     finally:
@@ -230,7 +232,7 @@ def _numbers(keys_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 def _narrowest(
     index: faiss.Index,
-    judge: Judge,
+    judge: RecallEvaluator,
     target: float,
     others: dict[str, int],
     *,
@@ -248,7 +250,7 @@ def _narrowest(
     limits = parameters.widest(index)
     values: dict[str, int] | None = {name: enough[name] if enough else 1 for name in limits}
     while values is not None and not enough and not reached(values):
-        values = parameters.widened(index, values)
+        values = parameters.widen(index, values)
     if values is None:
         return None
     for name in limits:

@@ -64,13 +64,13 @@ class ApproximateFinder:
         if not width:
             return Candidates.none(len(queries_QD))
         similarities_QK, found_QK = self._search(queries_QD, width, self._values)
-        wider = parameters.widened(self._index, self._values)
+        wider = parameters.widen(self._index, self._values)
         while wider is not None:
             short = np.flatnonzero((found_QK[:, : min(k, width)] < 0).any(axis=1))
             if not len(short):
                 break
             similarities_QK[short], found_QK[short] = self._search(queries_QD[short], width, wider)
-            wider = parameters.widened(self._index, wider)
+            wider = parameters.widen(self._index, wider)
         similarities_QK[found_QK < 0] = -np.inf
         by_vectors = self._keeps_vectors or self._refined is not None
         return Candidates(found_QK, similarities_QK, product_error(self._index.d) if by_vectors else math.inf)

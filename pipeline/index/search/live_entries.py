@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.deadline import look
-from pipeline.decisions.found import given
+from pipeline.decisions.neighbor_table import given
 from pipeline.errors import UnknownName
 from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder, Scope
 from pipeline.index.search.exact import CACHED_ROWS, ExactFinder, similarities

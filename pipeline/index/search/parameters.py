@@ -12,12 +12,12 @@ import faiss
 FURTHER_AT_MOST = 32.0  # times the lists, or the graph, that are looked at for masked rows
 
 
-def parsed(parameters: str) -> dict[str, int]:
+def parse(parameters: str) -> dict[str, int]:
     """The values of a parameter string by name."""
     return {name: int(value) for name, value in (pair.split("=") for pair in parameters.split(",") if pair)}
 
 
-def written(values: dict[str, int]) -> str:
+def to_text(values: dict[str, int]) -> str:
     """The inverse of `parsed`."""
     return ",".join(f"{name}={value}" for name, value in values.items())
 
@@ -108,7 +108,7 @@ def widest_of(values: Sequence[dict[str, int]]) -> dict[str, int]:
     return {name: max(each.get(name, 0) for each in values) for name in values[0]}
 
 
-def widened(index: faiss.Index, values: dict[str, int], factor: float = 2.0) -> dict[str, int] | None:
+def widen(index: faiss.Index, values: dict[str, int], factor: float = 2.0) -> dict[str, int] | None:
     """Values that search so many times as far, or None when these already go as far as they can."""
     limits = widest(index)
     grown = {name: min(math.ceil(max(values.get(name, 1), 1) * factor), limit) for name, limit in limits.items()}

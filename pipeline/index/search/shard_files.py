@@ -23,7 +23,7 @@ from pipeline.errors import DamagedFile
 from pipeline.index.search.ann import ApproximateFinder
 from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder
 from pipeline.index.search.exact import ExactFinder
-from pipeline.index.search.parameters import parsed
+from pipeline.index.search.parameters import parse
 from pipeline.index.search.soundness import check_index, read_index
 from pipeline.resources import available_bytes
 from pipeline.store.layout import ENTRIES_FILE, FAISS_FILE, IDS_FILE, LABELS_FILE, VECTORS_FILE
@@ -212,7 +212,7 @@ def _finder_maker(
     with reading(storage.uri, path):
         if (faiss_index.ntotal, faiss_index.d) != (shard.rows, dimension):
             raise ValueError(f"it holds {faiss_index.ntotal:,} vectors of {faiss_index.d} dimensions")
-        values = parsed(parameters)
+        values = parse(parameters)
 
     def make_finder(rows_N: np.ndarray) -> Finder:
         with reading(storage.uri, path):

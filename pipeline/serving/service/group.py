@@ -12,7 +12,7 @@ from typing import TypeVar, get_args
 import numpy as np
 
 from pipeline.deadline import Deadline, held, look
-from pipeline.decisions.found import Found, KeptValues, Standing
+from pipeline.decisions.neighbor_table import KeptValues, LabelStatistics, NeighborTable
 from pipeline.decisions.question import Question
 from pipeline.errors import DamagedFile, QuestionFailed, Superseded, UnknownName, UsageError, VisualMemoryError
 from pipeline.index.search.blocks import Scope
@@ -118,8 +118,8 @@ class Answer:
     time that an ingress went over to a version.
     """
 
-    found: Found
-    standing: Standing | None
+    found: NeighborTable
+    standing: LabelStatistics | None
     known: frozenset[int]
     shards: int
     current: Edition | None = None
@@ -161,7 +161,7 @@ class _Opened:
         self.live: LiveEntries = LiveEntries.open(storage, state, before.live if before is not None else None, share)
         self.storage = storage
         self.digests = Digests(storage, state)
-        self._renumbered = Recent[tuple[Standing, np.ndarray]](STANDINGS_BYTES)
+        self._renumbered = Recent[tuple[LabelStatistics, np.ndarray]](STANDINGS_BYTES)
 
     def about(self, subject: Subject) -> LiveEntries:
         """The entries that can be found, under the labels asked for. Raises UnknownName or UsageError."""
@@ -177,7 +177,7 @@ class _Opened:
             raise
         return live
 
-    def standing(self, live: LiveEntries, subject: Subject) -> tuple[Standing, np.ndarray, dict[int, int]]:
+    def standing(self, live: LiveEntries, subject: Subject) -> tuple[LabelStatistics, np.ndarray, dict[int, int]]:
         """What the labels stand for, a translation of the process's own codes (int32 [C + 1]), and assumed codes.
 
         Labels are in the order of their names, so that codes mean the same in another replica, which met them in
@@ -187,7 +187,7 @@ class _Opened:
         known = self._renumbered.get(key) if not subject.assume else None
         if known is not None:
             return *known, {}
-        standing, codes = answering.standing(live, dict(subject.assume))
+        standing, codes = answering.label_statistics(live, dict(subject.assume))
         used = set(np.flatnonzero(standing.counts_C).tolist()) | set(codes.values())
         ordered = sorted(used, key=lambda code: standing.labels[code])
         translation = np.full(len(standing.labels) + 1, -1, np.int32)
@@ -318,7 +318,7 @@ class Group:
         else:
             own = first.own_Q, first.own_digests_Q
             retrieved = search_others(live, opened.digests, vectors_QD, first.k, *own, restrictions)
-        found = answering.told_of(live, retrieved)
+        found = answering.neighbor_table(live, retrieved)
         kept = self._kept(opened.state, found) if first.scope == "live" and opened.state.kept else None
         found = replace(found, codes_QK=translation[found.codes_QK], kept=kept)
         answers, start = [], 0
@@ -331,7 +331,7 @@ class Group:
             answers.append(Answer(found.rows(rows), said, known, live.num_shards, self._current))
         return answers
 
-    def _kept(self, state: State, found: Found) -> list[list[KeptValues]]:
+    def _kept(self, state: State, found: NeighborTable) -> list[list[KeptValues]]:
         """The kept columns of what was found."""
         ids = sorted({*found.ids_QK[found.ids_QK >= 0].tolist()})
         values = read_kept(self._storage, state, ids)

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.decisions.found import Standing, joined
+from pipeline.decisions.neighbor_table import LabelStatistics, merge_labels
 from pipeline.errors import (
     EncoderError,
     QuestionFailed,
@@ -41,7 +41,7 @@ CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
 logger = plain_logger(__name__)
 
 
-_Joined = tuple[Standing, list[np.ndarray]]
+_Joined = tuple[LabelStatistics, list[np.ndarray]]
 
 
 class GroupClient(Protocol):
@@ -69,7 +69,7 @@ class Member:
     queue: MicroBatcher[Asked, Answer]
     heavy: MicroBatcher[Asked, Answer]
     missing: bool = False
-    standings: Recent[Standing] = field(default_factory=lambda: Recent[Standing](STANDINGS_BYTES))
+    standings: Recent[LabelStatistics] = field(default_factory=lambda: Recent[LabelStatistics](STANDINGS_BYTES))
 
 
 class Members:
@@ -80,7 +80,7 @@ class Members:
         self._aside = aside
         self.all = [self._member(number, client) for number, client in enumerate(clients)]
         self._edition = Edition(0, "")
-        self._joined = Recent[tuple[list[Standing], _Joined]](STANDINGS_BYTES)
+        self._joined = Recent[tuple[list[LabelStatistics], _Joined]](STANDINGS_BYTES)
 
     async def prepare(self, edition: Edition, timeout: float) -> list[BaseException | None]:
         """Have every group open a version; for each why it could not in `timeout` seconds, if so."""
@@ -191,7 +191,7 @@ class Members:
         Raises Overloaded.
         """
         key = _key(subject)
-        own: list[Standing] = []
+        own: list[LabelStatistics] = []
         for member, answer in present:
             assert answer.standing is not None  # noqa: S101  # it was asked for where it was not known
             own.append(answer.standing)
@@ -202,12 +202,12 @@ class Members:
         if known is not None:
             return known[1]
         num_labels = sum(len(standing.labels) for standing in own)
-        found = await self._aside.run(lambda: joined(own)) if num_labels > MANY_LABELS else joined(own)
+        found = await self._aside.run(lambda: merge_labels(own)) if num_labels > MANY_LABELS else merge_labels(own)
         if not subject.assume:  # kept with what it was made of, so that no id is used again
             self._joined.put(together, (own, found), 2 * LABEL_BYTES * num_labels)
         return found
 
-    def known_standings(self, subject: Subject) -> list[Standing] | None:
+    def known_standings(self, subject: Subject) -> list[LabelStatistics] | None:
         """What the labels stand for in each group; None where it is not known of all."""
         known = [member.standings.get(_key(subject)) for member in self.all]
         return None if None in known else [standing for standing in known if standing is not None]

@@ -17,8 +17,8 @@ import numpy as np
 
 from pipeline.deadline import Deadline
 from pipeline.decisions.decision import Decision, Neighbor
-from pipeline.decisions.found import Found, Standing, decide, joined, merged
-from pipeline.decisions.question import Answering, Question
+from pipeline.decisions.neighbor_table import LabelStatistics, NeighborTable, decide, merge_labels, merge_neighbors
+from pipeline.decisions.question import AnswerContext, Question
 from pipeline.errors import (
     Overloaded,
     Unavailable,
@@ -138,8 +138,8 @@ class Decided:
 
 @dataclass(frozen=True)
 class _Gathered:
-    found: Found
-    standing: Standing
+    found: NeighborTable
+    standing: LabelStatistics
     state: State
     shards: int
     known: frozenset[int]
@@ -264,7 +264,7 @@ class Service:
                 question.label_set, question.where, excluding=bool(question.exclude)
             )
             version, total = gathered.state.version, _shards_total(gathered.state)
-            context = Answering(question, version, gathered.shards, total, why_empty)
+            context = AnswerContext(question, version, gathered.shards, total, why_empty)
             uris = [None] * len(vectors_QD)
             decisions = await self.worked(
                 len(uris) * question.k, lambda: decide(gathered.found, gathered.standing, context, uris)
@@ -476,7 +476,7 @@ class Service:
         self.meter.took("search", time.monotonic() - began)
         known = frozenset().union(*(answer.known for _, answer in present))
         partial = bool(missing) or shards < total
-        return _Gathered(merged(parts, question.k), standing, state, shards, known, partial, missing)
+        return _Gathered(merge_neighbors(parts, question.k), standing, state, shards, known, partial, missing)
 
     async def _balance(self, question: Question, how: How) -> float:
         """The balance that `auto` stands for, chosen once for a version, whoever asks meanwhile."""
@@ -514,7 +514,7 @@ class Service:
         known = self._members.known_standings(subject)
         if known is None:  # a newer version has come meanwhile
             return await self._chosen_balance(question, key)
-        _, translations = joined(known)
+        _, translations = merge_labels(known)
         codes_N = np.concatenate([t[s.codes_N] for s, t in zip(samples, translations, strict=True)])
         ids_N, vectors_ND, digests_N = (
             np.concatenate([getattr(s, name) for s in samples]) for name in ("ids_N", "vectors_ND", "digests_N")

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from pipeline.store.checks.file_contents import Facts, off_unit
+from pipeline.store.checks.file_contents import FileFacts, off_unit
 from pipeline.store.checks.findings import Finding, damage
 from pipeline.store.checks.version_files import Step
 from pipeline.store.layout import commit_path
@@ -26,10 +26,10 @@ JPEG = b"\xff\xd8"  # how one begins
 _NONE = np.empty(0, np.int64)
 
 
-class Agreement:
+class Consistency:
     """Checks one version after the other; `facts` are what is known of the files with ids that are whole."""
 
-    def __init__(self, facts: Mapping[str, Facts]) -> None:
+    def __init__(self, facts: Mapping[str, FileFacts]) -> None:
         self._facts = facts
         self._seen: dict[tuple[int, ...], object] = {}  # by identity; kept alive, so that no other gets its number
         self._tombstones: tuple[FileRef, ...] = ()

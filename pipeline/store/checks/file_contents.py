@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DamagedFile, MissingFile, NotPermitted
 from pipeline.progress import OnProgress, Progress
-from pipeline.store.checks.findings import Finding, damage, unread
+from pipeline.store.checks.findings import Finding, damage, not_looked_at
 from pipeline.store.checks.inventory import Inventory
 from pipeline.store.checks.row_checks import PlanRows, ShardSides
 from pipeline.store.layout import Kind, kind_of
@@ -57,7 +57,7 @@ _OF_THE_IDENTITY = {"entries", "shard vectors"}  # only who knows the encoder kn
 
 
 @dataclass(frozen=True)
-class Facts:
+class FileFacts:
     """What was found in a file that is as it was written; `label_sets` are those that an overlay of labels names.
 
     `kept` are the kept columns of entries.
@@ -84,7 +84,7 @@ class Contents:
             if file is not None
         }
         self._loading = threading.Lock()
-        self.facts: dict[str, Facts] = {}
+        self.facts: dict[str, FileFacts] = {}
         self.broken: set[str] = set()
 
     def read(self, on_progress: OnProgress) -> Iterator[Finding]:
@@ -107,7 +107,7 @@ class Contents:
                 raise DamagedFile("was altered: its bytes are not those that were written")
         except NotPermitted as error:
             self.broken.add(file.path)
-            return [unread(error)]
+            return [not_looked_at(error)]
         except DamagedFile as error:
             self.broken.add(file.path)
             return [damage(file.path, "is missing" if isinstance(error, MissingFile) else str(error))]
@@ -161,7 +161,7 @@ class Contents:
                         yield from self._against_plans(table, table["id"].to_numpy(), ["uri"])
                 if kind != "labels":
                     yield from _check_ids(file, ids_N)
-                self.facts[file.path] = Facts(ids_N, frozenset(names))
+                self.facts[file.path] = FileFacts(ids_N, frozenset(names))
         if rows != file.rows:
             yield f"has {rows:,} rows where versions tell of {file.rows:,}"
 
@@ -183,7 +183,7 @@ class Contents:
             yield damage(file.path, what)
         if len(ids_N) != file.rows:
             yield damage(file.path, f"has {len(ids_N):,} rows where versions tell of {file.rows:,}")
-        self.facts[file.path] = Facts(ids_N, kept=kept)
+        self.facts[file.path] = FileFacts(ids_N, kept=kept)
 
     def _check_entries(self, file: FileRef, table: pa.Table) -> Iterator[Finding]:
         """One row group of an entries file."""
@@ -215,7 +215,7 @@ class Contents:
         """One of the files beside a shard's FAISS index."""
         if kind == "shard ids":
             side.ids_N = self._array(data)
-            self.facts[file.path] = Facts(side.ids_N)
+            self.facts[file.path] = FileFacts(side.ids_N)
             rows = len(side.ids_N)
             if (np.diff(side.ids_N) <= 0).any():
                 yield "has ids that do not ascend"

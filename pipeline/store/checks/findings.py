@@ -27,7 +27,7 @@ class Finding:
         return {"severity": self.severity, "path": self.path, "what": self.what, "advice": self.advice}
 
 
-def unread(error: NotPermitted) -> Finding:
+def not_looked_at(error: NotPermitted) -> Finding:
     """A file or folder that may not be read: whether it is sound cannot be known."""
     advice = str(error).rpartition(": ")[2]
     return Finding("unread", error.path or "the memory", "is not readable (permission denied)", advice)

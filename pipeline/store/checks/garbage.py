@@ -24,9 +24,9 @@ from pipeline.store.layout import (
     segment_folder,
 )
 from pipeline.store.log.state import BreakLeases
-from pipeline.store.log.version_log import Kept, VersionLog
+from pipeline.store.log.version_log import Retained, VersionLog
 from pipeline.store.segments import reservations
-from pipeline.store.storage.leases import LeaseRecord, live, standing
+from pipeline.store.storage.leases import LeaseRecord, live_leases, read_leases
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def take_census(log: VersionLog, first: int | None = None) -> Census:
     """
     storage = log.storage
     files = storage.walk()
-    leases = standing(storage)
-    working = live(storage, leases)
+    leases = read_leases(storage)
+    working = live_leases(storage, leases)
     abandoned = set(storage.abandoned())
     inventory, named = _named(log, first)
     version, committed = inventory.version, inventory.segments
@@ -120,7 +120,7 @@ def _claimed_since(log: VersionLog, census: Census, paths: Sequence[str]) -> set
 
     Leases first, as in the census. Whoever takes one later finds the segment given up, or the version dropped.
     """
-    leases = standing(log.storage)
+    leases = read_leases(log.storage)
     claimed = {path for path in paths if any(record.covers(path) for record in leases)}
     newest = log.newest()
     if newest is not None and newest.version > census.version:
@@ -136,15 +136,15 @@ def named_paths(log: VersionLog) -> set[str]:
 def _named(log: VersionLog, start: int | None) -> tuple[Inventory, set[str]]:
     """What the versions to be read hold, and every path that they need, their own included."""
     try:
-        log.kept()
+        log.retained()
     except MemoryMissing:
         return Inventory(), {HINT}
 
-    def look(kept: Kept) -> tuple[Inventory, set[str]]:
+    def look(kept: Retained) -> tuple[Inventory, set[str]]:
         inventory = Inventory.of(log, start)
         first = max(start or 0, kept.first)
         named = {HINT, *inventory.files, *map(commit_path, range(first, inventory.version + 1))}
         named |= {checkpoint_path(number) for number in log.checkpoints() if number >= first}
         return inventory, named | set(map(erasure_path, log.latest().erasures))
 
-    return log.over_kept(look)
+    return log.over_retained(look)

@@ -41,7 +41,7 @@ class Inventory:
 
     def walk(self, log: VersionLog, first: int | None = None, last: int | None = None) -> None:
         """Take in the kept versions that came since. Raises DamagedFile."""
-        kept = log.kept()
+        kept = log.retained()
         start = max(first or 0, kept[0])
         if not self.version:
             self.add(log.at(start))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from pipeline.errors import DamagedFile, NotPermitted
-from pipeline.store.checks.findings import CLEAN, RESTORE, Finding, damage, unread
+from pipeline.store.checks.findings import CLEAN, RESTORE, Finding, damage, not_looked_at
 from pipeline.store.checks.version_files import Chain
 from pipeline.store.layout import ERASURES, nonce_of
 from pipeline.store.log.erasure_plan import ErasurePlan
@@ -16,7 +16,7 @@ from pipeline.store.log.state import State
 from pipeline.store.log.version_log import Commit
 from pipeline.store.storage.file_refs import check_places
 from pipeline.store.storage.interface import Storage
-from pipeline.store.storage.leases import live, standing
+from pipeline.store.storage.leases import live_leases, read_leases
 
 FIRST = f"{CLEAN}, which finishes the erasure that was cut off, and verify again"
 
@@ -32,7 +32,7 @@ def read_plans(storage: Storage) -> dict[str, ErasurePlan | Finding]:
             if plan.path != path:
                 raise ValueError(f"it is the plan of {plan.nonce}")
         except NotPermitted as error:
-            found[path] = unread(error)
+            found[path] = not_looked_at(error)
         except DamagedFile:  # it was finished just now
             continue
         except ValueError:
@@ -42,7 +42,7 @@ def read_plans(storage: Storage) -> dict[str, ErasurePlan | Finding]:
     return found
 
 
-def carried_out(chain: Chain, plans: Iterable[ErasurePlan]) -> Chain:
+def carry_out_in(chain: Chain, plans: Iterable[ErasurePlan]) -> Chain:
     """The versions without what committed erasures erase; as they are where one cannot be read or followed."""
     committed = set(chain.newest_state.erasures) if chain.newest_state else set()
     for plan in plans:
@@ -73,7 +73,7 @@ def unfinished_erasures(storage: Storage, chain: Chain, plans: dict[str, Erasure
     """What is to be said first: how to finish erasures that were committed, and that nobody is carrying out."""
     committed = set(chain.newest_state.erasures) if chain.newest_state else set()
     try:
-        working = list(live(storage, standing(storage)))
+        working = list(live_leases(storage, read_leases(storage)))
     except NotPermitted:  # of which the census tells
         working = []
     for path, plan in plans.items():
@@ -86,7 +86,7 @@ def unfinished_erasures(storage: Storage, chain: Chain, plans: dict[str, Erasure
             yield Finding("waste", path, what, f"{CLEAN}, which finishes it")
 
 
-def advised(findings: Iterable[Finding]) -> Iterator[Finding]:
+def advise(findings: Iterable[Finding]) -> Iterator[Finding]:
     """What else is found while an erasure waits to be finished: a copy would bring back what it erased."""
     for finding in findings:
         restores = finding.severity == "damage" and RESTORE in finding.advice

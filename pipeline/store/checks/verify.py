@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 from pipeline.errors import DamagedFile, FirstAddUnfinished, MissingFile, NotPermitted
 from pipeline.progress import OnProgress, ignore_progress
-from pipeline.store.checks.consistency import Agreement
+from pipeline.store.checks.consistency import Consistency
 from pipeline.store.checks.file_contents import Contents
-from pipeline.store.checks.findings import CLEAN, RESTORE, Finding, damage, unread
+from pipeline.store.checks.findings import CLEAN, RESTORE, Finding, damage, not_looked_at
 from pipeline.store.checks.garbage import Census, take_census
 from pipeline.store.checks.inventory import inventory_of
-from pipeline.store.checks.unfinished_erasures import advised, carried_out, read_plans, unfinished_erasures
+from pipeline.store.checks.unfinished_erasures import advise, carry_out_in, read_plans, unfinished_erasures
 from pipeline.store.checks.verify_first_add import first_add_contents
 from pipeline.store.checks.version_files import Chain, check_hint, check_steps, read_chain
 from pipeline.store.layout import DESCRIPTION, VERSIONS, folder_at_the_top, segment_folder
@@ -79,13 +79,13 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
         files = len(inventory.files)
         return Verification(tuple(findings), 0, 0, files, num_bytes, 0, (), dimension, frozenset(broken))
     plans |= read_plans(log.storage)  # of one that was committed meanwhile
-    chain = carried_out(chain, (plan for plan in plans.values() if not isinstance(plan, Finding)))
+    chain = carry_out_in(chain, (plan for plan in plans.values() if not isinstance(plan, Finding)))
     inventory = inventory_of(chain)
     contents = Contents(log.storage, inventory)
     findings = [*chain.findings, *check_steps(chain), *check_hint(log, chain)]
     findings += [damage(path, "is described in two ways by two versions") for path in inventory.contradicted]
     findings += _with_way_out(contents.read(on_progress), chain)
-    agreement = Agreement(contents.facts)
+    agreement = Consistency(contents.facts)
     for step in chain.steps():
         findings += agreement.check(step)
     findings += _numbers(log.storage, agreement.numbers)
@@ -101,13 +101,13 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
             garbage_bytes = census.garbage_bytes
             findings += _whose(census)
         except NotPermitted as error:
-            findings.append(unread(error))
+            findings.append(not_looked_at(error))
         except DamagedFile as error:  # a link in the place of a folder
             findings.append(damage(*_in_the_way(error, log.storage)))
     findings += strangers(log.storage)
     unfinished = list(unfinished_erasures(log.storage, chain, plans))
     if unfinished:
-        findings = [*unfinished, *advised(findings)]
+        findings = [*unfinished, *advise(findings)]
     version_bytes = sum(log.storage.walk(VERSIONS).values())
     return Verification(
         findings=tuple(dict.fromkeys(findings)),
@@ -139,7 +139,7 @@ def _still_true(log: VersionLog, findings: list[Finding]) -> list[Finding]:
     plans = read_plans(log.storage)
     now = read_chain(log)
     plans |= read_plans(log.storage)
-    carried = carried_out(now, (plan for plan in plans.values() if not isinstance(plan, Finding)))
+    carried = carry_out_in(now, (plan for plan in plans.values() if not isinstance(plan, Finding)))
     named = inventory_of(carried).files
     versions = {f"{VERSIONS}/{name}" for name in log.storage.list(VERSIONS)} | {f.path for f in now.findings}
 
@@ -156,7 +156,7 @@ def _numbers(storage: Storage, numbers: set[int]) -> Iterator[Finding]:
         try:
             reservation = reservations.read_reservation(storage, number)
         except NotPermitted as error:
-            yield unread(error)
+            yield not_looked_at(error)
             continue
         except DamagedFile as error:
             yield damage(path, "is missing" if isinstance(error, MissingFile) else "is not whole", RESTORE)

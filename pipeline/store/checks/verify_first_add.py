@@ -9,7 +9,7 @@ from pipeline.store.layout import DESCRIPTION, SEGMENTS, mark_of_rows, segment_f
 from pipeline.store.segments import part_marks, reservations
 from pipeline.store.segments.first_add import how_far
 from pipeline.store.storage.interface import Storage
-from pipeline.store.storage.leases import live, standing
+from pipeline.store.storage.leases import live_leases, read_leases
 
 _OF_A_PART = ("entries", "rejected", "thumbnails", "offsets")
 GO_ON = "run the same `add` again, which goes on with it"
@@ -21,7 +21,7 @@ def first_add_contents(storage: Storage, on_progress: OnProgress) -> tuple[list[
 
     What the add does not count as done is neither read nor damage.
     """
-    working = live(storage, standing(storage))
+    working = live_leases(storage, read_leases(storage))
     findings = [Finding("note", record.path, f"{record} is at work", "nothing: wait for it") for record in working]
     advice = "nothing: it is at work" if working else GO_ON
     said = f"there is no version yet, the first add is not finished: {how_far(storage)}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pipeline.errors import DamagedFile, FormatError, MissingFile, NotPermitted
-from pipeline.store.checks.findings import RESTORE, Finding, damage, unread
+from pipeline.store.checks.findings import RESTORE, Finding, damage, not_looked_at
 from pipeline.store.layout import HINT, VERSIONS, checkpoint_number, checkpoint_path, commit_number, commit_path
 from pipeline.store.log.state import SetIndex, SetState, State
 from pipeline.store.log.version_log import Commit, VersionLog
@@ -76,7 +76,7 @@ def read_chain(log: VersionLog) -> Chain:
     names = log.storage.list(VERSIONS)
     there = sorted(number for number in map(commit_number, names) if number is not None)
     if not there:
-        log.kept()  # says what is missing
+        log.retained()  # says what is missing
     lowest = newest = there[-1]
     known = set(there)
     while lowest - 1 in known:
@@ -155,7 +155,7 @@ def check_hint(log: VersionLog, chain: Chain) -> Iterator[Finding]:
     try:
         hinted = int(log.storage.read(HINT))
     except NotPermitted as error:
-        yield unread(error)
+        yield not_looked_at(error)
         return
     except (DamagedFile, ValueError):
         yield Finding("note", HINT, "is no number", "nothing: no reader depends on it, and it is written anew")
@@ -179,7 +179,7 @@ def _gaps(there: list[int], has_start: bool) -> Iterator[Finding]:
 
 def _unreadable(path: str, error: Exception, advice: str) -> Finding:
     if isinstance(error, NotPermitted):
-        return unread(error)
+        return not_looked_at(error)
     if isinstance(error, FormatError):
         return damage(path, _said(error), _LATER)
     what = "is missing" if isinstance(error, MissingFile) else "is not as it was written"

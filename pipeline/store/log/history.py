@@ -42,7 +42,7 @@ def history(log: VersionLog, at: int | None = None, limit: int | None = None) ->
     """
     if limit is not None and limit < 1:
         raise UsageError(f"{limit} is not a number of versions: show 1 or more")
-    kept = log.kept()
+    kept = log.retained()
     last = kept[-1] if at is None else at
     if last not in kept:
         raise MemoryMissing(
@@ -54,7 +54,7 @@ def history(log: VersionLog, at: int | None = None, limit: int | None = None) ->
 
 def _commits(log: VersionLog, first: int, last: int) -> list[Commit]:
     """Commits in order; those that another process drops meanwhile are passed over."""
-    return log.over_kept(lambda kept: [*log.commits(range(max(first, kept.first), last + 1))])
+    return log.over_retained(lambda kept: [*log.commits(range(max(first, kept.first), last + 1))])
 
 
 def _summary(commit: Commit) -> VersionSummary:

@@ -27,12 +27,12 @@ TIER_ROWS = (FOLD_EVERY * 64, FOLD_EVERY * 1024)  # files below the first are me
 FILES_A_TIER = (63, 15)
 
 
-def encoded_vector(vector_D: np.ndarray) -> str:
+def encode_vector(vector_D: np.ndarray) -> str:
     """A vector as an entry in a commit holds it: base64 of float16 [D], little-endian."""
     return base64.b64encode(np.ascontiguousarray(vector_D, "<f2").tobytes()).decode()
 
 
-def encoded_thumbnail(jpeg: bytes | None) -> str | None:
+def encode_thumbnail(jpeg: bytes | None) -> str | None:
     """A thumbnail as an entry in a commit holds it: base64 of a JPEG."""
     return base64.b64encode(jpeg).decode() if jpeg is not None else None
 

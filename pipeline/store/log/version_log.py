@@ -113,7 +113,7 @@ class _Written(BaseModel):
 
 
 @dataclass(frozen=True)
-class Kept:
+class Retained:
     """What others may change under whoever reads all versions: the first that is kept, and the erasures so far."""
 
     first: int
@@ -153,7 +153,7 @@ class VersionLog:
                 return newer
             self._known = self._known_nonce = None
         self._known, self._known_nonce = steady(
-            lambda: self.kept()[-1], lambda newest: (self._folded_to(newest), self._nonce_if_there(newest))
+            lambda: self.retained()[-1], lambda newest: (self._folded_to(newest), self._nonce_if_there(newest))
         )
         return self._known
 
@@ -179,13 +179,13 @@ class VersionLog:
                 f"the memory at {self.storage.uri} has no version {wanted}: it goes from {kept[0]} to {kept[-1]}"
             )
 
-        return steady(self.kept, read)
+        return steady(self.retained, read)
 
-    def over_kept(self, read: Callable[["Kept"], Result]) -> Result:
+    def over_retained(self, read: Callable[["Retained"], Result]) -> Result:
         """What `read` finds in all versions that are kept; anew where some were dropped or redacted meanwhile."""
-        return steady(lambda: Kept(self.kept()[0], self.latest().erasures), read)
+        return steady(lambda: Retained(self.retained()[0], self.latest().erasures), read)
 
-    def kept(self) -> range:
+    def retained(self) -> range:
         """The numbers of the versions that can be read. Raises MemoryMissing or DamagedFile."""
         for attempt in range(MAX_LISTINGS):
             names = self.storage.list(VERSIONS)
@@ -223,7 +223,7 @@ class VersionLog:
 
     def states(self) -> Iterator[tuple[Commit, State]]:
         """Every version that can be read, oldest first, with its state."""
-        kept = self.kept()
+        kept = self.retained()
         state = self._folded_to(kept[0])
         yield self._read(kept[0]), state
         for commit in self.commits(kept[1:]):
@@ -337,7 +337,7 @@ class VersionLog:
         """Whether a number is not, or no more, one of those kept. They go in order, so its neighbour went first."""
         if number > 1 and self.storage.exists(commit_path(number - 1)):
             return False
-        return number not in self.kept()  # it may be the first that is kept
+        return number not in self.retained()  # it may be the first that is kept
 
     def _committed(self, state: State, nonce: str) -> State:
         self._known, self._known_nonce = state, nonce

@@ -21,7 +21,9 @@ BUCKET_ROWS = 1 << 22  # sorted at a time: 64 MB, and as much again
 MAX_BUCKETS = 256
 
 
-def write_held(storage: Storage, path: str, state: State, on_progress: OnProgress = ignore_progress) -> FileRef | None:
+def freeze_digests(
+    storage: Storage, path: str, state: State, on_progress: OnProgress = ignore_progress
+) -> FileRef | None:
     """Publish the digests of the live entries of a version; None where it has none.
 
     Reads ids and sha256 of every entry, one file after another: 35 bytes an entry on disk. A million entries take half
@@ -61,7 +63,7 @@ def _write_sorted(local: Path, buckets: list[IO[bytes]], rows: int) -> None:
     written.flush()
 
 
-class Held:
+class FrozenDigests:
     """Looks up digests among those frozen with a plan. Raises DamagedFile where the file is not as it was written."""
 
     def __init__(self, storage: Storage, file: FileRef) -> None:

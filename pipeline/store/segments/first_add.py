@@ -12,7 +12,7 @@ from pipeline.errors import DamagedFile, VisualMemoryError
 from pipeline.store.layout import ENCODER, LEASES, part_of_mark
 from pipeline.store.segments import part_marks, reservations
 from pipeline.store.storage.interface import Storage
-from pipeline.store.storage.leases import Lease, standing
+from pipeline.store.storage.leases import Lease, read_leases
 from pipeline.store.storage.local import LocalStorage
 
 EMBEDDED = "all of it is embedded"
@@ -51,7 +51,7 @@ def has_begun(storage: Storage) -> bool:
     numbers = reservations.reserved(storage)
     if any(not reservations.is_given_up(storage, number) for number in numbers):
         return True
-    return bool(standing(storage)) or bool(not numbers and storage.list(ENCODER))
+    return bool(read_leases(storage)) or bool(not numbers and storage.list(ENCODER))
 
 
 def unfinished_first_add(storage: Storage) -> str | None:

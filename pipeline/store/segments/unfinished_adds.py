@@ -9,7 +9,7 @@ from pipeline.errors import DamagedFile
 from pipeline.store.layout import SEGMENTS, segment_folder
 from pipeline.store.segments import part_marks, reservations
 from pipeline.store.storage.interface import Storage
-from pipeline.store.storage.leases import LeaseRecord, live, standing
+from pipeline.store.storage.leases import LeaseRecord, live_leases, read_leases
 
 READ_AT_ONCE = 16
 
@@ -50,8 +50,8 @@ class UnderWay:
 
 def under_way(storage: Storage, committed: Collection[int]) -> Iterator[UnderWay]:
     """Every reserved segment that neither a version names nor anybody gave up, and every add that has no plan yet."""
-    leases = standing(storage)
-    working = live(storage, leases)
+    leases = read_leases(storage)
+    working = live_leases(storage, leases)
     adding = [record for record in working if record.work.startswith(ADDING)]
     at_work = {record.process for record in adding if not _is_planning(record)}
     # A first add is announced by a lease of its own besides, while it is planned and embedded.

@@ -103,13 +103,13 @@ class Lease:
         self._storage.replace(self._record.path, self._record.model_dump_json(indent=1).encode())
 
 
-def standing(storage: Storage) -> list[LeaseRecord]:
+def read_leases(storage: Storage) -> list[LeaseRecord]:
     """Every lease there is, those of dead holders included."""
     found = (_read(storage, nonce_of(name)) for name in storage.list(LEASES) if name.endswith(".json"))
     return [record for record in found if record is not None]
 
 
-def live(storage: Storage, records: Iterable[LeaseRecord]) -> list[LeaseRecord]:
+def live_leases(storage: Storage, records: Iterable[LeaseRecord]) -> list[LeaseRecord]:
     """Those whose holders are at work. Takes seconds where a holder on another machine has to be watched."""
     alive, watched = [], []
     for record in records:

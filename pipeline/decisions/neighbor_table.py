@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.decisions.decision import Decision, Neighbor, decision_of
-from pipeline.decisions.question import Answering
+from pipeline.decisions.question import AnswerContext
 from pipeline.decisions.voting import count_votes
 
 KeptValues = Mapping[str, bool | int | float | str | None]  # by the names of columns
 
 
 @dataclass(frozen=True)
-class Found:
+class NeighborTable:
     """Neighbours in order: similarities float32, ids int64 and label codes int32, all [Q, K].
 
     Where a query has fewer than K the rest has similarity -inf, id -1 and code -1. `uris`, `datasets` and `kept`, the
@@ -31,11 +31,11 @@ class Found:
     datasets: list[list[str]]
     kept: list[list[KeptValues]] | None = None
 
-    def rows(self, queries: slice) -> "Found":
+    def rows(self, queries: slice) -> "NeighborTable":
         """What was found for some of the queries."""
         columns = self.similarities_QK[queries], self.ids_QK[queries], self.codes_QK[queries]
         kept = self.kept[queries] if self.kept is not None else None
-        return Found(*columns, self.uris[queries], self.datasets[queries], kept)
+        return NeighborTable(*columns, self.uris[queries], self.datasets[queries], kept)
 
     def neighbors(
         self,
@@ -65,7 +65,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Standing:
+class LabelStatistics:
     """What a decision needs to know of entries that are no neighbours.
 
     `counts_C` (int64) are the live entries of each of `labels`; `live` counts those that could be found, with a label
@@ -87,7 +87,7 @@ class Standing:
             which = "of the memory" if where is None else f"that satisfies where ({where})"
             in_set = f" in the label set '{label_set}'" if label_set is not None else ""
             return f"no entry {which} has a label{in_set}"
-        return "every entry with a label is excluded" if excluding else Answering.nothing_found
+        return "every entry with a label is excluded" if excluding else AnswerContext.nothing_found
 
 
 def given(ids_QK: np.ndarray, by_id: Mapping[int, float], others_QK: np.ndarray) -> np.ndarray:
@@ -102,7 +102,9 @@ def given(ids_QK: np.ndarray, by_id: Mapping[int, float], others_QK: np.ndarray)
     return result_QK
 
 
-def decide(found: Found, standing: Standing, answering: Answering, uris: Sequence[str | None]) -> list[Decision]:
+def decide(
+    found: NeighborTable, standing: LabelStatistics, answering: AnswerContext, uris: Sequence[str | None]
+) -> list[Decision]:
     """One decision a query, in order; `uris` are those of the images asked about."""
     rule, weigh = answering.question.rule, answering.question.weigh
     reliabilities_QK = np.ones(found.ids_QK.shape)
@@ -118,7 +120,7 @@ def decide(found: Found, standing: Standing, answering: Answering, uris: Sequenc
     return decisions
 
 
-def merged(parts: Sequence[Found], k: int) -> Found:
+def merge_neighbors(parts: Sequence[NeighborTable], k: int) -> NeighborTable:
     """The k nearest of what several places found for the same queries; equal similarities are ordered by id.
 
     The codes of all must point into one list of labels. An entry is in one place only.
@@ -146,7 +148,7 @@ def merged(parts: Sequence[Found], k: int) -> Found:
         uris.append([part.uris[query][place] for part, place in pairs])
         datasets.append([part.datasets[query][place] for part, place in pairs])
         kept.append([part.kept[query][place] if part.kept is not None else {} for part, place in pairs])
-    return Found(
+    return NeighborTable(
         np.take_along_axis(similarities_QK, order_QK, axis=1),
         ids_QK,
         np.take_along_axis(codes_QK, order_QK, axis=1),
@@ -156,7 +158,7 @@ def merged(parts: Sequence[Found], k: int) -> Found:
     )
 
 
-def joined(parts: Sequence[Standing]) -> tuple[Standing, list[np.ndarray]]:
+def merge_labels(parts: Sequence[LabelStatistics]) -> tuple[LabelStatistics, list[np.ndarray]]:
     """The standing of several places together, and for each its label codes as codes of the whole.
 
     The last item of each translation, int32 [C + 1], is -1: the code of no label stays what it is.
@@ -168,5 +170,5 @@ def joined(parts: Sequence[Standing]) -> tuple[Standing, list[np.ndarray]]:
     counts_C = np.zeros(len(codes), np.int64)
     for part, translation in zip(parts, translations, strict=True):
         np.add.at(counts_C, translation[:-1], part.counts_C)
-    whole = Standing(tuple(codes), counts_C, sum(part.live for part in parts), sum(part.whole for part in parts))
+    whole = LabelStatistics(tuple(codes), counts_C, sum(part.live for part in parts), sum(part.whole for part in parts))
     return whole, translations
