@@ -245,8 +245,8 @@ def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
     candidates = [field for field in schema if _holds_bytes(field.type)]
     if not candidates:
         raise NoImages(
-            f"{uri} has no column of image bytes, only {describe_columns(schema)}: write the bytes of the image files into "
-            "a binary column named image"
+            f"{uri} has no column of image bytes, only {describe_columns(schema)}: write the bytes of the image files "
+            "into a binary column named image"
         )
     # Writers that do not mark texts leave labels as bytes.
     candidates = [field for field in candidates if field.name not in LABEL_COLUMNS] or candidates

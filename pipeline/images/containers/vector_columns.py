@@ -135,13 +135,13 @@ def embedding_field(schema: pa.Schema, uri: str) -> pa.Field:
     found = [field for field in schema if field.name in EMBEDDING_COLUMNS and _is_vector(field.type)]
     if not found:
         raise NoVectors(
-            f"{uri} has no column of image bytes and none of embeddings, only {describe_columns(schema)}: name it image "
-            "or embedding"
+            f"{uri} has no column of image bytes and none of embeddings, only {describe_columns(schema)}: name it "
+            "image or embedding"
         )
     if len(found) > 1:
         raise SourceError(
-            f"{uri} has several columns of embeddings, {describe_columns(found)}: leave only the one to be added, or name "
-            "the others differently"
+            f"{uri} has several columns of embeddings, {describe_columns(found)}: leave only the one to be added, or "
+            "name the others differently"
         )
     return found[0]
 
