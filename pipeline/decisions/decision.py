@@ -1,11 +1,14 @@
 """A decision as people and programs read it: the winner, its votes, and every neighbour with its weight."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Any
 
 from pipeline.decisions.question import AnswerContext
 from pipeline.decisions.voting import Votes
+
+SHOWN_IN_NOTEBOOKS = 10  # neighbours of a decision
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,10 @@ class Neighbor:
         known = ("rank", "id", "uri", "label", "dataset", "similarity", "reliability", "weight", "kept")
         return cls(**{name: fields[name] for name in known if name in fields})
 
+    def _repr_html_(self) -> str:
+        """The neighbour as a notebook shows it."""
+        return _html_table([self])
+
     def to_json(self) -> dict:
         fields = {
             "rank": self.rank,
@@ -46,7 +53,7 @@ class Neighbor:
         return fields | ({"kept": dict(self.kept)} if self.kept else {})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Decision:
     """The answer to one query. An abstention has no label, keeps its votes and says its reason."""
 
@@ -73,6 +80,22 @@ class Decision:
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         return cls(**known | {"neighbors": tuple(map(Neighbor.from_json, fields["neighbors"]))})
 
+    def __repr__(self) -> str:
+        decided = f"label={self.label!r}" if not self.abstained else f"abstained: {self.reason}"
+        return (
+            f"Decision({decided}, confidence={self.confidence:.3f}, margin={self.margin:.3f}, voting={self.voting!r}, "
+            f"k={self.k}, {len(self.neighbors)} neighbors, version={self.version})"
+        )
+
+    def _repr_html_(self) -> str:
+        """The decision as a notebook shows it: what was decided, and the first neighbours."""
+        decided = "no decision" if self.abstained else escape(str(self.label))
+        about = f"confidence {self.confidence:.1%}, margin {self.margin:.1%}, {escape(self.voting)}, k = {self.k}"
+        reason = f"<p>{escape(self.reason)}</p>" if self.reason else ""
+        more = len(self.neighbors) - SHOWN_IN_NOTEBOOKS
+        left = f"<p>and {more} more neighbours</p>" if more > 0 else ""
+        return f"<p><b>{decided}</b> ({about})</p>{reason}{_html_table(self.neighbors[:SHOWN_IN_NOTEBOOKS])}{left}"
+
     def to_json(self) -> dict:
         """The decision as a JSON object."""
         return {
@@ -93,6 +116,16 @@ class Decision:
             "shards_answered": self.shards_answered,
             "shards_total": self.shards_total,
         }
+
+
+def _html_table(neighbors: Sequence[Neighbor]) -> str:
+    head = "".join(f"<th>{name}</th>" for name in ("rank", "label", "similarity", "weight", "id", "uri"))
+    rows = "".join(
+        f"<tr><td>{n.rank}</td><td>{'' if n.label is None else escape(n.label)}</td><td>{n.similarity:.4f}</td>"
+        f"<td>{'' if n.weight is None else f'{n.weight:.4f}'}</td><td>{n.id}</td><td>{escape(n.uri)}</td></tr>"
+        for n in neighbors
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def decision_of(

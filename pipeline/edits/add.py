@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import pyarrow as pa
 
@@ -59,6 +59,7 @@ from pipeline.store.tables import ids
 from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.schemas import read_table
 from pipeline.store.tables.tombstones import read_tombstones
+from pipeline.tabular import Tabular
 
 if TYPE_CHECKING:
     from pipeline.embeddings.encoder import Encoder
@@ -122,9 +123,9 @@ class AddPlan:
     `encoder` is None where nothing is to be embedded with it, nor to be kept of it.
     """
 
-    listing: Listing
-    spec: SegmentSpec
-    encoder: "Encoder | None"
+    listing: Listing = field(repr=False)
+    spec: SegmentSpec = field(repr=False)
+    encoder: "Encoder | None" = field(repr=False)
     options: AddOptions
     already: Segment | None
 
@@ -167,7 +168,7 @@ class AddPlan:
 
 
 @dataclass(frozen=True)
-class AddReport:
+class AddReport(Tabular):
     """What an add came to; `rejects` are the first of the `rejected` images.
 
     `resumed` images were done by an earlier, interrupted run. `segment` is None when the source was there already, as
@@ -187,7 +188,7 @@ class AddReport:
     planned: int
     entries: int
     rejects: tuple[Reject, ...]
-    state: State
+    state: State = field(repr=False)
     seconds: float
     resumed: int = 0
     already: int | None = None
@@ -203,6 +204,10 @@ class AddReport:
     duplicates_within: int = 0
     left_out: int = 0
     small_classes: tuple[SmallClass, ...] = ()
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """A row for each of the `rejects`."""
+        return [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects]
 
     @property
     def version(self) -> int:
@@ -236,7 +241,7 @@ class AddReport:
             "duplicates_left_out": self.left_out,
             "duplicates_within": self.duplicates_within,
             "small_classes": [{"label": small.label, "entries": small.entries} for small in self.small_classes],
-            "rejects": [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects],
+            "rejects": self._rows(),
             "skipped": self.passed_over.num_files,
             "passed_over": self.passed_over.to_json() | self.notes.to_json(),
             **self.census.to_json(),

@@ -5,7 +5,7 @@ become one file each. Older versions keep the files they name until they are dro
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class CompactReport:
     `pending` single adds lay in their commits before. `committed` is whether there was anything to pack.
     """
 
-    state: State
+    state: State = field(repr=False)
     files_before: int
     files_after: int
     pending: int = 0

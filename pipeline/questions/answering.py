@@ -22,6 +22,7 @@ from pipeline.index.search.leave_one_out import copies_among, search_others
 from pipeline.index.search.live_entries import LiveEntries, Restrictions, Retrieved
 from pipeline.index.search.sampling import Sample, draw, each_of
 from pipeline.store.lookup.digests import Digests
+from pipeline.tabular import Tabular
 
 ROWS_ONE_BY_ONE = 256  # that are read from a column; beyond it `take` is cheaper, which costs 0.1 ms each time
 K_FOR_FORGOTTEN = 50
@@ -29,7 +30,7 @@ DECISIONS_ABOUT_FORGOTTEN = 200
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Tabular):
     """Scores of each voting at each k. `skipped` queries could not be asked.
 
     Of these `unreadable` images could not be read, for the labels of `without_word` the label set has no word, and the
@@ -54,6 +55,19 @@ class Evaluation:
     held_already: int | None = None
     unreadable: int = 0
     without_word: int = 0
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """A row for each voting and k, in percent."""
+        return [
+            {
+                "voting": voting,
+                "k": k,
+                "accuracy": accuracy,
+                "balanced_accuracy": self.balanced_accuracy[voting][k],
+            }
+            for voting, at_k in self.accuracy.items()
+            for k, accuracy in at_k.items()
+        ]
 
     def to_json(self) -> dict:
         """Accuracies in percent; keys of the inner objects are k as strings."""

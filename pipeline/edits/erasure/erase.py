@@ -6,7 +6,7 @@ that was killed; one that was killed before its commit has changed nothing.
 """
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -48,7 +48,7 @@ class ErasureReport:
     vectors itself, so the index had to go. `duplicates` have the uri or the hash of an erased entry, and stay.
     """
 
-    state: State
+    state: State = field(repr=False)
     forgotten: int
     rewritten: tuple[str, ...]
     removed: tuple[str, ...]

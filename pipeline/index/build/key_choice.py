@@ -15,6 +15,7 @@ will. What grows with the number of rows is scaled: the time of exact search, an
 import math
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import faiss
 import numpy as np
@@ -38,6 +39,7 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.log.records import Quality
 from pipeline.store.storage.file_refs import FileRef, reading, unaltered_path
 from pipeline.store.storage.interface import Storage, check_length
+from pipeline.tabular import Tabular
 
 SAMPLE_ROWS = 16_384
 SAMPLE_QUERIES = 250
@@ -83,7 +85,7 @@ class Candidate(BaseModel):
         return self.bytes_in_memory * self.quality.seconds_in_batch if self.quality else math.inf
 
 
-class Table(BaseModel):
+class Table(BaseModel, Tabular):
     """The candidates, and what was asked of them."""
 
     model_config = ConfigDict(frozen=True)
@@ -95,6 +97,10 @@ class Table(BaseModel):
     max_latency_ms: float
     refine: bool
     candidates: tuple[Candidate, ...]
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """A row for each candidate."""
+        return [candidate.model_dump(mode="json") for candidate in self.candidates]
 
     def to_json(self) -> dict:
         """The table as a JSON object."""

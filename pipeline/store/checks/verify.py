@@ -6,6 +6,7 @@ Nothing is changed. What is wrong is listed with what to do about it, and no dam
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from pipeline.errors import DamagedFile, FirstAddUnfinished, MissingFile, NotPermitted
 from pipeline.progress import OnProgress, ignore_progress
@@ -23,12 +24,13 @@ from pipeline.store.log.state import file_refs
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.segments import reservations
 from pipeline.store.storage.interface import Storage
+from pipeline.tabular import Tabular
 
 _UNSOUND = ("damage", "unread")
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Tabular):
     """What was looked at and found. `removed` counts the files that a clean-up removed before, None without one.
 
     `indexes` are those of the versions kept, over vectors of `dimension`: pipeline/index alone can open their files.
@@ -45,6 +47,10 @@ class Verification:
     dimension: int
     broken: frozenset[str]
     removed: int | None = None
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """A row for each finding."""
+        return [vars(finding) for finding in self.findings]
 
     @property
     def sound(self) -> bool:

@@ -1,0 +1,24 @@
+"""Reports that are tables give themselves as Arrow and pandas tables."""
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Tabular:
+    """A report with rows. A subclass says what they are in `_rows`."""
+
+    def _rows(self) -> list[dict[str, Any]]:
+        """The rows in order, all with the same names."""
+        raise NotImplementedError
+
+    def to_arrow(self) -> pa.Table:
+        """The rows as an Arrow table; without columns if there are none."""
+        return pa.Table.from_pylist(self._rows())
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """The rows as a pandas DataFrame."""
+        return self.to_arrow().to_pandas()
