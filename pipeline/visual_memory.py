@@ -56,7 +56,17 @@ logger = plain_logger(__name__)
 
 
 class VisualMemory(Reader):
-    """A memory at a URI; it need not exist before the first `add`. `at` pins a version for reading."""
+    """A memory at a URI, to be asked and changed. It need not exist before the first `add`.
+
+    Each change is a new version; versions before it stay readable until `expire`. An erasure is the one change that
+    reaches older versions. Several processes may change one memory at the same time: a change that no longer fits what
+    another writer committed raises CommitConflict. Every method that changes the memory raises UsageError if `at` is
+    given, and StorageError or NotPermitted if the place cannot be written. What Reader says of errors holds here too.
+
+    Args:
+        uri: Folder, or fsspec URI such as `s3://bucket/my.memory`. Credentials come from the environment.
+        at: Version to read; None reads the newest at each call. With a version the memory is read-only.
+    """
 
     _indexed_from = 0  # fresh entries from which on indexing them is worth another try
 
@@ -67,7 +77,27 @@ class VisualMemory(Reader):
         *,
         on_progress: OnProgress = ignore_progress,
     ) -> "AddPlan":
-        """What adding a source would do. Writes nothing."""
+        """Plan the add of a source: list it and settle the encoder. Writes nothing.
+
+        Costs a listing of the source, the footers of its tables, and the loading of the encoder if images are to be
+        embedded.
+
+        Args:
+            source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md).
+            options: What to add and how; None means the defaults of AddOptions.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            The plan, for `carry_out`. Its `already` is the segment that holds this source, if it was added before.
+
+        Raises:
+            SourceError: The source is missing, unreadable or without an image, or lacks a column to be kept.
+            UsageError: A value can never work, or `source` is itself a memory.
+            EncoderError: The model is unknown, or the weights do not fit it.
+            IdentityMismatch: The encoder or the vectors are not those of the memory.
+            MemoryMissing: The memory's folder holds other files and no memory.
+            MissingExtra: torch or timm is needed and not installed.
+        """
         from pipeline.edits.add import AddOptions, prepare
 
         options = options or AddOptions()
@@ -100,7 +130,55 @@ class VisualMemory(Reader):
         runner: RunnerName = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
-        """Remember every image of a source, as AddOptions say: `plan_add`, then `carry_out`."""
+        """Remember every image of a source, in one commit.
+
+        The add is resumable: after a kill, the same call goes on with the same frozen plan and embeds only what is not
+        done. A source that was added before with the same options is not added again. If more than 50,000 entries are
+        then in no index (8,192 if there is an index), an index is built in further commits.
+
+        Args:
+            source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md).
+            labels: Where labels come from: "folder" (the first folder below the source, or what archives and tables
+                say), "parent" (the folder that holds the image), "none", "column:NAME" or "file:PATH".
+            dataset: Name that the entries carry; None takes the name of the source's folder.
+            encoder: A timm model, or "given" or "given:NAME" for vectors without a known encoder. None takes the
+                memory's own; a new memory gets vit_small_patch14_dinov2.lvd142m, or "given" for vectors alone.
+            weights: Path or URI of a weights file; None takes the memory's own, or timm's hub for a new memory.
+            weights_order: How tensors of `weights` are matched to the model: by "name", or "positional".
+            image_size: Side in pixels of the images that the encoder sees; None takes the memory's or the model's own.
+            keep: Columns of the source to store with the entries; the default stores none.
+            decoding: "exact", or "scaled", which decodes large JPEG files faster at a fraction of their size. None
+                takes the memory's own, "exact" for a new memory.
+            thumbnails: Store a small JPEG of about 3 KB with each entry.
+            max_rejected: Fraction of rejected images, 0 to 1, beyond which the add stops; None: 5%, from 10 images on.
+            precision: "auto" tries bfloat16 on NVIDIA GPUs, "bfloat16" tries it anywhere, "float32" never. bfloat16 is
+                used only if the vectors of the first images hardly move.
+            label: One label for all images, in place of `labels`.
+            exclude: Patterns, as in .gitignore, of files to pass over.
+            image_extension: Ending of the images to take from archives with several images a sample; None takes all.
+            duplicates: "keep" adds images whose bytes the memory holds and counts them, "skip" leaves them out.
+            runner: "here" embeds in this process, "ray" on the Ray cluster that it is connected to.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            Counts of entries, rejected images and duplicates, the first rejected images, and the new state. `segment`
+            is None if nothing was added. `index_error` says why an index was not built.
+
+        Raises:
+            SourceError: The source is missing or without an image, no image can be read, or too many are rejected.
+            UsageError: A value can never work.
+            EncoderError: The model is unknown, or the weights do not fit it.
+            IdentityMismatch: The encoder or the vectors are not those of the memory.
+            MemoryMissing: The memory's folder holds other files and no memory.
+            CommitConflict: Another process is adding this source, or a change of another writer does not fit.
+            WorkerError: A worker on the cluster died.
+            MissingExtra: torch, timm or Ray is needed and not installed.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            report = memory.add("photos/", keep=["camera"], thumbnails=True)
+            print(report.entries, report.rejected, report.version)
+        """
         from pipeline.edits.add import AddOptions
 
         check_list("keep", keep)
@@ -126,7 +204,17 @@ class VisualMemory(Reader):
 
     @contextlib.contextmanager
     def announced_add(self, source: str | Path) -> Iterator[None]:
-        """Let `status` tell of the first add of a memory while it is planned, too; of a later one its plan tells."""
+        """Show the first add of a memory in `status` while it is still being planned.
+
+        A context manager around `plan_add` and `carry_out`. It writes a lease while the body runs if the memory has no
+        version yet; a later add is shown by its plan, and nothing is written.
+
+        Args:
+            source: The source that is to be added.
+
+        Raises:
+            UsageError: `at` is given, or the source holds a password or a signature.
+        """
         from pipeline.store.layout import FOLDERS
         from pipeline.store.segments.first_add import announced
         from pipeline.store.storage.open_storage import refuse_secrets
@@ -148,10 +236,29 @@ class VisualMemory(Reader):
         command: str = "add",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
-        """Embed and commit what was planned.
+        """Embed what was planned and commit it, in one commit.
 
-        `runner` "here" embeds in this process, "ray" on the cluster it is connected to. Killed and called again, it
-        goes on where it was. Beyond 50,000 fresh entries it also indexes.
+        The work is resumable: after a kill, plan and carry out the same source again, and only what is not done is
+        embedded. If more than 50,000 entries are then in no index (8,192 if there is an index), an index is built in
+        further commits.
+
+        Args:
+            plan: What `plan_add` returned.
+            runner: "here" embeds in this process, "ray" on the Ray cluster that it is connected to.
+            command: Text that `history` shows for the version.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            Counts of entries, rejected images and duplicates, the first rejected images, and the new state. `segment`
+            is None if nothing was added. `index_error` says why an index was not built.
+
+        Raises:
+            SourceError: No image can be read; or too many are rejected, and what is done stays for the next call.
+            IdentityMismatch: Another writer has given the memory another encoder since it was planned.
+            CommitConflict: Another process is adding this source, or a change of another writer does not fit.
+            WorkerError: A worker on the cluster died.
+            MissingExtra: Ray is needed and not installed.
+            UsageError: The runner is unknown.
         """
         from pipeline.edits.add import run
 
@@ -178,10 +285,34 @@ class VisualMemory(Reader):
         thumbnails: bool = False,
         command: str = "add_images",
     ) -> list[int]:
-        """Remember some images (paths, or bytes of image files) at once, in one commit; return their ids.
+        """Remember some images at once, in one commit.
 
-        With `thumbnails` each keeps a small picture of about 3 KB, which is shown where its file is gone.
-        The memory must have an encoder. Bytes without a uri get one from their hash; several entries may share a uri.
+        Either all images are added or none. An index is built afterwards as for `add`; if that fails, a warning is
+        logged. Nothing is looked up, so the same bytes may be added twice, and several entries may share a uri.
+
+        Args:
+            images: Paths, URIs, or bytes of image files, 1 to 256.
+            labels: One label or None for each image; None gives no labels.
+            uris: One uri or None for each image; None makes uris from the paths, or from the hashes of bytes.
+            dataset: Name that the entries carry.
+            thumbnails: Store a small JPEG of about 3 KB with each entry, which is shown when its file is gone.
+            command: Text that `history` shows for the version.
+
+        Returns:
+            The ids of the new entries, in the order of the images.
+
+        Raises:
+            UsageError: There are no images or too many, a list has another length, or a label is empty.
+            SourceError: An image cannot be read. The message names the first one.
+            MemoryMissing: There is no memory yet: the first images come by `add`.
+            EncoderError: The memory is one of given vectors.
+            MissingExtra: torch or timm is not installed.
+            CommitConflict: A change of another writer does not fit.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            [entry_id] = memory.add_images(["wolf.jpg"], labels=["wolf"], thumbnails=True)
+            memory.relabel(ids=[entry_id], label="dog")
         """
         from pipeline.edits.singles import add_singles, embed_singles
 
@@ -205,7 +336,21 @@ class VisualMemory(Reader):
     def plan_index(
         self, options: IndexOptions = IndexOptions(), *, on_progress: OnProgress = ignore_progress
     ) -> IndexPlan:
-        """What `index` would build, the key chosen on a sample. Writes nothing. Raises IndexBuildError."""
+        """Plan what `index` would build, and measure which key to choose. Writes nothing.
+
+        If there is no key yet, candidates are built and timed on a sample of about 16,000 entries.
+
+        Args:
+            options: Limits and wishes, as for `index`.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            The key, the shards to build, and the table of candidates if they were measured.
+
+        Raises:
+            IndexBuildError: No key meets the limits, `options` do not fit the index there is, or all entries are
+                forgotten.
+        """
         from pipeline.edits.index_growth import plan_with_all_in_files
 
         state = self.state()
@@ -220,10 +365,40 @@ class VisualMemory(Reader):
         command: str = "index",
         on_progress: OnProgress = ignore_progress,
     ) -> State:
-        """Build an index over everything, or shards for the fresh entries of the one there is.
+        """Build an index over all entries, or shards for the entries that the index does not cover yet.
 
-        `runner` "here" builds shard after shard in this process, "ray" many at once on the cluster it is connected to.
-        Cut off and called again, it goes on where it was.
+        All shards appear in one commit, and only if every one reaches the target recall. Single adds move into files in
+        a commit before. The build is resumable: after a kill, the same call goes on, as long as the entries are the
+        same.
+
+        Args:
+            options: Limits and wishes, with these defaults.
+                key (None): A FAISS factory string. None keeps the key of the index, or chooses one by measuring.
+                max_memory_bytes (16 GiB): Memory that the index may take; limits the choice of a key.
+                max_latency_ms (10): Milliseconds that one query alone may take; limits the choice of a key.
+                target_recall (0.95): Recall@10 to reach, more than 0 and at most 1.
+                shard_rows (None: 1,048,576): Rows of a shard at most, but always one file of entries at least.
+                rebuild (False): Build a new index over everything.
+                refine (None): "float16" scores candidates again from the vectors, "none" saves their disk space. None
+                    keeps that of the index; a new index gets "float16".
+            runner: "here" builds one shard after another in this process, "ray" many at once on the connected cluster.
+            command: Text that `history` shows for the version.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            The state with the index. If the index covers everything already, no index is built.
+
+        Raises:
+            IndexBuildError: Nothing to index, no key meets the limits, or `options` do not fit the index there is.
+            CommitConflict: A change of another writer does not fit, such as another index.
+            UsageError: The runner is unknown, or `at` is given.
+            WorkerError: A worker on the cluster died.
+            MissingExtra: Ray is needed and not installed.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            state = memory.index(IndexOptions(target_recall=0.99, rebuild=True))
+            print(state.index.key, len(state.index.shards))
         """
         from pipeline.edits.index_growth import with_all_in_files
 
@@ -249,10 +424,37 @@ class VisualMemory(Reader):
         command: str = "forget",
         on_progress: OnProgress = ignore_progress,
     ) -> forgetting.ForgetReport:
-        """Forget everything that any of these names; no answer of the next version returns it.
+        """Forget every entry that any of the arguments names, in one commit.
 
-        `file` lists ids or uris. With `erase` the bytes go too, from every file and every version, also of entries
-        forgotten before; with `verify` the report holds a receipt of the proof.
+        No answer of the new version returns them. Older versions still do, unless `erase` is given. An erasure reads
+        the files of all versions and writes those anew that hold the entries; if it is killed, the next one or
+        `verify(clean=True)` finishes it.
+
+        Args:
+            ids: Ids of entries.
+            uris: Uris of entries, or paths of their files.
+            labels: Labels; all entries that have one are forgotten.
+            datasets: Datasets; all their entries are forgotten.
+            file: A file with ids or uris, one a line, or a .csv, .tsv or .parquet file with a column `id` or `uri`.
+            erase: Remove the bytes too, from every file and every version, also those of entries forgotten before.
+            verify: Search all files for what was forgotten, and put a receipt into the report.
+            command: Text that `history` shows for the version.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            How many live entries were forgotten, the version, how many were erased, and the receipt if asked for.
+
+        Raises:
+            UsageError: Nothing was named, or a single value was given for a list.
+            UnknownName: An id, uri, label or dataset that no entry has. Nothing is forgotten then.
+            SourceError: `file` cannot be read or is empty.
+            CommitConflict: Another process is erasing, or a change of another writer does not fit.
+            DamagedFile: A file is damaged, even if it is only one shard.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            report = memory.forget(uris=["photos/me.jpg"], erase=True, verify=True)
+            print(report.forgotten, report.erased, report.receipt.proven)
         """
         from pipeline.edits.erasure.all_versions import Catalogue, facts_of
         from pipeline.edits.erasure.erase import erase as erase_entries
@@ -303,7 +505,28 @@ class VisualMemory(Reader):
         file: str | Path | None = None,
         erase: bool = False,
     ) -> forgetting.ForgetPlan:
-        """What `forget` would do. Changes nothing; reads the names of all entries, and no vectors."""
+        """Tell what `forget` would do. Changes nothing.
+
+        Reads the names of all entries, and no vectors.
+
+        Args:
+            ids: Ids of entries.
+            uris: Uris of entries, or paths of their files.
+            labels: Labels; all entries that have one are chosen.
+            datasets: Datasets; all their entries are chosen.
+            file: A file with ids or uris, one a line, or a .csv, .tsv or .parquet file with a column `id` or `uri`.
+            erase: Plan an erasure, which chooses among entries forgotten before too.
+
+        Returns:
+            How many entries are chosen and how many of them are live, by label and by dataset.
+
+        Raises:
+            UsageError: Nothing was named, or a single value was given for a list.
+            UnknownName: An id, uri, label or dataset that no entry has.
+            SourceError: `file` cannot be read or is empty.
+            DamagedFile: A file is damaged, even if it is only one shard.
+            CommitConflict: Another process removed files while they were read.
+        """
         from pipeline.edits.erasure.all_versions import Catalogue
 
         self._writable()
@@ -329,9 +552,35 @@ class VisualMemory(Reader):
         map: str | Path | Mapping[str, Any] | None = None,  # noqa: A002, the word DESIGN has for it
         command: str = "relabel",
     ) -> relabelling.RelabelReport:
-        """Give entries other labels, those of `ids` or of the rows of `file`; or make a label set by a map.
+        """Correct labels of entries, or make a label set by a map, in one commit.
 
-        Without `label_set` the labels as stored are corrected. Where an entry was relabelled before, the last counts.
+        Stored entries stay as they are; the newest correction of an entry counts. Nothing is committed if nothing would
+        change. Give one of three: `ids` with `label`, `file`, or `label_set` with `map`.
+
+        Args:
+            ids: Ids of entries that get `label`.
+            label: The label for `ids`.
+            file: A table with columns `id` or `uri`, and `label`; or JSON `{id: label}` or `{uri: label}`.
+            label_set: Correct labels in this label set, which is made if it is new; None corrects labels as stored.
+            map: Label of the set for each label as stored: a mapping, JSON, or a table with columns `label` and
+                `mapped`.
+            command: Text that `history` shows for the version.
+
+        Returns:
+            How many entries have another label than before, how many had it already, and the version.
+
+        Raises:
+            UsageError: The arguments do not fit together, or an id is no whole number.
+            UnknownName: An id or uri that no live entry has. Nothing is changed then.
+            SourceError: `file` or `map` cannot be read, or contradicts itself.
+            CommitConflict: A change of another writer does not fit.
+            DamagedFile: A file is damaged, even if it is only one shard.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            memory.relabel(ids=[549755813888], label="wolf")
+            memory.relabel(label_set="kind", map={"animal": ["cat", "dog"], "plant": ["oak"]})
+            [decision] = memory.classify(["new.jpg"], label_set="kind")
         """
         self._writable()
         check_list("ids", ids)
@@ -348,9 +597,30 @@ class VisualMemory(Reader):
     def verify(
         self, *, clean: bool = False, command: str = "verify --clean", on_progress: OnProgress = ignore_progress
     ) -> "Verification":
-        """Check every invariant of all versions and their files; with `clean` remove garbage before.
+        """Check every invariant of all versions and their files.
 
-        What is damaged is listed in the report, not raised, but for a memory that has lost every version.
+        Reads and hashes every file of every version. Damage is listed in the report and not raised. It also checks a
+        first add that is not finished.
+
+        Args:
+            clean: Before the check, finish interrupted erasures and remove files that no version and no running work
+                needs. Adds and index builds that were interrupted are removed too.
+            command: Text that `history` shows if the clean-up has to commit a version.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            The findings, each with a way out; `sound` is True if every file was read and no invariant is broken.
+
+        Raises:
+            MemoryMissing: There is no memory here and no add was begun, or `clean` is given before the first add is
+                done.
+            DamagedFile: No version is left at all.
+            CommitConflict: `clean` is given, and another process is erasing.
+
+        Example:
+            verification = VisualMemory("my.memory").verify()
+            for finding in verification.findings:
+                print(finding.severity, finding.path, finding.what, finding.advice)
         """
         from pipeline.edits.clean import clean as remove_garbage
         from pipeline.index.verify import verify_faiss
@@ -367,29 +637,119 @@ class VisualMemory(Reader):
 
     @explain_conflicts
     def compact(self, *, command: str = "compact", on_progress: OnProgress = ignore_progress) -> CompactReport:
-        """Pack small files into few. Ids, labels and answers stay; nothing is committed where nothing is to pack."""
+        """Pack small files into few, in one commit.
+
+        Ids, labels and answers stay the same. Nothing is committed if there is nothing to pack. Older versions keep
+        their files until `expire`.
+
+        Args:
+            command: Text that `history` shows for the version.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            The number of files before and after, and whether a version was committed.
+
+        Raises:
+            CommitConflict: A change of another writer does not fit.
+        """
         self._writable()
         return compact(self.log, command, on_progress)
 
     @explain_conflicts
     def rollback(self, version: int, *, command: str = "rollback") -> RollbackReport:
-        """Commit a new version that is what an older one was. Raises CommitConflict when another writer comes first."""
+        """Commit a new version that is what an older one was.
+
+        The versions in between stay readable, so a rollback can itself be rolled back. No entries are copied. What was
+        erased does not come back.
+
+        Args:
+            version: The version to go back to; not the newest.
+            command: Text that `history` shows for the version.
+
+        Returns:
+            The new version, the one it repeats, and the live entries before and after.
+
+        Raises:
+            UsageError: `version` is the newest one already.
+            MemoryMissing: There is no such version, or it was dropped.
+            CommitConflict: Another writer committed meanwhile, or an erasure is unfinished. Nothing is changed.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            report = memory.rollback(3)
+            print(report.version, report.entries_before, report.entries)
+        """
         self._writable()
         return roll_back(self.log, version, command)
 
     def plan_expire(self, keep: Keep) -> ExpireReport:
-        """What `expire` would drop and remove. Changes nothing."""
+        """Tell what `expire` would drop and remove. Changes nothing.
+
+        Args:
+            keep: An age (timedelta), or a number of versions (int), as for `expire`.
+
+        Returns:
+            How many versions would be dropped, the files and bytes that would go, and the first version that would
+            stay.
+
+        Raises:
+            UsageError: `keep` is neither an age nor a number of versions.
+            CommitConflict: An erasure is unfinished.
+        """
         return plan_expire(self.log, keep)
 
     @explain_conflicts
     def expire(self, keep: Keep, *, command: str = "expire", on_progress: OnProgress = ignore_progress) -> ExpireReport:
-        """Drop old versions: those past before an age (timedelta), or all but so many (int)."""
+        """Drop old versions, and remove the files that only they name.
+
+        The newest version always stays. Interrupted adds stay too, and can go on. The work is resumable: after a kill,
+        call it again.
+
+        Args:
+            keep: A timedelta keeps all versions that are younger, and the last one before, which was the memory at that
+                age. An int keeps so many of the newest versions, 1 or more.
+            command: Text that `history` shows if the clean-up has to commit a version.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            How many versions were dropped, the files and bytes removed, and the versions that can still be read.
+
+        Raises:
+            UsageError: `keep` is neither an age nor a number of versions.
+            CommitConflict: An erasure is unfinished.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            report = memory.expire(timedelta(days=30))
+            print(report.dropped, report.num_bytes, report.first_kept)
+        """
         self._writable()
         return expire(self.log, keep, command, on_progress)
 
     @explain_conflicts
     def copy(self, target: str | Path, *, on_progress: OnProgress = ignore_progress) -> CopyReport:
-        """Copy the memory whole, with all its versions, to an empty place; repeated, an interrupted copy goes on."""
+        """Copy the memory, with all its versions, to an empty place.
+
+        Every file is checked against its hash on the way. The copy is no memory until it is finished. It is resumable:
+        after a kill, the same call goes on.
+
+        Args:
+            target: Folder or URI of the copy: empty, or with an unfinished copy of this memory.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            The versions of the copy, and the files and bytes brought over.
+
+        Raises:
+            UsageError: `target` holds something else, or lies inside the memory, or the memory lies inside it.
+            DamagedFile: A file is not as it was written. The message names it.
+            CommitConflict: An erasure is unfinished, or another process is copying to `target`.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            report = memory.copy("s3://backup/my.memory")
+            print(report.first_version, report.version, report.files)
+        """
         return copy(self.log, open_storage(str(target)), on_progress)
 
     def export(
@@ -402,7 +762,28 @@ class VisualMemory(Reader):
     ) -> ExportReport:
         """Write the live entries of the version that is read to an empty place, as files of vectors.
 
-        Labels are those of now. What is written can be added again, and read by clip-retrieval, autofaiss or DuckDB.
+        Labels are those of that version, corrections included. `add` takes the files in again; clip-retrieval,
+        autofaiss and DuckDB read them. One row group of entries is held in memory at a time. An interrupted export has
+        to start anew.
+
+        Args:
+            out: Folder or URI for the files; it must be empty.
+            file_format: "clip-retrieval" (.npy vectors beside Parquet metadata) or "parquet" (all columns in one file).
+            rows_per_file: Entries in each file at most, 1 or more.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            The version, entries, files and bytes that were written.
+
+        Raises:
+            UsageError: `out` is not empty, or a value can never work.
+            MemoryMissing: The version has no live entry.
+            DamagedFile: An entries file is damaged.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            report = memory.export("vectors/", "parquet")
+            print(report.entries, report.files, report.num_bytes)
         """
         state, place = self.state(), open_storage(str(out))
         return export(self.log.storage, state, place, file_format, rows_per_file, on_progress)

@@ -1,5 +1,7 @@
 """The public names: what users may rely on, under both names of the package, and typed."""
 
+import dataclasses
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -107,3 +109,39 @@ def test_a_file_of_ones_own_does_not_stand_in_the_way(tmp_path: Path) -> None:
         env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
     )
     assert (done.stdout, done.stderr) == ("VisualMemory\n", "")
+
+
+def test_a_decision_shows_itself_short_and_in_a_notebook() -> None:
+    neighbors = tuple(pipeline.Neighbor(rank, rank, f"/<{rank}>.png", "a&b", 0.5, "d", 1.0, 0.1) for rank in range(12))
+    decision = pipeline.Decision("x.png", "a&b", 0.9, 0.2, False, "rank", 12, {"a&b": 0.9}, neighbors, 3, 1, 1)
+    assert len(repr(decision)) < 150
+    page = decision._repr_html_()
+    assert page.count("<tr>") == 11
+    assert "and 2 more" in page
+    assert "a&amp;b" in page
+    assert "/&lt;0&gt;.png" in page
+    assert "no decision" in dataclasses.replace(decision, label=None, abstained=True, reason="too close")._repr_html_()
+
+
+def test_reports_are_tables(digits_memory: pipeline.VisualMemory, digits: Path) -> None:
+    evaluation = digits_memory.evaluate(digits / "ask", ks=(1, 5), votings=("rank", "plurality"))
+    table = evaluation.to_pandas()
+    assert list(table.columns) == ["voting", "k", "accuracy", "balanced_accuracy"]
+    assert len(table) == 4
+    assert digits_memory.verify().to_arrow().num_rows == 0
+    assert len(repr(evaluation)) < 2_000
+
+
+def test_every_public_method_is_described() -> None:
+    """Args for every parameter by its name, and an example where users begin."""
+    for kind in (pipeline.VisualMemory, pipeline.Client):
+        for name, method in inspect.getmembers(kind, inspect.isfunction):
+            if name.startswith("_"):
+                continue
+            said = inspect.getdoc(method) or ""
+            assert said, f"{kind.__name__}.{name}"
+            parameters = [p for p in inspect.signature(method).parameters if p != "self"]
+            missing = [p for p in parameters if f"{p}:" not in said and f"{p}," not in said]
+            assert missing == [], f"{kind.__name__}.{name}"
+    for name in ("add", "classify", "search", "forget", "relabel", "index"):
+        assert "Example:" in (inspect.getdoc(getattr(pipeline.VisualMemory, name)) or ""), name

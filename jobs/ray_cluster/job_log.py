@@ -1,7 +1,7 @@
-"""The log of a job, as it comes: passed on, and the JSON document in it told from the rest.
+"""Passes on the log of a job as it arrives, and separates the JSON document in it from the rest.
 
-Ray writes what a job prints on stdout and on stderr into one file, which does not say what came from where. A document
-can be told by its looks: `print_json` opens and closes it in the first column and indents all between.
+Ray writes the stdout and stderr of a job into one file, which does not mark their origin. The form of a document
+identifies it: `print_json` opens and closes it in the first column, and indents all lines between.
 """
 
 import json
@@ -11,17 +11,17 @@ _CLOSING = {"{": "}", "[": "]"}
 
 
 class JobLog:
-    """Passes a log on in whole lines; with `json` all but the last document in it goes to `tell_rest`.
+    """Passes a log on in whole lines; with `json` everything but the last document goes to `tell_rest`.
 
-    `text` may be cut anywhere. A log that is read again from its beginning, after a lost connection, is passed on from
-    where it was.
+    `text` may be cut anywhere. If the log is read again from its beginning, after a lost connection, the part that was
+    passed on is skipped.
     """
 
     def __init__(self, tell: Callable[[str], object], tell_rest: Callable[[str], object], *, json: bool) -> None:
         self._tell = tell
         self._tell_rest = tell_rest
         self._json = json
-        self._seen = 0  # characters that were passed on or are kept
+        self._seen = 0  # characters passed on or held back
         self._at = 0  # characters read since the log was last opened
         self._line = ""
         self._held: list[str] = []
@@ -29,15 +29,15 @@ class JobLog:
 
     @property
     def length(self) -> int:
-        """Characters that have come so far."""
+        """The number of characters received so far."""
         return self._seen
 
     def reopen(self) -> None:
-        """From now on the log comes from its beginning again."""
+        """Note that the log starts again from its beginning."""
         self._at = 0
 
     def write(self, text: str) -> None:
-        """The next piece of the log."""
+        """Take the next piece of the log."""
         new = text[max(self._seen - self._at, 0) :]
         self._at += len(text)
         self._seen = max(self._seen, self._at)
@@ -46,7 +46,7 @@ class JobLog:
             self._take(f"{line}\n")
 
     def end(self) -> None:
-        """The log is complete: pass on what was kept."""
+        """The log is complete: pass on what was held back."""
         if self._line:
             self._take(self._line)
             self._line = ""
@@ -62,7 +62,7 @@ class JobLog:
         if first not in _CLOSING:
             self._tell_rest(line)
             return
-        if self._held and line[:1] in _CLOSING:  # what was kept was none, and this may be one
+        if self._held and line[:1] in _CLOSING:  # the held lines were no document; this line may begin one
             self._let_go()
             first = line[0]
         self._held.append(line)

@@ -1,13 +1,14 @@
-"""Who else of a machine may read what should be read by its owner alone."""
+"""Checks which other users of this machine can read a file that only its owner should read."""
 
 import stat
 from pathlib import Path
 
 
 def others_who_read(path: str | Path) -> str | None:
-    """Who besides its owner may read a file or look into a folder, in words; None where nobody may, or none is there.
+    """Who besides its owner can read a file or list a folder, in words; None if nobody can, or it does not exist.
 
-    What lies in a folder that nobody else may enter is safe, whatever its own mode; that is not looked at.
+    A file in a folder that nobody else may enter is safe whatever its own mode. This function does not check the
+    folder.
     """
     try:
         mode = Path(path).expanduser().stat().st_mode

@@ -1,4 +1,4 @@
-"""Ray for a verb: the cluster it is a job of, the one named by RAY_ADDRESS, or one of this machine alone."""
+"""Ray for a verb: the cluster that runs it as a job, the one in RAY_ADDRESS, or one of this machine alone."""
 
 import contextlib
 import logging
@@ -14,23 +14,23 @@ from pathlib import Path
 
 from pipeline.errors import UsageError
 
-# Ray's switch, meant for other systems, by which a cluster of this machine alone listens on 127.0.0.1: its processes
-# bind to every interface where the node has another address, another of 127.0.0.0/8 included.
+# Ray's switch, meant for other systems, that makes a cluster of this machine alone listen on 127.0.0.1. Otherwise its
+# processes bind to every interface if the node has another address, even another one in 127.0.0.0/8.
 ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-LONGEST_TEMPORARY = 40  # characters of a folder in which the names of Ray's sockets, 60 more, are not too long
+LONGEST_TEMPORARY = 40  # characters of a folder; the paths of Ray's sockets add 60, and have a limit
 
-USUAL_SHARE = 0.3  # of a CPU, reserved for a process that serves
+USUAL_SHARE = 0.3  # of a CPU, reserved for each serving process
 
 
 def is_a_job() -> bool:
-    """Whether Ray started this process as a job of a cluster; RAY_ADDRESS names that cluster then."""
+    """Whether Ray started this process as a job of a cluster. RAY_ADDRESS then names that cluster."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
 
 
 def start_ray() -> None:
-    """Connect this process to Ray, starting it where there is none, with its own chatter kept to errors.
+    """Connect this process to Ray, or start Ray if there is no cluster. Ray's log output is limited to errors.
 
-    Raises UsageError when RAY_ADDRESS is a dashboard's, which takes jobs and no connections.
+    Raises UsageError if RAY_ADDRESS is the address of a dashboard, which accepts jobs but no connections.
     """
     address = os.environ.get("RAY_ADDRESS", "")
     if address.startswith(("http://", "https://")):
@@ -52,7 +52,7 @@ def start_ray() -> None:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
             return
         ray.init(
-            address="local",  # not what somebody else has started on this machine
+            address="local",  # not a cluster that somebody else started on this machine
             num_cpus=available_cpus(),
             include_dashboard=False,
             log_to_driver=False,
@@ -62,9 +62,10 @@ def start_ray() -> None:
 
 
 def own_folder() -> Path:
-    """The folder of this user for what processes of this machine share and leave, such as Ray's logs.
+    """This user's folder for data that processes of this machine share or leave behind, such as Ray's logs.
 
-    Nobody else may enter it: what Ray makes in it, everybody could change. Raises UsageError where another made it.
+    Nobody else may enter it, because everybody could change what Ray creates in it. Raises UsageError if somebody else
+    owns it.
     """
     place = tempfile.gettempdir()
     folder = Path(place if len(place) <= LONGEST_TEMPORARY else "/tmp") / f"visual-memory-{os.getuid()}"  # noqa: S108
@@ -78,24 +79,24 @@ def own_folder() -> Path:
 
 
 def set_defaults() -> None:
-    """Set what Ray reads of the environment when it is imported, where nothing is set."""
+    """Set environment variables that Ray reads at import, unless they are set already."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a known, harmless error (ray#53727)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault(ONE_MACHINE, "0")
         os.environ["RAY_AUTH_MODE"] = "token"
-        if "RAY_AUTH_TOKEN_PATH" not in os.environ:  # else Ray would keep one where others may read it
+        if "RAY_AUTH_TOKEN_PATH" not in os.environ:  # otherwise Ray would store a token where others may read it
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     elif "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # a driver does not send it otherwise
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # otherwise a driver does not send the token
     if not sys.stderr.isatty():
-        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # a log that is a file is no terminal
+        os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # no colours in a log file
 
 
 @contextlib.contextmanager
 def _deferred_interrupt() -> Iterator[None]:
-    """Let Ctrl-C wait until Ray has started: in the middle of it Ray's core dies with a segmentation fault."""
+    """Delay Ctrl-C until Ray has started: an interrupt during startup crashes Ray's core (SIGSEGV)."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -105,9 +106,9 @@ def _deferred_interrupt() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back_stderr() -> Iterator[None]:
-    """Keep what Ray's C++ core says while it starts, and show it only if starting fails.
+    """Hold back what Ray's C++ core prints while it starts, and show it only if starting fails.
 
-    What this process itself says, such as its progress, goes on to where it went.
+    Output of this process itself, such as its progress, still goes to the original stderr.
     """
     sys.stderr.flush()
     kept, ours = os.dup(2), sys.stderr
@@ -127,7 +128,7 @@ def held_back_stderr() -> Iterator[None]:
 
 
 def _is_stderr_itself() -> bool:
-    """Whether Python's stderr is that of the process, and not what a test or a notebook has put in its place."""
+    """Whether Python's stderr is the stderr of the process, not a replacement by a test or notebook."""
     try:
         return sys.stderr.fileno() == 2
     except (OSError, ValueError, AttributeError):
@@ -135,12 +136,12 @@ def _is_stderr_itself() -> bool:
 
 
 def is_on_cluster() -> bool:
-    """Whether Ray is one that runs already, rather than one of this machine alone."""
+    """Whether Ray is a cluster that runs already, rather than one of this machine alone."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def share_of_cpus(processes: int) -> float:
-    """What to reserve for each of so many processes, so that all fit on this machine and a laptop serves too."""
+    """The fraction of a CPU to reserve for each process, so that all fit on this machine, even a laptop."""
     from pipeline.resources import available_cpus
 
     if is_on_cluster():
@@ -149,7 +150,7 @@ def share_of_cpus(processes: int) -> float:
 
 
 def check_free(host: str, port: int) -> None:
-    """Raises UsageError where a port is taken, or an address is not this machine's."""
+    """Raises UsageError if a port is taken, or if an address is not one of this machine."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -1,4 +1,4 @@
-"""A server on Ray from its start to its end: what it says meanwhile, and how it stops without losing an answer."""
+"""A server on Ray from start to end: what it prints meanwhile, and how it stops without losing an answer."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 APPLICATION = "visual-memory"
 _OUR_ERROR = re.compile(r"pipeline\.errors\.\w+: (.+)")
-SECONDS_BETWEEN_LOOKS = 3.0  # at what is ready, while a server starts
+SECONDS_BETWEEN_LOOKS = 3.0  # between checks of what is ready, while a server starts
 DRAIN_LIMIT_SECONDS = 28.0  # a little more than an ingress takes at most
 
 
@@ -30,14 +30,14 @@ def serve_until_interrupted(
     proxies: dict | None,
     tell: Callable[[str], None],
 ) -> None:
-    """Start Ray and Serve, deploy what `build` makes, announce it, and stop it all once this process is told to.
+    """Start Ray and Serve, deploy what `build` makes, announce it, and stop everything when a signal arrives.
 
-    `proxies` are the HTTP options of Serve's own proxies; None for an application that listens by itself. `tell` takes
-    what is being done. Told to stop (SIGTERM, Ctrl-C), the application takes nothing new and answers what is under way;
-    told again, it stops at once.
+    `proxies` are the HTTP options of Serve's own proxies; None for an application that listens by itself. `tell`
+    receives a line for each step. At the first signal (SIGTERM, Ctrl-C) the application accepts nothing new and answers
+    the requests under way. At a second signal it stops at once.
     """
-    # Serve's own switches for throughput: half as many seconds again for a question (docs/benchmarks.md). Its direct
-    # ingress, which they would turn on, is not needed where ours listens.
+    # Serve's own switches for throughput. Without them a question takes half as long again (docs/benchmarks.md). They
+    # would also turn on Serve's direct ingress, which is not needed because ours listens itself.
     os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
     os.environ.setdefault("RAY_SERVE_ENABLE_DIRECT_INGRESS", "0")
     os.environ.setdefault("RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH", str(1 << 30))  # a batch of images is larger
@@ -59,13 +59,13 @@ def _deploy_and_wait(
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    # On a cluster a line of each request goes to Serve's log, at its level INFO.
+    # On a cluster Serve logs a line for each request at level INFO.
     quiet = {"log_level": "WARNING" if proxies is None else "INFO", "enable_access_log": False}
     application: DeploymentHandle | None = None
     signals.take_over()
     try:
         location = "EveryNode" if proxies is not None else "Disabled"
-        # An exception in the midst of this may abort the process in Ray's core: a signal waits until it is done.
+        # An exception during this call may abort the process in Ray's core: signals wait until it is done.
         serve.start(proxy_location=location, http_options=proxies, logging_config=quiet)
         with signals.raised():
             with _told_of_replicas(tell):
@@ -77,24 +77,24 @@ def _deploy_and_wait(
             announce()
         signals.wait()
         tell("stopping: answering what is under way; once more stops at once")
-    except (Stopped, KeyboardInterrupt):  # Ray's core says the latter of whatever a signal raises
+    except (Stopped, KeyboardInterrupt):  # Ray's core turns whatever a signal raises into the latter
         tell("stopping")
     finally:
         if application is not None:
             _drain(application, signals, tell)
         with held_back_stderr(), contextlib.redirect_stdout(io.StringIO()):
-            # Ray remarks, on either, on processes that end while they are asked.
+            # Ray prints remarks, on stdout and stderr, about processes that end during calls to them.
             if proxies is None:
-                ray.shutdown()  # all of this Ray is ours: nothing is left to be told
+                ray.shutdown()  # this Ray is ours alone: nothing else needs to be undone
             else:
                 _leave_cluster()
 
 
 def _first_failure() -> str | None:
-    """What a replica said that could not start, without the traceback Serve puts around it; None where none did."""
+    """The error of a replica that could not start, without Serve's traceback; None if none reported one."""
     from ray import serve
 
-    with contextlib.suppress(Exception):  # Serve is stopping: what it said at first is told
+    with contextlib.suppress(Exception):  # Serve may be stopping; the caller then uses its first error
         for deployment in serve.status().applications[APPLICATION].deployments.values():
             for line in deployment.message.splitlines():
                 if (found := _OUR_ERROR.search(line)) is not None:
@@ -103,7 +103,7 @@ def _first_failure() -> str | None:
 
 
 def _drain(application: "DeploymentHandle", signals: "StopSignals", tell: Callable[[str], None]) -> None:
-    """Wait until every ingress has answered what is under way, or this process is told to stop once more."""
+    """Wait until every ingress has answered the requests under way, or until the next signal."""
     import ray
 
     asked = _asking_to_drain(APPLICATION, DRAIN_LIMIT_SECONDS)
@@ -113,12 +113,12 @@ def _drain(application: "DeploymentHandle", signals: "StopSignals", tell: Callab
     def wait() -> None:
         try:
             if os.environ.get("RAY_ADDRESS", "").startswith("ray://"):
-                # Handles do not work in a client: a process of the cluster asks instead.
+                # Handles do not work in a Ray client: a process of the cluster calls instead.
                 remote = ray.remote(num_cpus=0)(asked)
                 unanswered.extend(ray.get(remote.remote(), timeout=DRAIN_LIMIT_SECONDS))
             else:
                 unanswered.extend(asked(application))
-        except Exception as error:  # a process that died answers nothing more, and the rest is stopped all the same
+        except Exception as error:  # such as a process that died; the rest is stopped nevertheless
             unanswered.append(error)
         drained.set()
 
@@ -134,9 +134,10 @@ def _drain(application: "DeploymentHandle", signals: "StopSignals", tell: Callab
 
 
 def _asking_to_drain(name: str, limit_seconds: float) -> Callable[..., list[int | Exception]]:
-    """What asks every ingress how many requests it did not answer in time, or why that cannot be known.
+    """A function that drains every ingress. It returns how many requests each did not answer in time, or the error.
 
-    It is made here, and so travels to another process whole: what runs a client's tasks need not have this module.
+    The function is defined here so that it is pickled by value: the process that runs a client's tasks may lack this
+    module.
     """
 
     def asked(application: "DeploymentHandle | None" = None) -> list[int | Exception]:
@@ -144,7 +145,7 @@ def _asking_to_drain(name: str, limit_seconds: float) -> Callable[..., list[int 
 
         from ray import serve
 
-        async def ask() -> list[int | Exception]:  # handles work within an event loop only, as Serve is set up here
+        async def ask() -> list[int | Exception]:  # with Serve's setup here, handles work only in an event loop
             answers = (application or serve.get_app_handle(name)).broadcast("drain")
             found: list[int | Exception] = await answers.results_async(timeout_s=limit_seconds, return_exceptions=True)
             return found
@@ -155,7 +156,7 @@ def _asking_to_drain(name: str, limit_seconds: float) -> Callable[..., list[int 
 
 
 def _leave_cluster() -> None:
-    """Take the application off a cluster that others use too, and Serve with it if nothing else runs there."""
+    """Remove the application from a shared cluster, and shut Serve down if it runs nothing else."""
     import ray
     from ray import serve
 
@@ -168,7 +169,7 @@ def _leave_cluster() -> None:
 
 @contextlib.contextmanager
 def _told_of_replicas(tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell now and then how many processes of the application are ready."""
+    """Report from time to time how many deployments of the application are ready."""
     from ray import serve
 
     done = threading.Event()
@@ -176,7 +177,7 @@ def _told_of_replicas(tell: Callable[[str], None]) -> Iterator[None]:
     def watch() -> None:
         last = ""
         while not done.wait(SECONDS_BETWEEN_LOOKS):
-            with contextlib.suppress(Exception):  # Serve is about to stop: there is nothing to tell
+            with contextlib.suppress(Exception):  # Serve is about to stop: there is nothing to report
                 deployments = serve.status().applications[APPLICATION].deployments
                 ready = [name for name, found in deployments.items() if found.status == "HEALTHY"]
                 waiting = sorted(set(deployments) - set(ready))
@@ -194,11 +195,11 @@ def _told_of_replicas(tell: Callable[[str], None]) -> Iterator[None]:
 
 
 class Stopped(BaseException):
-    """The process was told to stop while it was starting. No error: what retries after errors must let it pass."""
+    """A signal told the process to stop during startup. Not an Exception, so that code that retries lets it pass."""
 
 
 class StopSignals:
-    """SIGTERM and SIGINT: noted, and raised as Stopped where something long is waited for."""
+    """Handles SIGTERM and SIGINT: records them, and raises Stopped during long waits."""
 
     def __init__(self) -> None:
         self._told = 0
@@ -210,17 +211,17 @@ class StopSignals:
         return self._told > 1
 
     def wait(self) -> None:
-        """Wait until the process is told to stop."""
+        """Wait for a signal to stop."""
         self._event.wait()
 
     def take_over(self) -> None:
-        """Handle the signals from here on, whoever did before. Ray's own handler ends the process in its midst."""
+        """Install the handlers, replacing any others. Ray's own handler would end the process mid-work."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note)
 
     @contextlib.contextmanager
     def raised(self) -> Iterator[None]:
-        """Raise Stopped once the process is told to stop, or was."""
+        """Raise Stopped in the block when a signal arrives, or if one has arrived."""
         self._raising = True
         try:
             if self._told:
@@ -238,7 +239,7 @@ class StopSignals:
 
 @contextlib.contextmanager
 def _signals_left_alone() -> Iterator[None]:
-    """Keep Ray from handling SIGTERM while it starts: it would end this process in its midst, or lose the signal."""
+    """Keep Ray from handling SIGTERM while it starts: it would end this process, or lose the signal."""
     set_defaults()
     import ray._private.utils as rays_own
 
@@ -252,7 +253,7 @@ def _signals_left_alone() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopSignals]:
-    """Take over the signals that stop a server, and give them back at the end."""
+    """Handle the signals that stop a server, and restore the previous handlers at the end."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signals = StopSignals()
     signals.take_over()

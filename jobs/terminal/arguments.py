@@ -1,4 +1,4 @@
-"""Arguments and options that several verbs share, and the values written in a way of our own ("16G", "ID=LABEL")."""
+"""Arguments and options that several verbs share, and parsers of their own notations ("16G", "ID=LABEL")."""
 
 import contextvars
 import datetime
@@ -11,18 +11,18 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-TYPED: contextvars.ContextVar[Sequence[str]] = contextvars.ContextVar("TYPED", default=())  # the command line at work
+TYPED: contextvars.ContextVar[Sequence[str]] = contextvars.ContextVar("TYPED", default=())  # the current command line
 
-MAX_COMMAND = 1_000  # characters of a command that a version keeps
-_UNSAID = {"--json", "--debug"}  # say nothing of what was done
-_SECRET = {"--weights", "--token"}  # may carry what gives access, with the value that follows
+MAX_COMMAND = 1_000  # characters of a command that a version records
+_UNSAID = {"--json", "--debug"}  # these do not change what is done
+_SECRET = {"--weights", "--token"}  # the value that follows may contain credentials
 _AGES = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _THOUSANDS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "B": 10**9, "T": 10**12}
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def size_in_bytes(option: str, text: str) -> int:
-    """The bytes that "16G", "500M" or "1024" name."""
+    """The number of bytes in "16G", "500M" or "1024"."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(text).strip(), re.IGNORECASE)
     if not found:
         raise typer.BadParameter(f"{option} {text} is not a size: write a number with K, M, G or T, such as 16G")
@@ -30,7 +30,7 @@ def size_in_bytes(option: str, text: str) -> int:
 
 
 def count(text: str | int) -> int:
-    """The number that "200M", "1.5K" or "50,000" is, as a parser of options that count something."""
+    """The number in "200M", "1.5K" or "50,000"; a parser for options that count something."""
     found = re.fullmatch(
         r"([+-]?(?:\d+|\d{1,3}(?:[,_]\d{3})+)(?:\.\d+)?)\s*([KMGBT]?)", str(text).strip(), re.IGNORECASE | re.ASCII
     )
@@ -41,7 +41,7 @@ def count(text: str | int) -> int:
 
 
 def command_line(memory: str) -> str:
-    """What was typed, as a version records it: the verb and its arguments, without MEMORY and without secrets."""
+    """The typed command, as a version records it: the verb and its arguments, without MEMORY and secrets."""
     words = list(TYPED.get())
     if memory in words[1:]:
         words.pop(words.index(memory, 1))
@@ -52,7 +52,7 @@ def command_line(memory: str) -> str:
         if word.partition("=")[0] in _SECRET:
             words = words if "=" in word else words[1:]
         elif word not in _UNSAID:
-            # An address may carry a password before the host, or a signature after the path.
+            # A URI may contain a password before the host, or a signature after the path.
             open_part = re.sub(r"(?<=://)[^/@]*@|(?<=\S)\?.*$", "", word) if "://" in word else word
             said.append(shlex.quote(open_part))
             length += len(said[-1]) + 1
@@ -62,7 +62,7 @@ def command_line(memory: str) -> str:
 
 
 def age_or_count(option: str, text: str) -> datetime.timedelta | int:
-    """What "30d" (an age; s, m, h, d and w) or "100" and "100v" (so many versions) say."""
+    """The age in "30d" (units s, m, h, d and w), or the number of versions in "100" or "100v"."""
     found = re.fullmatch(r"(\d+)\s*([smhdwv]?)", str(text).strip())
     try:
         if found and found[2] in _AGES:
@@ -85,7 +85,7 @@ def pair(text: str) -> tuple[int, str]:
 
 
 def weights_by_id(pairs: list[str]) -> dict[int, float]:
-    """What `--weigh ID=W`, given several times, says."""
+    """The weights that repeated `--weigh ID=W` give, by id."""
     weights = {}
     for entry_id, value in map(pair, pairs):
         try:
@@ -98,7 +98,7 @@ def weights_by_id(pairs: list[str]) -> dict[int, float]:
 
 
 def balance_value(text: str) -> float | Literal["auto"]:
-    """What `--balance` says: a strength, or "auto"."""
+    """The value of `--balance`: a strength, or "auto"."""
     if text == "auto":
         return "auto"
     try:
@@ -181,7 +181,7 @@ AbstainBelow = Annotated[
 ]
 
 
-# The options of a question, in the order in which help shows them.
+# The options of a question, in the order of the help.
 _QUESTION: dict[str, tuple[Any, Any]] = {
     "k": (Neighbors, 50),
     "voting": (Voting, "rank"),
@@ -196,7 +196,7 @@ _QUESTION: dict[str, tuple[Any, Any]] = {
 
 
 def with_question(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options of a question in the place of its parameter `question`, and hand it that in one value."""
+    """Replace the parameter `question` of a verb by the options of a question, and pass it one Question."""
 
     def asked(**given: Any) -> None:
         from pipeline.decisions.question import Question
@@ -217,6 +217,6 @@ def with_question(verb: Callable[..., None]) -> Callable[..., None]:
         else:
             parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
     asked.__name__, asked.__doc__, asked.__module__ = verb.__name__, verb.__doc__, verb.__module__
-    asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # which Typer goes by
+    asked.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # Typer reads this
     asked.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return asked

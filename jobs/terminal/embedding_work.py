@@ -1,4 +1,4 @@
-"""What the verbs that embed a whole source have in common: where they run, and how they tell what came of it."""
+"""Shared by the verbs that embed a whole source: where they run, and how they report the result."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from pipeline.embeddings.tally import Reject
 
 REJECTS_SHOWN = 10
-# Seconds of a run from which on it is worth saying where they went. Below, starting up is a large part of them, and
-# nobody buys a GPU, or moves the images, for a wait of minutes.
+# Seconds of a run from which a verdict on its time is worth printing. In a shorter run, startup is a large part, and
+# nobody buys a GPU, or moves the images, to save minutes.
 WORTH_A_VERDICT = 300.0
 
 RUNNERS = ("auto", "here", "ray")
 
 
 def runner_option(verb: str) -> Any:
-    """`--runner`, with the verb for what is run."""
+    """The option `--runner`, whose help begins with `verb`."""
     does = f"{verb} in this process, on Ray, or decide by how much there is to do."
     return typer.Option("--runner", help=does, metavar="auto|here|ray")
 
@@ -38,13 +38,13 @@ MaxRejected = Annotated[
 
 
 def check_runner(runner: str) -> None:
-    """Raises BadParameter for one that is not known."""
+    """Raises BadParameter for an unknown runner."""
     if runner not in RUNNERS:
         raise typer.BadParameter(f"--runner {runner} is unknown: give auto, here or ray")
 
 
 def started_runner(on_progress: OnProgress = ignore_progress, *, on_ray: bool) -> Literal["here", "ray"]:
-    """The runner for the library; Ray is connected to, or started, if it is that."""
+    """The runner for the library. Connects to Ray, or starts it, if `on_ray`."""
     if not on_ray:
         return "here"
     on_progress(Progress("starting Ray", 0, None))
@@ -55,7 +55,7 @@ def started_runner(on_progress: OnProgress = ignore_progress, *, on_ray: bool) -
 
 
 def show_stages(stages: "Stages", seconds: float) -> None:
-    """Where the time of a long run went, and what would help most."""
+    """Print where the time of a long run went, and what would help most."""
     verdict = stages.verdict()
     if verdict is None or seconds < WORTH_A_VERDICT:
         return
@@ -67,7 +67,7 @@ def show_stages(stages: "Stages", seconds: float) -> None:
 
 
 def show_rejects(num_rejected: int, rejects: "Sequence[Reject]", folder: str) -> None:
-    """The first of the images that were rejected, with the reason; all of them stand in a folder."""
+    """Print the first rejected images with their reasons, and the folder that lists all of them."""
     if not rejects:
         return
     say(f"{counted(num_rejected, 'image')} rejected:")

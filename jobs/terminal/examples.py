@@ -1,4 +1,4 @@
-"""Examples of each verb, as its `--help` shows them. Words a shell would split are quoted."""
+"""Examples of each verb, shown by its `--help`. Words that a shell would split are quoted."""
 
 EXAMPLES = {
     "demo": ("demo", "demo --out tour"),

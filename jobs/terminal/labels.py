@@ -1,4 +1,4 @@
-"""What `add` says of labels and of what it passes over: a line each, and a way out where something looks wrong."""
+"""What `add` prints about labels and passed-over files: a line each, with advice if something looks wrong."""
 
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ NAMES_SHOWN = 5
 
 
 def show_labels(census: "LabelCensus") -> None:
-    """The first labels with their counts, and how many images have none."""
+    """Print the first labels with their counts, and how many images have none."""
     first = [f"{label} ({number:,})" for label, number in census.first_labels(LABELS_SHOWN).items()]
     more = f", and {len(census.counts) - len(first):,} more" if len(census.counts) > len(first) else ""
     containers = f"{census.unread:,} {'archive or table' if census.unread == 1 else 'archives and tables'}"
@@ -28,7 +28,7 @@ def show_labels(census: "LabelCensus") -> None:
 
 
 def show_first(plan: "AddPlan", peeked: "tuple[str, LabelCensus, ContainerNotes] | None") -> None:
-    """The labels of the first images in an archive or table, and what is wrong with them."""
+    """Print the labels of the first images in an archive or table, and what is wrong with them."""
     if peeked is None:
         return
     container, census, notes = peeked
@@ -43,7 +43,7 @@ def show_first(plan: "AddPlan", peeked: "tuple[str, LabelCensus, ContainerNotes]
 
 
 def show_passed_over(passed: "PassedOver") -> None:
-    """What was no image, with the endings; leftovers and what was excluded."""
+    """Print how many files are no images, by their endings; how many are leftovers, or excluded."""
     said = []
     if passed.endings:
         endings = [f"{number:,} {ending or 'without an ending'}" for ending, number in passed.endings.most_common()]
@@ -60,13 +60,13 @@ def show_passed_over(passed: "PassedOver") -> None:
 
 
 def note_before(plan: "AddPlan") -> None:
-    """What is known to be wrong with labels before anything is embedded."""
+    """Print the problems with labels that are known before anything is embedded."""
     listing = plan.listing
     for uri, reason in list(listing.passed_over.unreadable.items())[:NAMES_SHOWN]:
         note(f"the folder {uri} cannot be read ({reason}), so its images are not in this add")
     if len(listing.passed_over.unreadable) > NAMES_SHOWN:
         note(f"{len(listing.passed_over.unreadable):,} folders cannot be read in all")
-    if listing.is_file:  # an image that is remembered in a moment: note_after says it
+    if listing.is_file:  # a single image takes a moment: note_after prints it
         return
     census = listing.census + listing.inside
     _note_questionable(census)
@@ -77,13 +77,13 @@ def note_before(plan: "AddPlan") -> None:
 
 
 def note_label_of_file(census: "LabelCensus") -> None:
-    """Where the label of an image that was added alone comes from."""
+    """Print where the label of a single added image comes from."""
     [label] = census.counts
     note(f"the image has the label {label}, the name of its folder: `--label NAME` gives it another")
 
 
 def note_after(report: "AddReport", plan: "AddPlan") -> None:
-    """What is wrong with labels, where that was not known before the images were read."""
+    """Print the problems with labels that were not known before the images were read."""
     listing = plan.listing
     if plan.is_labelled_by_folder:
         note_label_of_file(report.census)
@@ -101,7 +101,7 @@ def note_after(report: "AddReport", plan: "AddPlan") -> None:
 
 
 def _note_samples(notes: "ContainerNotes") -> None:
-    """Samples with several images, and sidecars that could not be read."""
+    """Print samples with several images, and sidecars that could not be read."""
     if notes.masks:
         names = list(notes.masks)
         note(

@@ -1,9 +1,9 @@
-"""Messages of the library name parameters in backticks; here they become the options of the verb that was typed."""
+"""Rewrites messages of the library: parameters in backticks become options of the verb that was typed."""
 
 import re
 from collections.abc import Collection
 
-# Parameters of the library that have another name as an option.
+# Parameters of the library whose option has another name.
 _OPTIONS = {
     "ids": "--id",
     "uris": "--uri",
@@ -14,12 +14,12 @@ _OPTIONS = {
     "max_memory_bytes": "--max-memory",
     "queries_per_second": "--qps",
 }
-INDEX_LIMITS = ("--max-memory", "--max-latency-ms", "--target-recall", "--key")  # of `index`, in a note of `add`
+INDEX_LIMITS = ("--max-memory", "--max-latency-ms", "--target-recall", "--key")  # of `index`, for a note of `add`
 _PARAMETER = re.compile(r"(?<!run )`([a-z][a-z_]*)`")  # not a verb that the message says to run
 
 
 def with_options(message: str, options: Collection[str]) -> str:
-    """The message with the parameters that are options of the verb written as such: `label_set` as --label-set."""
+    """The message, with parameters replaced by the verb's options: `label_set` becomes --label-set."""
 
     def option(parameter: re.Match[str]) -> str:
         name = parameter[1]

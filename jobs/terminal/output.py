@@ -1,4 +1,4 @@
-"""What the verbs write: results on stdout, remarks on stderr."""
+"""The output of the verbs: results on stdout, remarks on stderr."""
 
 import codecs
 import json
@@ -14,38 +14,38 @@ from pipeline.plain_log import CONTROLS, escaped
 
 WIDTH_WITHOUT_TERMINAL = 120
 LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
-DIGITS = 12  # of a float in JSON; float64 arithmetic leaves its noise behind the fifteenth
+DIGITS = 12  # of a float in JSON; rounding errors of float64 begin after the fifteenth
 
 stdout = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
 stderr = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _NAMED = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_PLAIN = {"…": "...", "█": "#"}  # what our own sentences hold beyond ASCII, where the terminal lacks it
+_PLAIN = {"…": "...", "█": "#"}  # non-ASCII characters of our own messages, for terminals that lack them
 
 
 def print_json(document: Any) -> None:
-    """One JSON document on stdout: in UTF-8 as it is, in ASCII with escapes where stdout has another encoding."""
+    """Print one JSON document on stdout: unescaped if stdout is UTF-8, otherwise ASCII with escapes."""
     rounded = _rounded(document)
     text = json.dumps(rounded, indent=1, ensure_ascii=False, allow_nan=False)
     if not _is_utf8(sys.stdout.encoding) or (not text.isascii() and _has_surrogates(text)):
         text = json.dumps(rounded, indent=1, allow_nan=False)
-    # The format itself escapes the first 32 of them only.
+    # JSON itself escapes only the first 32 control characters.
     text = CONTROLS.sub(lambda found: found[0] if found[0] == "\n" else f"\\u{ord(found[0]):04x}", text)
     sys.stdout.write(text + "\n")
 
 
 def say(text: str) -> None:
-    """A line of a result on stdout."""
+    """Print a line of a result on stdout."""
     stdout.print(printable(text, sys.stdout.encoding), markup=False)
 
 
 def note(text: str) -> None:
-    """A remark on stderr."""
+    """Print a remark on stderr."""
     stderr.print(printable(f"note: {text}", sys.stderr.encoding), markup=False)
 
 
 def tell(text: str) -> None:
-    """A line of what is being done, on stderr."""
+    """Print a line about the work under way on stderr."""
     stderr.print(printable(text, sys.stderr.encoding), markup=False)
 
 
@@ -56,7 +56,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def printable(text: str, encoding: str | None) -> str:
-    """A line as a terminal may be given it, whatever a label or a uri holds: one line, and in its encoding."""
+    """A line that is safe for a terminal, whatever a label or a uri holds: one line, in its encoding."""
     text = CONTROLS.sub(_escaped, text)
     try:
         text.encode(encoding or "ascii")
@@ -79,14 +79,14 @@ def _is_utf8(encoding: str | None) -> bool:
 
 
 def _has_surrogates(text: str) -> bool:
-    """Whether a file's name that is no UTF-8 is in it."""
+    """Whether the text contains a file name that is not UTF-8."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _rounded(value: Any) -> Any:
-    """A document whose floats have the digits that mean something.
+    """A document whose floats are rounded to the digits that carry information.
 
-    What came from float32, as similarities do, is written with as few digits as lead back to the same float32.
+    A value that came from float32, such as a similarity, gets the fewest digits that parse to the same float32.
     """
     if isinstance(value, float):
         return _short_float(value)
@@ -99,7 +99,7 @@ def _rounded(value: Any) -> Any:
 
 def _short_float(value: float) -> float:
     if not math.isfinite(value):
-        return value  # which `json` refuses
+        return value  # `json` refuses these
     if abs(value) <= LARGEST_FLOAT32 and _as_float32(value) == value:
         return next(short for digits in range(1, 18) if _as_float32(short := float(f"{value:.{digits}g}")) == value)
     return float(f"{value:.{DIGITS}g}")

@@ -1,4 +1,4 @@
-"""How a verb tells what it is doing: bars on a terminal, elsewhere a line now and then, from the first second on."""
+"""How a verb shows its progress: bars on a terminal; elsewhere a line every few seconds, from the first second on."""
 
 import contextlib
 import sys
@@ -15,14 +15,14 @@ from pipeline.progress import Progress as Moment
 
 FIRST_LINE_SECONDS = 0.6  # a process is 0.3 s old when its verb begins
 SECONDS_BETWEEN_LINES = 5.0
-SECONDS_BETWEEN_STAGES = 1.0  # so that many short ones do not fill a log
+SECONDS_BETWEEN_STAGES = 1.0  # so that many short stages do not fill a log
 
 
 @contextlib.contextmanager
 def progress(stage: str) -> Iterator[OnProgress]:
-    """A listener that shows where the work stands; `stage` says what goes on until the work itself does.
+    """A listener that shows the progress of the work; `stage` is shown until the work reports its own.
 
-    Whatever takes less than FIRST_LINE_SECONDS leaves nothing behind.
+    Work that takes less than FIRST_LINE_SECONDS leaves no output.
     """
     if sys.stderr.isatty() and not stderr.is_dumb_terminal:
         columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}")
@@ -36,18 +36,18 @@ def progress(stage: str) -> Iterator[OnProgress]:
 
 
 class _Pace:
-    """How fast a stage goes. What was done before it began counts as no work."""
+    """The speed of a stage. Work done before the stage began does not count."""
 
     def __init__(self, moment: Moment) -> None:
         self.began = time.monotonic()
         self._first = moment
 
     def stands_still(self, moment: Moment) -> bool:
-        """Whether nothing was done yet of a stage."""
+        """Whether the stage has made no progress yet."""
         return moment.done == self._first.done and not moment.is_complete
 
     def said(self, moment: Moment) -> str:
-        """Where a stage stands: how much of how much, how fast, and how long that leaves where the end is known."""
+        """The state of a stage: done, total, speed, and the remaining time if the total is known."""
         seconds = time.monotonic() - self.began
         rate = (moment.done - self._first.done) / seconds if seconds else 0.0
         parts = []
@@ -90,9 +90,9 @@ class _Bars:
 
 
 class _Lines:
-    """Prints the moment told last: soon after the start, when a stage begins or ends, and at least every few seconds.
+    """Prints the latest moment: soon after the start, when a stage begins or ends, and at least every few seconds.
 
-    A thread of its own does, since an import or a long step tells nothing meanwhile.
+    A thread of its own prints, because an import or a long step reports nothing meanwhile.
     """
 
     def __init__(self, stage: str) -> None:

@@ -1,4 +1,4 @@
-"""What `--help` shows of a verb: its usage, flags without a value, and examples to copy."""
+"""The `--help` of a verb: its usage, flags without a value, and examples to copy."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ from jobs.terminal.output import say
 
 
 class Verb(TyperCommand):
-    """A verb. Its arguments stand in the usage as they are called, and what may be left out in brackets."""
+    """A verb. Its usage shows the arguments by name, optional ones in brackets."""
 
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002, what click calls it with
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:  # noqa: ARG002, click passes it
         return ["[OPTIONS]", *(_usage(each) for each in self.params if each.param_type_name == "argument")]
 
     def get_params(self, ctx: Any) -> Any:
@@ -33,7 +33,7 @@ class Verbs(TyperGroup):
 
 
 def _without_types(parameters: Any) -> Any:
-    """Parameters whose help names no type: a flag takes no value, and an argument's name says what it is."""
+    """The parameters, without types in their help: a flag takes no value, and an argument's name explains it."""
     for parameter in parameters:
         if getattr(parameter, "is_flag", False):
             parameter.metavar = ""

@@ -1,7 +1,7 @@
-"""Who asked what: an id for each request, one line of the access log for each, and failures that nobody foresaw.
+"""Request ids, the access log (one line a request), and answers to unexpected failures.
 
-Nothing that a client sends reaches a log or a header raw: ids that could break a line are exchanged for others, and
-what is not printable in a path is escaped. Query strings and headers are never logged.
+Nothing that a client sends reaches a log or a header raw. An id that could break a line is replaced by a new one.
+Unprintable characters of a path are escaped. Query strings and headers are never logged.
 """
 
 import contextvars
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Asker:
-    """The client of a request, by its address, and the request's id."""
+    """The client of a request: its address, and the request's id."""
 
     client: str
     request_id: str
@@ -45,18 +45,18 @@ _ASKER: contextvars.ContextVar[Asker | None] = contextvars.ContextVar("ASKER", d
 
 
 def asker() -> Asker | None:
-    """Who is being answered; None outside of a request."""
+    """The client of the current request; None outside a request."""
     return _ASKER.get()
 
 
 def request_id() -> str | None:
-    """The id of the request that is being answered; None outside of one."""
+    """The id of the current request; None outside a request."""
     asking = _ASKER.get()
     return asking.request_id if asking is not None else None
 
 
 async def send_refusal(send: Send, status: int, detail: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-    """Answer with a refusal from outside of the application."""
+    """Send a refusal from outside the application."""
     body = orjson.dumps({"detail": detail, "field": None, "request_id": request_id()})
     length = str(len(body)).encode()
     said = [(b"content-type", b"application/json"), (b"content-length", length), *headers]
@@ -70,7 +70,7 @@ def to_logger(line: str) -> None:
 
 
 class Pipe:
-    """The end of a pipe or a file that lines of the access log go to; a reader that is too slow holds up no answer."""
+    """A pipe or file that receives the access log. A slow reader delays no answer: lines are dropped instead."""
 
     def __init__(self, path: str) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
@@ -80,14 +80,14 @@ class Pipe:
         told = f"{self._left_out} lines of the access log were left out\n" if self._left_out else ""
         try:
             os.write(self._file, f"{told}{line}\n".encode())
-        except OSError:  # full, or its reader has ended
+        except OSError:  # the pipe is full, or its reader has ended
             self._left_out += 1
         else:
             self._left_out = 0
 
 
 class Access:
-    """Gives each request an id, and the log a line once it is answered."""
+    """Gives each request an id, and writes a line to the access log once the request is answered."""
 
     def __init__(self, app: ASGIApp, write: WriteLine | None) -> None:
         self._app, self._write = app, write
@@ -118,7 +118,7 @@ class Access:
 
 
 class Failures:
-    """Answers with a 500 that names the request where anything fails that nobody foresaw; the log has the rest."""
+    """Answers unexpected errors with a 500 that names the request; the log holds the details."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -134,13 +134,13 @@ class Failures:
         try:
             await self._app(scope, receive, answering)
         except ClientDisconnect:
-            return  # there is nobody to answer
+            return  # the client is gone
         except Exception as error:
             if scope["type"] != "http":
                 raise
             logger.exception("request %s failed", request_id())
             if started:
-                raise  # the answer is half sent: all that is left is to cut it off
+                raise  # part of the answer is sent already: cut the connection
             said = (
                 f"the server failed at this request ({type(error).__name__}): its log says why, under the request's id"
             )
@@ -148,7 +148,7 @@ class Failures:
 
 
 def _id_of(scope: Scope) -> str:
-    """The id that the request came with, if it can stand in a line and a header; else a new one."""
+    """The id that the request came with, if it is safe in a line and a header; otherwise a new one."""
     given = [value for name, value in scope["headers"] if name == b"x-request-id"]
     if len(given) == 1 and _SANE_ID.fullmatch(given[0]):
         sane: str = given[0].decode()
@@ -171,6 +171,6 @@ def _line(scope: Scope, asking: Asker, status: int | None, seconds: float) -> st
 
 
 def printable(text: str) -> str:
-    """What a client sent, short and without anything that could break a line or a terminal."""
+    """A client's text, shortened, with characters that could break a line or a terminal escaped."""
     shown = _UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]):02x}", text[:MAX_PATH])
     return f"{shown}…" if len(text) > MAX_PATH else shown

@@ -1,7 +1,7 @@
 """The service as an application of Ray Serve: an ingress, groups of shards, embedders and an editor.
 
-`build` makes it of typed options, for `visual-memory serve`, for `serve run pipeline.serving.application:build` and for
-a Serve config file alike.
+`build` makes it from typed options. `visual-memory serve`, `serve run pipeline.serving.application:build` and a Serve
+config file all use it.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.local import LocalStorage
 from pipeline.store.storage.open_storage import open_storage
 
-CALLS_QUEUED = 8  # of the ingress to a group: what waits, waits in its micro-batches
+CALLS_QUEUED = 8  # from the ingress to a group; further questions wait in the ingress's micro-batches
 HEALTH_SECONDS = 5.0
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -45,7 +45,7 @@ logger = plain_logger("ray.serve")
 
 
 def build(options: ServingOptions) -> serve.Application:
-    """The application. Raises MemoryMissing, StorageError or UsageError."""
+    """Build the application. Raises MemoryMissing, StorageError or UsageError."""
     check_origins(options.cors)
     check_hosts(options.hosts)
     identity = VersionLog(open_storage(options.memory)).latest().identity
@@ -76,7 +76,7 @@ def build(options: ServingOptions) -> serve.Application:
 
 
 def _scaled(replicas: int, max_replicas: int | None) -> dict[str, Any]:
-    """A fixed number of replicas, or as many as the load asks for."""
+    """Options for a fixed number of replicas, or for autoscaling up to `max_replicas`."""
     if max_replicas is None or max_replicas <= replicas:
         return {"num_replicas": replicas}
     return {
@@ -90,22 +90,22 @@ def _scaled(replicas: int, max_replicas: int | None) -> dict[str, Any]:
 
 
 def _storage_of(options: ServingOptions) -> Storage:
-    """The memory's storage; of one in an object store, with the local copies of this node."""
+    """The storage of the memory. For an object store it includes the local copies of this node."""
     storage = open_storage(options.memory)
     if isinstance(storage, LocalStorage):
         return storage
-    from pipeline.store.storage.object_store import ObjectStorage  # with s3fs, which a folder does not need
+    from pipeline.store.storage.object_store import ObjectStorage  # imports s3fs, which a folder does not need
 
-    assert isinstance(storage, ObjectStorage)  # noqa: S101  # what open_storage gives for every URI
+    assert isinstance(storage, ObjectStorage)  # noqa: S101  # open_storage returns it for every URI
     folder = Path(options.cache).expanduser()
-    if options.cache == CACHE and folder.is_dir():  # of an earlier release, which let others look into it
+    if options.cache == CACHE and folder.is_dir():  # an earlier release created it readable by others
         folder.chmod(0o700)
     cache = FileCache(folder, options.cache_bytes, _logged())
     return CachedStorage(storage, cache)
 
 
 def _logged() -> OnProgress:
-    """Long downloads tell the log where they stand."""
+    """A listener that logs the progress of long downloads."""
     last = time.monotonic()
 
     def tell(moment: Progress) -> None:
@@ -119,7 +119,7 @@ def _logged() -> OnProgress:
 
 @serve.deployment(
     max_ongoing_requests=CALLS_QUEUED,
-    max_surge_percent=100,  # a new replica has its shards open before an old one stops
+    max_surge_percent=100,  # a new replica opens its shards before an old one stops
     health_check_period_s=HEALTH_SECONDS,
     graceful_shutdown_timeout_s=10,
 )
@@ -146,7 +146,7 @@ class GroupReplica:
         await self._local.settle(edition)
 
     def check_health(self) -> None:
-        """Raises where not even the entries at hand can be searched, so that Serve starts another replica."""
+        """Raises if even the open entries cannot be searched, so that Serve starts another replica."""
         self._local.group.check()
 
 
@@ -170,7 +170,7 @@ class EmbedderReplica:
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=16, graceful_shutdown_timeout_s=30)
 class EditorReplica:
-    """The one writer."""
+    """The only writer."""
 
     def __init__(self, options: ServingOptions) -> None:
         self._local = LocalEditor(options.memory, options.limits, thumbnails=options.thumbnails)
@@ -179,13 +179,13 @@ class EditorReplica:
         self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]
     ) -> dict | VisualMemoryError:
         try:
-            return await asyncio.shield(self._local.edit(verb, arguments))  # what was begun is carried out
-        except VisualMemoryError as error:  # as a value: Ray wraps what is raised, and logs it with its arguments
+            return await asyncio.shield(self._local.edit(verb, arguments))  # an edit that has begun is completed
+        except VisualMemoryError as error:  # returned as a value: Ray wraps raised errors and logs the arguments
             return error
 
 
 class _Remote:
-    """Calls to a deployment; one that met a replica which died is made once more."""
+    """Calls to a deployment. A call that fails because its replica died is retried once."""
 
     def __init__(self, handle: DeploymentHandle, *, again: bool = True) -> None:
         self._handle = handle
@@ -201,7 +201,7 @@ class _Remote:
             return await self._once(method, *arguments, **options)
 
     async def _once(self, method: str, *arguments: Any, **options: Any) -> Any:
-        """What a replica returns, which is told when nobody waits for it any more."""
+        """The result of one call to a replica. If the caller is cancelled, the replica is told to cancel too."""
         response = getattr(self._handle, method).remote(*arguments, **options)
         try:
             return await response
@@ -212,7 +212,7 @@ class _Remote:
 
 class _RemoteGroup(_Remote):
     async def answer(self, asked: Sequence[Asked]) -> Sequence[Answer | VisualMemoryError]:
-        # Not asked again here: the service has to know at once that a group is missing.
+        # No retry here: the service must learn at once that a group is missing.
         found: Sequence[Answer | VisualMemoryError] = await self._once("answer", asked)
         return found
 
@@ -233,7 +233,7 @@ class _RemoteGroup(_Remote):
     async def _everywhere(self, method: str, edition: Edition) -> None:
         results = await self._handle.broadcast(method, edition).results_async(return_exceptions=True)
         failed = [result for result in results if isinstance(result, Exception)]
-        if failed and len(failed) == len(results):  # else another replica answers, and Serve replaces those
+        if failed and len(failed) == len(results):  # otherwise other replicas answer, and Serve replaces these
             raise failed[0]
 
 
@@ -261,14 +261,14 @@ def _access_log(options: ServingOptions) -> WriteLine | None:
 
 
 @serve.deployment(
-    max_ongoing_requests=2_000,  # what is too much is refused by the service, with a sentence and Retry-After
+    max_ongoing_requests=2_000,  # the service refuses excess load itself, with a sentence and Retry-After
     max_surge_percent=100,
     health_check_period_s=HEALTH_SECONDS,
     graceful_shutdown_timeout_s=DRAIN_SECONDS + 5,
 )
 @serve.ingress()
 class Ingress:
-    """The HTTP face, of which there may be several."""
+    """The HTTP interface. Several replicas of it may run."""
 
     def __init__(
         self,
@@ -306,11 +306,11 @@ class Ingress:
         return self._app
 
     async def drain(self) -> int:
-        """Take nothing new and answer what is under way; how many requests were not answered in time."""
+        """Accept no new requests and answer those under way. Returns how many were not answered in time."""
         unanswered: int = await self._app.state.drain() if self._app is not None else 0
         return unanswered
 
     def check_health(self) -> None:
-        """Raises where no version is open."""
+        """Raises if no version is open."""
         if not self._service.opened:
             raise RuntimeError("no version of the memory could be opened")

@@ -32,7 +32,20 @@ TRANSIENT = {429, 502, 503, 504}
 
 
 class Client:
-    """A server at `url`; `token` is needed for what changes the memory. To be closed, or used with `with`."""
+    """A client of the server at `url`, with the calls of the library. Use it with `with`, or close it.
+
+    Questions are retried after lost connections and when the server is busy (429, 502, 503, 504), with growing waits
+    and as the server's Retry-After says. Changes (`add`, `forget`, `relabel`) are sent once: after a lost connection
+    nobody knows whether they were done, so look before you repeat them. What the server refuses for good raises
+    UsageError, with the server's sentence and the `field` it is about; that includes a wrong token and a conflict with
+    another writer.
+
+    Args:
+        url: Address of the server, such as `http://127.0.0.1:8000`.
+        token: The server's token, needed for changes and `reload`; None can only ask.
+        timeout_seconds: Seconds to wait for a connection, and for each read and write of one attempt.
+        attempts: Attempts at each question, the first included.
+    """
 
     def __init__(
         self, url: str, token: str | None = None, *, timeout_seconds: float = 60.0, attempts: int = ATTEMPTS
@@ -50,7 +63,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections to the server."""
         self._http.close()
 
     def classify(
@@ -64,10 +77,33 @@ class Client:
         question: Question | None = None,
         **options: Unpack[QuestionOptions],
     ) -> list[Decision]:
-        """One decision an image (path or bytes of an image file) or vector (float [Q, D]), in order.
+        """Decide what each image or vector shows, as `VisualMemory.classify` does.
 
-        The options are those of `VisualMemory.classify`; `require_all` wants no partial answer. Raises UsageError,
-        SourceError or UnknownName for what can never be answered, Unavailable or Overloaded for what is not just now.
+        Large lists go in requests of up to 32 queries, fewer if k is large. Each request is answered from one version,
+        but two requests of one call may be answered from two versions.
+
+        Args:
+            images: Paths on this machine, or bytes of image files. Give these or `embeddings`, not both.
+            k: Neighbours that vote, 1 to 10,000.
+            voting: How votes are weighted: "plurality", "distance", "softmax" or "rank".
+            embeddings: Query vectors, float [Q, D] or [D]; None if `images` are given.
+            require_all: Refuse an answer without some of the shards; by default the other shards answer.
+            question: Everything in one value; then `k` and `voting` are ignored, and `options` must be empty.
+            **options: As for `VisualMemory.classify`. With `balance="auto"` the server allows k up to 500.
+
+        Returns:
+            One decision for each query, in order, with `shards_answered` of `shards_total`.
+
+        Raises:
+            UsageError: A value can never work, an id or label set is unknown, or the server cannot read an image.
+            SourceError: A file on this machine cannot be read.
+            Unavailable: The server does not answer, or not with all shards if `require_all` is given.
+            Overloaded: The server still has too much to do after all attempts.
+
+        Example:
+            with Client("http://127.0.0.1:8000") as client:
+                [decision] = client.classify(["new.jpg"], k=20)
+                print(decision.label, decision.confidence, decision.version)
         """
         asked = question_of(question, k, voting, options).to_json()
         answers = self._asked("/v1/classify", images, embeddings, asked | {"require_all": require_all})
@@ -83,7 +119,33 @@ class Client:
         where: str | None = None,
         require_all: bool = False,
     ) -> list[tuple[Neighbor, ...]]:
-        """The k nearest entries of each image or vector. Raises as `classify`."""
+        """Find the k nearest entries of each image or vector, as `VisualMemory.search` does.
+
+        Large lists go in requests of up to 32 queries, fewer if k is large. Two requests of one call may be answered
+        from two versions.
+
+        Args:
+            images: Paths on this machine, or bytes of image files. Give these or `embeddings`, not both.
+            k: Neighbours of each query, 1 to 10,000.
+            embeddings: Query vectors, float [Q, D] or [D]; None if `images` are given.
+            label_set: Show the labels of this label set; None shows labels as stored.
+            where: Find only entries that satisfy this expression; None finds all.
+            require_all: Refuse an answer without some of the shards; by default the other shards answer.
+
+        Returns:
+            One tuple for each query, in order: its neighbours, nearest first.
+
+        Raises:
+            UsageError: A value can never work, the label set is unknown, or the server cannot read an image.
+            SourceError: A file on this machine cannot be read.
+            Unavailable: The server does not answer, or not with all shards if `require_all` is given.
+            Overloaded: The server still has too much to do after all attempts.
+
+        Example:
+            with Client("http://127.0.0.1:8000") as client:
+                [neighbors] = client.search(["new.jpg"], k=5)
+                print([neighbor.uri for neighbor in neighbors])
+        """
         options = {"k": k, "label_set": label_set, "where": where, "require_all": require_all}
         answers = self._asked("/v1/search", images, embeddings, options)
         return [tuple(map(Neighbor.from_json, answer["neighbors"])) for answer in answers]
@@ -91,7 +153,30 @@ class Client:
     def add(
         self, image: str | Path | bytes, label: str | None = None, *, uri: str | None = None, dataset: str = "http"
     ) -> int:
-        """Remember one image at once; return its id."""
+        """Remember one image, in one commit. It counts in the next answer.
+
+        The request is sent once. After Unavailable, look whether it was done before you repeat it.
+
+        Args:
+            image: A path on this machine, or the bytes of an image file.
+            label: The label of the entry; None gives none.
+            uri: What the entry is called; None makes a uri from the hash of the bytes, also for a path.
+            dataset: Name that the entry carries.
+
+        Returns:
+            The id of the new entry.
+
+        Raises:
+            UsageError: The token is missing or wrong, the server only reads, or it refuses the image.
+            SourceError: The file on this machine cannot be read.
+            Unavailable: The server does not answer.
+            Overloaded: The server has too much to do.
+
+        Example:
+            with Client("http://127.0.0.1:8000", token) as client:
+                entry_id = client.add("wolf.jpg", "wolf")
+                print(client.entry(entry_id)["label"])
+        """
         body = {"image_base64": _encoded(image), "label": label, "uri": uri, "dataset": dataset}
         return int(self._post("/v1/entries", body, again=False)["id"])
 
@@ -104,28 +189,109 @@ class Client:
         datasets: Sequence[str] = (),
         erase: bool = False,
     ) -> dict[str, Any]:
-        """Forget everything that any of these names; what was done, as a JSON object."""
+        """Forget every entry that any of the arguments names, in one commit.
+
+        The request is sent once. After Unavailable, look whether it was done before you repeat it.
+
+        Args:
+            ids: Ids of entries, at most 1,000.
+            uris: Uris of entries.
+            labels: Labels; all entries that have one are forgotten.
+            datasets: Datasets; all their entries are forgotten.
+            erase: Remove the bytes too, from every file and every version.
+
+        Returns:
+            A JSON object: how many were `forgotten` and `erased`, the `version`, and entries like them that stay.
+
+        Raises:
+            UsageError: Nothing or an unknown name was given, the token is wrong, or another writer came first.
+            Unavailable: The server does not answer.
+            Overloaded: The server has too much to do.
+
+        Example:
+            with Client("http://127.0.0.1:8000", token) as client:
+                done = client.forget(labels=["wolf"])
+                print(done["forgotten"], done["version"])
+        """
         body = {"ids": [*ids], "uris": [*uris], "labels": [*labels], "datasets": [*datasets], "erase": erase}
         return dict(self._post("/v1/forget", body, again=False))
 
     def relabel(self, ids: Sequence[int], label: str, *, label_set: str | None = None) -> dict[str, Any]:
-        """Give entries another label; what was done, as a JSON object."""
+        """Give entries another label, in one commit.
+
+        The request is sent once. Nothing is committed if all entries have the label already.
+
+        Args:
+            ids: Ids of the entries.
+            label: Their new label.
+            label_set: Change the label in this label set; None changes the label as stored.
+
+        Returns:
+            A JSON object: how many were `relabelled`, how many were `unchanged`, and the `version`.
+
+        Raises:
+            UsageError: An id is unknown, the token is wrong, or another writer came first.
+            Unavailable: The server does not answer.
+            Overloaded: The server has too much to do.
+        """
         return dict(self._post("/v1/relabel", {"ids": [*ids], "label": label, "label_set": label_set}, again=False))
 
     def entry(self, entry_id: int) -> dict[str, Any]:
-        """One entry, as a JSON object. Raises UnknownName."""
+        """Look one entry up.
+
+        Args:
+            entry_id: The id, as `search` shows it.
+
+        Returns:
+            A JSON object: uri, label, dataset, width and height in pixels, sha256, kept columns and version.
+
+        Raises:
+            UnknownName: There is no such entry.
+            Unavailable: The server does not answer.
+            Overloaded: The server still has too much to do after all attempts.
+        """
         return dict(self._request("GET", f"/v1/entries/{entry_id}").json())
 
     def image(self, entry_id: int) -> bytes:
-        """The small picture of an entry, a JPEG. Raises UnknownName."""
+        """Fetch the small picture of an entry.
+
+        Args:
+            entry_id: The id, as `search` shows it.
+
+        Returns:
+            The bytes of a JPEG file.
+
+        Raises:
+            UnknownName: There is no such entry, or no picture of it can be shown.
+            Unavailable: The server does not answer.
+            Overloaded: The server still has too much to do after all attempts.
+        """
         return self._request("GET", f"/v1/entries/{entry_id}/image").content
 
     def reload(self) -> int:
-        """Have the server look for a newer version now; return the one it answers by."""
+        """Make the server look for a newer version now. Needs the token.
+
+        Returns:
+            The version that the server answers from.
+
+        Raises:
+            UsageError: The token is missing or wrong, or the server only reads.
+            Unavailable: The server does not answer.
+            Overloaded: The server still has too much to do after all attempts.
+        """
         return int(self._post("/v1/reload", None)["version"])
 
     def status(self) -> dict[str, Any]:
-        """What is served, as a JSON object."""
+        """Describe what the server serves.
+
+        Returns:
+            A JSON object: versions, entries, dimension, encoder, label sets, shards and groups, and whether the server
+            takes images and edits.
+
+        Raises:
+            Unavailable: The server does not answer.
+            Overloaded: The server still has too much to do after all attempts.
+        """
         return dict(self._request("GET", "/v1/status").json())
 
     def _asked(

@@ -1,4 +1,4 @@
-"""Base64 as people send it: wrapped, in the alphabet of URLs, without padding, or as a data URL."""
+"""Decodes base64 as people send it: wrapped, in the URL alphabet, without padding, or as a data URL."""
 
 import base64
 import binascii
@@ -15,7 +15,7 @@ _STRANGE = re.compile(r"[^A-Za-z0-9+/]")
 
 
 def decoded(text: str, field: str = "image_base64") -> bytes:
-    """The bytes of a base64 text. White space in it and missing padding are no fault. Raises SourceError."""
+    """The bytes of a base64 text. White space and missing padding are accepted. Raises SourceError."""
     if _DATA_URL.match(text):
         head, comma, text = text.partition(",")
         if not comma or not head.rstrip().lower().endswith(";base64"):
@@ -29,7 +29,7 @@ def decoded(text: str, field: str = "image_base64") -> bytes:
     try:
         data = base64.b64decode(letters + "=" * (-len(letters) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        strange = _STRANGE.search(letters)  # which takes longer than to decode
+        strange = _STRANGE.search(letters)  # slower than decoding, so only after a failure
         if strange:
             raise _refusal(field, f"no base64 (it has {strange[0]!r} in it): encode an image file") from None
         if len(letters) % 4 == 1:
@@ -42,7 +42,7 @@ def decoded(text: str, field: str = "image_base64") -> bytes:
 
 
 def about(field: str, error: UsageError | SourceError) -> UsageError | SourceError:
-    """The error, as one about a field of the request."""
+    """Set the field of the request that the error is about, and return the error."""
     error.field = field
     return error
 

@@ -1,7 +1,7 @@
-"""A group, the encoder and the editor as a process works at them, in threads of their own; a whole service of them.
+"""A group, the encoder and the editor within this process, each on threads of its own; and a service made of them.
 
-On Ray each of them has a process of its own (`application.py`). A service without Ray is for tests, and for what Ray
-costs to be known.
+On Ray each of them runs in a process of its own (`application.py`). A service without Ray serves tests, and
+measurements of what Ray costs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +24,13 @@ from pipeline.store.storage.open_storage import open_storage
 
 
 class LocalGroup(Threads):
-    """A group of this process."""
+    """A group in this process."""
 
     def __init__(self, storage: Storage, share: Share) -> None:
         super().__init__(CALLS_AT_ONCE)
         self.group = Group(storage, share)
-        self._heavy = Threads(HEAVY_AT_ONCE)  # what was given up may go on a while, and takes no thread from others
-        # What takes its time holds up no question, and nothing holds up a new version.
+        self._heavy = Threads(HEAVY_AT_ONCE)  # an abandoned call may run on for a while; it takes no thread from others
+        # Slow calls do not delay questions, and nothing delays a new version.
         self._sampling, self._entries, self._following = Threads(), Threads(), Threads()
 
     async def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
@@ -54,7 +54,7 @@ class LocalEncoder(Threads):
     """The encoder in this process."""
 
     def __init__(self, embedder: Embedder) -> None:
-        super().__init__(2 * CALLS_AT_ONCE)  # of small images, and of large ones
+        super().__init__(2 * CALLS_AT_ONCE)  # calls of small images and calls of large ones
         self._embedder = embedder
 
     async def embed(
@@ -83,7 +83,7 @@ def local_service(
     meter: Meter | None = None,
     thumbnails: bool = True,
 ) -> Service:
-    """A service of the memory at `uri`. To be made where its event loop runs. Raises MemoryMissing or DamagedFile."""
+    """A service of the memory at `uri`. Must be made in its event loop. Raises MemoryMissing or DamagedFile."""
     storage = open_storage(uri)
     identity = VersionLog(storage).latest().identity
     members = [LocalGroup(storage, Share(number, groups)) for number in range(groups)]

@@ -1,4 +1,4 @@
-"""What a service does, as metrics of Ray, which Prometheus reads (docs/serving.md lists them)."""
+"""A service's metrics, as metrics of Ray that Prometheus reads (docs/serving.md lists them)."""
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -7,7 +7,7 @@ SHARES = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0]
 
 
 class RayMeter:
-    """Takes note of what happens in this replica."""
+    """Records the metrics of this replica."""
 
     def __init__(self) -> None:
         self._seconds = Histogram(

@@ -1,4 +1,4 @@
-"""What a server is told: what to serve, how to spread it, and where its token is."""
+"""The options of a server: what to serve, how to distribute it, and where to find its token."""
 
 import os
 import re
@@ -20,15 +20,16 @@ _USUAL_PORT = re.compile(r"http://.*:80|https://.*:443")  # browsers leave it ou
 
 
 class ServingOptions(BaseModel):
-    """What is served, and how it is spread. Fractions of CPUs are what Ray reserves, not what may be used.
+    """What is served, and how it is distributed. Fractions of CPUs are what Ray reserves, not an upper limit on use.
 
-    The shards of the memory go to `groups`, each of `replicas` processes (up to `max_replicas` under load). With `port`
-    the ingresses listen there themselves, besides Serve's proxies, which take longer than most questions; several on
-    one node share it. With a token (`token_file`, or the environment variable VISUAL_MEMORY_TOKEN on the node of the
-    ingress) the memory can be changed; images that are added then keep `thumbnails`. Pages of the origins `cors` may
-    ask. Besides its address and its own name a server may be asked by the names `hosts`. Entries whose uri no add has
-    read are shown from it where it lies below one of the folders `pictures`. Each request is a line of Serve's log, or
-    of the pipe or file `access_log` on the node of the ingress.
+    The shards of the memory are divided over `groups`. Each group runs `replicas` processes (up to `max_replicas` under
+    load). With `port` the ingresses listen there themselves, because Serve's proxies take longer than most questions.
+    Several ingresses on one node share the port. With a token (`token_file`, or the environment variable
+    VISUAL_MEMORY_TOKEN on the node of the ingress) clients can change the memory; images added that way store
+    `thumbnails`. Pages of the origins `cors` may send requests. Clients may name the server by its address, its own
+    name and the names `hosts`. If no add has read the uri of an entry, its picture is read from that uri, provided it
+    lies below one of the folders `pictures`. Each request writes a line to Serve's log, or to the pipe or file
+    `access_log` on the node of the ingress.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -81,7 +82,7 @@ class ServingOptions(BaseModel):
 
 
 def token_of(options: ServingOptions) -> str | None:
-    """The token, from its file or the environment; None where there is none. Raises UsageError."""
+    """The token from its file or the environment; None if neither has one. Raises UsageError."""
     if options.token_file is None:
         given = os.environ.get(TOKEN)
         return checked_token(given, TOKEN) if given else None
@@ -95,7 +96,7 @@ def token_of(options: ServingOptions) -> str | None:
 
 
 def check_origins(origins: Sequence[str]) -> None:
-    """Raise UsageError for what is no origin, as browsers send it: scheme, host and perhaps a port."""
+    """Raise UsageError if a text is not an origin as browsers send it: scheme, host and an optional port."""
     for origin in origins:
         if origin != ANY_ORIGIN and (not _ORIGIN.fullmatch(origin) or _USUAL_PORT.fullmatch(origin)):
             raise UsageError(

@@ -1,4 +1,4 @@
-"""Calls carried out by threads, while the event loop goes on."""
+"""Runs blocking calls in threads, so that the event loop goes on."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class Threads:
-    """So many threads of its own. What is called is told by its deadline when nobody waits for it any more."""
+    """A pool of threads. A call ends early, through its deadline, when its caller is cancelled."""
 
     def __init__(self, threads: int = 1) -> None:
         self._pool = ThreadPoolExecutor(threads)
@@ -20,7 +20,7 @@ class Threads:
     async def run(
         self, call: Callable[Arguments, Result], *arguments: Arguments.args, **options: Arguments.kwargs
     ) -> Result:
-        """What the call returns. Where this is cancelled, `look` ends the call at its next step."""
+        """The result of the call. If this coroutine is cancelled, `look` ends the call at its next step."""
         deadline = Deadline()
 
         def carry_out() -> Result:

@@ -1,4 +1,4 @@
-"""The token by which a memory may be changed: what can be one, and whether a request carries it."""
+"""The token that allows changes to a memory: which texts are valid, and whether a request carries it."""
 
 import contextlib
 import hmac
@@ -9,7 +9,7 @@ from pipeline.errors import UsageError
 
 
 def checked_token(text: str, place: str) -> str:
-    """A token without the white space around it. Raises UsageError, which names `place`, for what can never match."""
+    """The token without surrounding white space. Raises UsageError, naming `place`, if it can never match."""
     token = text.strip()
     if not token:
         raise UsageError(f"{place} holds no token, only white space: write the token into it")
@@ -21,9 +21,9 @@ def checked_token(text: str, place: str) -> str:
 
 
 def carries(scope: Scope, token: str | None) -> bool:
-    """Whether a request carries the token, as `Authorization: Bearer TOKEN`. It is compared in constant time.
+    """Whether a request carries the token as `Authorization: Bearer TOKEN`. The comparison takes constant time.
 
-    A token beyond ASCII may come in UTF-8 or in Latin-1: programs differ in how they send it.
+    A token with characters beyond ASCII may arrive in UTF-8 or in Latin-1: programs differ in how they send it.
     """
     given = [value for name, value in scope["headers"] if name == b"authorization"]
     if token is None or len(given) != 1:

@@ -1,6 +1,6 @@
-"""What answers look like, as pydantic models, published as OpenAPI; and how they are sent.
+"""The answers as pydantic models, published as OpenAPI; and how they are sent.
 
-An id stands in each of them twice: as a number, and as text, for what rounds numbers beyond 2 ** 53.
+Each answer gives an id twice: as a number, and as text for programs that round numbers beyond 2 ** 53.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from pipeline.serving.http.refused import Refused
 from pipeline.serving.service.service import Service
 
 MAX_ANSWER_BYTES = 64 << 20
-ROWS_AT_ONCE = 128  # neighbours that become text together
+ROWS_AT_ONCE = 128  # neighbours serialized at a time
 
 Id = Annotated[int, Field(json_schema_extra={"format": "int64"})]
 
@@ -209,18 +209,18 @@ REFUSALS = {
 
 
 def json_answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A document as an answer."""
+    """A response with a document as JSON."""
     return Response(orjson.dumps(document), status, headers, "application/json")
 
 
 class Texts:
-    """Neighbours of an answer as JSON, some at once, as long as they do not go beyond what an answer may be."""
+    """Serializes the neighbours of an answer to JSON, some at a time, within the size limit of an answer."""
 
     def __init__(self, max_bytes: int = MAX_ANSWER_BYTES) -> None:
         self._left = max_bytes
 
     def of(self, rows: Sequence[Neighbor], shape: Callable[[Neighbor], dict] = Neighbor.to_json) -> orjson.Fragment:
-        """A list of them. Raises Refused."""
+        """A JSON list of neighbours. Raises Refused."""
         pieces = []
         for start in range(0, len(rows), ROWS_AT_ONCE):
             text = orjson.dumps([shape(row) for row in rows[start : start + ROWS_AT_ONCE]])[1:-1]
@@ -243,7 +243,7 @@ def refusal(
     retry_seconds: float = 1.0,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """A refusal as an answer, with the headers that belong to its status."""
+    """A refusal as a response, with the headers of its status."""
     service.meter.refused(status)
     said = dict(headers or {})
     if status in {429, 503}:

@@ -1,4 +1,4 @@
-"""What requests say, as pydantic models: checked when asked, and published as OpenAPI."""
+"""The bodies of requests as pydantic models: they validate requests and are published as OpenAPI."""
 
 import re
 from dataclasses import fields
@@ -18,14 +18,14 @@ MAX_NAME = 1_000  # characters of a label, a uri or a name
 MAX_LISTED = 1_000  # ids in one request
 MAX_WHERE = 10_000
 MAX_QUERIES = 256  # in one request
-MAX_DIMENSION = 1 << 16  # of an embedding; that of the memory is asked for besides
+MAX_DIMENSION = 1 << 16  # of an embedding; the memory's dimension is checked later
 MAX_IMAGES = 256  # in one add, which is one commit
-# A PNG of one pixel, for examples that can be sent as they stand.
+# A PNG of one pixel, so that the examples can be sent unchanged.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
 
 
 def _number(value: Any) -> Any:
-    """An id as a number; as decimal text it passes through programs that round large numbers."""
+    """An id as a number. Ids may come as decimal text, which survives programs that round large numbers."""
     return int(value) if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,19}\s*", value, re.ASCII) else value
 
 
@@ -44,7 +44,7 @@ EntryId = Annotated[
     ),
 ]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=MAX_NAME, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]
-# Lists end at their first fault: pydantic would tell of each, at a hundred times the cost of the list.
+# Validation of a list stops at the first fault: reporting every fault would cost a hundred times the list itself.
 Vector = Annotated[list[FiniteFloat], Field(min_length=1, max_length=MAX_DIMENSION, fail_fast=True)]
 Names = Annotated[list[Name], Field(max_length=MAX_LISTED, fail_fast=True)]
 Base64 = Annotated[str, StringConstraints(min_length=1)]
@@ -80,7 +80,7 @@ class Asking(_Body):
 
     @property
     def vectors_QD(self) -> np.ndarray | None:
-        """The embeddings, float64 [Q, D]. Raises UsageError where they are not all of one length."""
+        """The embeddings (float64 [Q, D]). Raises UsageError if their lengths differ."""
         if self.embedding is None:
             return None
         rows = self.embedding if isinstance(self.embedding[0], list) else [self.embedding]
@@ -90,13 +90,13 @@ class Asking(_Body):
 
     @property
     def num_queries(self) -> int:
-        """How many images or vectors are asked about."""
+        """The number of images or vectors."""
         given = self.image_base64 if self.image_base64 is not None else self.embedding
         return len(given) if isinstance(given, list) and self.is_batch else 1
 
     @property
     def num_listed(self) -> int:
-        """Ids in lists and dictionaries."""
+        """The number of ids in lists and dictionaries."""
         return 0
 
     @property
@@ -121,7 +121,7 @@ class SearchBody(Asking):
 
     @property
     def question(self) -> Question:
-        """What is asked. Raises UsageError."""
+        """The question. Raises UsageError."""
         return Question(k=self.k, label_set=self.label_set, where=self.where)
 
 
@@ -144,7 +144,7 @@ class ClassifyBody(Asking):
 
     @property
     def question(self) -> Question:
-        """What is asked. Raises UsageError."""
+        """The question. Raises UsageError."""
         return Question(**{each.name: getattr(self, each.name) for each in fields(Question)})
 
 
@@ -169,13 +169,13 @@ class AddBody(_Body):
         return [decoded(text) for text in given]
 
     def labels_of(self, num_images: int) -> list[str | None]:
-        """A label for each of so many images. Raises UsageError."""
+        """A label for each of `num_images` images. Raises UsageError."""
         if self.label is None or isinstance(self.label, str):
             return [self.label] * num_images
         return _one_each("label", self.label, num_images)
 
     def uris_of(self, num_images: int) -> list[str | None]:
-        """A uri for each of so many images, None for one made of its hash. Raises UsageError."""
+        """A uri for each of `num_images` images (None: made from the image's hash). Raises UsageError."""
         if self.uri is None:
             return [None] * num_images
         return _one_each("uri", [self.uri] if isinstance(self.uri, str) else self.uri, num_images)

@@ -1,4 +1,4 @@
-"""The routes that change the memory. Each needs the token, and its version says who asked for what."""
+"""The routes that change the memory. Each needs the token; the new version records the request and its client."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,17 @@ from pipeline.serving.http.requests import added, stated
 from pipeline.serving.service.service import Service
 from pipeline.serving.tokens import carries
 
-MAX_NAMED = 5  # values of a field that a version's command names
+MAX_NAMED = 5  # values of a field that the recorded command lists
 MAX_WORD = 80  # characters of each
 
 _SECURITY: dict[str, Any] = {"security": [{"bearer": []}]}
 
 
 def add_changes(app: FastAPI, service: Service, token: str | None) -> None:
-    """Put the routes into an application. Without a token they refuse."""
+    """Add the routes to an application. Without a token they refuse."""
 
     def check(request: Request) -> None:
-        """Raise Refused without the token."""
+        """Raise Refused if the server only reads, or the token is missing or wrong."""
         if token is None or service.editor is None:
             where = " where its ingress runs" if service.editor is not None else ""
             raise Refused(403, f"this server only reads: start it with a token{where} to change the memory")
@@ -93,9 +93,9 @@ def add_changes(app: FastAPI, service: Service, token: str | None) -> None:
 
 
 def command_of(request: Request, what: Mapping[str, Sequence[Any] | int]) -> str:
-    """What was asked and by whom, as the version records it that comes of it.
+    """The request and its client, as the resulting version records them.
 
-    Uris are counted rather than named, for they may carry passwords and signatures; nothing of the token is in it.
+    Uris are counted rather than named, for they may contain passwords and signatures. The token is not recorded.
     """
     words = [f"{request.method} {request.url.path}"]
     for field, values in what.items():

@@ -1,7 +1,8 @@
-"""Connections that a server bears: uvicorn's protocol, with limits that it does not have by itself.
+"""Connections within limits: uvicorn's protocol, extended by the limits that it lacks.
 
-Its only limit is of connections and requests in number. Nothing in it bounds a header, how long one may take, or how
-long an answer may wait to be read; httptools joins the pieces of a header anew with each that comes.
+uvicorn limits only the number of connections and of requests. It does not limit the size of a header, the time a header
+may take, or how long an answer may wait to be read. httptools copies the pieces of an incomplete header again with each
+new piece.
 """
 
 import asyncio
@@ -17,8 +18,8 @@ from uvicorn.server import ServerState
 
 from pipeline.serving.limits import HttpLimits
 
-BACKLOG = 512  # connections that wait to be taken; no more than these are taken in one turn of the event loop
-FILES_FOR_OTHERS = 256  # that a process may have open besides connections
+BACKLOG = 512  # connections waiting to be accepted, and the most accepted in one turn of the event loop
+FILES_FOR_OTHERS = 256  # files that a process may open in addition to connections
 
 _TOO_LONG = "the head of the request is longer than the server takes: send fewer and shorter headers"
 _TOO_SLOW = "the head of the request came too slowly: send it again"
@@ -26,21 +27,24 @@ _TOO_MANY = "more connections are open than the server bears: ask again later"
 
 
 class Connections:
-    """All connections of a server: those without a request under way, and those whose answer is not taken."""
+    """All connections of a server, those without a request, and those with an unread answer."""
 
     def __init__(self, limits: HttpLimits) -> None:
         self.limits = limits
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max = min(limits.connections, max(files - FILES_FOR_OTHERS, files // 2))
         self._open: set[Connection] = set()
-        self._waiting: dict[str, dict[Connection, None]] = {}  # by address, those that wait longest first
-        self._unread: dict[Connection, float] = {}  # since when
+        self._waiting: dict[str, dict[Connection, None]] = {}  # by address; the longest waiting first
+        self._unread: dict[Connection, float] = {}  # with the time since when
 
     def __len__(self) -> int:
         return len(self._open)
 
     def has_room_for(self, connection: "Connection") -> bool:
-        """Take a connection. Where there are too many, of the address with most the one that waits longest goes."""
+        """Accept a connection. If there are too many, drops the longest waiting one of the address with the most.
+
+        Returns False if none can be dropped.
+        """
         self._open.add(connection)
         if len(self._open) > self._max:
             if not self._waiting:
@@ -51,40 +55,40 @@ class Connections:
         return True
 
     def waits(self, connection: "Connection") -> None:
-        """A connection has no request under way."""
+        """Note that a connection has no request under way."""
         self._waiting.setdefault(connection.address, {})[connection] = None
 
     def is_busy(self, connection: "Connection") -> None:
-        """A connection has one."""
+        """Note that a connection has a request under way."""
         same = self._waiting.get(connection.address, {})
         same.pop(connection, None)
         if not same:
             self._waiting.pop(connection.address, None)
 
     def is_unread(self, connection: "Connection") -> None:
-        """An answer waits to be taken. Where too many bytes do, the connection goes that has held most for longest."""
+        """Note that an answer waits to be read. Beyond `unread_bytes`, drops the largest bytes x time."""
         self._unread.setdefault(connection, time.monotonic())
         while sum(one.unread_bytes for one in self._unread) > self.limits.unread_bytes:
             now = time.monotonic()
             max(self._unread, key=lambda one: (one.unread_bytes * (now - self._unread[one]), one.unread_bytes)).drop()
 
     def is_read(self, connection: "Connection") -> None:
-        """It was taken."""
+        """Note that the answer was read."""
         self._unread.pop(connection, None)
 
     def gone(self, connection: "Connection") -> None:
-        """A connection has ended."""
+        """Note that a connection has ended."""
         self._open.discard(connection)
         self.is_busy(connection)
         self.is_read(connection)
 
 
 class _HeadTooLong(Exception):
-    """Ends the parsing of a request."""
+    """Stops the parsing of a request."""
 
 
 class Connection(HttpToolsProtocol):
-    """One connection. Whoever sends no head, or takes no answer, in time is dropped."""
+    """One connection. A client that is too slow to send its headers, or to read its answer, is dropped."""
 
     def __init__(
         self,
@@ -106,16 +110,16 @@ class Connection(HttpToolsProtocol):
 
     @property
     def unread_bytes(self) -> int:
-        """Bytes of answers that wait to be taken."""
+        """Bytes of answers that wait to be read."""
         return 0 if self._ended else self.transport.get_write_buffer_size()
 
     def drop(self) -> None:
-        """Close the connection at once, whatever waits."""
+        """Close the connection at once, even with unsent data."""
         self._ended = True
         self._connections.gone(self)
         self.transport.abort()
 
-    # What uvicorn and asyncio call
+    # Callbacks of uvicorn and asyncio
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -140,7 +144,7 @@ class Connection(HttpToolsProtocol):
             self._expect_head()
         self._parsed = False
         super().data_received(data)
-        # What has been parsed to no end yet lies in the parser, which joins it anew with each piece.
+        # Bytes without a complete element stay in the parser, which copies them again with each new piece.
         self._silent_bytes = 0 if self._parsed else self._silent_bytes + len(data)
         if self._silent_bytes > self._limits.head_bytes and not self._ended:
             self._answer(431, _TOO_LONG)
@@ -159,7 +163,7 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         self._num_headers += 1
         self._count(len(name) + len(value))
-        if self._in_head:  # else it is a trailer, and those change nothing of a request that is being answered
+        if self._in_head:  # otherwise it is a trailer; trailers do not change a request under way
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
@@ -183,7 +187,7 @@ class Connection(HttpToolsProtocol):
         if self._ended:
             return
         if self.transport.is_closing():
-            self._watch()  # or what nobody takes would be kept
+            self._watch()  # otherwise an answer that nobody reads would stay in memory
         elif not self._under_way:
             self._connections.waits(self)
             self._expect_nothing()
@@ -232,7 +236,7 @@ class Connection(HttpToolsProtocol):
             self.drop()
 
     def _watch(self) -> None:
-        """See to it that what is written is taken."""
+        """Check later that the client has read enough of what is written."""
         if self._look is None and not self._ended:
             self._left = self.unread_bytes
             self._look = self.loop.call_later(self._limits.body_seconds, self._look_again)
@@ -246,7 +250,7 @@ class Connection(HttpToolsProtocol):
             self._watch()
 
     def _answer(self, status: int, detail: str) -> None:
-        """Refuse from outside of the application, and close; where a request is under way, close without a word."""
+        """Refuse from outside the application, and close. With a request under way, close without an answer."""
         if self._under_way:
             self.drop()
             return
@@ -260,14 +264,14 @@ class Connection(HttpToolsProtocol):
         self._expect_nothing()
         self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
-        self.loop.call_later(1.0, self.transport.abort)  # whether or not it was taken
+        self.loop.call_later(1.0, self.transport.abort)  # whether or not the client has read it
 
 
 def bounded(limits: HttpLimits) -> dict[str, Any]:
-    """The options of a uvicorn server that bears no more than the limits."""
+    """The uvicorn options that apply the limits."""
     return {
         "http": functools.partial(Connection, Connections(limits)),
-        "ws": "none",  # nothing here speaks it
+        "ws": "none",  # no route uses websockets
         "backlog": BACKLOG,
         "timeout_keep_alive": limits.idle_seconds,
     }

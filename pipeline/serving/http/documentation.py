@@ -1,4 +1,4 @@
-"""The OpenAPI document, and the page that shows it without any other site: its files come with a package."""
+"""The OpenAPI document, and a page that shows it without loading other sites: its files come with a package."""
 
 from collections.abc import Mapping
 from importlib.resources import files
@@ -21,7 +21,7 @@ _FILE = {"type": "string", "format": "binary"}
 
 
 def add_documentation(app: FastAPI) -> None:
-    """Put /docs and its files into an application, and all models into its OpenAPI document."""
+    """Add /docs and its files to an application, and all models to its OpenAPI document."""
     app.mount(PAGE_FILES, StaticFiles(directory=str(files("fastapi_offline") / "static")), name="files of the page")
 
     @app.get("/docs", include_in_schema=False)
@@ -51,7 +51,7 @@ def add_documentation(app: FastAPI) -> None:
 def takes(
     kind: type[BaseModel], *, lists: bool = False, files: bool = False, extra: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What the document says of a route that reads its own body, in JSON or, with `files`, also in a form."""
+    """The OpenAPI entry of a route that reads its own body: JSON or, with `files`, also a form."""
     alone = {"$ref": f"#/components/schemas/{kind.__name__}"}
     schema = {"anyOf": [alone, {"type": "array", "items": alone, "minItems": 1}]} if lists else alone
     content: dict[str, Any] = {"application/json": {"schema": schema, "example": getattr(kind, "example", {})}}
@@ -71,7 +71,7 @@ def _schemas_of_bodies() -> dict[str, Any]:
 
 
 def _form_of(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A body as a form: the images as files, the other options as text."""
+    """The schema of a body as a form: images as files, other options as text."""
     options = {name: part for name, part in schema["properties"].items() if name not in _NOT_IN_FORMS}
     image = {"type": "array", "items": _FILE, "minItems": 1, "description": "An image file; several make a batch."}
     return {

@@ -1,4 +1,4 @@
-"""The routes that show one entry, and its picture."""
+"""The routes that show one entry and its picture."""
 
 import asyncio
 
@@ -15,14 +15,14 @@ from pipeline.serving.http.waiting import gone
 from pipeline.serving.service.group import Entry
 from pipeline.serving.service.service import Service
 
-LARGEST_EXACT = (1 << 53) - 1  # beyond it a float, and so a number of JavaScript, is no longer every whole number
-LOOKED_UP_AT_ONCE = 4  # entries that groups look up, so that questions have most of a group's calls
+LARGEST_EXACT = (1 << 53) - 1  # beyond it a float, as JavaScript uses, cannot hold every whole number
+LOOKED_UP_AT_ONCE = 4  # lookups at once; questions get most of a group's calls
 LOOKED_UP_LATER = 256
 FIELDS = ("id", "uri", "label", "dataset", "width", "height", "sha256", "kept")
 
 
 def add_entries(app: FastAPI, service: Service, pictures: Pictures) -> None:
-    """Put the routes into an application."""
+    """Add the routes to an application."""
     entry_id = Path(ge=0, le=MAX_ID, description="As `search` shows it.")
 
     turns = _Turns(LOOKED_UP_AT_ONCE, LOOKED_UP_LATER)
@@ -52,23 +52,23 @@ def add_entries(app: FastAPI, service: Service, pictures: Pictures) -> None:
     async def image(request: Request, id: int = entry_id) -> Response:  # noqa: A002
         shown = await found(id)
         version = service.state.version
-        # A browser asks each time whether it may show it yet: what was forgotten is not shown from its cache.
+        # The browser must revalidate each time, so that it shows no forgotten entry from its cache.
         headers = {"Cache-Control": "private, no-cache", "ETag": f'"{shown.sha256[:32]}"'}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
         jpeg = await pictures.of(shown, gone(request))
         if service.state.version != version:
-            await found(id)  # it may have been forgotten meanwhile
-        if jpeg is None:  # one sentence for whatever the reason is: it tells nobody which files there are
+            await found(id)  # raises if it was forgotten meanwhile
+        if jpeg is None:  # one sentence for every reason, so that it does not reveal which files exist
             why = f"no picture of entry {id} can be shown: none is kept with it, and its source gives none"
             raise Refused(404, f"{why}; put the file back as it was, or add the image again with thumbnails", "id")
         if jpeg is shown.thumbnail:
-            del headers["ETag"]  # its source may come back, and gives a larger one
+            del headers["ETag"]  # the source may come back with a larger picture
         return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
 class _Turns:
-    """So many at once; the others wait, up to a number. Raises Overloaded beyond it."""
+    """Lets `at_once` callers in; up to `waiting` others wait. Raises Overloaded beyond that."""
 
     def __init__(self, at_once: int, waiting: int) -> None:
         self._free = asyncio.Semaphore(at_once)

@@ -1,8 +1,7 @@
-"""Bodies of JSON as models, or refused with the field; how much they may hold is known before anything is made of them.
+"""JSON bodies as models, or refused with the field. Their size is checked before anything is parsed.
 
-What pydantic makes of a body costs by its values, names and brackets, a hundred bytes and more for each: they are
-counted in the raw bytes, which costs a tenth of a millisecond a megabyte, and a body that has more than any question
-needs is refused.
+The models that pydantic makes of a body cost a hundred bytes and more for each value, name and bracket. These are
+counted in the raw bytes, at 0.1 ms a megabyte. A body with more of them than any question needs is refused.
 """
 
 import functools
@@ -18,16 +17,16 @@ from pipeline.serving.http import slips
 from pipeline.serving.http.bodies import MAX_QUERIES, Asking
 from pipeline.serving.http.refused import Refused
 
-SMALL_BYTES = 64 << 10  # of a body that cannot hold too much, and is read where it came in
+SMALL_BYTES = 64 << 10  # a body up to this size cannot hold too much, and is parsed on the event loop
 MAX_BRACKETS = 10_000
-MAX_NAMES = 30_000  # of fields and in dictionaries, and colons in text
-MAX_COMMAS_BESIDES = 1 << 18  # to those between the numbers of embeddings
+MAX_NAMES = 30_000  # of fields and of dictionary keys; colons in text count too
+MAX_COMMAS_BESIDES = 1 << 18  # in addition to those between the numbers of embeddings
 
-_BREAKS = re.compile(rb"[\x00-\x1f]")  # which json.dumps writes as escapes
+_BREAKS = re.compile(rb"[\x00-\x1f]")  # json.dumps escapes these
 
 
 def checked(kind: type[BaseModel], data: bytes, dimension: int, *, images: bool = False) -> Any:
-    """A JSON body as a model. `dimension` is that of the memory, `images` whether one may be in it. Raises Refused."""
+    """A JSON body as a model. `dimension` is the memory's; `images`: the body may hold images. Raises Refused."""
     return _checked(_adapter_of(kind), data, kind, dimension, images=images)
 
 
@@ -65,7 +64,7 @@ def _checked(adapter: TypeAdapter, data: bytes, kind: type[BaseModel], dimension
 
 
 def check_amount(data: bytes, dimension: int) -> None:
-    """Raise Refused for JSON of more values than questions to a memory of a dimension need."""
+    """Raise Refused if JSON holds more values than questions to a memory of this dimension need."""
     if len(data) <= SMALL_BYTES:
         return
     bytes_N = np.frombuffer(data, np.uint8)
@@ -84,7 +83,10 @@ def check_amount(data: bytes, dimension: int) -> None:
 
 
 def _with_control_characters(data: bytes) -> bytes | None:
-    """JSON in whose strings lines are broken, as a shell does with the output of `base64`, as JSON; None for other."""
+    """JSON with raw control characters in its strings, rewritten as valid JSON; None for any other body.
+
+    A shell puts such line breaks into JSON with the output of `base64`.
+    """
     if not _BREAKS.search(data):
         return None
     try:
@@ -96,10 +98,10 @@ def _with_control_characters(data: bytes) -> bytes | None:
 
 
 def told(problems: Sequence[Any], kind: type[BaseModel] | None = None) -> Refused:
-    """What is wrong with a request as a sentence, from the problems that pydantic found."""
+    """The refusal of an invalid request, as a sentence made from the problems that pydantic reports."""
 
-    # A name that is not quite right comes before what is missing for it. Of the problems that each form of a field has,
-    # the one that says most: not that it has another form.
+    # An unknown field comes before the missing field that it may stand for. A field of several types gives a problem
+    # for each type; the most specific one is chosen, not the one that reports another type.
     def says(found: Any) -> tuple[bool, bool, int]:
         return found["type"] == "extra_forbidden", not found["type"].endswith("_type"), len(found["loc"])
 
@@ -121,7 +123,7 @@ def told(problems: Sequence[Any], kind: type[BaseModel] | None = None) -> Refuse
 
 
 def _is_of_queries(problem: Any, kind: type[BaseModel] | None) -> bool:
-    """Whether a list has the wrong length that is one of queries."""
+    """Whether the list of wrong length is a list of queries."""
     of_questions = not slips.place_of(problem["loc"])
     too_many = problem.get("ctx", {}).get("max_length") == MAX_QUERIES
     return of_questions or (too_many and kind is not None and issubclass(kind, Asking))

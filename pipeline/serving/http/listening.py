@@ -1,4 +1,4 @@
-"""An application that listens at an address itself, and how it stops: what is under way is answered first."""
+"""An application that listens at an address itself, and stops only after answering the requests under way."""
 
 import asyncio
 import contextlib
@@ -13,11 +13,11 @@ from pipeline.serving.access import send_refusal
 from pipeline.serving.http.connections import BACKLOG, bounded
 from pipeline.serving.limits import HttpLimits
 
-DRAIN_SECONDS = 25.0  # for what is under way; a pod of Kubernetes is killed 30 s after it was told to stop
+DRAIN_SECONDS = 25.0  # for requests under way; Kubernetes kills a pod 30 s after it told it to stop
 
 
 class Traffic:
-    """The requests under way in a process. Once it drains, new ones are taken no more."""
+    """The requests under way in a process. While it drains, it accepts no new ones."""
 
     def __init__(self) -> None:
         self._under_way = 0
@@ -28,12 +28,12 @@ class Traffic:
 
     @property
     def refuses(self) -> bool:
-        """Whether what comes is to be refused. Where the port is closed nothing new comes, and the last is answered."""
+        """Whether new requests are refused. False if its own port is closed: what still arrives is answered."""
         return self._draining and self._server is None
 
     @contextlib.contextmanager
     def request(self) -> Iterator[None]:
-        """One request, from its first byte to the last of its answer."""
+        """One request, from its first byte to the last byte of its answer."""
         self._under_way += 1
         self._idle.clear()
         try:
@@ -44,15 +44,15 @@ class Traffic:
                 self._idle.set()
 
     async def drain(self, seconds: float = DRAIN_SECONDS) -> int:
-        """Take nothing new, and wait for what is under way; how many requests were not answered in time.
+        """Accept no new requests and wait for those under way. Returns how many were not answered in time.
 
-        Where it listens itself, the port is closed and idle connections with it; requests that come by Serve's proxies
-        are refused with a 503.
+        If the application listens itself, its port and idle connections are closed. Requests that arrive through
+        Serve's proxies are refused with a 503.
         """
         self._draining = True
         if self._server is not None:
             self._server.should_exit = True
-            await asyncio.sleep(0.2)  # it looks every 0.1 s, and what has arrived by then is taken yet
+            await asyncio.sleep(0.2)  # uvicorn checks every 0.1 s; requests that arrive until then are accepted
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
         return self._under_way
@@ -61,7 +61,7 @@ class Traffic:
     async def listening(
         self, app: ASGIApp, host: str, port: int, limits: HttpLimits = HttpLimits()
     ) -> AsyncIterator[None]:
-        """Answer at an address until the block ends. Several processes may listen at the same one."""
+        """Serve at an address until the block ends. Several processes may listen at the same address."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         config = uvicorn.Config(
             app,
@@ -83,7 +83,7 @@ class Traffic:
 
 
 class Counted:
-    """Counts each request among those under way, or refuses it."""
+    """Counts each request as under way, or refuses it."""
 
     def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
         self._app, self._traffic = app, traffic

@@ -1,6 +1,6 @@
-"""Pictures of entries for whoever asks: made by threads of their own, so many at once, each within its time.
+"""Makes pictures of entries, in threads of their own, a limited number at once, each within a time limit.
 
-Nothing else waits for these threads: a source that is slow, large or gone makes pictures wait, and nothing besides.
+Nothing else uses these threads. A slow, large or missing source delays pictures only.
 """
 
 import asyncio
@@ -19,25 +19,25 @@ from pipeline.serving.service.group import Entry
 from pipeline.serving.service.service import Limits
 
 PICTURE_PIXELS = 512  # a side
-THREADS = 2  # each of them holds READ_BYTES at most, what is unpacked of it, and pixels
-UNDER_WAY = 64  # pictures asked for and not answered: a page of neighbours
+THREADS = 2  # each holds READ_BYTES at most, the unpacked data, and pixels
+UNDER_WAY = 64  # unanswered requests for pictures: a page of neighbours
 RETRY_SECONDS = 1.0
 
 
 class Pictures:
-    """Makes pictures, from what adds read and from what lies below `roots`."""
+    """Makes pictures from what adds have read, and from files below `roots`."""
 
     def __init__(self, limits: Limits, roots: Roots = ()) -> None:
         self._limits, self._roots = limits, roots
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="picture")
         self._counting = threading.Lock()
-        self._under_way = 0  # begun, or waiting for a thread: what was given up counts until a thread has seen that
+        self._under_way = 0  # running or queued; an abandoned picture counts until a thread has dropped it
 
     async def of(self, entry: Entry, gone: Coroutine[Any, Any, None]) -> bytes | None:
-        """A JPEG of an entry: from its source while that has the bytes it was remembered by, else its thumbnail.
+        """A JPEG of an entry: from its source if that still has the same bytes, otherwise the thumbnail.
 
-        None where there is neither. Reading ends when `gone` does, for then nobody waits any more. Raises Overloaded,
-        Unavailable where it takes too long, and ClientDisconnect.
+        None if there is neither. Reading stops once `gone` ends, for then the client has left. Raises Overloaded,
+        ClientDisconnect, and Unavailable if it takes too long.
         """
         seconds = self._limits.timeout_seconds
         bound = Bound(READ_BYTES, seconds)
@@ -49,7 +49,7 @@ class Pictures:
             if made.done():
                 return made.result()
             if left.done():
-                left.result()  # it may have sent too much rather than have left
+                left.result()  # raises if the client sent too much instead of leaving
                 raise ClientDisconnect
             raise Unavailable(f"the picture was not made within {seconds:g} s: ask again later")
         finally:
@@ -59,7 +59,7 @@ class Pictures:
             left.cancel()
 
     def stop(self) -> None:
-        """Make no more."""
+        """Stop making pictures."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _begin(self, entry: Entry, bound: Bound) -> "asyncio.Future[bytes | None]":
@@ -68,7 +68,7 @@ class Pictures:
                 raise Overloaded("more pictures are asked for than can be made in time: ask again later", RETRY_SECONDS)
             self._under_way += 1
         made = asyncio.wrap_future(self._pool.submit(self._made, entry, bound))
-        made.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nobody may wait any more
+        made.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # the caller may be gone
         return made
 
     def _made(self, entry: Entry, bound: Bound) -> bytes | None:
@@ -81,7 +81,7 @@ class Pictures:
                 bound=bound,
                 max_pixels=self._limits.image_pixels,
             )
-        except Rejected:  # why is no business of whoever asks: it tells what lies on this machine
+        except Rejected:  # the reason is not sent to the client: it may name files of this machine
             return entry.thumbnail
         finally:
             with self._counting:

@@ -1,4 +1,4 @@
-"""The routes by which a server is asked: decisions, neighbours, and clip-retrieval's shape of them."""
+"""The routes for questions: decisions, neighbours, and neighbours in clip-retrieval's format."""
 
 import asyncio
 import contextlib
@@ -25,18 +25,18 @@ from pipeline.serving.http.waiting import while_waited_for
 from pipeline.serving.limits import MAX_NEIGHBORS
 from pipeline.serving.service.service import Decided, Searched, Service
 
-NEIGHBORS_UNDER_WAY = 4 * MAX_NEIGHBORS  # of all requests that are not answered yet
+NEIGHBORS_UNDER_WAY = 4 * MAX_NEIGHBORS  # for all unanswered requests together
 
 
 class _Room:
-    """The neighbours that answers under way may have."""
+    """Limits how many neighbours the unanswered requests ask for."""
 
     def __init__(self) -> None:
         self._taken = 0
 
     @contextlib.contextmanager
     def taken_by(self, questions: "Sequence[Query[Any]]") -> Iterator[int]:
-        """Count what questions ask for until they are answered. Raises Overloaded."""
+        """Count the neighbours that questions ask for until they are answered. Raises Overloaded."""
         number = sum(query.num_queries * query.body.k for query in questions)
         if self._taken and self._taken + number > NEIGHBORS_UNDER_WAY:
             raise Overloaded("more neighbours are being looked for than fit: ask again later, or with a smaller k")
@@ -48,7 +48,7 @@ class _Room:
 
 
 def add_questions(app: FastAPI, service: Service) -> None:
-    """Put the routes into an application."""
+    """Add the routes to an application."""
     room = _Room()
 
     async def answered(
@@ -57,7 +57,7 @@ def add_questions(app: FastAPI, service: Service) -> None:
         ask: Callable[[Service, Any], Coroutine[Any, Any, Any]],
         show: Callable[[Any, Any, Texts], Any],
     ) -> Response:
-        """The answers to all questions of a request, an object for one and a list for a list."""
+        """The answers to all questions of a request: an object for one question, a list for a list."""
         began = time.monotonic()
         questions, many = await asked(request, kind, service)
         with room.taken_by(questions) as num_neighbors:
@@ -118,7 +118,7 @@ def add_questions(app: FastAPI, service: Service) -> None:
 
 
 async def _together(asking: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """What all of them give. Where one fails the others are left: nobody waits for them any more."""
+    """The results of all. If one fails the others are cancelled, for nobody waits for them any more."""
     if len(asking) == 1:
         return [await asking[0]]
     tasks = [asyncio.ensure_future(one) for one in asking]
@@ -190,6 +190,6 @@ async def _vectors(service: Service, question: "Query[Any]") -> np.ndarray:
 
 
 def _is_large(body: Asking) -> bool:
-    """Whether it takes a while to make arrays of numbers or bytes of what was sent."""
+    """Whether converting the body to arrays or bytes takes long enough to run outside the event loop."""
     texts = [body.image_base64] if isinstance(body.image_base64, str) else body.image_base64 or []
     return sum(map(len, texts)) > SMALL_BYTES or (body.embedding is not None and body.num_queries > 1)

@@ -1,10 +1,10 @@
-"""A request that is refused."""
+"""The error that refuses a request."""
 
 
 class Refused(Exception):
-    """A request that is answered with a status, a sentence and the field it is about.
+    """A refusal with a status, a sentence and the field that it is about.
 
-    `closes`: the connection is closed then, for the rest of a body would have to be read to its end else.
+    `closes`: the connection is closed afterwards, because otherwise the rest of the body would have to be read.
     """
 
     def __init__(self, status: int, detail: str, field: str | None = None, *, closes: bool = False) -> None:

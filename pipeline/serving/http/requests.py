@@ -1,6 +1,6 @@
-"""Requests read: bodies of JSON and forms as models, no longer than they may be, or refused with the field.
+"""Reads requests: turns JSON bodies and forms into models within their limits, or refuses them with the field.
 
-The body is read and checked here rather than by FastAPI's parameters, which would parse it twice as slowly.
+The body is read and checked here rather than by FastAPI's parameters, which would parse it at half the speed.
 """
 
 import codecs
@@ -23,12 +23,12 @@ from pipeline.serving.limits import MAX_NEIGHBORS
 from pipeline.serving.service.service import Service
 
 MAX_PART_FIELDS = 1_000
-MAX_LISTED_IN_ALL = 10 * MAX_LISTED  # by all questions of a list
-_FORM_FIELDS = "application/x-www-form-urlencoded"  # what curl calls JSON when not told
+MAX_LISTED_IN_ALL = 10 * MAX_LISTED  # in all questions of a list together
+_FORM_FIELDS = "application/x-www-form-urlencoded"  # curl's default for JSON
 _JSON = re.compile(r"(?:application|text)/json|[a-z0-9.!#$&^_-]+/[a-z0-9.!#$&^_+-]+\+json")
-_CHARSETS = {"utf-8", "ascii", "iso8859-1", "cp1252"}  # those that browsers and programs write in forms
+_CHARSETS = {"utf-8", "ascii", "iso8859-1", "cp1252"}  # the charsets in which browsers and programs write forms
 PAIRS = {"weigh", "assume"}
-_LISTS: dict[type[BaseModel], set[str]] = {AddBody: {"label", "uri"}}  # fields that a form may have several times
+_LISTS: dict[type[BaseModel], set[str]] = {AddBody: {"label", "uri"}}  # fields that a form may repeat
 _ALWAYS_LISTS = {"exclude"}
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -37,7 +37,7 @@ Question = TypeVar("Question", bound=Asking)
 
 @dataclass(frozen=True)
 class Query(Generic[Question]):
-    """What is asked: a body, and the images that came as files, if they did. The answer to a batch is a list."""
+    """One question: a body, and images that came as files (None if none did). The answer to a batch is a list."""
 
     body: Question
     is_batch: bool
@@ -49,7 +49,7 @@ class Query(Generic[Question]):
 
 
 async def asked(request: Request, kind: type[Question], service: Service) -> "tuple[list[Query[Question]], bool]":
-    """The questions of a request, and whether they came as a list. Raises Refused, also where they are too much."""
+    """The questions of a request, and whether they came as a list. Raises Refused, also for too many."""
     if _is_form(request):
         body, files = await _of_form(request, kind)
         if files and (body.image_base64 is not None or body.embedding is not None):
@@ -69,12 +69,12 @@ async def asked(request: Request, kind: type[Question], service: Service) -> "tu
 
 
 def _within_limits(queries: "list[Query[Any]]") -> "list[Query[Any]]":
-    """The questions of a request. Raises Refused where together they cost more than one request may."""
+    """The questions of a request. Raises Refused if together they cost more than one request may."""
     if sum(query.num_queries * query.body.k for query in queries) > MAX_NEIGHBORS:
         raise Refused(
             422, f"an answer holds at most {MAX_NEIGHBORS:,} neighbours: ask with a smaller k, or fewer queries", "k"
         )
-    # One expression may be asked of every entry, and a list of questions would ask as many: they go one a request.
+    # Evaluating one expression may visit every entry, so a request may hold only one.
     if len({query.body.where for query in queries} - {None}) > 1:
         raise Refused(422, "the questions have several where: ask those with one where in a request", "where")
     if sum(query.body.num_listed for query in queries) > MAX_LISTED_IN_ALL:
@@ -84,7 +84,7 @@ def _within_limits(queries: "list[Query[Any]]") -> "list[Query[Any]]":
 
 
 async def added(request: Request, service: Service) -> tuple[AddBody, list[bytes]]:
-    """What is to be remembered, and the images. Raises SourceError for what is no base64."""
+    """The body of an add, and its images. Raises SourceError for invalid base64."""
     encoded: list[bytes] = []
     files: list[bytes] = []
     if _is_form(request):
@@ -109,7 +109,7 @@ async def added(request: Request, service: Service) -> tuple[AddBody, list[bytes
 
 
 async def stated(request: Request, kind: type[Body], service: Service) -> Body:
-    """A body that no image comes with as a file."""
+    """The body of a request that carries no image file."""
     data = await _json_of(request, images=False)
 
     def read() -> Body:
@@ -130,7 +130,8 @@ def _is_form(request: Request) -> bool:
 async def _json_of(request: Request, *, images: bool) -> bytes:
     """The body of a request that should be JSON.
 
-    What curl sends with `-d` is, too. A page of another site could send that without asking first: `Sites` refuses it.
+    The content type that `curl -d` sends is accepted too. A page of another site could send that type without a
+    preflight request; `Sites` refuses such requests.
     """
     content_type = _content_type(request)
     if content_type and content_type != _FORM_FIELDS and not _JSON.fullmatch(content_type):
@@ -142,13 +143,13 @@ async def _json_of(request: Request, *, images: bool) -> bytes:
 
 
 async def _of_form(request: Request, kind: type[Body]) -> tuple[Body, list[bytes]]:
-    """A body as a form: the file(s) `image`, and options as text fields, those with pairs as ID=VALUE."""
+    """The body and files of a form: the file(s) `image`, and options as text fields; pairs are ID=VALUE."""
     _check_charset(request)
     try:
         form = await request.form(max_files=MAX_QUERIES, max_fields=MAX_PART_FIELDS)
     except HTTPException as error:
         raise Refused(400, f"the form cannot be read ({error.detail}): send multipart/form-data") from None
-    except (ValueError, LookupError) as error:  # what the parser meets in headers of parts, UnicodeError among it
+    except (ValueError, LookupError) as error:  # from headers of parts, UnicodeError included
         raise Refused(400, f"the form cannot be read ({type(error).__name__}): send multipart/form-data") from None
     try:
         return await _body_of(form.multi_items(), kind)
@@ -177,7 +178,7 @@ async def _body_of(items: Sequence[tuple[str, Any]], kind: type[Body]) -> tuple[
 
 
 def _check_charset(request: Request) -> None:
-    """Raise Refused for a form in an encoding that no form is in: Python knows some that take minutes, or fail."""
+    """Raise Refused for a charset that forms do not use: Python has codecs that take minutes, or fail."""
     found = re.search(r";\s*charset\s*=\s*\"?([^\";]*)", request.headers.get("content-type", ""), re.IGNORECASE)
     if found is None:
         return
@@ -190,7 +191,7 @@ def _check_charset(request: Request) -> None:
 
 
 def _put(fields: dict[str, Any], name: str, text: str, *, may_repeat: bool) -> None:
-    """A text field of a form among those of a body."""
+    """Put a text field of a form into the fields of a body."""
     if name in _ALWAYS_LISTS:
         fields.setdefault(name, []).append(text)
     elif name in PAIRS:

@@ -1,4 +1,4 @@
-"""The HTTP face of a service: its routes, refusals as one sentence with the field, and what stands around each request.
+"""The HTTP interface of a service: its routes, its refusals (one sentence and the field), and its middleware.
 
 Bodies are read in `requests.py`; the routes are in `questions.py`, `entries.py` and `changes.py`.
 """
@@ -69,12 +69,12 @@ def make_app(
     access: WriteLine | None = to_logger,
     pictures: Roots = (),
 ) -> FastAPI:
-    """The application. Without a token nothing that changes the memory can be asked for.
+    """The application. Without a token it refuses every change of the memory.
 
-    With `listen`, a host and a port, it also listens there itself from its start to its end. Pages of the origins
-    `cors` may ask it, and it may be asked by the names `hosts` besides those of `sites.Hosts`. `access` takes the lines
-    of the access log; None for none. Images below `pictures` are shown besides those that adds have read.
-    `app.state.drain()` takes nothing new and waits for what is under way.
+    With `listen`, a host and a port, it also listens there itself from startup to shutdown. Pages of the origins `cors`
+    may send requests. Requests may name the server by `hosts` in addition to the names of `sites.Hosts`. `access`
+    receives the lines of the access log (None: no log). Images below `pictures` are shown in addition to those that
+    adds have read. `app.state.drain()` accepts no new requests and waits for those under way.
     """
     traffic = Traffic()
     maker = Pictures(service.limits, pictures)
@@ -127,7 +127,7 @@ def make_app(
 
 
 def _add_layers(app: FastAPI, traffic: Traffic, hosts: Hosts, cors: Sequence[str], access: WriteLine | None) -> None:
-    """What stands around each request, from the inside out."""
+    """Add the middleware, from the innermost to the outermost."""
     app.add_middleware(Failures)
     app.add_middleware(Counted, traffic=traffic)
     if cors:
@@ -156,7 +156,7 @@ def _add_refusals(app: FastAPI, service: Service, token: str | None) -> None:
         kind, status = next(found for found in _STATUSES if isinstance(error, found[0]))
         retry = error.retry_seconds if isinstance(error, Unavailable) else 1.0
         said = in_fields(str(error))
-        if not carries(request.scope, token):  # where things lie on this machine is nobody else's to know
+        if not carries(request.scope, token):  # do not reveal paths of this machine
             said = without_place(said, service.place)
             if kind is VisualMemoryError:
                 logger.warning("request %s: %s", request_id(), error)
@@ -165,7 +165,7 @@ def _add_refusals(app: FastAPI, service: Service, token: str | None) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> Response:
-        found = told([{**problem, "loc": problem["loc"][1:]} for problem in error.errors()])  # it begins with "path"
+        found = told([{**problem, "loc": problem["loc"][1:]} for problem in error.errors()])  # without "path"
         return refusal(service, found.status, found.detail, found.field)
 
     @app.exception_handler(HTTPException)

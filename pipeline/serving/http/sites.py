@@ -1,7 +1,7 @@
-"""By which names a server is asked, and by pages of which sites.
+"""Checks the host name that a request is for, and the site whose page sends it.
 
-A page of another site may send a plain form, or text, to any address without asking first, and it may give its own name
-an address of this machine or network (DNS rebinding). Both are told by headers that a page cannot forge.
+A page of another site may send a plain form or text to any address without a preflight request. It may also point its
+own domain at an address of this machine or network (DNS rebinding). Headers that a page cannot forge reveal both.
 """
 
 import functools
@@ -25,7 +25,7 @@ _READING = {"GET", "HEAD", "OPTIONS"}
 
 
 def check_hosts(names: Sequence[str]) -> None:
-    """Raise UsageError for what is no name of a host: with `*.` before it every name below it, `*` every name."""
+    """Raise UsageError if a name is not a host. `*.` before a name means all names below it, `*` every name."""
     for name in names:
         if name != ANY and not _HOST_NAME.fullmatch(name.lower()):
             raise UsageError(
@@ -35,10 +35,10 @@ def check_hosts(names: Sequence[str]) -> None:
 
 
 class Hosts:
-    """The names that a request may be for.
+    """The host names that a request may be for.
 
-    Addresses may, and names without a dot, and those below localhost: none of them can be somebody else's domain. So
-    may this machine's own name, the host that is listened at, and what is named besides.
+    Addresses, names without a dot and names below localhost are accepted: none of them can be the domain of somebody
+    else. This machine's own name, the host that the server listens at, and `names` are accepted too.
     """
 
     def __init__(self, names: Sequence[str] = (), listens_at: str | None = None) -> None:
@@ -49,11 +49,11 @@ class Hosts:
         self._below = tuple(name[1:] for name in self._names if name.startswith("*."))
 
     def has(self, header: str) -> bool:
-        """Whether a `Host` header is one of them."""
+        """Whether a `Host` header holds one of the accepted names."""
         name = name_of(header)
         return (
             self._every
-            or not name  # HTTP/1.0, and health checks: no browser leaves it out
+            or not name  # HTTP/1.0 and health checks omit it; no browser does
             or "." not in name
             or name in self._names
             or name.endswith((".localhost", *self._below))
@@ -62,7 +62,7 @@ class Hosts:
 
 
 def name_of(header: str) -> str:
-    """The name in a `Host` header, in small letters, without the port and a last dot."""
+    """The name in a `Host` header, in lower case, without the port and a trailing dot."""
     text = header.strip().lower()
     if text.startswith("["):
         inner, bracket, port = text[1:].partition("]")
@@ -73,7 +73,7 @@ def name_of(header: str) -> str:
     return text.removesuffix(".")
 
 
-@functools.lru_cache(256)  # most requests are for the same
+@functools.lru_cache(256)  # most requests name the same host
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
@@ -83,7 +83,7 @@ def _is_address(name: str) -> bool:
 
 
 class Sites:
-    """Stands around an application: refuses other names, and what pages of other sites send, and marks each answer."""
+    """Wraps an application: refuses other host names and posts from pages of other sites, and marks each answer."""
 
     def __init__(self, app: ASGIApp, hosts: Hosts, origins: Sequence[str]) -> None:
         self._app, self._hosts, self._origins = app, hosts, frozenset(origins)
@@ -111,10 +111,10 @@ class Sites:
             await self._app(scope, receive, marked)
 
     def _may_send(self, scope: Scope, hosts: Sequence[str]) -> bool:
-        """Whether a request is of no page, of one of this server, or of an origin that is let in.
+        """Whether a request comes from no page, from a page of this server, or from an accepted origin.
 
-        Browsers say with every POST where it comes from: by `Origin`, and by `Sec-Fetch-Site` where the connection is
-        private. It is the order in which Go's CrossOriginProtection asks.
+        With every POST browsers send its origin: in `Origin`, and in `Sec-Fetch-Site` if the connection is private. The
+        checks follow the order of Go's CrossOriginProtection.
         """
         origins, sites = _values(scope, b"origin"), _values(scope, b"sec-fetch-site")
         if ANY in self._origins or (len(origins) == 1 and origins[0] in self._origins):
@@ -125,7 +125,7 @@ class Sites:
 
 
 def _is_of(origin: str, host: str) -> bool:
-    """Whether an origin is that of a host, whatever its scheme: a proxy may have taken TLS off."""
+    """Whether an origin matches a host, whatever its scheme: a proxy may have removed TLS."""
     scheme, _, place = origin.lower().partition("://")
     usual = _USUAL_PORTS.get(scheme, "")
     return bool(place) and place.removesuffix(f":{usual}") == host.strip().lower().removesuffix(f":{usual}")

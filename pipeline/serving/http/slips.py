@@ -1,4 +1,4 @@
-"""What people send by mistake, and what to do instead, in words of the request: its fields, never flags."""
+"""Common mistakes in requests, and what to do instead, in the words of a request: fields, never flags."""
 
 import difflib
 import json
@@ -9,12 +9,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
-MAX_SHOWN = 60  # characters of what was sent that an answer repeats
+MAX_SHOWN = 60  # characters of the request that an answer repeats
 AS_FORM = "curl -F image=@new.jpg"
 
-_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")  # how files of images begin
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")  # first bytes of image files
 _PAIRS = re.compile(rb"\s*[A-Za-z_][A-Za-z0-9_]{0,40}=")
-_MEANT = {  # what other programs call it; the first that a request has is meant
+_MEANT = {  # names of other programs; the first field that the body has is suggested
     "image": ("image_base64",),
     "images": ("image_base64",),
     "file": ("image_base64",),
@@ -37,20 +37,20 @@ _SHOWS_IDS = re.compile(r"`search`(?: and `classify --json`)? shows?(?: the)? id
 
 
 def shown(text: str) -> str:
-    """What was sent, short and on one line."""
+    """A client's text, shortened to one line."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: MAX_SHOWN * 2]).split())
     return f"{line[:MAX_SHOWN]}…" if len(text) > MAX_SHOWN else line
 
 
 def in_fields(message: str) -> str:
-    """A message of the library in words of a request: fields for parameters, and for options of a command."""
+    """A message of the library in the words of a request: fields instead of parameters and command-line options."""
     message = _SHOWS_IDS.sub("POST /v1/search shows ids", message)
     message = _PARAMETER.sub(r"\1", message)
     return _OPTION.sub(lambda option: option[1].replace("-", "_"), message)
 
 
 def without_place(message: str, uri: str) -> str:
-    """A message without where the memory lies."""
+    """The message without the location of the memory."""
     for place in sorted({uri, os.path.abspath(uri), os.path.realpath(uri)}, key=len, reverse=True):
         if place.strip("/"):
             message = message.replace(f"the memory at {place}", "the memory").replace(place, "the memory")
@@ -58,7 +58,7 @@ def without_place(message: str, uri: str) -> str:
 
 
 def type_not_taken(content_type: str, *, images: bool) -> str:
-    """Why a content type is not taken, and how to send what was meant."""
+    """Why a content type is refused, and how to send the request instead."""
     if not images:
         return f"{shown(content_type)} is not taken: send application/json"
     is_file = content_type.startswith("image/") or content_type == "application/octet-stream"
@@ -67,7 +67,7 @@ def type_not_taken(content_type: str, *, images: bool) -> str:
 
 
 def is_image(data: bytes) -> bool:
-    """Whether a body is the file of an image."""
+    """Whether a body is an image file."""
     return data.startswith(_IMAGES)
 
 
@@ -86,7 +86,7 @@ def no_json(data: bytes, problem: str, *, images: bool) -> str:
 
 
 def image_as_text(text: str) -> str:
-    """What to do about a form whose image is a text field."""
+    """What to do about a form that sends the image as a text field."""
     if len(text) > 500 or text.startswith("data:"):
         return f"image was sent as text: send it as a file ({AS_FORM}), or its base64 as image_base64"
     name = shown(text.strip().lstrip("@<")) or "new.jpg"
@@ -94,7 +94,7 @@ def image_as_text(text: str) -> str:
 
 
 def unknown_field(kind: type[BaseModel] | None, field: str, value: Any) -> str:
-    """What to do about a field that a body does not have."""
+    """What to do about a field that the body does not have."""
     if field in _ADDRESSES:
         return f"{field} is not asked for: nothing is fetched from an address; send the image itself, as image_base64"
     known = list(kind.model_fields) if kind is not None else []
@@ -111,7 +111,7 @@ def unknown_field(kind: type[BaseModel] | None, field: str, value: Any) -> str:
 
 
 def alone_for_list(field: str, value: Any) -> str:
-    """What to do about one value where a list is asked for."""
+    """What to do about a single value in place of a list."""
     example = f", as in {field}: {json.dumps([value], ensure_ascii=False)}" if _is_short(value) else ""
     return f"{field} is wrong: give a list{example}"
 
@@ -127,7 +127,7 @@ def _is_short(value: Any) -> bool:
 
 
 def too_many(field: str | None, most: int) -> str | None:
-    """What to do about a list that is too long; None where that of pydantic says it."""
+    """What to do about a list that is too long; None if pydantic's message is good enough."""
     if field is None:
         return f"the list has no question, or too many: give 1 to {most}"
     if field in {"image_base64", "embedding"}:
@@ -136,5 +136,5 @@ def too_many(field: str | None, most: int) -> str | None:
 
 
 def place_of(problem: Sequence[str | int]) -> list[str]:
-    """Where in a body something is wrong, without the number of a question."""
+    """Where in a body the problem is, without the position of the question in a list."""
     return [str(part) for part in (problem[1:] if problem and isinstance(problem[0], int) else problem)]

@@ -1,4 +1,4 @@
-"""Bodies on their way in: no longer, no slower and no more at once than a server bears."""
+"""Limits incoming bodies: their length, their speed, and their total size."""
 
 import asyncio
 import contextlib
@@ -10,12 +10,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pipeline.serving.http.refused import Refused
 from pipeline.serving.limits import HttpLimits
 
-_LONGEST_NUMBER = 18  # digits of a length; what is longer is too long whatever it says
+_LONGEST_NUMBER = 18  # digits of a length; a longer number is too large whatever its value
 
 
 @dataclass(eq=False)
 class _Upload:
-    """What has come of a body, and since when."""
+    """How much of a body has arrived, and when it began."""
 
     began: float = field(default_factory=time.monotonic)
     num_bytes: int = 0
@@ -26,15 +26,15 @@ class _Upload:
     def drop(self) -> None:
         self.dropped = True
         if self.waiting is not None:
-            with contextlib.suppress(RuntimeError):  # its time is up at this moment anyway
+            with contextlib.suppress(RuntimeError):  # its timeout expires at this moment anyway
                 self.waiting.reschedule(asyncio.get_running_loop().time())
 
 
 class Uploads:
-    """Stands around an application, and refuses bodies while they come.
+    """Wraps an application, and refuses bodies while they arrive.
 
-    A body counts until its request is answered. Where all of them have more bytes than are borne, the one that has held
-    most for longest, and has not come whole, is refused: a small or a quick one is not, whoever else sends.
+    A body counts until its request is answered. If all bodies together exceed the limit, the incomplete one with the
+    largest bytes x time is refused. Small and fast uploads are therefore not refused, whoever else sends.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, limits: HttpLimits) -> None:
@@ -53,7 +53,7 @@ class Uploads:
         async def limited() -> Message:
             nonlocal upload
             if upload is None:
-                if told > self._max_bytes:  # before anything is read, and before a client is told to continue
+                if told > self._max_bytes:  # before anything is read, and before the 100 Continue
                     raise self._too_long()
                 upload = _Upload()
                 self._uploads.add(upload)
@@ -96,7 +96,7 @@ class Uploads:
     def _drop_one(self) -> None:
         now = time.monotonic()
         coming = [upload for upload in self._uploads if not (upload.whole or upload.dropped)]
-        if not coming:  # the one that has just come whole
+        if not coming:  # only the body that has just become complete is left
             raise _no_room()
         worst = max(coming, key=lambda upload: (upload.num_bytes * (now - upload.began), upload.num_bytes))
         worst.drop()
@@ -112,7 +112,7 @@ def _no_room() -> Refused:
 
 
 def _told_length(scope: Scope) -> int:
-    """The length that the headers tell; 0 where they tell none."""
+    """The length that the headers declare; 0 if they declare none."""
     told = next((value for name, value in scope["headers"] if name == b"content-length"), b"0").strip()
     if not told.isdigit():
         return 0

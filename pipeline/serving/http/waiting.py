@@ -1,4 +1,4 @@
-"""Work that goes on only while the client waits for it."""
+"""Work that continues only while the client waits for it."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -11,13 +11,13 @@ Result = TypeVar("Result")
 
 
 async def gone(request: Request) -> None:
-    """Ends when the client has left. To be waited for once the body was read."""
+    """Ends when the client has left. Await it only after the body was read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 async def while_waited_for(request: Request, working: Coroutine[Any, Any, Result]) -> Result:
-    """What the work gives. It is cancelled, and ClientDisconnect raised, when the client leaves."""
+    """The result of the work. If the client leaves, cancels the work and raises ClientDisconnect."""
     worker = asyncio.current_task()
     assert worker is not None  # noqa: S101  # a request is a task
     left = asyncio.ensure_future(gone(request))
@@ -35,7 +35,7 @@ async def while_waited_for(request: Request, working: Coroutine[Any, Any, Result
         if not is_left:
             raise
         worker.uncancel()
-        left.result()  # it may have sent too much rather than have left
+        left.result()  # raises if the client sent too much instead of leaving
         raise ClientDisconnect from None
     finally:
         left.remove_done_callback(end)

@@ -1,7 +1,7 @@
-"""Room for what is under way at once: what is small goes first, and what is large waits for its share.
+"""Limits what is under way at once. Small parties enter at once, large ones wait until there is room.
 
-A party is a request. What it has under way together makes it small or large, so that a list of many small questions is
-large, as one large question is.
+A party is a request. The total that it has under way makes it small or large. A list of many small questions is
+therefore large, like one large question.
 """
 
 import asyncio
@@ -12,13 +12,13 @@ from contextlib import asynccontextmanager
 from pipeline.deadline import Deadline
 from pipeline.errors import Overloaded
 
-SHARE_OF_LARGE = 0.75  # of the room: the rest is for small ones, however many large ones wait
+SHARE_OF_LARGE = 0.75  # of the room; the rest is reserved for small parties
 
 
 class Room:
-    """Room for `limit` of something, of which a party is small as long as it has no more than `small` under way.
+    """Room for `limit` units at once. A party is small while it has at most `small` units under way.
 
-    To be used from one event loop. What is larger than the room goes alone.
+    Use it from one event loop only. An amount larger than the room runs alone.
     """
 
     def __init__(self, limit: int, small: int, what: str) -> None:
@@ -32,7 +32,7 @@ class Room:
 
     @asynccontextmanager
     async def taken(self, amount: int, party: Hashable, deadline: Deadline) -> AsyncIterator[None]:
-        """Hold room in the block. Raises Overloaded: at once for what is small, when time is over for what is large."""
+        """Hold room during the block. Raises Overloaded: at once if small, at the deadline if large."""
         mine = self._parties.get(party, 0) + amount
         is_large = mine > self._small
         self._parties[party] = mine
@@ -64,7 +64,7 @@ class Room:
         try:
             await asyncio.wait_for(asyncio.shield(let_in), max(deadline.left, 0))
         except BaseException as error:
-            if let_in.done():  # it was let in just then
+            if let_in.done():  # it was admitted at the same moment
                 self._under_way -= amount
                 self._large -= amount
             else:
@@ -84,7 +84,7 @@ class Room:
         self._large += amount
 
     def _let_in(self) -> None:
-        """Let in those who wait, in their order."""
+        """Admit the waiting parties in their order, while they fit."""
         while self._waiting and self._fits(self._waiting[0][0]):
             amount, let_in = self._waiting.popleft()
             self._enter(amount)

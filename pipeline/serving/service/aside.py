@@ -1,4 +1,4 @@
-"""Work that takes its time, away from the event loop, so that what is quick is answered meanwhile."""
+"""Runs slow work outside the event loop, so that quick requests are answered meanwhile."""
 
 import asyncio
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 class Aside:
-    """A few threads and a bounded queue for them."""
+    """A few threads with a bounded queue."""
 
     def __init__(self, threads: int = THREADS, max_waiting: int = MAX_WAITING) -> None:
         self._pool = ThreadPoolExecutor(threads, "aside")
@@ -22,17 +22,17 @@ class Aside:
         self._waiting = 0
 
     async def run(self, work: Callable[[], Result]) -> Result:
-        """What the work gives. Raises what it raises, and Overloaded where too much is waiting."""
+        """The result of the work. Raises what the work raises, and Overloaded if too much is waiting."""
         if self._waiting >= self._max_waiting:
             raise Overloaded("more large requests are waiting than can be worked at in time: ask again later")
         self._waiting += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        future.add_done_callback(self._done)  # rather than here: what nobody waits for any more may run all the same
+        future.add_done_callback(self._done)  # not here: work that nobody waits for any more may still run
         return await future
 
     def _done(self, _: object) -> None:
         self._waiting -= 1
 
     def stop(self) -> None:
-        """Take no more work."""
+        """Accept no more work."""
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -1,8 +1,8 @@
-"""Micro-batches: what arrives while a call is under way goes together in the next one.
+"""Micro-batches: items that arrive while a call is under way go into the next call together.
 
-Nothing waits for others to come: an item that finds no call under way goes at once and alone. Items come from parties
-(a request is one), which take turns, so that one which asks much does not hold up one which asks little. Ray Serve's
-own `serve.batch` works only inside of a replica and knows neither deadlines of single items nor turns.
+No item waits for others to arrive: if a call is free, the item goes at once and alone. Items belong to parties (a
+request is a party). Parties take turns, so that a large request does not delay a small one. Ray Serve's own
+`serve.batch` works only inside a replica, and supports neither deadlines of single items nor turns.
 """
 
 import asyncio
@@ -15,11 +15,10 @@ Result = TypeVar("Result")
 
 
 class MicroBatcher(Generic[Item, Result]):
-    """Gathers items for `call`, which takes up to `max_items` and gives as many results, an exception for a failure.
+    """Gathers items for `call`, which takes up to `max_items` and returns as many results (an exception for a failure).
 
-    The costs of those that go together come to no more than `max_cost`, but for one that is dearer alone. At most
-    `calls_at_once` calls are under way; one whose items nobody waits for any more is cancelled. To be used from one
-    event loop.
+    The total cost of a batch is at most `max_cost`; an item that costs more goes alone. At most `calls_at_once` calls
+    are under way. A call is cancelled once nobody waits for any of its items. Use it from one event loop only.
     """
 
     def __init__(
@@ -33,14 +32,14 @@ class MicroBatcher(Generic[Item, Result]):
         self._max_items = max_items
         self._max_cost = max_cost
         self._free = calls_at_once
-        self._waiting: dict[Hashable, deque[tuple[Item, float, asyncio.Future[Result]]]] = {}  # the next party first
+        self._waiting: dict[Hashable, deque[tuple[Item, float, asyncio.Future[Result]]]] = {}  # next party first
         self._tasks: set[asyncio.Task[None]] = set()
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
     def ask(self, item: Item, party: Hashable = None, cost: float = 1.0) -> "asyncio.Future[Result]":
-        """The result of an item, later. One that is cancelled before its turn costs nothing."""
+        """A future with the result of an item. An item that is cancelled before its turn costs nothing."""
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(party, deque()).append((item, cost, future))
         if self._free:
@@ -58,7 +57,7 @@ class MicroBatcher(Generic[Item, Result]):
             self._free += 1
 
     def _next(self) -> list[tuple[Item, "asyncio.Future[Result]"]]:
-        """What goes together next: an item of each party in turn, as long as there is room."""
+        """The next batch: an item of each party in turn, while there is room."""
         batch: list[tuple[Item, asyncio.Future[Result]]] = []
         left = self._max_cost
         while self._waiting and len(batch) < self._max_items:
@@ -69,7 +68,7 @@ class MicroBatcher(Generic[Item, Result]):
                     break
                 batch.append((item, future))
                 left -= cost
-                self._waiting[party] = self._waiting.pop(party)  # it is the turn of the others
+                self._waiting[party] = self._waiting.pop(party)  # moved to the end: the others come first
             items.popleft()
             if not items:
                 del self._waiting[party]
@@ -96,7 +95,7 @@ class MicroBatcher(Generic[Item, Result]):
                 raise
             worker.uncancel()
             return
-        except Exception as error:  # whatever it is, it is for those who wait to judge
+        except Exception as error:  # the callers that wait decide what to do about it
             results = [error] * len(batch)
         finally:
             is_called = False

@@ -1,4 +1,4 @@
-"""What a server does to its memory: one writer, which holds the encoder once an image is added."""
+"""Changes to the memory of a server: a single writer, which loads the encoder when the first image is added."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -7,14 +7,14 @@ from pipeline.errors import SourceError
 from pipeline.serving.service.image_queue import ImageLimits, works_of
 from pipeline.visual_memory import VisualMemory
 
-MAX_DUPLICATES = 1_000  # of erased entries, in an answer
+MAX_DUPLICATES = 1_000  # of erased entries, listed in an answer
 
 
 class Editor:
-    """The memory at a URI, changed in one process so that its own commits do not race each other.
+    """Edits the memory at a URI from one process, so that its own commits do not conflict with each other.
 
-    Images beyond the limits are refused before they are decoded. With `thumbnails` images that are added
-    keep one: bytes that came over HTTP have no file to go back to.
+    Images beyond the limits are refused before they are decoded. With `thumbnails` each added image stores a thumbnail,
+    because bytes that came over HTTP have no file to read again.
     """
 
     def __init__(self, uri: str, limits: ImageLimits, *, thumbnails: bool = True) -> None:
@@ -23,7 +23,7 @@ class Editor:
         self._thumbnails = thumbnails
 
     def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
-        """Do what a request asked for; what was done as a JSON object. Raises VisualMemoryError."""
+        """Carry out the edit of a request. Returns its report as a JSON object. Raises VisualMemoryError."""
         verbs: dict[str, Callable[..., dict]] = {"add": self._add, "forget": self._forget, "relabel": self._relabel}
         return verbs[verb](**arguments)
 

@@ -1,4 +1,4 @@
-"""Images of many requests, decoded side by side and embedded together."""
+"""Embeds the images of many requests: decodes them in parallel, and embeds them together."""
 
 import threading
 import time
@@ -17,12 +17,12 @@ from pipeline.serving.service.image_queue import LARGE_PIXELS
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.interface import Storage
 
-SMALL_PIXELS = 1_000_000  # of an image that no process is asked for, even among large ones: 25 ms
-NICENESS = 10  # of processes that decode large images: small ones have the cores first
+SMALL_PIXELS = 1_000_000  # an image up to this size is decoded in a thread, even with `apart`: 25 ms
+NICENESS = 10  # of processes that decode large images, so that small images get the cores first
 
 
 class Embedder:
-    """The encoder of a memory. What it decodes beyond a moment is decoded by processes, killed when time is over."""
+    """The encoder of a memory. Processes decode expensive images; they are killed at the deadline."""
 
     def __init__(self, storage: Storage) -> None:
         identity = VersionLog(storage).latest().identity
@@ -33,17 +33,17 @@ class Embedder:
         self._decoding = ThreadPoolExecutor(cpus, thread_name_prefix="decode")
         processes = max(cpus // 2, 1)
         self._processes = Apart(processes, NICENESS)
-        self._asking = ThreadPoolExecutor(processes, thread_name_prefix="apart")  # each waits for one of them
+        self._asking = ThreadPoolExecutor(processes, thread_name_prefix="apart")  # each waits for one process
         self._model = threading.Lock()
         self.embed([])
 
     def embed(
         self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
     ) -> list[np.ndarray | VisualMemoryError]:
-        """A vector float32 [D] of unit length for each image file, or why there is none.
+        """For each image file a vector (float32 [D], unit length) or the error.
 
-        The same bits as when it is asked about alone. After `seconds` nothing is begun any more, and what processes
-        have begun is ended; with `apart` they decode all that is not small.
+        A vector has the same bits as if its image were embedded alone. After `seconds` no work begins, and decoding
+        that processes have begun is stopped. With `apart` processes decode every image that is not small.
         """
         until = None if seconds is None else time.monotonic() + seconds
         most = SMALL_PIXELS if apart else LARGE_PIXELS
@@ -62,7 +62,7 @@ class Embedder:
         return [next(vectors) if isinstance(found, np.ndarray) else found for found in loaded if found is not None]
 
     def _pixels(self, image: bytes, most: int, until: float | None) -> np.ndarray | VisualMemoryError | None:
-        """The pixels of an image, or why there are none; None where they cost more than `most`."""
+        """The pixels of an image, or the error; None if decoding costs more than `most`."""
         if until is not None and time.monotonic() > until:
             return _too_late()
         try:

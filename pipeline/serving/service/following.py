@@ -1,9 +1,9 @@
-"""Which version of a memory is answered by: newer ones are looked for, opened by every group, and gone over to.
+"""Follows the versions of a memory: finds newer ones, has every group open them, and switches to them.
 
-A version is gone over to once a group has it open; else the one before goes on answering, unless an erasure was made
-since. The groups are told, and say so in their answers, so that other ingresses go over before they answer again: what
-was acknowledged to have been forgotten is in no answer of any of them. Everything here runs on one event loop; the
-store is read by a thread that does nothing else.
+The service switches to a version once at least one group has opened it. Otherwise the previous version stays in use,
+unless an erasure happened since. The groups are told of the switch and report it in their answers, so that other
+ingresses switch before they answer again. So no ingress returns an entry whose forgetting was acknowledged. All code
+here runs on one event loop; a dedicated thread reads the store.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.interface import Storage
 
-POLLS_BEHIND = 10  # after which a version that is known and not open is told as a fault
-SECONDS_OF_OVERLAYS = 30.0  # that a group may take to open a version of the same index; then the others go on
-OPENING_SECONDS = 600.0  # that a version with another index may take, whose shards have to be fetched and read
-LONGEST_PAUSE_SECONDS = 30.0  # between two tries to open a version that could not be opened
+POLLS_BEHIND = 10  # polls after which a version that is known but not open is reported as a fault
+SECONDS_OF_OVERLAYS = 30.0  # for a group to open a version with the same index; then the others go on
+OPENING_SECONDS = 600.0  # for a version with another index, whose shards must be fetched and read
+LONGEST_PAUSE_SECONDS = 30.0  # between two tries to open a version that failed to open
 
 logger = plain_logger(__name__)
 
 
 @dataclass
 class _Behind:
-    """A version that is known and not answered by, since when, and how the tries to open it went."""
+    """A known version that is not served yet: since when it is known, and the tries to open it."""
 
     state: State
     edition: Edition
@@ -41,7 +41,7 @@ class _Behind:
 
 
 class Following:
-    """The version that is answered by. `poll_seconds` is how often a newer one is looked for."""
+    """Tracks the served version. `poll_seconds` is the interval between checks for a newer one."""
 
     def __init__(self, storage: Storage, members: Members, poll_seconds: float) -> None:
         self._log = VersionLog(storage)
@@ -55,12 +55,12 @@ class Following:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Have the newest version opened, and follow the memory from then on. Raises MemoryMissing."""
+        """Open the newest version and begin to follow the memory. Raises MemoryMissing."""
         await self.refresh()
         self._task = asyncio.get_running_loop().create_task(self._follow())
 
     async def stop(self) -> None:
-        """Follow no more."""
+        """Stop following the memory."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -69,24 +69,24 @@ class Following:
 
     @property
     def state(self) -> State | None:
-        """The version that is answered by; None before the first is open."""
+        """The state of the served version; None before the first version is open."""
         return self._state
 
     @property
     def edition(self) -> Edition:
-        """The same, as groups know it."""
+        """The edition of the served version, as groups know it."""
         return self._edition
 
     @property
     def newest(self) -> int:
-        """The newest version that is known, whether or not it is answered by."""
+        """The number of the newest known version, served or not."""
         return self._behind.edition.version if self._behind is not None else self._edition.version
 
     @property
     def late(self) -> str | None:
-        """Why answers are by an older version for longer than it should take to open the newest; None if they are not.
+        """Why an older version is served for longer than opening the newest should take; None if it is not.
 
-        A version with another index may take its time, for its shards have to be read.
+        A version with another index may take longer, because its shards must be read.
         """
         behind = self._behind
         if behind is None or self._state is None:
@@ -102,11 +102,11 @@ class Following:
         )
 
     async def refresh(self, beyond: Edition | None = None, *, asked: bool = True) -> int:
-        """Go over to the newest version, once a group has it open; return the number of the one that is answered by.
+        """Switch to the newest version once a group has opened it; returns the number of the served version.
 
-        Where another than `beyond` is answered by already, nothing is done. Where no group could open the newest,
-        Unavailable is raised and the version before goes on answering, unless an erasure was made since. If not `asked`
-        by anybody, what could not be opened is not tried again at once.
+        Does nothing if the served edition already differs from `beyond`. If no group can open the newest version,
+        raises Unavailable and the previous version stays in use, unless an erasure happened since. If the call was not
+        `asked` for by a client, a version that failed to open is retried only after a pause.
         """
         async with self._alone:
             if beyond is not None and beyond != self._edition:
@@ -152,5 +152,5 @@ class Following:
             await asyncio.sleep(self._poll_seconds)
             try:
                 await self.refresh(asked=False)
-            except Exception as error:  # the store may be away: what is open still answers
+            except Exception as error:  # the store may be unavailable: the open version still answers
                 logger.warning("no newer version is answered by: %s", error)

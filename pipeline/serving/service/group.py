@@ -1,6 +1,6 @@
-"""A group of shards: the part of a memory that one process opens, follows from version to version and searches.
+"""A group of shards: the part of a memory that one process opens, follows from version to version, and searches.
 
-It knows nothing of Ray and HTTP. Shapes: Q queries, K neighbours, D dimensions.
+This module does not depend on Ray or HTTP. Shapes: Q queries, K neighbours, D dimensions.
 """
 
 import threading
@@ -34,11 +34,11 @@ from pipeline.store.lookup.thumbnails import read_thumbnails
 from pipeline.store.storage.file_cache import CachedStorage
 from pipeline.store.storage.interface import Storage
 
-VERSIONS_OPEN = 2  # the newest, and the one before, which questions under way are about
+VERSIONS_OPEN = 2  # the newest, and the previous one for questions under way
 WARMING_K = 10
-ALTERATIONS_BORNE = 3  # of local copies while one answer is looked for
-MANY_QUERIES = 32  # from which on a question is a batch, which single ones do not wait for
-STANDINGS_BYTES = 64 << 20  # of what labels stand for under expressions and label sets asked lately
+ALTERATIONS_BORNE = 3  # alterations of local copies tolerated during one answer
+MANY_QUERIES = 32  # a question with more queries is a batch; single questions do not wait for it
+STANDINGS_BYTES = 64 << 20  # of cached label statistics, for recent expressions and label sets
 
 logger = plain_logger(__name__)
 
@@ -47,9 +47,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Subject:
-    """What queries are about: a version, the label set by which labels are named, and which entries may be found.
+    """What queries search: a version, the label set that names the labels, and the entries that may be found.
 
-    `nonce` is that of the version's commit, by which another memory in its place is told; empty where it is not known.
+    `nonce` is the nonce of the version's commit. It distinguishes a memory restored in place; empty if it is not known.
     """
 
     version: int
@@ -60,30 +60,31 @@ class Subject:
 
     @classmethod
     def of(cls, question: Question, edition: "Edition") -> "Subject":
-        """What a question is about."""
+        """The subject of a question."""
         assumed = tuple(sorted(question.assume.items()))
         return cls(edition.version, question.label_set, question.where, assumed, edition.nonce)
 
 
 @dataclass(frozen=True)
 class Edition:
-    """A version, and the nonce of its commit: a memory that is restored in place has versions of the same numbers."""
+    """A version with the nonce of its commit. A memory that is restored in place reuses the numbers of its versions."""
 
     version: int
     nonce: str
 
     def is_behind(self, current: "Edition | None") -> bool:
-        """Whether others answer by another already, which is not an older one."""
+        """Whether `current`, the edition that others serve, differs from this one and is not older."""
         return current is not None and current.version >= self.version and current != self
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Queries (float32 [Q, D] of unit length) that go together, for the k nearest entries of the group.
+    """Queries (float32 [Q, D], unit length) that go together, for the k nearest entries of the group.
 
-    The search ends when nobody waits for it any more (`deadline`). `exclude` takes up no rank; `own_Q` is an id a query
-    left out for it only, with entries of the bytes that `own_digests_Q` tells; `named` are ids of which it is asked
-    whether they are entries. With `standing` the answer says what the labels stand for.
+    The search ends once nobody waits for it any more (`deadline`). Ids in `exclude` take up no rank. `own_Q` holds one
+    id a query: that entry, and entries whose bytes have the digest in `own_digests_Q`, are left out for that query
+    only. For each id in `named` the answer says whether it is an entry. With `standing` the answer includes the label
+    statistics.
     """
 
     subject: Subject
@@ -99,12 +100,12 @@ class Asked:
 
     @property
     def is_heavy(self) -> bool:
-        """Whether it may take much longer than most: then it waits beside those, and not before them."""
+        """Whether it may take much longer than most questions; it then waits in a queue of its own."""
         subject = self.subject
         return subject.where is not None or bool(subject.assume) or len(self.vectors_QD) > MANY_QUERIES
 
     def goes_with(self) -> tuple[Subject, int, Scope, tuple[int, ...]] | None:
-        """What has to be equal for two of them to be searched for in one; None where it goes alone."""
+        """The key that questions must share to be searched together; None if this one is searched alone."""
         if self.own_Q is not None or self.subject.assume:
             return None
         return self.subject, self.k, self.scope, self.exclude
@@ -112,10 +113,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a group found. Label codes point into the standing's labels, which are the same in every replica.
+    """What a group found. Label codes index the labels of the standing, which are the same in every replica.
 
-    `known` are those of the ids named that are entries of this group. `current` is what is answered by since the last
-    time that an ingress went over to a version.
+    `known` holds the named ids that are entries of this group. `current` is the edition that ingresses last switched
+    to.
     """
 
     found: NeighborTable
@@ -127,7 +128,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry as it is in a version; `sha256` is that of its image file, width and height are pixels.
+    """One entry of a version. `sha256` is the hash of its image file; width and height are in pixels.
 
     `original` is where an add read that file.
     """
@@ -146,14 +147,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Looked:
-    """The entry that was looked for, None where a group does not hold it; `current` as in an answer."""
+    """The result of a lookup: the entry, None if the group does not hold it; `current` as in an answer."""
 
     entry: Entry | None
     current: Edition | None
 
 
 class _Opened:
-    """The share of one version, opened."""
+    """This group's part of one version, opened."""
 
     def __init__(self, storage: Storage, state: State, nonce: str, before: "_Opened | None", share: Share) -> None:
         self.state = state
@@ -164,7 +165,7 @@ class _Opened:
         self._renumbered = Recent[tuple[LabelStatistics, np.ndarray]](STANDINGS_BYTES)
 
     def about(self, subject: Subject) -> LiveEntries:
-        """The entries that can be found, under the labels asked for. Raises UnknownName or UsageError."""
+        """The entries that can be found, with the labels of the subject. Raises UnknownName or UsageError."""
         live, about = self.live, "label_set"
         try:
             if subject.label_set is not None:
@@ -178,10 +179,10 @@ class _Opened:
         return live
 
     def standing(self, live: LiveEntries, subject: Subject) -> tuple[LabelStatistics, np.ndarray, dict[int, int]]:
-        """What the labels stand for, a translation of the process's own codes (int32 [C + 1]), and assumed codes.
+        """The label statistics, a translation of the process's codes (int32 [C + 1]), and the codes of assumed labels.
 
-        Labels are in the order of their names, so that codes mean the same in another replica, which met them in
-        another order.
+        Labels are sorted by name, so that codes mean the same in another replica, which met the labels in another
+        order. The codes of assumed labels are keyed by id.
         """
         key = (subject.label_set, subject.where)
         known = self._renumbered.get(key) if not subject.assume else None
@@ -200,22 +201,22 @@ class _Opened:
 
 
 class Group:
-    """One share of a memory, in its newest versions. `storage` may keep local copies, which are watched."""
+    """One part of a memory, in its newest versions. If `storage` has local copies, they are checked for alteration."""
 
     def __init__(self, storage: Storage, share: Share) -> None:
         keep_freed_memory()
         self._storage = storage
         self._share = share
         self._log = VersionLog(storage)
-        self._opened: dict[int, _Opened] = {}  # in the order in which they were opened
+        self._opened: dict[int, _Opened] = {}  # by version, in order of opening
         self._opening = threading.Lock()
         self._current: Edition | None = None
 
     def prepare(self, version: int | None = None, nonce: str = "") -> int:
-        """Open and warm a version (None: the newest) beside those that are open; return it.
+        """Open and warm a version (None: the newest) next to those that are open; returns its number.
 
-        Versions before an erasure are closed at once, with what they hold of the erased. Raises MemoryMissing for a
-        version that is not there, or DamagedFile.
+        Versions from before an erasure are closed at once, with all they hold of the erased entries. Raises
+        DamagedFile, and MemoryMissing for a version that does not exist.
         """
         with self._opening:
             known = self._opened.get(version) if version is not None else None
@@ -235,18 +236,18 @@ class Group:
             return state.version
 
     def settle(self, edition: Edition) -> None:
-        """From now on this is answered by; answers by others say so, for other ingresses to go over to it too."""
+        """Note that this edition is served now. Answers report it, so that other ingresses switch to it too."""
         known = self._current
         if known is not None and edition.version < known.version and self._log.latest().version >= known.version:
-            return  # of an ingress that is late
+            return  # from an ingress that is late
         self._current = edition
 
     def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
-        """An answer, or why there is none, to each. What can be searched for together is."""
+        """An answer, or the error, for each question. Questions that can be are searched together."""
         return self._unaltered(lambda: self._answer(asked))
 
     def sample(self, subject: Subject, each: int) -> Sample:
-        """Up to `each` entries of each label, by which a balance can be chosen. Codes are those of `standing`."""
+        """Up to `each` entries of each label, for choosing a balance. Codes are those of `standing`."""
         opened = self._version(subject.version, subject.nonce)
         live = opened.about(subject)
         _, translation, _ = opened.standing(live, subject)
@@ -254,7 +255,7 @@ class Group:
         return replace(sample, codes_N=translation[sample.codes_N])
 
     def entry(self, version: int, entry_id: int, nonce: str = "") -> Looked:
-        """An entry with what is kept of it; none where it is not in this share, or forgotten."""
+        """An entry with its kept columns; None if it is not in this group, or is forgotten."""
         return Looked(self._entry(self._version(version, nonce), entry_id), self._current)
 
     def _entry(self, opened: _Opened, entry_id: int) -> Entry | None:
@@ -279,7 +280,7 @@ class Group:
         )
 
     def check(self) -> None:
-        """Search the newest version. Raises DamagedFile where nothing of what it holds can be found."""
+        """Search the newest version. Raises DamagedFile if nothing in it can be found."""
         live = self._newest().live
         if live.damaged and not live.num_shards:
             raise live.damaged[0]
@@ -299,14 +300,14 @@ class Group:
                     answers |= zip(positions, self._search(some), strict=True)
             except VisualMemoryError as error:
                 answers |= dict.fromkeys(positions, error)
-            except Exception as error:  # one question's fault is no reason to take the group for gone
+            except Exception as error:  # a failing question must not mark the group as missing
                 logger.exception("a question failed")
                 said = f"this question could not be answered ({type(error).__name__}): the server's log says why"
                 answers |= dict.fromkeys(positions, QuestionFailed(said))
         return [answers[position] for position in range(len(asked))]
 
     def _search(self, asked: Sequence[Asked]) -> list[Answer]:
-        """The answers to queries that are asked the same about."""
+        """The answers to questions that share a subject and options."""
         first = asked[0]
         opened = self._version(first.subject.version, first.subject.nonce)
         live = opened.about(first.subject)
@@ -332,7 +333,7 @@ class Group:
         return answers
 
     def _kept(self, state: State, found: NeighborTable) -> list[list[KeptValues]]:
-        """The kept columns of what was found."""
+        """The kept columns of the entries that were found."""
         ids = sorted({*found.ids_QK[found.ids_QK >= 0].tolist()})
         values = read_kept(self._storage, state, ids)
         rows = (found.ids_QK[query, : len(uris)].tolist() for query, uris in enumerate(found.uris))
@@ -348,11 +349,11 @@ class Group:
         return opened
 
     def _newest(self) -> _Opened:
-        """What was opened last."""
+        """The version that was opened last."""
         return self._opened[next(reversed(self._opened))]
 
     def _keep(self, opened: _Opened) -> None:
-        """Keep a version that was just opened, and close those that are too old, or from before an erasure."""
+        """Retain a version that was just opened; close those that are too old, or from before an erasure."""
         version = opened.state.version
         others = [one for one in self._opened.values() if one.state.version != version]
         kept = [one for one in others if not _is_erased_by(one.state, opened.state)][-(VERSIONS_OPEN - 1) :]
@@ -364,7 +365,7 @@ class Group:
             self._storage.drop(gone)
 
     def _refuse_erased(self, version: int) -> None:
-        """Raises MemoryMissing for a version from before an erasure that an open one knows of."""
+        """Raises Superseded for a version from before an erasure that an open version knows of."""
         if self._opened and version < (newest := self._newest().state).version and newest.erasures:
             state = self._log.at(version)
             if _is_erased_by(state, newest):
@@ -379,7 +380,7 @@ class Group:
             opened = self._read(state, nonce, before)
         except BaseException:
             if before is not None and isinstance(self._storage, CachedStorage):
-                self._storage.expect(file_refs(before.state))  # it goes on answering
+                self._storage.expect(file_refs(before.state))  # it stays in use
             raise
         for error in opened.live.damaged:
             logger.warning("%s; the other shards answer", error)
@@ -387,7 +388,7 @@ class Group:
         return opened
 
     def _read(self, state: State, nonce: str, before: _Opened | None) -> _Opened:
-        """The share of a version, read and searched once."""
+        """Open this group's part of a version, and search it once."""
         known = {s.ids.path for o in self._opened.values() if o.state.index for s in o.state.index.shards}
         shards = [s for s in (state.index.shards if state.index else ()) if self._share.holds(s.number)]
         read_ahead(self._storage, [shard for shard in shards if shard.ids.path not in known])
@@ -398,7 +399,7 @@ class Group:
         return opened
 
     def _unaltered(self, look: Callable[[], Result]) -> Result:
-        """What `look` finds, found again where a local copy was altered meanwhile. Raises DamagedFile."""
+        """The result of `look`, repeated if a local copy was altered meanwhile. Raises DamagedFile."""
         for _ in range(ALTERATIONS_BORNE):
             found = look()
             altered = self._storage.altered() if isinstance(self._storage, CachedStorage) else []
@@ -409,14 +410,14 @@ class Group:
             )
             with self._opening:
                 known = [*self._opened.values()]
-                self._opened = {}  # nothing that maps an altered copy is kept
+                self._opened = {}  # drop everything that maps an altered copy
                 for one in known:
                     self._opened[one.state.version] = self._open(one.state, one.nonce)
         raise DamagedFile("the local copies of the memory are altered again and again: give another folder for them")
 
 
 def _is_erased_by(before: State, now: State) -> bool:
-    """Whether an erasure that `now` knows of came after `before`."""
+    """Whether `now` knows of an erasure that came after `before`."""
     return not {*now.erasures} <= {*before.erasures}
 
 

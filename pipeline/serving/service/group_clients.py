@@ -1,4 +1,4 @@
-"""The groups that answer together: each with its queue, whether it is missing, and what its labels stand for.
+"""The groups that answer together: for each its queues, whether it is missing, and its label statistics.
 
 Shapes: C labels.
 """
@@ -29,13 +29,13 @@ from pipeline.serving.service.aside import Aside
 from pipeline.serving.service.batching import MicroBatcher
 from pipeline.serving.service.group import Answer, Asked, Edition, Looked, Subject
 
-STANDINGS_BYTES = 64 << 20  # of what labels stand for, by label sets and expressions: they need not be sent again
-LABEL_BYTES = 80  # of one label among them, about
-MANY_LABELS = 10_000  # that are joined away from the event loop; so many take about 5 ms
-QUERIES_A_CALL = 256  # that go to a group together
-CALLS_AT_ONCE = 2  # to a group: while one is on its way the other is worked at
-HEAVY_AT_ONCE = 1  # calls of batches, and of questions with a filter or assumptions
-SETTLING_SECONDS = 5.0  # in which a group that answers takes note of what is answered by
+STANDINGS_BYTES = 64 << 20  # of cached label statistics, by label set and expression, so that they are not sent again
+LABEL_BYTES = 80  # of one label in them, approximately
+MANY_LABELS = 10_000  # from this number on, labels are merged outside the event loop; so many take about 5 ms
+QUERIES_A_CALL = 256  # sent to a group together
+CALLS_AT_ONCE = 2  # to a group: one is in transit while the other is computed
+HEAVY_AT_ONCE = 1  # calls with batches, and with questions that have a filter or assumptions
+SETTLING_SECONDS = 5.0  # for a group to note which version is served
 CALLERS_FAULT = (UsageError, UnknownName, SourceError, EncoderError)
 
 logger = plain_logger(__name__)
@@ -45,7 +45,7 @@ _Joined = tuple[LabelStatistics, list[np.ndarray]]
 
 
 class GroupClient(Protocol):
-    """A group of shards, wherever it is."""
+    """A group of shards, in this process or another."""
 
     async def answer(self, asked: Sequence[Asked]) -> Sequence[Answer | VisualMemoryError]: ...
 
@@ -57,12 +57,12 @@ class GroupClient(Protocol):
         """Open a version in every replica."""
 
     async def settle(self, edition: Edition) -> None:
-        """Let every replica say that this is answered by."""
+        """Tell every replica that this edition is served now, so that its answers report it."""
 
 
 @dataclass
 class Member:
-    """A group with its queues and what is known of it. What may take long waits in `heavy`, beside all others."""
+    """A group with its queues and its state. Slow questions wait in `heavy`, separate from all others."""
 
     number: int
     client: GroupClient
@@ -73,7 +73,7 @@ class Member:
 
 
 class Members:
-    """All groups of a service. `grace_seconds` is how long one that was missing is waited for."""
+    """All groups of a service. `grace_seconds` is how long to wait for a group that was missing."""
 
     def __init__(self, clients: Sequence[GroupClient], grace_seconds: float, aside: Aside) -> None:
         self._grace_seconds = grace_seconds
@@ -83,7 +83,7 @@ class Members:
         self._joined = Recent[tuple[list[LabelStatistics], _Joined]](STANDINGS_BYTES)
 
     async def prepare(self, edition: Edition, timeout: float) -> list[BaseException | None]:
-        """Have every group open a version; for each why it could not in `timeout` seconds, if so."""
+        """Open a version in every group. For each group the error, also if it is late (None if it succeeded)."""
         opening = (asyncio.wait_for(member.client.prepare(edition), timeout) for member in self.all)
         opened = await asyncio.gather(*opening, return_exceptions=True)
         for member, error in zip(self.all, opened, strict=True):
@@ -93,12 +93,12 @@ class Members:
         return opened
 
     async def settle(self, edition: Edition) -> None:
-        """Have every group that answers say that this is answered by, so that other ingresses go over to it."""
+        """Have every group report that this edition is served, so that other ingresses switch to it."""
         settling = (asyncio.wait_for(member.client.settle(edition), SETTLING_SECONDS) for member in self.all)
         await asyncio.gather(*settling, return_exceptions=True)
 
     def go_on_to(self, edition: Edition) -> None:
-        """Forget what was known of the labels of another version."""
+        """Switch to an edition: forget the label statistics of the previous one."""
         self._edition = edition
         self._joined.clear()
         for member in self.all:
@@ -107,11 +107,11 @@ class Members:
     async def ask(
         self, asked: Asked, timeout: float, *, every: bool, party: Hashable = None, is_short: bool = False
     ) -> tuple[list[Answer | None], bool]:
-        """The answer of each group, None where there is none in `timeout` seconds. Raises what is the caller's fault.
+        """The answer of each group, None if there is none within `timeout` seconds. Raises errors caused by the caller.
 
-        Also whether a group says that another version is answered by, or has closed this one. Missing groups are
-        waited for only a moment, unless `every` one is required. Parties (requests) take turns. By a question that has
-        less time than others (`is_short`), or takes longer, no group is taken for missing.
+        The second result says whether a group reports another served edition, or has closed this one. The wait for
+        missing groups is short, unless `every` group is required. Parties (requests) take turns. A heavy question, or
+        one with less time than usual (`is_short`), does not mark a late group as missing.
         """
         key = _key(asked.subject)
         known = [None if asked.subject.assume else member.standings.get(key) for member in self.all]
@@ -135,17 +135,17 @@ class Members:
         finally:
             for future in futures:
                 if not future.cancel() and not future.cancelled():
-                    future.exception()  # those that are not raised are told to nobody
+                    future.exception()  # marks errors that are not raised as retrieved
 
     async def _awaited(self, futures: "Sequence[asyncio.Future[Answer]]", timeout: float, *, every: bool) -> None:
-        """Wait for groups that answer as long as there is time, and for missing ones only a moment.
+        """Wait for answering groups until the timeout, and for missing groups only a moment.
 
-        For these too as long as there is time where `every` one is required, or there would be no answer at all.
+        Missing groups too get the full time if `every` group is required, or if there is no answer at all otherwise.
         """
         until = time.monotonic() + timeout
         while (left := until - time.monotonic()) > 0:
             late = [f for f, m in zip(futures, self.all, strict=True) if not (f.done() or (m.missing and not every))]
-            if late:  # any of which may turn out to be missing
+            if late:  # each of these may turn out to be missing
                 await asyncio.wait(late, timeout=min(left, self._grace_seconds))
             elif not any(future.done() for future in futures):
                 await asyncio.wait(futures, timeout=left, return_when=asyncio.FIRST_COMPLETED)
@@ -155,12 +155,12 @@ class Members:
             await asyncio.wait(futures, timeout=max(min(until - time.monotonic(), self._grace_seconds), 0))
 
     async def _asked_twice(self, member: Member, asked: Sequence[Asked]) -> Sequence[Answer | Exception]:
-        """What a group answers; where a process of it died over that, what another does, or the same begun anew."""
+        """The answers of a group. If a process of it died during the call, asks the group once more."""
         try:
             return await member.client.answer(asked)
         except VisualMemoryError:
             raise
-        except Exception as error:  # of many types, by what is between
+        except Exception as error:  # its type depends on the transport
             if not member.missing:
                 logger.warning("group %d is missing (%s): asking again", member.number, type(error).__name__)
             member.missing = True
@@ -178,7 +178,7 @@ class Members:
         if isinstance(error, (Superseded, TooLate)):
             return None
         if not judged and (error is None or isinstance(error, VisualMemoryError)):
-            return None  # it is the question that took too long, or asked for what is damaged
+            return None  # the question took too long, or needs damaged data: not the group's fault
         if not member.missing:
             logger.warning("group %d is missing: %s", member.number, error or "no answer in time")
         member.missing = True
@@ -186,14 +186,14 @@ class Members:
         return None
 
     async def standing(self, subject: Subject, present: Sequence[tuple[Member, Answer]]) -> _Joined:
-        """What the labels stand for over all groups, and for each that answered what its codes mean in it.
+        """The label statistics over all groups, and for each answering group the translation of its codes.
 
         Raises Overloaded.
         """
         key = _key(subject)
         own: list[LabelStatistics] = []
         for member, answer in present:
-            assert answer.standing is not None  # noqa: S101  # it was asked for where it was not known
+            assert answer.standing is not None  # noqa: S101  # requested wherever it was not cached
             own.append(answer.standing)
             if not subject.assume and member.standings.get(key) is None and _edition(subject) == self._edition:
                 member.standings.put(key, answer.standing, LABEL_BYTES * len(answer.standing.labels))
@@ -203,12 +203,12 @@ class Members:
             return known[1]
         num_labels = sum(len(standing.labels) for standing in own)
         found = await self._aside.run(lambda: merge_labels(own)) if num_labels > MANY_LABELS else merge_labels(own)
-        if not subject.assume:  # kept with what it was made of, so that no id is used again
+        if not subject.assume:  # cached with its inputs, so that Python reuses none of their ids
             self._joined.put(together, (own, found), 2 * LABEL_BYTES * num_labels)
         return found
 
     def known_standings(self, subject: Subject) -> list[LabelStatistics] | None:
-        """What the labels stand for in each group; None where it is not known of all."""
+        """The cached label statistics of each group; None if one of them is not cached."""
         known = [member.standings.get(_key(subject)) for member in self.all]
         return None if None in known else [standing for standing in known if standing is not None]
 

@@ -1,7 +1,7 @@
-"""Images of many requests on their way to the encoder: measured before anything is decoded, and refused beyond limits.
+"""The queue between the images of many requests and the encoder. It measures them before decoding, and enforces limits.
 
-The headers of its images tell what a request costs (images/decoding/passes.py). Requests of large images wait in a lane
-of their own, so that they hold up nobody who asks about a small one. Everything here runs on one event loop.
+The headers of its images show what a request costs (images/decoding/passes.py). Requests with large images wait in a
+lane of their own, so that they do not delay small ones. All code here runs on one event loop.
 """
 
 import asyncio
@@ -18,27 +18,27 @@ from pipeline.serving.service.batching import MicroBatcher
 from pipeline.serving.service.group_clients import CALLERS_FAULT, CALLS_AT_ONCE
 
 IMAGES_A_CALL = 32
-LARGE_AT_ONCE = 4  # images of large requests in a call: the last one decoded holds up the others
-LARGE_PIXELS = 16_000_000  # that all images of a request cost: a photograph of most cameras is less
-_MEASURED_HERE_BYTES = 1 << 20  # of images that are measured on the event loop: less than a millisecond
+LARGE_AT_ONCE = 4  # images of large requests in a call: the slowest one delays the others
+LARGE_PIXELS = 16_000_000  # the cost of all images of a request; a photograph of most cameras costs less
+_MEASURED_HERE_BYTES = 1 << 20  # images up to this size are measured on the event loop, in less than 1 ms
 
-Waiting = tuple[bytes, float]  # an image, and the moment at which nobody waits for it any more
+Waiting = tuple[bytes, float]  # an image, and the moment from which nobody waits for it any more
 
 
 class EncoderClient(Protocol):
-    """Whoever embeds images."""
+    """Embeds images."""
 
     async def embed(
         self, images: Sequence[bytes], seconds: float | None = None, *, apart: bool = False
     ) -> Sequence[np.ndarray | VisualMemoryError]:
-        """A vector float32 [D] of unit length, or why there is none, for each; within `seconds`, if given.
+        """For each image a vector (float32 [D], unit length) or the error; within `seconds`, if given.
 
-        With `apart` they are decoded where they hold up no others.
+        With `apart` they are decoded where they do not delay other images.
         """
 
 
 class ImageLimits(Protocol):
-    """The limits that hold for images; see `service.Limits`."""
+    """The limits of images; see `service.Limits`."""
 
     @property
     def images(self) -> int: ...
@@ -54,7 +54,7 @@ class ImageLimits(Protocol):
 
 
 def works_of(images: Sequence[bytes], limits: ImageLimits) -> list[Work]:
-    """What decoding each image would be. Raises SourceError for an image that is too large, or all of them together."""
+    """The work of decoding each image. Raises SourceError if one image, or all together, are too large."""
     works: list[Work] = []
     for position, image in enumerate(images):
         which = f" (number {position + 1} of {len(images)})" if len(images) > 1 else ""
@@ -79,7 +79,7 @@ def works_of(images: Sequence[bytes], limits: ImageLimits) -> list[Work]:
 
 
 class _Lane:
-    """Images that wait for the encoder together, and what they cost."""
+    """A queue of images for the encoder, with their number and cost."""
 
     def __init__(self, encoder: EncoderClient, *, apart: bool) -> None:
         self.images = 0
@@ -101,7 +101,7 @@ class _Lane:
 
 
 class ImageQueue:
-    """What stands between requests and the encoder."""
+    """Admits images, and passes them to the encoder in batches."""
 
     def __init__(self, encoder: EncoderClient, limits: ImageLimits) -> None:
         self._limits = limits
@@ -109,9 +109,9 @@ class ImageQueue:
         self._measuring = ThreadPoolExecutor(1, thread_name_prefix="measure")
 
     async def embed(self, images: Sequence[bytes], timeout: float) -> np.ndarray:
-        """Vectors float32 [Q, D] of the bytes of image files.
+        """The vectors (float32 [Q, D]) of image files, given as bytes.
 
-        Raises SourceError naming the first that cannot be used, Overloaded, and Unavailable where it takes longer than
+        Raises SourceError naming the first unusable image, Overloaded, and Unavailable if it takes longer than
         `timeout` seconds.
         """
         until = time.monotonic() + timeout
@@ -148,7 +148,7 @@ class ImageQueue:
         return await asyncio.get_running_loop().run_in_executor(self._measuring, works_of, images, self._limits)
 
     def _admit(self, lane: _Lane, num_images: int, cost: int, timeout: float) -> None:
-        """Raise Overloaded for what would wait too long. A lane that has nothing to do takes whatever comes."""
+        """Raise Overloaded for images that would wait too long. An idle lane accepts any request."""
         images = self._small.images + self._large.images + num_images
         most = self._limits.request_pixels if lane is self._large else self._limits.pixels
         expected = lane.images * lane.seconds_an_image / CALLS_AT_ONCE

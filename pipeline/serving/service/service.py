@@ -1,7 +1,7 @@
-"""One question across all groups: fanned out, merged, voted on, at one version, within its deadline.
+"""One question across all groups: sent to each, merged and voted on, at one version, within its deadline.
 
-It knows groups, the encoder and the editor only by what can be asked of them, so that the same code answers over Ray
-and within one process. Everything here runs on one event loop. Shapes: Q queries, K neighbours, D dimensions.
+The service knows groups, the encoder and the editor only as protocols, so that the same code runs over Ray and within
+one process. All code here runs on one event loop. Shapes: Q queries, K neighbours, D dimensions.
 """
 
 import asyncio
@@ -45,25 +45,25 @@ from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.tombstones import read_tombstones
 
 BALANCES_KEPT = 64
-MAX_K_OF_AUTO = 500  # neighbours of each of up to 2,000 queries, by which a balance is chosen
-BALANCES_AT_ONCE = 4  # that are being chosen, each by thousands of queries
-SHORT_WHERE = 500  # characters of an expression that is read on the event loop, in about a millisecond
-ENTRIES_AT_ONCE = 64  # looked for; each is a read of a file or two in every group
-SECONDS_TO_BE_SEEN = 30.0  # by answers, after a change; one beside a new index may take longer
-EDITIONS_TRIED = 3  # in one answer, where versions come faster than it is made
-MANY_NEIGHBORS = 2_000  # that are made into an answer away from the event loop; so many take about 10 ms
+MAX_K_OF_AUTO = 500  # neighbours of each of the up to 2,000 queries that choose a balance
+BALANCES_AT_ONCE = 4  # balances being chosen at once, each with thousands of queries
+SHORT_WHERE = 500  # characters of an expression that is parsed on the event loop, in about 1 ms
+ENTRIES_AT_ONCE = 64  # lookups at once; each reads a file or two in every group
+SECONDS_TO_BE_SEEN = 30.0  # until answers show a change; with a new index it may take longer
+EDITIONS_TRIED = 3  # per answer, if new versions arrive faster than the answer
+MANY_NEIGHBORS = 2_000  # from this number on, answers are made outside the event loop; so many take about 10 ms
 
 logger = plain_logger(__name__)
 
 
 class EditorClient(Protocol):
-    """Whoever changes the memory. Every call returns what was done as a JSON object with the new version."""
+    """Changes the memory. Each call returns a report as a JSON object, with the new version."""
 
     async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict: ...
 
 
 class Meter(Protocol):
-    """Takes note of what happens."""
+    """Records metrics."""
 
     def took(self, stage: str, seconds: float) -> None: ...
 
@@ -75,7 +75,7 @@ class Meter(Protocol):
 
 
 class NoMeter:
-    """Takes no note."""
+    """Records nothing."""
 
     def took(self, stage: str, seconds: float) -> None: ...
 
@@ -88,13 +88,13 @@ class NoMeter:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server bears: queries and images under way, seconds of a request, and the size of what it is sent.
+    """The limits of a server: queries and images under way, seconds of a request, and the size of what clients send.
 
-    Pixels are those of one image, of all images of a request, and of all that are under way; a further scan of a JPEG
-    counts as an eighth of its pixels (`images.decode.Work.cost`).
+    The limits of pixels apply to one image, to all images of a request, and to all images under way. Each further scan
+    of a JPEG counts as an eighth of its pixels (`images.decode.Work.cost`).
 
-    `grace_seconds` is how long a group that was missing is waited for. `poll_seconds` is how often a new version is
-    looked for. `where_seconds` is what an expression may take over the entries of a group, as far as that can be told.
+    `grace_seconds` is how long to wait for a group that was missing. `poll_seconds` is the interval between checks for
+    a new version. `where_seconds` is the longest estimated time of an expression over the entries of a group.
     """
 
     queries: int = 1_024
@@ -111,7 +111,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class How:
-    """How a request is to be answered, besides what is asked."""
+    """How to answer a request, apart from the question itself."""
 
     require_all: bool = False
     timeout_seconds: float | None = None
@@ -119,7 +119,7 @@ class How:
 
 @dataclass(frozen=True)
 class Searched:
-    """Neighbours of each query, and who answered."""
+    """The neighbours of each query, and how many shards answered."""
 
     neighbors: list[tuple[Neighbor, ...]]
     version: int
@@ -130,7 +130,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class Decided:
-    """A decision for each query; `partial` where a group or a shard is missing from them."""
+    """A decision for each query. `partial`: a group or a shard is missing from them."""
 
     decisions: list[Decision]
     partial: bool
@@ -148,7 +148,7 @@ class _Gathered:
 
 
 class Service:
-    """The memory at a storage, answered for by groups; `encoder` is None where its vectors were given without one."""
+    """Answers questions to the memory at a storage; `encoder` is None if its vectors came without an encoder."""
 
     def __init__(
         self,
@@ -172,23 +172,23 @@ class Service:
         self._choosing: dict[tuple, asyncio.Task[float]] = {}
         self._queries = Room(limits.queries, MANY_QUERIES, "queries")
         self._entries_under_way = 0
-        self._fresh: tuple[int, int] | None = None  # of a version
+        self._fresh: tuple[int, int] | None = None  # (version, number of fresh entries)
         self._counting = asyncio.Lock()
         self._counter = ThreadPoolExecutor(1, "status")
 
     async def start(self) -> None:
-        """Have the newest version opened, and follow the memory from then on. Raises MemoryMissing."""
+        """Open the newest version and begin to follow the memory. Raises MemoryMissing."""
         await self._following.start()
 
     async def stop(self) -> None:
-        """Follow no more."""
+        """Stop following the memory."""
         await self._following.stop()
         self._counter.shutdown(wait=False)
         self.aside.stop()
 
     @property
     def state(self) -> State:
-        """The version that is answered by. Raises Unavailable before the first is open."""
+        """The state of the served version. Raises Unavailable before the first version is open."""
         state = self._following.state
         if state is None:
             raise Unavailable("the memory is being opened: ask again in a moment")
@@ -196,7 +196,7 @@ class Service:
 
     @property
     def dimension(self) -> int:
-        """That of the vectors of the memory; 0 while it has none."""
+        """The dimension of the memory's vectors; 0 while the memory is empty."""
         identity = self.state.identity
         return identity.dimension if identity is not None else 0
 
@@ -206,7 +206,7 @@ class Service:
         return self._following.state is not None
 
     def check_health(self) -> int:
-        """The version that is answered by. Raises Unavailable where none is, no group answers, or a newer one waits."""
+        """The served version. Raises Unavailable if there is none, no group answers, or a newer version is overdue."""
         version = self.state.version
         if all(member.missing for member in self._members.all):
             raise Unavailable("no part of the memory answers just now")
@@ -215,9 +215,9 @@ class Service:
         return version
 
     async def refresh(self, beyond: Edition | None = None) -> int:
-        """Go over to the newest version; return the number of the one that is answered by. Raises Unavailable.
+        """Switch to the newest version; returns the number of the served version. Raises Unavailable.
 
-        Where another than `beyond` is answered by already, nothing is done.
+        Does nothing if the served edition already differs from `beyond`.
         """
         began = time.monotonic()
         before = self._following.edition
@@ -227,7 +227,7 @@ class Service:
         return version
 
     def unit_vectors(self, embeddings: np.ndarray) -> np.ndarray:
-        """Embeddings as queries, float32 [Q, D] of unit length. Raises UsageError for what cannot be one."""
+        """Embeddings as queries (float32 [Q, D], unit length). Raises UsageError if one is invalid."""
         identity = self.state.identity
         try:
             return answering.unit_vectors(embeddings, identity.dimension if identity else 0)
@@ -235,7 +235,7 @@ class Service:
             raise _about("embedding", error) from None
 
     async def search(self, vectors_QD: np.ndarray, question: Question, how: How) -> Searched:
-        """The k nearest entries of each query (float32 [Q, D] of unit length), labelled or not; see `classify`."""
+        """The k nearest entries of each query (float32 [Q, D], unit length), labelled or not; see `classify`."""
         async with self._admitted(len(vectors_QD), how):
             gathered = await self._gathered(vectors_QD, question, "live", how)
             found, labels = gathered.found, gathered.standing.labels
@@ -248,10 +248,10 @@ class Service:
         return Searched(neighbors, gathered.state.version, gathered.shards, total, gathered.partial)
 
     async def classify(self, vectors_QD: np.ndarray, question: Question, how: How) -> Decided:
-        """A decision for each query (float32 [Q, D] of unit length).
+        """A decision for each query (float32 [Q, D], unit length).
 
-        Raises UsageError and UnknownName for what can never be answered, Overloaded, and Unavailable where no group
-        answers in time, or not all of them do and `how` requires it.
+        Raises UsageError and UnknownName for a question that can never be answered, and Overloaded. Raises Unavailable
+        if no group answers in time, or if `how` requires all groups and one is missing.
         """
         async with self._admitted(len(vectors_QD), how):
             if question.balance == "auto":
@@ -276,10 +276,10 @@ class Service:
         return Decided(decisions, gathered.partial)
 
     async def embed(self, images: Sequence[bytes], timeout_seconds: float | None = None) -> np.ndarray:
-        """Vectors float32 [Q, D] of the bytes of image files.
+        """The vectors (float32 [Q, D]) of image files, given as bytes.
 
-        Raises SourceError naming the first that cannot be used, UsageError where no encoder is known, Overloaded, and
-        Unavailable where it takes too long.
+        Raises SourceError naming the first unusable image, UsageError if the memory has no encoder, Overloaded, and
+        Unavailable if it takes too long.
         """
         if self._images is None:
             raise _about(
@@ -299,7 +299,7 @@ class Service:
         return vectors_QD
 
     async def entry(self, entry_id: int) -> Entry:
-        """An entry of the version that is answered by. Raises UnknownName, or Unavailable where a group is missing."""
+        """An entry of the served version. Raises UnknownName, Overloaded, and Unavailable if a group is missing."""
         if not 0 <= entry_id < 1 << 63:
             raise _about("id", UnknownName(f"id {entry_id} is no entry: `search` shows the ids there are"))
         if self._entries_under_way >= ENTRIES_AT_ONCE:
@@ -327,38 +327,38 @@ class Service:
         raise _about("id", UnknownName(f"id {entry_id} is no entry of version {edition.version}: it may be forgotten"))
 
     async def _looked_for(self, edition: Edition, entry_id: int) -> list[Looked | None]:
-        """What each group has of an entry, None where it does not answer in time."""
+        """The result of the lookup in each group; None for a group that fails or is late."""
         tasks = [asyncio.ensure_future(member.client.entry(edition, entry_id)) for member in self._members.all]
         try:
             await asyncio.wait(tasks, timeout=self.limits.timeout_seconds)
         finally:
             for task in tasks:
-                task.cancel()  # which changes nothing of those that are done
+                task.cancel()  # no effect on those that are done
         return [None if task.cancelled() or not task.done() or task.exception() else task.result() for task in tasks]
 
     async def edit(self, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]) -> dict:
-        """Change the memory; what is asked from then on is answered by the new version. Raises Unavailable.
+        """Change the memory; later questions are answered from the new version. Raises Unavailable.
 
-        `answered_by` is an older version than the report's only where the new one could not be opened in time.
+        `answered_by` is older than the report's version only if the new version could not be opened in time.
         """
         if self.editor is None:
             raise Unavailable("this server only reads: start it with a token to change the memory")
         report = await self._edited(self.editor, verb, arguments)
         try:
             await asyncio.wait_for(asyncio.shield(self.refresh()), SECONDS_TO_BE_SEEN)
-        except (TimeoutError, VisualMemoryError) as error:  # it is done all the same, and will be seen later
+        except (TimeoutError, VisualMemoryError) as error:  # the change is committed, and will be visible later
             logger.warning("what was changed is not seen yet: %s", error)
         return {**report, "answered_by": self.state.version}
 
     async def _edited(
         self, editor: EditorClient, verb: Literal["add", "forget", "relabel"], arguments: Mapping[str, Any]
     ) -> dict:
-        """What an editor did. Raises Unavailable where it died over that, or failed at it in a way nobody foresaw."""
+        """The report of an editor. Raises Unavailable if it died during the edit, or failed unexpectedly."""
         try:
             return await editor.edit(verb, arguments)
         except VisualMemoryError:
             raise
-        except Exception as error:  # of many types, by what is between
+        except Exception as error:  # its type depends on the transport
             logger.exception("the editor did not answer to %s", verb)
             raise Unavailable(
                 f"the process that changes the memory did not answer ({type(error).__name__}): this may or may not "
@@ -366,14 +366,14 @@ class Service:
             ) from error
 
     async def worked(self, num_neighbors: int, work: Callable[[], Result]) -> Result:
-        """What some work gives, done away from the event loop where it is about many neighbours."""
+        """The result of some work. Work about many neighbours runs outside the event loop."""
         return await self.aside.run(work) if num_neighbors > MANY_NEIGHBORS else work()
 
     async def status(self) -> dict:
-        """What is served, as a JSON object."""
+        """The status of the service, as a JSON object."""
         state = self.state
         identity = state.identity
-        async with self._counting:  # counted once for a version, whoever asks
+        async with self._counting:  # counted once a version, for all callers
             if self._fresh is None or self._fresh[0] != state.version:
                 counting = asyncio.get_running_loop().run_in_executor(self._counter, live_fresh, self._storage, state)
                 self._fresh = state.version, await counting
@@ -393,7 +393,7 @@ class Service:
         }
 
     async def _refreshed(self, beyond: Edition, timeout: float) -> None:
-        """Go over to what other ingresses answer by, if it is another than `beyond` and can be done in time."""
+        """Switch to the edition that other ingresses serve, if it is not `beyond` and time allows."""
         with contextlib.suppress(TimeoutError, VisualMemoryError):
             await asyncio.wait_for(asyncio.shield(self.refresh(beyond)), max(timeout, 0))
 
@@ -404,7 +404,7 @@ class Service:
         return self._queries.taken(queries, request_id() or object(), Deadline(self._timeout(how)))
 
     async def _check_cost(self, state: State, where: str) -> None:
-        """Raises UsageError for an expression that would take too long over so many entries."""
+        """Raises UsageError for an expression that would take too long over all entries."""
 
         def cost_of() -> float:
             return parse(where, kinds_of_columns(state)).cost
@@ -455,7 +455,7 @@ class Service:
             if behind and tries < EDITIONS_TRIED:
                 await self._refreshed(edition, deadline.left)
                 continue
-            if all(answers) or edition == self._following.edition:  # else it may be that the version was just closed
+            if all(answers) or edition == self._following.edition:  # otherwise the version may just have been closed
                 break
         present = [(member, answer) for member, answer in zip(self._members.all, answers, strict=True) if answer]
         missing = len(self._members.all) - len(present)
@@ -479,7 +479,7 @@ class Service:
         return _Gathered(merge_neighbors(parts, question.k), standing, state, shards, known, partial, missing)
 
     async def _balance(self, question: Question, how: How) -> float:
-        """The balance that `auto` stands for, chosen once for a version, whoever asks meanwhile."""
+        """The balance that `auto` stands for, chosen once a version for all callers."""
         if question.k > MAX_K_OF_AUTO:
             raise _about("balance", UsageError(f"auto takes k up to {MAX_K_OF_AUTO}: ask for less, or give a number"))
         key = (self._following.edition, question.k, question.voting, question.label_set, question.where)
@@ -499,7 +499,7 @@ class Service:
     def _chose(self, key: tuple, task: asyncio.Task[float]) -> None:
         del self._choosing[key]
         if not task.cancelled():
-            task.exception()  # told to those who wait, if any do
+            task.exception()  # callers that wait get it; this marks it as retrieved
 
     async def _chosen_balance(self, question: Question, key: tuple) -> float:
         state, whole = self.state, How(require_all=True)
@@ -512,7 +512,7 @@ class Service:
         each = each_of(standing.counts_C)
         samples = await asyncio.gather(*(member.client.sample(subject, each) for member in self._members.all))
         known = self._members.known_standings(subject)
-        if known is None:  # a newer version has come meanwhile
+        if known is None:  # the served version has changed meanwhile
             return await self._chosen_balance(question, key)
         _, translations = merge_labels(known)
         codes_N = np.concatenate([t[s.codes_N] for s, t in zip(samples, translations, strict=True)])
@@ -534,7 +534,7 @@ class Service:
 
 
 def live_fresh(storage: Storage, state: State) -> int:
-    """Entries that no shard covers and that are not forgotten."""
+    """The number of fresh entries (no shard covers them) that are live."""
     if state.index is None:
         return state.num_live
     forgotten_N = read_tombstones(storage, state.tombstones)
@@ -542,7 +542,7 @@ def live_fresh(storage: Storage, state: State) -> int:
 
 
 def _about(name: str, error: VisualMemoryError) -> VisualMemoryError:
-    """The error, which says from then on what field of a request it is about."""
+    """Set the field of the request that the error is about, and return the error."""
     error.field = name
     return error
 
