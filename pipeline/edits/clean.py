@@ -1,4 +1,4 @@
-"""Removing what belongs to nobody. What a version names, a live lease holds or somebody else put there stays."""
+"""Removes garbage. Files that a version names, that a live lease holds or that are foreign to the memory stay."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,10 @@ class CleanReport:
 
 
 def clean(log: VersionLog, command: str) -> CleanReport:
-    """Finish erasures that were cut off, then remove garbage.
+    """Finish interrupted erasures, then remove garbage.
 
-    Nothing is removed while a version cannot be read, for what it names is not known. Raises CommitConflict while
-    another process is erasing.
+    Nothing is removed while a version cannot be read, because the files that it names are unknown. Raises
+    CommitConflict while another process is erasing.
     """
     damaged = read_chain(log).findings
     if damaged:
@@ -36,5 +36,5 @@ def clean(log: VersionLog, command: str) -> CleanReport:
 
 
 def _comes_and_goes(path: str) -> bool:
-    """Whether a file may be gone by the doing of others."""
+    """Whether another process may delete the file at any time."""
     return folder_at_the_top(path) == LEASES or is_aside(path)

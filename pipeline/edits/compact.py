@@ -1,7 +1,8 @@
-"""Compacting: many small files become few, and every id stays as it is.
+"""Compacting merges many small files into few; ids do not change.
 
-Single adds move out of their commits, small entries files that follow each other are packed into one, and the overlays
-become one file each. Older versions keep the files they name until they are dropped (`expire`).
+Single adds are moved from their commits into files, small entries files that follow each other are packed into one, and
+the tombstones and the corrected labels become one file each. The files that older versions name stay until `expire`
+drops these versions.
 """
 
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ class CompactReport:
 
 
 def compact(log: VersionLog, command: str = "compact", on_progress: OnProgress = ignore_progress) -> CompactReport:
-    """Pack small files of the newest version. Commits nothing where there is nothing to pack. Raises CommitConflict."""
+    """Pack small files of the newest version. Commits nothing if there is nothing to pack. Raises CommitConflict."""
     base = log.latest()
     before = _num_files(base)
     if not _has_work(log.storage, base):
@@ -70,11 +71,11 @@ def compact(log: VersionLog, command: str = "compact", on_progress: OnProgress =
         packer = _Packer(log.storage, lease, on_progress)
 
         def prepare(_: int, now: State) -> list[SetState]:
-            # Writers beside this one commit in milliseconds, so what was packed once is used again if it still fits.
+            # Other writers commit in milliseconds, so packed files are used again if they still fit.
             if packer.packed is None or not packer.packed.fits(now):
                 try:
                     packer.pack(now)
-                except DamagedFile as error:  # or files went that a newer version does not name
+                except DamagedFile as error:  # the file may also be one that a newer version no longer names
                     if log.latest().version == now.version:
                         raise
                     raise CommitConflict(
@@ -89,7 +90,7 @@ def compact(log: VersionLog, command: str = "compact", on_progress: OnProgress =
 
 @dataclass(frozen=True)
 class _Pack:
-    """Files that become one. `segment` is the one they are of, None where they are of several."""
+    """The files that one file replaces. `segment` is their segment (None: they belong to several segments)."""
 
     paths: tuple[str, ...]
     file: RowsFile
@@ -98,7 +99,7 @@ class _Pack:
 
 @dataclass(frozen=True)
 class _Packed:
-    """What was written for a state, and how it stands for what is in that state, or in one that came after it."""
+    """The files written for a state, and their use in that state or in a later one."""
 
     base: State
     fold: FoldSingles | None
@@ -107,7 +108,7 @@ class _Packed:
     labels: FileRef | None
 
     def fits(self, now: State) -> bool:
-        """Whether other writers only added to the state that this was made for."""
+        """Whether other writers have only added to the state that these files were written for."""
         files = {file.path for file in now.entries_files()}
         return (
             all(file.path in files for file in self.base.entries_files())
@@ -120,7 +121,7 @@ class _Packed:
         )
 
     def applied(self, now: State) -> State:
-        """A state that this fits, packed."""
+        """The packed form of a state that these files fit."""
         if self.fold is not None:
             now = now.after(self.fold)
         for pack in self.packs:
@@ -141,7 +142,7 @@ class _Packer:
     packed: _Packed | None = None
 
     def pack(self, state: State) -> None:
-        """Write the files of `packed`, but for packs that were written before and are wanted again."""
+        """Write the files of `packed`; packs written before are used again if the state still needs them."""
         known = {pack.paths: pack for pack in self.packed.packs} if self.packed else {}
         folded = fold(self.storage, self.lease, state) if state.pending else None
         after = state.after(folded) if folded is not None else state
@@ -152,7 +153,7 @@ class _Packer:
             paths = tuple(file.path for file in group)
             packs.append(known[paths] if paths in known else self._written(paths, group, state.version))
         if folded is not None and any(folded.files[-1].path in pack.paths for pack in packs):
-            self.storage.delete([folded.files[-1].path])  # it has gone on into a pack
+            self.storage.delete([folded.files[-1].path])  # a pack holds its rows
         tombstones = labels = None
         if len(state.tombstones) > 1:
             ids_N = read_tombstones(self.storage, state.tombstones)
@@ -165,7 +166,7 @@ class _Packer:
     def _written(self, paths: tuple[str, ...], group: Sequence[RowsFile], version: int) -> _Pack:
         first, last = split_id(group[0].first_id)[0], split_id(group[-1].last_id)[0]
         table = joined([read_table(self.storage, file) for file in group])
-        # The version tells apart what was written for different states: each has ids of its own to begin with.
+        # The path has the version and the first id, so that packs written for different states get different paths.
         path = packed_path(first if first == last else None, version, group[0].first_id, self.lease.nonce)
         return _Pack(paths, write_rows(self.storage, path, table), first if first == last else None)
 
@@ -175,7 +176,7 @@ def _has_work(storage: Storage, state: State) -> bool:
 
 
 def _groups(storage: Storage, state: State) -> list[list[RowsFile]]:
-    """Runs of small files that may become one: searched through the same shard, and no id may come between."""
+    """Runs of small files that may become one: one shard covers them, and no new id can come between them."""
     barriers = _numbers_to_come(storage, state)
     groups: list[list[RowsFile]] = [[]]
     for file in state.entries_files():
@@ -193,7 +194,7 @@ def _groups(storage: Storage, state: State) -> list[list[RowsFile]]:
 
 
 def _numbers_to_come(storage: Storage, state: State) -> np.ndarray:
-    """Segments that may get entries yet: single adds go to one, others are being added."""
+    """Segments that can still get entries: the one of single adds, and those of unfinished adds (int64, ascending)."""
     used = {*(segment.number for segment in state.segments), *state.retired}
     coming = {
         number for number in reservations.reserved(storage) if number not in used and _may_come(storage, state, number)
@@ -204,18 +205,18 @@ def _numbers_to_come(storage: Storage, state: State) -> np.ndarray:
 
 
 def _may_come(storage: Storage, state: State, number: int) -> bool:
-    """Whether a segment that was reserved may be committed yet."""
+    """Whether a reserved segment can still be committed."""
     if reservations.is_given_up(storage, number):
         return False
     try:
         reservation = reservations.read_reservation(storage, number)
-    except DamagedFile:  # whoever took the number has not described it yet, or died before
+    except DamagedFile:  # the process that took the number has not described it yet, or died before
         return True
-    return reservation is not None or state.singles is None  # one was meant for single adds, which go elsewhere now
+    return reservation is not None or state.singles is None  # None: reserved for single adds, which have a segment now
 
 
 def _with_pack(state: State, pack: _Pack) -> State:
-    """The state with one file in the place of those it was made of."""
+    """The state with the file of a pack in place of the files it was made of."""
     mine = [file for file in state.entries_files() if file.path in pack.paths]
     named = set(pack.paths)
 
@@ -239,7 +240,7 @@ def _with_pack(state: State, pack: _Pack) -> State:
 
 
 def _covering(index: Index | None, first: RowsFile, last: RowsFile) -> Index | None:
-    """The index with the ranges of a shard joined from one file to another: nothing that is fresh lies between."""
+    """The index with a shard's ranges joined from file `first` to file `last`: no fresh entry lies between them."""
     if index is None:
         return None
     shards = []
@@ -266,7 +267,7 @@ def _shard_of(state: State, file: RowsFile) -> Shard | None:
 
 
 def _between(numbers: np.ndarray, before: RowsFile, after: RowsFile) -> bool:
-    """Whether a segment that may get entries yet lies between two files, the first one's included."""
+    """Whether a segment that can still get entries lies between two files; the first file's segment counts too."""
     first, last = split_id(before.last_id)[0], split_id(after.first_id)[0]
     return first != last and bool(((numbers >= first) & (numbers < last)).any())
 

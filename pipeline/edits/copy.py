@@ -1,8 +1,8 @@
-"""Copying a memory whole, with every version that can be read, to another place.
+"""Copies a whole memory, with every version that can be read, to another place.
 
-The first thing written there is a marker that says whose copy this is, the last is the version file without which none
-of the others can be read; so an interrupted copy is no memory yet, and the same command goes on with it. Leases and
-garbage are not copied, and adds that were interrupted stay with the memory they were begun in.
+The first file written there is a marker that names the source memory. The last is the version file without which no
+other version can be read. So an interrupted copy is not a memory yet, and the same command continues it. Leases,
+garbage and interrupted adds are not copied; the adds can be continued in the source memory.
 """
 
 import hashlib
@@ -42,19 +42,19 @@ from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
 from pipeline.store.storage.leases import Lease, live_leases, read_leases
 from pipeline.store.tables.schemas import FORMAT
 
-THREADS = 8  # files on their way at once: most of the time is waiting for the two places
+THREADS = 8  # files copied at once: most of the time is waiting for the two places
 CHUNK_BYTES = 1 << 20
 
 
 class CopyMarker(BaseModel):
-    """What `copying.json` says: of which memory this is a copy, and up to which version it was to go."""
+    """The content of `copying.json`: the uri of the source memory, and its newest version when the copy began."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
     source: str
     version: int
-    nonce: str = ""  # of whoever began it
+    nonce: str = ""  # of the process that began the copy
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,11 @@ class CopyReport:
 
 @dataclass(frozen=True)
 class _Contents:
-    """What a copy must hold: files that versions name, small ones that none names, and segments it must not go on with.
+    """The content that a copy must have.
 
-    `erasures` tells whether any was made while the copy was.
+    `kept` are the retained versions, `files` the files that they name. `small` are paths of small files that no version
+    names. `given_up` numbers the segments that the copy must not continue. `erasures` shows whether an erasure was
+    committed during the copy.
     """
 
     kept: range
@@ -96,8 +98,8 @@ class _Contents:
 def copy(log: VersionLog, target: Storage, on_progress: OnProgress = ignore_progress) -> CopyReport:
     """Copy a memory to a place that is empty, or holds an unfinished copy of it.
 
-    Raises UsageError for any other place, DamagedFile naming the first file that is not as it was written, and
-    CommitConflict when an erasure is unfinished or another process is copying there.
+    Raises UsageError for any other place, DamagedFile naming the first file that was altered, and CommitConflict if an
+    erasure is unfinished or another process is copying there.
     """
     newest = log.latest()
     refuse_unfinished(log.storage)
@@ -118,7 +120,7 @@ def _refuse_overlap(source: str, target: str) -> None:
 
 
 def _claim(target: Storage, marker: CopyMarker) -> None:
-    """Make sure that the place is free, or holds an unfinished copy of this memory."""
+    """Write the marker if the place is empty; otherwise check that it holds an unfinished copy of this memory."""
     there = target.list("")
     if UNFINISHED_COPY not in there:
         if there:
@@ -156,14 +158,14 @@ class _Copier:
         return CopyReport(self._target.uri, kept[0], kept[-1], self._files, self._bytes, self._already, seconds)
 
     def _complete(self) -> range | None:
-        """The versions that are there, if all that was missing when the copy was interrupted is the finish."""
+        """The versions in the copy if an earlier run was interrupted only in its last step; otherwise None."""
         try:
             return self._copied.retained()
         except (DamagedFile, MemoryMissing):
             return None
 
     def _brought_over(self) -> range:
-        """Copy what there is, and again what changed under our hands, until nothing did."""
+        """Copy the memory; repeat until no erasure or expiry changes it during the copy."""
 
         def bring_over(_: Retained) -> range | None:
             contents = self._contents()
@@ -174,7 +176,7 @@ class _Copier:
         return kept
 
     def _bring_over(self, contents: _Contents) -> bool:
-        """Whether all is there and readable; False when an erasure came in between."""
+        """Copy these contents and make them readable; False if an erasure was committed meanwhile."""
         first, *others = contents.kept
         self._copy_files(list(contents.files.values()))
         with ThreadPoolExecutor(THREADS) as pool:
@@ -189,7 +191,7 @@ class _Copier:
         refuse_unfinished(self._source)
         if self._log.latest().erasures != contents.erasures:
             return False
-        # Without the first version, or without its checkpoint where it is not the very first, none can be read.
+        # No version can be read without the first one, nor without its checkpoint unless it is version 1.
         self._copied.rewrite(commit)
         if first != 1:
             self._copied.rewrite_checkpoint(start)
@@ -227,7 +229,7 @@ class _Copier:
         self._progress(Progress("copying", len(files), len(files)))
 
     def _copy_file(self, file: FileRef, there: int | None) -> int | None:
-        """Copy one file; its bytes, or None when it was there, whole."""
+        """Copy one file; return its size, or None if the copy has it undamaged."""
         if there == file.num_bytes and self._is_whole(file):
             return None
         local = checked_path(self._source, file)
@@ -237,7 +239,7 @@ class _Copier:
                 while chunk := read.read(CHUNK_BYTES):
                     digest.update(chunk)
                     written.write(chunk)
-                if digest.hexdigest() != file.sha256:  # raised in here, so that nothing is published
+                if digest.hexdigest() != file.sha256:  # raised inside `publishing`, so that nothing is published
                     raise DamagedFile(
                         f"{file.path} in the memory at {self._source.uri} was altered: {way_out(file.path)}"
                     )
@@ -256,13 +258,13 @@ class _Copier:
         self._copied.rewrite(commit)
 
     def _remove_strays(self, wanted: set[str]) -> None:
-        """Remove what an earlier attempt brought over and the memory no longer has, and what it left half-written."""
+        """Remove files of an earlier attempt that the memory no longer has, and half-written files."""
         there = [path for path in self._target.walk() if folder_at_the_top(path) in FOLDERS - {LEASES}]
         strays = [path for path in there if path not in wanted and not is_aside(path)]
         self._target.delete(sorted({*strays, *self._target.abandoned()}))
 
     def _finish(self) -> None:
-        """Read every version there once more, write the other checkpoints, and take the marker away."""
+        """Read every version of the copy once more, write the other checkpoints, and delete the marker."""
         newest = State()
         for _, newest in self._copied.states():
             path = checkpoint_path(newest.version)

@@ -1,6 +1,7 @@
-"""How an add compares with what the memory held before: images of the same bytes, and classes far smaller than others.
+"""Compares an add with the entries before it: images of the same bytes, and classes far smaller than others.
 
-Both are told after the work, from columns of the entries files, and only where reading these is small beside the add.
+Both checks run after the images are embedded, on columns of the entries files. They run only if reading these columns
+costs little compared with the add.
 """
 
 from collections import Counter
@@ -22,11 +23,12 @@ from pipeline.store.tables.labels import newest_labels, read_label_rows
 from pipeline.store.tables.parquet_columns import read_columns_of
 from pipeline.store.tables.tombstones import read_tombstones
 
-# Entries of a memory that are looked through whatever is added: about a second from a local disk.
+# A memory of up to so many entries is read after every add: about a second from a local disk.
 LOOKED_THROUGH = 2_000_000
-# Beyond that, so many for each image added: 10 microseconds of reading beside the milliseconds of embedding it.
+# A larger memory is read if it has at most so many entries per added image: 10 microseconds of reading beside the
+# milliseconds of embedding the image.
 ENTRIES_AN_IMAGE = 20
-MOST_ADDED = 100_000_000  # whose digests are held in memory, 800 MB
+MOST_ADDED = 100_000_000  # added images whose digests are held in RAM, 800 MB
 
 
 logger = plain_logger(__name__)
@@ -34,9 +36,9 @@ logger = plain_logger(__name__)
 
 @dataclass(frozen=True)
 class Duplicates:
-    """How many entries added the memory held already by their bytes, and how many come again among those added.
+    """Counts of added images whose bytes the memory held already (`held`) and that repeat others of the add (`within`).
 
-    `held` is None where it was not looked for, in a memory too large beside what was added.
+    `held` is None if the memory was not read: it is too large compared with the add, or could not be read.
     """
 
     held: int | None
@@ -44,17 +46,17 @@ class Duplicates:
 
 
 def is_looked_for(state: State | None, num_added: int) -> bool:
-    """Whether a memory is looked through after an add of so many images."""
+    """Whether the entries of a memory are read after an add of `num_added` images."""
     entries = state.num_entries if state is not None else 0
     return num_added <= MOST_ADDED and entries <= max(LOOKED_THROUGH, ENTRIES_AN_IMAGE * num_added)
 
 
 def find_duplicates(storage: Storage, before: State | None, added: tuple[RowsFile, ...]) -> Duplicates:
-    """Compare the bytes of what is being added with those the memory held before, and among themselves.
+    """Compare the bytes of the added images with the entries of the memory before, and with each other.
 
-    Holds 8 bytes for each image added and reads ids and sha256 of the memory's entries, 35 bytes each on disk, a file
-    at a time: a million take half a second of CPU and a billion would take 8 minutes at that rate, so that many are
-    looked through only for an add that takes far longer. What cannot be read of the memory is logged, and `held` None.
+    It holds 8 bytes per added image. It reads ids and sha256 of the memory's entries, 35 bytes each on disk, one file
+    at a time. A million entries take half a second of CPU. A billion would take 8 minutes at that rate, so they are
+    read only for an add that takes far longer. If the memory cannot be read, the error is logged and `held` is None.
     """
     num_added = sum(file.rows for file in added)
     if num_added > MOST_ADDED:
@@ -71,17 +73,17 @@ def find_duplicates(storage: Storage, before: State | None, added: tuple[RowsFil
         for _, digests_N in live_rows(storage, before):
             at_N = np.minimum(np.searchsorted(new, digests_N), len(new) - 1)
             held[at_N[new[at_N] == digests_N]] = True
-    except VisualMemoryError as error:  # an add goes on beside what is damaged, or erased meanwhile
+    except VisualMemoryError as error:  # damaged or meanwhile erased files must not stop an add
         logger.warning("%s; whether the memory held some of these images already was not looked for", error)
         return Duplicates(None, within)
     return Duplicates(int(numbers[held].sum()), within)
 
 
 def find_small_classes(storage: Storage, state: State, added: tuple[RowsFile, ...]) -> tuple[SmallClass, ...]:
-    """The classes of what was added that are outvoted by the others of the memory, as far as these are looked through.
+    """The added classes that larger classes of the memory outvote. Empty if the memory is too large to be read.
 
-    Reads ids and labels of every entry, which are encoded as a dictionary: 0.2 s of CPU for a million. None are told
-    where some of that cannot be read: the add is committed by then.
+    It reads ids and labels of every entry, which are encoded as a dictionary: 0.2 s of CPU for a million. If some of
+    them cannot be read, the result is empty: the add is already committed.
     """
     if not is_looked_for(state, sum(file.rows for file in added)):
         return ()
@@ -110,7 +112,7 @@ def _counts(labels: pa.Array | pa.ChunkedArray) -> dict[str, int]:
 
 
 def _live_labels(storage: Storage, state: State) -> Iterator[pa.Array | pa.ChunkedArray]:
-    """The labels of the live entries as they are called now, one file after another."""
+    """The current labels of the live entries, one file after another."""
     forgotten = read_tombstones(storage, state.tombstones)
     own = newest_labels(read_label_rows(storage, state.labels), None)
     passed = np.union1d(forgotten, own.ids_N)

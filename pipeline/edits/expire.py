@@ -1,8 +1,9 @@
-"""Expiring: old versions are dropped, and with them the files that nothing else needs.
+"""Expiring drops old versions, and the files that only they need.
 
-Everything it does can be cut off anywhere and done again. The checkpoint of the first version kept comes first: from
-then on nothing before it is needed. Older checkpoints go next and commits after them, the oldest first, because a
-process that has not looked for long tells by a missing version that all before it are gone too. Files go last.
+Every step is idempotent: after a crash, run it again. The first step writes the checkpoint of the first retained
+version; from then on nothing before that version is needed. Next, older checkpoints are deleted, then commits, the
+oldest first: a process that finds one version missing may conclude that all versions before it are gone too. Files are
+deleted last.
 """
 
 from collections.abc import Callable, Iterable
@@ -36,7 +37,7 @@ class ExpireReport:
 
 
 def plan_expire(log: VersionLog, keep: Keep) -> ExpireReport:
-    """What `expire` would do. Changes nothing."""
+    """The report that `expire` would return. Changes nothing."""
     check_keep(keep)
     newest = log.latest()
     refuse_unfinished(log.storage)
@@ -49,9 +50,10 @@ def plan_expire(log: VersionLog, keep: Keep) -> ExpireReport:
 
 
 def expire(log: VersionLog, keep: Keep, command: str, on_progress: OnProgress = ignore_progress) -> ExpireReport:
-    """Drop the versions that need not be kept, and remove the files that only they named.
+    """Drop the versions outside `keep`, and remove the files that only they name.
 
-    Adds that were interrupted stay, so that they can go on. Raises CommitConflict while an erasure is unfinished.
+    The files of interrupted adds stay, so that these adds can continue. Raises CommitConflict while an erasure is
+    unfinished.
     """
     check_keep(keep)
     log.latest()
@@ -64,7 +66,7 @@ def expire(log: VersionLog, keep: Keep, command: str, on_progress: OnProgress = 
         log.rewrite_checkpoint(first)
     for done, path in enumerate([*checkpoints, *commits]):
         on_progress(Progress("dropping", done, len(checkpoints) + len(commits)))
-        log.storage.delete([path])  # one by one, for a store may remove what it is given together in any order
+        log.storage.delete([path])  # one by one, because a store may delete several paths in any order
     census = take_census(log)
     removed = remove_garbage(log, census, command, _wanted(census, log.latest()))
     num_bytes = sum(files[path] for path in (*checkpoints, *commits)) + sum(census.files[path] for path in removed)
@@ -74,11 +76,11 @@ def expire(log: VersionLog, keep: Keep, command: str, on_progress: OnProgress = 
 
 
 def first_to_keep(log: VersionLog, keep: Keep) -> int:
-    """The first version to be kept: of those older than an age the last one, which was the memory at that age.
+    """The first version to retain. For an age it is the last version older than that: the memory as it was then.
 
-    So whatever the memory was since then can be rolled back to. What counts is the order of versions: the first that is
-    young enough ends the search, whatever later ones say of when they were committed. A clock that was wrong so keeps
-    too much rather than too little.
+    So every state of the memory since then can be rolled back to. The search follows the order of versions and ends at
+    the first version that is young enough; the commit times of later versions do not count. So a wrong clock retains
+    too many versions rather than too few.
     """
     kept = log.retained()
     if isinstance(keep, int):
@@ -96,12 +98,12 @@ def first_to_keep(log: VersionLog, keep: Keep) -> int:
 
 
 def _first(log: VersionLog, keep: Keep) -> State:
-    """The state at the first version to be kept."""
+    """The state at the first version to retain."""
     return log.over_retained(lambda _: log.at(first_to_keep(log, keep)))
 
 
 def check_keep(keep: Keep) -> None:
-    """Raises UsageError for what can never be kept."""
+    """Raises UsageError if `keep` is neither an age of 0 or more nor a number of versions of 1 or more."""
     if isinstance(keep, bool) or not isinstance(keep, timedelta | int):
         raise UsageError(f"keep is {keep!r}: give a timedelta, or a number of versions")
     if isinstance(keep, int) and keep < 1:
@@ -111,12 +113,12 @@ def check_keep(keep: Keep) -> None:
 
 
 def _wanted(census: Census, newest: State) -> Callable[[str], bool]:
-    """What to remove of the garbage: all but adds that were interrupted, which the same command would go on with."""
+    """Selects the garbage to remove: all but the files of interrupted adds, which the same command can continue."""
     interrupted = [number for number in census.unfinished if number not in newest.retired]
     spared = tuple(segment_folder(number) for number in interrupted)
     return lambda path: not path.startswith(spared)
 
 
 def _below(first: int, number_of: Callable[[str], int | None], files: Iterable[str]) -> list[str]:
-    """The version files of a kind before a version, the oldest first."""
+    """The version files of one kind whose number is below `first`, the oldest first."""
     return sorted(path for path in files if (number := number_of(path)) is not None and number < first)

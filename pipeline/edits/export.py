@@ -1,7 +1,7 @@
-"""Taking the live entries out of a memory, as files of vectors that other tools read, and that `add` takes in again.
+"""Exports the live entries of a memory to files of vectors, which other tools and `add` can read.
 
-Forgotten entries stay behind, labels are what they are now, and kept columns go with the entries. What is held in
-memory is one row group of entries, the forgotten ids and the labels that were corrected.
+Forgotten entries are left out, labels are the current ones, and kept columns go with the entries. RAM holds one row
+group of entries, the forgotten ids and the corrected labels.
 
     OUT/img_emb/img_emb_0000.npy  OUT/metadata/metadata_0000.parquet     clip-retrieval
     OUT/entries_0000.parquet                                             parquet: the columns of an entries file
@@ -35,7 +35,7 @@ from pipeline.store.tables.tombstones import read_tombstones
 
 Format = Literal["clip-retrieval", "parquet"]
 ROWS_PER_FILE = 1_000_000  # as clip-retrieval writes them by default
-DIGITS = 4  # of a file's number, so that names sort as numbers do
+DIGITS = 4  # least digits of a file's number; all files have as many, so that names sort as numbers do
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def export(
     rows_per_file: int = ROWS_PER_FILE,
     on_progress: OnProgress = ignore_progress,
 ) -> ExportReport:
-    """Write the live entries of a version to a place that is empty.
+    """Write the live entries of a version to an empty place.
 
     Raises UsageError for a place with other files in it, MemoryMissing for a version without entries, DamagedFile.
     """
@@ -104,11 +104,11 @@ def export(
     )
 
 
-# What is exported
+# Reading the entries
 
 
 def _live_tables(storage: Storage, state: State) -> Iterator[pa.Table]:
-    """The live entries in the order of their ids, with their labels as they are now, a row group at a time."""
+    """The live entries in the order of their ids, with their current labels, one row group at a time."""
     assert state.identity is not None  # noqa: S101  # checked by the caller
     schema = entries_schema(state.identity, state.kept)
     forgotten = read_tombstones(storage, state.tombstones)
@@ -135,7 +135,7 @@ def _row_groups(storage: Storage, file: RowsFile) -> Iterator[pa.Table]:
 
 
 def _as_now(table: pa.Table, forgotten: np.ndarray, own: OwnLabels) -> pa.Table:
-    """Without forgotten entries, and with corrected labels."""
+    """The rows without forgotten entries, and with corrected labels."""
     ids_N = table.column("id").to_numpy()
     live_N = ~np.isin(ids_N, forgotten)
     if not live_N.all():
@@ -151,7 +151,7 @@ def _as_now(table: pa.Table, forgotten: np.ndarray, own: OwnLabels) -> pa.Table:
 
 
 def _cut(tables: Iterator[pa.Table], rows: int) -> Iterator[tuple[int, Iterator[pa.Table]]]:
-    """Tables cut into runs of so many rows, each run an iterator that is to be used up before the next is asked for."""
+    """Cut tables into numbered runs of `rows` rows. The caller must exhaust each run before it asks for the next."""
     left = next(tables, None)
 
     def run() -> Iterator[pa.Table]:
@@ -167,14 +167,14 @@ def _cut(tables: Iterator[pa.Table], rows: int) -> Iterator[tuple[int, Iterator[
 
     number = 0
     while left is not None:
-        if not left.num_rows:  # all of them were forgotten
+        if not left.num_rows:  # all its entries are forgotten
             left = next(tables, None)
             continue
         yield number, run()
         number += 1
 
 
-# How it is written
+# Writing the files
 
 
 class Write(Protocol):
@@ -192,7 +192,7 @@ class _Parquet:
 
     @contextlib.contextmanager
     def file(self, number: int) -> Iterator[Write]:
-        """The file with this number, published when it is whole."""
+        """Open the file with this number; it is published when it is complete."""
         with self.out.publishing(f"entries_{number:0{self.digits}d}.parquet") as local:
             with open_writer(local, self.schema) as writer:
                 yield writer.write_table
@@ -208,7 +208,7 @@ class _ClipRetrieval:
 
     @contextlib.contextmanager
     def file(self, number: int) -> Iterator[Write]:
-        """The two files with this number, published when they are whole, the vectors last."""
+        """Open the two files with this number; they are published when they are complete, the vectors last."""
         fields = [field for field in self.schema if field.name not in ("embedding", "image_path")]
         metadata = pa.schema([pa.field("image_path", pa.string()), *fields], metadata=self.schema.metadata)
         name = f"{number:0{self.digits}d}"
@@ -236,13 +236,13 @@ class _ClipRetrieval:
 
 
 def _write_header(stream: BinaryIO, rows: int, dimension: int) -> None:
-    """That of a .npy, as long for any number of rows: NumPy leaves room for it to grow."""
+    """Write the header of a .npy file. Its length is the same for any number of rows: NumPy pads it for growth."""
     header = {"descr": "<f2", "fortran_order": False, "shape": (rows, dimension)}
     np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
 
 
 def _path(uri: str) -> str:
-    """What tools open: the path of a file on this machine, the uri of anything else."""
+    """The name under which tools open an image: the path of a local file, the uri of anything else."""
     return uri if is_remote(uri) or split_member(uri)[1] is not None else path_of_uri(uri)
 
 

@@ -1,4 +1,4 @@
-"""Folding: entries that lie in commits, because they were added by themselves, move into files."""
+"""Folding moves the entries of single adds from their commits into files."""
 
 from pipeline.errors import CommitConflict
 from pipeline.store.log.single_adds import files_beside_singles, files_of_singles, fold, fresh_singles
@@ -8,9 +8,10 @@ from pipeline.store.storage.leases import Lease
 
 
 def fold_singles(log: VersionLog, state: State, command: str = "fold single adds", *, wholly: bool = False) -> State:
-    """Move the entries that lie in commits into a file. Raises CommitConflict when another writer has done so.
+    """Move the entries of pending single adds into a file. Raises CommitConflict if another writer has done so.
 
-    With `wholly` all that no shard covers ends in one file, so that shards do not leave many small ones behind.
+    With `wholly` all single adds that no shard covers are merged into one file, so that a shard does not cover many
+    small files.
     """
     folded = FoldSingles(segment=0, files=())
     files: object = None
@@ -20,7 +21,7 @@ def fold_singles(log: VersionLog, state: State, command: str = "fold single adds
         if now.singles is None or now.pending[: len(state.pending)] != state.pending:
             raise CommitConflict("another writer has folded the single adds meanwhile: there is nothing to do")
         found = files_of_singles(now), fresh_singles(now), files_beside_singles(now)
-        if found != files:  # else what was written before a lost race fits still, and later adds stay where they are
+        if found != files:  # otherwise files written before a lost race still fit, and later adds stay in their commits
             if not now.pending and len(found[1]) < 2:
                 raise CommitConflict("another writer has indexed the single adds meanwhile: there is nothing to do")
             folded, files = fold(log.storage, lease, now, wholly=wholly), found

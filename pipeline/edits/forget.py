@@ -1,4 +1,4 @@
-"""Forgetting: entries picked by id, uri, label or dataset get tombstones in the very next version."""
+"""Forgets entries, selected by id, uri, label or dataset: they get tombstones in the next version."""
 
 import difflib
 import os
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Selection:
-    """What to forget: everything that any of these names."""
+    """The entries to forget: all that match any of these names."""
 
     ids: Sequence[int] = ()
     uris: Sequence[str] = ()
@@ -36,7 +36,7 @@ class Selection:
             raise UsageError("nothing was named to forget: give `ids`, `uris`, `labels`, `datasets` or `file`")
 
     def to_json(self) -> dict:
-        """What was asked for, as a JSON object."""
+        """The selection as a JSON object."""
         return {"ids": [*self.ids], "uris": [*self.uris], "labels": [*self.labels], "datasets": [*self.datasets]}
 
 
@@ -70,9 +70,9 @@ class ForgetReport:
 
 @dataclass(frozen=True)
 class ForgetPlan:
-    """What `forget` would do: `forgotten` live entries would go, and with `erase` the bytes of all `entries` chosen.
+    """The effect that `forget` would have: it forgets `forgotten` live entries, and with `erase` erases all `entries`.
 
-    `labels` and `datasets` count the entries chosen; those without a label are `unlabelled`.
+    `entries` counts the selected entries. `labels` and `datasets` count them by name; `unlabelled` have no label.
     """
 
     entries: int
@@ -96,7 +96,7 @@ class ForgetPlan:
 
 
 class Nameable(Protocol):
-    """Entries that can be picked by what they are called."""
+    """Entries that can be selected by id, uri, label or dataset."""
 
     labels: tuple[str, ...]
 
@@ -110,7 +110,7 @@ class Nameable(Protocol):
 
 
 def select(live: Nameable, selection: Selection, memory_uri: str) -> np.ndarray:
-    """Ids of the entries selected, sorted, int64 [N]. Raises UnknownName for any name that matches none."""
+    """The ids of the selected entries, ascending (int64 [N]). Raises UnknownName if a name matches none."""
     unknown = live.unknown(selection.ids)
     if unknown is not None:
         raise UnknownName(
@@ -127,7 +127,7 @@ def select(live: Nameable, selection: Selection, memory_uri: str) -> np.ndarray:
 
 
 def forget(log: VersionLog, state: State, ids: np.ndarray, command: str) -> tuple[State, int]:
-    """Commit tombstones for these ids (int64 [N]); return the state and how many of them were live until then."""
+    """Commit tombstones for these ids (int64 [N]); return the state and how many of them were live before."""
     newly = 0
 
     def prepare(version: int, state: State) -> list[Forget]:
@@ -145,7 +145,7 @@ def forget(log: VersionLog, state: State, ids: np.ndarray, command: str) -> tupl
 
 
 def read_selection(path: str | Path) -> Selection:
-    """The ids and uris that a file lists: one a line, or a column `id` or `uri` of a .csv, .tsv or .parquet file.
+    """The ids and uris that a file lists: one per line, or a column `id` or `uri` of a .csv, .tsv or .parquet file.
 
     Raises SourceError.
     """
@@ -157,14 +157,14 @@ def read_selection(path: str | Path) -> Selection:
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str], memory_uri: str) -> UnknownName:
-    """The error for a label or dataset that is not there, with the nearest ones that are."""
+    """The error for an unknown label or dataset, with the most similar known ones."""
     similar = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or list(known)[:3]
     hint = f"it has {', '.join(similar)}{', …' if len(known) > len(similar) else ''}" if known else "it has none"
     return UnknownName(f"the memory at {memory_uri} has no entry with {kind} '{name}': {hint}")
 
 
 def _with_uris(live: Nameable, given: Sequence[str], memory_uri: str) -> np.ndarray:
-    """Ids of the entries with some uris, each given as it is or as the path of a file."""
+    """The ids of the entries with these uris. Each may also be given as the path of a file."""
     uris = [*dict.fromkeys(given)]
     at_N, ids_N = live.with_uris(uris)
     missed = sorted(set(range(len(uris))) - set(at_N.tolist()))

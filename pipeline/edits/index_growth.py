@@ -1,9 +1,9 @@
-"""The index that adds build by themselves, so that search stays quick however a memory grows.
+"""Adds build an index by themselves, so that search stays fast while a memory grows.
 
-Nobody asked for it, so it has to cost little: few inverted lists, of vectors as they are stored, searched with the
-least effort, widened until the recall is near 1. Once there is an index, shards are added for far fewer fresh entries,
-because that takes a second or two; while the last shards are small beside what is new they become one with it, so that
-shards stay few.
+No user asked for this index, so it must cost little. It has few inverted lists, of vectors as they are stored. Search
+uses the least effort, widened until the recall is near 1. Once there is an index, an add builds a shard for far fewer
+fresh entries, because that takes a second or two. Last shards that are small beside the fresh entries are merged with
+them, so that there are few shards.
 """
 
 from dataclasses import replace
@@ -21,32 +21,32 @@ from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import read_leases
 
-MAX_FRESH = 50_000  # beyond so many fresh entries a memory gets an index: searching them exactly takes 6 ms (384 dim.)
-GROWS_FROM = 8_192  # beyond so many its index grows: searching them takes 1 ms, indexing them 2 s
+MAX_FRESH = 50_000  # with more fresh entries a memory gets an index: exact search of so many takes 6 ms (384 dim.)
+GROWS_FROM = 8_192  # with more fresh entries its index grows: searching so many takes 1 ms, indexing them 2 s
 
-# With 256 lists 100,000 vectors (384 dim.) are indexed 3 times faster than with the 1,024 that autofaiss proposes, and
-# searched 1.4 times faster at recall .99: comparing a query with the centroids is most of a search in so few rows.
+# autofaiss proposes 1,024 lists. With 256 lists, 100,000 vectors (384 dim.) are indexed 3 times faster, and searched
+# 1.4 times faster at recall .99: in so few rows, most of a search is the comparison with the centroids.
 FIRST_LISTS = 256
 FIRST = IndexOptions(max_latency_ms=0.1, target_recall=0.99)
-LATER = IndexOptions()  # the parameters are those of the index there is
+LATER = IndexOptions()  # takes the parameters of the existing index
 
 
 def limit(state: State) -> int:
-    """Fresh entries beyond which an add indexes them."""
+    """The number of fresh entries above which an add indexes them."""
     return MAX_FRESH if state.index is None else GROWS_FROM
 
 
 def is_being_indexed(storage: Storage) -> bool:
-    """Whether a process that is not known to be dead builds an index."""
+    """Whether a process builds an index. A process counts unless it is known to be dead."""
     return any(lease.work == "index" and lease.process.is_alive() is not False for lease in read_leases(storage))
 
 
 def grow_index(log: VersionLog, state: State, command: str, on_progress: OnProgress = ignore_progress) -> State:
-    """Index what is fresh. Raises CommitConflict or IndexBuildError."""
+    """Index the fresh entries. Raises CommitConflict or IndexBuildError."""
     state = with_all_in_files(log, state)
     options = LATER
     if state.index is None:
-        enough = state.num_live >= FIRST_LISTS * TRAINING_ROWS_PER_CENTROID  # else most are forgotten
+        enough = state.num_live >= FIRST_LISTS * TRAINING_ROWS_PER_CENTROID  # false if most entries are forgotten
         options = replace(FIRST, key=f"IVF{FIRST_LISTS},SQfp16" if enough else None)
     plan = plan_index(state, options, merging=True)
     if not plan.shards:
@@ -55,15 +55,15 @@ def grow_index(log: VersionLog, state: State, command: str, on_progress: OnProgr
 
 
 def with_all_in_files(log: VersionLog, state: State) -> State:
-    """The newest state with its single adds in files, which is where an index finds them."""
+    """Fold the single adds into files, where an index build reads them; return the newest state."""
     try:
         return fold_singles(log, state, wholly=True)
-    except CommitConflict:  # another writer has done it
+    except CommitConflict:  # another writer has folded them
         return log.latest()
 
 
 def plan_with_all_in_files(state: State, options: IndexOptions) -> IndexPlan:
-    """What would be indexed once single adds are in files. Writes nothing."""
+    """The plan of the index build that would follow the folding of single adds. Writes nothing."""
     if state.pending:
         first, last = state.pending[0].id, state.pending[-1].id
         rows = len(state.pending)

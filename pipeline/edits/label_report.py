@@ -1,4 +1,4 @@
-"""What an add tells of the labels of its images, and of what it passed over, when it is done."""
+"""The part of an add's report about the labels of its images and about the files it passed over."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -15,15 +15,15 @@ from pipeline.store.segments.part_marks import PartMark
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.schemas import read_table
 
-COUNTED_FILES = 256  # files of entries whose labels are counted: 4 million images, a second on a disk
+COUNTED_FILES = 256  # entries files whose labels are counted: 4 million images, a second on a disk
 
 
 def label_report(storage: Storage, listing: Listing, segment: Segment, marks: Collection[PartMark]) -> dict[str, Any]:
-    """The fields of an AddReport that tell of labels and of what was passed over.
+    """The fields of an AddReport about labels and about the files that were passed over.
 
-    Labels are counted in the column label of the entries, of the first COUNTED_FILES files: images that were rejected
-    have none. Where nothing was rejected and all are image files, the listing has counted them. Reasons why there is
-    none come from the listing and the marks of the parts.
+    Labels are counted in the column `label` of the first COUNTED_FILES entries files, which have no row for a rejected
+    image. If no image was rejected and all are image files, the counts of the listing are used. The reasons why images
+    have no label come from the listing and from the marks of the parts.
     """
     census = listing.census
     passed, notes = gather_notes(listing.passed_over, marks)
@@ -42,13 +42,13 @@ def label_report(storage: Storage, listing: Listing, segment: Segment, marks: Co
             reasons = _of_entries(reasons, without)
         matched = max(0, sum(counts.values()) - census.labelled) if listing.containers.num_rows else 0
         unmatched = max(0, census.num_unmatched - matched)
-        # Which rows the images in containers matched is not known.
+        # It is unknown which rows of a label file the images in containers matched.
         census = LabelCensus(counts, reasons, 0, census.num_rows, unmatched, () if matched else census.unmatched)
     return {"census": census, "passed_over": passed, "notes": notes}
 
 
 def _of_entries(reasons: Counter[str], without: int) -> Counter[str]:
-    """Reasons for as many images as became entries without a label: those that were rejected had reasons too."""
+    """Adjust the counts of reasons to the number of entries without a label: rejected images were counted too."""
     found = Counter(reasons)
     surplus = found.total() - without
     for reason, number in reasons.most_common():
@@ -60,7 +60,7 @@ def _of_entries(reasons: Counter[str], without: int) -> Counter[str]:
 
 
 def gather_notes(passed: PassedOver, marks: Collection[PartMark]) -> tuple[PassedOver, ContainerNotes]:
-    """What the listing and the readers of containers passed over together, and the readers' notes."""
+    """All that the listing and the readers of containers passed over, and the readers' notes."""
     kinds = {kind: _summed(mark.noted.get(kind, {}) for mark in marks) for kind in NOTED}
     whole = PassedOver(
         passed.endings + kinds["endings"],

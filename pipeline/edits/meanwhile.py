@@ -1,6 +1,7 @@
-"""What a writer is told when others erase entries, or drop versions, under its hands.
+"""Reports a conflict to a writer when other processes erase entries or drop versions while it works.
 
-The files of what it began with may go while it reads them. Nothing is missing then: it need only be asked again.
+The files of the version that it started from may be deleted while it reads them. The memory is not damaged then: the
+command only needs to run again.
 """
 
 import functools
@@ -16,9 +17,9 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 def explain_conflicts(verb: Verb) -> Verb:
-    """A method of a memory that raises CommitConflict for a file that is missing and that no version names any more.
+    """Wrap a method of a memory: it raises CommitConflict if a missing file is one that no version names any more.
 
-    Costs nothing unless a file is missing; then every version is read once.
+    It costs nothing unless a file is missing; then every version is read once.
     """
 
     @functools.wraps(verb)
@@ -37,8 +38,8 @@ def explain_conflicts(verb: Verb) -> Verb:
 
 
 def _was_dropped(log: VersionLog, path: str) -> bool:
-    """Whether a file is none that a version needs, so that it has gone as it should."""
-    if path.endswith(DESCRIPTION):  # which no version names
+    """Whether no version needs the file, so that its deletion was correct."""
+    if path.endswith(DESCRIPTION):  # no version ever names a description
         return False
     try:
         return path not in named_paths(log)

@@ -1,7 +1,7 @@
-"""Correcting: other labels for entries, or a label set by a map; in the very next version, and nothing stored changes.
+"""Corrects the labels of entries, or makes a label set from a map. The next version has the change; no file is altered.
 
-Labels as stored are those of `label_set` None. In a label set an entry's own label comes before what the map makes of
-its label as stored, and stays when the map is exchanged.
+`label_set` None means the labels as stored. In a label set an entry's own label takes precedence over the map, which
+translates its label as stored. The own label stays when the map is replaced.
 """
 
 import operator
@@ -37,7 +37,7 @@ WAYS = "give `ids` with `label`, `file`, or `label_set` with `map`"
 
 @dataclass(frozen=True)
 class Correction:
-    """What to correct: some ids by one label, or what a file or a map says. Raises UsageError."""
+    """The correction to make: one label for some ids, the labels in a file, or a map. Raises UsageError."""
 
     ids: Sequence[int] = ()
     label: str | None = None
@@ -69,7 +69,11 @@ class Correction:
 
 @dataclass(frozen=True)
 class MapCoverage:
-    """How a map fits a memory: labels of entries that it has (`covered`) and lacks, and those it has in vain."""
+    """How a map fits a memory.
+
+    `covered` counts the labels of live entries that the map has; `lacking` are the labels of live entries that it
+    lacks; `unused` are its labels that no live entry has.
+    """
 
     covered: int
     lacking: tuple[str, ...]
@@ -110,7 +114,7 @@ class RelabelReport:
 
 
 def select(live: LiveEntries, correction: Correction, memory_uri: str) -> dict[int, str]:
-    """The label wanted for each live entry named. Raises UnknownName for what matches none, or SourceError."""
+    """The wanted label of each named live entry, by id. Raises UnknownName if a name matches none, or SourceError."""
     if correction.file is None:
         label = given_label(correction.label or "") or ""
         wanted = {operator.index(entry_id): label for entry_id in correction.ids}
@@ -133,7 +137,7 @@ def relabel(
 ) -> tuple[State, int]:
     """Commit these labels; return the state and how many entries have another label than before.
 
-    Nothing is committed where every entry has the label wanted, in a label set as its own.
+    Nothing is committed if every entry has the wanted label already; in a label set it must be the entry's own label.
     """
     ids_N = np.array(sorted(wanted), np.int64)
     labels_N = np.array([wanted[entry_id] for entry_id in ids_N.tolist()], object)
@@ -144,7 +148,7 @@ def relabel(
         nonlocal seen, relabelled
         log.storage.delete(action.labels.path for action in written)
         left_N = np.ones(len(ids_N), bool)
-        if at.version != state.version:  # some may have been forgotten meanwhile, or relabelled
+        if at.version != state.version:  # another writer may have forgotten or relabelled some entries
             seen = LiveEntries.open(log.storage, at, seen)
             left_N = np.isin(ids_N, seen.live_ids())
         relabelled = int((left_N & (_labels_now(log, at, seen, ids_N, label_set) != labels_N)).sum())
@@ -168,7 +172,7 @@ def set_label_set(
 ) -> tuple[State, int]:
     """Commit the map of a label set; return the state and how many entries have another label in it than before.
 
-    Nothing is committed where the set has this very map.
+    Nothing is committed if the set has the same map already.
     """
     if _map_of(log, state, name) == names:
         return state, 0
@@ -194,7 +198,7 @@ def set_label_set(
 
 
 def coverage_of(live: LiveEntries, names: Mapping[str, str]) -> MapCoverage:
-    """How a map fits the labels as stored of the live entries."""
+    """Compare a map with the stored labels of the live entries."""
     known = {label for label, count in zip(live.labels, live.label_counts(), strict=True) if count}
     return MapCoverage(len(known & set(names)), tuple(sorted(known - set(names))), tuple(sorted(set(names) - known)))
 
@@ -202,9 +206,9 @@ def coverage_of(live: LiveEntries, names: Mapping[str, str]) -> MapCoverage:
 def correct(
     log: VersionLog, state: State, live: LiveEntries, correction: Correction, command: str
 ) -> tuple[LiveEntries, RelabelReport]:
-    """Carry a correction out; return what is live then.
+    """Carry out a correction; return the live entries after it, and the report.
 
-    Raises UnknownName, SourceError or CommitConflict, and then nothing was changed.
+    Raises UnknownName, SourceError or CommitConflict; nothing is changed then.
     """
     name = given_label(correction.label_set) if correction.label_set is not None else None
     coverage = None
@@ -231,7 +235,7 @@ def correct(
 
 
 def _by_uri(live: LiveEntries, labels: Mapping[str, str], file: str | Path, memory_uri: str) -> dict[int, str]:
-    """The label wanted for each live entry with one of these uris, which may also be paths as the shell has them."""
+    """The wanted label of each live entry with one of these uris, by id. A uri may also be a path as in a shell."""
     found = _found(live, list(labels))
     paths = {
         uri: uri_of_path(os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
@@ -257,7 +261,7 @@ def _found(live: LiveEntries, uris: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _map_of(log: VersionLog, state: State, name: str) -> dict[str, str] | None:
-    """The map of a label set, None where there is none."""
+    """The map of a label set; None if the set does not exist or has no map."""
     [file] = [known.map for known in state.label_sets if known.name == name] or [None]
     return read_label_map(log.storage, file) if file is not None else None
 
@@ -265,7 +269,7 @@ def _map_of(log: VersionLog, state: State, name: str) -> dict[str, str] | None:
 def _labels_now(
     log: VersionLog, state: State, live: LiveEntries, ids_N: np.ndarray, label_set: str | None
 ) -> np.ndarray:
-    """Labels of live entries in a label set, object [N], None for none."""
+    """The labels of live entries in a label set, object [N] (None: no label)."""
     if label_set is None:
         return _names(live, ids_N)
     if label_set not in {known.name for known in state.label_sets}:
@@ -274,7 +278,7 @@ def _labels_now(
 
 
 def _own_labels(live: LiveEntries, ids_N: np.ndarray, label_set: str | None) -> np.ndarray:
-    """The same without what the map of the label set gives."""
+    """The entries' own labels in a label set, without its map: object [N] (None: no own label)."""
     if label_set is None:
         return _names(live, ids_N)
     own = newest_labels(live.own_labels, label_set)

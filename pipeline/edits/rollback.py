@@ -1,4 +1,4 @@
-"""Rolling back: a new version that is what an older one was, so that the versions in between stay to be seen."""
+"""Rolls back by committing a new version that repeats an older one. The versions in between stay readable."""
 
 from dataclasses import asdict, dataclass
 
@@ -26,13 +26,13 @@ class RollbackReport:
 def roll_back(log: VersionLog, version: int, command: str) -> RollbackReport:
     """Commit the state at a version as the newest.
 
-    Raises MemoryMissing for a version that was never there or was dropped, UsageError for the newest, and
-    CommitConflict when another writer commits meanwhile.
+    Raises MemoryMissing for a version that never existed or was dropped, UsageError for the newest version, and
+    CommitConflict if another writer commits meanwhile.
     """
     decided = log.latest()
     if version == decided.version:
         raise UsageError(f"version {version} is the newest one already: there is nothing to roll back")
-    log.at(version)  # says what is wrong with it before anything is written
+    log.at(version)  # raises for a version that cannot be read, before anything is written
 
     def prepare(_: int, now: State) -> list[SetState]:
         if now.version != decided.version:
@@ -44,7 +44,7 @@ def roll_back(log: VersionLog, version: int, command: str) -> RollbackReport:
         return [SetState(why="rollback", state=state_of_rollback(now, log.at(version)))]
 
     with Lease(log.storage, f"rollback to version {version}") as lease:
-        # From here on a clean-up spares the files of the version, were it dropped; if it was before, `at` says so.
+        # From here on a clean-up spares the files of the version if it is dropped. If it is gone already, `at` raises.
         lease.hold(*sorted(f"{folder}/" for folder in FOLDERS - {LEASES, VERSIONS}))
         try:
             committed = log.commit(decided, command, prepare, lease)
@@ -54,7 +54,7 @@ def roll_back(log: VersionLog, version: int, command: str) -> RollbackReport:
 
 
 def state_of_rollback(now: State, target: State) -> State:
-    """What `target` was, but for what must never go back: ids taken, leases broken, erasures and rewrites counted."""
+    """The state of `target`, except for what must never go back: used ids, broken leases, erasures and rewrites."""
     there = {segment.number for segment in target.segments}
     growing = {now.singles.segment} if now.singles else set()
     taken_away = {*now.retired, *(segment.number for segment in now.segments)} - there - growing

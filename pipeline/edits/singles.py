@@ -1,7 +1,8 @@
-"""Adding images by themselves: each call is one commit that carries its entries, whatever the memory holds already.
+"""Single adds: each call adds a few images with one commit that holds their entries, whatever the memory's size.
 
-There is no plan, no segment of its own and no completion mark: the commit is the whole of it, so a kill leaves either
-nothing or everything. What lies in commits is folded into files now and then (store/log/single_adds.py).
+A single add has no plan, no segment of its own and no completion mark: the commit is all of it. So a kill leaves
+either nothing or everything. From time to time the entries in commits are folded into files
+(store/log/single_adds.py).
 """
 
 import contextlib
@@ -35,11 +36,11 @@ from pipeline.store.tables.ids import first_id
 if TYPE_CHECKING:
     from pipeline.embeddings.encoder import Encoder
 
-MAX_AT_ONCE = 256  # entries in one commit, which every reader that follows has to read
+MAX_AT_ONCE = 256  # entries in one commit; every later reader has to read them
 
 
 class Origin(Protocol):
-    """Where vectors come from: an encoder, or whatever else has an identity and can put its weights into a memory."""
+    """The source of vectors: an encoder, or any object with an identity that can store its weights in a memory."""
 
     @property
     def identity(self) -> Identity: ...
@@ -49,10 +50,10 @@ class Origin(Protocol):
 
 @dataclass(frozen=True)
 class NewEntry:
-    """An image about to be remembered: its vector float32 [D] of unit length, and what an entry keeps besides.
+    """An image to be added: its vector float32 [D] of unit length, and the other fields of its entry.
 
-    `thumbnail` is a JPEG, None where none is to be kept. `num_bytes` is the size of the file that was read at `uri`;
-    None where the bytes came otherwise, and the uri is but a name.
+    `thumbnail` is a JPEG (None: the entry stores none). `num_bytes` is the size of the file that was read at `uri`
+    (None: the bytes did not come from there, and the uri is only a name).
     """
 
     uri: str
@@ -75,10 +76,11 @@ def embed_singles(
     *,
     thumbnails: bool = False,
 ) -> list[NewEntry]:
-    """Entries from image files, given by path or as their bytes; with `thumbnails` each keeps a small picture.
+    """Entries from image files, given by path or as their bytes; with `thumbnails` each has a thumbnail.
 
-    Where no uri is given it is the path's, or made of the hash of the bytes. A vector is that of the same image asked
-    about, as float16 to the last bit. Raises SourceError naming the first image that cannot be read.
+    If an image has no uri, it gets the uri of its path, or one made of the hash of its bytes. The vector of an image,
+    as float16, equals its vector as a query to the last bit. Raises SourceError naming the first image that cannot be
+    read, and UsageError.
     """
     if len(images) > MAX_AT_ONCE:
         raise UsageError(f"{len(images):,} images are many for one call: give at most {MAX_AT_ONCE}, or add a folder")
@@ -109,15 +111,15 @@ def embed_singles(
 def add_singles(
     log: VersionLog, state: State | None, origin: Origin, entries: Sequence[NewEntry], command: str
 ) -> tuple[State, list[int]]:
-    """Commit entries by themselves; return the state and their ids. Raises CommitConflict for another identity."""
+    """Commit entries as a single add; return the state and their ids. Raises CommitConflict for another identity."""
     if state is not None and state.identity is not None:
         committed, ids = _commit(log, state, origin, entries, command, None)
     else:
-        with Lease(log.storage, "add") as lease:  # it holds the weights until a version names them
+        with Lease(log.storage, "add") as lease:  # the lease holds the weights until a version names them
             lease.hold(f"{ENCODER}/")
             committed, ids = _commit(log, state or State(), origin, entries, command, lease)
     if len(committed.pending) >= FOLD_EVERY:
-        with contextlib.suppress(CommitConflict):  # another writer has folded them, or the next one will
+        with contextlib.suppress(CommitConflict):  # another writer has folded them, or the next single add will
             committed = fold_singles(log, committed)
     return committed, ids
 
@@ -142,7 +144,7 @@ def _commit(
 
     committed = log.commit(state, command, prepare, lease)
     if reserved is not None and committed.singles is not None and committed.singles.segment != reserved:
-        give_up(log.storage, reserved)  # another writer's first one came before
+        give_up(log.storage, reserved)  # another writer made the first single add before this one
     return committed, ids
 
 
@@ -162,7 +164,7 @@ def _single(entry_id: int, entry: NewEntry) -> Single:
 
 
 def _loaded(encoder: "Encoder", image: bytes | str | Path, *, thumbnails: bool = False) -> tuple[Pixels, int | None]:
-    """Its pixels, and the size of its file; None where there is no file."""
+    """The pixels of an image, and the size of its file (None: it was given as bytes)."""
     if not isinstance(image, bytes | str | Path):
         raise SourceError(f"an image to add is a {type(image).__name__}: give a path, or the bytes of an image file")
     try:

@@ -1,8 +1,9 @@
-"""Images decoded apart: what takes long or much memory goes to processes that can be killed, the rest stays here.
+"""Decodes costly images in processes that can be killed. All other images are decoded in a thread of this process.
 
-A thread that decodes cannot be stopped. So decoding that goes over more pixels than a thread should is done by another
-process of this machine, which is killed when its time is over, and replaced. The standard library's pools cannot end
-one process of theirs, and begin others by running the caller's main module again: hence a plain child with two pipes.
+A thread that decodes cannot be stopped. So another process of this machine decodes images that cost more than
+PIXELS_HERE pixels; it is killed when its time is over, and replaced. The standard library's pools cannot end one of
+their processes, and they start others by running the caller's main module again. So this is a plain child with two
+pipes.
 """
 
 import atexit
@@ -23,20 +24,20 @@ from pipeline.embeddings.pixels import ImageFacts, Pixels, pixels_of_bytes
 from pipeline.images.decoding.decode import Heavy, Rejected
 from pipeline.store.tables.identity import Preprocessing
 
-# What one image may cost in a thread of this process: at the 10 to 25 ns that a pixel takes, 1.6 s at most.
+# The most that one image may cost in a thread of this process: at 10 to 25 ns a pixel, 1.6 s.
 PIXELS_HERE = 64_000_000
-# Of one image apart: what images/decoding/passes.py lets through takes 15 s on a slow core.
+# Time limit of one image in another process. Images that images/decoding/passes.py accepts take 15 s on a slow core.
 LIMIT_SECONDS = 60.0
-MAX_PROCESSES = 4  # an image may take some 3 GB of each
-_GRACE_SECONDS = 5.0  # after which a process that nobody killed ends itself
+MAX_PROCESSES = 4  # each can take some 3 GB for an image
+_GRACE_SECONDS = 5.0  # past its limit a process that was not killed ends itself after so long
 
 
 class TooLate(Exception):
-    """An image was not decoded within the seconds that its caller had."""
+    """An image was not decoded within the caller's time limit."""
 
 
 def pixels_here_or_apart(data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False) -> Pixels:
-    """The pixels of an image file, decoded in this thread if that is quick. Raises Rejected."""
+    """Decode an image file to pixels: in this thread if that is quick, otherwise in a process. Raises Rejected."""
     try:
         return pixels_of_bytes(data, preprocessing, thumbnails=thumbnails, most=PIXELS_HERE)
     except Heavy:
@@ -45,15 +46,15 @@ def pixels_here_or_apart(data: bytes, preprocessing: Preprocessing, *, thumbnail
 
 @functools.lru_cache(maxsize=1)
 def _shared(_: int) -> "Apart":
-    """That of this process: a fork has no part in its parent's."""
+    """The Apart of this process. The argument is its pid, so that a fork does not use its parent's."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Apart(min(cpus, MAX_PROCESSES))
 
 
 class Apart:
-    """Decoding by at most `processes` processes, begun when they are needed; safe to use from several threads.
+    """Decodes in at most `processes` processes, started when needed; safe to use from several threads.
 
-    With `niceness` they leave the cores to others, as far as these want them.
+    A `niceness` above 0 makes them yield the CPU cores to other processes.
     """
 
     def __init__(self, processes: int, niceness: int = 0) -> None:
@@ -67,8 +68,8 @@ class Apart:
     ) -> Pixels:
         """The same as `pixels.pixels_of_bytes`, to the bit.
 
-        Raises Rejected also where it takes longer than LIMIT_SECONDS or ends the process, and TooLate where it is not
-        done in `seconds`, in which one has to get free too.
+        Also raises Rejected if decoding takes longer than LIMIT_SECONDS or ends the process. Raises TooLate if it is
+        not done within `seconds`, which include the wait for a free process.
         """
         began = time.monotonic()
         if not self._free.acquire(timeout=seconds):
@@ -90,7 +91,7 @@ class Apart:
     def _asked(
         self, data: bytes, preprocessing: Preprocessing, *, thumbnails: bool, seconds: float, is_own: bool
     ) -> tuple[dict, bytes]:
-        """What a process answers; one that does not answer whole is no more."""
+        """The answer of a process. A process that does not answer completely is ended."""
         process = self._taken()
         asked = {"preprocessing": preprocessing.model_dump(), "thumbnails": thumbnails}
         asked["seconds"] = seconds + _GRACE_SECONDS
@@ -105,7 +106,7 @@ class Apart:
         timer.start()
         answer = None
         try:
-            with contextlib.suppress(OSError):  # it is gone, and does not answer
+            with contextlib.suppress(OSError):  # the process is gone and does not answer
                 write_message(_open(process.stdin), asked, data)
                 answer = read_message(_open(process.stdout))
         finally:
@@ -134,18 +135,18 @@ class Apart:
     def _begun(self) -> subprocess.Popen[bytes]:
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         command = [sys.executable, "-W", "ignore", "-m", decoding_process.__name__, str(self._niceness)]
-        return subprocess.Popen(  # noqa: S603  # this interpreter, and a module of ours
+        return subprocess.Popen(  # noqa: S603  # this interpreter and a module of this package
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": paths}
         )
 
     def close(self) -> None:
-        """End the processes that have nothing to do."""
+        """End the idle processes."""
         while self._idle:
             _end(self._idle.pop())
 
 
 def _open(stream: IO[bytes] | None) -> BinaryIO:
-    assert stream is not None  # noqa: S101  # it was begun with pipes
+    assert stream is not None  # noqa: S101  # the process was started with pipes
     return cast("BinaryIO", stream)
 
 
@@ -153,7 +154,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
-        with contextlib.suppress(OSError):  # what could not be written is of no use any more
+        with contextlib.suppress(OSError):  # data that could not be written is no longer needed
             _open(stream).close()
 
 

@@ -1,4 +1,4 @@
-"""Which identity an add has: by the memory, by what the user says, and by what files of vectors say of their maker."""
+"""Settles the identity of an add from the memory, the user's choice, and the makers recorded in files of vectors."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -26,11 +26,11 @@ def settle_identity(
     choice: EncoderChoice,
     load: "Callable[[], Encoder] | None" = None,
 ) -> "tuple[Identity, Encoder | None]":
-    """The identity to add a source under, and the encoder where one has to embed images or is new to the memory.
+    """The identity to add a source under, and the encoder if the add embeds images or names a new encoder.
 
-    It is the memory's own if it has one; `load` gives its encoder where the caller keeps it. A new memory of vectors
-    alone is one of given vectors unless an encoder is named. Raises IdentityMismatch for vectors or an encoder of
-    another identity, SourceError for another dimension, UsageError, EncoderError.
+    If the memory has an identity, the add uses it. `load` returns that identity's encoder if the caller holds it. A new
+    memory of vectors alone has an identity of given vectors unless the user names an encoder. Raises IdentityMismatch
+    for vectors or an encoder of another identity, SourceError for another dimension, UsageError, EncoderError.
     """
     own = state.identity if state is not None else None
     encoder = None
@@ -45,16 +45,17 @@ def settle_identity(
     if listing.given is not None:
         check_vectors(listing.given, identity, named=choice.name is not None)
     if listing.holds_images and encoder is None:
-        _ = identity.pixels  # which vectors given without an encoder lack
+        _ = identity.pixels  # raises for an identity of given vectors, which has no preprocessing
         encoder = load() if load is not None and choice.says_nothing else open_encoder(log.storage, identity)
     return identity, encoder
 
 
 def check_vectors(given: GivenVectors, identity: Identity, *, named: bool = True) -> None:
-    """Whether the vectors of a source may be compared with those of an identity.
+    """Check that the vectors of a source can be compared with the vectors of an identity.
 
-    With `named` the user, or a question that stores nothing, vouches for vectors that do not say by whom they are.
-    Raises SourceError for another dimension, IdentityMismatch for another maker, UsageError where nobody vouches.
+    With `named`, vectors that do not name their encoder are accepted: the user named it, or the query stores nothing.
+    Raises SourceError for another dimension, IdentityMismatch for another maker, UsageError for vectors of an unknown
+    maker without `named`.
     """
     if given.dimension != identity.dimension:
         raise SourceError(
@@ -82,7 +83,7 @@ def refuse_mix(uri: str, own: Identity, asked: Identity) -> None:
 
 
 def _refuse_other(uri: str, own: Identity, choice: EncoderChoice) -> None:
-    """Raises IdentityMismatch when another encoder is asked for than the memory's own."""
+    """Raises IdentityMismatch if the user asks for another encoder than the memory's own."""
     crop = own.preprocessing.crop if own.preprocessing is not None else None
     said = choice.name or own.encoder, choice.image_size or crop
     if said != (own.encoder, crop) or (own.is_given and choice.weights is not None):
@@ -97,7 +98,7 @@ def _refuse_other(uri: str, own: Identity, choice: EncoderChoice) -> None:
         with needed_for("reading weights"):
             from pipeline.embeddings.weights import read_weights
 
-        read_weights(choice.weights)  # a path that leads nowhere is said before anything about a mismatch
+        read_weights(choice.weights)  # report a wrong path before a mismatch
         asked_for = EncoderChoice(own.encoder, choice.weights, choice.weights_order, crop, own_decoding)
         refuse_mix(uri, own, load_encoder(asked_for).identity)
 
@@ -115,6 +116,6 @@ def _of_given(listing: Listing, choice: EncoderChoice) -> Identity:
 
 
 def _name(maker: Maker) -> str:
-    """What vectors of a known maker are called where its encoder is not at hand, so that they stay apart."""
+    """The name for vectors of a known maker whose encoder is not available; its fingerprint keeps makers apart."""
     encoder = maker.encoder or ""
     return encoder if encoder.partition(":")[0] == GIVEN else f"{GIVEN}:{encoder}@{str(maker.fingerprint)[:12]}"

@@ -1,7 +1,7 @@
-"""Images of a source to batches of pixels in order, several batches ahead of whoever takes them.
+"""Decodes the images of a source to batches of pixels in order, several batches ahead of the consumer.
 
-Threads of this process do it here; `on_ray.py` has it done by tasks on other nodes. Both cut the same batches and give
-the same bits.
+This module decodes in threads of this process; `on_ray.py` decodes in tasks on other nodes. Both cut the same batches
+and return the same bits.
 """
 
 import itertools
@@ -25,18 +25,18 @@ from pipeline.images.reading.files import is_remote, read_file
 from pipeline.store.tables.identity import Preprocessing
 
 BATCHES_AHEAD = 2
-BYTES_AHEAD = 256 << 20  # of files out of containers that wait to be decoded
-FETCHES_AT_ONCE = 32  # of remote files, most of whose time is waiting
+BYTES_AHEAD = 256 << 20  # bytes of files from containers that wait to be decoded
+FETCHES_AT_ONCE = 32  # fetches of remote files at once; most of their time is waiting
 
 Drawn = TypeVar("Drawn")
 Begun = TypeVar("Begun")
 
-_Read = tuple[bytes | Rejected, float]  # the bytes of a file or why there are none, and the seconds it took
+_Read = tuple[bytes | Rejected, float]  # the bytes of a file or why it was rejected, and the seconds it took
 
 
 @dataclass(frozen=True)
 class BatchForm:
-    """What batches are made of: so many images of this preprocessing, with thumbnails if asked for."""
+    """The form of a batch: the number of images, their preprocessing, and whether they get thumbnails."""
 
     batch_size: int
     preprocessing: Preprocessing
@@ -45,10 +45,10 @@ class BatchForm:
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Consecutive images: pixels uint8 [B, S, S, 3], and for each item its facts or why it was rejected.
+    """Consecutive images: pixels uint8 [B, S, S, 3], and for each item its ImageFacts or why it was rejected.
 
-    Pixels are black where an image was rejected, and behind the last of a source. `reading` and `decoding` are the
-    seconds of all threads; `node` is where it was decoded, None for the process that asked.
+    Pixels are black for rejected images, and after the last image of a source. `reading` and `decoding` are seconds
+    summed over all threads. `node` names the node that decoded the batch (None: this process).
     """
 
     items: list[Item]
@@ -60,18 +60,18 @@ class DecodedBatch:
 
 
 class Decoding(Protocol):
-    """Something that gives decoded batches."""
+    """A source of decoded batches."""
 
     def batches(self, items: Iterable[Item], form: BatchForm) -> Generator[DecodedBatch]:
-        """The items in order, the last batch shorter. Raises what `items` raises, and StorageError."""
+        """Decode items in order. The last batch can have fewer items. Raises what `items` raises, and StorageError."""
 
 
 def begin_ahead(
     items: Iterable[Drawn], batch_size: int, begin: Callable[[list[Drawn]], Begun], num_ahead: int
 ) -> Generator[tuple[list[Drawn], Begun, float]]:
-    """Each batch of items, what `begin` made of it, and the seconds it took to draw it.
+    """Yield each batch of items, the result of `begin` for it, and the seconds that drawing the batch took.
 
-    Both happen in a thread of their own, `num_ahead` batches before they are asked for, never more.
+    One separate thread draws the batches and calls `begin`, at most `num_ahead` batches before the caller asks.
     """
     rest = iter(items)
 
@@ -90,18 +90,18 @@ def begin_ahead(
 
 
 class Threads:
-    """Decoding by `num_threads` threads of this process; more of them fetch what lies elsewhere."""
+    """Decodes with `num_threads` threads of this process; further threads fetch remote files."""
 
     def __init__(self, num_threads: int) -> None:
         self._num_threads = num_threads
 
     def batches(self, items: Iterable[Item], form: BatchForm) -> Generator[DecodedBatch]:
-        """Decoded batches, a few ahead. Their items have no bytes any more."""
+        """Decode batches, a few ahead. The items that come back no longer hold bytes."""
         with ExitStack() as stack:
             fetching, decoding = _pool(stack, FETCHES_AT_ONCE, "fetch"), _pool(stack, self._num_threads, "decode")
 
             def begun_items() -> Generator[tuple[Item, Future[_Loaded], np.ndarray]]:
-                """Each is begun as soon as it is drawn, so that no batch of large files is ever held whole."""
+                """Start decoding each item as soon as it is drawn: a batch of large files is never held as a whole."""
                 held = _HeldBytes(BYTES_AHEAD)
                 pixels_BSS3 = _black(form)
                 for position, item in enumerate(items):
@@ -132,7 +132,7 @@ def _black(form: BatchForm) -> np.ndarray:
 
 
 class _HeldBytes:
-    """Bytes of files that wait to be decoded, at most so many, or one file."""
+    """Limits the bytes of files that wait to be decoded to `most`, or to one file if that is larger."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -140,13 +140,13 @@ class _HeldBytes:
         self._changed = threading.Condition()
 
     def take(self, num_bytes: int) -> None:
-        """Wait until there is room."""
+        """Wait until these bytes fit in the limit, then count them."""
         with self._changed:
             self._changed.wait_for(lambda: not self._held or self._held + num_bytes <= self._most)
             self._held += num_bytes
 
     def give(self, num_bytes: int, _: "Future[_Loaded]") -> None:
-        """Make room: they are decoded, or will not be."""
+        """Release bytes that were decoded, or whose decoding was cancelled."""
         with self._changed:
             self._held -= num_bytes
             self._changed.notify_all()
@@ -154,7 +154,7 @@ class _HeldBytes:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What is known of an image whose pixels are in their place, or why there are none, and the seconds it took."""
+    """The ImageFacts of an image whose pixels are in the batch, or why it was rejected, and the seconds it took."""
 
     image: ImageFacts | Rejected
     reading: float
@@ -162,14 +162,14 @@ class _Loaded:
 
 
 def _pool(stack: ExitStack, threads: int, name: str) -> ThreadPoolExecutor:
-    """Threads that are ended with the stack; what still waits for them then is given up."""
+    """A thread pool that the stack shuts down when it closes; tasks that still wait are cancelled."""
     executor = ThreadPoolExecutor(threads, thread_name_prefix=name)
     stack.callback(executor.shutdown, wait=True, cancel_futures=True)
     return executor
 
 
 def _load(item: Item, fetched: Future[_Read] | None, form: BatchForm, pixels_SS3: np.ndarray) -> _Loaded:
-    """Decode an image into its place in a batch."""
+    """Decode an image into its row of a batch."""
     if item.content is not None:
         data, reading = item.content, 0.0
     else:
@@ -183,7 +183,7 @@ def _load(item: Item, fetched: Future[_Read] | None, form: BatchForm, pixels_SS3
         pixels_SS3[:] = loaded.pixels_SS3
         image = loaded.facts
     except Rejected as rejected:
-        image = Rejected(rejected.stage, rejected.reason)  # its own traceback would hold the bytes of the file
+        image = Rejected(rejected.stage, rejected.reason)  # the traceback of the original would hold the file's bytes
     return _Loaded(image, reading, time.perf_counter() - began)
 
 

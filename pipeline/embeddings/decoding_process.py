@@ -1,8 +1,8 @@
-"""A process that decodes for another one, which may kill it: `python -m pipeline.embeddings.decoding_process`.
+"""A process that decodes for its parent, which can kill it: `python -m pipeline.embeddings.decoding_process`.
 
-It reads requests from standard input and writes answers to standard output, each a head of JSON and a body of bytes.
-It ends with its input, and takes its own life when a request takes longer than it may, so that it never outlives
-whoever began it. It loads neither torch nor Ray.
+It reads requests from standard input and writes answers to standard output. Each has a head of JSON and a body of
+bytes. The process ends when its input ends. A timer ends it when a request takes longer than allowed. So it never
+outlives its parent. It loads neither torch nor Ray.
 """
 
 import json
@@ -17,15 +17,15 @@ from pipeline.embeddings.pixels import pixels_of_bytes
 from pipeline.images.decoding.decode import Rejected
 from pipeline.store.tables.identity import Preprocessing
 
-# Beyond what the process has when it begins: an image of the most pixels takes 0.7 GB as RGB, and 2.7 GB while a WebP
-# is decoded.
+# Memory on top of what the process has at its start: an image with the most pixels takes 0.7 GB as RGB, and 2.7 GB
+# while a WebP is decoded.
 MAX_MEMORY_BYTES = 4 << 30
 
 _LENGTHS = struct.Struct(">IQ")
 
 
 def write_message(stream: BinaryIO, head: dict[str, Any], *bodies: bytes) -> None:
-    """Write a head of JSON and what follows it. Raises OSError."""
+    """Write a head of JSON and its bodies. Raises OSError."""
     text = json.dumps(head).encode()
     stream.write(_LENGTHS.pack(len(text), sum(map(len, bodies))) + text)
     for body in bodies:
@@ -34,7 +34,7 @@ def write_message(stream: BinaryIO, head: dict[str, Any], *bodies: bytes) -> Non
 
 
 def read_message(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
-    """A head and a body; None where the stream ends."""
+    """Read a head and a body; None if the stream ends."""
     lengths = stream.read(_LENGTHS.size)
     if len(lengths) < _LENGTHS.size:
         return None
@@ -44,11 +44,11 @@ def read_message(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
 
 
 def main() -> None:
-    """Answer requests until there are no more. The one argument is how nice the process is to others."""
+    """Answer requests until there are no more. The only argument is the niceness of the process."""
     os.nice(int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever began it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # nothing else may be written among the answers
+    os.dup2(2, 1)  # nothing but answers may be written to standard output
     _limit_memory()
     while (message := read_message(sys.stdin.buffer)) is not None:
         asked, data = message
@@ -69,7 +69,7 @@ def _limit_memory() -> None:
     try:
         with open("/proc/self/statm", encoding="ascii") as stream:
             has = int(stream.read().split()[0]) * resource.getpagesize()
-    except OSError:  # only Linux tells, and only there does the limit hold
+    except OSError:  # only Linux has this file, and only there the limit has an effect
         return
     _, most = resource.getrlimit(resource.RLIMIT_AS)
     limit = has + MAX_MEMORY_BYTES

@@ -1,4 +1,4 @@
-"""A frozen timm model on a torch device: pixels in, unit vectors out. Knows nothing of files, Ray or memories.
+"""A frozen timm model on a torch device: pixels in, unit vectors out. It handles no image files and no Ray.
 
 Shapes: B images, S pixels a side, D dimensions.
 """
@@ -22,17 +22,17 @@ from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.identity import Identity
 
-# On a CPU small batches stay in cache: tf_efficientnet_lite0 at 96 pixels, channels-last, 2 threads, embeds 578
+# On a CPU, small batches stay in cache: tf_efficientnet_lite0 at 96 pixels, channels-last, 2 threads, embeds 578
 # images/s at 16 and 297 at 64 (docs/benchmarks.md). A GPU gains nothing above 256 with ViT-L (timm's benchmarks).
 CPU_BATCH = 16
 GPU_BATCH = 256
 GPU_QUERY_BATCH = 16
 
-MAX_PATCH_EMBEDDINGS = 2  # convolutions a transformer may have, to cut the image into patches
+MAX_PATCH_EMBEDDINGS = 2  # convolutions that a transformer can have to cut the image into patches
 
 
 class Encoder:
-    """A model with its identity. Construct with `Encoder.load` or `Encoder.open`."""
+    """A model with its identity. Create it with `Encoder.load` or `Encoder.open`."""
 
     def __init__(self, model: torch.nn.Module, identity: Identity, device: str | None = None) -> None:
         self.identity = identity
@@ -47,7 +47,7 @@ class Encoder:
 
     @staticmethod
     def use_cores(num_cpus: int) -> None:
-        """Have the models of this process compute with so many threads."""
+        """Make the models of this process compute with `num_cpus` threads."""
         torch.set_num_threads(num_cpus)
 
     @classmethod
@@ -73,7 +73,7 @@ class Encoder:
 
     @classmethod
     def open(cls, storage: Storage, identity: Identity, device: str | None = None) -> "Encoder":
-        """The encoder a memory was made with, from the weights kept in it. Raises DamagedFile or EncoderError."""
+        """The encoder of a memory, from the weights stored in it. Raises DamagedFile or EncoderError."""
         crop = identity.pixels.crop
         tensors = weight_files.kept_weights(storage, identity)
         model = _create(identity.encoder, crop, pretrained=False, headless=True)
@@ -87,26 +87,26 @@ class Encoder:
         return cls(model, identity, device)
 
     def keep(self, storage: Storage) -> FileRef:
-        """Copy the weights into a memory, unless they are there."""
+        """Copy the weights into a memory unless it holds them already."""
         return weight_files.keep_weights(storage, self.identity, weight_files.weights_of(self._model))
 
     @property
     def batch_size(self) -> int:
-        """Images in a batch of many: a constant of the device, so that equal plans are cut into equal batches."""
+        """Images per full batch: a constant of the device, so that equal plans are cut into equal batches."""
         return CPU_BATCH if self.device.type == "cpu" else GPU_BATCH
 
     def embed(self, pixels_BSS3: np.ndarray) -> np.ndarray:
         """Vectors of unit length, float32 [B, D], of uint8 [B, S, S, 3] pixels in one batch.
 
-        Convolutions choose their algorithm by batch size, so the last bits of a vector may depend on B. Raises
-        DamagedFile when the model gives a vector that is not finite.
+        Convolutions choose their algorithm by batch size, so the last bits of a vector can depend on B. Raises
+        DamagedFile if the model returns a vector that is not finite.
         """
         return self.begin(pixels_BSS3)()
 
     def begin(self, pixels_BSS3: np.ndarray) -> Callable[[], np.ndarray]:
-        """Begin what `embed` does, and return what waits for the vectors: a GPU takes the next batch meanwhile."""
+        """Start embedding; return a function that waits for the vectors. A GPU can take the next batch meanwhile."""
         on_gpu = self.device.type == "cuda"
-        # Bytes go over, and are normalised there; from pinned memory, without holding up this thread.
+        # Copy bytes and normalise them on the device. Pinned memory lets the copy run without blocking this thread.
         host = torch.empty(pixels_BSS3.shape, dtype=torch.uint8, pin_memory=on_gpu)
         host.numpy()[...] = pixels_BSS3
         with torch.inference_mode():
@@ -131,28 +131,28 @@ class Encoder:
         return wait
 
     def in_bfloat16(self) -> "Encoder":
-        """This encoder with `embed` computing in bfloat16 where torch's autocast does. Queries stay as they are."""
+        """This encoder with `embed` in bfloat16 wherever torch's autocast uses it. Queries stay in float32."""
         fast = copy.copy(self)
         fast._bfloat16 = True
         return fast
 
     def compiled(self) -> "Encoder":
-        """This encoder with `embed` compiled for batches of `batch_size`. Raises EncoderError where that fails."""
+        """This encoder with `embed` compiled for batches of `batch_size`. Raises EncoderError if that fails."""
         fast, crop = copy.copy(self), self.identity.pixels.crop
         try:
             fast._forward = torch.compile(self._model, dynamic=False)
             fast.embed(np.zeros((self.batch_size, crop, crop, 3), np.uint8))
-        except Exception as error:  # compilers fail in many types, for want of a C compiler or a GPU they know
+        except Exception as error:  # compilers raise many types, e.g. without a C compiler or on an unknown GPU
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise EncoderError(f"{self.identity.encoder} cannot be compiled ({reason})") from error
         return fast
 
     def embed_queries(self, pixels_BSS3: np.ndarray) -> np.ndarray:
-        """The same, float32 [B, D], with bits that do not depend on which queries are asked together.
+        """Like `embed`, float32 [B, D], but the bits of a vector do not depend on the other queries of the call.
 
         Every forward pass has one fixed shape: a single image on a CPU, a padded batch on a GPU. Convolutions on a CPU
-        also run on one thread, because their last bits depend on the number of threads; for one image more threads
-        gain nothing (docs/benchmarks.md). Transformers, whose products came out the same on any number, use all.
+        run on one thread, because their last bits depend on the number of threads. For one image more threads gain
+        nothing (docs/benchmarks.md). Transformers use all threads: their products were the same on any number.
         """
         threads = torch.get_num_threads()
         if self._convolutional and self.device.type == "cpu":
@@ -193,7 +193,7 @@ def _create(name: str, image_size: int | None, *, pretrained: bool, headless: bo
             return timm.create_model(architecture, pretrained=True, **options)
     except (
         Exception
-    ) as error:  # timm, the hub and torch fail in many types; all mean that there is no such encoder here
+    ) as error:  # timm, the hub and torch raise many types; all mean that this encoder cannot be created here
         reason = silent or (str(error).splitlines() or [type(error).__name__])[0]
         if pretrained:
             raise EncoderError(
@@ -211,7 +211,7 @@ def _has_fixed_input(architecture: str) -> bool:
 
 
 def _dimension(model: torch.nn.Module, name: str, crop: int) -> int:
-    """Found by asking the model, because timm's `num_features` is not the pooled width of every architecture."""
+    """Run the model to get its dimension: timm's `num_features` is not the pooled width of every architecture."""
     try:
         with torch.inference_mode():
             output = model.eval()(torch.zeros(1, 3, crop, crop))

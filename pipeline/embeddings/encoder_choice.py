@@ -1,4 +1,4 @@
-"""What a user may say about the encoder. Kept apart from the encoder itself, which takes seconds to import."""
+"""The user's choice of an encoder. Separate from the encoder module, which takes seconds to import."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -21,11 +21,11 @@ PIXEL_PATHS: dict[DecodingChoice, PixelPath] = {"exact": "pillow", "scaled": "pi
 
 @dataclass(frozen=True)
 class EncoderChoice:
-    """What a user may say about the encoder; None means the memory's own, or the default for a new memory.
+    """The user's choice of an encoder; None means the memory's own, or the default for a new memory.
 
-    A `name` "given" or "given:NAME" is no encoder's: it names vectors that are given without one. `weights` is a path
-    or URI (None: timm's hub); `weights_order` says how its tensors are matched to the model's.
-    `decoding` "scaled" decodes large JPEG files at a fraction of their size.
+    A `name` of "given" or "given:NAME" names vectors that are given without an encoder. `weights` is a path or URI
+    (None: timm's hub); `weights_order` says how its tensors are matched to the model's tensors. `decoding` "scaled"
+    decodes large JPEG files at a fraction of their size.
     """
 
     name: str | None = None
@@ -51,7 +51,7 @@ class EncoderChoice:
 
     @property
     def is_given(self) -> bool:
-        """Whether it names vectors that are given without an encoder."""
+        """Whether `name` names vectors that are given without an encoder."""
         return self.name is not None and self.name.partition(":")[0] == GIVEN
 
     @property
@@ -60,7 +60,7 @@ class EncoderChoice:
 
 
 def load_encoder(choice: EncoderChoice) -> "Encoder":
-    """A timm model by name. Raises EncoderError, and MissingExtra where torch or timm is not installed."""
+    """A timm model by name. Raises EncoderError, and MissingExtra if torch or timm is not installed."""
     with needed_for("embedding images"):
         from pipeline.embeddings.encoder import Encoder
 
@@ -68,7 +68,7 @@ def load_encoder(choice: EncoderChoice) -> "Encoder":
 
 
 def open_encoder(storage: Storage, identity: Identity) -> "Encoder":
-    """The encoder a memory was made with. Raises DamagedFile, EncoderError or MissingExtra."""
+    """The encoder of a memory, from the weights stored in it. Raises DamagedFile, EncoderError or MissingExtra."""
     with needed_for("embedding images"):
         from pipeline.embeddings.encoder import Encoder
 

@@ -1,4 +1,4 @@
-"""Vectors given in place of images, as batches like those that an encoder makes. No model is loaded for them."""
+"""Reads vectors given in place of images, in the same batches that an encoder makes. They need no model."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +27,7 @@ def batches_of_vectors(
     stages: Stages | None = None,
     kept: Sequence[KeptColumn] = (),
 ) -> Iterator[EmbeddedBatch]:
-    """The vectors of a container in order. What reading takes is added to `stages`. Raises StorageError."""
+    """The vectors of a container in order. The seconds of reading are added to `stages`. Raises StorageError."""
     stages = stages or Stages()
     found = vectors_in(container, labels, dimension, kept)
     while True:
@@ -49,9 +49,9 @@ def embed_source(
     load: "Callable[[], Encoder]",
     notes: ContainerNotes | None = None,
 ) -> Iterator[EmbeddedBatch]:
-    """Every image of a source embedded, then every vector; `load` is asked for the encoder if there are images.
+    """Yield every image of a source embedded, then every given vector; `load` is called only if there are images.
 
-    `notes` is complete when all were given, and has the labels that came late.
+    `notes` is complete when the iterator ends, and then has the labels that came late.
     """
     if listing.holds_images:
         yield from embed_items(load(), items_of(listing, labels, notes), decoding)

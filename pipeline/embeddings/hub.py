@@ -1,7 +1,7 @@
-"""timm's hub, where weights come from that nobody gave: asked once whether it answers, before it is asked for a file.
+"""Checks once whether timm's hub answers, before a file is requested from it. Weights come from it by default.
 
-huggingface_hub asks six times for each of two files, with growing pauses, and falls back to its cache only then: 54 s
-on a machine without a network, where two questions tell the same.
+huggingface_hub tries six times for each of two files, with growing pauses, and only then uses its cache. On a machine
+without a network that takes 54 s, while two requests are enough to know.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ PAUSE_SECONDS = 1.0
 
 @contextlib.contextmanager
 def ask_once() -> Iterator[str | None]:
-    """Within it the hub is not asked where it does not answer, and its cache has to do; yields why, None if it does."""
+    """A context in which a hub that does not answer is not asked: its cache is used. Yields the reason, or None."""
     from huggingface_hub import constants
 
     reason = None if constants.HF_HUB_OFFLINE else why_silent()
@@ -29,7 +29,7 @@ def ask_once() -> Iterator[str | None]:
 
 
 def why_silent() -> str | None:
-    """Why the hub does not answer, with its address; None where it does, whatever it says."""
+    """Why the hub does not answer, with its address; None if it answers with any status below 500."""
     from huggingface_hub import constants, get_session
 
     said = ""
@@ -37,7 +37,7 @@ def why_silent() -> str | None:
         time.sleep(PAUSE_SECONDS * bool(attempt))
         try:
             answer = get_session().head(constants.ENDPOINT, timeout=TIMEOUT_SECONDS)
-        except Exception as error:  # of its HTTP client, which is another in each of its releases
+        except Exception as error:  # the HTTP client, and so the error type, differs between the hub's releases
             said = f"does not answer: {(str(error) or type(error).__name__).splitlines()[0]}"
             continue
         if answer.status_code < 500:

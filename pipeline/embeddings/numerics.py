@@ -1,7 +1,7 @@
-"""In which precision the images of a segment are embedded: decided once, by measurement, for all workers and runs.
+"""Decides the precision in which the images of a segment are embedded: once, by measurement, for all workers and runs.
 
-bfloat16 is several times faster on a GPU, and moves vectors a little. It is used only where the vectors of real images
-of the segment stay where float32 puts them.
+bfloat16 is several times faster on a GPU, and changes vectors a little. It is used only if the vectors of real images
+of the segment stay close to their float32 vectors.
 """
 
 from typing import TYPE_CHECKING
@@ -18,17 +18,20 @@ if TYPE_CHECKING:
     from pipeline.embeddings.encoder import Encoder
 
 MEASURED_IMAGES = 256
-LEAST_COSINE = 0.999  # to float32, at the first percentile of the images measured
+LEAST_COSINE = 0.999  # least cosine to float32, at the first percentile of the measured images
 
-# Compiling takes 30 to 60 s in each process, and on an H100 wins 4% of 2,500 images/s (ViT-L/16) to 12% of 17,000
-# (ViT-S/16), say timm's benchmarks of 2026-04: 30 s of it are won back with 2 million images.
+# Compiling takes 30 to 60 s in each process. On an H100 it gains 4% of 2,500 images/s (ViT-L/16) to 12% of 17,000
+# (ViT-S/16), by timm's benchmarks of 2026-04: 2 million images win 30 s back.
 COMPILE_FROM = 2_000_000
 
 logger = plain_logger(__name__)
 
 
 def needs_measuring(storage: Storage, reservation: Reservation, encoder: "Encoder") -> bool:
-    """Whether nobody has decided yet. Parts that were embedded without a decision were in float32."""
+    """Whether a decision by measurement is still to be made.
+
+    A segment that has finished parts and no decision needs none: those parts are in float32.
+    """
     if reservation.precision == "float32" or read_numerics(storage, reservation) is not None:
         return False
     if reservation.precision == "auto" and encoder.device.type != "cuda":
@@ -37,16 +40,16 @@ def needs_measuring(storage: Storage, reservation: Reservation, encoder: "Encode
 
 
 def decide(storage: Storage, reservation: Reservation, encoder: "Encoder", pixels_NSS3: np.ndarray) -> Numerics:
-    """Measure on uint8 [N, S, S, 3] pixels of the segment and record what comes of it; return what stands.
+    """Measure on uint8 [N, S, S, 3] pixels of the segment and record the decision.
 
-    That is another worker's decision, if it was first.
+    Returns the recorded decision; if another worker was first, that is its decision.
     """
     compiling = encoder.device.type == "cuda" and reservation.num_images(0) >= COMPILE_FROM
     return record_numerics(storage, reservation, measure(encoder, pixels_NSS3, compiling=compiling))
 
 
 def measure(encoder: "Encoder", pixels_NSS3: np.ndarray, *, compiling: bool) -> Numerics:
-    """bfloat16 if its vectors have LEAST_COSINE to those of float32, and compiled if asked for and possible."""
+    """bfloat16 if its vectors have LEAST_COSINE to the float32 vectors; compiled if asked for and possible."""
     exact_ND = _embedded(encoder, pixels_NSS3)
     fast = encoder.in_bfloat16()
     cosine = _first_percentile(exact_ND, _embedded(fast, pixels_NSS3))
@@ -65,7 +68,7 @@ def measure(encoder: "Encoder", pixels_NSS3: np.ndarray, *, compiling: bool) -> 
 
 
 def encoder_in(encoder: "Encoder", numerics: Numerics | None) -> "Encoder":
-    """The encoder as was decided; None is float32."""
+    """The encoder in the precision recorded for the segment (None: float32)."""
     if numerics is None or numerics.precision == "float32":
         return encoder
     fast = encoder.in_bfloat16()
@@ -73,13 +76,13 @@ def encoder_in(encoder: "Encoder", numerics: Numerics | None) -> "Encoder":
         return fast
     try:
         return fast.compiled()
-    except EncoderError as error:  # on this node alone: slower, and within the drift that was admitted
+    except EncoderError as error:  # only this node runs uncompiled: slower, and within the accepted drift
         logger.warning("%s", error)
         return fast
 
 
 def _embedded(encoder: "Encoder", pixels_NSS3: np.ndarray) -> np.ndarray:
-    """float64 [N, D], in batches of the encoder's size."""
+    """Vectors float64 [N, D], embedded in batches of the encoder's size."""
     size, number = encoder.batch_size, len(pixels_NSS3)
     padding = np.zeros((-number % size, *pixels_NSS3.shape[1:]), np.uint8)
     padded = np.concatenate([pixels_NSS3, padding])

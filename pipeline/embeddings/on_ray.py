@@ -1,8 +1,8 @@
-"""Parts embedded by a pool of Ray Data actors: the only wiring between the part embedder and Ray.
+"""Embeds parts with a pool of Ray Data actors. Only this module connects the part embedder with Ray.
 
-The Dataset has one row a part, never one an image, so that scheduling a billion images stays cheap. An actor reads its
-part of the plan and writes its files itself. Pixels pass through Ray's object store only where the nodes with GPUs have
-too few CPU cores: then nodes without GPUs decode for them, a batch of the encoder a task.
+The Dataset has one row per part, never one per image, so that scheduling a billion images stays cheap. An actor reads
+its part of the plan and writes its files itself. Pixels pass through Ray's object store only if the nodes with GPUs
+have too few CPU cores: then nodes without GPUs decode for them, one encoder batch per task.
 """
 
 from collections import Counter
@@ -24,27 +24,27 @@ from pipeline.errors import VisualMemoryError, WorkerError
 from pipeline.images.containers.items import Item
 from pipeline.store.segments.part_marks import PartMark
 
-# Ray Data begins the work of an actor that died again without end. That is right for nodes that die, but a part that
-# takes its actor down each time, with an image that crashes a decoder, must end the add some day.
+# Ray Data restarts the work of a dead actor without limit. That is right for nodes that die. But a part whose image
+# crashes a decoder ends its actor each time, and must end the add at last.
 BEGINNINGS_OF_A_PART = 4
 
-# Fewer cannot keep even a large model busy: a core decodes and resizes some 300 photographs of 500 x 375 pixels a
+# Fewer cores cannot keep even a large model busy: a core decodes and resizes some 300 photographs of 500 x 375 pixels a
 # second (docs/benchmarks.md), and one H100 embeds 2,500 with ViT-L/16 in bfloat16 (timm's benchmarks).
 CORES_A_GPU = 8
 DECODE_RETRIES = 3
-LOOK_SECONDS = 2.0  # of waiting for a batch, after which to see whether any node is left to decode it
+LOOK_SECONDS = 2.0  # after waiting so long for a batch, check whether any node is left to decode it
 
 
 @dataclass(frozen=True)
 class Helpers:
-    """The nodes without GPUs: what they have for each GPU, and the ids of the others."""
+    """The nodes without GPUs: their CPU cores per GPU of the cluster, and the ids of the nodes with GPUs."""
 
     cores_a_gpu: int
     gpu_nodes: tuple[str, ...]
 
     @classmethod
     def now(cls) -> "Helpers | None":
-        """Those of the cluster this process is connected to; None where there are none."""
+        """The helpers in the connected cluster; None if it has no node without GPUs to help, or no GPU."""
         nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
         gpu_nodes = [node for node in nodes if node["Resources"].get("GPU", 0)]
         cores = sum(node["Resources"].get("CPU", 0) for node in nodes if node not in gpu_nodes)
@@ -55,9 +55,9 @@ class Helpers:
 
 
 class ClusterDecoding:
-    """Decoding for an actor with a GPU: by its own threads, or by nodes without GPUs where its cores are too few.
+    """Decodes for an actor with a GPU: in its own threads, or on nodes without GPUs if its cores are too few.
 
-    They are too few when they are fewer than CORES_A_GPU, or once a part waited for decoding.
+    The cores are too few if there are fewer than CORES_A_GPU, or once decoding was the bottleneck of a part.
     """
 
     def __init__(self, num_cpus: int) -> None:
@@ -66,11 +66,11 @@ class ClusterDecoding:
         self._task = _decode_task()
 
     def learn(self, stages: Stages) -> None:
-        """Take note of where the time of a part went."""
+        """Record whether decoding was the bottleneck of a part."""
         self._starving = self._starving or (stages.verdict() or ("",))[0] == "decoding"
 
     def batches(self, items: Iterable[Item], form: BatchForm) -> Generator[DecodedBatch]:
-        """Decoded batches, as many ahead as the nodes that help decode at once for this actor."""
+        """Decode batches. As many are ahead as the helping nodes decode at once for this actor, plus BATCHES_AHEAD."""
         helpers = Helpers.now() if self._starving else None
         if helpers is None:
             yield from self._here.batches(items, form)
@@ -98,10 +98,10 @@ class ClusterDecoding:
 
 
 def _decode_task() -> Any:
-    # Within a function, so that Ray sends its code: a function of this module would make each process that decodes
-    # import torch, which takes seconds and hundreds of megabytes.
+    # An inner function, so that Ray sends its code. A function of the module would make each decoding process import
+    # torch, which takes seconds and hundreds of megabytes.
     def decode_batch(batch: list[Item], form: BatchForm) -> DecodedBatch | VisualMemoryError:
-        """The batch, without the items that the caller has; the library's own errors as values, Ray would wrap them."""
+        """Decode a batch without its items, which the caller has. Return the library's errors: Ray would wrap them."""
         try:
             [decoded] = Threads(1).batches(batch, form)
         except VisualMemoryError as error:
@@ -113,13 +113,13 @@ def _decode_task() -> Any:
 
 
 class Beginnings:
-    """A Ray actor that counts how often each part was begun, in actors that may not have lived to tell."""
+    """A Ray actor that counts how often each part was begun, also by actors that died."""
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
 
     def count(self, part: int) -> int:
-        """Note that a part is begun, for which time."""
+        """Count one more start of a part; return the number of its starts."""
         self._counts[part] += 1
         return self._counts[part]
 
@@ -127,8 +127,8 @@ class Beginnings:
 class EmbedParts:
     """A Ray Data UDF: a batch is one row, the number of a part.
 
-    The library's own errors travel as rows, since Ray would keep only their text, under a page of its own. For the same
-    reason the encoder is loaded with the first part rather than in the constructor.
+    The library's own errors are returned as rows, because Ray would keep only their text, inside a long report of its
+    own. For the same reason the first part loads the encoder, not the constructor.
     """
 
     def __init__(self, work: Work, beginnings: Any) -> None:
@@ -158,7 +158,7 @@ class EmbedParts:
             )
         try:
             mark = worker.do(part)
-        except ray.exceptions.RayError as error:  # of a task that decoded for it
+        except ray.exceptions.RayError as error:  # a task that decoded for this part failed
             raise WorkerError(
                 f"part {part} cannot be decoded ({_last_line(error)}): {worker.described(part)} may crash a decoder, "
                 "or memory ran out; see to that and run the command again, which goes on where it was"
@@ -169,23 +169,23 @@ class EmbedParts:
 
 
 def do_parts_on_ray(work: Work, parts: Sequence[int]) -> Iterator[PartMark]:
-    """Do parts on the Ray cluster this process is connected to, yielding marks as they come, in any order.
+    """Do parts on the Ray cluster that this process is connected to; yield marks as they come, in any order.
 
-    One actor a GPU with a share of its node's CPU cores, or one a core where there is no GPU: batches small enough for
-    the cache keep few threads busy.
-    An actor that dies, by itself or with its node, is restarted by Ray where there is room, and its parts are run
-    again; where there is none they wait until another actor has nothing left to do. Nodes that join get actors too.
+    There is one actor per GPU, with a fraction of its node's CPU cores. Without a GPU there is one actor per core,
+    because batches small enough for the cache keep few threads busy. If an actor dies, by itself or with its node, Ray
+    restarts it where resources are free and runs its parts again. Otherwise the parts wait until another actor is idle.
+    Nodes that join get actors too.
     """
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     num_gpus = int(resources.get("GPU", 0))
     num_actors = min(num_gpus or max(int(resources.get("CPU", 1)), 1), len(parts))
-    DataContext.get_current().enable_progress_bars = False  # progress is the caller's to draw
+    DataContext.get_current().enable_progress_bars = False  # the caller draws the progress
     beginnings = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Beginnings).remote()
     marks = ray.data.from_items([{"part": part} for part in parts], override_num_blocks=len(parts)).map_batches(
         EmbedParts,
         fn_constructor_args=(work, beginnings),
         batch_size=1,
-        # What the cluster has now, and more when nodes join: a pool of fixed size would not use them.
+        # Start with the cluster's present size and grow when nodes join: a pool of fixed size would not use them.
         compute=ActorPoolStrategy(min_size=1, max_size=len(parts), initial_size=num_actors),
         num_cpus=_cpus_of_a_gpu() if num_gpus else 1,
         num_gpus=1 if num_gpus else None,
@@ -195,14 +195,14 @@ def do_parts_on_ray(work: Work, parts: Sequence[int]) -> Iterator[PartMark]:
             if row["failure"]:
                 raise getattr(errors, row["failure"])(row["message"])
             yield PartMark.model_validate_json(row["mark"])
-    except ray.exceptions.RayError as error:  # an actor died, or raised what the library does not know
+    except ray.exceptions.RayError as error:  # an actor died, or raised an error that is not the library's own
         raise WorkerError(
             f"an embedding actor failed ({_last_line(error)}): run the command again and it goes on where it was"
         ) from error
 
 
 def _cpus_of_a_gpu() -> int:
-    """CPU cores for each GPU on the node that has fewest for it: what every actor can be given."""
+    """CPU cores per GPU on the node with the fewest: every actor can get as many."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return min(int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0))
 

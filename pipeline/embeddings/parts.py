@@ -1,6 +1,6 @@
-"""One part of a plan embedded: its rows read from the plan, its files and completion mark written.
+"""Embeds one part of a plan: reads its rows from the plan, writes its files and its completion mark.
 
-The same class works in this process and inside a Ray actor; it depends on neither.
+The same class runs in this process and inside a Ray actor; it depends on neither.
 """
 
 import itertools
@@ -45,10 +45,10 @@ TOO_LARGE = Rejected("read", f"the file is larger than {MAX_FILE_BYTES >> 20} Mi
 
 @dataclass(frozen=True)
 class EmbeddedPart:
-    """The images of a part in order: ids int64 [N], vectors float32 [N, D], items, and facts or why it was rejected.
+    """The images of a part in order: ids int64 [N], vectors float32 [N, D], items, ImageFacts or reasons of rejection.
 
-    The vector of a rejected image means nothing. `decoded_on` names the nodes that decoded for this one. `notes` are
-    those of the reader, if the part is a container.
+    The vector of a rejected image has no meaning. `decoded_on` names the nodes that decoded for this one. `notes` are
+    the container reader's notes; None if the part is not a container.
     """
 
     ids_N: np.ndarray
@@ -60,7 +60,7 @@ class EmbeddedPart:
 
     @property
     def unlabelled(self) -> Counter[str]:
-        """The images of a container without a label, by the reason."""
+        """Counts of the container's images that are not rejected and have no label, by reason."""
         items = (self.items[row] for row in self.kept if self.notes)
         return Counter(item.no_label for item in items if item.label is None and item.no_label)
 
@@ -70,7 +70,7 @@ class EmbeddedPart:
         return [row for row, image in enumerate(self.images) if isinstance(image, ImageFacts)]
 
     def rejected(self) -> pa.Table:
-        """The rejected images, as REJECTED."""
+        """The rejected images as a table with schema REJECTED."""
         rejects = [(row, image) for row, image in enumerate(self.images) if isinstance(image, Rejected)]
         return pa.table(
             [
@@ -87,14 +87,14 @@ class Worker(Protocol):
     """Does parts, one after another."""
 
     def do(self, part: int) -> PartMark:
-        """Do one part and publish it; the mark returned is the one that stands."""
+        """Do one part and publish it; return its mark, or another attempt's mark if that one was first."""
 
     def described(self, part: int) -> str:
-        """What a part holds, in a few words for a message."""
+        """A short description of a part's content, for a message."""
 
 
 class Work(Protocol):
-    """What is to be done with each part of a plan. It can be pickled, and opened where the work is done."""
+    """The work to do on each part of a plan. It can be pickled; the worker's process opens it."""
 
     def open(
         self,
@@ -103,9 +103,10 @@ class Work(Protocol):
         encoder: "Encoder | None" = None,
         decoding: Decoding | None = None,
     ) -> Worker:
-        """A worker with so many threads, on a node of this name; `encoder` is there already or loaded when needed.
+        """A worker with `num_cpus` threads on the node named `node`.
 
-        `decoding` is what gives it decoded images; None for threads of its own.
+        `encoder` is an encoder that is loaded already (None: the worker loads one when needed). `decoding` decodes its
+        images (None: threads of its own).
         """
 
 
@@ -132,10 +133,10 @@ class Remember:
 
 
 class PartEmbedder:
-    """Embeds parts of one plan with `num_cpus` threads for the model; `decoding` None takes as many for decoding.
+    """Embeds parts of one plan. `decoding` decodes the images (None: `num_cpus` threads of this process).
 
-    `load` is asked for the encoder once, before the first image: a part of given vectors needs none. `node` names the
-    machine in the marks; None takes the name of this host.
+    It calls `load` for the encoder once, before the first image; a part of given vectors needs no encoder. `node` names
+    the machine in the marks (None: the name of this host).
     """
 
     def __init__(
@@ -180,13 +181,13 @@ class PartEmbedder:
         return mark.model_copy(update={"seconds": stages.to_json()})
 
     def embed(self, part: int, stages: Stages) -> EmbeddedPart:
-        """Embed one part. What each stage takes is added to `stages`."""
+        """Embed one part and add the seconds of each stage to `stages`."""
         vectors, items, images = [], list[Item](), list[ImageFacts | Rejected]()
         decoded_on = set[str]()
         notes = ContainerNotes() if part >= self._reservation.containers_from else None
         for batch in self._batches(part, stages, notes):
             vectors.append(batch.vectors_BD)
-            # The bytes of a member have done their work.
+            # The bytes of a member are no longer needed.
             items += [item if item.content is None else replace(item, content=None) for item in batch.items]
             images += batch.images
             if batch.decoded_on is not None:
@@ -199,7 +200,7 @@ class PartEmbedder:
         return EmbeddedPart(ids_N, np.concatenate([none_ND, *vectors]), items, images, tuple(sorted(decoded_on)), notes)
 
     def _without_duplicates(self, embedded: EmbeddedPart) -> tuple[EmbeddedPart, int]:
-        """The part with images rejected whose bytes the memory held when the add was planned, and how many they are."""
+        """Reject images whose bytes the memory held when the add was planned; return the part and their number."""
         kept = embedded.kept
         if self._reservation.held is None or not kept:
             return embedded, 0
@@ -213,7 +214,7 @@ class PartEmbedder:
         return replace(embedded, images=images), int((holders >= 0).sum())
 
     def described(self, part: int) -> str:
-        """What a part holds, in a few words for a message."""
+        """A short description of a part's content, for a message."""
         reservation = self._reservation
         if part >= reservation.containers_from:
             return f"an image in {read_container(self._storage, reservation, part)['uri']}"
@@ -222,7 +223,7 @@ class PartEmbedder:
         return f"one of images {first:,} to {last:,} of {reservation.source}"
 
     def _batches(self, part: int, stages: Stages, notes: ContainerNotes | None) -> Iterator[EmbeddedBatch]:
-        """The images of a part embedded, or its vectors as they were given."""
+        """The embedded images of a part, or its given vectors."""
         if part >= self._reservation.containers_from:
             container = Container(**read_container(self._storage, self._reservation, part))
             if container.holds_vectors:
@@ -233,7 +234,7 @@ class PartEmbedder:
         return embed_items(encoder, self._items(part, notes), self._decoding, thumbnails=thumbnails, stages=stages)
 
     def _settled_encoder(self, part: int) -> "Encoder":
-        """The encoder, embedding as was decided for the segment; that is decided by the first images of a part."""
+        """The encoder in the precision recorded for the segment; if none is recorded, measure on the part's images."""
         encoder = self._encoder = self._encoder or self._load()
         if self._numerics_settled:
             return encoder
@@ -249,7 +250,7 @@ class PartEmbedder:
                 for row, image in enumerate(batch.images)
                 if isinstance(image, ImageFacts)
             ]
-            if not pixels:  # a later part may have images to measure on
+            if not pixels:  # a later part can have images to measure on
                 return encoder
             numerics = decide(self._storage, self._reservation, encoder, np.stack(pixels))
         self._encoder = encoder_in(encoder, numerics)
@@ -261,7 +262,7 @@ class PartEmbedder:
         return Labels(self._reservation.labels, self._reservation.source)
 
     def _items(self, part: int, notes: ContainerNotes | None = None) -> Generator[Item]:
-        """The images of a part, those of a container as they are read."""
+        """The images of a part. A container is read while its images are yielded."""
         if part >= self._reservation.containers_from:
             container = Container(**read_container(self._storage, self._reservation, part))
             choice = ImageChoice(self._reservation.exclude, self._reservation.image_extension)
@@ -269,7 +270,7 @@ class PartEmbedder:
             return
         plan = read_plan(self._storage, self._reservation, part)
         columns = (plan.column(name).to_pylist() for name in ("uri", "label", "num_bytes"))
-        kept = rows_of(plan.drop_columns(PLAN.names[1:]), self._reservation.kept)  # what else a plan has is its own
+        kept = rows_of(plan.drop_columns(PLAN.names[1:]), self._reservation.kept)  # PLAN's own columns are not kept
         for (uri, label, num_bytes), values in zip(zip(*columns, strict=True), kept, strict=True):
             yield Item(uri, label, TOO_LARGE if (num_bytes or 0) > MAX_FILE_BYTES else None, values)
 
@@ -295,7 +296,7 @@ class PartEmbedder:
         )
 
     def _pictures(self, embedded: EmbeddedPart) -> pa.Table:
-        """Thumbnails of the images there are: a vector that was given has none."""
+        """The thumbnails of the images that have one; given vectors have none."""
         images = [(row, image) for row, image in enumerate(embedded.images) if isinstance(image, ImageFacts)]
         pictures = [(row, image.thumbnail) for row, image in images if image.thumbnail is not None]
         ids_N = embedded.ids_N[[row for row, _ in pictures]]
@@ -303,7 +304,7 @@ class PartEmbedder:
         return pa.table(columns, schema=THUMBNAILS)
 
     def _offsets(self, embedded: EmbeddedPart) -> pa.Table:
-        """Where in their archive the images lie, but for those of other containers and those that are files."""
+        """The offsets of images in their archive. Image files and images of other containers have no row."""
         spans = [(row, embedded.items[row].span) for row in embedded.kept]
         known = [(row, *span) for row, span in spans if span is not None]
         ids_N = embedded.ids_N[[row for row, *_ in known]]
@@ -312,7 +313,7 @@ class PartEmbedder:
 
 
 def do_parts_here(work: Work, parts: Sequence[int], encoder: "Encoder | None") -> Iterator[PartMark]:
-    """Do parts one after another in this process; `encoder` is there already or loaded when needed."""
+    """Do parts one after another in this process. With `encoder` None the worker loads one when needed."""
     worker = work.open(available_cpus(), encoder=encoder)
     for part in parts:
         yield worker.do(part)

@@ -1,4 +1,4 @@
-"""The bytes of an image file to the pixels that an encoder sees, and to what an entry keeps of the file."""
+"""Turns the bytes of an image file into the pixels for an encoder, and into the fields that its entry stores."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,10 @@ from pipeline.store.tables.identity import Preprocessing
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What an entry keeps of its image file; width and height in pixels as displayed, the thumbnail if asked for."""
+    """The fields that an entry stores about its image file.
+
+    `width` and `height` are in pixels as displayed; `thumbnail` is None if not asked for.
+    """
 
     sha256: str
     width: int
@@ -31,9 +34,9 @@ class Pixels:
 def pixels_of_bytes(
     data: bytes, preprocessing: Preprocessing, *, thumbnails: bool = False, most: int | None = None
 ) -> Pixels:
-    """Decode, resize and crop the bytes of an image file. Raises Rejected.
+    """Decode, resize and crop the bytes of an image file.
 
-    Raises Heavy where decoding would cost more than `most` pixels.
+    Raises Rejected, and Heavy if decoding would cost more than `most` pixels.
     """
     decoded = decode(data, shortest_of(preprocessing), most)
     small = thumbnail(decoded.image) if thumbnails else None

@@ -1,8 +1,8 @@
-"""From an RGB image to the square of pixels an encoder sees.
+"""Resizes and crops an RGB image to the square of pixels that an encoder takes.
 
-timm's evaluation transform (Resize, then CenterCrop), but resampling only the part that the crop keeps: Pillow's `box`
-takes the crop in source coordinates, so that nothing is computed and thrown away. It rounds a few pixels the other way;
-docs/benchmarks.md has the measured drift.
+This is timm's evaluation transform (Resize, then CenterCrop), but it resamples only the part inside the crop: Pillow's
+`box` takes the crop in source coordinates, so that no pixel is computed and discarded. It rounds a few pixels the other
+way; docs/benchmarks.md has the measured drift.
 """
 
 import numpy as np
@@ -25,8 +25,8 @@ DINOV2_CROP = 224
 DINOV2_CROP_PCT = 0.875
 
 
-# Of the length to which a side is resized, below which decoding may not go: the antialiased resize still has the last
-# word, on twice the pixels that it makes.
+# A scaled decode leaves each side at least so many times its resized length: the antialiased resize still works on at
+# least twice the pixels that it makes.
 DRAFT_MARGIN = 2
 
 
@@ -35,9 +35,9 @@ def preprocessing_for(
 ) -> Preprocessing:
     """Pin the preprocessing of a timm model.
 
-    `data_config` is what timm's `resolve_model_data_config` gives; `image_size` overrides the crop, keeping the
-    model's ratio of crop to resize; `decoding` "scaled" lets large JPEG files be decoded smaller. Raises EncoderError
-    for a model whose input is not square RGB.
+    `data_config` is the result of timm's `resolve_model_data_config`. `image_size` overrides the crop; the model's
+    ratio of crop to resize stays. `decoding` "scaled" allows large JPEG files to be decoded smaller. Raises
+    EncoderError for a model whose input is not square RGB.
     """
     channels, height, width = data_config["input_size"]
     if channels != 3 or height != width:
@@ -63,7 +63,7 @@ def preprocessing_for(
 
 
 def shortest_of(preprocessing: Preprocessing) -> int | None:
-    """Pixels that a side keeps at least when a JPEG is decoded smaller; None where it is decoded whole."""
+    """The least pixels of a side when a JPEG is decoded smaller; None if it is decoded at full size."""
     return DRAFT_MARGIN * preprocessing.resize if preprocessing.pixel_path == "pillow-draft" else None
 
 

@@ -1,4 +1,4 @@
-"""Query images as users hand them over, to vectors that do not depend on what else is asked."""
+"""Embeds query images as users give them. A vector does not depend on the other queries of a call."""
 
 import os
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ QueryImage = str | Path | bytes | Image.Image
 
 
 def embed_images(encoder: "Encoder", images: Sequence[QueryImage]) -> tuple[np.ndarray, list[str | None]]:
-    """Vectors float32 [Q, D] of unit length, and the uri of each image that has one.
+    """Vectors float32 [Q, D] of unit length, and the uri of each image (None for bytes and PIL images).
 
     Raises SourceError naming the first image that cannot be read.
     """
@@ -33,7 +33,7 @@ def embed_images(encoder: "Encoder", images: Sequence[QueryImage]) -> tuple[np.n
 
 
 def pixels_of_query(image: bytes, preprocessing: Preprocessing) -> np.ndarray:
-    """The pixels uint8 [S, S, 3] of the bytes of an image file. Raises Rejected."""
+    """Decode the bytes of an image file to pixels uint8 [S, S, 3]. Raises Rejected."""
     return pixels_here_or_apart(image, preprocessing).pixels_SS3
 
 

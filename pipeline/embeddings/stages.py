@@ -1,17 +1,18 @@
-"""Where the time of an embedding run goes, and what would make it faster."""
+"""The seconds that each stage of an embedding run takes, and advice on how to make the run faster."""
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-BUSY = 0.75  # of a worker's time in the model: there is little left to win elsewhere
+BUSY = 0.75  # fraction of a worker's time in the model, above which other stages can win little
 
 
 @dataclass
 class Stages:
-    """Seconds of a worker. `reading` and `decoding` are those of all its threads, which go on while the model works.
+    """Seconds of a worker by stage.
 
-    What a worker itself does is `model`, `writing`, and `waiting` for images that are not decoded yet.
+    `reading` and `decoding` are sums over all its threads, which run while the model computes. The main thread spends
+    its time in `model`, in `writing`, and in `waiting` for images that are not decoded yet.
     """
 
     reading: float = 0.0
@@ -21,7 +22,7 @@ class Stages:
     writing: float = 0.0
 
     def add(self, seconds: Mapping[str, float]) -> None:
-        """Add what another part took, stage by stage."""
+        """Add the seconds of another part, stage by stage."""
         for name, value in seconds.items():
             setattr(self, name, getattr(self, name) + value)
 
@@ -30,7 +31,7 @@ class Stages:
         return {name: round(value, 3) for name, value in dataclasses.asdict(self).items()}
 
     def verdict(self) -> tuple[str, str] | None:
-        """What bounds the run (device, decoding or storage) and the one thing that helps most; None for no run."""
+        """The bottleneck of the run (device, decoding or storage) and the best remedy; None if no time was spent."""
         total = self.waiting + self.model + self.writing
         if not total:
             return None

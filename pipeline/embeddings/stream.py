@@ -1,7 +1,7 @@
-"""Images of a source to vectors in order: fetching and decoding of the next batches go on while the model works on one.
+"""Embeds the images of a source in order. The next batches are fetched and decoded while the model computes one.
 
-Batches are cut by position and have one fixed size: an image that cannot be read keeps its place, and the last batch is
-filled up, with black pixels whose vectors are thrown away. So a vector depends neither on which of its neighbours were
+Batches are cut by position and have one fixed size. An image that cannot be read keeps its place, and the last batch is
+padded; both use black pixels, whose vectors are discarded. So a vector depends neither on which images beside it were
 readable nor on the number of threads (oneDNN picks other convolutions, and other last bits, for small batches).
 """
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EmbeddedBatch:
-    """Consecutive images: vectors float32 [B, D], and for each item its facts or why it was rejected.
+    """Consecutive images: vectors float32 [B, D], and for each item its ImageFacts or why it was rejected.
 
-    The vector of a rejected image means nothing. `decoded_on` names the node, None for this process.
+    The vector of a rejected image has no meaning. `decoded_on` names the node (None: this process).
     """
 
     vectors_BD: np.ndarray
@@ -44,10 +44,10 @@ def embed_items(
     thumbnails: bool = False,
     stages: Stages | None = None,
 ) -> Generator[EmbeddedBatch]:
-    """Embed images in order, in batches of the encoder's size, as `decoding` gives them.
+    """Embed images in order, in batches of the encoder's size, decoded by `decoding`.
 
-    `items` is drawn from in a thread of its own, a few batches ahead. What each stage takes is added to `stages`.
-    Raises what `items` raises, and StorageError.
+    A separate thread draws from `items`, a few batches ahead. The seconds of each stage are added to `stages`. Raises
+    what `items` raises, and StorageError.
     """
     stages = stages or Stages()
     decoded = decoding.batches(items, BatchForm(encoder.batch_size, encoder.identity.pixels, thumbnails))
@@ -58,7 +58,7 @@ def embed_items(
             batch = next(decoded, None)
             waited = time.perf_counter()
             stages.waiting += waited - began
-            # The next batch is begun before the vectors of the last are waited for: a GPU is never without work.
+            # Begin the next batch before waiting for the vectors of the last one: a GPU always has work.
             following = (batch, encoder.begin(batch.pixels_BSS3)) if batch is not None else None
             embedded = _embedded(*begun) if begun is not None else None
             stages.model += time.perf_counter() - waited

@@ -1,4 +1,4 @@
-"""What is done of a plan while its parts come in, and when too much of it is rejected."""
+"""Counts the finished parts of a plan, and stops the run if too many images are rejected."""
 
 import itertools
 from collections.abc import Iterable
@@ -16,13 +16,13 @@ from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.schemas import read_table
 
 MAX_REJECTED = 0.05
-REJECTS_REPORTED = 1_000  # a billion images have millions; all of them stand in the files
-REJECTS_ALLOWED = 10  # fewer never stop a run that was not told how many may
+REJECTS_REPORTED = 1_000  # a billion images can have millions of rejects; the files list all of them
+REJECTS_ALLOWED = 10  # fewer rejects never stop a run without `max_rejected`
 
 
 @dataclass(frozen=True)
 class Reject:
-    """An image that could not become an entry, or be decided about."""
+    """An image that could not become an entry, or for which no decision was possible."""
 
     uri: str
     stage: str
@@ -37,7 +37,7 @@ def read_rejects(storage: Storage, files: Iterable[RowsFile]) -> tuple[Reject, .
 
 
 def first_failure(storage: Storage, files: Iterable[RowsFile]) -> Reject:
-    """The first image in some files of rejected ones that could not be read, rather than was left out."""
+    """The first rejected image in these files that is not a duplicate."""
     for file in files:
         table = read_table(storage, file, ["uri", "stage", "reason"])
         for row in table.filter(pc.not_equal(table["stage"], DUPLICATE)).slice(0, 1).to_pylist():
@@ -46,15 +46,15 @@ def first_failure(storage: Storage, files: Iterable[RowsFile]) -> Reject:
 
 
 def check_max_rejected(share: float | None) -> None:
-    """Raises UsageError for what is no share."""
+    """Raises UsageError if this is not a fraction."""
     if share is not None and not 0 <= share <= 1:
         raise UsageError(f"`max_rejected` {share} is not a share: give 0 to 1, such as 0.05")
 
 
 class Tally:
-    """What is done of a run. Stops it when more images are rejected than may be; what is done stays done.
+    """Counts the finished parts of a run. It stops the run if too many images are rejected; finished parts remain.
 
-    `max_rejected` is a share of the images planned; None means 5%, and never stops for a handful.
+    `max_rejected` is a fraction of the planned images. None means 5%, and fewer than REJECTS_ALLOWED never stop a run.
     """
 
     def __init__(
@@ -69,24 +69,24 @@ class Tally:
         self._reservation = reservation
         self._max_rejected = max_rejected
         self._on_progress = on_progress
-        self._found = self._rejected = self.done = 0  # found: in containers
+        self._found = self._rejected = self.done = 0  # _found counts the images in containers
         self._archives_done = 0
-        self._uncounted = uncounted_parts(storage, reservation)  # and not read yet
+        self._uncounted = uncounted_parts(storage, reservation)  # containers of unknown size that are not read yet
         self._last_rejected: RowsFile | None = None
-        self.stages = Stages()  # of this run
+        self.stages = Stages()  # seconds of this run
         for mark in marks:
             self._take(mark)
         self._tell()
 
     def count(self, mark: PartMark) -> None:
-        """One more part is done. Raises SourceError when the rejected images are too many."""
+        """Count one more finished part. Raises SourceError if too many images are rejected."""
         self.stages.add(mark.seconds)
         self._take(mark)
         self._tell()
 
     def _take(self, mark: PartMark) -> None:
         self.done += mark.planned
-        self._rejected += mark.num_rejected - mark.duplicates  # which are no failures
+        self._rejected += mark.num_rejected - mark.duplicates  # duplicates are not failures
         self._last_rejected = mark.rejected if mark.num_rejected > mark.duplicates else self._last_rejected
         if mark.part >= self._reservation.containers_from:
             self._found += mark.planned
@@ -95,10 +95,10 @@ class Tally:
 
     def _tell(self) -> None:
         planned = self._reservation.num_images(self._found)
-        total = None if self._uncounted else planned  # an end that would move with each archive is none
+        total = None if self._uncounted else planned  # each uncounted archive would change the total
         archives = self._archives_done, self._reservation.num_containers
         self._on_progress(Progress("embedding", self.done, total, self._rejected, *archives))
-        unfinished = self._rejected < self.done or self.done < planned  # else nothing was read, which is said later
+        unfinished = self._rejected < self.done or self.done < planned  # if all were rejected, a later check reports it
         if self._last_rejected and unfinished and self._too_many(planned):
             reject = first_failure(self._storage, [self._last_rejected])
             raise SourceError(

@@ -1,4 +1,4 @@
-"""Weights: read from a file or URI, fitted to a timm model by name or by position, hashed, kept in the memory."""
+"""Weights: read from a file or URI, fitted to a timm model by name or by position, hashed, stored in the memory."""
 
 import errno
 import hashlib
@@ -27,7 +27,7 @@ _WRAPPERS = ("module.", "backbone.", "_orig_mod.")
 def read_weights(uri: str) -> Tensors:
     """The tensors of a `.safetensors` or torch file at a path or fsspec URI.
 
-    torch files are loaded with `weights_only=True`: nothing in them is executed. Raises EncoderError.
+    torch files are loaded with `weights_only=True`, so no code in them runs. Raises EncoderError.
     """
     try:
         with fsspec.open(uri, "rb") as stream:
@@ -38,7 +38,7 @@ def read_weights(uri: str) -> Tensors:
         raise EncoderError(f"there are no weights at {uri}: check the path given with `weights`") from error
     except PermissionError as error:
         raise EncoderError(f"permission denied: the weights at {uri} may not be read: allow this user to") from error
-    except Exception as error:  # damaged pickles, archives and headers surface as errors of many types
+    except Exception as error:  # damaged pickles, archives and headers raise many types of errors
         raise EncoderError(
             f"the weights at {uri} cannot be read: they are no .safetensors or torch file of tensors alone, or damaged"
         ) from error
@@ -46,10 +46,11 @@ def read_weights(uri: str) -> Tensors:
 
 
 def fit_by_name(model: torch.nn.Module, tensors: Tensors, uri: str) -> None:
-    """Load tensors into a model that has no classifier head, key by key; a head in the file is left out.
+    """Load tensors by name into a model without a classifier head; a head in the file is ignored.
 
-    timm's own filter for the architecture is applied first, so that original checkpoints fit and position embeddings
-    are resampled. Raises EncoderError naming what is missing, left over or of another shape.
+    If names or shapes differ, timm's filter for the architecture converts the tensors first: original checkpoints then
+    fit, and position embeddings are resampled. Raises EncoderError naming tensors that are missing, left over or of
+    another shape.
     """
     for wrapper in _WRAPPERS:
         if tensors and all(name.startswith(wrapper) for name in tensors):
@@ -82,9 +83,9 @@ def fit_by_name(model: torch.nn.Module, tensors: Tensors, uri: str) -> None:
 
 
 def fit_by_position(model: torch.nn.Module, tensors: Tensors, uri: str) -> None:
-    """Load tensors into a model with its head in the order they stand in, checking their number and every shape.
+    """Load tensors in file order into a model that has its head. Their number and every shape are checked.
 
-    `num_batches_tracked` counters take no part: inference does not use them. Raises EncoderError.
+    `num_batches_tracked` counters are ignored: inference does not use them. Raises EncoderError.
     """
     if uri.endswith(SAFETENSORS):
         raise EncoderError(
@@ -123,7 +124,7 @@ def weights_sha256(tensors: Tensors) -> str:
 
 
 def keep_weights(storage: Storage, identity: Identity, tensors: Tensors) -> FileRef:
-    """Copy the weights in use into the memory, unless they are there and whole."""
+    """Copy the weights in use into the memory unless it holds them undamaged."""
     path = identity.weights_path
     try:
         kept_weights(storage, identity)
@@ -131,13 +132,13 @@ def keep_weights(storage: Storage, identity: Identity, tensors: Tensors) -> File
         with storage.publishing(path) as local:
             try:
                 safetensors.torch.save_file({name: t.contiguous() for name, t in tensors.items()}, str(local))
-            except safetensors.SafetensorError as error:  # how it tells a full disk
+            except safetensors.SafetensorError as error:  # safetensors raises this for a full disk
                 raise OSError(errno.EIO, f"the weights cannot be written: {error}", path) from error
     return describe(path, storage.local_path(path))
 
 
 def kept_weights(storage: Storage, identity: Identity) -> Tensors:
-    """The weights a memory was made with. Raises DamagedFile when they are missing or altered."""
+    """The weights stored in a memory. Raises DamagedFile if they are missing or altered."""
     path = storage.local_path(identity.weights_path)
     try:
         tensors = safetensors.torch.load_file(str(path))

@@ -1,4 +1,4 @@
-"""All that any version to be read holds, forgotten entries and those of older versions included."""
+"""The entries of all retained versions, including forgotten entries and entries of older versions."""
 
 import base64
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from pipeline.store.tables.schemas import embedding_matrix, read_table
 
 @dataclass(frozen=True)
 class Duplicate:
-    """An entry that has the uri, the hash or the vector of a forgotten one, and stays; `same` says which of them."""
+    """An entry that remains and shares the uri, hash or vector of a forgotten one; `same` says which of them."""
 
     id: int
     uri: str
@@ -28,9 +28,9 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class EntryFacts:
-    """What some entries are, row by row: ids int64 [N] ascending, vectors float16 [N, D].
+    """The fields of some entries, row by row: ids int64 [N] ascending, vectors float16 [N, D].
 
-    `kept` are the values that they have in kept columns, as texts.
+    `kept` has the values of these entries by kept column, as texts.
     """
 
     ids_N: np.ndarray
@@ -43,7 +43,7 @@ class EntryFacts:
 
 
 def facts_of(log: VersionLog, inventory: Inventory, ids_N: np.ndarray) -> EntryFacts:
-    """What some entries are (ids int64 [N] ascending), from the versions looked at. Raises DamagedFile."""
+    """The fields of these entries (ids int64 [N] ascending), from the versions of the inventory. Raises DamagedFile."""
     wanted = pa.array(ids_N)
     found: dict[int, tuple[str, str, str | None, str, np.ndarray]] = {}
     kept: dict[str, set[str]] = {}
@@ -68,7 +68,7 @@ def facts_of(log: VersionLog, inventory: Inventory, ids_N: np.ndarray) -> EntryF
 
 
 def may_hold(file: FileRef, ids_N: np.ndarray) -> bool:
-    """Whether a file may have rows with any of some ids (int64 [N] ascending), going by its range of ids."""
+    """Whether a file may have rows with any of these ids (int64 [N] ascending), judged by its range of ids."""
     if not isinstance(file, RowsFile):
         return True
     at = int(np.searchsorted(ids_N, file.first_id))
@@ -76,7 +76,7 @@ def may_hold(file: FileRef, ids_N: np.ndarray) -> bool:
 
 
 class Catalogue:
-    """What every entry of every version is called: by its newest label, forgotten or not."""
+    """The uri, newest label and dataset of every entry of every version, forgotten entries included."""
 
     def __init__(self, log: VersionLog, state: State) -> None:
         inventory = Inventory.of(log, last=state.version)
@@ -87,7 +87,7 @@ class Catalogue:
         tables = [read_table(log.storage, file, columns).replace_schema_metadata() for file in files]
         schema = pa.schema(list(_TYPES.items()))
         rows = pa.concat_tables([pa.table(inline), *(table.cast(schema) for table in tables)])
-        # Rows that were compacted are there twice.
+        # Compacted rows occur twice.
         self._ids_N, first = np.unique(rows.column("id").to_numpy(), return_index=True)
         rows = rows.take(pa.array(first))
         self._uris, self._datasets = rows.column("uri"), rows.column("dataset")
@@ -104,7 +104,7 @@ class Catalogue:
         return next((int(entry_id) for entry_id in ids if int(entry_id) not in known), None)
 
     def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
-        """Ids of the entries with this uri, label or dataset (one of them), int64 [N]."""
+        """The ids of the entries with this uri, label or dataset (give exactly one), int64 [N]."""
         asked = ((self._names, label), (self._uris, uri), (self._datasets, dataset))
         [(column, wanted)] = [(column, name) for column, name in asked if name is not None]
         found_N: np.ndarray = self._ids_N[np.asarray(pc.fill_null(pc.equal(column, wanted), False))]
@@ -116,16 +116,16 @@ class Catalogue:
         return at_N[at_N >= 0].astype(np.int64), self._ids_N[at_N >= 0]
 
     def label_counts(self) -> np.ndarray:
-        """Entries of each label, int64 [C], in the order of `labels`."""
+        """The number of entries of each label, int64 [C], in the order of `labels`."""
         counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(self._names).to_pylist()}
         return np.array([counts[label] for label in self.labels], np.int64)
 
     def dataset_counts(self) -> dict[str, int]:
-        """Entries of each dataset."""
+        """The number of entries of each dataset."""
         return _counts(self._datasets)
 
     def counts_of(self, ids: np.ndarray) -> tuple[dict[str | None, int], dict[str, int]]:
-        """Some entries (ids int64 [N]) by label, None for those without one, and by dataset; the largest first."""
+        """Counts of these entries (ids int64 [N]) by label (None: no label) and by dataset, the largest first."""
         chosen = pa.array(np.isin(self._ids_N, ids))
         return _counts(self._names.filter(chosen)), _counts(self._datasets.filter(chosen))
 

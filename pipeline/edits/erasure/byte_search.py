@@ -1,7 +1,7 @@
-"""Finding vectors in bytes of any kind, whole and at whatever offset: what an erasure and its proof look for.
+"""Searches bytes of any kind for whole vectors at any offset. Erasures and their proofs use this search.
 
-Eight telling bytes of each vector are looked for at every offset at once, through a table of hashes that almost nothing
-else passes; only where they stand is the rest compared.
+Eight characteristic bytes of each vector are compared at every offset at once, through a table of hashes that hardly
+any other bytes pass. Only at offsets that match is the rest of the vector compared.
 """
 
 import numpy as np
@@ -13,17 +13,17 @@ from pipeline.store.storage.interface import Storage
 WORD = 8
 TABLE_BITS = 16
 COMPARED_AT_ONCE = 4_096
-FEW = 64  # offsets, below which comparing them one by one is faster
+FEW = 64  # up to so many offsets, comparing one by one is faster
 
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # 2**64 over the golden ratio: the upper bits of a product depend on all others
 _SHIFT = np.uint64(64 - TABLE_BITS)
 
 
 class VectorSearch:
-    """Looks for vectors (float16 [N, D]) as they would be written as float16, float32 or float64."""
+    """Searches for the bytes of vectors (float16 [N, D]), written as float16, float32 or float64."""
 
     def __init__(self, vectors_ND: np.ndarray) -> None:
-        self._texts: list[bytes] = []  # of every vector in every type, one type after the other
+        self._texts: list[bytes] = []  # the bytes of every vector in every dtype, one dtype after the other
         self._num_vectors = len(vectors_ND)
         self._is_short = vectors_ND.shape[1] * np.dtype(np.float16).itemsize < WORD
         tells, words = [np.empty(0, np.int64)], [np.empty(0, np.uint64)]
@@ -44,7 +44,7 @@ class VectorSearch:
         self._table[(self._keys * _SPREAD) >> _SHIFT] = True
 
     def rows_in(self, data: bytes) -> list[int]:
-        """Which of the vectors stand in some bytes, ascending."""
+        """The rows of the vectors whose bytes occur in `data`, ascending."""
         if self._is_short:
             return sorted({text % self._num_vectors for text, wanted in enumerate(self._texts) if wanted in data})
         found: set[int] = set()
@@ -65,7 +65,7 @@ class VectorSearch:
 
 
 def _stands(data: bytes, text: bytes, starts: np.ndarray) -> bool:
-    """Whether a text stands in the data at one of some offsets."""
+    """Whether `text` occurs in `data` at one of the offsets `starts`."""
     starts = starts[(starts >= 0) & (starts <= len(data) - len(text))]
     if len(starts) <= FEW:
         return any(data[start : start + len(text)] == text for start in starts.tolist())
@@ -78,7 +78,7 @@ def _stands(data: bytes, text: bytes, starts: np.ndarray) -> bool:
 
 
 def quantizer_holds(storage: Storage, trained: FileRef, vectors_ND: np.ndarray) -> bool:
-    """Whether any of some vectors (float16 [N, D]) stands in a trained index: its bytes, or a centroid that is one.
+    """Whether a trained index holds any of these vectors (float16 [N, D]): in its bytes, or as a centroid.
 
     Raises DamagedFile.
     """

@@ -1,8 +1,9 @@
-"""Erasing: what was forgotten leaves every file and every version, so that not even its bytes are left.
+"""Erases entries from every file and every version, so that not even their bytes remain.
 
-New files are written without it and a version naming them is committed; older versions are redacted to name them too,
-and only then the old files go (redact.py). A plan written before the commit lets whoever comes next finish an erasure
-that was killed; one that was killed before its commit has changed nothing.
+New files are written without the entries, and a version that names these files is committed. Then older versions are
+redacted to name them too, and only then the old files are deleted (redact.py). A plan is written before the commit.
+With it, another process can finish an erasure that was killed. An erasure that was killed before its commit has changed
+nothing.
 """
 
 import contextlib
@@ -77,7 +78,7 @@ def erase(
             eraser.give_up()
             raise
         except BaseException:
-            if not eraser.is_prepared:  # else the version may have been published
+            if not eraser.is_prepared:  # otherwise the version may have been published
                 eraser.give_up()
             raise
         redacted, removed = finish(log, eraser.plan, "forget --erase", on_progress)
@@ -94,7 +95,7 @@ def erase(
 
 
 def _give_up_builds(log: VersionLog, command: str) -> None:
-    """Remove what index builds left that were cut off: whole vectors among it, which no version names."""
+    """Remove the files of interrupted index builds: no version names them, and they hold whole vectors."""
     if any(map(is_build, log.storage.list(INDEX))):
         remove_garbage(log, take_census(log), command, lambda path: folder_at_the_top(path) == INDEX)
 
@@ -120,7 +121,7 @@ class _Eraser:
         self.forgotten = 0
 
     def gather(self, state: State) -> None:
-        """Read what the entries are, and which of their uris nothing else has."""
+        """Read the fields of the entries, and find which of their uris no other entry has."""
         self._all.walk(self._log, last=state.version)
         self.facts = facts_of(self._log, self._all, self._ids_N)
         if len(self.facts.ids_N) < len(self._ids_N):
@@ -131,10 +132,10 @@ class _Eraser:
         self._compare()
 
     def prepared(self, now: State) -> State:
-        """The state to commit, every file of it that held something written anew, and the plan that says so."""
+        """Rewrite every file that holds erased entries, write the plan, and return the state to commit."""
         self.is_prepared = False
         self._all.walk(self._log, last=now.version)
-        self._compare()  # what others added meanwhile may have a uri that was the erased entries' alone
+        self._compare()  # entries that other writers added meanwhile may share a uri with the erased ones
         todo = [file for file in self._all.of_kind(*WITH_IDS) if file.path not in self._seen]
         for done, file in enumerate(todo):
             self._progress(Progress("rewriting", done, len(todo)))
@@ -152,15 +153,15 @@ class _Eraser:
         return erased.model_copy(update={"rewrites": now.rewrites + 1, "erasures": erasures})
 
     def give_up(self) -> None:
-        """Remove what was written for an erasure that did not come about."""
+        """Remove the files written for an erasure that was not committed."""
         shards = [file for shard in self.plan.shards.values() for file in file_refs(shard)]
         written = [*(rewritten.by for rewritten in self.plan.files.values()), *shards]
         paths = {file.path for file in written if file is not None and self._lease.nonce in file.path}
-        with contextlib.suppress(VisualMemoryError, OSError):  # it is garbage, then
+        with contextlib.suppress(VisualMemoryError, OSError):  # files that remain are garbage
             self._storage.delete([self.plan.path, *sorted(paths)])
 
     def _compare(self) -> None:
-        """Note which entries that stay have a uri or a hash of those that are erased."""
+        """Find the remaining entries that share a uri or a hash with the erased ones."""
         uris, hashes = frozenset(self.facts.uris), frozenset(self.facts.hashes)
         wanted = pa.array(sorted(uris), pa.string()), pa.array(sorted(hashes), pa.string())
         found = [(s.id, s.uri, s.sha256) for s in self._all.singles.values() if s.uri in uris or s.sha256 in hashes]
@@ -178,7 +179,7 @@ class _Eraser:
         self.plan.uris = uris - self._uris_of_others
 
     def _rewritten(self, file: FileRef) -> Rewritten | None:
-        """The file without what is erased, or None when it holds nothing of it."""
+        """Write the file without the erased rows; None if it holds none of them."""
         kind = kind_of(file.path)
         by_uri = kind in ("plan", "rejected") and self.plan.uris
         if not by_uri and not may_hold(file, self._ids_N):
@@ -206,7 +207,7 @@ class _Eraser:
             return describe(path, local, table.num_rows)
 
     def _give_up_indexes(self, now: State) -> None:
-        """Give up every index in whose trained quantizer one of the vectors stands as it is."""
+        """Give up every index whose trained quantizer holds one of the vectors unchanged."""
         for file, shards in self._all.quantizers.values():
             if shards <= self.plan.stale or file.path in self._sound:
                 continue
@@ -217,7 +218,7 @@ class _Eraser:
                 self._sound.add(file.path)
 
     def _rewrite_shards(self, now: State) -> None:
-        """Write the shards of the index in use anew; those of indexes past are given up where they held anything."""
+        """Rewrite the shards of the index in use that hold erased entries; give up such shards of older indexes."""
         current = {shard.ids.path for shard in now.index.shards} if now.index else set()
         for path, shard in self._all.shards.items():
             if path in self.plan.shards or path in self.plan.stale or path in self._seen:

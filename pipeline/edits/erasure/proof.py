@@ -1,8 +1,8 @@
-"""The proof that something is forgotten: what was looked for, where, and what was found.
+"""Proves that entries are forgotten, and reports what was searched and what was found.
 
-Every file of the memory is read anew, decoded where its format is known, and searched for ids, uris, hashes, vectors
-and values of kept columns; the forgotten vectors themselves are asked about under every voting. Nothing here relies on
-what the erasure believes to have done.
+Every file of the memory is read again, decoded if its format is known, and searched for ids, uris, hashes, vectors and
+values of kept columns. The forgotten vectors are used as queries under every voting. The proof does not rely on the
+erasure's own record of its work.
 """
 
 import datetime
@@ -48,9 +48,10 @@ def prove(
     report: ErasureReport | None,
     on_progress: OnProgress = ignore_progress,
 ) -> Receipt:
-    """Look for what was forgotten in every file.
+    """Search every file for traces of the forgotten entries.
 
-    `answers` says what asking about it came to (asking.ask_about_forgotten); `report` is None where nothing was erased.
+    `answers` is the result of querying their vectors (asking.ask_about_forgotten). `report` is None if nothing was
+    erased.
     """
     files = log.storage.walk()
     traces = _Traces(log, state, erased)
@@ -88,7 +89,7 @@ def prove(
 
 
 class _Traces:
-    """What of some entries stands in files, but for what entries that stay have as well."""
+    """Finds traces of the erased entries in files. Values that remaining entries also have are not traces."""
 
     def __init__(self, log: VersionLog, state: State, erased: EntryFacts) -> None:
         self._log = log
@@ -105,7 +106,10 @@ class _Traces:
         self.duplicates: dict[int, Duplicate] = {}
 
     def note_duplicates(self, paths: Sequence[str]) -> None:
-        """Find the entries that have something of the forgotten ones and stay, before anything is held against them."""
+        """Find the remaining entries that share a uri, hash or vector with the erased ones.
+
+        Shared values are then not searched for, so call this before `look_into`.
+        """
         own_uris, own_hashes = set(self._uris), set(self._hashes)
         own_N = np.ones(len(self._erased.ids_N), bool)
         search = VectorSearch(self._erased.vectors_ND)
@@ -129,16 +133,16 @@ class _Traces:
         self._search = VectorSearch(self.own_vectors)
 
     def note_kept_by_others(self, paths: Sequence[str]) -> None:
-        """Leave out the values of kept columns that anything else has in the same column."""
+        """Exclude values of kept columns that any other row has in the same column."""
         for table in filter(None, map(self._table_in, paths if self._own_kept else ())):
             others = table.filter(pc.invert(pc.is_in(table.column("id"), self._ids)))
             for name in self._own_kept.keys() & {*table.column_names}:
                 self._own_kept[name] -= set(as_text(others.column(name)).unique().to_pylist())
 
     def look_into(self, path: str) -> None:
-        """Read a file and note what of the forgotten stands in it."""
+        """Read a file and record the traces in it."""
         if path == (self._state.weights.path if self._state.weights else ""):
-            return  # named by the hash of its tensors, which no image has a part in
+            return  # its name is the hash of the weights' tensors, which do not depend on any image
         data = self._read(path)
         table = _as_table(data)
         if table is not None:
@@ -153,11 +157,11 @@ class _Traces:
                 self._look_into_text(path, data)
 
     def any_held_by(self, covers: Callable[[str], bool]) -> bool:
-        """Whether anything was found in a file that a lease covers."""
+        """Whether a file that a lease covers holds a trace."""
         return any(covers(found.path) for found in self.found)
 
     def _read(self, path: str) -> bytes:
-        """The bytes of a file, none for one that is gone since it was listed."""
+        """The bytes of a file; empty if it was deleted after it was listed."""
         try:
             return self._log.storage.read(path)
         except DamagedFile:
@@ -169,7 +173,7 @@ class _Traces:
         return _as_table(self._read(path))
 
     def _like_erased(self, table: pa.Table, search: VectorSearch) -> Iterator[tuple[int, str, str, bytes]]:
-        """Rows of an entries file that have the uri, the hash or the vector of an erased entry: id and these three."""
+        """The id, uri, hash and vector of rows that share a uri, hash or vector with an erased entry."""
         vectors_ND = np.ascontiguousarray(embedding_matrix(table.column("embedding")))
         same_N = pc.or_(
             pc.is_in(table.column("uri"), pa.array(sorted(self._uris), pa.string())),
@@ -182,7 +186,7 @@ class _Traces:
             yield entry_id, uri, sha256, vectors_ND[row].tobytes()
 
     def _look_into_rows(self, path: str, table: pa.Table) -> None:
-        """Every column, whatever it is called."""
+        """Search every column, whatever its name."""
         strings = pa.array(sorted(self._own_uris | self._own_hashes), pa.string())
         for name, column in zip(table.column_names, table.columns, strict=True):
             if pa.types.is_int64(column.type):
@@ -199,7 +203,7 @@ class _Traces:
     def _look_into_array(self, path: str, data: bytes) -> None:
         try:
             array = np.load(io.BytesIO(data), allow_pickle=False)
-        except UNREADABLE:  # it is damaged, and looked at as it is
+        except UNREADABLE:  # the file is damaged: search its raw bytes
             array = np.empty(0, np.float16)
         if array.dtype.kind in "iu":
             self._note(path, "id", int(np.isin(array, self._erased.ids_N).sum()))
@@ -222,7 +226,7 @@ class _Traces:
 
 
 def _as_table(data: bytes) -> pa.Table | None:
-    """The rows of a Parquet or Arrow file, known by its first bytes; None for what is neither, or not whole."""
+    """The rows of a Parquet or Arrow file, detected by its first bytes; None for other and for damaged files."""
     try:
         if data.startswith(b"PAR1"):
             table = pq.read_table(io.BytesIO(data))
@@ -252,7 +256,7 @@ def _quantizer(log: VersionLog, state: State, own_vectors_ND: np.ndarray) -> dic
 
 
 def _strings(text: str) -> list[str]:
-    """Every string of a JSON document and every word of those with several, or the words of what is no JSON."""
+    """Every string of a JSON document and the words of strings with several; for other text, its words."""
     try:
         document = json.loads(text)
     except ValueError:
@@ -273,9 +277,9 @@ def _strings(text: str) -> list[str]:
 
 
 def _words_of_a_shell(text: str) -> list[str]:
-    """The words of a command, and what follows "=" in each."""
+    """The words of a shell command, and the text after "=" in each."""
     try:
         words = shlex.split(text)
-    except ValueError:  # no closing quotation: it is no command
+    except ValueError:  # no closing quotation: the text is not a command
         return []
     return words + [word.partition("=")[2] for word in words]

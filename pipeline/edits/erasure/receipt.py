@@ -1,4 +1,4 @@
-"""The receipt of a proof: what was asked, what was done and what was seen, as a document and to be read by people."""
+"""The receipt of a proof: the request, the actions and the findings, as a JSON document and as text for people."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from pipeline.edits.erasure.all_versions import Duplicate
 
 @dataclass(frozen=True)
 class Trace:
-    """Something forgotten that still stands in a file: an id, a uri, a hash, a vector or the value of a kept column."""
+    """A trace of a forgotten entry in a file: an id, a uri, a hash, a vector or the value of a kept column."""
 
     path: str
     what: str
@@ -19,7 +19,7 @@ class Trace:
 
 @dataclass(frozen=True)
 class Receipt:
-    """What was asked, what was done and what was seen. `proven` says that nothing was found that should not be."""
+    """The request, the actions and the findings. `proven` says that no trace was found that must not exist."""
 
     memory: str
     version: int
@@ -41,7 +41,7 @@ class Receipt:
 
     @property
     def proven(self) -> bool:
-        """For what was asked: of an erasure the bytes too, of forgetting alone the answers."""
+        """Whether the request is proven: no answer returns the entries; after an erasure no trace of them remains."""
         held = self.quantizer is not None and self.quantizer["holds_a_vector"]
         gone = not (self.found or self.noncurrent_versions or self.work_under_way or held)
         return not self.answers["returned"] and (gone or not self.erased)
@@ -50,7 +50,7 @@ class Receipt:
         return {"proven": self.proven, **asdict(self)}
 
     def to_text(self) -> str:
-        """The receipt to be read by people."""
+        """The receipt as text for people."""
         verb = "erased" if self.erased else "forgotten"
         noun = "entry" if len(self.entries) == 1 else "entries"
         lines = [

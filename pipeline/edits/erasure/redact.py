@@ -1,6 +1,7 @@
-"""Carrying an erasure to its end: older versions are redacted, then the files go that held what is erased.
+"""Finishes a committed erasure: redacts older versions, then deletes the files that held the erased entries.
 
-Whoever finds the plan of a committed erasure can do so; each step leaves things so that beginning anew ends the same.
+Any process that finds the plan of a committed erasure can finish it. Every step is idempotent: after a crash, start
+again from the plan.
 """
 
 import contextlib
@@ -34,21 +35,25 @@ from pipeline.store.tables.schemas import read_table
 
 
 def finish_erasures(log: VersionLog, command: str = "verify --clean") -> int:
-    """Carry on with erasures that were committed and killed; how many. Raises CommitConflict for one under way."""
+    """Finish erasures that were killed after their commit; return their number.
+
+    The plans of erasures that were killed before their commit are removed. Raises CommitConflict while another process
+    is erasing.
+    """
     finished = 0
     for name in log.storage.list(ERASURES):
         nonce, path = nonce_of(name), f"{ERASURES}/{name}"
         with Lease(log.storage, "finish an erasure") as lease:
-            lease.hold(path)  # before looking who else does: of two that come at once, one sees the other
+            lease.hold(path)  # before reading other leases: of two processes at once, at least one sees the other
             records = [record for record in read_leases(log.storage) if record.nonce != lease.nonce]
             holders = [record for record in records if record.nonce == nonce or path in record.holds]
             for record in live_leases(log.storage, holders):
                 raise CommitConflict(f"{record.process} is erasing right now: wait until it is done")
             if not log.storage.exists(path):
-                continue  # whoever had it has just finished
+                continue  # another process has just finished it
             state = log.latest()
             broken = BreakLeases(leases=tuple(record.nonce for record in holders if record.nonce == nonce))
-            if nonce not in state.erasures and broken.leases:  # it may be stopped rather than dead, and commit yet
+            if nonce not in state.erasures and broken.leases:  # a process that is stopped, not dead, could still commit
                 state = log.commit(state, command, functools.partial(_breaking, broken))
             log.storage.delete([record.path for record in holders])
             if nonce in state.erasures:
@@ -79,16 +84,16 @@ def _breaking(broken: BreakLeases, *_: object) -> list[BreakLeases]:
 def finish(
     log: VersionLog, plan: ErasurePlan, command: str, on_progress: OnProgress = ignore_progress
 ) -> tuple[int, list[str]]:
-    """Redact the older versions, then remove the files that none of them needs any more, and last the plan.
+    """Redact the older versions, then remove the files that no version needs any more, and last the plan.
 
-    Each step leaves things so that beginning anew ends the same. Returns how many versions were redacted, and the paths
-    removed.
+    Every step is idempotent: after a crash, start again from the plan. Returns how many versions were redacted, and the
+    removed paths.
     """
     redacted = _redact(log, plan, on_progress)
     removed = [path for path in _stale_marks(log, plan) if log.storage.exists(path)]
     _redact_reservations(log, plan)
     census = take_census(log)
-    removed += _replaced(plan, census)  # whoever holds these cannot commit any more
+    removed += _replaced(plan, census)  # no holder of these files can commit any more
     log.storage.delete(removed)
     hiding = {number for number in census.unfinished if _plans_erased(log.storage, number, plan)}
     spared = tuple(segment_folder(number) for number in census.unfinished if number not in hiding)
@@ -118,11 +123,11 @@ def _redact(log: VersionLog, plan: ErasurePlan, on_progress: OnProgress) -> int:
 
 
 def _redactions(log: VersionLog, plan: ErasurePlan, kept: range) -> Iterator[tuple[Commit, Commit]]:
-    """Every commit with what it is without what is erased; checkpoints are without it already."""
+    """Every commit with its redacted form. The checkpoints must be redacted already."""
     before = State() if kept[0] == 1 else log.read_checkpoint(kept[0])
     for commit in log.commits(kept):
         if commit.version == kept[0] != 1:
-            without, _ = plan.commit(commit, before)  # what came before is not known
+            without, _ = plan.commit(commit, before)  # the state before the first retained version is unknown
             rows = {"rows_before": commit.rows_before, "rows_after": before.num_live}
             without = without.model_copy(update=rows)
         else:
@@ -131,7 +136,7 @@ def _redactions(log: VersionLog, plan: ErasurePlan, kept: range) -> Iterator[tup
 
 
 def _replaced(plan: ErasurePlan, census: Census) -> list[str]:
-    """Files that something was written in the place of, and those of shards and indexes that are given up."""
+    """Files that were rewritten, and the files of rewritten shards and of indexes that are given up."""
     folders = (*map(folder_of, plan.shards), *map(generation_of, plan.stale))
     old = (path for path in census.files if path in plan.files or path.startswith(folders))
     return [path for path in old if path not in census.named]
@@ -142,7 +147,7 @@ def _touched_segments(plan: ErasurePlan) -> set[int]:
 
 
 def _stale_marks(log: VersionLog, plan: ErasurePlan) -> Iterator[str]:
-    """Completion marks that name files which are no more: they have served since the segment was committed."""
+    """Completion marks of rewritten segments. They name old files, and a committed segment does not need them."""
     for number in _touched_segments(plan):
         folder = marks_folder(segment_folder(number))
         yield from (f"{folder}{name}" for name in log.storage.list(folder))
@@ -160,19 +165,19 @@ def _redact_reservations(log: VersionLog, plan: ErasurePlan) -> None:
 
 
 def _plans_erased(storage: Storage, number: int, plan: ErasurePlan) -> bool:
-    """Whether an add that was interrupted was to remember what is erased: then it cannot go on."""
+    """Whether an interrupted add plans erased images, or cannot be read: then it cannot continue."""
     reservation = reservations.read_reservation(storage, number)
     if reservation is None:
         return True
     try:
-        # What the memory held when a plan was made lies beside it, with the hashes of what is erased now.
+        # `held` lists the digests that the memory held when the add was planned: they can include erased images.
         return reservation.held is not None or _plans(storage, reservation, plan.uris)
     except DamagedFile:
         return True
 
 
 def _plans(storage: Storage, reservation: reservations.Reservation, uris: Collection[str]) -> bool:
-    """Whether an add was to remember any of some uris, by itself or in a container. Raises DamagedFile."""
+    """Whether an add plans any of these uris, as an image file or inside a container. Raises DamagedFile."""
     inside = {uri.partition("#")[0] for uri in uris if "#" in uri}
     for file, wanted in ((reservation.plan, uris), (reservation.containers, inside)):
         if file is not None and wanted:
@@ -183,12 +188,12 @@ def _plans(storage: Storage, reservation: reservations.Reservation, uris: Collec
 
 
 def work_on_erased(storage: Storage, uris: Iterable[str]) -> list[str]:
-    """Adds under way, by living processes, that plan some of these uris."""
+    """The live leases of adds that plan any of these uris, each as text."""
     wanted = set(uris)
     found = []
     for record in live_leases(storage, read_leases(storage)):
         for held in filter(None, map(in_segment, record.holds)):
-            with contextlib.suppress(DamagedFile):  # it has come to an end
+            with contextlib.suppress(DamagedFile):  # the add has ended meanwhile
                 reservation = reservations.read_reservation(storage, held.number)
                 if reservation is not None and _plans(storage, reservation, wanted):
                     found.append(str(record))
