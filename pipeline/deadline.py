@@ -1,8 +1,8 @@
-"""How long an answer is waited for. Long work looks at it between its steps, so that nothing is worked at for nobody.
+"""Deadlines of questions. Long work checks its deadline between steps, so that no work is done for an unwanted answer.
 
-A deadline travels between processes as the seconds that are left, never as a time of day: clocks of two machines
-differ. Whoever carries a question out holds its deadline for as long; `look`, anywhere below, ends the work when it is
-over. Where nothing is held (the library, the command line) `look` does nothing.
+A deadline is sent to another process as the remaining seconds, never as a time of day: the clocks of two machines
+differ. The thread that answers a question holds its deadline (`held`). A call of `look` at any depth below raises
+TooLate when the deadline is over. If no deadline is held (the library, the command line), `look` does nothing.
 """
 
 import math
@@ -15,7 +15,7 @@ from pipeline.errors import TooLate
 
 
 class Deadline:
-    """When an answer is of no use any more; `give_up` makes that now, from any thread."""
+    """The time after which an answer is useless. Any thread may call `give_up`, which ends it at once."""
 
     def __init__(self, seconds: float = math.inf) -> None:
         self._until = time.monotonic() + seconds
@@ -23,15 +23,15 @@ class Deadline:
 
     @property
     def left(self) -> float:
-        """Seconds that are left, less than 0 when it is over."""
+        """The remaining seconds; negative when the deadline is over."""
         return -1.0 if self._given_up else self._until - time.monotonic()
 
     def give_up(self) -> None:
-        """End the work, as nobody waits for it."""
+        """End the deadline now, because nobody waits for the answer."""
         self._given_up = True
 
     def look(self) -> None:
-        """Raises TooLate when it is over."""
+        """Raises TooLate if the deadline is over."""
         if self.left < 0:
             raise TooLate("the question was not answered in time: ask for less at once, or give it more time")
 
@@ -44,7 +44,7 @@ _HELD: ContextVar[tuple[Deadline, ...]] = ContextVar("HELD", default=())
 
 @contextmanager
 def held(*deadlines: Deadline) -> Iterator[None]:
-    """Whatever this thread works at in the block ends when the first of these is over."""
+    """In the block, `look` raises TooLate in this thread when the first of these deadlines is over."""
     before = _HELD.set((*_HELD.get(), *deadlines))
     try:
         yield
@@ -53,11 +53,11 @@ def held(*deadlines: Deadline) -> Iterator[None]:
 
 
 def is_watched() -> bool:
-    """Whether this thread works at something that may end before it is done."""
+    """Whether this thread holds a deadline."""
     return bool(_HELD.get())
 
 
 def look() -> None:
-    """Raises TooLate where this thread works at what nobody waits for any more. To be called between steps."""
+    """Raises TooLate if a deadline of this thread is over. Long work must call it between steps."""
     for deadline in _HELD.get():
         deadline.look()

@@ -1,4 +1,4 @@
-"""Every error a user can cause or meet, as one tree.
+"""All errors of the library, as one tree.
 
     VisualMemoryError
     ├── UsageError          an option has a value that can never work            (exit status 2)
@@ -8,29 +8,29 @@
     ├── MemoryMissing       there is no memory at this URI, or no such version of it
     │   └── FirstAddUnfinished  its first add has not been committed yet
     ├── StorageError        the place of a memory cannot be reached, written to, or relied upon
-    │   └── NotPermitted        it can, but this user, or these credentials, may not
+    │   └── NotPermitted        this user, or these credentials, lack the permission
     ├── FormatError         the memory was written in a format this release does not read
     ├── DamagedFile         a file of the memory is missing, cut short or altered
     │   └── MissingFile         it is not there
-    ├── MissingExtra        a library is not installed that an extra of the package brings
+    ├── MissingExtra        a library is not installed; an extra of the package brings it
     ├── UnknownName         an id, uri, label, dataset or label set that the memory does not hold
     ├── IndexBuildError     no index can be built, or none reaches the recall asked for
     ├── WorkerError         a process that worked for this one died
-    ├── Unavailable         a server, or a part of it, does not answer just now        (HTTP 503)
-    │   ├── Overloaded          it has more to do than it can in time                 (HTTP 429)
-    │   ├── Superseded          it answers by a newer version than the one asked about
+    ├── Unavailable         a server, or a part of it, cannot answer now              (HTTP 503)
+    │   ├── Overloaded          it has more requests than it can answer in time       (HTTP 429)
+    │   ├── Superseded          it has moved on to a newer version than the requested one
     │   ├── TooLate             a question was not answered before its deadline
-    │   └── QuestionFailed      a question met a fault that nobody foresaw; others are answered
-    ├── ClusterError        a Ray cluster cannot be reached, refuses the token, or knows no such job
-    └── CommitConflict      another writer changed what this one had built upon
+    │   └── QuestionFailed      a question met an unexpected error; other questions are answered
+    ├── ClusterError        a Ray cluster cannot be reached, refuses the token, or does not have the job
+    └── CommitConflict      another writer changed the state that this commit was based on
 
-Each message is one sentence that says what is wrong, where, and what to do about it. It names parameters in backticks,
-as Python spells them; the command line shows them as options (jobs/terminal/options.py), HTTP as fields.
+Each message is one sentence: what is wrong, where, and what to do about it. It has parameter names in backticks, as in
+Python; the command line shows them as options (jobs/terminal/options.py), HTTP as fields.
 """
 
 
 class VisualMemoryError(Exception):
-    """The root: whatever the library raises on purpose. `field` is the part of a request it is about, if one is."""
+    """The base of all errors that the library raises on purpose. `field` is the request field it is about, or None."""
 
     field: str | None = None
 
@@ -60,11 +60,11 @@ class FirstAddUnfinished(MemoryMissing):
 
 
 class StorageError(VisualMemoryError):
-    """The place of a memory cannot be reached, refuses the credentials, or lacks what a memory needs of it."""
+    """The place of a memory cannot be reached, refuses the credentials, or lacks a feature that a memory needs."""
 
 
 class NotPermitted(StorageError):
-    """A file of a memory may not be read or written by this user, or with these credentials; it need not be damaged.
+    """This user, or these credentials, may not read or write a file of a memory. The file is not known to be damaged.
 
     `path` is the file or folder in the memory, empty for the memory itself.
     """
@@ -81,7 +81,7 @@ class DamagedFile(VisualMemoryError):
 
 
 class MissingFile(DamagedFile):
-    """A file of the memory is not there. `path` is where it should be in the memory."""
+    """A file of the memory is missing. `path` is its path in the memory."""
 
     def __init__(self, message: str, path: str) -> None:
         super().__init__(message, path)
@@ -92,7 +92,7 @@ class MissingFile(DamagedFile):
 
 
 class MissingExtra(VisualMemoryError):
-    """A library that an extra of the package brings is not installed. The message names the extra."""
+    """A library is not installed that an extra of the package installs. The message names the extra."""
 
 
 class UnknownName(VisualMemoryError):
@@ -108,7 +108,7 @@ class WorkerError(VisualMemoryError):
 
 
 class Unavailable(VisualMemoryError):
-    """A server, or a part of it, does not answer just now: it may be asked again after `retry_seconds`."""
+    """A server, or a part of it, cannot answer now. The client may retry after `retry_seconds`."""
 
     def __init__(self, message: str, retry_seconds: float = 1.0) -> None:
         super().__init__(message, retry_seconds)
@@ -119,24 +119,24 @@ class Unavailable(VisualMemoryError):
 
 
 class Overloaded(Unavailable):
-    """A server has more to do than it can in time."""
+    """A server has more requests than it can answer in time."""
 
 
 class Superseded(Unavailable):
-    """A version is answered by no more, for there is a newer one: a server goes on to it and asks again."""
+    """A process no longer answers with this version, as there is a newer one. The server loads that and asks again."""
 
 
 class TooLate(Unavailable):
-    """A question was not answered before its deadline, and is worked at no longer."""
+    """A question was not answered before its deadline, and the work on it has ended."""
 
 
 class QuestionFailed(Unavailable):
-    """A question met a fault that nobody foresaw, which the log of the server tells; others are answered."""
+    """A question met an unexpected error, which is in the server's log; other questions are answered."""
 
 
 class ClusterError(VisualMemoryError):
-    """A Ray cluster cannot be reached, refuses the token, or knows no such job."""
+    """A Ray cluster cannot be reached, refuses the token, or does not have the job."""
 
 
 class CommitConflict(VisualMemoryError):
-    """Another writer changed what this one had built upon."""
+    """Another writer changed the state that this commit was based on."""

@@ -1,16 +1,16 @@
-"""Loggers whose lines hold no control characters, whatever a label, a uri or a file's name in them does."""
+"""Loggers that write no control characters, even if a label, a uri or a file name in a line has some."""
 
 import logging
 import re
 
-# Those that would move the cursor, colour a terminal, begin another line, or show text in another order than it is
-# written; a traceback keeps its lines.
+# Characters that move the cursor, colour a terminal, begin a new line, or change the order in which text is shown. In
+# tracebacks line breaks are allowed.
 CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 _CONTROLS_OF_LINES = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 def plain_logger(name: str) -> logging.Logger:
-    """The logger of this name, which writes control characters as escapes from now on."""
+    """The logger of this name. From now on it writes control characters as escapes."""
     logger = logging.getLogger(name)
     if not any(isinstance(known, _Plain) for known in logger.filters):
         logger.addFilter(_Plain())
@@ -26,6 +26,6 @@ class _Plain(logging.Filter):
 
 
 def escaped(found: re.Match[str]) -> str:
-    """A character that was found, as its number."""
+    """The escape of a matched character, with its number in hexadecimal."""
     number = ord(found[0])
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"

@@ -1,4 +1,4 @@
-"""How long work tells its caller where it stands. The library reports; the caller draws."""
+"""Progress reports of long work to its caller. The library reports; the caller displays."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """One moment of a piece of work.
+    """The progress of some work at one moment.
 
-    `done` and `total` count rows of `stage`; `rejected` of the done ones could not become entries. `total` is None
-    while nobody knows it: a listing has no end before it is reached, and an archive is counted by reading it. Then
-    `archives_done` of `archives` say how far the work is, where it is about archives (0 of 0 where it is not).
+    `done` and `total` count rows of `stage`; `rejected` of the done rows could not become entries. `total` is None
+    while it is unknown: before a listing ends, or while archives are still unread. In work on archives, `archives_done`
+    of `archives` then show the progress (0 of 0 in other work).
     """
 
     stage: str
@@ -22,7 +22,7 @@ class Progress:
 
     @property
     def is_complete(self) -> bool:
-        """Whether the stage has reached an end that is known."""
+        """Whether `total` is known and all rows of the stage are done."""
         return self.total is not None and self.done >= self.total
 
 
@@ -30,4 +30,4 @@ OnProgress = Callable[[Progress], None]
 
 
 def ignore_progress(_: Progress) -> None:
-    """The listener for callers who want none."""
+    """A listener that does nothing."""

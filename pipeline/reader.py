@@ -179,20 +179,18 @@ class Reader:
             UsageError: A value can never work.
             IndexBuildError: The memory has fewer than 4,096 entries, or no index meets the limits.
         """
-        from pipeline.index.build.capacity import plan_capacity
+        from pipeline.index.build.capacity import CapacityGoal, plan_capacity
 
         state = self.state()
-        return plan_capacity(
-            self.log.storage,
-            state.entries_files(),
-            state.identity.dimension if state.identity else 0,
-            rows,
+        goal = CapacityGoal(
+            rows=rows,
             memory_per_node=memory_per_node,
             target_recall=target_recall,
             queries_per_second=queries_per_second,
             max_latency_ms=max_latency_ms,
-            on_progress=on_progress,
         )
+        dimension = state.identity.dimension if state.identity else 0
+        return plan_capacity(self.log.storage, state.entries_files(), dimension, goal, on_progress)
 
     def index_candidates(self) -> Table | None:
         """The table of keys that the index of the version that is read was chosen from.
@@ -385,7 +383,7 @@ class Reader:
             print(report.decided, report.rejected, report.version)
         """
         from pipeline.embeddings.tally import check_max_rejected
-        from pipeline.questions.bulk import run
+        from pipeline.questions.bulk import begun_balance, run
 
         check_max_rejected(max_rejected)
         where = runner_of(runner)
@@ -393,16 +391,18 @@ class Reader:
         snapshot = self._snapshot(asked.label_set, asked.where, asked.assume)
         state, live = snapshot.state, snapshot.live
         answering.check_what_ifs(live, asked)
-        if asked.balance == "auto":  # found once, not for each part
-            asked = asked.balanced_by(answering.best_balance(live, asked.k, asked.rule, self._digests(state)))
+        if asked.balance == "auto":  # measured once, not for each part, nor again when the job goes on
+            begun = begun_balance(str(out))
+            if begun is None:
+                begun = answering.best_balance(live, asked.k, asked.rule, self._digests(state))
+            asked = asked.balanced_by(begun)
         listing = list_source(
             str(source), Labels(labels), (), ImageChoice(tuple(exclude_files), image_extension), on_progress
         )
         self._check_given(listing, state)
         encoder = self.encoder() if listing.holds_images else None
         return run(
-            self.log.storage,
-            state,
+            snapshot,
             listing,
             labels,
             asked,
@@ -582,14 +582,11 @@ class Reader:
             live,
             np.stack([vector for vector, _ in asked]),
             [truth for _, truth in asked],
-            ks,
-            rule,
+            answering.Scoring(ks, votings, rule, auto_balance=balance == "auto"),
             state.version,
             self._digests(state),
             asked_digests_Q=digests_in(pa.array([sha256s[row] for row in known], pa.string())),
             skipped=done - len(asked),
-            votings=votings,
-            auto_balance=balance == "auto",
         )
         return replace(found, unreadable=rejected, without_word=sum(label is not None for label in said) - len(asked))
 

@@ -1,4 +1,4 @@
-"""What was worked out lately, kept up to a number of bytes, and worked out once for all who ask at the same time."""
+"""A cache of recent results, limited in bytes. Concurrent callers for one key wait for a single computation."""
 
 import threading
 from collections.abc import Callable, Hashable
@@ -6,15 +6,15 @@ from typing import Generic, TypeVar
 
 from pipeline.deadline import look
 
-SECONDS_BETWEEN_LOOKS = 0.05  # at the deadline of whoever waits for another's work
+SECONDS_BETWEEN_LOOKS = 0.05  # at the deadline, while waiting for another thread's result
 
 Value = TypeVar("Value")
 
 
 class Recent(Generic[Value]):
-    """Values by their keys, the ones asked for last. To be used from any thread.
+    """The most recently used values by key. Any thread may use it.
 
-    The last one is kept however large it is; of the others as many as fit into `max_bytes`.
+    The last value always stays in the cache, even if it is larger than `max_bytes`. Older ones stay while they fit.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -29,19 +29,19 @@ class Recent(Generic[Value]):
 
     @property
     def num_bytes(self) -> int:
-        """What all of them take."""
+        """The size of all values in the cache."""
         return self._bytes
 
     def get(self, key: Hashable) -> Value | None:
-        """The value of a key, None where it is not kept."""
+        """The value of a key; None if it is not in the cache."""
         with self._lock:
             if key not in self._kept:
                 return None
-            self._kept[key] = value, _ = self._kept.pop(key)  # the last asked for comes last
+            self._kept[key] = value, _ = self._kept.pop(key)  # the last used comes last
             return value
 
     def put(self, key: Hashable, value: Value, num_bytes: int) -> None:
-        """Keep a value of so many bytes."""
+        """Put a value of `num_bytes` into the cache."""
         with self._lock:
             self._bytes -= self._kept.pop(key, (None, 0))[1]
             self._kept[key] = value, num_bytes
@@ -50,15 +50,15 @@ class Recent(Generic[Value]):
                 self._bytes -= self._kept.pop(next(iter(self._kept)))[1]
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Remove all values."""
         with self._lock:
             self._kept.clear()
             self._bytes = 0
 
     def get_or_make(self, key: Hashable, make: Callable[[], Value], num_bytes: Callable[[Value], int]) -> Value:
-        """The value of a key, made where it is not kept; who asks while another makes it waits for that.
+        """The value of a key, made if it is not in the cache. If another thread is making it, this one waits for it.
 
-        Raises TooLate where the deadline of this thread is over first, and whatever `make` raises.
+        Raises TooLate if the deadline of this thread is over first, and any error that `make` raises.
         """
         while True:
             value = self.get(key)
@@ -71,7 +71,7 @@ class Recent(Generic[Value]):
                     break
             while not made.wait(SECONDS_BETWEEN_LOOKS):
                 look()
-            look()  # the other may have failed, or given up: then this one makes it
+            look()  # the other thread may have failed or given up: then this one makes the value
         try:
             value = make()
             self.put(key, value, num_bytes(value))

@@ -30,7 +30,7 @@ from pipeline.images.labels.labels import Labels
 from pipeline.resources import available_cpus
 from pipeline.store.lookup.digests import digests_in
 from pipeline.store.lookup.frozen_digests import FrozenDigests
-from pipeline.store.segments.part_marks import DUPLICATE, PartMark, publish_part
+from pipeline.store.segments.part_marks import DUPLICATE, PartMark, PartWork, publish_part
 from pipeline.store.segments.reservations import Reservation, read_container, read_numerics, read_plan
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.ids import MAX_ROWS, part_ids
@@ -170,12 +170,14 @@ class PartEmbedder:
             embedded.rejected(),
             self._pictures(embedded) if self._reservation.thumbnails else None,
             self._offsets(embedded),
-            seconds=stages.to_json(),
-            node=self._node,
-            decoded_on=embedded.decoded_on,
-            unlabelled=embedded.unlabelled,
-            noted=embedded.notes.counts() if embedded.notes else None,
-            duplicates=duplicates,
+            PartWork(
+                seconds=stages.to_json(),
+                node=self._node,
+                decoded_on=embedded.decoded_on,
+                unlabelled=embedded.unlabelled,
+                noted=embedded.notes.counts() if embedded.notes else {},
+                duplicates=duplicates,
+            ),
         )
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})

@@ -194,27 +194,35 @@ def classify(
     return decide(find_neighbors(live, vectors_QD, question.k, restrictions), voters, answering, uris)
 
 
+@dataclass(frozen=True)
+class Scoring:
+    """What to score: each voting at each k. With `auto_balance` the balance of `rule` is measured first."""
+
+    ks: Sequence[int]
+    votings: Sequence[Voting] = VOTINGS
+    rule: VotingRule = VotingRule()
+    auto_balance: bool = False
+
+
 def evaluate(
     live: LiveEntries,
     vectors_QD: np.ndarray,
     truths: Sequence[str],
-    ks: Sequence[int],
-    rule: VotingRule,
+    scoring: Scoring,
     version: int,
     digests: Digests,
     *,
     asked_digests_Q: np.ndarray | None = None,
     skipped: int = 0,
-    votings: Sequence[Voting] = VOTINGS,
-    auto_balance: bool = False,
 ) -> Evaluation:
     """Score queries with known labels. A label the memory does not have counts as wrong.
 
-    With the digests of what is asked about (uint64 [Q]) those queries are counted that the memory holds by their bytes.
+    With the digests of the query images (uint64 [Q]) the evaluation counts those whose bytes the memory holds.
     """
+    ks, rule = scoring.ks, scoring.rule
     codes = {label: code for code, label in enumerate(live.labels)}
     extra = {label: len(codes) + i for i, label in enumerate(sorted(set(truths) - set(codes)))}
-    if auto_balance:
+    if scoring.auto_balance:
         rule = replace(rule, balance=best_balance(live, max(ks), rule, digests))
     for k in ks:
         check_k(k)
@@ -223,7 +231,7 @@ def evaluate(
     truths_Q = np.array([(codes | extra)[label] for label in truths], np.int64)
     counts = np.concatenate([live.label_counts(), np.zeros(len(extra), np.int64)])
     asked = LabelledNeighbors(retrieved.similarities_QK, retrieved.codes_QK, truths_Q, counts)
-    evaluation = _evaluation(asked, live, names, rule, ks, votings, version, skipped)
+    evaluation = _evaluation(asked, live, names, replace(scoring, rule=rule), version, skipped)
     if asked_digests_Q is None:
         return evaluation
     held = copies_among(live, digests, retrieved, asked_digests_Q).any(axis=1)
@@ -265,7 +273,7 @@ def evaluate_leave_one_out(
             way = f"the others do not satisfy where: {live.where}" if live.whole.label_counts().any() else way
         raise SourceError(f"the memory has no entry with a label{_in_set(live)} to ask about: {way}")
     asked = _leave_one_out(live, ids, max(ks), digests)
-    return _evaluation(asked, live, live.labels, rule, ks, votings, version, 0)
+    return _evaluation(asked, live, live.labels, Scoring(ks, votings, rule), version, 0)
 
 
 def best_balance(live: LiveEntries, k: int, rule: VotingRule, digests: Digests) -> float:
@@ -323,12 +331,11 @@ def _evaluation(
     asked: LabelledNeighbors,
     live: LiveEntries,
     names: Sequence[str],
-    rule: VotingRule,
-    ks: Sequence[int],
-    votings: Sequence[Voting],
+    scoring: Scoring,
     version: int,
     skipped: int,
 ) -> Evaluation:
+    rule, ks, votings = scoring.rule, scoring.ks, scoring.votings
     scores = score_all(asked, rule, sorted(set(ks)), votings)
 
     def named(find_neighbors: Score) -> dict[str, float]:

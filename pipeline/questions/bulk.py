@@ -33,10 +33,11 @@ from pipeline.images.sources.listing import Listing
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.questions import answering
+from pipeline.questions.snapshot import Snapshot
 from pipeline.store.layout import FOLDERS_OF_A_JOB, JOB, ROWS_OF_A_JOB
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
-from pipeline.store.segments.part_marks import PartMark, publish, read_marks
+from pipeline.store.segments.part_marks import PartMark, PartWork, publish, read_marks
 from pipeline.store.segments.reservations import Reservation, SegmentSpec, freeze
 from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
 from pipeline.store.storage.open_storage import open_storage
@@ -189,15 +190,8 @@ class _Decider:
         tables = {"decisions": pa.Table.from_pylist(rows, schema=DECISIONS), "rejected": embedded.rejected()}
         began = time.perf_counter()
         seconds = stages.to_json()
-        mark = publish(
-            self._work.out,
-            self._work.reservation,
-            part,
-            tables,
-            seconds=seconds,
-            node=self._node,
-            decoded_on=embedded.decoded_on,
-        )
+        work = PartWork(seconds=seconds, node=self._node, decoded_on=embedded.decoded_on)
+        mark = publish(self._work.out, self._work.reservation, part, tables, work)
         stages.writing = time.perf_counter() - began
         return mark.model_copy(update={"seconds": stages.to_json()})
 
@@ -215,8 +209,7 @@ def _columns(decision: Decision) -> dict:
 
 
 def run(
-    memory: Storage,
-    state: State,
+    snapshot: Snapshot,
     listing: Listing,
     labels: str,
     question: Question,
@@ -230,8 +223,8 @@ def run(
     Raises UsageError when other decisions lie there, and SourceError when too many images are rejected.
     """
     began = time.monotonic()
-    out = open_storage(out_uri)
-    job = _job(out, memory.uri, state, listing, labels, question)
+    out, memory = open_storage(out_uri), snapshot.storage
+    job = _job(out, memory.uri, snapshot.state, listing, labels, question)
     marks = read_marks(out, job.reservation)
     tally = Tally(out, job.reservation, marks.values(), max_rejected, on_progress)
     resumed = tally.done
@@ -287,16 +280,31 @@ def _job(
             create_own(out, JOB, job.model_dump_json(indent=1).encode())
         except AlreadyExists:  # another process began the same a moment ago
             out.delete([file.path for file in (reservation.plan, reservation.containers) if file])
-    try:
-        job = Job.model_validate_json(out.read(JOB))
-    except ValidationError as error:
-        raise FormatError(f"{JOB} at {out.uri} is not of this release, or damaged: give `out` a new place") from error
+    job = _read_job(out)
     if job.reservation.fingerprint != fingerprint:
         raise UsageError(
             f"{out.uri} holds decisions about {job.reservation.source} by {job.memory}, or made with other options: "
             "give `out` a new place, or repeat the command as it was"
         )
     return job
+
+
+def _read_job(out: Storage) -> Job:
+    try:
+        return Job.model_validate_json(out.read(JOB))
+    except ValidationError as error:
+        raise FormatError(f"{JOB} at {out.uri} is not of this release, or damaged: give `out` a new place") from error
+
+
+def begun_balance(out_uri: str) -> float | None:
+    """The balance of the job that was begun at a place; None if there is none.
+
+    A balance "auto" is measured once. A job that goes on keeps it, even if the memory has changed meanwhile.
+    """
+    out = open_storage(out_uri)
+    if not out.exists(JOB):
+        return None
+    return float(_read_job(out).options["rule"]["balance"])
 
 
 def _told(question: Question) -> dict:

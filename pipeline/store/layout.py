@@ -1,7 +1,7 @@
-"""Where everything of a memory lies: paths are made and parsed here. docs/formats.md draws it.
+"""The layout of a memory: all paths are made and parsed here. docs/formats.md shows the tree of files.
 
-Paths are relative to the memory and use "/". A folder of a segment, of a job's output or of a shard is given with its
-closing slash, so that it can stand before a name and be compared as a prefix.
+Paths are relative to the memory and use "/". Folders of segments, job outputs and shards have a closing slash, so that
+a name can be appended and they can be compared as prefixes.
 """
 
 import re
@@ -20,14 +20,14 @@ LABELS_FOLDER = "labels"
 LEASES = "leases"
 ERASURES = "erasures"
 
-# What a memory's folder holds. Anything else in it is somebody's, and left alone.
+# The top folders of a memory. Anything else in its folder belongs to somebody else, and is left alone.
 FOLDERS = frozenset({VERSIONS, ENCODER, SEGMENTS, PACKS, INDEX, TOMBSTONES_FOLDER, LABELS_FOLDER, LEASES, ERASURES})
-# Where files lie that a version may name. What it says of any other place is not by this release.
+# The folders of the files that a version may name. This release never writes a version that names any other place.
 NAMED = frozenset({ENCODER, SEGMENTS, PACKS, INDEX, TOMBSTONES_FOLDER, LABELS_FOLDER})
 
 HINT = f"{VERSIONS}/latest"
-UNFINISHED_COPY = "copying.json"  # lies in what is not a memory yet
-ASIDE = ".aside"  # ends the name of what is being written
+UNFINISHED_COPY = "copying.json"  # marks an unfinished copy, which is not a memory yet
+ASIDE = ".aside"  # the suffix of files that are being written
 
 # The small files of a segment that no version names.
 DESCRIPTION = "segment.json"
@@ -77,7 +77,7 @@ _OF_A_SHARD: dict[str, Kind] = {
     ENTRIES_FILE: "shard entries",
 }
 
-# A file that tells what lies around it, and the folders of tables beside it: of a memory, and of a job's output.
+# A file that identifies its surroundings, and the folders of tables beside it: of a memory, and of a job's output.
 OURS = (
     (re.compile(rf"{VERSIONS}/\d{{20}}\.json$"), (SEGMENTS, PACKS, TOMBSTONES_FOLDER, LABELS_FOLDER, INDEX)),
     (re.compile(re.escape(JOB) + "$"), FOLDERS_OF_A_JOB),
@@ -100,17 +100,17 @@ def commit_path(number: int) -> str:
 
 
 def checkpoint_path(number: int) -> str:
-    """The whole state at a version, for those that have it."""
+    """The checkpoint of a version (the whole state), which only some versions have."""
     return f"{VERSIONS}/{number:020d}.checkpoint.json"
 
 
 def commit_number(name: str) -> int | None:
-    """The version whose commit has this name or path; None where it is none's."""
+    """The version whose commit has this name or path; None if it is not a commit."""
     return _version_number(name, checkpoint=False)
 
 
 def checkpoint_number(name: str) -> int | None:
-    """The version whose checkpoint has this name or path; None where it is none's."""
+    """The version whose checkpoint has this name or path; None if it is not a checkpoint."""
     return _version_number(name, checkpoint=True)
 
 
@@ -127,7 +127,7 @@ def _version_number(name: str, *, checkpoint: bool) -> int | None:
 
 @dataclass(frozen=True)
 class InSegment:
-    """A path in a segment: the segment's number, and the path from the segment's folder on."""
+    """A path in a segment: the segment's number, and the path relative to the segment's folder."""
 
     number: int
     inside: str
@@ -144,13 +144,13 @@ def segment_folder(number: int) -> str:
 
 
 def segment_number(name: str) -> int | None:
-    """The segment whose folder has this name; None where it is none's."""
+    """The segment whose folder has this name; None if it is not a segment's folder."""
     number = int(name) if _NUMBER.fullmatch(name) else 0
     return number if 0 < number <= MAX_SEGMENT else None
 
 
 def in_segment(path: str) -> InSegment | None:
-    """What a path in a segment says; None for any other."""
+    """The parts of a path in a segment; None for any other path."""
     match = _SEGMENT.fullmatch(path)
     return InSegment(int(match["number"]), match["inside"]) if match else None
 
@@ -171,7 +171,7 @@ def held_path(folder: str, nonce: str) -> str:
 
 
 def rows_path(folder: str, kind: str, part: int, attempt: str) -> str:
-    """The rows of one kind (entries, rejected, …) that an attempt at a part made."""
+    """The rows of one kind (entries, rejected, …) that one attempt at a part wrote."""
     return f"{folder}{kind}/{part:06d}-{attempt}.parquet"
 
 
@@ -186,7 +186,7 @@ def mark_path(folder: str, part: int) -> str:
 
 
 def part_of_mark(name: str) -> int | None:
-    """The part whose completion mark has this name, or path; None where it is none's."""
+    """The part whose completion mark has this name or path; None if it is not a completion mark."""
     match = _MARK.fullmatch(name.rpartition("/")[2])
     return int(match["part"]) if match else None
 
@@ -198,7 +198,7 @@ def mark_of_rows(path: str) -> str:
 
 
 def split_rows(path: str) -> tuple[str, str, str]:
-    """The folder of the segment or job of a file of rows, its kind, and its name."""
+    """Split the path of a file of rows: the folder of its segment or job, its kind, and its name."""
     above, _, name = path.rpartition("/")
     folder, slash, kind = above.rpartition("/")
     return f"{folder}{slash}", kind, name
@@ -210,13 +210,13 @@ def folded_path(number: int, kind: str, version: int, nonce: str) -> str:
 
 
 def packed_path(number: int | None, version: int, first_id: int, nonce: str) -> str:
-    """Entries that `compact` joined: of one segment, or (None) of several."""
+    """Entries that `compact` merged: of one segment, or of several (None)."""
     folder = f"{segment_folder(number)}entries" if number is not None else PACKS
     return f"{folder}/{version:020d}-{first_id:019d}-{nonce}.parquet"
 
 
 def rewritten_path(path: str, nonce: str, number: int) -> str:
-    """What an erasure writes in the place of a file of rows, the `number`-th that it rewrites."""
+    """The file that an erasure writes in the place of a file of rows; `number` counts its rewritten files."""
     return f"{path.rpartition('/')[0]}/{nonce}-{number:06d}.parquet"
 
 
@@ -249,7 +249,7 @@ def erasure_path(nonce: str) -> str:
 
 
 def nonce_of(path: str) -> str:
-    """The nonce by which a lease or the plan of an erasure is named."""
+    """The nonce in the name of a lease or of the plan of an erasure."""
     return path.rpartition("/")[2].removesuffix(".json")
 
 
@@ -262,7 +262,7 @@ def generation_folder(number: int, nonce: str) -> str:
 
 
 def generation_number(name: str) -> int | None:
-    """The generation whose folder has this name in the folder of indexes; None where it is none's."""
+    """The generation whose folder has this name in the folder of indexes; None if it is not a generation's folder."""
     match = _GENERATION.match(name)
     return int(match["number"]) if match else None
 
@@ -281,12 +281,12 @@ def shard_folder(generation: str, number: int) -> str:
 
 
 def rewritten_shard_folder(path: str, nonce: str) -> str:
-    """The folder of what an erasure writes in the place of the shard that a file belongs to."""
+    """The folder that an erasure writes in the place of a shard's folder; `path` is a file of the old shard."""
     return f"{folder_of(path).removesuffix('/')}-{nonce}/"
 
 
 def folder_of(path: str) -> str:
-    """The folder that a file lies in, with its closing slash."""
+    """The parent folder of a file, with its closing slash."""
     above, slash, _ = path.rpartition("/")
     return f"{above}{slash}"
 
@@ -297,17 +297,17 @@ def trained_path(generation: str) -> str:
 
 
 def candidates_path(generation: str) -> str:
-    """The keys that were measured, and which was chosen."""
+    """The table of measured index keys, with the chosen one."""
     return f"{generation}candidates.json"
 
 
 def build_folder(fingerprint: str) -> str:
-    """The marks of a build that is under way."""
+    """The folder of the marks of a running index build, with its closing slash."""
     return f"{INDEX}/begun-{fingerprint[:16]}/"
 
 
 def is_build(name: str) -> bool:
-    """Whether the folder of this name in the folder of indexes is that of a build under way."""
+    """Whether the folder of this name in the folder of indexes belongs to an unfinished build."""
     return name.startswith("begun-")
 
 
@@ -325,7 +325,7 @@ def folder_at_the_top(path: str) -> str:
 
 
 def kind_of(path: str) -> Kind:
-    """What a file holds, by where it lies; "other" where nothing here says."""
+    """The kind of a file by its path; "other" if it has none of these kinds."""
     top, name = folder_at_the_top(path), path.rpartition("/")[2]
     if top == PACKS:
         return "entries"
@@ -343,12 +343,12 @@ def kind_of(path: str) -> Kind:
 
 
 def way_out(path: str) -> str:
-    """What to do about a damaged or missing file."""
+    """The advice for a damaged or missing file."""
     if folder_at_the_top(path) == INDEX:
         return "run `index --rebuild`, which makes the index anew from the entries"
     return "restore it from a copy of the memory"
 
 
 def is_aside(path: str) -> bool:
-    """Whether a file is one that is being written, or was when its writer died."""
+    """Whether a file is being written, or was left unfinished when its writer died."""
     return path.endswith(ASIDE)

@@ -1,7 +1,7 @@
-"""What the fields of a memory's own files may hold.
+"""The allowed values of fields in a memory's own files.
 
-A memory may come from somebody else, so none of its files is trusted: what names another file is a path that stays
-inside, what is a hash looks like one, and a number is one that this release could have written.
+A memory may come from somebody else, so none of its files is trusted. A field that names a file must be a path inside
+the memory, a hash must have the form of one, and a number must be one that this release could have written.
 """
 
 from typing import Annotated
@@ -11,23 +11,23 @@ from pydantic import Field, StringConstraints
 MAX_INT64 = (1 << 63) - 1
 MAX_COUNT = 1 << 53  # of rows or bytes: 9 petabytes, and exact as a float too
 MAX_VERSION = 1 << 53
-MAX_SEGMENT = (1 << 24) - 1  # as an id counts them
+MAX_SEGMENT = (1 << 24) - 1  # an id has 24 bits for it
 MAX_GENERATION = 999_999_999
 MAX_DIMENSION = 1 << 24
-MAX_PIXELS = 1 << 20  # of a side of what an encoder is given
+MAX_PIXELS = 1 << 20  # of a side of an encoder's input
 
-# Folders and a name, each of a memory's own letters and none beginning with a dot: so no "..", no leading and no double
-# slash, no backslash and no NUL. A name is as long as file systems allow.
+# Folders and a name. Each has only the characters of a memory's own files and does not begin with a dot: so a path has
+# no "..", no leading or double slash, no backslash and no NUL. A name may be as long as file systems allow.
 _NAME = r"[0-9A-Za-z_-][0-9A-Za-z._-]{0,254}"
 PathInside = Annotated[str, StringConstraints(pattern=rf"^(?:{_NAME}/)*{_NAME}$", max_length=1_024)]
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
-Hexadecimal = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{0,64}$")]  # that names no file
+Hexadecimal = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{0,64}$")]  # not part of a file name
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 EntryId = Annotated[int, Field(ge=0, le=MAX_INT64)]
-Balance = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)]  # of counts that a lying version may turn around
+Balance = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)]  # of counts; a wrong version may make it negative
 VersionNumber = Annotated[int, Field(ge=0, le=MAX_VERSION)]
 SegmentNumber = Annotated[int, Field(ge=0, le=MAX_SEGMENT)]
 Generation = Annotated[int, Field(ge=0, le=MAX_GENERATION)]

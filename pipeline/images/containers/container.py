@@ -1,7 +1,7 @@
-"""Files with many images in them, or with vectors given in place of images, and what is in them one after another.
+"""Containers: files with many images, or with vectors given in place of images, and the reading of their contents.
 
-A tar is one unit of work, for it can only be read from its beginning; a Parquet file is as many as its row groups make,
-and a .npy is cut at any row.
+A tar is one unit of work, because it can only be read from its beginning. A Parquet file is cut into units at row
+groups, a .npy at any row.
 """
 
 import contextlib
@@ -32,14 +32,14 @@ from pipeline.images.reading.files import open_file
 from pipeline.store.tables.kept_columns import KeptColumn
 from pipeline.store.tables.schemas import CONTAINERS
 
-SLICE_ROWS = 4_096  # rows of a Parquet file that are one unit of work, where its row groups are not larger
-SLICE_VECTORS = 16_384  # the same of vectors, which take less work and memory
-# A larger row group of vectors is divided, though its beginning is then decoded again for every piece: pandas writes
-# 1,048,576 rows into one, which at 768 dimensions would take a worker 5 GB.
+SLICE_ROWS = 4_096  # rows of a Parquet file in one unit of work, unless a row group is larger
+SLICE_VECTORS = 16_384  # the same for vectors, which take less work and memory
+# A larger row group of vectors is divided, although each piece then decodes its beginning again: pandas writes
+# 1,048,576 rows into one row group, which at 768 dimensions would take a worker 5 GB.
 LARGE_VECTORS = 131_072
 FOOTERS_AT_ONCE = 16
 HEAD_BLOCK = 1 << 16  # bytes: the head of a .npy is short, and its rows are read in one piece
-MAX_DESCRIBED = 1 << 30  # characters of labels and kept values of one container, which are held till its part is done
+MAX_DESCRIBED = 1 << 30  # characters of labels and kept values of one container, in memory until its part is done
 _TOO_MUCH_SAID = Rejected("read", f"the labels and kept values before it have more than {MAX_DESCRIBED:,} characters")
 VECTOR_KINDS = get_args(VectorKind)
 
@@ -48,7 +48,7 @@ VECTOR_KINDS = get_args(VectorKind)
 class Container:
     """A tar archive, some row groups of a Parquet file, or some rows of a file of vectors.
 
-    `first_group` and `num_groups` count rows of vectors; `images` is how many are in it, None while unknown.
+    For files of vectors, `first_group` and `num_groups` count rows. `images` is their number, None while unknown.
     """
 
     uri: str
@@ -66,7 +66,7 @@ class Container:
 
 @dataclass(frozen=True)
 class GivenVectors:
-    """What is known of the vectors of a source: their dimension, and who made them, each maker once."""
+    """The vectors of a source: their dimension, and the makers that the files name, each once."""
 
     dimension: int
     makers: tuple[Maker, ...]
@@ -75,13 +75,13 @@ class GivenVectors:
 def plan_containers(
     found: Sequence[Container], labels: Labels, columns: ColumnsFound, *, beside_images: bool = False
 ) -> tuple[pa.Table, GivenVectors | None, LabelCensus]:
-    """Containers as units of work, as CONTAINERS: Parquet files, whose footers are read, cut at row groups.
+    """The units of work of some containers, as CONTAINERS. Parquet files are cut at row groups, from their footers.
 
-    The census is what the footers tell of labels.
+    The census has the labels that are known before any row is read. The columns of the files are noted in `columns`.
 
-    A file that has neither images nor vectors, or that is no Parquet, is one unit, which ends as one rejected image.
-    What their columns are is noted in `columns`. Raises SourceError where there is no other, nor, for a .npy, are there
-    image files beside, and for vectors that are not whole or of several dimensions.
+    A file that has neither images nor vectors, or that is not Parquet, is one unit, which ends as one rejected image.
+    Raises SourceError for such a file if no container is usable; for a .npy only if no image files lie beside it.
+    Raises SourceError also for vectors that are cut short or of several dimensions.
     """
     with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
         cuts = list(pool.map(lambda container: _cut(container, labels, columns), found))
@@ -103,7 +103,7 @@ class _Cut:
 
 
 def _census(cuts: Sequence[_Cut], labels: Labels) -> LabelCensus:
-    """What is known of labels before any row is read: one for all, or that a file names none."""
+    """The labels that are known before any row is read: one label for all rows, or a file that names none."""
     counts: Counter[str] = Counter()
     unlabelled: Counter[str] = Counter()
     unread = 0
@@ -135,7 +135,7 @@ def _cut(container: Container, labels: Labels, columns: ColumnsFound) -> "_Cut |
 
 
 class _Unusable(SourceError):
-    """A file that is no source, which an add can do without; `unit` is what becomes of it."""
+    """A file that cannot be used. An add goes on without it; `unit` is its unit of work, one rejected image."""
 
     def __init__(self, error: SourceError, unit: Container) -> None:
         super().__init__(str(error))
@@ -147,7 +147,7 @@ def _cut_parquet(container: Container, labels: Labels, columns: ColumnsFound) ->
         try:
             layout = parquet.inspect(stream, container.uri, labels.inside)
         except parquet.NoImages:
-            container = replace(container, kind="vectors")  # or nothing at all, for which no encoder is needed either
+            container = replace(container, kind="vectors")  # or the file has nothing, which needs no encoder either
             try:
                 found = vectors.inspect_column(stream, container.uri, labels.inside)
             except (NoVectors, parquet.NoImages) as error:
@@ -173,7 +173,7 @@ def _cut_npy(container: Container, labels: Labels, columns: ColumnsFound) -> _Cu
 
 
 def _cut_vectors(container: Container, found: vectors.Vectors, most: int, columns: ColumnsFound) -> _Cut:
-    """Runs of rows: whole row groups of at most SLICE_VECTORS together, and those of more than `most` divided."""
+    """Units as runs of rows: whole row groups up to SLICE_VECTORS rows in all; one of more than `most` is divided."""
     if found.schema is not None:
         columns.note(found.maker.uri, found.schema)
     runs: list[tuple[int, int]] = []
@@ -200,7 +200,10 @@ def _given(found: Sequence[vectors.Vectors]) -> GivenVectors | None:
 
 @contextlib.contextmanager
 def _opened(container: Container) -> Iterator[tuple[BinaryIO, BinaryIO | None, str]]:
-    """The stream of a .npy, and that of the file beside it with its uri. Raises Rejected or StorageError."""
+    """The stream of a .npy, and the stream and uri of the file beside it (None and "" if there is none).
+
+    Raises Rejected or StorageError.
+    """
     place = beside(container.uri, container.kind)
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(open_file(container.uri, HEAD_BLOCK))
@@ -210,7 +213,7 @@ def _opened(container: Container) -> Iterator[tuple[BinaryIO, BinaryIO | None, s
 def vectors_in(
     container: Container, labels: Labels, dimension: int, kept: Sequence[KeptColumn] = ()
 ) -> Iterator[vectors.VectorBatch]:
-    """The vectors in a container by position, rejected rows for what cannot be read. Raises StorageError."""
+    """The vectors of a container by position. Rows that cannot be read are rejected. Raises StorageError."""
     done = 0
     try:
         for batch in _vector_batches(container, labels.inside, dimension, kept):
@@ -222,7 +225,7 @@ def vectors_in(
         rejected = Rejected("read", "the file has fewer rows than it had when it was listed")
     except Rejected as error:
         rejected = error
-    except SourceError as error:  # it was another file when it was planned
+    except SourceError as error:  # the file has changed since it was planned
         rejected = Rejected("read", str(error))
     planned = 1 if container.images is None else container.images
     for start in range(done, planned, vectors.BATCH_ROWS):
@@ -231,7 +234,7 @@ def vectors_in(
 
 
 def _as_asked(item: Item, labels: Labels, kept: Sequence[KeptColumn]) -> Item:
-    """An image in a container, with the one label of all, or what a label file says of it."""
+    """An image of a container with the one label of all images, or with the values of its row in the label file."""
     label = labels.of_member(item.uri, item.label)
     file = labels.read_file()
     if file is None:
@@ -249,14 +252,16 @@ def _vector_batches(
             yield from vectors.read_column(stream, container.uri, labels, dimension, first, number, kept)
         return
     with _opened(container) as (stream, described, place):
-        if not number:  # what is wrong with it was found when it was planned
+        if not number:  # the plan found an error in it: raise it again
             vectors.inspect_npy(stream, container.uri, described, place, labels)
-        yield from vectors.read_npy(stream, container.uri, described, place, labels, dimension, first, number, kept)
+        yield from vectors.read_npy(
+            stream, container.uri, (described, place), labels, dimension, range(first, first + number), kept
+        )
 
 
 @dataclass(frozen=True)
 class ImageChoice:
-    """Which images of a source are taken: not those that `exclude` covers, and in archives those with `extension`."""
+    """Which images of a source are taken: those that `exclude` does not cover; in archives only with `extension`."""
 
     exclude: tuple[str, ...] = ()
     extension: str | None = None
@@ -279,9 +284,9 @@ def images_in(
     choice: ImageChoice = ImageChoice(),
     notes: ContainerNotes | None = None,
 ) -> Generator[Item]:
-    """The images in a container by position, a rejected one for what cannot be read. Raises StorageError.
+    """The images of a container by position. What cannot be read is a rejected image. Raises StorageError.
 
-    `notes` is complete when all were given, and has what was passed over and the labels that came late.
+    `notes` gets what was passed over and the labels that came late. It is complete after the last image.
     """
     notes = notes if notes is not None else ContainerNotes()
     is_as_asked = labels.inside == labels.option
@@ -303,5 +308,5 @@ def images_in(
                 notes.late = {uri: _as_asked(item, labels, kept) for uri, item in notes.late.items()}
     except Rejected as rejected:
         yield Item(container.uri, None, rejected)
-    except SourceError as error:  # it was another file when it was planned
+    except SourceError as error:  # the file has changed since it was planned
         yield Item(container.uri, None, Rejected("read", str(error)))

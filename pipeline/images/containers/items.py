@@ -7,10 +7,10 @@ from pipeline.images.decoding.decode import Rejected
 
 @dataclass(frozen=True)
 class Item:
-    """An image of a source: the bytes of its file, why there are none, or None while they are still to be read.
+    """An image of a source. `content` is the bytes of its file, why there are none, or None before they are read.
 
     `kept` are the values of the kept columns (store/tables/kept_columns.py). `no_label` says why `label` is None.
-    `span` is where in an archive that is not compressed its bytes lie, as (offset, bytes).
+    `span` is where its bytes lie in an uncompressed archive, as (offset, bytes).
     """
 
     uri: str

@@ -1,7 +1,7 @@
-"""Columns of a source that stay with its entries (`--keep`): which there are, their types, and the label file's values.
+"""The kept columns of a source (`--keep`): which exist, their types, and their values in the label file.
 
-Types are settled once, when a source is planned, by its Parquet files and a label file that is one; what tar archives
-and other label files say is text.
+Types are settled once, when a source is planned, from its Parquet files and from a label file in Parquet. Values of tar
+archives and of other label files are text.
 """
 
 import functools
@@ -23,12 +23,12 @@ _NUMBERS = {"int64", "float64"}
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises UsageError for columns that cannot be kept under their own names."""
+    """Raises UsageError for names that a kept column cannot have."""
     seen: set[str] = set()
     for name in names:
         if not name.strip():
             raise UsageError("`keep` is empty: give the name of a column")
-        if name.lower() in FIXED:  # which DuckDB and Spark do not tell apart by case
+        if name.lower() in FIXED:  # DuckDB and Spark ignore the case of these names
             raise UsageError(
                 f"`keep` {name} is the name of a column that every entry has ({', '.join(FIXED)}): rename the column "
                 "in the source, or leave it out"
@@ -39,21 +39,21 @@ def check_names(names: Sequence[str]) -> None:
 
 
 class ColumnsFound:
-    """What the files of a source say of the columns to be kept. Files may be noted from several threads."""
+    """The kept columns that the files of a source have. Several threads may note files."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
         self._types: dict[str, set[str]] = {name: set() for name in names}
-        self._there: set[str] = set()  # columns of any name that can be kept
+        self._there: set[str] = set()  # all columns, of any name, that could be kept
         self._refused: set[tuple[str, str, str]] = set()
         self._may_have_any = False
 
     def note_archive(self) -> None:
-        """A tar archive, of which nobody knows what it says before it is read."""
+        """Note a tar archive. Its columns are unknown until it is read."""
         self._may_have_any = True
 
     def note(self, uri: str, schema: pa.Schema) -> None:
-        """A Parquet file, or a label file, whose columns are known, and those its folders give."""
+        """Note the columns of a Parquet file or a label file, and those that its folders give."""
         if not self._names:
             return
         for name in partition_columns(uri):
@@ -70,15 +70,15 @@ class ColumnsFound:
             if found is not None:
                 self._types[name].add(found)
             elif pa.types.is_null(kind):
-                self._types[name].add("")  # it is there, and fits any
+                self._types[name].add("")  # the column exists, and fits any type
             else:
                 self._refused.add((uri, name, str(kind)))
 
     def settled(self, label_file: str | None) -> tuple[KeptColumn, ...]:
-        """The columns with their types. Raises SourceError for one that is nowhere, or that cannot be kept."""
+        """The columns with their types. Raises SourceError for one that no file has, or that cannot be kept."""
         if self._names and label_file is not None:
             schema = _kept_table(label_file, self._names, last_change(label_file)).schema
-            # What is text because a CSV has no types fits any.
+            # A CSV has no types: its texts fit any type.
             typed = [f if _is_parquet(label_file) else pa.field(f.name, pa.null()) for f in schema]
             self.note(label_file, pa.schema(typed, metadata=schema.metadata))
         for uri, name, kind in sorted(self._refused):
@@ -99,7 +99,7 @@ class ColumnsFound:
 
 
 def _common(types: set[str]) -> str:
-    """The one type that holds the values of all: float64 for numbers, a string where they are no numbers."""
+    """The one type that can hold values of all these types: float64 for numbers, else string."""
     if len(types) == 1:
         return next(iter(types))
     return "float64" if types == _NUMBERS else "string"
@@ -108,7 +108,7 @@ def _common(types: set[str]) -> str:
 def with_label_file(
     images: pa.Table, rows: Sequence[int | None], file: LabelFile, kept: Sequence[KeptColumn]
 ) -> pa.Table:
-    """Planned images with those kept columns that a label file has; `rows` has the row of the file for each image."""
+    """Planned images with the kept columns of a label file added; `rows` has each image's row in the file."""
     values, none = _rows(file.path, tuple(kept), last_change(file.path)), (None,) * len(kept)
     there = _kept_table(file.path, tuple(column.name for column in kept), last_change(file.path)).column_names
     found = [none if row is None else values[row] for row in rows]
@@ -123,7 +123,7 @@ def with_label_file(
 
 
 def fill_up(own: tuple, row: int | None, file: LabelFile, kept: Sequence[KeptColumn]) -> tuple:
-    """The kept values of an image in a container, what that does not tell from its row in a label file."""
+    """The kept values of an image in a container; missing values come from its row in the label file."""
     if row is None or not kept:
         return own
     beside = _rows(file.path, tuple(kept), last_change(file.path))[row]
@@ -144,7 +144,7 @@ def _rows(path: str, kept: tuple[KeptColumn, ...], change: object) -> list[tuple
 
 @functools.lru_cache(maxsize=1)
 def _kept_table(path: str, names: tuple[str, ...], change: object) -> pa.Table:
-    """A label file as a table, the named columns without their spaces and empty texts where it is no Parquet file."""
+    """A label file as a table. If it is not Parquet, texts in the named columns are trimmed, and null if empty."""
     table, _, _ = label_table(path, change)
     for name in () if _is_parquet(path) else set(names) & set(table.column_names):
         if pa.types.is_string(table[name].type):

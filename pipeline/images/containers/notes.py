@@ -1,4 +1,4 @@
-"""What the reader of a container notes beside the images it gives: what it passed over, and labels that came late."""
+"""Notes that the reader of a container takes: what it passed over, and labels that came late."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,12 +10,12 @@ from pipeline.images.names.leftovers import PassedOver, first_counts
 
 @dataclass
 class ContainerNotes:
-    """Filled while a container is read, complete when it ends.
+    """Notes that are filled while a container is read, and complete when it ends.
 
-    `masks` counts images passed over because another image of their sample is the picture, `together` images that share
-    a sample, `mask_like` images taken though they are named like masks of others: each by how their names end.
-    `sidecars` counts those that could not be read, by the reason. `late` has the description of images by uri whose
-    sidecars came when the image had been given already.
+    `masks` counts images passed over because another image of their sample is the picture. `together` counts images
+    that share a sample. `mask_like` counts images that are taken although they are named like masks of others. All
+    three count by the ending of the names. `sidecars` counts sidecars that could not be read, by the reason. `late` has
+    the descriptions, by uri, of images whose sidecars came after the image was given.
     """
 
     passed_over: PassedOver = field(default_factory=PassedOver)
@@ -42,7 +42,7 @@ class ContainerNotes:
         }
 
     def counts(self) -> dict[str, dict[str, int]]:
-        """What was noted, as counts by name, in a form that can be added up."""
+        """All counts by name, in a form that can be added up."""
         noted = {
             "endings": self.passed_over.endings,
             "leftovers": self.passed_over.leftovers,

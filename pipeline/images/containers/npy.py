@@ -12,16 +12,16 @@ from pipeline.errors import SourceError
 MAX_DIMENSION = 1 << 16
 MAX_HEADER_BYTES = 10_000  # NumPy's own limit
 
-_PARSING = threading.Lock()  # NumPy has its header parsed by ast, which Python 3.11 gets wrong in two threads at once
+_PARSING = threading.Lock()  # NumPy parses the header with ast, which fails in Python 3.11 in two threads at once
 
 
 class NoVectors(SourceError):
-    """A file holds no embeddings at all, though its name does not tell. Internal: callers decide what that means."""
+    """A file holds no embeddings, although its name suggests some. Internal: callers decide what to do."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """Where the rows begin, in bytes, how many there are, and of what."""
+    """The offset of the rows in bytes, their number, their dimension and their dtype."""
 
     offset: int
     rows: int
@@ -30,7 +30,7 @@ class Header:
 
 
 def read_header(stream: BinaryIO, uri: str) -> Header:
-    """The header of a .npy, all of whose rows are there. Raises SourceError, NoVectors for an array of another kind."""
+    """The header of a .npy that has all its rows. Raises SourceError, NoVectors for an array of another kind."""
     numpy_format = np.lib.format
     stream.seek(0)
     head = io.BytesIO(stream.read(MAX_HEADER_BYTES + 12))  # magic and length come before the header
@@ -42,7 +42,7 @@ def read_header(stream: BinaryIO, uri: str) -> Header:
             first = version == (1, 0)
             read = numpy_format.read_array_header_1_0 if first else numpy_format.read_array_header_2_0
             shape, by_columns, dtype = read(head)  # type: ignore[no-untyped-call]
-    except Exception as error:  # the parser of Python and that of its tokens fail on damage in many types
+    except Exception as error:  # on damage Python's parser and tokenizer raise errors of many types
         raise SourceError(f"{uri} is no .npy file, or is cut short: write or copy it again") from error
     if dtype.hasobject:
         raise SourceError(f"{uri} holds Python objects, which are never unpickled: save a float16 or float32 array")

@@ -1,4 +1,4 @@
-"""Which Parquet file of a source says what the rows of a .npy are, by their names.
+"""The Parquet file of a source that describes the rows of a .npy, by the names of the two.
 
 img_emb/img_emb_0.npy     metadata/metadata_0.parquet     as clip-retrieval writes them, text_emb/ beside
 NAME.npy                  NAME.parquet
@@ -16,7 +16,7 @@ _METADATA = re.compile(r"(?P<above>(?:.*/)?)metadata/[^/]+\.parquet")
 
 
 def beside(uri: str, kind: str) -> str | None:
-    """The uri of the Parquet file that lies beside a .npy of this kind."""
+    """The uri of the Parquet file beside a .npy of this kind; None if the kind has none."""
     if kind == "npy+parquet":
         return f"{uri[: -len('.npy')]}.parquet"
     found = _IMAGES.fullmatch(uri) if kind == "npy+metadata" else None
@@ -24,13 +24,13 @@ def beside(uri: str, kind: str) -> str | None:
 
 
 def possible_pairs(uri: str) -> list[tuple[VectorKind, str]]:
-    """The kinds that a .npy may be by its name, and the file that would lie beside it, the likeliest first."""
+    """The kinds that a .npy may have by its name, each with the uri of the file beside it, the likeliest first."""
     kinds: tuple[VectorKind, ...] = ("npy+metadata", "npy+parquet")
     return [(kind, place) for kind in kinds if (place := beside(uri, kind)) is not None]
 
 
 def unpaired(uris: Iterable[str]) -> Callable[[str], bool]:
-    """Whether a file is one of clip-retrieval's that is no source of its own: embeddings of texts, and metadata."""
+    """A test for files of clip-retrieval that are not sources of their own: embeddings of texts, and metadata."""
     tops = {found["above"] for uri in uris if (found := _IMAGES.fullmatch(uri))}
 
     def is_passed_over(uri: str) -> bool:

@@ -1,7 +1,7 @@
 """Parquet files with the bytes of images in a column, read a few rows at a time.
 
-An error of the stream itself, such as a lost connection, is the caller's and passes through unchanged: pyarrow turns
-it into an OSError like that of a damaged page, hence the wrapper that remembers it.
+An error of the stream itself, such as a lost connection, passes through to the caller unchanged. pyarrow turns it into
+an OSError like that of a damaged page, so the wrapper `Source` stores it.
 """
 
 import io
@@ -28,20 +28,20 @@ from pipeline.store.tables.kept_columns import KeptColumn, as_type, type_of, val
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "bytes", "content", "data")  # the first one wins
 MAX_GROUP_ROWS = 1 << 20  # rows of a part, 20 bits of an id: a row group is never divided
 BATCH_ROWS = 64
-BATCH_BYTES = 32 << 20  # of images in one batch, as far as their mean size tells
-HARMLESS_ROWS = 1 << 20  # that a file may have however few bytes it has: each may become a rejected row
+BATCH_BYTES = 32 << 20  # of images in one batch, estimated by their mean size
+HARMLESS_ROWS = 1 << 20  # allowed for a file of any size: each may become a rejected row
 BUFFER_BYTES = 1 << 20  # without a buffer pyarrow reads the whole column of a row group at once
 
 
 class NoImages(SourceError):
-    """A file has no column of image bytes, or is no Parquet. Internal: callers decide what that means."""
+    """A file has no column of image bytes, or is not Parquet. Internal: callers decide what to do."""
 
 
 @dataclass(frozen=True)
 class FileLabel:
-    """How a file says the labels of its rows: in a `column`, or by a `value` that its folders give for all of them.
+    """How a file gives the labels of its rows: in a `column`, or as a `value` from its folders for all rows.
 
-    `names` are what the integers of a Hugging Face ClassLabel stand for. `reason` says why neither names a label.
+    `names` are the class names for the integers of a Hugging Face ClassLabel. `reason` says why there is no label.
     """
 
     column: str | None = None
@@ -50,7 +50,7 @@ class FileLabel:
     reason: str = field(default="", compare=False)
 
     def labels_in(self, batch: pa.RecordBatch) -> list[tuple[str | None, str]]:
-        """The label of each row of a batch, and why there is none where it is None."""
+        """The label of each row of a batch, and the reason if it is None."""
         if self.column is None:
             return [(self.value, self.reason)] * batch.num_rows
         values = _named(_decoded(batch.column(batch.schema.get_field_index(self.column))), self.names)
@@ -60,7 +60,7 @@ class FileLabel:
 
 @dataclass(frozen=True)
 class ImageColumns:
-    """Where a file keeps its images and labels: `image` is a binary column, or `in_struct` a struct {bytes, path}."""
+    """The columns of a file with images and labels: `image` is binary, or (`in_struct`) a struct {bytes, path}."""
 
     image: str
     in_struct: bool
@@ -69,9 +69,9 @@ class ImageColumns:
 
 @dataclass(frozen=True)
 class Layout:
-    """What the footer of a file says: its columns, and the number of rows in each row group.
+    """The footer of a file: its columns, and the number of rows in each row group.
 
-    `labels` is what was asked of it.
+    `labels` is the option that it was read with.
     """
 
     uri: str
@@ -84,9 +84,9 @@ class Layout:
 def inspect(stream: BinaryIO, uri: str, labels: str) -> Layout:
     """The layout of a Parquet file, from its footer alone; `stream` must be seekable.
 
-    `labels` is "none", "column:NAME", or "folder" and "parent" for a column that is named as labels are, or a folder
-    that gives such a column as Hive does. Raises SourceError for a file that is not Parquet, without an image column or
-    with several, or without NAME; and what the stream raises.
+    `labels` is "none", "column:NAME", "folder" or "parent". The last two take a column with a usual name for labels, or
+    a folder that gives such a column as Hive does. Raises SourceError for a file that is not Parquet, has no image
+    column or several, or has no column NAME; and what the stream raises.
     """
     file = open_parquet(Source(stream), uri)
     return Layout(uri, _columns(file.schema_arrow, uri, labels), group_rows(file), file.schema_arrow, labels)
@@ -119,10 +119,10 @@ def read_parquet(
 ) -> Iterator[Item]:
     """The images of some row groups, one `Item` for each row the footer counts, in order; `stream` must be seekable.
 
-    An image's uri ends in its row's number in the whole file, from 0. From the damage in a row group on, the rows of
-    that group are rejected. What is held in memory is one page and `BATCH_ROWS` images of at most `BATCH_BYTES`. The
-    value of a kept column that the file does not have, or that is none of its type, is None. Raises SourceError when
-    the file is not the one `layout` describes, and what the stream raises.
+    An image's uri ends in its row's number in the whole file, from 0. If a row group is damaged, its rows from the
+    damage on are rejected. Memory holds one page and `BATCH_ROWS` images of at most `BATCH_BYTES`. The value of a kept
+    column is None if the file does not have the column, or the value is not of its type. Raises SourceError if the
+    file is not the one that `layout` describes, and what the stream raises.
     """
     source = Source(stream)
     file = open_parquet(source, uri)
@@ -139,7 +139,7 @@ def read_parquet(
 def _contents(
     file: pq.ParquetFile, source: "Source", layout: Layout, group: int, kept: Sequence[KeptColumn]
 ) -> Iterator[tuple[tuple[str | None, str], bytes | Rejected, tuple]]:
-    """Label or why there is none, bytes and kept values of each row of a row group, as many as the footer says."""
+    """Label with the reason if it is None, bytes and kept values of each row of a row group that the footer counts."""
     columns, left = layout.columns, layout.rows[group]
     image = f"{columns.image}.bytes" if columns.in_struct else columns.image
     what, clause = "is damaged", "it has fewer rows than the footer says"
@@ -156,7 +156,7 @@ def _contents(
             for label, content, row in list(zip(labels, images, values, strict=True))[:left]:
                 yield label, _content(content), row
                 left -= 1
-    except MemoryError:  # pyarrow's is an ArrowException too, but it says nothing about the file
+    except MemoryError:  # pyarrow's is an ArrowException too, but means no damage of the file
         raise
     except (pa.ArrowException, OSError) as error:
         if source.lost is not None:
@@ -178,14 +178,14 @@ def _content(scalar: pa.Scalar) -> bytes | Rejected:
 
 
 def texts_in(batch: pa.RecordBatch, name: str | None) -> list[str | None]:
-    """A column of a batch as texts, such as uris; no column is all None."""
+    """A column of a batch as texts, such as uris; all None if `name` is None."""
     if name is None:
         return [None] * batch.num_rows
     return [text_of(value) for value in _decoded(batch.column(batch.schema.get_field_index(name))).to_pylist()]
 
 
 def _decoded(column: pa.Array) -> pa.Array:
-    """A column without a dictionary, and its texts as UTF-8, which nobody has checked."""
+    """A column with its dictionary decoded, and its texts as valid UTF-8: nothing has checked them before."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if not is_text(column.type):
@@ -195,19 +195,19 @@ def _decoded(column: pa.Array) -> pa.Array:
 
 
 def _named(column: pa.Array, names: Sequence[str] | None) -> list:
-    """The values of a column, names in place of a ClassLabel's numbers, of which -1 stands for none."""
+    """The values of a column, with names in place of a ClassLabel's numbers; -1 means no label."""
     values: list = column.to_pylist()
     if names is None:
         return values
-    # Whole numbers, which pandas writes as floats as soon as one is missing.
+    # pandas writes whole numbers as floats as soon as one is missing.
     numbers = [None if v is None or math.isnan(v) or v < 0 else int(v) for v in values]
     return [names[v] if v is not None and v < len(names) else v for v in numbers]
 
 
 def kept_values(batch: pa.RecordBatch, kept: Sequence[KeptColumn], schema: pa.Schema, uri: str = "") -> list[tuple]:
-    """The kept values of each row of a batch from a file with this schema, None for what is not of its type.
+    """The kept values of each row of a batch from a file with this schema; None for a value of another type.
 
-    A column that the file does not have may be given by the folders of its `uri`, as Hive writes partitions.
+    The folders of `uri` may give a column that the file does not have, as Hive writes partitions.
     """
     columns = []
     partitions = partition_columns(uri)
@@ -229,7 +229,8 @@ def kept_values(batch: pa.RecordBatch, kept: Sequence[KeptColumn], schema: pa.Sc
 def _batch_rows(file: pq.ParquetFile, group: int) -> int:
     """How many rows of a row group to read at once, so that large images do not fill the memory.
 
-    By the size of all columns, because asking a damaged footer for one column aborts the process (pyarrow 25).
+    The estimate uses the size of all columns, because asking a damaged footer for one column aborts the process
+    (pyarrow 25).
     """
     footer = file.metadata.row_group(group)
     num_rows, num_bytes = int(footer.num_rows), int(footer.total_byte_size)
@@ -248,7 +249,7 @@ def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
             f"{uri} has no column of image bytes, only {describe_columns(schema)}: write the bytes of the image files "
             "into a binary column named image"
         )
-    # Writers that do not mark texts leave labels as bytes.
+    # Some writers do not mark texts: their labels are bytes.
     candidates = [field for field in candidates if field.name not in LABEL_COLUMNS] or candidates
     named = [field for name in IMAGE_COLUMNS for field in candidates if field.name == name]
     found = named[0] if named else candidates[0]
@@ -261,7 +262,7 @@ def _image_field(schema: pa.Schema, uri: str) -> pa.Field:
 
 
 def file_label(schema: pa.Schema, uri: str, labels: str, content: str) -> FileLabel:
-    """How a file of rows says the labels that `labels` asks for, as in `inspect`; not in its column `content`.
+    """How a file of rows gives the labels that `labels` asks for, as in `inspect`; never in its column `content`.
 
     Raises SourceError.
     """
@@ -298,7 +299,7 @@ def file_label(schema: pa.Schema, uri: str, labels: str, content: str) -> FileLa
 
 
 def class_names(schema: pa.Schema, name: str) -> tuple[str, ...] | None:
-    """The names of a Hugging Face ClassLabel, which is a column of integers with its names in the metadata."""
+    """The names of a Hugging Face ClassLabel (integers, with names in the metadata); None for another column."""
     kind = schema.field(name).type
     if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         return None
@@ -349,10 +350,10 @@ def open_parquet(source: "Source", uri: str) -> pq.ParquetFile:
             source,
             buffer_size=BUFFER_BYTES,
             pre_buffer=False,
-            page_checksum_verification=True,  # where the writer left checksums, which few do
+            page_checksum_verification=True,  # if the writer stored checksums, which few do
             arrow_extensions_enabled=False,
         )
-        _ = file.schema_arrow  # which can be damaged on its own
+        _ = file.schema_arrow  # the schema can be damaged on its own
         if any(num_rows < 0 for num_rows in group_rows(file)):
             raise ValueError("a row group of fewer than no rows")
     except (pa.ArrowException, OSError, ValueError) as error:

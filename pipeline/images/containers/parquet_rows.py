@@ -1,8 +1,8 @@
-"""One image out of a Parquet file: the page that holds its row is read and unpacked, and no other.
+"""Reading of one image from a Parquet file: only the page that holds its row is read and unpacked.
 
-pyarrow reads a row group from its beginning, and gives a page all the memory that its header claims. Here the headers
-of the pages are walked, or the file's own index of them is used, and sizes are looked at first. What few writers use
-(lists, delta encodings, encryption, LZO) is refused. The format: https://github.com/apache/parquet-format.
+pyarrow reads a row group from its beginning, and allocates as much memory for a page as its header claims. This module
+walks the headers of the pages, or uses the file's own page index, and checks sizes first. It refuses what few writers
+use (lists, delta encodings, encryption, LZO). The format: https://github.com/apache/parquet-format.
 """
 
 import contextlib
@@ -24,9 +24,9 @@ from pipeline.images.reading.bounded import KEEP, BoundedFile
 from pipeline.images.reading.thrift import Broken, Struct, read_struct
 
 FOOTER_BYTES = 4 << 20
-PAGE_BYTES = 128 << 20  # of a page when it is unpacked: pyarrow puts 1,024 images into one
-LARGE_BYTES = 16 << 20  # of a page that is unpacked alone
-HEADER_BYTES = (512, 16 << 10, 1 << 20)  # looked at for the header of a page, which may hold two values as statistics
+PAGE_BYTES = 128 << 20  # of an unpacked page: pyarrow puts 1,024 images into one
+LARGE_BYTES = 16 << 20  # pages above this size are unpacked one at a time
+HEADER_BYTES = (512, 16 << 10, 1 << 20)  # read in turn for a page header, which may hold two values as statistics
 
 _unpacking = threading.Lock()
 _ROW = re.compile(r"row=(0|[1-9]\d{0,17})")
@@ -47,8 +47,8 @@ class _Chunk:
     start: int
     stop: int
     codec: str | None
-    levels: int  # 0 where nothing can be null, else how many of the path can
-    index: tuple[int, int] | None  # of the pages: offset and bytes
+    levels: int  # how many elements of the path can be null
+    index: tuple[int, int] | None  # of the page index: offset and bytes
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_row(file: BoundedFile, uri: str, member: str) -> bytes:
             raise Rejected("read", "the container has no such member")
         chunk = _chunk(_footer(file), group, column)
         found = _value(file, chunk, row)
-    except SourceError as error:  # another file than it was
+    except SourceError as error:  # the file has changed
         raise Rejected("read", str(error)) from error
     except (Broken, IndexError, KeyError, TypeError, ValueError, struct.error, pa.ArrowException, OSError) as error:
         raise Rejected("read", _DAMAGED) from error
@@ -97,13 +97,13 @@ def _chunk(footer: Struct, group: int, column: list[str]) -> _Chunk:
     said = chunk[3]
     if said[1] != _BYTE_ARRAY or chunk.get(1) or said[4] not in _CODECS:
         raise Rejected("read", _OTHER)
-    start = min(said[9], said.get(11) or said[9])  # the pages with values, and the one with a dictionary
+    start = min(said[9], said.get(11) or said[9])  # the first page with values, and the dictionary page
     index = (chunk[4], chunk[5]) if chunk.get(4) and chunk.get(5) else None
     return _Chunk(start, start + said[7], _CODECS[said[4]], levels, index)
 
 
 def _levels(elements: list[Struct], column: list[str]) -> int:
-    """How many of the elements on the way to a column may be null. The elements are a tree, depth first."""
+    """How many elements on the path to a column can be null. `elements` is the tree of the schema, depth first."""
     optional, at = 0, 0
     for name in column:
         children, at = elements[at][5], at + 1
@@ -120,7 +120,7 @@ def _levels(elements: list[Struct], column: list[str]) -> int:
 
 
 def _behind(elements: list[Struct], at: int) -> int:
-    """Where the element after this one, and all that lies in it, is."""
+    """The index of the element after this one and its descendants."""
     left = 1
     while left:
         left += elements[at].get(5, 0) - 1
@@ -154,7 +154,7 @@ def _value(file: BoundedFile, chunk: _Chunk, row: int) -> bytes | None:
     if encoding not in _BY_DICTIONARY:
         raise Rejected("read", _OTHER)
     entry = int(_hybrid(values[1:], values[0], at + 1)[at])
-    dictionary = _page_at(file, chunk.start, chunk.stop)  # which comes before all others
+    dictionary = _page_at(file, chunk.start, chunk.stop)  # it comes before all other pages
     if dictionary.header[1] != _DICTIONARY:
         raise Broken
     packed = file.span(dictionary.data, dictionary.header[3])
@@ -219,7 +219,7 @@ def _unpacked(chunk: _Chunk, packed: bytes, size: int) -> bytes:
 
 
 def _plain(values: bytes, at: int) -> bytes:
-    """A value of those that each have their length before them."""
+    """Value number `at`; each value has its length before it."""
     start = 0
     for _ in itertools.repeat(None, at):
         start += 4 + int.from_bytes(values[start : start + 4], "little")
@@ -230,7 +230,7 @@ def _plain(values: bytes, at: int) -> bytes:
 
 
 def _hybrid(data: bytes, width: int, count: int) -> np.ndarray:
-    """Numbers of `width` bits as Parquet packs them, in runs of equal ones and in groups of eight: int64 [count]."""
+    """Numbers of `width` bits that Parquet packs in runs of equal ones and in groups of eight (int64 [count])."""
     if not (0 <= width <= 32 and 0 <= count <= MAX_GROUP_ROWS):
         raise Broken
     found_N = np.zeros(count, np.int64)

@@ -1,4 +1,4 @@
-"""Hard links in a tar archive: names of other members, whose bytes a second reading finds."""
+"""Hard links in a tar archive: each names another member, whose bytes come from a second reading."""
 
 import io
 import tarfile
@@ -14,21 +14,21 @@ from pipeline.images.names.uris import printable
 from pipeline.images.reading.bounded import KEEP, BoundedFile, check_size
 
 LINKS_FOLLOWED = 4  # from a name to the member that has the bytes
-MEMBERS_PASSED = 1 << 15  # before the one that is wanted: each takes some 20 microseconds
-UNPACKED_BYTES = 512 << 20  # of a compressed archive before it
+MEMBERS_PASSED = 1 << 15  # before the wanted member: each takes some 20 microseconds
+UNPACKED_BYTES = 512 << 20  # of a compressed archive before the wanted member
 
 
 @dataclass(frozen=True)
 class Link:
-    """In place of bytes: those of the member `target`."""
+    """A reference to the bytes of the member `target`."""
 
     target: str
 
 
 class Links:
-    """The hard links met in a first reading of an archive, and what waits for their bytes.
+    """The hard links of a first reading of an archive, and the images and sidecars that wait for their bytes.
 
-    Memory: the names of all plain members, and those of the links.
+    Memory: the names of all plain members and of the links.
     """
 
     def __init__(self, stream: BinaryIO) -> None:
@@ -38,11 +38,11 @@ class Links:
         self._waiting: dict[str, list[Item | str]] = {}
 
     def note(self, name: str) -> None:
-        """A plain member, which others may link to."""
+        """Note a plain member. Others may link to it."""
         self._plain.add(plain_name(name))
 
     def link(self, member: tarfile.TarInfo) -> Link | Rejected:
-        """What a hard link stands for, or why it cannot be read."""
+        """The target of a hard link, or why it cannot be read."""
         target = plain_name(member.linkname)
         if not getattr(self._stream, "seekable", bool)():
             if target not in self._plain:
@@ -52,7 +52,7 @@ class Links:
         return Link(target)
 
     def _final(self, target: str) -> str:
-        """The member that a link to a link leads to."""
+        """The member at the end of a chain of links."""
         seen = {target}
         while (further := self._targets.get(target)) is not None and further not in seen:
             seen.add(further)
@@ -65,9 +65,9 @@ class Links:
             self._waiting.setdefault(link.target, []).append(place)
 
     def contents(self) -> Iterator[tuple[Item | str, bytes | Rejected, tuple[int, int] | None]]:
-        """What waits, with its bytes or why there are none, and its span, in the order of the targets.
+        """The images and sidecars that wait, each with its bytes (or why there are none) and span, ordered by target.
 
-        Reads the archive again from its beginning up to the last target, where anything waits.
+        If anything waits, the archive is read again from its beginning up to the last target.
         """
         reason = "which is not in the archive"
         waiting: dict[str, list[Item | str]] = {}
@@ -93,7 +93,7 @@ class Links:
 
 
 def unreadable_reason(member: tarfile.TarInfo) -> str | None:
-    """Why the bytes of a member, which is no hard link, cannot be had; None where they can."""
+    """Why the bytes of a member that is not a hard link cannot be read; None if they can."""
     if member.issym():
         return "a link, not an image"
     if member.type == tarfile.GNUTYPE_SPARSE:
@@ -106,9 +106,9 @@ def unreadable_reason(member: tarfile.TarInfo) -> str | None:
 
 
 def find_member(file: BoundedFile, name: str) -> bytes:
-    """The bytes of a member of an archive of which no offsets were kept. Raises Rejected.
+    """The bytes of a member of an archive without stored offsets. Raises Rejected.
 
-    What is not wanted is passed by seeking, header by header; a compressed archive is read from its beginning.
+    Other members are passed by seeking, header by header. A compressed archive is read from its beginning.
     """
     if file.is_remote:
         raise Rejected("read", f"it lies in an archive that would have to be fetched whole: {KEEP}")
@@ -130,13 +130,13 @@ def find_member(file: BoundedFile, name: str) -> bytes:
         except Broken as broken:
             raise Rejected("read", f"the archive {broken}") from broken
         finally:
-            stream.detach()  # or else it closes the file
+            stream.detach()  # otherwise it closes the file
         wanted = plain_name(member.linkname)
     raise Rejected("read", "the container has no such member")
 
 
 def _met(archive: Archive, wanted: str) -> tarfile.TarInfo | None:
-    """The first member of a name, with which the archive stands at its content."""
+    """The first member of a name, None if there is none. The archive is then at the content of the member."""
     for _ in range(MEMBERS_PASSED):
         member = archive.next()
         if member is None or wanted in (member.name, plain_name(member.name)):

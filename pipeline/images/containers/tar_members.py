@@ -1,8 +1,8 @@
-"""The members of a tar archive, plain or compressed, read once from front to back: nothing is extracted.
+"""The members of a tar archive, plain or compressed, read once from front to back. Nothing is extracted.
 
-The blocks are read here, only their headers by the standard library: `tarfile` as a stream ends without a word at a
-damaged header and at an end without its mark, does not check gzip's checksum, and gives a header all the memory that
-it claims. An error of the stream itself, such as a lost connection, is the caller's and passes through unchanged.
+This module reads the blocks; the standard library only parses their headers. `tarfile` as a stream ends silently at a
+damaged header and at an end without its mark, does not check gzip's checksum, and allocates as much memory for a header
+as it claims. An error of the stream itself, such as a lost connection, passes through to the caller unchanged.
 """
 
 import bz2
@@ -23,7 +23,7 @@ _GNU_LONG_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
 class Broken(Exception):
-    """The archive ends here, before its end: what it is or has, as the predicate of a sentence about it."""
+    """The archive breaks off or is damaged. The message is a predicate, such as "is cut off"."""
 
 
 class _Readable(Protocol):
@@ -31,7 +31,7 @@ class _Readable(Protocol):
 
 
 class _Source:
-    """The caller's stream below the decompression. It remembers its own error, to tell it from damaged data."""
+    """The caller's stream below the decompression. It stores its own error, to distinguish it from damaged data."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.lost: BaseException | None = None
@@ -49,7 +49,7 @@ class _Source:
             raise
 
     def skip(self, size: int) -> None:
-        """Go on behind some bytes without reading them; beyond the end too, as it shows with the next read."""
+        """Pass some bytes without reading them. A skip beyond the end shows only at the next read."""
         left = max(0, size - len(self._ahead))
         self._ahead = self._ahead[size:]
         try:
@@ -59,12 +59,12 @@ class _Source:
             raise
 
     def decompressed(self) -> _Readable:
-        """This stream through what its first bytes say it is compressed with."""
+        """This stream through the decompressor that its first bytes indicate."""
         ahead = b""
         while len(ahead) < 6 and (more := self.read(6 - len(ahead))):
             ahead += more
         self._ahead = ahead
-        below = cast("BinaryIO", self)  # the three need nothing but read as long as nobody seeks
+        below = cast("BinaryIO", self)  # the three only need `read`, as long as nobody seeks
         if ahead.startswith(b"\x1f\x8b"):
             return gzip.GzipFile(fileobj=below, mode="rb")
         if ahead.startswith(b"BZh"):
@@ -75,10 +75,10 @@ class _Source:
 
 
 class Archive:
-    """The members of a tar archive, one after the other: `next`, then `content` for those that are wanted.
+    """The members of a tar archive, one after the other: call `next`, then `content` for wanted members.
 
-    With `seeks` what is not wanted of an archive that is not compressed is passed by seeking, a stream permitting; that
-    it is cut off there shows with the next header.
+    With `seeks`, unwanted content of an uncompressed archive is passed by seeking, which the stream must support. If
+    the archive is cut off there, this shows at the next header.
     """
 
     def __init__(self, stream: BinaryIO, *, seeks: bool = False) -> None:
@@ -87,8 +87,8 @@ class Archive:
         self.fault: str | None = "not a tar archive"  # until a header has been read
         self._source = _Source(stream)
         self._plain: _Readable | None = None
-        self._common: dict[str, bytes] = {}  # what pax says of all the members that follow
-        self._size = self._padding = 0  # bytes of the present member that have not been read
+        self._common: dict[str, bytes] = {}  # pax records for all members that follow
+        self._size = self._padding = 0  # unread bytes of the current member
         self._ended = False
 
     def next(self) -> tarfile.TarInfo | None:
@@ -111,24 +111,24 @@ class Archive:
 
     @property
     def position(self) -> int:
-        """Bytes of the archive, unpacked, up to here."""
+        """The offset in the unpacked archive."""
         return self._position
 
     @property
     def is_compressed(self) -> bool:
-        """Whether its members lie in the stream otherwise than as they are. Known once a member was met."""
+        """Whether the archive is compressed. Known after the first member."""
         return self._plain is not None and self._plain is not self._source
 
     @property
     def span(self) -> tuple[int, int] | None:
-        """Where in the stream the content of the present member lies, as (offset, bytes), before it is read.
+        """Where in the stream the content of the current member lies, as (offset, bytes). Valid before it is read.
 
-        None in a compressed archive.
+        None for a compressed archive.
         """
         return None if self.is_compressed else (self._position, self._size)
 
     def content(self) -> bytes:
-        """The bytes of the present member. Raises Broken, and then `next` has no more."""
+        """The bytes of the current member. Raises Broken; after that `next` returns None."""
         size, self._size = self._size, 0
         self._ended = True
         found = self._exactly(size)
@@ -136,7 +136,7 @@ class Archive:
         return found
 
     def _describe(self, member: tarfile.TarInfo, said: dict[str, bytes]) -> None:
-        """Set what the headers before the member's own said of it: names beyond 100 bytes, sizes beyond 8 GiB."""
+        """Apply the extended headers of a member: names beyond 100 bytes, sizes beyond 8 GiB."""
         if any(key.startswith("GNU.sparse.") for key in said):
             member.type = tarfile.GNUTYPE_SPARSE
         name = said.get("GNU.sparse.name", said.get("path"))
@@ -152,7 +152,7 @@ class Archive:
             self._size, self._padding = member.size, -member.size % _BLOCK
 
     def _header(self) -> tarfile.TarInfo | None:
-        """The next header block, or None for the two blocks of zeros that are the mark of the end."""
+        """The next header block, or None for the two blocks of zeros that mark the end."""
         block = self._read(_BLOCK)
         if not block:
             self.fault = self.fault and "the file is empty"
@@ -169,7 +169,7 @@ class Archive:
         return member
 
     def _extension(self, member: tarfile.TarInfo) -> bytes:
-        """The content of a header that only says something of the next member, or of all that follow."""
+        """The content of an extended header, which describes the next member or all that follow."""
         if not 0 <= member.size <= MAX_HEADER_BYTES:
             raise Broken(f"has a header of {member.size:,} bytes")
         content = self._exactly(member.size)
@@ -177,7 +177,7 @@ class Archive:
         return content
 
     def _check_tail(self) -> None:
-        """Read a little beyond the end: there lie gzip's checksum, and the archives that `cat` put behind this one."""
+        """Read a little beyond the end: gzip's checksum lies there, and archives that `cat` appended to this one."""
         if self._read(CHUNK_BYTES).strip(b"\0"):
             raise Broken("goes on after the mark of its end, like several that were joined")
 

@@ -1,4 +1,4 @@
-"""Tar archives in the manner of webdataset: images, and beside each the sidecars that describe it."""
+"""Tar archives as webdataset writes them: images, and beside each the sidecars that describe it."""
 
 import json
 import tarfile
@@ -20,18 +20,18 @@ from pipeline.images.names.uris import member_uri, printable
 from pipeline.store.tables.kept_columns import KeptColumn, value_of
 
 MAX_IMAGES = 1 << 20  # rows of a part: 20 bits of an id
-MAX_SIDECAR_BYTES = 1 << 20  # a label is text of a few bytes; what is larger is something else
-HELD_BYTES = 64 << 20  # what the images of one sample may take while their sidecars are awaited
+MAX_SIDECAR_BYTES = 1 << 20  # a label is text of a few bytes; a larger file is something else
+HELD_BYTES = 64 << 20  # of the images of one sample that wait for their sidecars
 JSON_LABELS = ("label", "cls", "class", "labels", "category", "target")
-SIDECARS = {"cls", "json", "txt"}  # what may describe an image, and is never told as passed over
+SIDECARS = {"cls", "json", "txt"}  # these may describe an image, and are never reported as passed over
 
 
 @dataclass(frozen=True)
 class Members:
-    """Which members of an archive are images to be taken, and what of their description.
+    """Which members of an archive are taken as images, and which labels and kept columns are read with them.
 
-    `labels` is folder, parent, none or column:NAME. With `extension`, such as "jpg" or "seg.png", only images with
-    exactly that after the name of their sample are taken.
+    `labels` is folder, parent, none or column:NAME. With `extension`, such as "jpg" or "seg.png", only images whose
+    names end in a dot and that are taken.
     """
 
     labels: str = "folder"
@@ -41,7 +41,7 @@ class Members:
 
     @property
     def wanted(self) -> set[str]:
-        """The extensions of sidecars that say something."""
+        """The extensions of the sidecars that are read."""
         column = column_of(self.labels)
         columns = [kept.name for kept in self.kept] + ([] if column is None else [column])
         wanted = {"json", *(name.lower() for name in columns)} if columns else set()
@@ -53,17 +53,18 @@ def read_tar(
 ) -> Iterator[Item]:
     """The images of a tar archive, plain or compressed with gzip, bzip2 or xz, in order of position.
 
-    `stream` need not be seekable. A label is, for "column:NAME", NAME in the `.json` beside an image, else the sidecar
-    with that extension; for "folder" the first there is of the `.cls`, the label in the `.json`, the `.txt`, the
-    archive's own folder where it is a partition (label=cat), and the first folder of the image's path, for "parent" its
-    last. The values of kept columns are found as those of "column:NAME".
+    `stream` need not be seekable. For "column:NAME" a label is NAME in the `.json` beside an image, else the sidecar
+    with that extension. For "folder" it is the first that exists of: the `.cls`, the label in the `.json`, the `.txt`,
+    the archive's own folder if it is a partition (label=cat), the first folder of the image's path. "parent" takes the
+    last folder of the path instead. The values of kept columns are read like those of "column:NAME".
 
-    Sidecars share the image's path up to any dot of the base name, the longest such path first, and should lie next to
-    it. Those that come later, or that lay elsewhere, are in `notes` when the archive ends: `notes.amended` has the
-    labels that hold. A hard link is the member it links to; it comes last, and costs a second reading of the archive.
+    Sidecars share the image's path up to any dot of the base name; the longest such path counts first. They should lie
+    next to the image. Sidecars that come later, or lie elsewhere, are in `notes` when the archive ends: `notes.amended`
+    has the final labels. A hard link has the bytes of the member it links to. It comes last, and costs a second reading
+    of the archive.
 
-    What cannot be read is an `Item` with a `Rejected`; one under the archive's own uri comes last when the archive
-    breaks off between two images. Raises SourceError beyond `MAX_IMAGES`, and whatever `stream.read` raises.
+    What cannot be read is an `Item` with a `Rejected`. If the archive breaks off between two images, an item under the
+    archive's own uri comes last. Raises SourceError beyond `MAX_IMAGES`, and whatever `stream.read` raises.
     """
     reader = _Reader(stream, uri, members, notes or ContainerNotes())
     for position, item in enumerate(reader.items()):
@@ -74,7 +75,7 @@ def read_tar(
 
 @dataclass
 class _Group:
-    """Neighbours of one sample. The images wait until the sample changes, because a sidecar may follow its image."""
+    """Adjacent members of one sample. The images wait until the sample changes: a sidecar may follow its image."""
 
     key: str
     images: list[tuple[str, bytes | Rejected | Link]] = field(default_factory=list)
@@ -84,7 +85,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class _Both:
-    """Sidecars beside an image, and where they lack one, others."""
+    """The sidecars beside an image (`near`); others (`far`) are used if one is missing there."""
 
     near: Sidecars
     far: Sidecars
@@ -106,11 +107,11 @@ class _Reader:
         self._partition = partition_label(uri, members.labels)
         self._taken: set[str] = set()  # names of members that are images
         self._links = Links(stream)
-        self._spans: dict[str, tuple[int, int] | None] = {}  # of the images of the present sample
-        self._loose = Sidecars(HELD_BYTES)  # that lie next to no image of their sample
-        self._given_images: list[tuple[str, Sidecars | None]] = []  # and what lay beside them, while there is room
+        self._spans: dict[str, tuple[int, int] | None] = {}  # of the images of the current sample
+        self._loose = Sidecars(HELD_BYTES)  # sidecars that lie next to no image of their sample
+        self._given_images: list[tuple[str, Sidecars | None]] = []  # with their sidecars, while memory permits
         self._held_bytes = 0
-        self._samples: dict[str, bool] = {}  # those given, and whether with a picture of the plain name
+        self._samples: dict[str, bool] = {}  # samples given; True if one of their pictures has a plain name
 
     def items(self) -> Iterator[Item]:
         group = _Group("")
@@ -163,7 +164,7 @@ class _Reader:
         return False
 
     def _read_beside(self, member: tarfile.TarInfo, group: _Group) -> None:
-        """A member that is no image: a sidecar that is wanted is read, others are counted."""
+        """Read a wanted sidecar, and count other members that are not images."""
         if is_image(member.name):
             return
         if not group.sidecars.wants(member.name, self._wanted):
@@ -184,7 +185,7 @@ class _Reader:
             group.sidecars.put(member.name, content, self._wanted)
 
     def _content(self, member: tarfile.TarInfo) -> bytes | Rejected | Link:
-        """The bytes of a member with the name of an image, or why there are none. Adds its name to those taken."""
+        """The bytes of a member with the name of an image, or why there are none. Adds its name to `_taken`."""
         if member.name in self._taken:
             return Rejected("plan", "its name is in the archive already")
         self._taken.add(member.name)
@@ -200,7 +201,7 @@ class _Reader:
             return Rejected("read", f"the archive {broken} here")
 
     def _given(self, group: _Group) -> Iterator[Item]:
-        """The images of a sample, described by what lies beside them or was met before."""
+        """The images of a sample, described by the sidecars beside them or read before."""
         if not group.images:
             self._loose.update(group.sidecars)
             return
@@ -237,12 +238,12 @@ class _Reader:
         return shown
 
     def _hold(self, sidecars: Sidecars) -> bool:
-        """Whether there is room to keep sidecars until the archive ends, for what may come late."""
+        """Whether memory has room for sidecars until the archive ends, in case others come late."""
         self._held_bytes += sidecars.num_bytes
         return self._held_bytes <= HELD_BYTES
 
     def _of_links(self) -> Iterator[Item]:
-        """The images that are hard links, and the sidecars that are, from a second reading of the archive."""
+        """The images that are hard links, from a second reading of the archive; linked sidecars go to `_loose`."""
         for place, content, span in self._links.contents():
             if isinstance(place, Item):
                 yield replace(place, content=content, span=span)
@@ -250,14 +251,14 @@ class _Reader:
                 self._loose.put(place, content, self._wanted)
 
     def _amend(self) -> None:
-        """Describe again the images of which a sidecar came later, or lay elsewhere."""
+        """Describe again the images with a sidecar that came later or lay elsewhere."""
         for name, held in self._given_images:
             if held is not None and self._loose.extensions_of(name) - held.extensions_of(name):
                 item = self._described(name, held)
                 self._notes.late[item.uri] = item
 
     def _described(self, name: str, near: Sidecars) -> Item:
-        """An image without its bytes: its uri, label and kept values; loose sidecars come after those beside it."""
+        """An image without its bytes: its uri, label and kept values. Sidecars beside it win over loose ones."""
         sidecars = _Both(near, self._loose)
         description = _description(sidecars, name)
         values = tuple(
@@ -293,7 +294,7 @@ class _Reader:
 
 
 def _ending(name: str) -> str:
-    """The last two parts at most of what follows the name of its sample in a member, with a dot."""
+    """What follows the sample's name in the name of a member: a dot and at most the last two parts."""
     return f".{'.'.join(name.rpartition('/')[2].lower().split('.')[1:][-2:])}"
 
 
@@ -306,7 +307,7 @@ def _is_json(content: bytes) -> bool:
 
 
 def _column(name: str, description: Mapping[str, object], sidecars: _Both, image: str) -> tuple[str | None, str]:
-    """A field of the `.json`, else the sidecar with that extension; and why there is none."""
+    """A field of the `.json`, else the sidecar with that extension; and the reason if it is None."""
     if name in description:
         return text_of(description[name]), why_no_label(description[name], f"{name} in its .json")
     content = sidecars.of(image, name.lower())
@@ -324,6 +325,6 @@ def _description(sidecars: _Both, name: str) -> dict[str, object]:
     content = sidecars.of(name, "json")
     try:
         found = json.loads(text_of_bytes(content)) if content is not None else None
-    except (ValueError, RecursionError):  # not JSON, or nested to make the parser stumble: it names no label
+    except (ValueError, RecursionError):  # not JSON, or nested so deeply that the parser fails: it names no label
         return {}
     return found if isinstance(found, dict) else {}

@@ -1,4 +1,4 @@
-"""The columns of a Parquet file that hold vectors, or say what the rows of a .npy beside it are."""
+"""The columns of a Parquet file that hold vectors, or that describe the rows of a .npy beside it."""
 
 import math
 import re
@@ -27,7 +27,7 @@ _MAX_PIXELS = (1 << 31) - 1
 
 @dataclass(frozen=True)
 class Maker:
-    """What the file at `uri` says of the encoder behind its vectors; None where it says nothing."""
+    """The encoder that made the vectors of the file at `uri`, as the file names it; None if it does not."""
 
     uri: str
     encoder: str | None = None
@@ -36,7 +36,7 @@ class Maker:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a Parquet file that say what a row is, as far as it has them."""
+    """The columns of a Parquet file that describe a row; None for those it does not have."""
 
     uri: str | None = None
     label: FileLabel = FileLabel(reason="nothing beside the vectors names a label")
@@ -52,7 +52,7 @@ class Columns:
 
 
 def matrix_of(column: pa.Array, dimension: int) -> tuple[np.ndarray, list[str | None]]:
-    """A list column as floats [B, D], and for each row why it has no vector of D dimensions, or None."""
+    """A list column as floats [B, D], and per row why it has no vector of D dimensions (None if it has one)."""
     lengths = pc.list_value_length(column).to_pylist()
     reasons = [_misfit(length, dimension) for length in lengths]
     fits = np.array([reason is None for reason in reasons], bool)
@@ -76,12 +76,12 @@ def _misfit(length: int | None, dimension: int) -> str | None:
 def said_of(
     said: pa.RecordBatch | None, columns: Columns, rows: int
 ) -> tuple[list[str | None], list[tuple[str | None, str]], list[str | None], list[int], list[int]]:
-    """uri, label or why there is none, sha256, width and height of each row; None, and 0, for what is not said."""
+    """Per row: uri, label with the reason if it is None, sha256, width, height. Missing values are None, sizes 0."""
     if said is None:
         labels = [(columns.label.value, columns.label.reason)] * rows
         return [None] * rows, labels, [None] * rows, [0] * rows, [0] * rows
     uris = texts_in(said, columns.uri)
-    if columns.uri != "uri":  # else it is one already
+    if columns.uri != "uri":  # a column named uri has uris already
         uris = [uri_of(uri) if uri and uri.startswith(("/", "file://")) else uri for uri in uris]
     hashes = [text.lower() if text and _HEX64.fullmatch(text) else None for text in texts_in(said, columns.sha256)]
     return (
@@ -94,7 +94,7 @@ def said_of(
 
 
 def _pixels_in(said: pa.RecordBatch, name: str | None) -> list[int]:
-    """Widths or heights, which pandas turns into floats as soon as one is missing; 0 for what is none."""
+    """Widths or heights, 0 for invalid ones. pandas writes them as floats as soon as one is missing."""
     if name is None:
         return [0] * said.num_rows
     values = said.column(said.schema.get_field_index(name)).to_pylist()
@@ -102,13 +102,13 @@ def _pixels_in(said: pa.RecordBatch, name: str | None) -> list[int]:
 
 
 def columns_of_none(uri: str, labels: str) -> Columns:
-    """Those of a .npy with no table beside it: its folders may give a label, as Hive writes partitions."""
+    """The columns of a .npy with no table beside it: its folders may give a label, as Hive writes partitions."""
     found = partition_label(uri, labels)
     return Columns() if found is None else Columns(label=FileLabel(value=found[1]))
 
 
 def columns_of(schema: pa.Schema, uri: str, labels: str, kept: Sequence[KeptColumn] = ()) -> Columns:
-    """Those of a file, with the labels that `labels` asks for. Raises SourceError where it has no such column."""
+    """The columns of a file, with the labels that `labels` asks for. Raises SourceError if it has no such column."""
 
     def first(names: tuple[str, ...], *, numbers: bool = False) -> str | None:
         single = (name for name in names if schema.names.count(name) == 1)
@@ -131,7 +131,7 @@ def _fits(kind: pa.DataType, *, numbers: bool) -> bool:
 
 
 def embedding_field(schema: pa.Schema, uri: str) -> pa.Field:
-    """The one column of embeddings. Raises NoVectors where there is none, SourceError for several."""
+    """The one column of embeddings. Raises NoVectors if there is none, SourceError for several."""
     found = [field for field in schema if field.name in EMBEDDING_COLUMNS and _is_vector(field.type)]
     if not found:
         raise NoVectors(
@@ -153,7 +153,7 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def maker_of(file: pq.ParquetFile, uri: str) -> Maker:
-    """Who made the vectors, as files exported from a memory say."""
+    """The maker of the vectors, from the metadata that exports of a memory have."""
     said = file.schema_arrow.metadata or {}
     encoder, fingerprint = (
         said.get(key.encode(), b"").decode(errors="replace") for key in (ENCODER_KEY, FINGERPRINT_KEY)

@@ -1,8 +1,8 @@
 """Vectors given in place of images: rows of a .npy file, or of an embedding column in Parquet.
 
-A .npy may have a Parquet file beside it whose rows say what its own are. Both are read through a seekable stream, a few
-rows at a time, wherever they lie; a .npy is not mapped, because a mapped file that is cut short ends the process. An
-error of the stream itself is the caller's and passes through unchanged.
+The rows of a Parquet file beside a .npy may describe the rows of the .npy. Both files are read through a seekable
+stream, a few rows at a time, wherever they lie. A .npy is not memory-mapped, because a mapped file that is cut short
+ends the process. An error of the stream itself passes through to the caller unchanged.
 
 Shapes: N rows, B rows of a batch, D dimensions.
 """
@@ -39,13 +39,13 @@ from pipeline.store.tables.kept_columns import KeptColumn
 BATCH_ROWS = 2_048
 READ_BYTES = 64 << 20  # of a .npy in one request
 
-# What rounding to float16 may move the length of a unit vector by: such a vector is kept to the bit.
+# Rounding to float16 may change the length of a unit vector by this much: such a vector stays unchanged to the bit.
 UNIT_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """What the head of a file says: rows in each row group (a .npy is one), and D, None where no row has a vector."""
+    """The head of a file: rows in each row group (a .npy is one group), and D (None if no row has a vector)."""
 
     uri: str
     rows: tuple[int, ...]
@@ -57,7 +57,7 @@ class Vectors:
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What an entry keeps of its image, or of its vector where nothing is said of the image; 0 for no known size."""
+    """The hash of an entry's image (of its vector if the image's is unknown), and its size in pixels (0: unknown)."""
 
     sha256: str
     width: int
@@ -66,9 +66,9 @@ class RowFacts:
 
 @dataclass(frozen=True)
 class VectorBatch:
-    """Consecutive rows: vectors of unit length, float32 [B, D], and for each its facts or why it was rejected.
+    """Consecutive rows: vectors of unit length, float32 [B, D], and per row its `RowFacts` or why it was rejected.
 
-    The vector of a rejected row means nothing.
+    The vector of a rejected row has no meaning.
     """
 
     vectors_BD: np.ndarray
@@ -80,9 +80,9 @@ class VectorBatch:
 
 
 def inspect_npy(stream: BinaryIO, uri: str, beside: BinaryIO | None, beside_uri: str, labels: str) -> Vectors:
-    """What a .npy holds, and the Parquet file beside it says of it. Raises SourceError, and what the streams raise.
+    """The contents of a .npy, described by the Parquet file beside it. Raises SourceError, and what the streams raise.
 
-    Raises NoVectors for an array that is not two-dimensional or not of floats, where nothing lies beside it.
+    Raises NoVectors for an array that is not two-dimensional or not of floats, if no file lies beside it.
     """
     try:
         header = read_header(stream, uri)
@@ -104,9 +104,9 @@ def inspect_npy(stream: BinaryIO, uri: str, beside: BinaryIO | None, beside_uri:
 
 
 def inspect_column(stream: BinaryIO, uri: str, labels: str) -> Vectors:
-    """What the embedding column of a Parquet file holds. Raises SourceError, NoVectors where there is no such column.
+    """The contents of the embedding column of a Parquet file. Raises SourceError, NoVectors if there is no such column.
 
-    Of the rows no more is read than the first that has a vector, where the footer does not tell their dimension.
+    If the footer does not have the dimension, rows are read up to the first one with a vector.
     """
     source = Source(stream)
     file = open_parquet(source, uri)
@@ -134,35 +134,34 @@ def inspect_column(stream: BinaryIO, uri: str, labels: str) -> Vectors:
 def read_npy(
     stream: BinaryIO,
     uri: str,
-    beside: BinaryIO | None,
-    beside_uri: str,
+    beside: tuple[BinaryIO | None, str],
     labels: str,
     dimension: int,
-    first: int,
-    num_rows: int,
+    rows: range,
     kept: Sequence[KeptColumn] = (),
 ) -> Iterator[VectorBatch]:
-    """Some rows of a .npy, from the `first` on; the uri of one that has none in the file beside is `FILE#row=N`.
+    """Some rows of a .npy. A row without a uri in the file `beside` (stream and uri) gets `FILE#row=N`.
 
-    Raises SourceError for a file that is not as it was planned, and what the streams raise.
+    Raises SourceError if the file has changed since it was planned, and what the streams raise.
     """
+    stream_beside, beside_uri = beside
     header = read_header(stream, uri)
-    if header.dimension != dimension or header.rows < first + num_rows:
+    if header.dimension != dimension or header.rows < rows.stop:
         raise SourceError(f"{uri} has changed since it was listed: add it again")
-    said, columns = _said(beside, beside_uri or uri, labels, first, num_rows, header.rows, kept)
+    said, columns = _said(stream_beside, beside_uri or uri, labels, rows.start, len(rows), header.rows, kept)
     width = header.dimension * header.dtype.itemsize
     at_once = max(1, READ_BYTES // width)
-    for start in range(0, num_rows, at_once):
-        rows = min(at_once, num_rows - start)
-        stream.seek(header.offset + (first + start) * width)
-        data = stream.read(rows * width)
-        if len(data) < rows * width:
+    for start in range(0, len(rows), at_once):
+        number = min(at_once, len(rows) - start)
+        stream.seek(header.offset + (rows.start + start) * width)
+        data = stream.read(number * width)
+        if len(data) < number * width:
             raise SourceError(f"{uri} is cut short: write or copy it again")
-        given_ND = np.frombuffer(data, header.dtype).reshape(rows, dimension)
-        for row in range(0, rows, BATCH_ROWS):
+        given_ND = np.frombuffer(data, header.dtype).reshape(number, dimension)
+        for row in range(0, number, BATCH_ROWS):
             given_BD = given_ND[row : row + BATCH_ROWS]
             table = said.slice(start + row, len(given_BD)) if said is not None else None
-            yield _batch(given_BD, [None] * len(given_BD), table, columns, uri, first + start + row, kept)
+            yield _batch(given_BD, [None] * len(given_BD), table, columns, uri, rows.start + start + row, kept)
 
 
 def read_column(
@@ -174,9 +173,9 @@ def read_column(
     num_rows: int,
     kept: Sequence[KeptColumn] = (),
 ) -> Iterator[VectorBatch]:
-    """Some rows of a column of vectors, from the `first` on, each with what the other columns say of it.
+    """Some rows of a column of vectors, from row `first` on, each with the values of the other columns.
 
-    A vector of another length than `dimension` is rejected. Raises SourceError, and what `stream` does.
+    A vector of another length than `dimension` is rejected. Raises SourceError, and what `stream` raises.
     """
     source = Source(stream)
     file = open_parquet(source, uri)
@@ -205,7 +204,7 @@ def _said(
     rows: int,
     kept: Sequence[KeptColumn],
 ) -> tuple[pa.Table | None, Columns]:
-    """What a Parquet file says of some rows, of as many as the .npy beside it has."""
+    """The descriptions of some rows of a .npy, from the Parquet file beside it, which must have `rows` rows too."""
     if beside is None:
         return None, columns_of_none(uri, labels)
     source = Source(beside)
@@ -222,7 +221,7 @@ def _said(
 def _rows(
     file: pq.ParquetFile, source: Source, uri: str, columns: list[str], first: int, num_rows: int
 ) -> Iterator[pa.RecordBatch]:
-    """Some rows of a Parquet file, read from the beginning of the row group that the first of them is in."""
+    """Some rows of a Parquet file. The read begins with the row group of the first row."""
     counts = group_rows(file)
     ends = np.cumsum(counts)
     last = first + num_rows
@@ -273,9 +272,9 @@ def _batch(
 
 
 def unit(given_BD: np.ndarray) -> tuple[np.ndarray, list[str | None]]:
-    """Vectors scaled to unit length, float32 [B, D], of floats [B, D]; and for each why it cannot be, or None.
+    """Floats [B, D] scaled to unit length (float32 [B, D]), and per row why that is impossible, or None.
 
-    float16 vectors that have unit length but for their rounding stay as they are, to the last bit.
+    float16 vectors of unit length, up to rounding, stay unchanged to the last bit.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         wide_BD = given_BD.astype(np.float64)
@@ -296,10 +295,10 @@ def _why(*, finite: bool) -> str:
 
 @contextlib.contextmanager
 def _damage_named(source: Source, uri: str) -> Iterator[None]:
-    """Turn an error of damaged data into a SourceError, and one of the stream into itself."""
+    """Turn an error of damaged data into a SourceError; raise an error of the stream unchanged."""
     try:
         yield
-    except MemoryError:  # pyarrow's is an ArrowException too, but it says nothing about the file
+    except MemoryError:  # pyarrow's is an ArrowException too, but means no damage of the file
         raise
     except PageBomb as error:
         raise SourceError(f"{uri} is not read: {error}") from None

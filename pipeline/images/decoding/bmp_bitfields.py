@@ -1,6 +1,6 @@
-"""BMPs that say by masks where in 16 or 32 bits their colours lie, for masks that Pillow does not know.
+"""BMPs with masks that give the bits of each colour in 16 or 32 bits, for masks that Pillow does not know.
 
-Pillow refuses most, such as four bits each, and passes over the alpha of 16-bit pixels.
+Pillow refuses most masks, such as four bits each, and ignores the alpha of 16-bit pixels.
 """
 
 import struct
@@ -8,13 +8,13 @@ import struct
 import numpy as np
 from PIL import Image
 
-_BITFIELDS = (3, 6)  # the second has a mask of alpha behind a header of 40 bytes, too
+_BITFIELDS = (3, 6)  # the second has a mask of alpha even after a header of 40 bytes
 _KNOWN_TO_PILLOW = ((0xF800, 0x7E0, 0x1F, 0), (0x7C00, 0x3E0, 0x1F, 0))  # of 16 bits
 _PIXELS_AT_ONCE = 1 << 20
 
 
 def has_unknown_masks(data: bytes) -> bool:
-    """Whether it is a BMP of 16-bit pixels that Pillow would refuse or show without its alpha."""
+    """Whether the bytes are a BMP of 16-bit pixels that Pillow would refuse or show without its alpha."""
     return data.startswith(b"BM") and len(data) >= 70 and _bits(data) == 16 and _masks(data) not in _KNOWN_TO_PILLOW
 
 
@@ -30,7 +30,7 @@ def rgb_of_bitfields(data: bytes) -> Image.Image:
     if stored.size < stride * abs(height):
         raise ValueError("the BMP is truncated")
     rows = stored.reshape(abs(height), stride)[:, : width * bits // 8]
-    if height > 0:  # the lowest row comes first
+    if height > 0:  # the bottom row comes first
         rows = rows[::-1]
     rgb_HW3 = np.empty((abs(height), width, 3), np.uint8)
     step = max(1, _PIXELS_AT_ONCE // width)
@@ -51,20 +51,20 @@ def size_of_bitfields(data: bytes) -> tuple[int, int]:
 
 
 def _bits(data: bytes) -> int:
-    """0 if colours are not told by masks."""
+    """Bits of a pixel; 0 if the BMP has no masks."""
     header, bits, compression = *struct.unpack_from("<I", data, 14), *struct.unpack_from("<HI", data, 28)
     return bits if header >= 40 and compression in _BITFIELDS else 0
 
 
 def _masks(data: bytes) -> tuple[int, ...]:
-    """Of red, green, blue and alpha; a header of 40 bytes has none of alpha but in the second way."""
+    """The masks of red, green, blue and alpha (0: none). A header of 40 bytes has alpha only in the second way."""
     header, compression = struct.unpack_from("<I", data, 14)[0], struct.unpack_from("<I", data, 30)[0]
     masks = struct.unpack_from("<4I", data, 54)
     return masks if header >= 56 or compression == _BITFIELDS[1] else (*masks[:3], 0)
 
 
 def _share(values_HW: np.ndarray, mask: int) -> np.ndarray:
-    """float64 [H, W] from 0 to 1: a channel of pixels uint32 as a share of its largest value."""
+    """float64 [H, W] from 0 to 1: a channel of uint32 pixels as a fraction of its largest value."""
     if not mask:
         return np.zeros(values_HW.shape)
     shift = (mask & -mask).bit_length() - 1

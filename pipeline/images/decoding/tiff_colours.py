@@ -1,4 +1,4 @@
-"""The samples of a TIFF to 8-bit RGB on white, by what its header says they mean."""
+"""Conversion of the samples of a TIFF to 8-bit RGB on white, as its header describes them."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ from pipeline.images.decoding.tiff_header import (
 from pipeline.images.decoding.tiff_samples import TiffSamples
 
 _NUM_COLOURS = {WHITE_IS_ZERO: 1, BLACK_IS_ZERO: 1, RGB: 3, PALETTE: 1, CMYK: 4, CIELAB: 3}
-_UNSPECIFIED, _ASSOCIATED = (0,), (1,)  # the first of the extra samples; one that is not named is alpha, too
+_UNSPECIFIED, _ASSOCIATED = (0,), (1,)  # the first extra sample; one without a name is alpha, too
 
 
 def rgb_of_samples(data: bytes, header: TiffHeader) -> Image.Image:
@@ -45,7 +45,7 @@ def rgb_of_samples(data: bytes, header: TiffHeader) -> Image.Image:
 
 
 def _conversion(header: TiffHeader, samples: TiffSamples, num_colours: int) -> Callable[[np.ndarray], np.ndarray]:
-    """From [rows, width, colours] to uint8 [rows, width, 3]."""
+    """A function from [rows, width, colours] to uint8 [rows, width, 3]."""
     if header.photometric == PALETTE:
         return _palette_conversion(header)
     if header.photometric == CIELAB:
@@ -79,7 +79,7 @@ def _of_cmyk(values: np.ndarray) -> np.ndarray:
 
 
 def _of_cielab(values: np.ndarray, header: TiffHeader) -> np.ndarray:
-    """Lightness is unsigned, the other two are signed, of 8 or 16 bits. TIFF knows no other."""
+    """CIELAB to sRGB. Lightness is unsigned, a and b are signed, of 8 or 16 bits. TIFF has no other CIELAB."""
     if header.bits not in (8, 16) or header.sample_format == FLOAT:
         raise ValueError(f"the {header.kind} cannot be read: CIELAB has 8 or 16 bits")
     top = (1 << header.bits) - 1
@@ -89,7 +89,7 @@ def _of_cielab(values: np.ndarray, header: TiffHeader) -> np.ndarray:
 
 
 def _alpha(values: np.ndarray, header: TiffHeader) -> np.ndarray:
-    """float64 [rows, width], 1 is opaque."""
+    """Alpha as float64 [rows, width]; 1 is opaque."""
     if header.sample_format == FLOAT:
         return np.clip(finite(values), 0.0, 1.0)
     bits = header.bits - 1 if header.sample_format == SIGNED else header.bits
@@ -97,7 +97,7 @@ def _alpha(values: np.ndarray, header: TiffHeader) -> np.ndarray:
 
 
 def _on_white(rgb: np.ndarray, alpha: np.ndarray, header: TiffHeader) -> np.ndarray:
-    """Colours associated with alpha were multiplied by it already; those of others are."""
+    """Colours on white. Associated colours are stored multiplied by alpha; others are multiplied here."""
     opaque = alpha[:, :, None]
     colours = rgb if header.extra_samples[:1] == _ASSOCIATED else rgb * opaque
     rounded: np.ndarray = np.clip(colours + 255.0 * (1.0 - opaque), 0.0, 255.0) + 0.5

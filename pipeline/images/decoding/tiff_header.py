@@ -1,4 +1,4 @@
-"""What the first directory of a TIFF says about its pixels, checked, for the readers beside this."""
+"""The first directory of a TIFF, which describes its pixels: read and checked for the other TIFF modules."""
 
 import io
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, CIELAB = 0, 1, 2, 3, 5, 8
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 UNCOMPRESSED = 1
-COMPRESSIONS = {  # the names by which people know them
+COMPRESSIONS = {  # their usual names
     1: "uncompressed", 2: "CCITT run lengths", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 6: "JPEG of TIFF 6",
     7: "JPEG", 8: "Deflate", 9: "JBIG", 10: "JBIG", 32766: "NeXT", 32771: "CCITT run lengths", 32773: "PackBits",
     32809: "ThunderScan", 32946: "Deflate", 33003: "JPEG 2000", 33004: "JPEG 2000", 33005: "JPEG 2000", 34661: "JBIG",
@@ -18,7 +18,7 @@ COMPRESSIONS = {  # the names by which people know them
 }  # fmt: skip
 _BYTEWISE = (1, 5, 8, 32773, 32946, 34925, 50000)
 _JPEGS = (6, 7, 34892)
-_MOST_SCANS = 100  # in a strip or tile, beyond which libtiff gives up
+_MOST_SCANS = 100  # in a strip or tile; libtiff gives up beyond that
 _PHOTOMETRICS = {
     0: "grey", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB", 9: "ICCLAB",
     10: "ITULAB", 32803: "camera raw (CFA)", 32844: "LogL", 32845: "LogLuv", 34892: "camera raw (linear)",
@@ -52,12 +52,15 @@ class TiffHeader:
 
     @property
     def bytewise(self) -> bool:
-        """Whether the compression does not care what the bytes stand for."""
+        """Whether the compression works on bytes, whatever they mean."""
         return self.compression in _BYTEWISE
 
     @property
     def has_8_bit_palette(self) -> bool:
-        """Whether colours of 8 bits stand where TIFF has 16: some programs write such, libtiff sees it as here."""
+        """Whether the palette has 8-bit colours in place of TIFF's 16-bit ones. Some programs write such palettes.
+
+        libtiff uses the same rule.
+        """
         return self.photometric == PALETTE and bool(self.palette) and max(self.palette) < 256
 
     @property
@@ -69,7 +72,7 @@ class TiffHeader:
         return -(-self.width // width) * width, -(-self.height // height) * height
 
     def passes_over(self, data: bytes) -> int:
-        """How often decoding goes over the pixels: the scans of the JPEG in any of the strips or tiles. ValueError."""
+        """Passes of decoding over the pixels: the most scans of a JPEG in one strip or tile. Raises ValueError."""
         if self.compression not in _JPEGS:
             return 1
         if sum(self.counts) > 4 * len(data):  # strips that share bytes are decoded over and over
@@ -92,12 +95,12 @@ class TiffHeader:
 
 
 def is_tiff(data: bytes) -> bool:
-    """By its first bytes."""
+    """Whether the first bytes are those of a TIFF."""
     return data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"))
 
 
 def read_header(data: bytes) -> TiffHeader:
-    """Raises ValueError where the directory cannot describe a picture."""
+    """The header of a TIFF. Raises ValueError if its directory cannot describe a picture."""
     tags = ImageFileDirectory_v2(data[:16] if data[2] == 43 or data[3] == 43 else data[:8])
     stream = io.BytesIO(data)
     if tags.next >= len(data):
@@ -116,7 +119,7 @@ def read_header(data: bytes) -> TiffHeader:
         (_whole(tags, 322), _whole(tags, 323)) if is_tiled else (width, min(_whole(tags, 278) or height, height))
     )
     white_point = tags.get(318)
-    guess = RGB if num_samples >= 3 else BLACK_IS_ZERO  # libtiff's, too
+    guess = RGB if num_samples >= 3 else BLACK_IS_ZERO  # libtiff guesses the same
     return TiffHeader(
         byte_order="<" if tags.prefix == b"II" else ">",
         width=width,

@@ -1,8 +1,8 @@
-"""The samples of a TIFF as they are stored, of any depth, for those that Pillow reads wrongly or not at all.
+"""The samples of a TIFF as stored, of any depth, for files that Pillow reads wrongly or not at all.
 
-Pillow's table of TIFFs lacks most greys beyond 8 bits, and it unpacks others without undoing the order of bytes or the
-white at zero. Its libtiff is asked only to decompress: strips and tiles are handed over as 8-bit greys of one byte a
-pixel, so that what comes back is the bytes of the samples, whatever they mean.
+Pillow's table of TIFFs lacks most greys beyond 8 bits. Pillow unpacks others without undoing the byte order or white at
+zero. Here its libtiff only decompresses: it gets strips and tiles as 8-bit greys of one byte a pixel, so that it
+returns the bytes of the samples, whatever they mean.
 """
 
 import io
@@ -14,7 +14,7 @@ from PIL import Image
 
 from pipeline.images.decoding.tiff_header import COMPRESSIONS, FLOAT, SIGNED, UNCOMPRESSED, UNSIGNED, TiffHeader
 
-MAX_BYTES = 4 * 178_956_970  # of all samples: what an RGBA image of the most pixels takes
+MAX_BYTES = 4 * 178_956_970  # of all samples: as many as an RGBA image with the most pixels
 _BYTES_AT_ONCE = 64 << 20
 _SAMPLES_AT_ONCE = 1 << 20
 _MIRRORED = np.array([int(f"{byte:08b}"[::-1], 2) for byte in range(256)], dtype=np.uint8)
@@ -50,7 +50,7 @@ class TiffSamples:
             of_three = bytes_HB[:, : a_row * 3].reshape(-1, a_row, 3).astype(np.uint32)
             low, high = (0, 2) if self._byte_order == "<" else (2, 0)
             numbers = of_three[:, :, low] | of_three[:, :, 1] << 8 | of_three[:, :, high] << 16
-        else:  # packed from the left, in either order of bytes
+        else:  # packed from the left, in either byte order
             bits = np.unpackbits(bytes_HB, axis=1, count=a_row * header.bits).reshape(-1, a_row, header.bits)
             numbers = np.zeros(bits.shape[:2], np.uint16 if header.bits <= 16 else np.uint32)
             for place in range(header.bits):
@@ -58,7 +58,7 @@ class TiffSamples:
         return numbers[:, :a_row].reshape(-1, header.width, a_pixel)
 
     def _read_plane(self, data: bytes, plane: int) -> np.ndarray:
-        """uint8 [height, bytes of a row], tiles put beside each other."""
+        """The bytes of a plane, with its tiles put together: uint8 [height, bytes of a row]."""
         header = self.header
         width, height = header.rectangle
         a_pixel = 1 if header.is_planar else header.num_samples
@@ -74,7 +74,7 @@ class TiffSamples:
         return bytes_HB
 
     def _read_rectangles(self, data: bytes, first: int, num: int, row_bytes: int, lines: int) -> np.ndarray:
-        """uint8 [lines, row_bytes]: these strips or tiles below each other."""
+        """The bytes of `num` strips or tiles from `first` on, one below the other: uint8 [lines, row_bytes]."""
         header, height = self.header, self.header.rectangle[1]
         offsets, counts = header.offsets[first : first + num], header.counts[first : first + num]
         if len(offsets) < num:
@@ -84,7 +84,7 @@ class TiffSamples:
             for index, offset in enumerate(offsets):
                 part = stored_HB[index * height : (index + 1) * height]
                 found = np.frombuffer(data, np.uint8)[offset : offset + part.size]
-                is_short = num > 1 and len(counts) == num and counts[index] < part.size  # one may be miscounted
+                is_short = num > 1 and len(counts) == num and counts[index] < part.size  # one may be wrong
                 if found.size < part.size or is_short:
                     raise ValueError(f"the {header.kind} is truncated")
                 part[:] = found.reshape(part.shape)
@@ -125,7 +125,7 @@ def _refuse_unknown(header: TiffHeader) -> None:
 
 
 def _decompress(rectangles: list[bytes], header: TiffHeader, row_bytes: int, height: int, lines: int) -> np.ndarray:
-    """uint8 [lines, row_bytes]: rectangles below each other, each of `height` lines but for the last."""
+    """Rectangles, decompressed, one below the other: uint8 [lines, row_bytes]. All but the last have `height` lines."""
     counts = [len(rectangle) for rectangle in rectangles]
     num = len(rectangles)
     body = b"".join(rectangles)
@@ -149,7 +149,7 @@ def _decompress(rectangles: list[bytes], header: TiffHeader, row_bytes: int, hei
 
 
 def _undo_predictor(bytes_HB: np.ndarray, header: TiffHeader, a_pixel: int, width: int) -> str:
-    """Change differences to values, in place, and return the order of bytes thereafter."""
+    """Turn differences into values, in place. Returns the byte order of the values."""
     if header.predictor == 1 or header.compression == UNCOMPRESSED:
         return header.byte_order
     size = header.bits // 8
@@ -159,7 +159,7 @@ def _undo_predictor(bytes_HB: np.ndarray, header: TiffHeader, a_pixel: int, widt
         if header.predictor == 2:
             values = rows.view(np.dtype(f"{header.byte_order}u{size}")).astype(f"<u{size}").reshape(-1, width, a_pixel)
             rows[:] = np.cumsum(values, axis=1, dtype=values.dtype).view(np.uint8).reshape(rows.shape)
-        else:  # differences of bytes, those of the same weight together, the heaviest first
+        else:  # differences of bytes, grouped by significance, the most significant first
             planes = np.cumsum(rows.reshape(-1, width * size, a_pixel), axis=1, dtype=np.uint8)
             rows[:] = planes.reshape(-1, size, width * a_pixel).swapaxes(1, 2).reshape(rows.shape)
     return "<" if header.predictor == 2 else ">"

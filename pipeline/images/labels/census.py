@@ -1,6 +1,6 @@
-"""What is known of the labels of a source: how many images have which, why others have none, what looks like a mistake.
+"""The labels of a source: how many images have which, why others have none, and which labels look like mistakes.
 
-NumPy and Arrow only: nothing is read here.
+This module uses NumPy and Arrow only, and reads no file of the source.
 """
 
 import re
@@ -36,9 +36,9 @@ _NO_CLASS = re.compile(
 class LabelCensus:
     """The labels of some images.
 
-    `counts` are images by label, `unlabelled` images without one by the reason. `unread` containers say theirs only
-    when they are read. Of the `num_rows` rows of a label file `num_unmatched` name no image so far, `unmatched` are the
-    first of these.
+    `counts` has the images by label, `unlabelled` the images without a label by the reason. `unread` is the number of
+    containers whose labels are known only when they are read. A label file has `num_rows` rows; `num_unmatched` of them
+    name no image so far, and `unmatched` has the first of these.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
@@ -57,7 +57,7 @@ class LabelCensus:
         return sum(self.unlabelled.values())
 
     def __add__(self, other: "LabelCensus") -> "LabelCensus":
-        """The census of the images of both; of a label file what the first says."""
+        """The census of the images of both, with the numbers of the first about the label file."""
         return LabelCensus(
             self.counts + other.counts,
             self.unlabelled + other.unlabelled,
@@ -72,11 +72,11 @@ class LabelCensus:
         return [label for label, _ in self.counts.most_common() if _NO_CLASS.fullmatch(label.strip())]
 
     def doubtful(self) -> list[str]:
-        """Labels that other programs write for none, and those with bytes that were no UTF-8."""
+        """Labels that other programs write for a missing label, and labels with bytes that were not UTF-8."""
         return [label for label in self.counts if label.strip().lower() in _NO_LABELS or "\ufffd" in label]
 
     def alike(self) -> list[list[str]]:
-        """Labels that differ in case, spaces or the form of Unicode only, and may be meant as one."""
+        """Labels that differ only in case, spaces or Unicode form, and may be meant as one."""
         groups: dict[str, list[str]] = {}
         for label in self.counts:
             plain = unicodedata.normalize("NFKC", label).casefold()
@@ -84,7 +84,7 @@ class LabelCensus:
         return [sorted(group) for group in groups.values() if len(group) > 1]
 
     def first_labels(self, number: int = SHOWN_LABELS) -> dict[str, int]:
-        """The most frequent labels with their counts, those of equal counts by name."""
+        """The most frequent labels with their counts; labels of equal counts are ordered by name."""
         return dict(sorted(self.counts.items(), key=lambda pair: (-pair[1], pair[0]))[:number])
 
     def to_json(self) -> dict:
@@ -106,7 +106,7 @@ class LabelCensus:
 
 
 def mask_endings(uris: pa.ChunkedArray) -> Counter[str]:
-    """Image files that are named like masks of others, by the end of their names."""
+    """The number of image files that are named like masks of others, by the ending of their names."""
     found: Counter[str] = Counter()
     for batch in uris.chunks:
         suspicious = pc.match_substring_regex(batch, r"[_-][A-Za-z]+\d*\.[A-Za-z]+$")
@@ -116,7 +116,7 @@ def mask_endings(uris: pa.ChunkedArray) -> Counter[str]:
 
 
 def census_of_files(column: pa.ChunkedArray, labels: Labels, rows: Sequence[int | None] | None) -> LabelCensus:
-    """The census of image files with these labels; `rows` has the row of the label file for each, if there is one."""
+    """The census of image files with these labels; `rows` has each image's row in the label file, if there is one."""
     counts: Counter[str] = Counter()
     for pair in pc.value_counts(column).to_pylist():
         if pair["values"] is not None:

@@ -1,7 +1,7 @@
-"""Files of labels as users write them: a label for each entry, or a map from labels to those of a label set.
+"""Label files that users write: a label for each entry, or a map from labels to the labels of a label set.
 
-CSV and TSV with a header, Parquet, JSON objects and JSON lines. Names are read as they are written: 007 stays 007, and
-only the spaces around a label that is to be given are taken away.
+The formats are CSV and TSV with a header, Parquet, JSON objects and JSON lines. Names are read as they are written: 007
+stays 007. Only the spaces around a label that an entry will get are removed.
 """
 
 import json
@@ -30,14 +30,14 @@ Key = TypeVar("Key", int, str)
 
 
 class _Object(list):
-    """A JSON object as pairs, so that a name given twice is seen."""
+    """A JSON object as pairs, so that a name given twice is detected."""
 
 
 def read_entry_labels(path: str | Path) -> tuple[dict[int, str], dict[str, str]]:
-    """A label for each id, or a label for each uri: one of the two is empty.
+    """Labels by id, and labels by uri: one of the two is empty. Raises SourceError.
 
-    Columns `id` or `uri` (where there are both, `id` counts) and `label`; in JSON {id: label} or {uri: label}, or with
-    {"label": label, …} for a label. Raises SourceError.
+    A table has the columns `id` or `uri` (if it has both, `id` counts) and `label`. JSON is {id: label} or
+    {uri: label}; a label may be written as {"label": label, …}.
     """
     local = _local(path)
     if local.endswith(".json"):
@@ -72,7 +72,7 @@ def read_entry_labels(path: str | Path) -> tuple[dict[int, str], dict[str, str]]
 
 
 def read_fields(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """What a JSON object says of each id or uri: its label, and what may stand beside it. Raises SourceError."""
+    """The ids or uris of a JSON object, each with its label and other fields. Raises SourceError."""
     pairs = _read_object(_local(path), path)
     return [(name, dict(said) if isinstance(said, _Object) else {"label": said}) for name, said in pairs]
 
@@ -101,12 +101,12 @@ def read_objects(path: str | Path) -> list[dict[str, Any]] | None:
 
 
 def read_rows(path: str | Path) -> pa.Table:
-    """All rows of a file of labels that is a table. Every column of a CSV or TSV is text. Raises SourceError."""
+    """All rows of a label file that is a table. Every column of a CSV or TSV is text. Raises SourceError."""
     return _read_table(_local(path), path)
 
 
 def last_change(path: str) -> tuple[int, int] | None:
-    """What another state of a file differs in, so that what was read may be kept; None where there is none."""
+    """The time of the last change and the size of a file, as a key for caches; None if there is no file."""
     try:
         status = os.stat(os.path.expanduser(path.removeprefix("file://")))
     except OSError:
@@ -115,10 +115,9 @@ def last_change(path: str) -> tuple[int, int] | None:
 
 
 def read_map(source: str | Path | Mapping[str, Any]) -> dict[str, str]:
-    """A label of a label set for each label as stored.
+    """The label of a label set for each stored label. Raises SourceError.
 
-    Columns `label` and `mapped`; in JSON, and as a mapping, {label: mapped} or {mapped: [label, …]}.
-    Raises SourceError.
+    A table has the columns `label` and `mapped`. JSON, or a mapping, is {label: mapped} or {mapped: [label, …]}.
     """
     place = "the map" if isinstance(source, Mapping) else str(source)
     if isinstance(source, Mapping):
@@ -140,7 +139,7 @@ def read_map(source: str | Path | Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Ids or uris of entries: a column `id` or `uri` of a table, else one a line. Raises SourceError."""
+    """Ids or uris of entries: the column `id` or `uri` of a table, else one per line. Raises SourceError."""
     if str(path).endswith((".csv", ".tsv", ".parquet")):
         table = _read_table(_local(path), path)
         return _texts(table, "id" if "id" in table.column_names else "uri", path)
@@ -154,14 +153,14 @@ def read_names(path: str | Path) -> list[str]:
 
 
 def given_label(text: str) -> str | None:
-    """A label as it will be stored, or None for one that says nothing. Raises SourceError for one with a NUL."""
+    """A label as it will be stored, or None if it is blank. Raises SourceError if it has a NUL."""
     if "\0" in text:
         raise SourceError("a label holds a NUL character, which no tool shows: give it without")
     return printable(text).strip() or None
 
 
 def put(labels: dict[Key, str], key: Key, label: str, what: str, place: str | Path) -> None:
-    """Give a key its label. Raises SourceError when it has another already."""
+    """Set the label of a key. Raises SourceError if the key has another label already."""
     if labels.setdefault(key, label) != label:
         raise SourceError(f"{place} gives {what} both '{labels[key]}' and '{label}': keep one of them")
 
@@ -189,7 +188,7 @@ def _read_table(local: str, path: str | Path) -> pa.Table:
             head = stream.read(HEAD_BYTES)
         encoding = encoding_of(head)
         header = head.decode(encoding, errors="replace").partition("\n")[0]
-        # A spreadsheet of a country with decimal commas writes semicolons.
+        # Spreadsheets write semicolons in countries with decimal commas.
         is_tsv = local.lower().endswith(".tsv") or ("\t" in header and "," not in header)
         separator = "\t" if is_tsv else ";" if ";" in header and "," not in header else ","
         read = csv.ReadOptions(encoding="utf8" if encoding.startswith("utf-8") else encoding)
@@ -227,7 +226,7 @@ def _read_object(local: str, path: str | Path) -> _Object:
 
 
 def _pairs(items: Iterable[tuple[Any, Any]], place: str) -> Iterator[tuple[str, str]]:
-    """Pairs of label and mapped, of {label: mapped} and of {mapped: [label, …]} alike."""
+    """Pairs (label, mapped) of {label: mapped} or of {mapped: [label, …]}."""
     for key, value in items:
         name = _text_of(key, f"a name in {place}")
         if isinstance(value, list | tuple) and not isinstance(value, _Object):
@@ -243,7 +242,7 @@ def _texts(table: pa.Table, name: str, path: str | Path) -> list[str]:
         raise SourceError(f"{path} has {problem}, but {listed(table.column_names)}: mend its header")
     column = table.column(name)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):  # texts of a writer that does not mark them
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):  # some writers do not mark texts
         column = pa.chunked_array([[None if b is None else text_of_bytes(b) for b in column.cast(kind).to_pylist()]])
         kind = pa.string()
     if not (kind in (pa.string(), pa.large_string(), pa.null()) or pa.types.is_integer(kind)):

@@ -1,7 +1,7 @@
-"""A file of labels for the images of a source, and which of its rows names an image.
+"""A label file for the images of a source, and the search for the row that names an image.
 
-People name an image by its path from the source on, by that from the label file's own folder on (Hugging Face's
-`file_name`), by its uri or whole path, or by its bare name, with or without the ending (Kaggle's `id`).
+A row may name an image by its path relative to the source, by its path relative to the label file's own folder (Hugging
+Face's `file_name`), by its uri or whole path, or by its bare name, with or without the ending (Kaggle's `id`).
 """
 
 import functools
@@ -20,7 +20,7 @@ from pipeline.images.labels.label_files import last_change, listed, put, read_fi
 from pipeline.images.labels.label_text import cleaned, text_of, text_of_bytes
 from pipeline.images.names.uris import path_of_uri, printable
 
-# The first there is names the image. `id` is last: other tools number their rows so.
+# The first column that exists names the image. `id` is last, because other tools number their rows with it.
 NAME_COLUMNS = (
     *("uri", "filename", "file", "filepath", "path", "imagepath", "imagefile", "image", "imagename", "imageid", "img"),
     *("imgpath", "imgname", "imgid", "name", "key", "id"),
@@ -30,9 +30,9 @@ LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
 
 @dataclass(frozen=True)
 class LabelFile:
-    """The rows of a file of labels: `rows` has the number of each by its name, `labels` what each says, or None.
+    """A label file: `rows` has the number of each row by the name in it, `labels` the label of each row, or None.
 
-    `folder` is the path of the folder it lies in. `table` has all its columns.
+    `folder` is the path of the file's folder. `table` has all its columns.
     """
 
     path: str
@@ -43,26 +43,26 @@ class LabelFile:
     table: pa.Table = field(compare=False, repr=False)
 
     def row_of(self, uri: str, root: str) -> int | None:
-        """The row that names the image at a uri, in a source at `root`; None where none does, or only by a bare name.
+        """The row that names the image at a uri, in a source at `root`; None if no row does, or only by a bare name.
 
-        An image in a container is named by its member too.
+        A row may also name an image in a container by its member.
         """
         return next((row for name in _names(uri, root, self.folder) if (row := self.rows.get(name)) is not None), None)
 
     def row_by_bare_name(self, uri: str) -> int | None:
-        """The row that names an image file by its name without folders, or also without its ending."""
+        """The row that names an image file by its name without folders, with or without its ending; may be None."""
         base = plain_name(path_of_uri(uri).rpartition("/")[2])
         row = self.rows.get(base)
         return row if row is not None else self.rows.get(base.rpartition(".")[0])
 
     def label_of(self, uri: str, root: str) -> str | None:
-        """The label of the image at a uri; None where no row names it, or its row has none."""
+        """The label of the image at a uri; None if no row names it, or its row has no label."""
         row = self.row_of(uri, root)
         return None if row is None else self.labels[row]
 
 
 def read_label_file(path: str) -> LabelFile:
-    """Read a file of labels for the images of a source, once until it is changed. Raises SourceError."""
+    """The label file at a path, cached until the file changes. Raises SourceError."""
     return _read(path, last_change(path))
 
 
@@ -86,10 +86,9 @@ def _read(path: str, change: object) -> LabelFile:
 
 
 def rows_of_images(uris: Sequence[str], file: LabelFile, root: str) -> list[int | None]:
-    """The row of a label file that names each image file of a source; None where none does.
+    """For each image file of a source, the row of a label file that names it; None if no row does.
 
-    A row may name an image by its bare name, where there is no other of this name. Raises SourceError for one that
-    names several so.
+    A row may name an image by its bare name if only one image has this name. Raises SourceError if several have it.
     """
     rows = [file.row_of(uri, root) for uri in uris]
     taken = set(rows)
@@ -109,9 +108,9 @@ def rows_of_images(uris: Sequence[str], file: LabelFile, root: str) -> list[int 
 
 @functools.lru_cache(maxsize=1)
 def label_table(path: str, _: object) -> tuple[pa.Table, str, str]:
-    """A file of labels as a table, the column that names images, and the column of labels. Raises SourceError.
+    """A label file as a table, the name of its column of image names, and of its column of labels. Raises SourceError.
 
-    The second argument is what `last_change` says of the file.
+    The second argument is the result of `last_change` for the file, a key of the cache.
     """
     objects = read_objects(path) if path.lower().endswith((".json", ".jsonl")) else None
     if objects is None and path.lower().endswith(".json"):
@@ -127,7 +126,7 @@ def label_table(path: str, _: object) -> tuple[pa.Table, str, str]:
             f"{path} has no column that names images, but {listed(table.column_names)}: name one of them uri or "
             "file_name"
         )
-    if not labels and table.num_columns == 2:  # a table of two columns leaves no doubt
+    if not labels and table.num_columns == 2:  # of two columns, the other one has the labels
         labels = [name for name in table.column_names if name != names[0]]
     if not labels:
         raise SourceError(f"{path} has no column label, but {listed(table.column_names)}: name one of them so")
@@ -144,7 +143,7 @@ def _table_of(objects: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 
 def _first_of(wanted: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Those names of columns that are wanted, in whatever case and with "_" or without, the most wanted first."""
+    """The names of columns that are in `wanted`, in the order of `wanted`. Case, "_" and the like are ignored."""
     plain = {name: re.sub("[^a-z0-9]", "", name.lower()) for name in names}
     return sorted((name for name in names if plain[name] in wanted), key=lambda name: wanted.index(plain[name]))
 
@@ -168,9 +167,9 @@ def _column(table: pa.Table, name: str, path: str | Path) -> list[str | None]:
 
 
 def _names(uri: str, root: str, folder: str) -> Iterator[str]:
-    """What people may call the image at a uri, the surest name first."""
+    """The names that a row may have for the image at a uri, the most certain name first."""
     container, inside, member = uri.partition("#")
-    where = path_of_uri(uri)  # as the name is written, with its own "%" and "#"
+    where = path_of_uri(uri)  # the decoded path, with the "%" and "#" of the file name
     top = path_of_uri(root)
     literal = f"{path_of_uri(container)}#{path_of_uri(member)}" if inside else where
     above = top.rpartition("/")[0]
@@ -181,7 +180,7 @@ def _names(uri: str, root: str, folder: str) -> Iterator[str]:
         yield plain_name(literal[len(folder) + 1 :])
     yield plain_name(literal)
     yield plain_name(uri)
-    if root and uri.startswith(f"{root}/"):  # as the uris of a memory are written
+    if root and uri.startswith(f"{root}/"):  # relative, but encoded like the uris of a memory
         yield plain_name(uri[len(root) + 1 :])
     if inside:
         plain = plain_name(path_of_uri(member))
@@ -190,7 +189,7 @@ def _names(uri: str, root: str, folder: str) -> Iterator[str]:
 
 
 def plain_name(name: str) -> str:
-    r"""A name without what does not tell one file from another: "./", "//", "\" of Windows, the form of Unicode."""
+    r"""A name in a normal form, without "./" and "//", with "/" for the "\" of Windows, in Unicode's NFC."""
     text = name.strip().removeprefix("file://")
     if text.isascii() and "\\" not in text and not text.startswith("./") and "//" not in text and "/./" not in text:
         return text

@@ -1,9 +1,9 @@
-"""Labels as text: decoded from bytes, and refused where they are none."""
+"""Labels as text: decoding from bytes, and the check of what can be a label."""
 
 import codecs
 import math
 
-MAX_LABEL = 10_000  # characters: a caption is less, and what is more is kept with every entry
+MAX_LABEL = 10_000  # characters: a caption is shorter, and every entry stores its label
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -15,7 +15,7 @@ _MARKS = (
 
 
 def encoding_of(data: bytes) -> str:
-    """The encoding of a text: by its byte order mark, UTF-16 where every other byte is zero, else UTF-8."""
+    """The encoding of a text: that of its byte order mark, UTF-16 if every other byte is zero, else UTF-8."""
     for mark, name in _MARKS:
         if data.startswith(mark):
             return name
@@ -29,7 +29,7 @@ def encoding_of(data: bytes) -> str:
 
 
 def text_of_bytes(data: bytes) -> str:
-    """A text as people write it into files, without its mark and the zeros that fill a field of fixed width.
+    """The text in some bytes, without its byte order mark and the zeros that fill a field of fixed width.
 
     Bytes that are not of the encoding become the replacement character.
     """
@@ -38,14 +38,14 @@ def text_of_bytes(data: bytes) -> str:
 
 
 def cleaned(text: str | None) -> str | None:
-    """A text as a label; None for one that says nothing, is too long, or has a NUL, which no tool shows."""
+    """A text as a label; None if it is blank, too long, or has a NUL (no tool shows it)."""
     return text if text and len(text) <= MAX_LABEL and text.strip() and "\0" not in text else None
 
 
 def text_of(value: object) -> str | None:
-    """The label a scalar stands for; None for one that is no label, for which `why_no_label` has the reason.
+    """The label of a scalar value; None if it is no label (`why_no_label` has the reason).
 
-    Whole floats lose their ".0", because a column of integers becomes one of floats as soon as pandas sees a null.
+    Whole floats lose their ".0", because pandas turns a column of integers into floats as soon as it has a null.
     Bytes are text in UTF-8, or in UTF-16 if they look like it.
     """
     if value is None or isinstance(value, (dict, list, tuple, set)):
@@ -58,12 +58,12 @@ def text_of(value: object) -> str | None:
         if math.isnan(value):
             return None
         value = int(value) if value.is_integer() else value
-    # JSON can spell half a surrogate pair.
+    # JSON can contain half a surrogate pair.
     return cleaned(str(value).encode("utf-8", errors="replace").decode())
 
 
 def why_no_label(value: object, where: str) -> str:
-    """Why `text_of` finds no label in a value; `where` says where it stands, such as "the column label"."""
+    """Why `text_of` finds no label in a value; `where` names the place of the value, such as "the column label"."""
     if isinstance(value, (list, tuple, set)):
         return f"{where} holds a list"
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Where the labels of a source come from (`--labels`, `--label`), and the text of a value found there."""
+"""The options for the labels of a source (`--labels`, `--label`), and the labels that they give."""
 
 import functools
 import hashlib
@@ -24,10 +24,10 @@ NOT_ASKED = "labels were not asked for"
 
 @dataclass(frozen=True)
 class Labels:
-    """What `--labels` asks for, as it was written: folder, parent, none, column:NAME, file:PATH; or label:NAME.
+    """The option `--labels` as written: folder, parent, none, column:NAME or file:PATH; or label:NAME.
 
-    "label:NAME", which `--label NAME` stands for, gives every image this label. `root` is the uri of the source, from
-    which a label file may name its images; a single file's is its own.
+    "label:NAME" comes from `--label NAME` and gives every image this label. `root` is the uri of the source (a folder,
+    or a single file): a label file may name images relative to it.
     """
 
     option: str = "folder"
@@ -42,17 +42,17 @@ class Labels:
 
     @property
     def file(self) -> str | None:
-        """The file of labels, if one is to be read."""
+        """The path of the label file, None without one."""
         return self.option.removeprefix("file:") if self.option.startswith("file:") else None
 
     @property
     def fixed(self) -> str | None:
-        """The one label of all images, if it was given."""
+        """The one label of all images, None if none was given."""
         return text_of(self.option.removeprefix("label:")) if self.option.startswith("label:") else None
 
     @property
     def sha256(self) -> str:
-        """Of the file of labels, so that another one makes another source. Raises SourceError when there is none."""
+        """The hash of the label file: another file makes another source. Raises SourceError if it cannot be read."""
         try:
             with open(os.path.expanduser(str(self.file)), "rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -61,14 +61,14 @@ class Labels:
 
     @property
     def inside(self) -> str:
-        """What to ask of a container about its members: folder, parent, none or column:NAME."""
+        """The option for the members of a container: folder, parent, none or column:NAME."""
         return "none" if self.file or self.fixed else self.option
 
     def of_path(self, uri: str, below: str, source_name: str) -> str | None:
-        """The label that the folders of an image file give; `below` is its uri from the source on.
+        """The label that the folders of an image file give; `below` is its uri relative to the source.
 
-        `source_name` is the name of the source's own folder, which "parent" takes for an image that lies directly in
-        it. Doubled slashes make no folder. A folder such as label=cat, as Hive writes partitions, gives its value.
+        `source_name` is the name of the source's own folder: "parent" takes it for an image directly in the source.
+        Doubled slashes make no folder. A folder such as label=cat, as Hive writes partitions, gives its value.
         """
         if self.fixed is not None:
             return self.fixed
@@ -83,18 +83,18 @@ class Labels:
         return _label_of_folder(folders[-1]) if folders else cleaned(source_name)
 
     def of_member(self, uri: str, said: str | None) -> str | None:
-        """The label of an image in a container that itself says `said`. Raises SourceError for an unreadable file."""
+        """The label of an image in a container that gives it the label `said`. Raises SourceError for a bad file."""
         if self.fixed is not None:
             return self.fixed
         file = self.read_file()
         return said if file is None else file.label_of(uri, self.root)
 
     def read_file(self) -> LabelFile | None:
-        """The file of labels; None where there is none. It is read once. Raises SourceError."""
+        """The label file, None without one. It is read once. Raises SourceError."""
         return None if self.file is None else read_label_file(self.file)
 
     def why_none(self, uri: str, said: str) -> str:
-        """Why the image at a uri has no label, where its source said `said` about it."""
+        """Why the image at a uri has no label; `said` is the reason that its source gives."""
         file = self.read_file()
         if file is not None:
             return self.why_no_label_in_file(file.row_of(uri, self.root))
@@ -104,7 +104,7 @@ class Labels:
         return said if column is None or said != NO_FOLDER else f"no folder {column}=VALUE holds it"
 
     def why_no_label_in_file(self, row: int | None) -> str:
-        """Why an image has no label, of which a row of the label file names it or none."""
+        """Why an image has no label; `row` is the row of the label file that names it, or None."""
         return NO_ROW if row is None else EMPTY_ROW
 
 
@@ -114,14 +114,14 @@ def _label_of_folder(name: str) -> str | None:
 
 
 def column_of(labels: str) -> str | None:
-    """The NAME of "column:NAME"; None for the others."""
+    """The NAME of "column:NAME"; None for other options."""
     return labels.removeprefix("column:") if labels.startswith("column:") else None
 
 
 def partition_label(uri: str, labels: str) -> tuple[str, str | None] | None:
-    """The column and the label that a container's folders give, as Hive writes partitions; None where they give none.
+    """The column and the label from the folders of a file, as Hive writes partitions; None if they give none.
 
-    `labels` is what is asked of a container.
+    `labels` is the option for containers (`Labels.inside`).
     """
     partitions = partition_columns(uri)
     column = column_of(labels)

@@ -1,11 +1,11 @@
-"""Samples in an archive, as webdataset has them: members whose paths are equal up to a dot of the base name."""
+"""Samples in an archive, as webdataset defines them: members whose paths are equal up to a dot of the base name."""
 
 from collections.abc import Iterator
 
 from pipeline.images.labels.label_rows import plain_name
 from pipeline.images.names.suffixes import IMAGES
 
-# What follows a sample's name in an image that describes another image of the sample: KEY.jpg beside KEY.seg.png.
+# Words after the sample's name, in an image that describes another image of the sample: KEY.seg.png beside KEY.jpg.
 MASK_WORDS = frozenset(
     {
         *("seg", "segm", "segmentation", "semantic", "instance", "instances", "panoptic", "parsing", "mask", "masks"),
@@ -28,18 +28,18 @@ def is_image(name: str) -> bool:
 
 
 def is_mask(name: str) -> bool:
-    """Whether a member, beside a picture of the same sample, is a mask of it, a depth or the like: KEY.seg.png."""
+    """Whether a member is named like a mask, a depth or the like of a picture of the same sample: KEY.seg.png."""
     words = name.rpartition("/")[2].lower().split(".")[1:-1]
     return any(word.rstrip("0123456789").strip("_-") in MASK_WORDS for word in words)
 
 
 def is_plain_picture(name: str) -> bool:
-    """Whether a member is named by nothing but its sample and the ending: KEY.jpg."""
+    """Whether the name of a member is only that of its sample and an ending: KEY.jpg."""
     return name.rpartition("/")[2].count(".") == 1
 
 
 def mask_ending(name: str) -> str | None:
-    """The ending "_mask.png" of an image whose name says that it is a mask of another; None for others."""
+    """The ending, such as "_mask.png", of an image that is named like a mask of another; None for others."""
     stem, _, suffix = name.rpartition("/")[2].lower().rpartition(".")
     at = max(stem.rfind("_"), stem.rfind("-"))
     word = stem[at + 1 :].rstrip("0123456789")
@@ -47,11 +47,11 @@ def mask_ending(name: str) -> str | None:
 
 
 def _splits(name: str) -> Iterator[tuple[str, str]]:
-    """The path of a member up to each dot of its base name and what follows that, the longest path first."""
+    """The path of a member up to each dot of its base name, and the rest after the dot; the longest path first."""
     name = plain_name(name)
     folder, slash, base = name.rpartition("/")
     parts = base.split(".")
-    if len(parts) == 2:  # nearly all are like that
+    if len(parts) == 2:  # nearly all names have one dot
         yield name[: -len(parts[1]) - 1], parts[1].lower()
         return
     for at in range(len(parts) - 1, 0, -1):
@@ -59,7 +59,7 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 
 class Sidecars:
-    """Contents of sidecars by the path they share with images and by extension, at most `most_bytes` of them."""
+    """Contents of sidecars by the path that they share with images and by extension; at most `most_bytes` in all."""
 
     def __init__(self, most_bytes: int | None = None) -> None:
         self._found: dict[str, dict[str, bytes]] = {}
@@ -71,18 +71,18 @@ class Sidecars:
         return any(extension in wanted for _, extension in _splits(name))
 
     def put(self, name: str, content: bytes, wanted: set[str]) -> None:
-        """Keep a sidecar; the first of a name counts."""
+        """Store a sidecar. The first one of a name counts."""
         for stem, extension in _splits(name):
             if extension in wanted:
                 self._put(stem, extension, content)
                 return
 
     def of(self, image: str, extension: str) -> bytes | None:
-        """The sidecar of an image with an extension, the one that shares most of its path."""
+        """The content of an image's sidecar with an extension, of the one that shares most of its path; may be None."""
         return next((found[extension] for found in self._of(image) if extension in found), None)
 
     def extensions_of(self, image: str) -> set[str]:
-        """The extensions of the sidecars that are the image's."""
+        """The extensions of the image's sidecars."""
         return {extension for found in self._of(image) for extension in found}
 
     def has_its_own(self, image: str) -> bool:
@@ -97,7 +97,7 @@ class Sidecars:
         yield from (self._found[stem] for stem in stems if stem in self._found)
 
     def any_of(self, image: str) -> bool:
-        """Whether any sidecar is the image's."""
+        """Whether the image has any sidecar."""
         return next(self._of(image), None) is not None
 
     def is_of_other_samples(self, images: set[str]) -> bool:
@@ -106,7 +106,7 @@ class Sidecars:
         return any(stem not in stems for stem in self._found)
 
     def update(self, others: "Sidecars") -> None:
-        """Keep what others have, as far as there is room."""
+        """Store the sidecars of others, as far as there is room."""
         for stem, found in others._found.items():
             for extension, content in found.items():
                 self._put(stem, extension, content)

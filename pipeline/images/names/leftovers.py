@@ -1,6 +1,6 @@
-"""What of a source is passed over: leftovers of desktops and storage devices, hidden files, and what the user excludes.
+"""Files of a source that are passed over: leftovers of desktops and storage devices, hidden files, excluded files.
 
-What was passed over is counted, so that an add can say it.
+They are counted, so that an add can report them.
 """
 
 import os
@@ -15,7 +15,7 @@ from pipeline.images.names.suffixes import kind_of
 from pipeline.images.names.uris import printable
 
 # Folders that no user made: thumbnails, bins and snapshots of Synology and QNAP, bins and caches of Windows and macOS,
-# what fsck finds. Compared without regard to case. Names with a leading dot are hidden anyway.
+# and folders of fsck. The comparison ignores case. Names with a leading dot are hidden anyway.
 LEFTOVER_FOLDERS = frozenset(
     {
         "@eadir",
@@ -37,11 +37,11 @@ LEFTOVER_FOLDERS = frozenset(
 )
 _BEGINNINGS = frozenset(".") | {c for name in LEFTOVER_FOLDERS for c in (name[0], name[0].upper())}
 NAMES_SHOWN = 20
-MAX_ENDING = 12  # characters: what is longer is no ending
+MAX_ENDING = 12  # characters: a longer one is no ending
 
 
 def leftover_of(steps: Sequence[str]) -> str | None:
-    """The first of the folder and file names of a path that is a leftover or hidden; None where there is none."""
+    """The first folder or file name of a path that is a leftover or hidden; None if there is none."""
     for step in steps:
         if step[:1] in _BEGINNINGS and _is_leftover(step):
             return step
@@ -54,10 +54,10 @@ def _is_leftover(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """The patterns of `--exclude`, as .gitignore has them, compared with paths from the source on.
+    """The patterns of `--exclude`, in the syntax of .gitignore, compared with paths relative to the source.
 
-    "masks" is a file or folder of that name at any depth, "*.png" any such file, "/masks" or "a/masks" one from the
-    source on, "**" any folders. "#" and "!" have no meaning of their own. Raises UsageError for a pattern that is none.
+    "masks" is a file or folder of that name at any depth, "*.png" any such file, "/masks" or "a/masks" a path relative
+    to the source, "**" any folders. "#" and "!" have no special meaning. Raises UsageError for an invalid pattern.
     """
 
     patterns: tuple[str, ...] = ()
@@ -79,7 +79,7 @@ class Exclusion:
         return Exclusion, (self.patterns,)
 
     def covers(self, path: str) -> bool:
-        """Whether a path from the source on is excluded; a folder's ends in "/"."""
+        """Whether a path relative to the source is excluded. The path of a folder must end in "/"."""
         return bool(self.patterns) and bool(self._spec.match_file(path.lstrip("/")))
 
 
@@ -92,11 +92,11 @@ def ending_of(name: str) -> str:
 
 @dataclass
 class PassedOver:
-    """What a listing or a reader passed over, counted while it goes on.
+    """What a listing or a reader passed over, counted as it proceeds.
 
     `endings` counts files by their ending, `leftovers` folders and hidden names by name, `excluded` files and folders
-    that a pattern covers. `unreadable` are folders that could not be listed, each with the reason. `label_files` are
-    tables and JSON files that may hold labels.
+    that a pattern covers. `unreadable` has the folders that could not be listed, each with the reason. `label_files`
+    has tables and JSON files that may contain labels.
     """
 
     endings: Counter[str] = field(default_factory=Counter)
@@ -111,19 +111,19 @@ class PassedOver:
         return sum(self.endings.values())
 
     def note_file(self, name: str, uri: str = "") -> None:
-        """A file that is no source of images."""
+        """Count a file that gives no images."""
         self.endings[ending_of(name)] += 1
         looks_like_labels = name.lower().endswith((".csv", ".tsv", ".jsonl", ".json"))
         if uri and looks_like_labels and len(self.label_files) < NAMES_SHOWN:
             self.label_files.append(uri)
 
     def note_leftover(self, name: str) -> None:
-        """A folder or a hidden file that no user put there to be an image; a file is counted without its name."""
+        """Count a leftover folder or a hidden file. A file is counted without its name."""
         is_file = kind_of(name) is not None
         self.leftovers["._*" if name.startswith("._") else "hidden" if is_file else printable(name)] += 1
 
     def note_unreadable(self, uri: str, error: OSError) -> None:
-        """A folder that could not be listed."""
+        """Note a folder that could not be listed."""
         self.unreadable[uri] = error.strerror or os.strerror(error.errno or 0)
 
     def to_json(self) -> dict:
@@ -140,5 +140,5 @@ class PassedOver:
 
 
 def first_counts(counts: Counter[str]) -> dict[str, int]:
-    """The largest counts, those of equal size by name."""
+    """The largest counts; equal counts are ordered by name."""
     return dict(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:NAMES_SHOWN])

@@ -11,7 +11,8 @@ NULL_VALUES = {"", "__HIVE_DEFAULT_PARTITION__", "__HIVE_NULL__"}  # what Hive, 
 def partition_columns(uri: str) -> dict[str, str | None]:
     """The columns that the folders of a file's uri name as NAME=VALUE, the deepest folder last; a null is None.
 
-    A value is percent-decoded, as pyarrow and Spark encode it. What a uri says inside a container does not count.
+    A value is percent-decoded, because pyarrow and Spark encode it. The part of a uri after "#", which is inside a
+    container, is ignored.
     """
     folders = uri.partition("#")[0].rpartition("/")[0]
     return _columns(folders) if "=" in folders else {}
@@ -25,7 +26,7 @@ def _columns(folders: str) -> dict[str, str | None]:
         name = name.strip()
         if not equals or not name:
             continue
-        columns.pop(name, None)  # a deeper folder of the same name counts, and comes last
+        columns.pop(name, None)  # the deepest folder of a name counts, and comes last
         text = printable(urllib.parse.unquote(value, errors="surrogateescape"))
         columns[name] = None if text in NULL_VALUES else text
     return columns

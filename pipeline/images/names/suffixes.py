@@ -1,4 +1,4 @@
-"""What kind of file a name says it is."""
+"""The kind of a file, by its name."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ Kind = Literal["image", "tar", "parquet", "npy"]
 
 
 def kind_of(name: str) -> Kind | None:
-    """The kind of a file by the end of its name, in whatever case; None for one that is no source."""
+    """The kind of a file by the ending of its name, in any case; None for a file without images or vectors."""
     lower = name.lower()
     if lower.endswith(IMAGES):
         return "image"
@@ -23,5 +23,5 @@ def kind_of(name: str) -> Kind | None:
 
 
 def endings() -> str:
-    """The ends of names that are looked for, for a message."""
+    """The endings of files with images or vectors, for a message."""
     return ", ".join(sorted((*IMAGES, *TARS, *PARQUET, NPY)))

@@ -1,4 +1,4 @@
-"""Uris of images: a path with "%" and "#" percent-encoded, so that "#" is free to point inside a container.
+"""Uris of images: a path with "%" and "#" percent-encoded, so that "#" can point inside a container.
 
 A file name that is not UTF-8 keeps its bytes: each undecodable byte is percent-encoded too.
 """
@@ -17,7 +17,7 @@ def uri_of_path(path: str) -> str:
 
 
 def uri_of(place: str) -> str:
-    """The uri of what a user names by a path, absolute or not, or by a URI of fsspec, in which nothing is encoded."""
+    """The uri of a place that a user names by a path (absolute or relative) or by an unencoded URI of fsspec."""
     scheme, found, key = place.partition("://")
     if found and scheme != "file":
         return f"{scheme}://{uri_of_path(key)}"
@@ -25,7 +25,7 @@ def uri_of(place: str) -> str:
 
 
 def printable(name: str) -> str:
-    """A file name as a label or a dataset's name: as it is, but for undecodable bytes, which are percent-encoded."""
+    """A file name as a label or a dataset's name: unchanged, except that undecodable bytes are percent-encoded."""
     return _UNDECODABLE.sub(lambda found: f"%{os.fsencode(found[0])[0]:02X}", name)
 
 
@@ -35,7 +35,7 @@ def member_uri(container: str, member: str) -> str:
 
 
 def split_member(uri: str) -> tuple[str, str | None]:
-    """The container's uri and the member's name of an image's uri; None for the name of an image that is a file."""
+    """The container's uri and the member's name in an image's uri. The name is None if the image is a file."""
     container, found, member = uri.partition("#")
     return container, path_of_uri(member) if found else None
 

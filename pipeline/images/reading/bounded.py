@@ -1,7 +1,7 @@
-"""Files read for pictures: so many bytes at most, until a deadline, and no longer than somebody waits for them.
+"""Bounded reads for pictures: a limit of bytes, a deadline, and an end as soon as the caller no longer waits.
 
-On this machine only regular files are opened. Of an object store only the ranges that are needed are asked for, each
-given up at the deadline. Nothing else is asked: no address of the network.
+On this machine only regular files are opened. From an object store only the needed ranges are requested, and each
+request is given up at the deadline. No other network address is contacted.
 """
 
 import asyncio
@@ -20,21 +20,21 @@ from pipeline.images.names.uris import path_of_uri
 from pipeline.images.reading.files import file_system, is_remote, open_regular, unreadable
 
 STORES = ("s3://", "s3a://", "gs://", "gcs://")
-PICTURE_BYTES = 64 << 20  # of an image file: an uncompressed one of 20 million pixels
-LOCAL_CHUNK = 1 << 20  # between two looks at the time
-REMOTE_CHUNK = 8 << 20  # of one request: a store takes as long for it as for much less
-LOOK_SECONDS = 0.25  # between two looks at whether somebody waits, while a store is waited for
+PICTURE_BYTES = 64 << 20  # largest image file: an uncompressed one of 20 million pixels
+LOCAL_CHUNK = 1 << 20  # bytes read between two checks of the deadline
+REMOTE_CHUNK = 8 << 20  # bytes of one request: a much smaller one takes a store as long
+LOOK_SECONDS = 0.25  # between two checks of whether the caller still waits, during a request to a store
 KEEP = "add it again with `add --thumbnails`, which keeps a small picture"
 
 
 def check_size(num_bytes: int) -> None:
-    """Raises Rejected for the size of an image file that no picture is made of."""
+    """Raises Rejected if an image file of this size is too large for a picture."""
     if num_bytes > PICTURE_BYTES:
         raise Rejected("read", f"it is larger than {PICTURE_BYTES >> 20} MiB, too large for a picture: {KEEP}")
 
 
 class Bound:
-    """What reading for the sake of one picture may take. `give_up` ends it from another thread."""
+    """The limits of the reads for one picture: bytes and seconds. `give_up` ends the reads from another thread."""
 
     def __init__(self, num_bytes: int, seconds: float) -> None:
         self._left, self._most = num_bytes, num_bytes
@@ -52,18 +52,18 @@ class Bound:
         return self._until - time.monotonic()
 
     def give_up(self) -> None:
-        """Nobody waits any more."""
+        """End the reads: the caller no longer waits."""
         self._given_up.set()
 
     def check(self) -> None:
-        """Raises Rejected once the time is over, or nobody waits any more."""
+        """Raises Rejected after the deadline, or if the caller no longer waits."""
         if self._given_up.is_set():
             raise Rejected("read", "nobody waits for it any more")
         if self.seconds_left <= 0:
             raise Rejected("read", f"it was not read within {self._seconds:g} s: {KEEP}")
 
     def spend(self, num_bytes: int) -> None:
-        """Count bytes about to be read. Raises Rejected for what is too much, as `check` does too."""
+        """Count bytes about to be read. Raises Rejected if they exceed the limit, or as `check` does."""
         self.check()
         if num_bytes > self._left:
             raise Rejected("read", f"more than {self._most >> 20} MiB would have to be read for it: {KEEP}")
@@ -73,7 +73,7 @@ class Bound:
 class BoundedFile(io.RawIOBase):
     """A regular file of this machine, or an object of a store, as a seekable stream within a bound.
 
-    To be closed. Raises Rejected, here and from every read.
+    The caller closes it. The constructor and every read raise Rejected.
     """
 
     def __init__(self, uri: str, bound: Bound) -> None:
@@ -97,7 +97,7 @@ class BoundedFile(io.RawIOBase):
 
     @functools.cached_property
     def size(self) -> int:
-        """Its bytes. What does not say how long it is, is not read to see: files of /proc."""
+        """The size in bytes. A file that reports size 0, such as one of /proc, is rejected and not read."""
         size = os.fstat(self._descriptor).st_size if self._place is None else int(self._asked("info")["size"] or 0)
         if not size:
             raise Rejected("read", "the file is empty")
@@ -105,7 +105,7 @@ class BoundedFile(io.RawIOBase):
 
     @property
     def is_remote(self) -> bool:
-        """Whether it lies in a store."""
+        """Whether the file lies in a store."""
         return self._place is not None
 
     def span(self, offset: int = 0, num_bytes: int | None = None) -> bytes:
@@ -119,7 +119,7 @@ class BoundedFile(io.RawIOBase):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def image(self, offset: int = 0, num_bytes: int | None = None) -> bytes:
-        """The bytes of an image that is a piece of the file, or all of it, if it is not too large for a picture."""
+        """The bytes of an image: a piece of the file, or all of it. Raises Rejected if too large for a picture."""
         check_size(self.size if num_bytes is None else num_bytes)
         return self.span(offset, num_bytes)
 
@@ -137,7 +137,7 @@ class BoundedFile(io.RawIOBase):
         return found
 
     def _asked(self, method: str, **arguments: int) -> Any:
-        """What the store answers, once: whoever waits for a picture does not wait for a store that is not well."""
+        """The answer of the store, without retries: the caller must not wait for a store that fails."""
         assert self._place is not None  # noqa: S101
         files, path = self._place
         asking = asyncio.run_coroutine_threadsafe(getattr(files, f"_{method}")(path, **arguments), files.loop)
@@ -147,7 +147,7 @@ class BoundedFile(io.RawIOBase):
                 try:
                     return asking.result(min(LOOK_SECONDS, max(self._bound.seconds_left, 0.001)))
                 except concurrent.futures.TimeoutError:
-                    if asking.done():  # its own, not that of the wait
+                    if asking.done():  # the request timed out, not this wait
                         raise
         except Rejected:
             raise

@@ -1,8 +1,8 @@
 """Reading the files of a source, on this machine or through fsspec.
 
-What may pass (a lost connection, a store that is busy) is tried again with back-off and jitter, and then ends the run,
-which goes on where it was when repeated. What stays (no such file, no right to read it, one object that a store which
-is well does not give out) rejects the one image.
+Transient errors (a lost connection, a busy store) are retried with back-off and jitter. If all attempts fail, the run
+ends; when repeated, it goes on where it was. Permanent errors (missing, forbidden, one object that a healthy store
+does not give out) reject that image.
 """
 
 import functools
@@ -19,24 +19,25 @@ from pipeline.extras import needed_for
 from pipeline.images.decoding.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.names.uris import path_of_uri
 
-ATTEMPTS = 5  # each of them three requests where botocore asks
+ATTEMPTS = 5  # with botocore, each attempt is three requests
 FIRST_WAIT = 0.2  # seconds at most, doubled with each attempt
 STREAM_BLOCK = 8 << 20
 TOO_LARGE = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB"
-CHUNK = 1 << 20  # of what does not say how long it is
+CHUNK = 1 << 20  # bytes per read of a file that reports size 0
 
 Answer = TypeVar("Answer")
 
 
 def is_remote(uri: str) -> bool:
-    """Whether a uri is of another place than this machine's file system."""
+    """Whether a uri lies outside of this machine's file system."""
     return "://" in uri and not uri.startswith("file://")
 
 
 def read_file(uri: str, *, pipes: bool = False) -> bytes:
     """The bytes of the file at a uri. Raises Rejected at stage "read", or StorageError.
 
-    On this machine that is a regular file; with `pipes`, for what a user names in a command, anything that can be read.
+    On this machine only a regular file is read. With `pipes`, for a path that the user names in a command, anything
+    readable is.
     """
     there = path_of_uri(uri)
     data = retrying(lambda: _remote_bytes(uri), uri) if is_remote(uri) else _local_bytes(there, pipes=pipes)
@@ -46,7 +47,7 @@ def read_file(uri: str, *, pipes: bool = False) -> bytes:
 
 
 def open_file(uri: str, block: int = STREAM_BLOCK) -> BinaryIO:
-    """A seekable stream of the file at a uri, which asks a store for at least `block` bytes at once.
+    """A seekable stream of the file at a uri. It requests at least `block` bytes at once from a store.
 
     Raises Rejected at stage "read", or StorageError.
     """
@@ -60,14 +61,14 @@ def open_file(uri: str, block: int = STREAM_BLOCK) -> BinaryIO:
 
 
 def file_system(uri: str) -> tuple[Any, str]:
-    """The fsspec file system of a remote uri, and the path on it. Raises SourceError for one that is not known."""
+    """The fsspec file system of a remote uri, and the path on it. Raises SourceError for an unknown scheme."""
     scheme, _, _ = uri.partition("://")
     try:
         with needed_for(f"reading {uri}"):
-            files = _file_system((scheme.lower(), os.getpid()))  # a fork has no part in its parent's connections
+            files = _file_system((scheme.lower(), os.getpid()))  # a fork must not use its parent's connections
     except (ValueError, ImportError) as error:
         raise SourceError(f"{uri} cannot be read ({error}): give a path, or a URI that fsspec knows") from error
-    return files, str(files._strip_protocol(path_of_uri(uri)))  # fsspec has no other name for it
+    return files, str(files._strip_protocol(path_of_uri(uri)))  # fsspec has no public name for it
 
 
 @functools.lru_cache(maxsize=8)
@@ -78,10 +79,10 @@ def _file_system(key: tuple[str, int]) -> Any:
 
 
 def open_regular(path: str) -> int:
-    """A descriptor of a regular file, to be read. Raises Rejected for anything else, OSError, or ValueError for a NUL.
+    """A descriptor of a regular file, for reading. Raises Rejected for other kinds, OSError, or ValueError for a NUL.
 
-    Nothing else is opened: a pipe would hang whoever opens it, and some devices do something then. What takes the place
-    of the file between the look and the opening is found out too, and does not hang.
+    Other kinds are not opened: opening a pipe hangs, and opening some devices has effects. If something else replaces
+    the file between the check and the opening, it is detected too and does not hang.
     """
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise _not_regular(path)
@@ -123,13 +124,13 @@ def unreadable(error: OSError | ValueError) -> Rejected:
 
 def _remote_bytes(uri: str) -> bytes:
     files, path = file_system(uri)
-    # One stream is one request: with more, s3fs asks for the size first, which for small files takes as long again.
+    # One stream is one request. With more streams s3fs first asks for the size, which takes small files twice as long.
     one_request = {"max_concurrency": 1} if "s3" in files.protocol else {}
     return bytes(files.cat_file(path, **one_request))
 
 
 class _RemoteFile(io.RawIOBase):
-    """A remote file read in ranges, each of them tried again where the connection broke."""
+    """A remote file, read in ranges. A range is retried if the connection breaks."""
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
@@ -162,7 +163,7 @@ class _RemoteFile(io.RawIOBase):
 
 
 def retrying(ask: Callable[[], Answer], uri: str) -> Answer:
-    """What `ask` answers about a remote uri, asked again while it may. Raises Rejected, SourceError or StorageError."""
+    """The answer of `ask` about a remote uri, with retries. Raises Rejected, SourceError or StorageError."""
     from pipeline.store.storage.store_errors import (
         DENIED,
         THROTTLED,
@@ -188,20 +189,20 @@ def retrying(ask: Callable[[], Answer], uri: str) -> Answer:
             if code and not is_transient(error):
                 raise Rejected("read", f"the store does not give it out ({code})") from error
             if attempt == ATTEMPTS:
-                if code not in THROTTLED and _is_there(uri):  # the store is well, but for this one object
+                if code not in THROTTLED and _is_there(uri):  # the store works, except for this object
                     raise Rejected("read", f"the store did not give it out in {ATTEMPTS} attempts") from error
                 raise StorageError(
                     f"{uri} could not be read in {ATTEMPTS} attempts ({explanation(error, uri, 'read', uri)}): "
                     "try again when the store is well, an add goes on where it was"
                 ) from error
-            time.sleep(random.uniform(0, FIRST_WAIT) * 2**attempt)  # noqa: S311, it need only part the readers
+            time.sleep(random.uniform(0, FIRST_WAIT) * 2**attempt)  # noqa: S311, it only spreads the readers in time
     raise AssertionError("the last attempt returns or raises")
 
 
 def _is_there(uri: str) -> bool:
-    """Whether the store answers, and has the object."""
+    """Whether the store answers and has the object."""
     files, path = file_system(uri)
     try:
         return bool(files.info(path))
-    except Exception:  # whatever it is: the answer is no
+    except Exception:  # any error means no
         return False

@@ -1,9 +1,9 @@
-"""The headers of a Parquet file's pages, read as they pass by on their way to pyarrow.
+"""Checks of the page headers of a Parquet file, made while pyarrow reads the file.
 
-pyarrow gives a page all the memory that its header claims, and unfolds a dictionary into as many copies of a value as
-there are rows: some hundred bytes make gigabytes. A footer tells sizes too, but it may lie, and asking a damaged one
-for a column ends the process (pyarrow 25). So headers are found where pyarrow reads: it asks for the bytes of a column
-from their beginning, and each header says where the next one is.
+pyarrow allocates as much memory for a page as its header claims, and expands a dictionary to one copy of a value per
+row: some hundred bytes become gigabytes. The footer has sizes too, but they may be wrong, and asking a damaged footer
+for a column ends the process (pyarrow 25). So headers are read from the bytes that pyarrow requests: it reads a column
+from its beginning, and each header gives the place of the next one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from pipeline.images.reading.thrift import Broken, CutOff, read_struct
 
 MAX_PAGE_BYTES = 1 << 30  # unpacked
-MAX_HEADER_BYTES = 1 << 16  # with the least and the largest value of a page in it
+MAX_HEADER_BYTES = 1 << 16  # a header contains the least and the largest value of its page
 HARMLESS_PAGE_BYTES = 64 << 20
-MAX_BATCH_BYTES = 128 << 20  # of the rows that are read at once, where they are more than one
-MAX_RATIO = 100  # of a page's bytes unpacked and packed, and of rows and the file: images hardly become smaller
-HARMLESS_BYTES = 256 << 20  # of rows, however few bytes of the file they are: a picture repeated by a dictionary
+MAX_BATCH_BYTES = 128 << 20  # of the rows that are read at once, if they are several
+MAX_RATIO = 100  # of unpacked to packed bytes of a page, and of rows to file bytes: images hardly compress
+HARMLESS_BYTES = 256 << 20  # of rows, allowed for a file of any size: a dictionary may repeat one picture
 
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
 
@@ -28,11 +28,11 @@ Answer = TypeVar("Answer")
 
 
 class PageBomb(Exception):
-    """A page would take far more memory than its file has bytes: what is wrong, as a clause."""
+    """A page would take far more memory than its file has bytes. The message is a clause."""
 
 
 class BatchTooLarge(Exception):
-    """As many rows as are read at once would take too much memory; `rows` may do. Internal: it is tried again."""
+    """A batch of so many rows would take too much memory; `rows` may fit. Internal: the read is retried with `rows`."""
 
     def __init__(self, rows: int) -> None:
         super().__init__(rows)
@@ -41,7 +41,7 @@ class BatchTooLarge(Exception):
 
 @dataclass(frozen=True)
 class PageHeader:
-    """What a page says of itself: its kind, its bytes with and without compression, and where its contents begin."""
+    """The header of a page: its kind, its bytes unpacked and packed, its values, and where its contents begin."""
 
     kind: int
     unpacked: int
@@ -51,28 +51,29 @@ class PageHeader:
 
 
 class Pages:
-    """Looks at all the pages that pass by while a file is read."""
+    """Checks all pages of a file while it is read."""
 
     def __init__(self) -> None:
-        self.packed = 0  # bytes that were read in all
+        self.packed = 0  # bytes read in all
         self._rows_at_once, self._most_bytes = 1, MAX_BATCH_BYTES
         self._unpacked = 0
         self._expected: set[int] = set()
 
     def begin(self, rows_at_once: int, most_bytes: int) -> None:
-        """Forget the places of pages that were expected: a reader begins anew, with batches of so many rows."""
+        """Start a new read, with batches of `rows_at_once` rows: forget the expected places of pages."""
         self._rows_at_once, self._most_bytes = rows_at_once, most_bytes
         self._expected.clear()
         self._unpacked = 0
 
     def batch_is_done(self) -> None:
-        """What was unpacked has been given on."""
+        """Reset the count of unpacked bytes: the batch went to the caller."""
         self._unpacked = 0
 
     def look(self, start: int, data: bytes) -> int | None:
-        """Look at bytes of the file from `start` on. Raises PageBomb and BatchTooLarge.
+        """Check the headers in the bytes of the file from `start` on. Raises PageBomb and BatchTooLarge.
 
-        Returns where a header begins that goes on behind them, None if none does: look again with more.
+        Returns the place of a header that is cut off at their end (None if there is none). The caller then passes it
+        to `look_at_header` with more bytes.
         """
         self.packed += len(data)
         end = start + len(data)
@@ -95,11 +96,11 @@ class Pages:
         return None
 
     def look_at_header(self, place: int, data: bytes) -> None:
-        """Look at a header that was cut off, now with the bytes that follow. Raises PageBomb and BatchTooLarge."""
+        """Check a header that was cut off, now with the bytes that follow. Raises PageBomb and BatchTooLarge."""
         self._expected.discard(place)
         try:
             header = page_header(data, 0)
-        except (IndexError, ValueError):  # pyarrow finds the damage
+        except (IndexError, ValueError):  # pyarrow reports the damage
             return
         self._check(header)
         self._expected.add(place + header.body + header.packed)
@@ -111,7 +112,7 @@ class Pages:
             raise PageBomb(f"a page of {header.packed:,} bytes would take {header.unpacked:,} bytes of memory")
         if self._rows_at_once == 1:
             return
-        if header.kind == _DICTIONARY:  # each row may be its largest value, which may be nearly all of it
+        if header.kind == _DICTIONARY:  # each row may be its largest value, which may be nearly the whole page
             if header.unpacked * self._rows_at_once > self._most_bytes:
                 raise BatchTooLarge(min(self._most_bytes // header.unpacked, self._rows_at_once - 1))
         else:
@@ -122,7 +123,7 @@ class Pages:
 
 
 class Source:
-    """The caller's stream as pyarrow reads it. It remembers its own error, to tell it from damaged data."""
+    """The caller's stream, as pyarrow reads it. It stores its own error, to distinguish it from damaged data."""
 
     closed = False
 
@@ -130,18 +131,18 @@ class Source:
         self.lost: BaseException | None = None
         self.refusal: PageBomb | BatchTooLarge | None = None
         self.pages = Pages()
-        self.given = 0  # bytes of rows that were made of it
+        self.given = 0  # bytes of the rows decoded so far
         self._looks = False
         self._stream = stream
 
     def begin(self, rows_at_once: int, most_bytes: int) -> None:
-        """Look at the pages from here on, of which so many rows are read at once."""
+        """Check the pages from here on; `rows_at_once` rows are read at once."""
         self._looks = True
         self.refusal = None
         self.pages.begin(rows_at_once, most_bytes)
 
     def read(self, size: int) -> bytes:
-        """All the bytes asked for, but at the end of the file: pyarrow takes a short read for a damaged page."""
+        """All the bytes asked for, fewer only at the end of the file: pyarrow takes a short read for a damaged page."""
         if not self._looks:
             return self._read(size)
         start = self.tell()
@@ -158,7 +159,7 @@ class Source:
         return found
 
     def note_given(self, num_bytes: int) -> None:
-        """Count the bytes of rows that were made of the file. Raises PageBomb where they are far more than its own."""
+        """Count the bytes of decoded rows. Raises PageBomb if they are far more than the bytes read."""
         self.given += num_bytes
         if self.given > max(HARMLESS_BYTES, MAX_RATIO * self.pages.packed):
             self.refusal = PageBomb(f"{self.pages.packed:,} bytes of the file become {self.given:,} bytes and more")
@@ -177,7 +178,7 @@ class Source:
         return self._asked(self._stream.tell)
 
     def close(self) -> None:
-        """The stream is the caller's to close."""
+        """Do nothing: the caller closes the stream."""
 
     def _asked(self, method: Callable[..., Answer], *arguments: int) -> Answer:
         try:
@@ -195,9 +196,9 @@ def batches_of(
     columns: Sequence[str] | None,
     most_bytes: int = MAX_BATCH_BYTES,
 ) -> Iterator[pa.RecordBatch]:
-    """The rows of some row groups, at most so many at once, fewer where these could take `most_bytes`.
+    """The rows of some row groups in batches of at most `rows_at_once`, fewer if those could exceed `most_bytes`.
 
-    Raises PageBomb, what pyarrow raises for damage, and what the stream does.
+    Raises PageBomb, what pyarrow raises for damage, and what the stream raises.
     """
     rows, given = rows_at_once, 0
     while True:
@@ -206,7 +207,7 @@ def batches_of(
         try:
             for batch in file.iter_batches(rows, row_groups=[*groups], columns=columns, use_threads=False):
                 source.pages.batch_is_done()
-                new = batch.slice(max(given - row, 0))  # those before were given when more were read at once
+                new = batch.slice(max(given - row, 0))  # the caller has the rows before, from larger batches
                 row += batch.num_rows
                 given = max(given, row)
                 if new.num_rows:
@@ -224,7 +225,7 @@ def batches_of(
 
 
 def page_header(data: bytes, at: int) -> PageHeader:
-    """The header that begins at a place. Raises ValueError where none does, IndexError where it is cut off."""
+    """The header that begins at a place. Raises ValueError if none does, IndexError if it is cut off."""
     window = data[at : at + MAX_HEADER_BYTES]
     try:
         found, num_bytes = read_struct(window)

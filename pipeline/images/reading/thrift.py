@@ -1,6 +1,7 @@
-"""Thrift's compact protocol, as far as Parquet's footers and page headers use it: structs by the numbers of fields.
+"""A reader of Thrift's compact protocol, as far as Parquet's footers and page headers use it.
 
-Nothing is believed: lengths are those of the bytes at hand, and structs lie in each other no deeper than Parquet's do.
+A struct is a dict by field number. The bytes are not trusted: lengths must fit them, and the depth of nested structs is
+limited to what Parquet needs.
 """
 
 import struct
@@ -15,17 +16,17 @@ _INTEGERS = {4, 5, 6}
 
 
 class Broken(Exception):
-    """The bytes end within the struct, or are none."""
+    """The bytes end within the struct, or are not a struct."""
 
 
 class CutOff(Broken):
-    """The bytes end within what may be a struct."""
+    """The bytes end within a possible struct."""
 
 
 def read_struct(data: bytes) -> tuple[Struct, int]:
-    """The struct that some bytes begin with, and its length. Integers, bytes, lists and structs by field; no doubles.
+    """The struct at the beginning of some bytes, and its length. Raises Broken.
 
-    Raises Broken.
+    Values are integers, booleans, bytes, lists and structs, by field. A double stays bytes.
     """
     reader = _Reader(data)
     try:
@@ -73,14 +74,14 @@ class _Reader:
             return self._bytes(1)[0]
         if kind == _DOUBLE:
             return self._bytes(8)
-        raise Broken  # maps, which Parquet has none of
+        raise Broken  # maps, which Parquet does not use
 
     def _list(self, depth: int) -> list:
         head = self._bytes(1)[0]
         size, kind = head >> 4, head & 15
         if size == 15:
             size = self._unsigned()
-        if size > len(self._data) - self.at:  # each takes a byte at least
+        if size > len(self._data) - self.at:  # each value takes at least a byte
             raise CutOff
         if kind in (_TRUE, _FALSE):
             return [byte == _TRUE for byte in self._bytes(size)]

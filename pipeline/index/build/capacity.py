@@ -8,6 +8,7 @@ from them is arithmetic: reading, coding and judging grow with the rows, trainin
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -82,24 +83,36 @@ class CapacityPlan(BaseModel):
         }
 
 
+@dataclass(frozen=True, kw_only=True)
+class CapacityGoal:
+    """What an index should hold and do. Raises UsageError for a goal that can never be met.
+
+    `memory_per_node` is in bytes, `max_latency_ms` the milliseconds that one query alone may take in a shard.
+    """
+
+    rows: int
+    memory_per_node: int
+    target_recall: float
+    queries_per_second: float
+    max_latency_ms: float
+    shard_rows: int = DEFAULT_SHARD_ROWS
+
+    def __post_init__(self) -> None:
+        _check(self.rows, self.memory_per_node, self.queries_per_second)
+
+
 def plan_capacity(
     storage: Storage,
     files: Sequence[RowsFile],
     dimension: int,
-    rows: int,
-    *,
-    memory_per_node: int,
-    target_recall: float,
-    queries_per_second: float,
-    max_latency_ms: float,
-    shard_rows: int = DEFAULT_SHARD_ROWS,
+    goal: CapacityGoal,
     on_progress: OnProgress = ignore_progress,
 ) -> CapacityPlan:
     """Measure rates on the vectors of some entries files, and compute. Writes nothing.
 
     Raises UsageError for impossible wishes, IndexBuildError for too few rows to measure, or where no index will do.
     """
-    _check(rows, memory_per_node, queries_per_second)
+    rows = goal.rows
     on_progress(Progress("reading", 0, 1))
     vectors_ND, read_row, side_bytes = _read(storage, files)
     if len(vectors_ND) < FEWEST_ROWS:
@@ -110,15 +123,15 @@ def plan_capacity(
     table = choose(
         vectors_ND,
         rows,
-        target_recall=target_recall,
-        max_memory_bytes=max(memory_per_node, expected_bytes(FLAT, rows, dimension)),
-        max_latency_ms=max_latency_ms,
+        target_recall=goal.target_recall,
+        max_memory_bytes=max(goal.memory_per_node, expected_bytes(FLAT, rows, dimension)),
+        max_latency_ms=goal.max_latency_ms,
         on_progress=on_progress,
     )
     chose = time.perf_counter() - began
     rates = _measured(table.chosen.key, vectors_ND, read_row, side_bytes, on_progress)
     rates = rates.model_copy(update={"choose": chose})
-    return computed(rates, table.chosen, rows, memory_per_node, queries_per_second, shard_rows)
+    return computed(rates, table.chosen, rows, goal.memory_per_node, goal.queries_per_second, goal.shard_rows)
 
 
 def computed(

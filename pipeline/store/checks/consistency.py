@@ -1,7 +1,7 @@
-"""Whether what the versions say and what the files hold agree, version by version.
+"""Checks that versions and the contents of their files agree, version by version.
 
-Versions have most of what they say in common. Only what a version changed is looked at, except where one was set as a
-whole. What cannot be known, because a file is damaged, is not held against the rest.
+Most of a state is the same from version to version. Only the changes of a version are checked, except for a version
+that replaced the whole state. If a file is damaged, checks that need it are skipped.
 """
 
 import itertools
@@ -21,24 +21,24 @@ from pipeline.store.storage.file_refs import FileRef, RowsFile
 from pipeline.store.tables.ids import first_id, split_id
 from pipeline.store.tables.kept_columns import KeptColumn
 
-JPEG = b"\xff\xd8"  # how one begins
+JPEG = b"\xff\xd8"  # the first bytes of a JPEG
 
 _NONE = np.empty(0, np.int64)
 
 
 class Consistency:
-    """Checks one version after the other; `facts` are what is known of the files with ids that are whole."""
+    """Checks one version after the other; `facts` holds the contents of undamaged files with ids, by path."""
 
     def __init__(self, facts: Mapping[str, FileFacts]) -> None:
         self._facts = facts
-        self._seen: dict[tuple[int, ...], object] = {}  # by identity; kept alive, so that no other gets its number
+        self._seen: dict[tuple[int, ...], object] = {}  # by id(); references keep the ids from being reused
         self._tombstones: tuple[FileRef, ...] = ()
         self._forgotten = _NONE
         self._all_forgotten_known = True
         self.numbers: set[int] = set()
 
     def check(self, step: Step) -> Iterator[Finding]:
-        """What does not agree in one version. Versions are to be given in order."""
+        """The contradictions in one version. Versions must be given in order."""
         state = step.after
         if state is None:
             return
@@ -65,7 +65,7 @@ class Consistency:
             yield from self._index(state, state.index, wholly, moved)
 
     def _is_new(self, *parts: object) -> bool:
-        """Whether these very objects have not been looked at together yet."""
+        """Whether these objects, by identity, have not been checked together yet."""
         key = tuple(id(part) for part in parts)
         if key in self._seen:
             return False
@@ -128,7 +128,7 @@ class Consistency:
             yield from self._beside(segment, entries) if entries is not None else ()
 
     def _segment(self, state: State, segment: Segment) -> Iterator[str]:
-        """A segment made from a plan: entries and rejected images are the planned ones, each once."""
+        """Check a segment made from a plan: each planned image must be an entry or rejected, exactly once."""
         name = f"segment {segment.number}"
         if state.identity is not None and segment.identity != state.identity.fingerprint:
             yield f"holds {name} of another encoder than its own"
@@ -155,14 +155,14 @@ class Consistency:
         yield from self._beside(segment, entries)
 
     def _beside(self, segment: Segment, entries: np.ndarray) -> Iterator[str]:
-        """What lies beside the entries of a segment is of those that there are."""
+        """Check that thumbnails and offsets of a segment have only ids of its entries."""
         for kind, files in _beside_entries(segment):
             found = self._all(files)
             if found is not None and not np.isin(found, entries).all():
                 yield f"keeps {kind} in segment {segment.number} of what is no entry"
 
     def _kept(self, state: State, segment: Segment) -> Iterator[str]:
-        """Every file with entries of a segment has its kept columns, as what they are or as texts."""
+        """Check that every file with entries of a segment has its kept columns, in their type or as strings."""
         files = [file for file in _files_of(state, segment) if file.path in self._facts] if segment.kept else []
         for file in files:
             facts = self._facts[file.path]
@@ -176,10 +176,10 @@ class Consistency:
             if below.last_id >= above.first_id:
                 yield f"has files in {name} whose ids overlap or do not ascend: {below.path}, {above.path}"
 
-    # Entries and what is laid over them
+    # Single adds, tombstones and labels
 
     def _pending(self, state: State, before: State) -> Iterator[str]:
-        """Single adds that no file holds yet, those of them that came with this version."""
+        """Check the single adds that are new in this version and not folded into a file yet."""
         known = len(before.pending) if state.pending[: len(before.pending)] == before.pending else 0
         singles = state.pending[known:]
         if not singles or state.identity is None:
@@ -214,7 +214,7 @@ class Consistency:
             yield "has single adds whose thumbnails cannot be read"
 
     def _forget(self, state: State, wholly: bool) -> Generator[str, None, np.ndarray]:
-        """Yields ids forgotten twice; returns those to look up among the entries."""
+        """Yields a message if an id is forgotten twice; returns the ids to look up among the entries."""
         known = self._tombstones
         if state.tombstones == known:
             return self._forgotten if wholly else _NONE
@@ -243,7 +243,7 @@ class Consistency:
                 yield f"gives labels in the label set {name}, which it does not have"
 
     def _missing(self, state: State, ids: np.ndarray, *, unknown_is_there: bool = True) -> np.ndarray:
-        """Those of some ids that are no entries of a state."""
+        """The ids that are not entries of the state. With `unknown_is_there` a damaged file counts as holding an id."""
         if not len(ids):
             return _NONE
         ids = np.unique(ids)
@@ -271,7 +271,7 @@ class Consistency:
             yield from self._shard(state, shard)
 
     def _covers(self, state: State, index: Index) -> Iterator[str]:
-        """A file of entries is searched through one shard or exactly: no part of it otherwise than the rest."""
+        """Check that each entries file as a whole is searched through one shard, or exactly."""
         spans = np.array(sorted(span for shard in index.shards for span in shard.covers), np.int64).reshape(-1, 2)
         if (spans[:-1, 1] >= spans[1:, 0]).any():
             yield "searches entries through two shards"
@@ -313,31 +313,31 @@ class Consistency:
         return facts.ids_N if facts is not None else None
 
     def _all(self, files: Sequence[FileRef]) -> np.ndarray | None:
-        """The ids of some files, None where one of them is not whole."""
+        """The ids in some files; None if one of the files is damaged."""
         lists = [self._ids(file) for file in files]
         known = [ids for ids in lists if ids is not None]
         return np.concatenate([_NONE, *known]) if len(known) == len(lists) else None
 
     def _entries(self, state: State, segment: Segment) -> np.ndarray | None:
-        """The ids of a segment's entries, in files of its own or in packs; None where they cannot be known."""
+        """The ids of a segment's entries, in its own files or in packs; None if one of the files is damaged."""
         first, end = first_id(segment.number, 0), (segment.number + 1) << 39
         ids = self._all(_files_of(state, segment))
         return ids[(ids >= first) & (ids < end)] if ids is not None else None
 
 
 def _beside_entries(segment: Segment) -> tuple[tuple[str, tuple[RowsFile, ...]], ...]:
-    """What is kept beside some of the entries of a segment, by kind."""
+    """The kinds of files beside the entries of a segment (thumbnails, offsets), each with its files."""
     return ("thumbnails", segment.thumbnails), ("offsets", segment.offsets)
 
 
 def _files_of(state: State, segment: Segment) -> list[RowsFile]:
-    """The files that entries of a segment lie in; packs hold those of others too."""
+    """The files that hold entries of a segment; packs may hold entries of other segments too."""
     first, last = first_id(segment.number, 0), first_id(segment.number + 1, 0) - 1
     return [*segment.entries, *(file for file in state.packs if file.last_id >= first and file.first_id <= last)]
 
 
 def _planned_one_by_one(segment: Segment, ids_N: np.ndarray) -> np.ndarray:
-    """Those of some ids, ascending, that are not of images in containers."""
+    """The ids (ascending) without the ids of images in containers."""
     if segment.containers_from is None:
         return ids_N
     return ids_N[: np.searchsorted(ids_N, first_id(segment.number, segment.containers_from))]

@@ -1,7 +1,7 @@
-"""What every file that a version names holds: read once, hashed, and checked by itself and against its plan.
+"""Reads every file that a version names: once, hashed, and checked by itself and against its plan.
 
-What is needed to see whether files agree with each other (ids, mostly) is kept; embeddings are not. A file whose bytes
-are not those that were written is named once, and nothing more is asked of it.
+Data needed to compare files with each other (mostly ids) stays in memory; embeddings do not. A file whose bytes were
+altered is reported once and not checked further.
 """
 
 import functools
@@ -39,8 +39,8 @@ from pipeline.store.tables.schemas import (
     entries_schema,
 )
 
-THREADS = 3  # hashing and reading let go of the interpreter; more would hold more files in memory
-MAPPED_BYTES = 64 << 20  # larger files, and those of an index, are mapped where they lie instead of read
+THREADS = 3  # hashing and reading release the GIL; more threads would hold more files in memory
+MAPPED_BYTES = 64 << 20  # larger files, and files of an index, are memory-mapped instead of read
 PLANS_OPEN = 8
 MAX_NORM_ERROR = 0.01  # float16 has 11 significant bits: rounding moves the length of a unit vector by less than 0.001
 
@@ -53,14 +53,14 @@ _SCHEMAS = {
     "labels": LABELS,
     "map": LABEL_MAP,
 }
-_OF_THE_IDENTITY = {"entries", "shard vectors"}  # only who knows the encoder knows what these should hold
+_OF_THE_IDENTITY = {"entries", "shard vectors"}  # the check of these needs the encoder's identity
 
 
 @dataclass(frozen=True)
 class FileFacts:
-    """What was found in a file that is as it was written; `label_sets` are those that an overlay of labels names.
+    """The contents of an undamaged file that other checks need.
 
-    `kept` are the kept columns of entries.
+    `label_sets` are the label sets in a file of labels, `kept` the kept columns in a file of entries.
     """
 
     ids_N: np.ndarray
@@ -69,7 +69,7 @@ class FileFacts:
 
 
 class Contents:
-    """Reads what an inventory lists; `facts` are known afterwards of each file with ids that is whole."""
+    """Reads the files of an inventory; afterwards `facts` has the contents of each undamaged file with ids, by path."""
 
     def __init__(self, storage: Storage, inventory: Inventory) -> None:
         self._storage = storage
@@ -88,7 +88,7 @@ class Contents:
         self.broken: set[str] = set()
 
     def read(self, on_progress: OnProgress) -> Iterator[Finding]:
-        """Read every file, those that others are compared with first. Yields what is wrong with each."""
+        """Read every file and yield what is wrong with it. Files that others are compared with come first."""
         files = sorted(self._inventory.files.values(), key=lambda file: file.path)
         first = [kind_of(file.path) == "plan" or file.path in self._sides for file in files]
         waves = [list(itertools.compress(files, first)), list(itertools.compress(files, (not each for each in first)))]
@@ -131,7 +131,7 @@ class Contents:
 
     def _findings(self, file: FileRef, kind: Kind, data: pa.Buffer) -> Iterator[Finding]:
         if self._schema is None and kind in _OF_THE_IDENTITY:
-            return  # the version that tells it cannot be read, which is said of that version
+            return  # the version that names it cannot be read, and has a finding of its own
         if file.path in self._sides:
             yield from (damage(file.path, what) for what in self._read_side(file, kind, data, self._sides[file.path]))
         elif kind == "entries":
@@ -186,7 +186,7 @@ class Contents:
         self.facts[file.path] = FileFacts(ids_N, kept=kept)
 
     def _check_entries(self, file: FileRef, table: pa.Table) -> Iterator[Finding]:
-        """One row group of an entries file."""
+        """Check one row group of an entries file."""
         ids_N, vectors_ND = table["id"].to_numpy(), embedding_matrix(table["embedding"])
         wrong = off_unit(vectors_ND)
         if len(wrong):
@@ -195,7 +195,7 @@ class Contents:
         for name in ("uri", "dataset"):
             if pc.any(pc.equal(table[name], "")).as_py():
                 yield damage(file.path, f"has entries without a {name}")
-        if len(ids_N) and (np.diff(ids_N) > 0).all():  # or else it is said, and rows cannot be found by id
+        if len(ids_N) and (np.diff(ids_N) > 0).all():  # else there is a finding, and rows cannot be looked up by id
             for what in self._against_plans(table, ids_N, ["uri", "label"]):
                 yield damage(file.path, what)
             for shard in self._shards:
@@ -212,7 +212,7 @@ class Contents:
         return PlanRows(self._data(file), self.facts[path].ids_N)
 
     def _read_side(self, file: FileRef, kind: str, data: pa.Buffer, side: ShardSides) -> Iterator[str]:
-        """One of the files beside a shard's FAISS index."""
+        """Read and check one of the files beside a shard's FAISS index."""
         if kind == "shard ids":
             side.ids_N = self._array(data)
             self.facts[file.path] = FileFacts(side.ids_N)
@@ -236,13 +236,13 @@ class Contents:
             yield f"has {rows:,} rows where versions tell of {file.rows:,}, and {side.shard.rows:,} in the shard"
 
     def _array(self, data: pa.Buffer) -> np.ndarray:
-        with self._loading:  # NumPy has its header parsed by ast, which Python 3.11 gets wrong in two threads at once
+        with self._loading:  # NumPy parses the header with ast, which is not thread-safe in Python 3.11
             array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
         return array
 
 
 def off_unit(vectors_ND: np.ndarray) -> np.ndarray:
-    """The rows, int64 [M], of float16 [N, D] that are not finite or not of unit length."""
+    """The row numbers (int64 [M]) of vectors (float16 [N, D]) that are not finite or not of unit length."""
     norms_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float32))
     return np.flatnonzero(~(np.abs(norms_N - 1) < MAX_NORM_ERROR))
 

@@ -1,4 +1,4 @@
-"""What a verification can say of a memory, and what to do about it."""
+"""Findings of a verification, each with advice."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,8 +6,8 @@ from typing import Literal
 from pipeline.errors import NotPermitted
 from pipeline.store.layout import VERSIONS, way_out
 
-# An invariant is broken; a file may not be read, so that nobody knows; something belongs to nobody; or something is
-# worth knowing and needs nothing done.
+# damage: an invariant is broken. unread: a file may not be read, so its state is unknown. waste: a file that no version
+# and no lease needs. note: for information, no action is needed.
 Severity = Literal["damage", "unread", "waste", "note"]
 
 RESTORE = way_out(VERSIONS)
@@ -16,7 +16,7 @@ CLEAN = "run `verify --clean`"
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing found: how bad it is, the file or folder it is about, what is wrong, and the way out."""
+    """One finding: its severity, the file or folder it is about, what is wrong, and what to do."""
 
     severity: Severity
     path: str
@@ -28,11 +28,11 @@ class Finding:
 
 
 def not_looked_at(error: NotPermitted) -> Finding:
-    """A file or folder that may not be read: whether it is sound cannot be known."""
+    """The finding for a file or folder that may not be read: nobody can tell whether it is sound."""
     advice = str(error).rpartition(": ")[2]
     return Finding("unread", error.path or "the memory", "is not readable (permission denied)", advice)
 
 
 def damage(path: str, what: str, advice: str | None = None) -> Finding:
-    """A broken invariant; the advice is what the kind of file suggests, unless there is a better one."""
+    """The finding for a broken invariant; if `advice` is None, the path decides it (`layout.way_out`)."""
     return Finding("damage", path, what, advice or way_out(path))

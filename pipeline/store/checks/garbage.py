@@ -1,8 +1,8 @@
-"""What lies in a memory and belongs to nobody: files that no version names and no live lease holds.
+"""Garbage: files of a memory that no version names and no live lease holds.
 
-They are left by processes that were killed, by writers that lost a race, and by versions that were dropped. The order
-of looking makes it safe beside writers: files first, then leases, then versions. A file seen that is in use has either
-its writer's lease standing, or a version naming it by the time versions are read.
+Garbage is left by killed processes, by writers that lost a race, and by versions that were dropped. The census is safe
+while writers are at work, because it lists files first, then leases, then versions. If a listed file is in use, either
+its writer's lease is still there, or a version names it by the time the versions are read.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ from pipeline.store.storage.leases import LeaseRecord, live_leases, read_leases
 
 @dataclass(frozen=True)
 class Census:
-    """Every file of a memory with its bytes, and whose it is.
+    """Every file of a memory with its size in bytes, and the owner of each.
 
-    `version` is the newest, 0 where there is none. `named` are the files of the versions that can be read; `working`
-    and `dead` the leases that stand; `unfinished` are segments that were reserved and neither committed nor given up,
-    without a live lease.
+    `version` is the newest version, 0 if there is none. `named` are the files that the retained versions need.
+    `working` are leases with a live holder, `dead` all other leases. `unfinished` are segments that were reserved, are
+    neither committed nor given up, and have no live lease. `foreign` are files that are not part of a memory.
     """
 
     version: int
@@ -53,9 +53,9 @@ class Census:
 
 
 def take_census(log: VersionLog, first: int | None = None) -> Census:
-    """Look at every file, lease and version. Raises MemoryMissing, DamagedFile or FormatError.
+    """List every file, lease and version. Raises MemoryMissing, DamagedFile or FormatError.
 
-    With `first` as if the versions before it had been dropped already.
+    With `first`, versions before it count as dropped.
     """
     storage = log.storage
     files = storage.walk()
@@ -75,7 +75,7 @@ def take_census(log: VersionLog, first: int | None = None) -> Census:
             return False
         of_a_segment = in_segment(path)
         if of_a_segment and of_a_segment.inside in UNNAMED_OF_A_SEGMENT:
-            return False  # that a number was taken is remembered for ever
+            return False  # they record forever that the number is taken
         return not (of_a_segment and of_a_segment.is_mark and of_a_segment.number in kept_marks)
 
     garbage = tuple(sorted(filter(is_garbage, ours)))
@@ -83,7 +83,7 @@ def take_census(log: VersionLog, first: int | None = None) -> Census:
     unfinished = tuple(
         number
         for number in reserved
-        if f"{segment_folder(number)}{DESCRIPTION}" in files  # else it was not even reserved
+        if f"{segment_folder(number)}{DESCRIPTION}" in files  # else it was never reserved
         and number not in committed
         and number not in held
         and not reservations.is_given_up(storage, number)
@@ -96,9 +96,9 @@ def take_census(log: VersionLog, first: int | None = None) -> Census:
 def remove_garbage(
     log: VersionLog, census: Census, command: str, wanted: Callable[[str], bool] = lambda _: True
 ) -> Sequence[str]:
-    """Remove the garbage that is wanted away, having made sure that nobody taken for dead can commit it any more.
+    """Remove the garbage that `wanted` selects, and return the removed paths.
 
-    Returns the paths removed.
+    Before that, dead leases are broken: their holders can then no longer commit these files.
     """
     removed = [path for path in census.garbage if wanted(path)]
     broken = tuple(record.nonce for record in census.dead)
@@ -116,9 +116,10 @@ def remove_garbage(
 
 
 def _claimed_since(log: VersionLog, census: Census, paths: Sequence[str]) -> set[str]:
-    """Those of some files that a lease has come to hold since the census, or a version to name: garbage no more.
+    """The paths that a lease holds or a version names since the census: they are no longer garbage.
 
-    Leases first, as in the census. Whoever takes one later finds the segment given up, or the version dropped.
+    Leases are read first, as in the census. A process that takes a lease later finds the segment given up, or the
+    version dropped.
     """
     leases = read_leases(log.storage)
     claimed = {path for path in paths if any(record.covers(path) for record in leases)}
@@ -129,12 +130,12 @@ def _claimed_since(log: VersionLog, census: Census, paths: Sequence[str]) -> set
 
 
 def named_paths(log: VersionLog) -> set[str]:
-    """Every path that a version to be read needs, those of the versions themselves included. Reads all of them."""
+    """Every path that a retained version needs, including its own version files. Reads all versions."""
     return _named(log, None)[1]
 
 
 def _named(log: VersionLog, start: int | None) -> tuple[Inventory, set[str]]:
-    """What the versions to be read hold, and every path that they need, their own included."""
+    """The inventory of the retained versions (from `start` on), and every path that they need, including their own."""
     try:
         log.retained()
     except MemoryMissing:

@@ -1,4 +1,4 @@
-"""Every file that the kept versions of a memory name, found in one walk over them."""
+"""Every file that the retained versions of a memory name, from one walk over the versions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from pipeline.store.tables.identity import Identity
 
 @dataclass
 class Inventory:
-    """What versions hold, up to `version`: the newest that was walked over, 0 before the first.
+    """The contents of versions up to `version`, the newest one walked over (0 before the walk).
 
-    `files` are by path. `segments` are the numbers of those committed, `plans` the paths of their plans by number,
-    `shards` by the path of their ids, `singles` by id. `quantizers` are trained indexes by path, with the shards (by
-    the path of their ids) populated from each. `identity` is the last that was set. `contradicted` are paths that two
-    versions describe in two ways.
+    `files` is keyed by path. `segments` are the numbers of committed segments, `plans` the paths of their plans by
+    number. `shards` is keyed by the path of the shard's ids file, `singles` by id. `quantizers` holds trained indexes
+    by path, each with its shards (paths of ids files). `identity` is the last identity set. `contradicted` are paths
+    that two versions describe differently.
     """
 
     version: int = 0
@@ -34,13 +34,13 @@ class Inventory:
 
     @classmethod
     def of(cls, log: VersionLog, first: int | None = None, last: int | None = None) -> "Inventory":
-        """What the kept versions hold, from `first` to `last` if these are given. Raises DamagedFile."""
+        """The inventory of the retained versions, from `first` to `last` if these are given. Raises DamagedFile."""
         inventory = cls()
         inventory.walk(log, first, last)
         return inventory
 
     def walk(self, log: VersionLog, first: int | None = None, last: int | None = None) -> None:
-        """Take in the kept versions that came since. Raises DamagedFile."""
+        """Add the retained versions that are newer than `version`. Raises DamagedFile."""
         kept = log.retained()
         start = max(first or 0, kept[0])
         if not self.version:
@@ -52,11 +52,11 @@ class Inventory:
         self.version = stop
 
     def of_kind(self, *kinds: Kind) -> list[FileRef]:
-        """The files of some kinds."""
+        """The files of the given kinds."""
         return [file for path, file in self.files.items() if kind_of(path) in kinds]
 
     def add(self, part: object) -> None:
-        """Take in a state, or an action of a commit."""
+        """Add a state, or an action of a commit."""
         for file in file_refs(part):
             self.add_file(file)
         if isinstance(part, SetState):
@@ -79,13 +79,13 @@ class Inventory:
                 self.quantizers.setdefault(trained.path, (trained, set()))[1].update(shards)
 
     def add_file(self, file: FileRef) -> None:
-        """Take in a file that a version names."""
+        """Add a file that a version names."""
         if self.files.setdefault(file.path, file) != file:
             self.contradicted.append(file.path)
 
 
 def inventory_of(chain: Chain) -> Inventory:
-    """What the commits and checkpoints that can be read name."""
+    """The inventory of all commits and checkpoints that can be read."""
     inventory = Inventory()
     for state in chain.checkpoints.values():
         inventory.add(state)

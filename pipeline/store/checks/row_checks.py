@@ -1,4 +1,4 @@
-"""What is known of an entry besides its file: its row in the plan, and its row in a shard. All three must agree."""
+"""Compares an entry's row in its file with its row in the plan and its row in a shard: all three must agree."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 from pipeline.store.checks.findings import Finding, damage
 from pipeline.store.log.records import Shard
 
-# index/search/shard_files.py, which this may not import, keeps the names under this key.
+# The metadata key of label names in index/search/shard_files.py, which this module may not import.
 SHARD_LABELS = b"visual_memory.labels"
 
 
 class ShardSides:
-    """A shard's side files, each None where it is not whole; rows as index/search/shard_files.py describes them."""
+    """A shard's side files, each None if it is damaged; index/search/shard_files.py describes their rows."""
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
@@ -26,7 +26,7 @@ class ShardSides:
         self.entries: pa.Table | None = None
 
     def differences(self, table: pa.Table, ids_N: np.ndarray, vectors_ND: np.ndarray) -> Iterator[Finding]:
-        """Where it tells something else of some entries (ids ascending) than their file does."""
+        """The differences between the shard's rows and the entries file's rows of some entries (ids ascending)."""
         if self.ids_N is None or not len(self.ids_N) or ids_N[0] > self.ids_N[-1] or ids_N[-1] < self.ids_N[0]:
             return
         rows_N, hit_N = _located(self.ids_N, ids_N)
@@ -51,7 +51,7 @@ class ShardSides:
 
 
 class PlanRows:
-    """A plan whose rows are read as they are asked for."""
+    """A plan whose rows are read on demand."""
 
     def __init__(self, data: pa.Buffer, ids_N: np.ndarray) -> None:
         self._data = data
@@ -62,7 +62,7 @@ class PlanRows:
         self._starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
 
     def differences(self, table: pa.Table, ids_N: np.ndarray, columns: Iterable[str]) -> Iterator[str]:
-        """Which columns tell something else of some rows (ids ascending) than the plan does."""
+        """The columns in which some rows (ids ascending) differ from the plan."""
         first, last = np.searchsorted(self._ids_N, ids_N[0]), np.searchsorted(self._ids_N, ids_N[-1], "right")
         if first == last:
             return
@@ -79,13 +79,13 @@ class PlanRows:
 
 
 def _located(known_N: np.ndarray, ids_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where ids stand among known ones, which ascend, of which there is at least one; and whether they do."""
+    """The position of each id among known ids (ascending, at least one), and whether the id is one of them."""
     rows_N = np.minimum(np.searchsorted(known_N, ids_N), len(known_N) - 1)
     return rows_N, known_N[rows_N] == ids_N
 
 
 def _equal_bits(left_ND: np.ndarray, right_ND: np.ndarray) -> bool:
-    """Whether float16 matrices are equal to the last bit, NaN and the sign of zero included."""
+    """Whether float16 matrices are equal bit by bit, including NaN and the sign of zero."""
     return np.array_equal(left_ND.view(np.uint16), np.ascontiguousarray(right_ND).view(np.uint16))
 
 

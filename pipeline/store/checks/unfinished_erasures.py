@@ -1,7 +1,7 @@
-"""Erasures that were committed and are not carried out yet: how their memory looks, and what to say of it.
+"""Verifying a memory with an erasure that is committed but not complete.
 
-Until one is finished some versions are without what is erased, and the others are not: they do not agree, which is no
-damage. So versions are looked at as they will be once it is carried out; its plan says how.
+Until an erasure is complete, some versions are redacted and others are not. They contradict each other, which is not
+damage. So the plan of the erasure is applied to all versions before they are verified.
 """
 
 from collections.abc import Iterable, Iterator
@@ -22,7 +22,7 @@ FIRST = f"{CLEAN}, which finishes the erasure that was cut off, and verify again
 
 
 def read_plans(storage: Storage) -> dict[str, ErasurePlan | Finding]:
-    """The plans of erasures by their paths, committed or not; what is wrong with one that cannot be read."""
+    """The plans of erasures by path, committed or not; a finding in the place of a plan that cannot be read."""
     found: dict[str, ErasurePlan | Finding] = {}
     for name in storage.list(ERASURES):
         path = f"{ERASURES}/{name}"
@@ -43,7 +43,7 @@ def read_plans(storage: Storage) -> dict[str, ErasurePlan | Finding]:
 
 
 def carry_out_in(chain: Chain, plans: Iterable[ErasurePlan]) -> Chain:
-    """The versions without what committed erasures erase; as they are where one cannot be read or followed."""
+    """The versions, redacted by the plans of committed erasures; unchanged if a version is missing or damaged."""
     committed = set(chain.newest_state.erasures) if chain.newest_state else set()
     for plan in plans:
         if plan.nonce in committed and not chain.findings:
@@ -59,26 +59,26 @@ def _without(chain: Chain, plan: ErasurePlan) -> Chain:
         for number in chain.numbers:
             commit = chain.commits[number]
             if number == chain.first != 1:
-                without, _ = plan.commit(commit, before)  # what came before is not known
+                without, _ = plan.commit(commit, before)  # the version before it is unknown
                 rows = {"rows_before": commit.rows_before, "rows_after": before.num_live}
                 commits[number] = without.model_copy(update=rows)
             else:
                 commits[number], before = plan.commit(commit, before)
-    except (ValueError, LookupError):  # an action speaks of what is not there
+    except (ValueError, LookupError):  # an action names something that does not exist
         return chain
     return replace(chain, commits=commits, checkpoints=checkpoints)
 
 
 def unfinished_erasures(storage: Storage, chain: Chain, plans: dict[str, ErasurePlan | Finding]) -> Iterator[Finding]:
-    """What is to be said first: how to finish erasures that were committed, and that nobody is carrying out."""
+    """The findings to report first: committed erasures that no process is carrying out, and how to finish them."""
     committed = set(chain.newest_state.erasures) if chain.newest_state else set()
     try:
         working = list(live_leases(storage, read_leases(storage)))
-    except NotPermitted:  # of which the census tells
+    except NotPermitted:  # the census reports this
         working = []
     for path, plan in plans.items():
         if nonce_of(path) not in committed:
-            continue  # it belongs to nobody, as the census tells
+            continue  # the census reports it as garbage
         if isinstance(plan, Finding):
             yield plan
         elif not any(record.covers(path) for record in working):
@@ -87,7 +87,7 @@ def unfinished_erasures(storage: Storage, chain: Chain, plans: dict[str, Erasure
 
 
 def advise(findings: Iterable[Finding]) -> Iterator[Finding]:
-    """What else is found while an erasure waits to be finished: a copy would bring back what it erased."""
+    """The other findings, advised to finish the erasure first: a restored copy would bring back erased entries."""
     for finding in findings:
         restores = finding.severity == "damage" and RESTORE in finding.advice
         yield replace(finding, advice=finding.advice.replace(RESTORE, FIRST)) if restores else finding

@@ -1,6 +1,6 @@
-"""Checking every invariant of a memory: its versions, every file they name, and whether all of it agrees.
+"""Checks every invariant of a memory: its versions, every file they name, and whether all of it agrees.
 
-Nothing is changed. What is wrong is listed with what to do about it, and no damage keeps the rest from being looked at.
+Nothing is changed. Each finding comes with advice. A damaged file does not stop the check of the others.
 """
 
 from collections import Counter, defaultdict
@@ -31,10 +31,10 @@ _UNSOUND = ("damage", "unread")
 
 @dataclass(frozen=True)
 class Verification(Tabular):
-    """What was looked at and found. `removed` counts the files that a clean-up removed before, None without one.
+    """The findings and what was checked. `removed` counts files that a clean-up removed before (None: no clean-up).
 
-    `indexes` are those of the versions kept, over vectors of `dimension`: pipeline/index alone can open their files.
-    `broken` are the files that are not as they were written, or may not be read.
+    `indexes` are the indexes of the retained versions, over vectors of `dimension`; only pipeline/index can open their
+    files. `broken` are files that are damaged or may not be read.
     """
 
     findings: tuple[Finding, ...]
@@ -54,7 +54,7 @@ class Verification(Tabular):
 
     @property
     def sound(self) -> bool:
-        """Whether every file could be read and no invariant is broken; garbage breaks none."""
+        """Whether every file could be read and no invariant is broken; garbage is allowed."""
         return not any(finding.severity in _UNSOUND for finding in self.findings)
 
     def to_json(self) -> dict:
@@ -71,9 +71,9 @@ class Verification(Tabular):
 
 
 def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verification:
-    """Look at all there is. Raises MemoryMissing, StorageError, or DamagedFile when no version is left at all.
+    """Verify the whole memory. Raises MemoryMissing, StorageError, or DamagedFile if no version is left at all.
 
-    While the first add is not finished, what is done of it is looked at; the version is 0 then.
+    While the first add is not finished, its finished parts are verified; the version is 0 then.
     """
     plans = read_plans(log.storage)
     try:
@@ -84,7 +84,7 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
         dimension = inventory.identity.dimension if inventory.identity else 0
         files = len(inventory.files)
         return Verification(tuple(findings), 0, 0, files, num_bytes, 0, (), dimension, frozenset(broken))
-    plans |= read_plans(log.storage)  # of one that was committed meanwhile
+    plans |= read_plans(log.storage)  # an erasure may have been committed meanwhile
     chain = carry_out_in(chain, (plan for plan in plans.values() if not isinstance(plan, Finding)))
     inventory = inventory_of(chain)
     contents = Contents(log.storage, inventory)
@@ -129,7 +129,7 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
 
 
 def _with_way_out(findings: Iterator[Finding], chain: Chain) -> Iterator[Finding]:
-    """Say where the newest version does without a damaged file."""
+    """Change the advice for damaged files that the newest version does not need."""
     newest = chain.newest_state
     needed = {file.path for file in file_refs(newest)} if newest else None
     for finding in findings:
@@ -141,7 +141,7 @@ def _with_way_out(findings: Iterator[Finding], chain: Chain) -> Iterator[Finding
 
 
 def _still_true(log: VersionLog, findings: list[Finding]) -> list[Finding]:
-    """Without what is no damage any more, because other writers have dropped or redacted versions meanwhile."""
+    """The findings that still hold: other writers may have dropped or redacted versions meanwhile."""
     plans = read_plans(log.storage)
     now = read_chain(log)
     plans |= read_plans(log.storage)
@@ -156,7 +156,7 @@ def _still_true(log: VersionLog, findings: list[Finding]) -> list[Finding]:
 
 
 def _numbers(storage: Storage, numbers: set[int]) -> Iterator[Finding]:
-    """Every number of a segment is remembered, so that none is ever given twice."""
+    """Check that the description of every segment is there: it keeps a segment number from being used twice."""
     for number in sorted(numbers):
         path = f"{segment_folder(number)}{DESCRIPTION}"
         try:
@@ -172,7 +172,7 @@ def _numbers(storage: Storage, numbers: set[int]) -> Iterator[Finding]:
 
 
 def _whose(census: Census) -> Iterator[Finding]:
-    """What belongs to nobody, what somebody is working on, and what is not a memory's at all."""
+    """Findings about garbage, work in progress, and files that are not part of a memory."""
     for record in census.working:
         yield Finding("note", record.path, f"{record} is at work", "nothing: what it writes is left to it")
     for number in census.unfinished:
@@ -193,13 +193,13 @@ def _whose(census: Census) -> Iterator[Finding]:
 
 
 def strangers(storage: Storage) -> Iterator[Finding]:
-    """Links, FIFOs and the like, which no memory has. Nothing follows, opens or removes one."""
+    """Links, FIFOs and devices, which are never part of a memory. They are not followed, opened or removed."""
     for path, kind in sorted(storage.strangers().items()):
         yield Finding("note", path, f"is {kind}, which is not a memory's", "nothing: it is left alone and not followed")
 
 
 def _in_the_way(error: DamagedFile, storage: Storage) -> tuple[str, str, str]:
-    """The path, what is wrong and the way out in an error of a storage."""
+    """The path, the problem and the advice, parsed from a storage error."""
     said, _, advice = str(error).rpartition(": ")
     path, _, what = said.partition(f" in the memory at {storage.uri} ")
     return path, what, advice

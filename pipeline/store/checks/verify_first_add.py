@@ -1,4 +1,4 @@
-"""Checking a memory that has no version yet: what its first add has done so far is whole, or is named."""
+"""Verifies a memory that has no version yet: the finished parts of its first add."""
 
 from pipeline.errors import DamagedFile
 from pipeline.progress import OnProgress
@@ -17,9 +17,9 @@ MAKE_AGAIN = "remove it and run the same `add` again, which makes it anew"
 
 
 def first_add_contents(storage: Storage, on_progress: OnProgress) -> tuple[list[Finding], Inventory, set[str]]:
-    """Read every file that a plan or a completion mark names: what is wrong, the files, and which are broken.
+    """Read every plan and every file that a completion mark names; return findings, inventory and broken paths.
 
-    What the add does not count as done is neither read nor damage.
+    Parts without a completion mark are not read, and are not damage.
     """
     working = live_leases(storage, read_leases(storage))
     findings = [Finding("note", record.path, f"{record} is at work", "nothing: wait for it") for record in working]
@@ -40,13 +40,13 @@ def first_add_contents(storage: Storage, on_progress: OnProgress) -> tuple[list[
 
 
 def _inventory_of_segment(storage: Storage, number: int) -> tuple[Inventory, list[Finding]]:
-    """What a segment's description and its marks name, and which of them cannot be read."""
+    """The files that a segment's description and marks name, and findings for a damaged description or mark."""
     inventory, findings = Inventory(), list[Finding]()
     path = f"{segment_folder(number)}{DESCRIPTION}"
     try:
         reservation = reservations.read_reservation(storage, number)
     except DamagedFile:
-        if storage.exists(path):  # else whoever took the number died before it was described, or is about to
+        if storage.exists(path):  # else its process died before describing it, or has not done so yet
             findings.append(damage(path, "is not whole", "run the add again, which begins anew, and remove the file"))
         return inventory, findings
     if reservation is None:

@@ -1,6 +1,7 @@
-"""The version files of a memory as they are: what can be read of them, what they add up to, and what is wrong.
+"""Reads and checks the version files of a memory, damaged ones included.
 
-Readers of a memory stop at the first damage. This goes on: past a version that cannot be read from the next checkpoint.
+Readers of a memory stop at the first damage. This module continues after an unreadable version, from the next
+checkpoint.
 """
 
 import functools
@@ -16,7 +17,7 @@ from pipeline.store.layout import HINT, VERSIONS, checkpoint_number, checkpoint_
 from pipeline.store.log.state import SetIndex, SetState, State
 from pipeline.store.log.version_log import Commit, VersionLog
 
-READERS = 8  # version files on their way at once: from an object store most of the time is waiting
+READERS = 8  # version files read in parallel: with an object store most of the time is waiting
 
 _LATER = "restore it from a copy of the memory; if a later release wrote it, use that one"
 _SPARE = "remove it: the commits before it say the same"
@@ -24,7 +25,7 @@ _SPARE = "remove it: the commits before it say the same"
 
 @dataclass(frozen=True)
 class Step:
-    """One version: its commit, and the states before and after it, each None where it cannot be known."""
+    """One version: its commit, and the states before and after it, each None if it is unknown."""
 
     number: int
     commit: Commit | None
@@ -33,16 +34,16 @@ class Step:
 
     @property
     def is_whole(self) -> bool:
-        """Whether nothing of the state is known to be as it was before."""
+        """Whether the whole state must be checked: a SetState replaced it, or the state before is unknown."""
         actions = self.commit.actions if self.commit is not None else ()
         return self.before is None or any(isinstance(action, SetState) for action in actions)
 
 
 @dataclass
 class Chain:
-    """The versions from `first` to `newest`; `numbers` are those that have a file, older ones beyond a gap included.
+    """The versions from `first` to `newest`; `numbers` are all versions with a file, including those before a gap.
 
-    `findings` are about version files that are missing or cannot be read: what those name is unknown.
+    `findings` are about version files that are missing or cannot be read: the files that these name are unknown.
     """
 
     first: int
@@ -54,7 +55,7 @@ class Chain:
 
     @cached_property
     def newest_state(self) -> State | None:
-        """The state of the newest version, None where it cannot be known."""
+        """The state of the newest version; None if it is unknown."""
         newest = None
         for step in self.steps():
             newest = step.after
@@ -72,11 +73,11 @@ class Chain:
 
 
 def read_chain(log: VersionLog) -> Chain:
-    """Read every version file that can be read. Raises MemoryMissing, or DamagedFile when there is none at all."""
+    """Read every version file that can be read. Raises MemoryMissing or DamagedFile if there is none at all."""
     names = log.storage.list(VERSIONS)
     there = sorted(number for number in map(commit_number, names) if number is not None)
     if not there:
-        log.retained()  # says what is missing
+        log.retained()  # raises the error
     lowest = newest = there[-1]
     known = set(there)
     while lowest - 1 in known:
@@ -119,7 +120,7 @@ def _read(log: VersionLog, number: int) -> Commit | Finding:
 
 
 def check_steps(chain: Chain) -> Iterator[Finding]:
-    """What is wrong with versions that can be read: counts, checkpoints, and actions that cannot follow each other."""
+    """Findings about versions that can be read: wrong counts, wrong checkpoints, actions that conflict."""
     erased = chain.newest_state is None or bool(chain.newest_state.erasures)
     for step in chain.steps():
         commit, path = step.commit, commit_path(step.number)
@@ -141,7 +142,10 @@ def check_steps(chain: Chain) -> Iterator[Finding]:
 
 
 def _conflicts(before: State, commit: Commit, *, erased: bool) -> Iterator[Finding]:
-    """Actions that cannot follow a state; of redacted versions an index that another replaced may be gone."""
+    """Findings for actions that conflict with a state. In redacted versions SetIndex is excused.
+
+    An erasure may have removed the index that the action replaced.
+    """
     for action in commit.actions:
         conflict = before.conflict(action, before)
         if conflict and not (erased and isinstance(action, SetIndex)):
@@ -149,7 +153,7 @@ def _conflicts(before: State, commit: Commit, *, erased: bool) -> Iterator[Findi
 
 
 def check_hint(log: VersionLog, chain: Chain) -> Iterator[Finding]:
-    """Whether the hint where to look for the newest version leads anywhere."""
+    """Findings about the hint that points to the newest version."""
     if not log.storage.exists(HINT):
         return
     try:
@@ -166,7 +170,7 @@ def check_hint(log: VersionLog, chain: Chain) -> Iterator[Finding]:
 
 
 def _gaps(there: list[int], has_start: bool) -> Iterator[Finding]:
-    """The holes in a row of version numbers, ascending."""
+    """Findings for gaps in the version numbers `there` (ascending)."""
     for below, above in itertools.pairwise(there):
         if above > below + 1:
             others = f", and so is every version up to {above - 1}" if above > below + 2 else ""
@@ -195,6 +199,6 @@ def _folded(before: State, commit: Commit) -> State | None:
     try:
         for action in commit.actions:
             state = state.after(action)
-    except (ValueError, IndexError):  # an action speaks of what is not there
+    except (ValueError, IndexError):  # an action names something that does not exist
         return None
     return state.model_copy(update={"version": commit.version})

@@ -1,7 +1,7 @@
-"""The plan of an erasure, and what a state or a commit looks like once it is carried out.
+"""The plan of an erasure, and how it redacts a state or a commit.
 
-A plan is written before the erasing commit and removed when nothing is left to do, so that a killed erasure is
-finished by whoever comes next. While it lies there it names what is to be erased; afterwards nothing does.
+The plan is written before the erasing commit and removed when the erasure is complete. If the erasure is killed,
+another process can finish it from the plan. Only the plan names what is erased; after its removal no file does.
 """
 
 import functools
@@ -38,15 +38,15 @@ from pipeline.store.values import EntryId, Hexadecimal, PathInside
 
 REDACTED = "…"
 
-_ID = re.compile(r"(?<!\d)\d[\d_]{8,40}")  # as int() takes it
-_WORD = re.compile(r"""(?:[^\s'"\\]|'[^']*'|"(?:\\.|[^"\\])*"|\\.|['"\\])+""")  # of a shell, its quotes included
-_FROM_HERE = re.compile(r"(?:~[^/]*/)?(?:\.\./)*")  # how a path begins that is relative to somewhere
+_ID = re.compile(r"(?<!\d)\d[\d_]{8,40}")  # int() accepts underscores between digits
+_WORD = re.compile(r"""(?:[^\s'"\\]|'[^']*'|"(?:\\.|[^"\\])*"|\\.|['"\\])+""")  # a shell word, with its quotes
+_FROM_HERE = re.compile(r"(?:~[^/]*/)?(?:\.\./)*")  # the prefix of a relative path
 
 File = TypeVar("File", FileRef, RowsFile)
 
 
 def refuse_unfinished(storage: Storage) -> None:
-    """Raises CommitConflict while an erasure is under way, or lies there killed: older versions may still name it."""
+    """Raises CommitConflict if an erasure is running or was killed: older versions may still name what it erases."""
     if storage.list(ERASURES):
         raise CommitConflict(
             f"an erasure of the memory at {storage.uri} was begun and not finished, and nothing was changed: "
@@ -55,7 +55,7 @@ def refuse_unfinished(storage: Storage) -> None:
 
 
 class Rewritten(BaseModel):
-    """A file that held what is erased: the one in its place (None: nothing is left), and the erased ids it held."""
+    """The replacement of a file that contained erased entries (None: no rows are left), and the erased ids in it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -64,11 +64,11 @@ class Rewritten(BaseModel):
 
 
 class ErasurePlan(BaseModel):
-    """What is erased, and what takes its place.
+    """The entries to erase, and the files that replace the old ones.
 
-    `uris` are those that nothing else in the memory has. `files` and `shards` are found by the path of the file, and of
-    the shard's ids; a shard that maps to None has nothing left. `stale` are shards whose index is given up: a version
-    that searched through one of them searches exactly instead.
+    `uris` are the uris that only erased entries have. The keys of `files` are the paths of the old files. The keys of
+    `shards` are the paths of the shards' ids files; None means that no row of the shard is left. `stale` lists shards
+    whose index is dropped: a version that searched through one of them searches exactly instead.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -85,12 +85,12 @@ class ErasurePlan(BaseModel):
         return erasure_path(self.nonce)
 
     def new_files(self) -> list[FileRef]:
-        """The files that take the place of others."""
+        """The replacement files."""
         rewritten = [each.by for each in self.files.values() if each.by is not None]
         return [*rewritten, *(file for shard in self.shards.values() for file in file_refs(shard))]
 
     def state(self, state: State) -> State:
-        """A state without what is erased."""
+        """The state without the erased entries."""
         lost = self._lost(state.entries_files()) + [s.id for s in state.pending if s.id in self.ids]
         return state.model_copy(
             update={
@@ -105,7 +105,7 @@ class ErasurePlan(BaseModel):
         )
 
     def commit(self, commit: Commit, before: State) -> tuple[Commit, State]:
-        """A commit without what is erased, on a state without it; and the state after it."""
+        """The redacted commit, and the redacted state after it; `before` is the redacted state before it."""
         actions: list[Action] = []
         after = before
         for action in commit.actions:
@@ -128,30 +128,30 @@ class ErasurePlan(BaseModel):
         return commit.model_copy(update=changes), after
 
     def command(self, command: str) -> str:
-        """A command without the ids and uris that are erased, relative paths that lead to one included."""
+        """The command without erased ids and uris, and without relative paths that lead to an erased uri."""
         endings = _by_ending(self.uris)
 
         def redacted(found: re.Match[str]) -> str:
             return REDACTED if _names_any(found[0], endings) else found[0]
 
         command = _WORD.sub(redacted, command)
-        for uri in _with_spaces(self.uris):  # which nobody put into quotes
+        for uri in _with_spaces(self.uris):  # in case they were typed without quotes
             command = command.replace(uri, REDACTED)
         return _ID.sub(lambda found: REDACTED if int(found[0].replace("_", "")) in self.ids else found[0], command)
 
     def source(self, source: str) -> str:
-        """A segment's source, unless it is an erased image itself."""
+        """A segment's source, redacted if it is an erased image itself."""
         return REDACTED if source in self.uris else source
 
     def _action(self, action: Action) -> Action | None:  # noqa: PLR0911  # one return an action
-        """None for an action of which nothing is left."""
+        """The redacted action, or None if nothing of it is left."""
         match action:
             case AddSegment():
                 lost = self._lost(action.segment.entries)
                 return action.model_copy(update={"segment": self._segment(action.segment, lost)})
             case AddSingles():
                 kept = tuple(single for single in action.entries if single.id not in self.ids)
-                return action.model_copy(update={"entries": kept})  # even none: rows are counted on from it
+                return action.model_copy(update={"entries": kept})  # may be empty: `next_row` still counts
             case FoldSingles():
                 folded = {name: self._kept(getattr(action, name)) for name in ("files", "thumbnails", "offsets")}
                 return action.model_copy(update=folded)
@@ -182,11 +182,11 @@ class ErasurePlan(BaseModel):
         for file in files:
             now = self.files[file.path].by if file.path in self.files else file
             if now is not None:
-                kept.append(now)  # type: ignore[arg-type]  # a file is rewritten as what it was
+                kept.append(now)  # type: ignore[arg-type]  # a replacement has the type of the old file
         return tuple(kept)
 
     def _segment(self, segment: Segment, lost: Sequence[int]) -> Segment:
-        """A segment without what is erased; `lost` are the erased ids among the entries that go with it."""
+        """The segment without erased entries; `lost` are the erased ids among the entries of the state or action."""
         entries = segment.num_entries - sum(split_id(entry_id)[0] == segment.number for entry_id in lost)
         rejected = segment.num_rejected - len(self._lost(segment.rejected))
         plan = self._kept([segment.plan]) if segment.plan else ()
@@ -209,7 +209,7 @@ class ErasurePlan(BaseModel):
         return label_set.model_copy(update={"map": kept[0] if kept else None})
 
     def _index(self, index: Index | None) -> Index | None:
-        """None for an index that is given up, or of which no shard is left."""
+        """The redacted index, or None if it is dropped or has no shard left."""
         if index is None or any(shard.ids.path in self.stale for shard in index.shards):
             return None
         found = (self._shard(shard) for shard in index.shards)
@@ -217,7 +217,10 @@ class ErasurePlan(BaseModel):
         return index.model_copy(update={"shards": shards}) if shards or not index.shards else None
 
     def _shard(self, shard: Shard) -> Shard | None:
-        """A shard with ranges of its own, for versions differ in them: they begin and end with ids that stay."""
+        """The redacted shard. Its ranges are cut to begin and end with remaining ids.
+
+        Versions may differ in the ranges of a shard, so they are computed from the given shard, not from the plan.
+        """
         now = self.shards.get(shard.ids.path, shard)
         spans = [self._within(*span) for span in shard.covers]
         covers = tuple((first, last) for first, last in spans if first <= last)
@@ -232,7 +235,7 @@ class ErasurePlan(BaseModel):
 
 
 def _label_set_made(action: Relabel, before: State) -> SetLabelSet | None:
-    """What is left of giving labels that are gone: the label set, where it was made so."""
+    """The rest of a Relabel whose labels are all erased: its label set, if the action created one; else None."""
     known = {label_set.name for label_set in before.label_sets}
     if action.label_set is None or action.label_set in known:
         return None
@@ -240,10 +243,10 @@ def _label_set_made(action: Relabel, before: State) -> SetLabelSet | None:
 
 
 def _names_any(word: str, endings: Mapping[str, frozenset[str]]) -> bool:
-    """Whether a word of a command, alone or as the value of an option, is one of some uris or a path to one."""
+    """Whether a word of a command, or the value of an option in it, is one of the uris or a path to one."""
     try:
         [said] = shlex.split(word)
-    except ValueError:  # quotes that are none, or several words
+    except ValueError:  # unbalanced quotes, or several words
         said = word.strip("'\"")
     return any(_leads_to(text.removeprefix("file://"), endings) for text in (said, said.partition("=")[2]) if text)
 
@@ -258,7 +261,7 @@ def _leads_to(text: str, endings: Mapping[str, frozenset[str]]) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _by_ending(uris: frozenset[str]) -> Mapping[str, frozenset[str]]:
-    """Uris, as they are and as the paths they stand for, by what follows their last slash."""
+    """The uris, as they are and percent-decoded, by the part after their last slash."""
     endings: dict[str, set[str]] = {}
     for uri in uris:
         for text in (uri, urllib.parse.unquote(uri, errors="surrogateescape")):

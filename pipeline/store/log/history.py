@@ -1,4 +1,4 @@
-"""What each version of a memory did: who committed it, when, by which command, and what became of the entries."""
+"""The history of a memory: who committed each version, when, by which command, and how many entries it changed."""
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -21,7 +21,7 @@ from pipeline.store.log.version_log import Commit, VersionLog
 
 @dataclass(frozen=True)
 class VersionSummary:
-    """One version: `rows_before` and `rows_after` count live entries, `actions` say in short what was done."""
+    """One version: `rows_before` and `rows_after` count live entries, `actions` has a short text for each action."""
 
     version: int
     committed_at: datetime
@@ -36,7 +36,7 @@ class VersionSummary:
 
 
 def history(log: VersionLog, at: int | None = None, limit: int | None = None) -> list[VersionSummary]:
-    """The versions that can be read, newest first: up to `at` (None: the newest), no more than `limit` (None: all).
+    """The readable versions, newest first: up to `at` (None: the newest), at most `limit` of them (None: all).
 
     Raises MemoryMissing or DamagedFile.
     """
@@ -53,7 +53,7 @@ def history(log: VersionLog, at: int | None = None, limit: int | None = None) ->
 
 
 def _commits(log: VersionLog, first: int, last: int) -> list[Commit]:
-    """Commits in order; those that another process drops meanwhile are passed over."""
+    """Commits in order, without those that another process drops meanwhile."""
     return log.over_retained(lambda kept: [*log.commits(range(max(first, kept.first), last + 1))])
 
 
@@ -69,7 +69,7 @@ def _summary(commit: Commit) -> VersionSummary:
     )
 
 
-def _in_words(action: Action) -> str:  # noqa: C901, PLR0911  # one line an action
+def _in_words(action: Action) -> str:  # noqa: C901, PLR0911  # one line for each action
     match action:
         case SetIdentity():
             return f"set encoder {action.identity.encoder}"

@@ -1,6 +1,6 @@
-"""What a version holds: segments, single adds, label sets and the index, as JSON.
+"""The parts of a version: segments, single adds, label sets and the index, as JSON.
 
-Unknown fields are refused, so that a file of a later release is named rather than misread.
+Unknown fields are refused: a file of a later release raises an error and is never misread.
 """
 
 from typing import Literal
@@ -26,10 +26,11 @@ class Record(BaseModel):
 class Segment(Record):
     """All parts of one `add`; entries + rejected = planned.
 
-    `identity` is the encoder's fingerprint, `fingerprint` is over source, options and identity. `entries` is empty once
-    they were compacted into packs. The segment of single adds has no plan, and grows. Images that were not planned one
-    by one lie in `containers`, the parts from `containers_from` on. Entries have the columns `kept` besides their own.
-    `offsets` tell where in an archive images lie, and of single adds which were read at their uri.
+    `identity` is the encoder's fingerprint. `fingerprint` is a hash of source, options and identity. `entries` is empty
+    after the entries were compacted into packs. The segment of single adds has no plan, and grows. `containers` lists
+    the containers of the source, whose images are not planned one by one; each is one part, from part
+    `containers_from` on. `kept` are the kept columns of the entries. `offsets` has the positions of images in
+    archives; for single adds it lists the images that were read at their uri.
     """
 
     number: SegmentNumber
@@ -51,10 +52,10 @@ class Segment(Record):
 
 
 class Single(Record):
-    """An entry that was added by itself, kept in its commit until it is folded into a file.
+    """An entry that was added by itself. Its commit contains it until it is folded into a file.
 
-    `embedding` is the base64 of float16 [D], little-endian; `thumbnail` that of a JPEG, where one is kept. `num_bytes`
-    is the size of the file that was read at its uri; None where the bytes were given, and the uri is but a name.
+    `embedding` is float16 [D], little-endian, as base64. `thumbnail` is a JPEG as base64, or None. `num_bytes` is the
+    size of the file that was read at the uri; None if the caller gave the bytes, so that the uri is only a name.
     """
 
     id: EntryId
@@ -70,23 +71,23 @@ class Single(Record):
 
 
 class Singles(Record):
-    """Where single adds go: their segment, and the offset from its first id of the next entry."""
+    """Where the next single add goes: the segment, and the offset of the next id from the segment's first id."""
 
     segment: SegmentNumber
     next_row: Count = 0
 
 
 class LabelSet(Record):
-    """A view on labels: `map` translates the labels as stored, entries may have one of their own besides."""
+    """A view on labels: `map` translates stored labels; single entries may also have their own label in the set."""
 
     name: str
     map: FileRef | None = None
 
 
 class Quality(Record):
-    """What was measured of a shard: recall against exact search, and seconds of a query alone and among many at once.
+    """Measurements of a shard: recall against exact search, and seconds for a query alone and for one in a batch.
 
-    Queries are stored rows that the index was not trained on, as far as there are enough.
+    The queries are stored rows that the index was not trained on, if there are enough such rows.
     """
 
     recall_at_1: Finite
@@ -97,7 +98,7 @@ class Quality(Record):
 
     @classmethod
     def measured(cls, at_1: float, at_10: float, at_100: float, alone: float, in_batch: float) -> "Quality":
-        """From recalls and seconds, rounded to what a measurement is worth."""
+        """Make a Quality from recalls (rounded to 6 digits) and seconds (rounded to 8)."""
         return cls(
             recall_at_1=round(at_1, 6),
             recall_at_10=round(at_10, 6),
@@ -111,8 +112,8 @@ class Shard(Record):
     """One FAISS index over the live entries of some parts.
 
     `covers` holds inclusive id ranges: an entries file whose ids lie in one of them is searched through the shard.
-    `index` is absent for the key Flat, whose vectors are their own index; `vectors` where nothing is scored again.
-    `centroid_distance` is how far its vectors are from the centroids nearest to them, on average; None without those.
+    `index` is None for the key Flat, which searches `vectors`. `vectors` is None if candidates are not scored again.
+    `centroid_distance` is the mean distance of the vectors to their nearest centroids; None if there are no centroids.
     """
 
     number: Count
@@ -134,12 +135,12 @@ class Shard(Record):
 
     @property
     def bytes_in_memory(self) -> int:
-        """Bytes of the FAISS index, which is searched as a whole; for the key Flat those of the vectors."""
+        """Bytes of the FAISS index, which is searched in memory as a whole; for the key Flat, bytes of the vectors."""
         searched = self.index or self.vectors
         return searched.num_bytes if searched else 0
 
     def to_json(self) -> dict:
-        """What status says of a shard, as a JSON object; bytes in memory, for each vector."""
+        """The shard as a JSON object for `status`; `bytes_per_vector` counts bytes in memory."""
         return {
             "number": self.number,
             "rows": self.rows,
@@ -152,9 +153,9 @@ class Shard(Record):
 class Index(Record):
     """A generation of shards that share one trained quantizer and one set of search parameters.
 
-    `parameters` is FAISS's own notation ("nprobe=16") and `rerank`; `recall_at_10` is the lowest of any shard.
-    With `refine` float16 the shards keep their vectors, from which candidates are scored again.
-    `candidates` is the table of the keys it was chosen from, `centroid_distance` that of the sample it was trained on.
+    `parameters` is in FAISS's notation ("nprobe=16"), with `rerank` added. `recall_at_10` is the lowest of any shard.
+    With `refine` float16 the shards store their vectors, and candidates are scored again from them.
+    `candidates` is the table of measured index keys. `centroid_distance` is that of the training sample.
     """
 
     generation: Generation
@@ -176,12 +177,12 @@ class Index(Record):
 
     @property
     def drift(self) -> float | None:
-        """The largest distance of a shard's vectors to their centroids, as a multiple of the training sample's."""
+        """The largest `centroid_distance` of any shard, divided by that of the training sample; may be None."""
         distances = [shard.centroid_distance for shard in self.shards if shard.centroid_distance is not None]
         return max(distances) / self.centroid_distance if distances and self.centroid_distance else None
 
     def to_json(self) -> dict:
-        """What status says of an index, as a JSON object."""
+        """The index as a JSON object for `status`."""
         return {
             "key": self.key,
             "bytes": self.num_bytes,
@@ -196,12 +197,12 @@ class Index(Record):
 
     @property
     def bytes_in_memory(self) -> int:
-        """Those of its shards."""
+        """The sum of its shards' `bytes_in_memory`."""
         return sum(shard.bytes_in_memory for shard in self.shards)
 
 
 def shards_of(ids_N: np.ndarray, index: Index | None) -> np.ndarray:
-    """The position of the shard that covers each of some ids (int64 [N]), -1 where none does."""
+    """The position in `index.shards` of the shard that covers each id (int64 [N]); -1 if no shard covers it."""
     covers = sorted((*span, at) for at, shard in enumerate(index.shards) for span in shard.covers) if index else []
     if not covers:
         return np.full(len(ids_N), -1)

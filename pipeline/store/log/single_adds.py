@@ -1,8 +1,8 @@
-"""Entries added by themselves: written into their commits, and folded into files now and then.
+"""Single adds: entries that are written into their commits, and folded into files from time to time.
 
-A single add so costs one small file, whatever the memory holds. The files they are folded into are merged in tiers, so
-that a hundred thousand single adds lie in a few dozen files. Their thumbnails go the same way into files of their own,
-and so do the sizes of those that were read at their uri.
+A single add costs one small file, whatever the size of the memory. Folded files are merged in tiers, so that a hundred
+thousand single adds lie in a few dozen files. Thumbnails are folded into files of their own, and so are the byte sizes
+of images that were read at their uri.
 """
 
 import base64
@@ -23,27 +23,27 @@ from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.schemas import OFFSETS, THUMBNAILS, embedding_column, entries_schema, read_table, write_rows
 
 FOLD_EVERY = 64
-TIER_ROWS = (FOLD_EVERY * 64, FOLD_EVERY * 1024)  # files below the first are merged into one above it, and so on
+TIER_ROWS = (FOLD_EVERY * 64, FOLD_EVERY * 1024)  # small files are merged into one of the next tier
 FILES_A_TIER = (63, 15)
 
 
 def encode_vector(vector_D: np.ndarray) -> str:
-    """A vector as an entry in a commit holds it: base64 of float16 [D], little-endian."""
+    """A vector in the encoding of a commit: base64 of float16 [D], little-endian."""
     return base64.b64encode(np.ascontiguousarray(vector_D, "<f2").tobytes()).decode()
 
 
 def encode_thumbnail(jpeg: bytes | None) -> str | None:
-    """A thumbnail as an entry in a commit holds it: base64 of a JPEG."""
+    """A thumbnail in the encoding of a commit: base64 of a JPEG; None if there is none."""
     return base64.b64encode(jpeg).decode() if jpeg is not None else None
 
 
 def thumbnails_of_singles(singles: Sequence[Single]) -> dict[int, bytes]:
-    """The thumbnails (JPEG) of some single adds by id, of those that have one."""
+    """The thumbnails (JPEG) of single adds by id. Single adds without a thumbnail are left out."""
     return {single.id: base64.b64decode(single.thumbnail) for single in singles if single.thumbnail is not None}
 
 
 def vectors_of_singles(singles: Sequence[Single], dimension: int) -> np.ndarray:
-    """The vectors of some single adds, float16 [N, D]."""
+    """The vectors of single adds, float16 [N, D]."""
     data = b"".join(base64.b64decode(single.embedding) for single in singles)
     return np.frombuffer(data, "<f2").reshape(len(singles), dimension)
 
@@ -66,7 +66,7 @@ def table_of_singles(singles: Sequence[Single], identity: Identity) -> pa.Table:
 
 
 def files_of_singles(state: State) -> list[RowsFile]:
-    """The files of single adds, but for those in packs, in the order of their ids."""
+    """The entries files of single adds, without packs, in the order of their ids."""
     number = state.singles.segment if state.singles else None
     return [file for segment in state.segments if segment.number == number for file in segment.entries]
 
@@ -82,21 +82,21 @@ def files_beside_singles(state: State) -> dict[str, list[RowsFile]]:
 
 
 def fresh_singles(state: State) -> list[RowsFile]:
-    """The last of these files, which no shard covers: what is folded may be put into one file with them."""
+    """The last files of single adds that no shard covers. A fold may merge them with newer entries."""
     fresh = {file.path for file in state.fresh_files()}
     return [*itertools.takewhile(lambda file: file.path in fresh, reversed(files_of_singles(state)))][::-1]
 
 
 @functools.lru_cache(maxsize=4)
 def _schema(identity: Identity) -> pa.Schema:
-    return entries_schema(identity)  # a reader that follows single adds asks for it with each
+    return entries_schema(identity)  # a reader that follows single adds calls this for each
 
 
 def fold(storage: Storage, lease: Lease, state: State, *, wholly: bool = False) -> FoldSingles:
-    """Write the pending single adds of a state into a file, with as many of the files before as make a tier full.
+    """Write the pending single adds of a state into a file, merged with the last files that fill a tier.
 
-    With `wholly` with all files before that no shard covers. Thumbnails and offsets are merged up to the first tier
-    only: thumbnails are large, and nothing opens these files but a page that shows pictures.
+    With `wholly`, all fresh files are merged into it. Thumbnails and offsets are merged only up to the first tier:
+    thumbnails are large, and only a page that shows pictures opens these files.
     """
     if state.singles is None or state.identity is None:
         raise AssertionError("there is nothing to fold")
@@ -131,7 +131,7 @@ def _fold_beside(storage: Storage, files: list[RowsFile], pending: pa.Table, pat
 
 
 def _full_tiers(files: Sequence[RowsFile], tiers: int = len(TIER_ROWS)) -> int:
-    """How many of the last files are to be merged with what is folded now."""
+    """The number of last files to merge with the rows that are folded now."""
     merged = 0
     for below, most in list(zip(TIER_ROWS, FILES_A_TIER, strict=True))[:tiers]:
         small = 0

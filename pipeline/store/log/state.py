@@ -1,7 +1,7 @@
-"""What a memory is at one version, and the actions whose folding makes it.
+"""The state of a memory at one version, and the actions that change a state.
 
-A commit lists actions; the state is what they add up to. Both are written as JSON, and unknown fields are refused, so
-that a file of a later release is named rather than misread.
+A commit lists actions; the state is the result of applying all actions in order. Both are written as JSON. Unknown
+fields are refused: a file of a later release raises an error and is never misread.
 """
 
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.kept_columns import KeptColumn, union
 from pipeline.store.values import Count, Generation, Nonce, SegmentNumber, VersionNumber
 
-MAX_BROKEN = 1_000  # a lease broken longer ago than this many others belongs to no process that still runs
+MAX_BROKEN = 1_000  # after this many later ones, the process of a broken lease no longer runs
 
 
 class SetIdentity(Record):
-    """The encoder of the memory, fixed by the first add; no weights where vectors were given without one."""
+    """The encoder of the memory, fixed by the first add; `weights` is None if vectors were given without an encoder."""
 
     action: Literal["set_identity"] = "set_identity"
     identity: Identity
@@ -31,7 +31,8 @@ class SetIdentity(Record):
 class AddSegment(Record):
     """A finished segment becomes part of the memory.
 
-    `beside` numbers the segments of the same fingerprint that the writer knew of, all of whose entries are forgotten.
+    `beside` are the numbers of segments with the same fingerprint that the writer knew of. All of their entries are
+    forgotten.
     """
 
     action: Literal["add_segment"] = "add_segment"
@@ -40,7 +41,7 @@ class AddSegment(Record):
 
 
 class AddSingles(Record):
-    """Entries added by themselves; `segment` is the one of single adds, `next_row` the row that comes after them."""
+    """Entries added by themselves; `segment` is the segment of single adds, `next_row` the first row after them."""
 
     action: Literal["add_singles"] = "add_singles"
     segment: SegmentNumber
@@ -50,9 +51,9 @@ class AddSingles(Record):
 
 
 class FoldSingles(Record):
-    """Single adds lie in these files from now on, up to the last id in them; later ones stay in their commits.
+    """Single adds up to the last id in `files` lie in these files from now on; later ones stay in their commits.
 
-    Their thumbnails lie in `thumbnails`, up to the same id, and `offsets` tell which were read at their uri.
+    Their thumbnails lie in `thumbnails`, up to the same id. `offsets` lists the images that were read at their uri.
     """
 
     action: Literal["fold_singles"] = "fold_singles"
@@ -63,9 +64,9 @@ class FoldSingles(Record):
 
 
 class Forget(Record):
-    """Tombstones for the ids listed in a file. `forgotten` counts those that were live before.
+    """Tombstones for the ids listed in a file. `forgotten` counts the ids that were live before.
 
-    With `folds` the file also lists every id forgotten before, and stands for the files that did.
+    With `folds` the file also lists every id forgotten before, and replaces all earlier files of tombstones.
     """
 
     action: Literal["forget"] = "forget"
@@ -75,7 +76,7 @@ class Forget(Record):
 
 
 class Relabel(Record):
-    """Other labels for the ids listed in a file; `folds` as in Forget. `label_set` None is the labels as stored."""
+    """New labels for the ids listed in a file; `folds` as in Forget. `label_set` None corrects the stored labels."""
 
     action: Literal["relabel"] = "relabel"
     labels: FileRef
@@ -85,14 +86,14 @@ class Relabel(Record):
 
 
 class SetLabelSet(Record):
-    """A label set is made, or its map exchanged."""
+    """A label set is created, or its map is replaced."""
 
     action: Literal["set_label_set"] = "set_label_set"
     label_set: LabelSet
 
 
 class SetIndex(Record):
-    """Search through this index from now on. `replaces` is the generation it was built beside, None for none."""
+    """Search through this index from now on. `replaces` is the generation in use when it was built (None: no index)."""
 
     action: Literal["set_index"] = "set_index"
     index: Index
@@ -101,14 +102,14 @@ class SetIndex(Record):
 
 
 class BreakLeases(Record):
-    """Whoever worked under these leases is taken for dead, and its files may be removed: it cannot commit any more."""
+    """The holders of these leases are presumed dead: their files may be removed, and they can no longer commit."""
 
     action: Literal["break_leases"] = "break_leases"
     leases: tuple[Nonce, ...]
 
 
 class SetState(Record):
-    """The memory is as given here from now on; `why` says which verb wrote it."""
+    """Replace the whole state of the memory; `why` is the verb that wrote the action."""
 
     action: Literal["set_state"] = "set_state"
     why: Literal["rollback", "erase", "compact"]
@@ -133,10 +134,10 @@ Action = Annotated[
 class State(Record):
     """A memory at one version.
 
-    `packs` hold the entries of compacted segments, `pending` those of single adds that no file holds yet. `retired`
-    are segments that a rollback took away; their numbers stay used. `rewrites` counts rollbacks and erasures, after
-    which work prepared before them does not fit any more; `erasures` names those whose traces are to be removed from
-    older versions. `broken` are the last leases whose holders were taken for dead.
+    `packs` hold the entries of compacted segments. `pending` are single adds that are not folded into a file yet.
+    `retired` are segments that a rollback removed; their numbers stay used. `rewrites` counts rollbacks and erasures:
+    work prepared before one conflicts after it. `erasures` are the nonces of the erasures whose entries must be removed
+    from older versions. `broken` are the newest leases whose holders were presumed dead.
     """
 
     version: VersionNumber = 0
@@ -162,7 +163,7 @@ class State(Record):
 
     @property
     def num_live(self) -> int:
-        """Entries that are not forgotten: an id is listed in one file of tombstones at most."""
+        """Entries that are not forgotten. An id is listed in at most one file of tombstones."""
         return self.num_entries - sum(file.rows for file in self.tombstones)
 
     @property
@@ -171,10 +172,10 @@ class State(Record):
         return union([segment.kept for segment in self.segments if segment.num_entries])
 
     def after(self, action: Action) -> "State":
-        """The state once an action is added to it."""
+        """The state after an action."""
         return self.model_copy(update=self._changes(action))
 
-    def _changes(self, action: Action) -> dict[str, object]:  # noqa: C901, PLR0911  # one line or two an action
+    def _changes(self, action: Action) -> dict[str, object]:  # noqa: C901, PLR0911  # one or two lines for each action
         match action:
             case SetIdentity():
                 return {"identity": action.identity, "weights": action.weights}
@@ -186,7 +187,7 @@ class State(Record):
                 folded = [segment for segment in self.segments if segment.number == action.segment]
                 files = {"entries": action.files, "thumbnails": action.thumbnails, "offsets": action.offsets}
                 moved = [self._with(segment.model_copy(update=files)) for segment in folded]
-                last = action.files[-1].last_id if action.files else -1  # none is left where all were erased
+                last = action.files[-1].last_id if action.files else -1  # no file is left if all were erased
                 later = tuple(single for single in self.pending if single.id > last)
                 return {"segments": moved[0] if moved else self.segments, "pending": later}
             case Forget():
@@ -208,7 +209,7 @@ class State(Record):
                 return dict(action.state)
 
     def _with(self, segment: Segment) -> tuple[Segment, ...]:
-        """The segments in order of their numbers, so that ids ascend from file to file, whoever came first."""
+        """The segments with this one added, ordered by number: ids ascend from file to file in any commit order."""
         others = [known for known in self.segments if known.number != segment.number]
         return tuple(sorted((*others, segment), key=lambda known: known.number))
 
@@ -224,7 +225,7 @@ class State(Record):
         }
 
     def conflict(self, action: Action, base: "State") -> str | None:
-        """Why an action prepared on `base` cannot follow this state; None when it can."""
+        """The reason why an action prepared on `base` cannot follow this state; None if it can."""
         match action:
             case SetIdentity() if self.identity is not None and self.identity != action.identity:
                 return f"another writer made this a memory of {self.identity}"
@@ -264,7 +265,7 @@ class State(Record):
         return [file for file, shard in zip(files, shards.tolist(), strict=True) if shard < 0]
 
     def _is_cut_by(self, index: Index) -> bool:
-        """Whether a shard covers the beginning of an entries file and not its end, which would never be searched."""
+        """Whether a shard covers the begin of an entries file but not its end: the end would never be searched."""
         files = self.entries_files()
         begin = shards_of(np.array([file.first_id for file in files], np.int64), index)
         end = shards_of(np.array([file.last_id for file in files], np.int64), index)
@@ -293,7 +294,7 @@ def _segment_of_singles(number: int, identity: str) -> Segment:
 
 
 def file_refs(part: object) -> Iterator[FileRef]:
-    """Every file that a state, an action or any piece of them names."""
+    """Every file that a state, an action, or a part of one names."""
     if isinstance(part, FileRef):
         yield part
     elif isinstance(part, BaseModel):

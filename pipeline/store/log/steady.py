@@ -1,7 +1,7 @@
-"""Reading while others write: what went under a reader's hands is told from what is damaged.
+"""Reading while others write: a file that another process removed is told apart from a damaged one.
 
-An erasure, `expire` and `compact` remove files that newer versions do not name. Whoever reads meanwhile may miss one,
-and finds what it asks for when it begins anew from what is there now.
+An erasure, `expire` and `compact` remove files that newer versions do not name. A reader may miss such a file. It then
+starts again from the current versions.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,16 @@ Result = TypeVar("Result")
 
 
 def steady(look: Callable[[], Seen], read: Callable[[Seen], Result]) -> Result:
-    """Read from what is seen, and anew as long as others change that under the reader.
+    """Call `look`, then `read` with its result. Repeat both if `read` fails and the result of `look` has changed.
 
     Args:
-        look: Sees what is there, such as the newest state or the versions that are kept. It is compared with `==`.
-        read: Reads from what was seen. It may be called several times.
+        look: Returns what `read` depends on, such as the newest state or the retained versions. Results are compared
+            with `==`.
+        read: Reads from the result of `look`. It may be called several times.
 
     Raises:
-        DamagedFile, MemoryMissing: What `read` raised, if nothing has changed since it looked, or if it was raised
-            MAX_READS times: where others commit all the time, something has always changed.
+        DamagedFile, MemoryMissing: `read` raised it, and `look` returned the same as before; or `read` raised it
+            MAX_READS times, because other processes commit all the time.
     """
     seen = look()
     for left in reversed(range(MAX_READS)):

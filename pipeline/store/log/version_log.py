@@ -1,12 +1,12 @@
 """The log of commits: one immutable JSON file each, published only if its number is free.
 
-A reader folds commits into a State, starting at a checkpoint. A writer that finds its number taken folds the newcomer
-in and tries the next, unless what it prepared no longer fits: then nothing is written and it says so.
+A reader applies commits to a State, starting at a checkpoint. A writer that finds its number taken applies the other
+commit and tries the next number. If its actions conflict with the other commit, it writes nothing and raises an error.
 
-Every file ends with the hash of what it says, so that an altered one is told from a whole one.
+Every file ends with the hash of its contents, so that an altered file is detected.
 
-The versions kept are a row of numbers without a gap, from 1 or from the checkpoint at which older ones were dropped,
-to the newest. `latest` is a hint where to begin looking, and nothing depends on it.
+The retained versions are a range of numbers without a gap, up to the newest. It starts at 1, or at a checkpoint if
+older versions were dropped. `latest` is a hint where to start looking; nothing depends on it.
 """
 
 import datetime
@@ -53,10 +53,10 @@ from pipeline.store.values import MAX_VERSION, Balance, Hexadecimal, VersionNumb
 CHECKPOINT_EVERY = 100
 HINT_EVERY = 16
 MAX_ATTEMPTS = 1_000  # each lost race means that another writer got its commit in
-MAX_LISTINGS = 10  # of a folder that others change meanwhile
-READ_AHEAD = 32  # commits asked for at once, which over a network costs as much as asking for one
+MAX_LISTINGS = 10  # of a folder that other processes change
+READ_AHEAD = 32  # commits read in parallel: over a network this takes as long as reading one
 
-# A commit's file begins with its format, version and nonce, which is of 16 digits.
+# A commit's file begins with its format, its version and its nonce of 16 digits.
 HEAD_BYTES = 512
 _NONCE = re.compile(rb'"nonce": ?"([0-9a-f]{1,64})"')
 
@@ -66,9 +66,9 @@ Prepare = Callable[[int, State], Sequence[Action]]
 
 
 class Commit(BaseModel):
-    """One version file. `nonce` tells a writer whose answer was lost that the file it meets is its own.
+    """One version file. By `nonce` a writer recognises its own file if the store's answer was lost.
 
-    It names files in the folders that hold what versions name, and nowhere else. `rows_before` and `rows_after` count
+    A commit may only name files in the folders for such files (`layout.NAMED`). `rows_before` and `rows_after` count
     live entries.
     """
 
@@ -91,7 +91,7 @@ class Commit(BaseModel):
 
 
 class Checkpoint(BaseModel):
-    """The whole state at a version, so that opening need not read every commit."""
+    """The whole state at a version, so that a reader need not read every commit."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -105,7 +105,7 @@ class Checkpoint(BaseModel):
 
 
 class _Written(BaseModel):
-    """What a version file says of its format, whatever else it says."""
+    """The format of a version file; other fields are ignored."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -114,7 +114,7 @@ class _Written(BaseModel):
 
 @dataclass(frozen=True)
 class Retained:
-    """What others may change under whoever reads all versions: the first that is kept, and the erasures so far."""
+    """What other processes may change under a reader of all versions: the first retained one, and the erasures."""
 
     first: int
     erasures: tuple[str, ...]
@@ -125,11 +125,11 @@ class VersionLog:
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
-        self._known: State | None = None  # the newest state seen, from which to look on
-        self._known_nonce: str | None = None  # of its commit, by which another in its place is told
+        self._known: State | None = None  # the newest state seen, where the next look starts
+        self._known_nonce: str | None = None  # of its commit, to detect another commit in its place
 
     def newest(self) -> State | None:
-        """The newest state, or None where no version was committed yet. Raises DamagedFile or FormatError."""
+        """The newest state, or None if no version was committed yet. Raises DamagedFile or FormatError."""
         try:
             return self.latest()
         except MemoryMissing:
@@ -138,15 +138,15 @@ class VersionLog:
     def latest(self) -> State:
         """The newest state. Raises MemoryMissing, DamagedFile or FormatError.
 
-        Another memory that lies in the place of the one seen before, such as an older copy, is read anew.
+        If another memory, such as an older copy, has replaced the one seen before, it is read from the start.
         """
         state, nonce = self._known, self._known_nonce
         if state is None:
             state, nonce = self._hinted(), None
         if state is not None:
             newer, newest_nonce = self._followed(state)
-            # Versions are dropped in order. While the one begun from is there, none was dropped on the way; once it is
-            # gone, what comes after cannot be found from here.
+            # Versions are dropped in order. While the first one is there, none after it was dropped. Once it is gone,
+            # the later versions cannot be found from it.
             found = self._nonce_if_there(state.version)
             if found is not None and found == (nonce or found):
                 self._known, self._known_nonce = newer, newest_nonce or found
@@ -158,7 +158,7 @@ class VersionLog:
         return self._known
 
     def nonce_of(self, version: int) -> str:
-        """What tells the commit of a version from another of the same number. Raises DamagedFile."""
+        """The nonce of a version's commit, which differs from that of any other commit. Raises DamagedFile."""
         if self._known is not None and self._known.version == version and self._known_nonce is not None:
             return self._known_nonce
         nonce = self._nonce_if_there(version)
@@ -182,11 +182,11 @@ class VersionLog:
         return steady(self.retained, read)
 
     def over_retained(self, read: Callable[["Retained"], Result]) -> Result:
-        """What `read` finds in all versions that are kept; anew where some were dropped or redacted meanwhile."""
+        """The result of `read` over all retained versions; repeated if versions were dropped or redacted meanwhile."""
         return steady(lambda: Retained(self.retained()[0], self.latest().erasures), read)
 
     def retained(self) -> range:
-        """The numbers of the versions that can be read. Raises MemoryMissing or DamagedFile."""
+        """The numbers of the retained versions. Raises MemoryMissing or DamagedFile."""
         for attempt in range(MAX_LISTINGS):
             names = self.storage.list(VERSIONS)
             numbers = {number for number in map(commit_number, names) if number is not None}
@@ -199,8 +199,8 @@ class VersionLog:
                 return range(1, newest + 1)
             points = (number for number in map(checkpoint_number, names) if number is not None)
             starts = [number for number in points if number >= lowest]
-            # A listing is no snapshot: it may lack a commit, or the checkpoint written before older ones were dropped,
-            # and show what came after. What it lacks is asked for, or looked for in a listing begun since.
+            # A listing is not a snapshot. It may lack a commit and yet show later ones, or lack the checkpoint that was
+            # written before older versions were dropped. So ask for the commit, or list the folder again.
             if self.storage.exists(commit_path(lowest - 1)) or not (lowest in starts or attempt):
                 continue
             if starts:
@@ -213,7 +213,7 @@ class VersionLog:
         )
 
     def commits(self, numbers: Sequence[int]) -> Iterator[Commit]:
-        """The commits of some versions, in the order given, the next ones being read meanwhile."""
+        """The commits of some versions, in the given order. Up to READ_AHEAD commits are read in parallel."""
         if len(numbers) < READ_AHEAD:
             yield from map(self._read, numbers)
             return
@@ -222,7 +222,7 @@ class VersionLog:
                 yield from pool.map(self._read, numbers[start : start + READ_AHEAD])
 
     def states(self) -> Iterator[tuple[Commit, State]]:
-        """Every version that can be read, oldest first, with its state."""
+        """Every retained version, oldest first, with its state."""
         kept = self.retained()
         state = self._folded_to(kept[0])
         yield self._read(kept[0]), state
@@ -233,9 +233,9 @@ class VersionLog:
     def commit(self, base: State, command: str, prepare: Prepare, lease: Lease | None = None) -> State:
         """Publish actions prepared on `base` and return the state they lead to.
 
-        `prepare` is given the version number to be tried and the state it will follow; it is called again after each
-        lost race. `lease` is the one that holds the files the actions name. Raises CommitConflict when an action no
-        longer fits what others committed, or when the lease was broken.
+        `prepare` gets the version number to try and the state before it; it is called again after each lost race.
+        `lease` holds the files that the actions name. Raises CommitConflict if an action conflicts with other commits,
+        or if the lease was broken.
         """
         nonce = secrets.token_hex(8)
         state = self._caught_up(base, lease)
@@ -273,8 +273,9 @@ class VersionLog:
                     state = self._folded(state, theirs)
                     continue
             if self._was_dropped(number):
-                # Either the name was free because older versions are, and this commit counts for nothing; or others
-                # built on it before all that was dropped. It can go; what it names must stay, and is garbage at worst.
+                # Either the name was free because older versions were dropped: then this commit has no effect. Or
+                # others built on it before all these versions were dropped. The commit file can be removed. The files
+                # that it names must stay; at worst they are garbage.
                 self.storage.delete([commit_path(number)])
                 raise CommitConflict(
                     "another process dropped versions just while this one was committed, so that it cannot be told "
@@ -284,11 +285,11 @@ class VersionLog:
         raise CommitConflict(f"{MAX_ATTEMPTS} other writers were faster: run the command again when fewer are at work")
 
     def rewrite(self, commit: Commit) -> None:
-        """Put another commit in the place of the one of this number: an erasure does, and what makes a copy."""
+        """Replace the commit of this number. Only an erasure and `copy` do that."""
         self.storage.replace(commit_path(commit.version), _sealed(commit))
 
     def rewrite_checkpoint(self, state: State) -> None:
-        """Write the checkpoint of a version, whatever was there."""
+        """Write the checkpoint of a version, and replace the old one if there is one."""
         self.storage.replace(checkpoint_path(state.version), _sealed(Checkpoint(state=state), indent=None))
 
     def checkpoints(self) -> list[int]:
@@ -300,16 +301,17 @@ class VersionLog:
         return self._parsed(checkpoint_path(number), Checkpoint).state
 
     def _begun_at(self, number: int) -> State:
-        """The state to fold commits into from a checkpoint on, from the very first for 0. Raises DamagedFile."""
+        """The state in checkpoint `number`, or an empty state for 0. Raises DamagedFile."""
         state = self.read_checkpoint(number) if number else State()
         if state.version != number:
             raise self._damaged(checkpoint_path(number))
         return state
 
     def _discard(self, lost: Sequence[Action], kept: Sequence[Action], lease: Lease | None) -> None:
-        """Remove what was written for actions that will not be committed; a segment stays, to go on from.
+        """Remove files that were written for actions that will not be committed.
 
-        What an erasure wrote stays too, for older versions are to name it: it sees to that itself.
+        Files of a segment stay: the same command can continue from them. Files of an erasure stay too: it will name
+        them in older versions, and it removes them itself.
         """
         named = {file.path for action in kept for file in file_refs(action)}
         for action in lost:
@@ -319,13 +321,13 @@ class VersionLog:
                 self.storage.delete(sorted(paths - named))
 
     def _caught_up(self, base: State, lease: Lease | None) -> State:
-        """The newest state, having seen that nobody broke the lease meanwhile."""
+        """The newest state. Raises CommitConflict if the lease was broken meanwhile."""
         state = base
         if base.version:
             while (theirs := self._read_if_there(state.version + 1)) is not None:
                 _refuse_broken(lease, theirs)
                 state = self._folded(state, theirs)
-            if self.storage.exists(commit_path(base.version)):  # else some on the way may be none of those kept
+            if self.storage.exists(commit_path(base.version)):  # else commits on the way may not be retained
                 return state
         self._known = self._known_nonce = None
         state = self.newest() or State()
@@ -334,10 +336,10 @@ class VersionLog:
         return state
 
     def _was_dropped(self, number: int) -> bool:
-        """Whether a number is not, or no more, one of those kept. They go in order, so its neighbour went first."""
+        """Whether a version is not retained. Versions are dropped in order, so the one before it is dropped first."""
         if number > 1 and self.storage.exists(commit_path(number - 1)):
             return False
-        return number not in self.retained()  # it may be the first that is kept
+        return number not in self.retained()  # it may be the first retained version
 
     def _committed(self, state: State, nonce: str) -> State:
         self._known, self._known_nonce = state, nonce
@@ -348,7 +350,7 @@ class VersionLog:
         return state
 
     def _hinted(self) -> State | None:
-        """The state the hint points to, or None where it does not help."""
+        """The state that the hint points to, or None if the hint is unusable."""
         try:
             number = int(self.storage.read(HINT))
             if not 0 < number <= MAX_VERSION or not self.storage.exists(commit_path(number)):
@@ -364,14 +366,14 @@ class VersionLog:
         return state
 
     def _followed(self, state: State) -> tuple[State, str | None]:
-        """The newest state that can be reached version by version, and the nonce of its commit if there is one."""
+        """The newest state after `state`, and the nonce of its commit; the nonce is None if no commit follows."""
         nonce = None
         while (commit := self._read_if_there(state.version + 1)) is not None:
             state, nonce = self._folded(state, commit), commit.nonce
         return state, nonce
 
     def _nonce_if_there(self, number: int) -> str | None:
-        """The nonce of a commit, read from the head of its file; None where there is no such file."""
+        """The nonce of a commit, read from the head of its file; None if there is no such file."""
         try:
             head = self.storage.read_range(commit_path(number), 0, HEAD_BYTES)
         except DamagedFile:
@@ -380,7 +382,7 @@ class VersionLog:
         return found[1].decode() if found else hashlib.sha256(head).hexdigest()
 
     def _folded_to(self, version: int) -> State:
-        """The state at a version that is known to be kept."""
+        """The state at a retained version."""
 
         def fold(start: int) -> State:
             state = self._begun_at(start)
@@ -391,11 +393,11 @@ class VersionLog:
         return steady(lambda: self._nearest_checkpoint(version), fold)
 
     def _nearest_checkpoint(self, version: int) -> int:
-        """The last version up to this one that has a checkpoint; 0 where none has."""
+        """The last version up to this one that has a checkpoint; 0 if none has."""
         return max((number for number in self.checkpoints() if number <= version), default=0)
 
     def _nothing_here(self) -> MemoryMissing | DamagedFile:
-        """Why there is no version at all."""
+        """The error that explains why there is no version at all."""
         self._refuse_unfinished_copy()
         if self.storage.list(TOMBSTONES_FOLDER) + self.storage.list(INDEX):
             return DamagedFile(f"the memory at {self.storage.uri} has lost its versions/: restore them from a copy")
@@ -452,13 +454,13 @@ class VersionLog:
 
 
 def _sealed(document: BaseModel, indent: int | None = 1) -> bytes:
-    """A version file: JSON whose last field is the sha256 of all that comes before, so that no change goes unseen."""
+    """A version file: JSON whose last field is the sha256 of all bytes before it, so that any change is detected."""
     body = document.model_dump_json(indent=indent).encode().removesuffix(b"}").rstrip()
     return body + _seal(body)
 
 
 def _unsealed(data: bytes) -> bytes:
-    """The document in a version file. Raises ValueError when it is not as it was written."""
+    """The document in a version file. Raises ValueError if the file was altered."""
     body = data[: -len(_seal(b""))]
     if _seal(body) != data[len(body) :]:
         raise ValueError("the seal does not fit")

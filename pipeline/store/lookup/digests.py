@@ -1,7 +1,8 @@
-"""Which entries hold the same bytes: the sha256 of image files, read from the entries files as far as it is asked for.
+"""Finds entries with the same bytes by the sha256 of their image files, read from the entries files on demand.
 
-A digest is the first eight bytes of a sha256, as uint64. Of two entries that are compared because their vectors are
-alike, these are equal by chance once in 2 ** 64; a set of a billion finds a stranger among them once in 2 ** 34 times.
+A digest is the first eight bytes of a sha256, as uint64. If two entries are compared because their vectors are alike,
+their digests are equal by chance once in 2 ** 64 times. In a set of a billion digests, the digest of other bytes is
+found by chance once in 2 ** 34 times.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ HEX_DIGITS = 16  # of the 64 of a sha256
 
 
 def digests_in(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """The digests of a column of hexadecimal sha256, uint64 [N]."""
+    """The digests (uint64 [N]) of a column of hexadecimal sha256."""
     short = pc.utf8_slice_codeunits(column, 0, HEX_DIGITS)
     chunks = short.chunks if isinstance(short, pa.ChunkedArray) else [short]
     texts = "".join("".join(chunk.to_pylist()) for chunk in chunks)
@@ -29,10 +30,10 @@ def digests_in(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 class Digests:
-    """The digests of the entries of a version, forgotten ones included.
+    """The digests of the entries of a version, forgotten entries included.
 
-    A file is read when one of its entries is first asked for: 64 hexadecimal characters and an id a row, of which 16
-    bytes a row stay in memory. So a question about a few entries reads the few files that hold them.
+    A file is read when one of its entries is first requested: 64 hexadecimal characters and an id for each row, of
+    which 16 bytes for each row stay in memory. So a request for a few entries reads only the files that hold them.
     """
 
     def __init__(self, storage: Storage, state: State) -> None:
@@ -47,7 +48,7 @@ class Digests:
         self._pending = ids[order], pending[order]
 
     def of(self, ids: np.ndarray) -> np.ndarray:
-        """The digests of some entries (ids int64 in any shape), uint64 of that shape. Raises DamagedFile."""
+        """The digests of some entries (ids: int64 in any shape) as uint64 in the same shape. Raises DamagedFile."""
         wanted, places = np.unique(ids, return_inverse=True)
         found = np.zeros(len(wanted), np.uint64)
         known = np.zeros(len(wanted), bool)
@@ -61,7 +62,7 @@ class Digests:
         return found[places].reshape(np.shape(ids))
 
     def _holding(self, ids: np.ndarray) -> Sequence[RowsFile]:
-        """The files that may hold some of these ids, which ascend."""
+        """The files that may hold some of these ids (ascending)."""
         start_N = np.searchsorted(ids, self._first_N, side="left")
         stop_N = np.searchsorted(ids, self._last_N, side="right")
         return [self._files[number] for number in np.flatnonzero(start_N < stop_N)]
@@ -85,7 +86,7 @@ class Digests:
 
 
 def live_rows(storage: Storage, state: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Ids int64 [N] and digests uint64 [N] of the live entries of a version, one file after another. DamagedFile."""
+    """Ids int64 [N] and digests uint64 [N] of the live entries of a version, file by file. Raises DamagedFile."""
     forgotten = read_tombstones(storage, state.tombstones)
     for table in read_columns_of(storage, state.entries_files(), ["id", "sha256"]):
         ids_N = table["id"].to_numpy()

@@ -1,7 +1,8 @@
-"""The bytes a memory holds, frozen when an add is planned: so a part finds the same duplicates whenever it is done.
+"""The digests of a memory, frozen when an add is planned: a part finds the same duplicates at any later time.
 
-The file is a NumPy array uint64 [2, N], mapped where it is used: the digests of the live entries ascending, and below
-each the id of its entry. It belongs to the plan of an add under way, and goes when that is committed.
+The file is a NumPy array uint64 [2, N], read by memory mapping. The first row has the digests of the live entries,
+ascending; the second row has the id of each entry. The file belongs to the plan of an unfinished add, and is removed
+when the add is committed.
 """
 
 import contextlib
@@ -17,19 +18,19 @@ from pipeline.store.lookup.digests import live_rows
 from pipeline.store.storage.file_refs import FileRef, describe, reading, unaltered_path
 from pipeline.store.storage.interface import Storage
 
-BUCKET_ROWS = 1 << 22  # sorted at a time: 64 MB, and as much again
+BUCKET_ROWS = 1 << 22  # sorted at a time: 64 MB, and as much again while sorting
 MAX_BUCKETS = 256
 
 
 def freeze_digests(
     storage: Storage, path: str, state: State, on_progress: OnProgress = ignore_progress
 ) -> FileRef | None:
-    """Publish the digests of the live entries of a version; None where it has none.
+    """Publish the digests of the live entries of a version; None if there is no live entry.
 
-    Reads ids and sha256 of every entry, one file after another: 35 bytes an entry on disk. A million entries take half
-    a second of CPU and a file of 16 MB; a billion would take 8 minutes at that rate, 35 GB read and a file of 16 GB,
-    which every machine that works on the add fetches. Rows are parted by their first bits into temporary files and
-    sorted part by part, so that no more than 130 MB are in memory. Raises DamagedFile.
+    Reads ids and sha256 of every entry, file by file: 35 bytes for each entry on disk. A million entries take half a
+    second of CPU and a file of 16 MB. A billion would take 8 minutes at that rate, 35 GB of reading and a file of
+    16 GB, which every machine that works on the add fetches. Rows are distributed to temporary files by the first bits
+    of their digests, and sorted file by file, so that at most 130 MB are in memory. Raises DamagedFile.
     """
     if not state.num_live:
         return None
@@ -57,14 +58,14 @@ def _write_sorted(local: Path, buckets: list[IO[bytes]], rows: int) -> None:
     for bucket in buckets:
         bucket.seek(0)
         pairs_N2 = np.frombuffer(bucket.read(), np.uint64).reshape(-1, 2)
-        order_N = np.lexsort((pairs_N2[:, 1], pairs_N2[:, 0]))  # of copies the entry that came first stands for all
+        order_N = np.lexsort((pairs_N2[:, 1], pairs_N2[:, 0]))  # of equal digests, the least id comes first
         written[:, start : start + len(order_N)] = pairs_N2[order_N].T
         start += len(order_N)
     written.flush()
 
 
 class FrozenDigests:
-    """Looks up digests among those frozen with a plan. Raises DamagedFile where the file is not as it was written."""
+    """Looks up digests among the digests frozen with a plan. Raises DamagedFile if the file was altered."""
 
     def __init__(self, storage: Storage, file: FileRef) -> None:
         local = unaltered_path(storage, file)
@@ -74,7 +75,7 @@ class FrozenDigests:
                 raise ValueError(f"it does not hold the hashes of {file.rows:,} entries")
 
     def holders(self, digests_N: np.ndarray) -> np.ndarray:
-        """The entry that holds each (uint64 [N]), the one with the least id of several; int64 [N], -1 for none."""
+        """The id of the entry with each digest (uint64 [N]): int64 [N], the least id of several, -1 for none."""
         known_N, ids_N = self._held_2N
         at_N = np.minimum(np.searchsorted(known_N, digests_N), len(known_N) - 1)
         found: np.ndarray = np.where(known_N[at_N] == digests_N, ids_N[at_N].astype(np.int64), -1)

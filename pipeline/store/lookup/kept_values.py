@@ -1,4 +1,4 @@
-"""What is kept with some entries, read from the files they lie in."""
+"""Reads kept columns, hashes and image sizes of some entries from their files."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ KeptValue = bool | int | float | str | None
 
 
 def read_kept(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, dict[str, KeptValue]]:
-    """The kept columns of those of some entries whose segment has any, by id. Raises DamagedFile.
+    """The kept columns of entries by id; entries of segments without kept columns are left out. Raises DamagedFile.
 
-    Dates and times are texts as ISO 8601 has them, and a NaN is None. In a file that was packed with others a column
-    may lie as text: it is given as its segment says.
+    Dates and times are strings in ISO 8601 format, and a NaN is None. A pack may store a column as strings: the values
+    are converted to the type that the segment records.
     """
     kept_by_segment = {segment.number: segment.kept for segment in state.segments if segment.kept}
     wanted = [entry_id for entry_id in ids if split_id(entry_id)[0] in kept_by_segment]
@@ -31,7 +31,7 @@ def read_kept(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, d
             columns = kept_by_segment[number]
             own = [entry_id for entry_id in here if split_id(entry_id)[0] == number]
             table = read_rows(storage, file, own, ["id", *(column.name for column in columns)]).combine_chunks()
-            there = [column for column in columns if column.name in table.column_names]  # or `verify` tells of it
+            there = [column for column in columns if column.name in table.column_names]  # `verify` reports others
             values = {column.name: _plain(table[column.name].combine_chunks(), column.kind) for column in there}
             for row, entry_id in enumerate(table["id"].to_pylist()):
                 found[entry_id] = {name: value[row] for name, value in values.items()}
@@ -43,7 +43,7 @@ def _plain(column: pa.Array, kind: pa.DataType) -> list[KeptValue]:
     if pa.types.is_temporal(kind):
         return [None if text is None else text.replace(" ", "T") for text in column.cast(pa.string()).to_pylist()]
     values: list[KeptValue] = column.to_pylist()
-    return [None if value != value else value for value in values]  # noqa: PLR0124  # a NaN, for which JSON has no word
+    return [None if value != value else value for value in values]  # noqa: PLR0124  # a NaN, which JSON cannot express
 
 
 def read_facts(storage: Storage, state: State, entry_id: int) -> tuple[str, int, int]:
@@ -61,9 +61,9 @@ def read_facts(storage: Storage, state: State, entry_id: int) -> tuple[str, int,
 def read_kept_columns(
     storage: Storage, state: State, ids_N: np.ndarray, names: Sequence[str]
 ) -> dict[str, pa.ChunkedArray]:
-    """Kept columns of some entries (ids int64 [N] ascending) in their order, null where one has none of that name.
+    """Kept columns of some entries (ids int64 [N] ascending) in their order, null if an entry lacks the column.
 
-    They are of the types of `State.kept`. Raises DamagedFile.
+    The columns have the types of `State.kept`. Raises DamagedFile.
     """
     kinds = {column.name: column.kind for column in state.kept}
     keeping = {segment.number for segment in state.segments if {c.name for c in segment.kept} & {*names}}
@@ -82,7 +82,7 @@ def read_kept_columns(
 
 
 def _in(table: pa.Table, name: str, kind: pa.DataType) -> pa.ChunkedArray:
-    """A kept column of a file as a kind, null where the file has none."""
+    """A kept column of a file cast to a type, null if the file lacks the column."""
     if name not in table.column_names:
         return pa.chunked_array([pa.nulls(table.num_rows, kind)])
     return pa.chunked_array([as_type(chunk, kind) for chunk in table[name].chunks], kind)

@@ -1,6 +1,6 @@
-"""Where the image that an entry was made from lies, as far as an add read it there.
+"""The place of an entry's original image, if an add read it there.
 
-A uri alone says nothing of that: data sets of vectors and whoever adds images by their bytes give any uri they like.
+A uri alone does not prove that: data sets of vectors, and callers who add images by their bytes, can use any uri.
 """
 
 import urllib.parse
@@ -22,9 +22,9 @@ IMAGE_CONTAINERS = ("tar", "parquet")
 class Original:
     """The image of an entry: its uri, the sha256 of its bytes, and where an add read them.
 
-    "file" is the file at its uri, "tar" and "parquet" a container there, "named" that no add read anything there.
-    `offset` and `num_bytes` are where in the file at its uri, or the archive, the bytes lie, where that was kept.
-    `vector` is whether it was given as a vector rather than as an image.
+    `read_from` is "file" for the file at the uri, "tar" or "parquet" for a container there, and "named" if no add read
+    anything there. `offset` and `num_bytes` are the position of the bytes in the file or archive; None if it was not
+    recorded. `vector` is true if the entry was given as a vector and not as an image.
     """
 
     uri: str
@@ -38,7 +38,7 @@ class Original:
 def original_of(storage: Storage, state: State, entry_id: int, uri: str, sha256: str) -> Original:
     """The original of an entry with this uri and hash. Raises DamagedFile.
 
-    Reads one row group of offsets, and for an image in a container one of the list of containers.
+    Reads one row group of offsets, and for an image in a container also one row group of the list of containers.
     """
     number, part, _ = split_id(entry_id)
     for single in state.pending:
@@ -62,7 +62,7 @@ def original_of(storage: Storage, state: State, entry_id: int, uri: str, sha256:
 
 
 def read_originals(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, Original]:
-    """The originals of those of some ids that are entries. Raises DamagedFile."""
+    """The originals of some ids; ids that are not entries are left out. Raises DamagedFile."""
     asked = set(ids)
     known = {single.id: (single.uri, single.sha256) for single in state.pending if single.id in asked}
     for file in state.entries_files():
@@ -73,7 +73,7 @@ def read_originals(storage: Storage, state: State, ids: Sequence[int]) -> dict[i
 
 
 def is_below(uri: str, source: str) -> bool:
-    """Whether a uri is that of a source, of a file below it, or of a member of one; no step of it leads up again."""
+    """Whether a uri is the source, a file below it, or a member of one of these; no step of the uri may be ".."."""
     steps = urllib.parse.unquote(uri.partition("#")[0]).split("/")
     folder = source.rstrip("/")
     return ".." not in steps and (uri == source or uri.startswith((f"{folder}/", f"{source}#")))
@@ -92,7 +92,7 @@ def _span(storage: Storage, segment: Segment, entry_id: int) -> tuple[int | None
 
 
 def _container(storage: Storage, containers: FileRef | None, row: int) -> tuple[str, str]:
-    """The kind and the uri of a container by its row in the list of them; "" where there is no such row."""
+    """The kind and the uri of a container by its row in the list of containers; "" if there is no such row."""
     if containers is None or not 0 <= row < containers.rows:
         return "", ""
     group, within = divmod(row, ROW_GROUP_ROWS)

@@ -1,4 +1,4 @@
-"""Small pictures kept beside the entries, so that a page can show a neighbour whose file is gone."""
+"""Thumbnails: small pictures stored beside the entries, so that a page can show a neighbour whose file is gone."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from pipeline.store.tables.schemas import read_rows
 
 
 def read_thumbnails(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, bytes]:
-    """JPEG bytes by id, for those of the ids of which a thumbnail is kept. Raises DamagedFile."""
+    """JPEG bytes by id; ids without a thumbnail are left out. Raises DamagedFile."""
     asked = set(ids)
     kept = thumbnails_of_singles([single for single in state.pending if single.id in asked])
     for file in (file for segment in state.segments for file in segment.thumbnails):

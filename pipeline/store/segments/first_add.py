@@ -1,7 +1,7 @@
-"""How far the first add of a memory has come, while no version names anything yet.
+"""The progress of the first add of a memory, before there is any version.
 
-Until the first commit a memory is a lease, weights, and a segment whose parts are done one by one. What is told here
-costs a few listings, whatever the size of the add: no completion mark is read.
+Until the first commit a memory is a lease, weights, and a segment whose parts are done one by one. The progress costs
+a few listings, whatever the size of the add: no completion mark is read.
 """
 
 import contextlib
@@ -16,14 +16,15 @@ from pipeline.store.storage.leases import Lease, read_leases
 from pipeline.store.storage.local import LocalStorage
 
 EMBEDDED = "all of it is embedded"
-SILENT_SECONDS = 0.5  # a mistake that is found by then leaves nothing behind, not even for a moment
+SILENT_SECONDS = 0.5  # an add that fails sooner writes no lease
 
 
 @contextlib.contextmanager
 def announced(storage: Storage, work: str) -> Iterator[None]:
-    """Let others see in a lease that a first add has begun, from before its source is listed, which may take hours.
+    """Write a lease that shows other processes a first add, before its source is listed, which may take hours.
 
-    Where it ends with nothing done, nothing is left of it. What cannot be announced goes on all the same.
+    The lease is removed at the end, and so is the memory's folder if it is new and empty. If the lease cannot be
+    written, the add continues without it.
     """
     ended = threading.Event()
     root = storage.root if isinstance(storage, LocalStorage) else None
@@ -42,12 +43,12 @@ def announced(storage: Storage, work: str) -> Iterator[None]:
         ended.set()
         thread.join()
         if root is not None and is_new:
-            with contextlib.suppress(OSError):  # something is in it
+            with contextlib.suppress(OSError):  # it is not empty
                 root.rmdir()
 
 
 def has_begun(storage: Storage) -> bool:
-    """Whether a first add has left something here that was not given up."""
+    """Whether there are files of a first add that was not given up."""
     numbers = reservations.reserved(storage)
     if any(not reservations.is_given_up(storage, number) for number in numbers):
         return True
@@ -55,7 +56,7 @@ def has_begun(storage: Storage) -> bool:
 
 
 def unfinished_first_add(storage: Storage) -> str | None:
-    """A sentence on the first add that is not finished, and what to do; None where none was begun."""
+    """A message about the unfinished first add, with advice; None if no add has begun."""
     if not has_begun(storage):
         return None
     done = how_far(storage)
@@ -66,7 +67,7 @@ def unfinished_first_add(storage: Storage) -> str | None:
 
 
 def how_far(storage: Storage) -> str:
-    """What the newest segment that was begun has done."""
+    """The progress of the newest segment, as a text."""
     for number in reversed(reservations.reserved(storage)):
         if (reservation := _described(storage, number)) is not None:
             return _done(storage, reservation)
@@ -78,13 +79,13 @@ def _described(storage: Storage, number: int) -> reservations.Reservation | None
         return None
     try:
         reservation = reservations.read_reservation(storage, number)
-    except DamagedFile:  # whoever took the number has not described it yet
+    except DamagedFile:  # the process that took the number has not described it yet
         return None
     return reservation if reservation is not None and reservation.number == number else None
 
 
 def _done(storage: Storage, reservation: reservations.Reservation) -> str:
-    """What the names of the marks say is done: of image files how many, of archives the archives."""
+    """The progress by the names of the completion marks: a number of image files, and a number of archives."""
     marks = part_marks.marks_of(storage, reservation)
     parts = [part for part in map(part_of_mark, marks) if part is not None]
     if len(parts) == reservation.num_parts:

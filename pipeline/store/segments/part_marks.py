@@ -1,11 +1,13 @@
-"""Completion marks: what a part of a segment has become, published once with its files.
+"""Completion marks: the result of a part of a segment, published once and naming the part's files.
 
-A part that has a mark is done. Several workers may do the same part; the first mark stands.
+A part with a mark is done. Several workers may do the same part; the first mark wins.
 """
 
 import secrets
 import socket
 from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -34,15 +36,15 @@ from pipeline.store.tables.schemas import (
 )
 from pipeline.store.values import Count, Finite, Hexadecimal
 
-DUPLICATE = "duplicate"  # the stage of images that are rejected because the memory holds their bytes
+DUPLICATE = "duplicate"  # the `stage` of images that are rejected because the memory already holds their bytes
 
 
 class PartMark(BaseModel):
-    """What `done/PART.json` says of a finished part: its files, None where it has no such rows.
+    """The contents of `done/PART.json` for a finished part. It names the part's files, each None if there are no rows.
 
-    `seconds` are what each stage of the work on it took; `decoded_on` names other nodes that decoded images for it. Of
-    the rejected images `duplicates` were left out because the memory held their bytes. `unlabelled` counts the images
-    of a container without a label by the reason, and `noted` what its reader passed over, by kind and name.
+    `seconds` is the time of each stage of the work. `decoded_on` names other nodes that decoded images for the part.
+    `duplicates` counts the rejected images whose bytes the memory already held. `unlabelled` counts the images of a
+    container without a label, by reason. `noted` counts what the container's reader skipped, by kind and name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,7 +67,7 @@ class PartMark(BaseModel):
 
     @property
     def files(self) -> tuple[RowsFile | None, ...]:
-        """What it names, None for rows that it has not."""
+        """The files that it names; None for a kind without rows."""
         return self.entries, self.rejected, self.thumbnails, self.offsets, self.decisions
 
     @property
@@ -78,7 +80,7 @@ class PartMark(BaseModel):
 
 
 def uncounted_parts(storage: Storage, reservation: Reservation) -> set[int]:
-    """The parts that are containers of which nobody knows how many images they hold before they are read.
+    """The parts that are containers with an unknown number of images: they are counted when they are read.
 
     Reads one column of the list of containers.
     """
@@ -90,7 +92,7 @@ def uncounted_parts(storage: Storage, reservation: Reservation) -> set[int]:
 
 
 def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark]:
-    """The marks of the parts that are done, by part. Raises DamagedFile for one that, or whose files, are not whole."""
+    """The marks of the finished parts, by part. Raises DamagedFile if a mark or one of its files is damaged."""
     marks = {}
     for path in marks_of(storage, reservation):
         mark = read_mark(storage, path)
@@ -104,6 +106,18 @@ def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark
     return marks
 
 
+@dataclass(frozen=True)
+class PartWork:
+    """How a part was worked on, for its mark: the fields are those of PartMark. `node` None is the name of this host."""
+
+    seconds: Mapping[str, float] = MappingProxyType({})
+    node: str | None = None
+    decoded_on: tuple[str, ...] = ()
+    unlabelled: Mapping[str, int] = MappingProxyType({})
+    noted: Mapping[str, dict[str, int]] = MappingProxyType({})
+    duplicates: int = 0
+
+
 def publish_part(
     storage: Storage,
     reservation: Reservation,
@@ -112,33 +126,16 @@ def publish_part(
     rejected: pa.Table,
     thumbnails: pa.Table | None = None,
     offsets: pa.Table | None = None,
-    *,
-    seconds: Mapping[str, float] | None = None,
-    node: str | None = None,
-    decoded_on: tuple[str, ...] = (),
-    unlabelled: Mapping[str, int] | None = None,
-    noted: Mapping[str, dict[str, int]] | None = None,
-    duplicates: int = 0,
+    work: PartWork = PartWork(),
 ) -> PartMark:
-    """Write a part's files and its mark; return the mark that stands, another attempt's if that one was first."""
+    """Write a part's files and its mark; return the published mark, which is another attempt's if that was first."""
     schema = entries_schema(reservation.identity, reservation.kept)
     tables = {"entries": entries.cast(schema), "rejected": rejected.cast(REJECTED)}
     if thumbnails is not None:
         tables["thumbnails"] = thumbnails.cast(THUMBNAILS)
     if offsets is not None:
         tables["offsets"] = offsets.cast(OFFSETS)
-    return publish(
-        storage,
-        reservation,
-        part,
-        tables,
-        seconds=seconds,
-        node=node,
-        decoded_on=decoded_on,
-        unlabelled=unlabelled,
-        noted=noted,
-        duplicates=duplicates,
-    )
+    return publish(storage, reservation, part, tables, work)
 
 
 def publish(
@@ -146,19 +143,11 @@ def publish(
     reservation: Reservation,
     part: int,
     tables: Mapping[str, pa.Table],
-    *,
-    seconds: Mapping[str, float] | None = None,
-    node: str | None = None,
-    decoded_on: tuple[str, ...] = (),
-    unlabelled: Mapping[str, int] | None = None,
-    noted: Mapping[str, dict[str, int]] | None = None,
-    duplicates: int = 0,
+    work: PartWork = PartWork(),
 ) -> PartMark:
-    """Write tables of rows with ids, by kind, and the mark that names them; return the mark that stands.
+    """Write tables of rows with ids, by kind, and the mark that names them; return the published mark.
 
-    Rejected rows and the others are together as many as were planned. `node` names the machine at work, for those who
-    read the mark; None takes the name of this host. `seconds` are what each stage of the work took, `decoded_on` other
-    nodes that decoded images for it, `unlabelled` and `noted` as PartMark has them.
+    Rejected rows and the other rows together must be as many as planned.
     """
     attempt = secrets.token_hex(6)
     planned = sum(tables[kind].num_rows for kind in ("entries", "decisions", "rejected") if kind in tables)
@@ -173,18 +162,18 @@ def publish(
     mark = PartMark(
         part=part,
         attempt=attempt,
-        node=node or socket.gethostname(),
+        node=work.node or socket.gethostname(),
         planned=planned,
         entries=files.get("entries"),
         rejected=files.get("rejected"),
         thumbnails=files.get("thumbnails"),
         offsets=files.get("offsets"),
         decisions=files.get("decisions"),
-        seconds=dict(seconds or {}),
-        decoded_on=decoded_on,
-        unlabelled=dict(unlabelled or {}),
-        noted=dict(noted or {}),
-        duplicates=duplicates,
+        seconds=dict(work.seconds),
+        decoded_on=work.decoded_on,
+        unlabelled=dict(work.unlabelled),
+        noted=dict(work.noted),
+        duplicates=work.duplicates,
     )
     path = mark_path(reservation.folder, part)
     try:
@@ -195,13 +184,13 @@ def publish(
 
 
 def marks_of(storage: Storage, reservation: Reservation) -> list[str]:
-    """The paths of the completion marks there are."""
+    """The paths of the existing completion marks."""
     folder = marks_folder(reservation.folder)
     return [f"{folder}{name}" for name in storage.list(folder) if part_of_mark(name) is not None]
 
 
 def read_mark(storage: Storage, path: str) -> PartMark:
-    """A completion mark, which names files of its own segment. Raises DamagedFile."""
+    """Read a completion mark, which may only name files of its own segment. Raises DamagedFile."""
     try:
         mark = PartMark.model_validate_json(storage.read(path))
         folder, _, _ = split_rows(path)

@@ -1,8 +1,8 @@
 """A segment while it is being made: its reserved number, its frozen plan and the completion marks of its parts.
 
-Nothing here is visible to readers until a version names the segment. Its number is never used again, whatever becomes
-of it. A part is done when its mark exists: the mark is created exclusively and names the part's files, so the first
-attempt to finish wins and the files of every other attempt are garbage.
+Readers see nothing of it until a version names the segment. Its number is never used again, even if the segment is
+never committed. A part is done when its mark exists. The mark is created exclusively and names the part's files: the
+first attempt to finish wins, and the files of every other attempt are garbage.
 """
 
 import contextlib
@@ -44,17 +44,17 @@ from pipeline.store.tables.schemas import (
 )
 from pipeline.store.values import MAX_SEGMENT, Count
 
-SINGLES = "single adds"  # stands for the fingerprint of the segment they go to
+SINGLES = "single adds"  # in the place of a fingerprint in the segment of single adds
 Precision = Literal["auto", "float32", "bfloat16"]
 
 
 class SegmentSpec(BaseModel):
-    """What an add is: its source, and how its images become entries. The plan of an add and its reservation hold it.
+    """The parameters of an add: its source, and how its images become entries. Its plan and reservation contain them.
 
-    `fingerprint` is over source, options and identity: the same command finds its unfinished segment by it. `labels`
-    says where labels come from, `thumbnails` whether small pictures are kept, and `kept` are the columns of the source
-    that its entries get. `precision` is what the model may compute in; what it does is decided once, and recorded as
-    Numerics. `exclude` are the patterns, and `image_extension` the ending, that choose among the images of an archive.
+    `fingerprint` is a hash of source, options and identity: the same command finds its unfinished segment by it.
+    `labels` is the origin of labels, `thumbnails` whether thumbnails are stored, `kept` the kept columns. `precision`
+    is the allowed precision of the model; the actual one is decided once and recorded as Numerics. `exclude` are
+    patterns, and `image_extension` is a file ending: they select images in an archive.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,12 +72,12 @@ class SegmentSpec(BaseModel):
 
 
 class Reservation(SegmentSpec):
-    """What `segment.json` says: whose work this is, so that the same command can continue it.
+    """The contents of `segment.json`: the parameters and the plan of an add, so that the same command can continue it.
 
-    `plan` lists the `planned` image files, some to a part; each of the `containers` is a part of its own, in which
-    images are counted when it is read. `known_inside` of them are known to be there. `held` are the bytes that the
-    memory held when this was planned, where images of the same bytes are to be left out; like the plan they are written
-    once, and unlike it they go when the segment is committed.
+    `plan` lists the `planned` image files, `rows_per_part` to a part. Each of the `containers` is a part of its own;
+    its images are counted when it is read. `known_inside` is the number of images in containers that is known
+    beforehand. `held` is the file of digests that the memory held at planning time, if duplicates are to be left out
+    (else None). Like the plan it is written once; unlike the plan it is removed when the segment is committed.
     """
 
     format: int = FORMAT
@@ -99,12 +99,12 @@ class Reservation(SegmentSpec):
 
     @property
     def folder(self) -> str:
-        """Where its files lie, with a closing slash. Work that is no segment has number 0 and a place of its own."""
+        """The segment's folder, with its closing slash; "" for number 0, a bulk job, which has a place of its own."""
         return segment_folder(self.number) if self.number else ""
 
     @property
     def containers_from(self) -> int:
-        """The first part that is a container; those before are of image files."""
+        """The first part that is a container; parts before it are image files."""
         return -(-self.planned // self.rows_per_part)
 
     @property
@@ -112,12 +112,12 @@ class Reservation(SegmentSpec):
         return self.containers_from + self.num_containers
 
     def num_images(self, found: int) -> int:
-        """Images that are planned, `found` of them in containers so far."""
+        """The number of planned images, of which `found` were found in containers so far."""
         return self.planned + max(found, self.known_inside)
 
 
 class Numerics(BaseModel):
-    """What `numerics.json` says: in what all parts of a segment are embedded, and why. Without it, float32."""
+    """The contents of `numerics.json`: the precision of all parts of a segment, and the reason. No file: float32."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -127,7 +127,7 @@ class Numerics(BaseModel):
 
 
 class _Described(BaseModel):
-    """As much of `segment.json` as every segment has, that of single adds too."""
+    """The fields of `segment.json` that every segment has, including the segment of single adds."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -145,11 +145,11 @@ def reserve(
 ) -> Reservation:
     """Freeze a plan under the next free segment number, and hold the segment's folder.
 
-    `hold` writes what the memory holds to a path, where duplicates of that are to be left out.
+    `hold` writes the digests that the memory holds to a path; None if duplicates are not left out.
 
-    `images` has the columns of PLAN but for `id`, then those of `kept` whose values are known already, and `containers`
-    those of CONTAINERS, in the order to be kept; at least one row between them. Raises UsageError for more than an id
-    can count.
+    `images` has the columns of PLAN without `id`, then the kept columns whose values are already known. `containers`
+    has the columns of CONTAINERS. Their order is final. Together they have at least one row. Raises UsageError if there
+    are more rows than an id can count.
     """
     number = _next_number(storage)
     while True:
@@ -198,7 +198,7 @@ def freeze(
 
 
 def reserve_for_singles(storage: Storage) -> int:
-    """The number of a new segment for entries that are added by themselves and have no plan."""
+    """Reserve a segment for single adds, which have no plan, and return its number."""
     number = _next_number(storage)
     while True:
         described = {"format": FORMAT, "number": number, "fingerprint": SINGLES, "nonce": secrets.token_hex(8)}
@@ -211,12 +211,12 @@ def reserve_for_singles(storage: Storage) -> int:
 
 
 def unfinished(storage: Storage, fingerprint: str, committed: Collection[int]) -> Reservation | None:
-    """The newest reserved segment of this fingerprint that no version names and nobody gave up, or None."""
+    """The newest reserved segment of this fingerprint that is neither committed nor given up; may be None."""
     for number in reversed(reserved(storage)):
         if number in committed or is_given_up(storage, number):
             continue
         if not storage.exists(f"{segment_folder(number)}{DESCRIPTION}"):
-            continue  # whoever took it died before it was described
+            continue  # the process that took the number died before describing it
         reservation = read_reservation(storage, number)
         if reservation is not None and (reservation.number, reservation.fingerprint) == (number, fingerprint):
             return reservation
@@ -229,18 +229,18 @@ def reserved(storage: Storage) -> list[int]:
 
 
 def is_given_up(storage: Storage, number: int) -> bool:
-    """Whether the segment was marked as one that will never be committed."""
+    """Whether the segment is marked as given up: it will never be committed."""
     return storage.exists(f"{segment_folder(number)}{GIVEN_UP}")
 
 
 def give_up(storage: Storage, number: int) -> None:
-    """Mark a segment that will never be committed, so that the same command starts anew."""
+    """Mark a segment as given up: it will never be committed, and the same command starts a new one."""
     with contextlib.suppress(AlreadyExists):
         storage.create(f"{segment_folder(number)}{GIVEN_UP}", b"{}")
 
 
 def read_reservation(storage: Storage, number: int) -> Reservation | None:
-    """What a segment was reserved for; None for single adds. Raises DamagedFile when that is missing or unreadable."""
+    """The reservation of a segment; None for single adds. Raises DamagedFile if it is missing or unreadable."""
     path = f"{segment_folder(number)}{DESCRIPTION}"
     data = storage.read(path)
     try:
@@ -252,7 +252,7 @@ def read_reservation(storage: Storage, number: int) -> Reservation | None:
 
 
 def read_numerics(storage: Storage, reservation: Reservation) -> Numerics | None:
-    """What was decided for a segment; None where nothing was. Raises DamagedFile."""
+    """The recorded numerics of a segment; None if there are none. Raises DamagedFile."""
     path = f"{reservation.folder}{NUMERICS}"
     if not storage.exists(path):
         return None
@@ -263,7 +263,7 @@ def read_numerics(storage: Storage, reservation: Reservation) -> Numerics | None
 
 
 def record_numerics(storage: Storage, reservation: Reservation, numerics: Numerics) -> Numerics:
-    """Decide for a segment, unless another worker did; what stands."""
+    """Record the numerics of a segment, unless another worker already did; return the recorded ones."""
     with contextlib.suppress(AlreadyExists):
         storage.create(f"{reservation.folder}{NUMERICS}", numerics.model_dump_json(indent=1).encode())
     return read_numerics(storage, reservation) or numerics
@@ -277,7 +277,7 @@ def read_plan(storage: Storage, reservation: Reservation, part: int) -> pa.Table
 
 
 def read_container(storage: Storage, reservation: Reservation, part: int) -> dict:
-    """The container that a part is: a row of CONTAINERS."""
+    """The container of a part: a row of CONTAINERS."""
     if reservation.containers is None or part < reservation.containers_from:
         raise AssertionError(f"part {part} is one of image files")
     row = part - reservation.containers_from
@@ -309,12 +309,12 @@ def _write_plan(storage: Storage, path: str, images: pa.Table, number: int, rows
     schema = pa.schema([*PLAN, *(field for field in images.schema if field.name not in PLAN.names)])
     table = images.add_column(0, "id", pa.chunked_array(entry_ids)).cast(schema)
     with storage.publishing(path) as local:
-        write_table(table, local, row_group_rows=rows)  # one row group a part: a part reads its own rows only
+        write_table(table, local, row_group_rows=rows)  # one row group for each part: a part reads only its own rows
         return describe(path, local, num_rows)
 
 
 def check_folder(files: Iterable[FileRef | None], folder: str) -> None:
-    """Raises ValueError unless all lie below a folder ("": in one of their own kind, as those of a job do)."""
+    """Raises ValueError unless all files lie below `folder` ("": in one of FOLDERS_OF_A_JOB)."""
     named = [file for file in files if file is not None]
     if folder:
         for file in named:
@@ -325,7 +325,7 @@ def check_folder(files: Iterable[FileRef | None], folder: str) -> None:
 
 
 def damaged_description(storage: Storage, path: str) -> DamagedFile:
-    """What to raise where a file that describes a segment is not whole."""
+    """The error for a damaged description or completion mark of a segment."""
     return DamagedFile(
         f"{path} in the memory at {storage.uri}, or a file it names, is not whole: "
         "remove it and run the same `add` again"

@@ -1,4 +1,4 @@
-"""Adds that are not committed: at work now, stopped, or killed. What they have done is kept and counted here."""
+"""The progress of adds that are not committed: running, stopped, or killed. Their finished parts are stored."""
 
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,18 +13,18 @@ from pipeline.store.storage.leases import LeaseRecord, live_leases, read_leases
 
 READ_AT_ONCE = 16
 
-ADDING = "add "  # what the work of an add's lease is called begins so; the source follows
+ADDING = "add "  # the prefix of `work` in an add's lease; the source follows
 
 Stage = Literal["planning", "embedding", "committing"]
 
 
 @dataclass(frozen=True)
 class UnderWay:
-    """How far an add has come. Images in archives count as planned once they were found.
+    """The progress of an add. Images in archives count as planned once they are found.
 
-    `running` says whether a process holds it that is not known to be dead. While it is "planning" nothing is known but
-    the source, and `segment` is None; "committing" means that every part is done. `archives_done` of `archives` are;
-    `counted` says whether `planned` is final, which it is not while archives are unread whose images nobody counted.
+    `running` is true if a process that is not known to be dead holds the add. In stage "planning" only the source is
+    known, and `segment` is None. In stage "committing" every part is done. `archives_done` of `archives` archives are
+    done. `counted` is true if `planned` is final: no unread archive with an unknown number of images is left.
     """
 
     segment: int | None
@@ -49,12 +49,12 @@ class UnderWay:
 
 
 def under_way(storage: Storage, committed: Collection[int]) -> Iterator[UnderWay]:
-    """Every reserved segment that neither a version names nor anybody gave up, and every add that has no plan yet."""
+    """Every reserved segment that is neither committed nor given up, and every running add that has no plan yet."""
     leases = read_leases(storage)
     working = live_leases(storage, leases)
     adding = [record for record in working if record.work.startswith(ADDING)]
     at_work = {record.process for record in adding if not _is_planning(record)}
-    # A first add is announced by a lease of its own besides, while it is planned and embedded.
+    # A first add has a second lease, which announces it, while it is planned and embedded.
     by_process = {record.process: record for record in adding if record.process not in at_work}
     planning = [*by_process.values()]
     held = [folder for record in working for folder in record.holds]
@@ -63,11 +63,11 @@ def under_way(storage: Storage, committed: Collection[int]) -> Iterator[UnderWay
             continue
         try:
             reservation = reservations.read_reservation(storage, number)
-        except DamagedFile:  # whoever took the number died before it was described
+        except DamagedFile:  # the process that took the number died before describing it
             continue
         if reservation is None:
             continue
-        # Between its plan and its hold on it an add is known by the source alone.
+        # Before an add holds its planned segment, only the source connects the lease with the segment.
         about_to_hold = [record for record in planning if record.work == f"{ADDING}{reservation.source}"][:1]
         planning = [record for record in planning if record not in about_to_hold]
         running = segment_folder(number) in held or bool(about_to_hold)
@@ -82,7 +82,7 @@ def _is_planning(record: LeaseRecord) -> bool:
 
 
 def _progress(storage: Storage, reservation: reservations.Reservation, *, running: bool) -> UnderWay:
-    with ThreadPoolExecutor(READ_AT_ONCE) as pool:  # most of it is waiting for the store
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:  # most of the time is waiting for the store
         marks = list(
             pool.map(lambda path: part_marks.read_mark(storage, path), part_marks.marks_of(storage, reservation))
         )

@@ -1,8 +1,8 @@
-"""Reaching files below a folder without ever leaving it.
+"""Opens files below a folder without ever leaving it.
 
-Each folder on the way is opened within the one above (openat) and none is a link, so that whatever lies there, what is
-read, written or removed is below. The folder to begin from may itself be reached through a link. What lies at the end
-has to be a regular file: of a link, a FIFO or a device nothing is read, and nobody waits for one.
+Each folder on the way is opened relative to the one above (openat), and a link is refused. So everything that is read,
+written or removed lies below the root folder. The root folder itself may be reached through a link. The last name must
+be a regular file: links, FIFOs and devices are not read, and no process waits for one.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-# A folder that may be entered need not be one that may be listed: O_PATH asks for no more than that.
+# A user may have the right to enter a folder but not to list it: O_PATH needs only the right to enter.
 _ENTER = os.O_DIRECTORY | os.O_CLOEXEC | getattr(os, "O_PATH", os.O_RDONLY)
 _KINDS = {
     stat.S_IFLNK: "a link",
@@ -27,9 +27,9 @@ LONGEST_PATH = 4_095
 
 
 class NotInside(Exception):
-    """What lies at `path`, below the folder begun from, is `kind` where a file or a folder of its own belongs.
+    """There is `kind` (such as "a link") at `path`, below the root folder, in the place of a file or a folder.
 
-    Internal: whoever holds the folder says whose it is.
+    Internal: the caller knows the root folder and raises the error for the user.
     """
 
     def __init__(self, path: str, kind: str) -> None:
@@ -39,21 +39,21 @@ class NotInside(Exception):
 
 
 def is_inside(path: str) -> bool:
-    """Whether a path leads below where it begins, name by name: relative, and without "..", "." or empty names."""
+    """Whether a path stays below its start, name by name: it is relative, and has no "..", "." or empty names."""
     if not path or "\0" in path or len(path) > LONGEST_PATH:
         return False
     try:
         names = os.fsencode(path).split(b"/")
-    except UnicodeEncodeError:  # half of a character, as no file system has
+    except UnicodeEncodeError:  # half of a character, which no file name contains
         return False
     return all(name not in (b"", b".", b"..") and len(name) <= LONGEST_NAME for name in names)
 
 
 @contextlib.contextmanager
 def entered(root: Path, folder: str) -> Iterator[int]:
-    """A descriptor of a folder below `root` ("" is that itself), to name files in; not to be listed.
+    """A descriptor of a folder below `root` ("": `root` itself), to open files in. It must not be listed.
 
-    Raises NotInside where a link or anything but a folder is in the way, FileNotFoundError, PermissionError.
+    Raises NotInside if a name on the way is a link or not a folder; also FileNotFoundError and PermissionError.
     """
     descriptor = os.open(root, _ENTER)
     try:
@@ -70,7 +70,7 @@ def entered(root: Path, folder: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def listed(root: Path, folder: str) -> Iterator[int]:
-    """As `entered`, with a descriptor that can be listed and synced."""
+    """Like `entered`, but the descriptor can be listed and synced."""
     with entered(root, folder) as descriptor:
         below = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=descriptor)
         try:
@@ -80,16 +80,16 @@ def listed(root: Path, folder: str) -> Iterator[int]:
 
 
 def open_regular(folder: int, name: str, path: str) -> int:
-    """A descriptor of a regular file in a folder, to be read. Raises NotInside for anything else, and what open does.
+    """A descriptor of a regular file in a folder, for reading. Raises NotInside for anything else, or open's errors.
 
-    `path` says where it lies. What is no regular file is not even opened, for opening a device may do something.
+    `path` is the path for the error. Anything but a regular file is not opened: opening a device may have an effect.
     """
     _refuse_other(os.stat(name, dir_fd=folder, follow_symlinks=False), path)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=folder)
     except OSError:
-        _refuse_other(os.stat(name, dir_fd=folder, follow_symlinks=False), path)  # exchanged since
+        _refuse_other(os.stat(name, dir_fd=folder, follow_symlinks=False), path)  # replaced since the first check
         raise
     try:
         _refuse_other(os.fstat(descriptor), path)
@@ -100,7 +100,7 @@ def open_regular(folder: int, name: str, path: str) -> int:
 
 
 def kind_of(status: os.stat_result) -> str:
-    """What a status is of, with its article."""
+    """The kind of file of a status, with its article, such as "a link"."""
     return _KINDS.get(stat.S_IFMT(status.st_mode), "no file")
 
 

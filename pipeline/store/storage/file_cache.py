@@ -1,9 +1,9 @@
-"""A folder of local copies of a memory's files, shared by the processes of a machine and bounded on disk.
+"""A folder of local copies of a memory's files, shared by the processes of a machine and limited in size.
 
-A file is kept under the sha256 of its bytes, so that it is fetched once, whichever version or memory names it, and is
-hashed before it is used. What a process uses it holds a shared lock on (flock, which goes with the process): those that
-nobody holds are removed, the least recently used first, when room is needed. A download that broke off goes on where
-it was.
+The name of a copy is the sha256 of its bytes. So a file is fetched once, whichever version or memory names it, and it
+is hashed before it is used. A process holds a shared lock on each copy in use (flock, which ends with the process).
+When room is needed, copies without a lock are removed, the least recently used first. An interrupted download is
+resumed.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.storage.file_refs import FileRef, sha256_of
 from pipeline.store.storage.interface import Storage
 
-RANGE_BYTES = 32 << 20  # fetched at a time, and lost at most when a download breaks off
-MAX_FETCHES = 2  # of a file that came with other bytes than were published
+RANGE_BYTES = 32 << 20  # fetched at a time, and the most that an interrupted download loses
+MAX_FETCHES = 2  # of a file that arrives with wrong bytes
 SUFFIX_OF_PARTS = ".part"
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -33,7 +33,7 @@ _Signature = tuple[int, int, int]  # inode, bytes, nanoseconds of the last chang
 
 
 class FileCache:
-    """The copies of files in `folder`, at most `max_bytes` of them. One object for each process."""
+    """The local copies in `folder`, at most `max_bytes` together. Each process has one object."""
 
     def __init__(self, folder: Path, max_bytes: int, on_progress: OnProgress = ignore_progress) -> None:
         self.folder = folder
@@ -41,12 +41,12 @@ class FileCache:
         self._on_progress = on_progress
         self._held: dict[str, tuple[IO[bytes], _Signature]] = {}
         try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # copies are for whoever may read the memory
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # only users who may read the memory may read copies
         except OSError as error:
             raise StorageError(f"{folder} cannot hold local copies ({error.strerror}): name another folder") from error
 
     def get(self, storage: Storage, file: FileRef) -> Path:
-        """Where the copy of a file lies, every byte of it as published. Raises StorageError or DamagedFile."""
+        """The path of the local copy of a file, with verified bytes. Raises StorageError or DamagedFile."""
         try:
             return self._got(storage, file)
         except PermissionError as error:
@@ -61,10 +61,10 @@ class FileCache:
         if held is not None and _signature(copy) == held[1]:
             return copy
         with self._alone(file.sha256):
-            for _ in range(MAX_FETCHES + 1):  # what lay there may be damaged, too
+            for _ in range(MAX_FETCHES + 1):  # one more, as an existing copy may be damaged too
                 if not copy.exists():
                     self._fetch(storage, file, copy)
-                with contextlib.suppress(FileNotFoundError):  # another process made room by it
+                with contextlib.suppress(FileNotFoundError):  # another process removed it to make room
                     self._hold(copy)
                 if _holds(copy, file):
                     return copy
@@ -75,18 +75,18 @@ class FileCache:
         )
 
     def altered(self) -> list[str]:
-        """The copies in use whose bytes are not those any more that were hashed: overwritten, cut short or gone."""
+        """The names of copies in use that changed after they were hashed: overwritten, cut short or gone."""
         return [name for name, (_, known) in [*self._held.items()] if _signature(self.folder / name) != known]
 
     def drop(self, name: str) -> None:
-        """Let go of a copy and remove it."""
+        """Release a copy and remove it."""
         held = self._held.pop(name, None)
         if held is not None:
             held[0].close()
         (self.folder / name).unlink(missing_ok=True)
 
     def keep_only(self, names: Iterable[str]) -> None:
-        """Let go of the copies that this process does not use any more; they stay until room is needed."""
+        """Release all other copies, which this process no longer uses; they stay until room is needed."""
         for name in set(self._held) - set(names):
             self._held.pop(name)[0].close()
 
@@ -119,7 +119,7 @@ class FileCache:
         logger.info("fetched %s: %d bytes, %.0f MB/s", file.path, done - before, (done - before) / took / 1e6)
 
     def _make_room(self, file: FileRef, needed: int) -> None:
-        """Remove copies nobody holds, least recently used first, until there is room. Raises StorageError."""
+        """Remove copies that no process holds, least recently used first, until there is room. Raises StorageError."""
         sizes: dict[Path, os.stat_result] = {}
         for path in self.folder.iterdir():
             if not path.name.startswith("."):
@@ -142,7 +142,8 @@ class FileCache:
     def _hold(self, copy: Path) -> None:
         stream = copy.open("rb")
         fcntl.flock(stream, fcntl.LOCK_SH)
-        # The last use, by which room is made; the time of the last change stays, by which others see it unaltered.
+        # Set the time of the last use, which decides what is removed first. The time of the last change must stay:
+        # other processes detect an altered copy by it.
         os.utime(stream.fileno(), ns=(time.time_ns(), os.fstat(stream.fileno()).st_mtime_ns))
         known = self._held.pop(copy.name, None)
         if known is not None:
@@ -151,14 +152,14 @@ class FileCache:
 
     @contextlib.contextmanager
     def _alone(self, name: str) -> Iterator[None]:
-        """One process at a time fetches a file, or another whose name begins alike."""
+        """Hold a lock, so that one process at a time fetches a file. Files with the same first two digits share it."""
         with (self.folder / f".{name[:2]}.lock").open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
 
 class CachedStorage:
-    """A storage whose published files are read from local copies, as far as their hashes are known."""
+    """A storage that reads published files from local copies, if their hashes are known."""
 
     def __init__(self, storage: Storage, cache: FileCache) -> None:
         self._storage = storage
@@ -167,21 +168,21 @@ class CachedStorage:
         self.uri = storage.uri
 
     def expect(self, files: Iterable[FileRef]) -> None:
-        """From now on these are the files that a version names, one by which others are named no more."""
+        """Set the files that the version in use names, and release the copies of all other files."""
         self._expected = {file.path: file for file in files}
         self._cache.keep_only({file.sha256 for file in self._expected.values()})
 
     def drop(self, names: Iterable[str]) -> None:
-        """Remove local copies, by the hashes of their bytes: an erasure does not stop at them."""
+        """Remove local copies by the hashes of their bytes: an erasure must remove them too."""
         for name in names:
             self._cache.drop(name)
 
     def altered(self) -> list[str]:
-        """Local copies in use that somebody has altered."""
+        """The names of local copies in use that were altered."""
         return self._cache.altered()
 
     def local_path(self, path: str) -> Path:
-        """The copy of a file whose hash is known; else what the storage has."""
+        """The local copy of a file if its hash is known; else the path that the storage gives."""
         file = self._expected.get(path)
         return self._cache.get(self._storage, file) if file is not None else self._storage.local_path(path)
 
@@ -229,7 +230,7 @@ class CachedStorage:
 
 
 def _name(storage: Storage, file: FileRef) -> str:
-    """The name of a copy: a hash and nothing else, wherever it came from. Raises DamagedFile."""
+    """The name of a copy. It must be a hash, as the reference may come from anywhere. Raises DamagedFile."""
     if not _HASH.fullmatch(file.sha256):
         raise DamagedFile(
             f"{file.path} in the memory at {storage.uri} is told to have the hash {file.sha256[:80]!r}, which is none: "
@@ -247,7 +248,7 @@ def _signature(path: Path) -> _Signature | None:
 
 
 def _holds(copy: Path, file: FileRef) -> bool:
-    """Whether a copy is there and has the bytes that were published."""
+    """Whether a copy exists and has the published bytes."""
     try:
         return copy.stat().st_size == file.num_bytes and sha256_of(copy) == file.sha256
     except FileNotFoundError:
@@ -256,7 +257,7 @@ def _holds(copy: Path, file: FileRef) -> bool:
 
 @contextlib.contextmanager
 def _held_part(part: Path) -> Iterator[IO[bytes]]:
-    """What is there of a download, to go on writing, which nobody removes meanwhile to make room."""
+    """The file of an unfinished download, opened to append, and locked: no process removes it to make room."""
     while True:
         with part.open("ab") as stream:
             fcntl.flock(stream, fcntl.LOCK_SH)
@@ -271,6 +272,6 @@ def _removed_unless_held(path: Path) -> bool:
         with path.open("rb") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink(missing_ok=True)
-    except OSError:  # another process holds it, or has removed it
+    except OSError:  # another process holds or has removed it
         return False
     return True

@@ -1,4 +1,4 @@
-"""References to files of a memory: path, size and hash, as versions and completion marks name them."""
+"""References to files of a memory (path, size and hash), as in versions and completion marks."""
 
 import contextlib
 import errno
@@ -19,32 +19,32 @@ from pipeline.store.layout import NAMED, way_out
 from pipeline.store.storage.interface import Storage, missing_file
 from pipeline.store.values import Count, EntryId, PathInside, Sha256
 
-HASHES_KEPT = 65_536  # of files, some 200 bytes each
-RACY_NS = 50_000_000  # clocks of file systems tick every 1 to 10 ms: what was changed just now may change unseen
+HASHES_KEPT = 65_536  # of files, about 200 bytes each
+RACY_NS = 50_000_000  # file system clocks tick every 1 to 10 ms: two changes in one tick have the same time
 
-# What FAISS, Arrow, NumPy and the standard library are known to raise over bytes that are not what they should be.
+# The errors that FAISS, Arrow, NumPy and the standard library are known to raise for malformed bytes.
 UNREADABLE = (
     OSError,
-    ValueError,  # UnicodeDecodeError, JSONDecodeError and pydantic's among them
+    ValueError,  # includes UnicodeDecodeError, JSONDecodeError and pydantic's errors
     ArithmeticError,
     LookupError,
-    RuntimeError,  # FAISS has no other of its own
+    RuntimeError,  # FAISS has no other error type of its own
     MemoryError,
     AssertionError,
     TypeError,
     AttributeError,
     EOFError,
     SystemError,
-    SyntaxError,  # NumPy parses the header of an array as Python, and one of an old kind by tokens
+    SyntaxError,  # NumPy parses the header of an array as Python, and an old kind of header by tokens
     tokenize.TokenError,
     struct.error,
     pa.ArrowException,
 )
-_SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # what this machine lacks, whatever the file holds
+_SHORT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # this machine lacks resources; the file may be fine
 
 
 class FileRef(BaseModel):
-    """A published file: its path in the memory, rows (0 where it has none), length and hexadecimal sha256."""
+    """A published file: its path in the memory, rows (0 if it has no rows), length and hexadecimal sha256."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -69,9 +69,9 @@ def describe(path: str, local: Path, rows: int = 0) -> FileRef:
 
 
 def checked_path(storage: Storage, file: FileRef) -> Path:
-    """Where a named file can be read on this machine.
+    """The path where a named file can be read on this machine.
 
-    Raises DamagedFile when it is missing or has not the length it was published with.
+    Raises DamagedFile if the file is missing or its length differs from the published one.
     """
     local = storage.local_path(file.path)
     try:
@@ -87,9 +87,10 @@ def checked_path(storage: Storage, file: FileRef) -> Path:
 
 
 def unaltered_path(storage: Storage, file: FileRef) -> Path:
-    """Where a named file can be read, every byte of it hashed, once in this process while nobody changes it.
+    """The path where a named file can be read, after its hash was checked: once in this process, until it changes.
 
-    From memory 1.4 GB/s and core (OpenSSL's SHA-256 with the processor's instructions for it). Raises DamagedFile.
+    Hashing from memory takes 1.4 GB/s for each core (OpenSSL's SHA-256 with the processor's instructions for it).
+    Raises DamagedFile.
     """
     local = checked_path(storage, file)
     with reading(storage.uri, file.path):
@@ -102,7 +103,7 @@ def unaltered_path(storage: Storage, file: FileRef) -> Path:
 
 
 def sha256_of(local: Path) -> str:
-    """The hexadecimal sha256 of a file on this machine, known from before while inode, length and time are the same."""
+    """The hexadecimal sha256 of a file on this machine; cached while inode, length and time are the same."""
     with local.open("rb") as stream:
         stat = os.fstat(stream.fileno())
         signature = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
@@ -125,9 +126,9 @@ _hashing = threading.Lock()
 
 @contextlib.contextmanager
 def reading(uri: str, path: str) -> Iterator[None]:
-    """Whatever goes wrong over the contents of a file while it is read or searched is damage of that file.
+    """Turn errors over the contents of a file, while it is read or searched, into DamagedFile.
 
-    What this library raises on purpose passes, and so does a want of files or memory. Raises DamagedFile.
+    Errors of this library pass unchanged, and so do errors for lack of file descriptors or memory.
     """
     try:
         yield
@@ -140,14 +141,14 @@ def reading(uri: str, path: str) -> Iterator[None]:
 
 
 def unreadable(uri: str, path: str, reason: object) -> DamagedFile:
-    """The error for a file of the memory at `uri` that is there, and cannot be made sense of."""
+    """The error for an existing file of the memory at `uri` that cannot be parsed."""
     said = (str(reason).splitlines() or [""])[0].rstrip(" .:")
     because = f" ({said or type(reason).__name__})"
     return DamagedFile(f"{path} in the memory at {uri} cannot be read{because}: {way_out(path)}")
 
 
 def check_places(files: Iterable[FileRef], places: Collection[str] = NAMED) -> None:
-    """Raises ValueError unless each file lies in one of some folders, given by their first name."""
+    """Raises ValueError unless the first folder of each path is one of `places`."""
     for file in files:
         first, _, rest = file.path.partition("/")
         if first not in places or not rest:

@@ -1,8 +1,8 @@
-"""The one door to the bytes of a memory.
+"""The only interface to the bytes of a memory.
 
-Paths are relative to the memory and use "/". Everything the rest of the code may ask of a store is a method of
-`Storage`, chosen so that an object store can answer all of it: whole objects, exclusive creation, listing by prefix.
-Nothing here knows what the files mean, and no path leads out of the memory: whatever holds one checks it first.
+Paths are relative to the memory and use "/". All other code uses a store only through the methods of `Storage`. They
+are chosen so that an object store can implement all of them: whole objects, exclusive creation, listing by prefix.
+This module does not know the meaning of files. No path leads out of the memory: each storage checks a path first.
 """
 
 import contextlib
@@ -14,88 +14,87 @@ from pipeline.errors import DamagedFile, MissingFile, NotPermitted
 from pipeline.store.layout import ERASURES, VERSIONS, folder_at_the_top, way_out
 from pipeline.store.storage.beneath import is_inside
 
-# What `read` reads whole at most, by folder: far more than is ever written, so that a file made to be huge is refused.
-# A checkpoint names some 300 bytes a file, the plan of an erasure some 100 bytes an entry.
+# The largest file that `read` accepts, by folder: far more than is ever written, so that a file made to be huge is
+# refused. A checkpoint has about 300 bytes for each file, the plan of an erasure about 100 bytes for each entry.
 MOST_BYTES = {VERSIONS: 1 << 30, ERASURES: 4 << 30}
 MOST_BYTES_ELSEWHERE = 64 << 20
 
 
 class AlreadyExists(Exception):
-    """An exclusive creation found the name taken. Internal: callers decide what that means."""
+    """The name of an exclusive creation is taken. Internal: callers handle it."""
 
 
 class Storage(Protocol):
-    """What a place that holds a memory must be able to do.
+    """The methods of a place that holds a memory.
 
-    Every method raises DamagedFile for a path that would lead out of the memory, and for what is not a file or a folder
-    of its own but, say, a link.
-    Every method raises StorageError when the store cannot be reached, refuses the credentials or has not room, and
-    NotPermitted when this user, or these credentials, may not do it.
+    Every method raises DamagedFile for a path that leads out of the memory, and for anything that is not a regular file
+    or folder, such as a link. Every method raises StorageError if the store cannot be reached, refuses the credentials
+    or has no room, and NotPermitted if this user, or these credentials, lack the permission.
     """
 
     uri: str
 
     def read(self, path: str) -> bytes:
-        """The whole file. Raises DamagedFile when it is not there, or larger than such a file can be."""
+        """The whole file. Raises DamagedFile if it is missing, or larger than such a file can be."""
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        """The bytes of a file from `start` up to `stop`, fewer where it ends. Raises DamagedFile."""
+        """The bytes of a file from `start` up to `stop`, fewer if the file ends before. Raises DamagedFile."""
 
     def create(self, path: str, data: bytes) -> None:
-        """Publish a file durably, only if the name is free; else AlreadyExists. Never seen half-written."""
+        """Publish a file durably and atomically, only if the name is free; else raises AlreadyExists."""
 
     def replace(self, path: str, data: bytes) -> None:
-        """Publish a small file durably, whatever was there before. Never seen half-written."""
+        """Publish a small file durably and atomically, and replace the old one if there is one."""
 
     def publishing(self, path: str) -> contextlib.AbstractContextManager[Path]:
-        """Yield a local path to write a large file to; on leaving, publish it durably, replacing what was there.
+        """Yield a local path for writing a large file; at the end publish it durably, and replace an old one.
 
-        The file gets the mode of every other file, whatever mode its writer gave it.
+        The file gets the same mode as every other file, whatever mode its writer gave it.
         """
 
     def local_path(self, path: str) -> Path:
-        """Where the file can be memory-mapped on this machine. Raises DamagedFile when it is not there.
+        """The path where the file can be memory-mapped on this machine. Raises DamagedFile if it is missing.
 
-        Raises NotPermitted when this user may not read it, so that no library has to say why it cannot be opened.
+        Raises NotPermitted if this user may not read it, before a library fails to open it.
         """
 
     def release(self, path: str) -> None:
-        """The caller is done with `local_path`: a copy made for it need not be kept."""
+        """The caller no longer needs the `local_path`: a local copy may be removed."""
 
     def list(self, folder: str) -> list[str]:
-        """Names directly under a folder, sorted; empty when there is no such folder. Raises DamagedFile for a link."""
+        """Names directly under a folder, sorted; empty if there is no such folder. Raises DamagedFile for a link."""
 
     def walk(self, folder: str = "") -> dict[str, int]:
-        """Every file below a folder with its bytes, those that are just being written included; nothing but files."""
+        """Every file below a folder with its size in bytes, including unfinished files; only regular files."""
 
     def strangers(self) -> Mapping[str, str]:
-        """What is neither a file nor a folder (links, FIFOs, devices), each with what it is: nothing reads them."""
+        """Paths that are neither file nor folder (links, FIFOs, devices), each with its kind. They are never read."""
 
     def exists(self, path: str) -> bool: ...
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Remove files, in the order given, with every older state of them that the store keeps; gone ones are fine."""
+        """Remove files in the given order, with every older state that the store has; missing files are ignored."""
 
     def remove_folder(self, folder: str) -> None:
-        """Remove everything under a folder that no version names."""
+        """Remove everything under a folder. No version may name the folder."""
 
     def abandoned(self) -> Sequence[str]:
-        """Files that a process which has died was writing: no reader sees them, and nobody will finish them."""
+        """Unfinished files of dead processes: no reader sees them, and no process will finish them."""
 
     def noncurrent(self) -> Sequence[str]:
-        """Paths of which the store keeps an older state or a delete marker (S3 versioning)."""
+        """Paths with an older state or a delete marker in the store (S3 versioning)."""
 
 
 def create_own(storage: Storage, path: str, data: bytes) -> None:
     """Create a file whose `data` holds a nonce, so that only this caller can have written it.
 
-    Raises AlreadyExists for another's. When the answer of a store is lost and it is asked again, it finds the name
-    taken by what was asked for.
+    Raises AlreadyExists if another caller wrote the file. If the store's answer is lost, the retry finds the name taken
+    by the caller's own file: that is a success.
     """
     try:
         storage.create(path, data)
     except AlreadyExists:
-        with contextlib.suppress(DamagedFile):  # gone meanwhile, so it was another's
+        with contextlib.suppress(DamagedFile):  # removed meanwhile, so another caller wrote it
             if storage.read(path) == data:
                 return
         raise
@@ -114,12 +113,12 @@ def may_not(doing: str, uri: str, path: str) -> NotPermitted:
 
 
 def missing_file(uri: str, path: str) -> DamagedFile:
-    """The error for a file that should be in the memory and is not."""
+    """The error for a file that is missing from the memory."""
     return MissingFile(f"{path} is missing from the memory at {uri}: {way_out(path)}", path)
 
 
 def check_inside(uri: str, path: str) -> None:
-    """Raises DamagedFile for a path that is none inside of a memory."""
+    """Raises DamagedFile for a path that leads out of the memory."""
     if not is_inside(path):
         raise DamagedFile(
             f"a file of the memory at {uri} names {path[:200]!r}, which is no path inside of it, and nothing was done "
@@ -128,7 +127,7 @@ def check_inside(uri: str, path: str) -> None:
 
 
 def check_length(uri: str, path: str, num_bytes: int) -> None:
-    """Raises DamagedFile for a file that is larger than what is read whole can be."""
+    """Raises DamagedFile if a file is larger than `read` accepts."""
     if num_bytes > most_bytes(path):
         raise DamagedFile(
             f"{path} in the memory at {uri} has {num_bytes:,} bytes, more than such a file can have: "
@@ -137,12 +136,12 @@ def check_length(uri: str, path: str, num_bytes: int) -> None:
 
 
 def most_bytes(path: str) -> int:
-    """What `read` reads of a file at most."""
+    """The largest size in bytes that `read` accepts for a path."""
     return MOST_BYTES.get(folder_at_the_top(path), MOST_BYTES_ELSEWHERE)
 
 
 def not_a_file(uri: str, path: str, kind: str) -> DamagedFile:
-    """The error for a link, a FIFO, a device or the like at a path where a file or a folder of the memory belongs."""
+    """The error for a link, a FIFO or a device in the place of a file or a folder of the memory."""
     if kind == "a link":
         said = "is a link, and none is followed inside of a memory: put what it leads to in its place"
     else:

@@ -1,8 +1,8 @@
-"""Leases on unfinished work: whoever writes files that no version names yet says so, and keeps saying so.
+"""Leases on unfinished work: a process that writes files which no version names yet holds a lease and renews it.
 
-A lease holds every path that carries its nonce and every path below the folders it names. It is renewed by counting
-up, so that another process tells whether its holder is alive by looking twice, whatever either clock says; on one
-machine the process itself is looked for, which takes no time.
+A lease holds every path that contains its nonce and every path below the folders it names. Each renewal increments a
+counter. So another process reads the lease twice to detect whether its holder is alive, without any clock. On the same
+machine it checks the process itself, which takes no time.
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from pipeline.store.storage.processes import Process
 from pipeline.store.values import Nonce
 
 BEAT_SECONDS = 5.0
-BEATS_MISSED = 3  # a holder that did not renew for as many of its beats is taken for dead
+BEATS_MISSED = 3  # after as many beats without a renewal a holder is presumed dead
 LOOKS_A_BEAT = 10
-LONGEST_BEAT_SECONDS = 60.0  # a holder elsewhere is waited for no longer than for three of these
+LONGEST_BEAT_SECONDS = 60.0  # limits the wait for a holder on another machine to three of these
 SHORTEST_BEAT_SECONDS = 0.01
 
 
 class LeaseRecord(BaseModel):
-    """What `leases/NONCE.json` says; a file that says another nonce than its name does is no lease."""
+    """The contents of `leases/NONCE.json`; a file with another nonce than in its name is not a lease."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -44,11 +44,11 @@ class LeaseRecord(BaseModel):
 
     @property
     def watched_seconds(self) -> float:
-        """The time between two beats as far as others go by it, whatever the record says."""
+        """The time between two beats that other processes assume: `beat_seconds` within fixed limits."""
         return min(max(self.beat_seconds, SHORTEST_BEAT_SECONDS), LONGEST_BEAT_SECONDS)
 
     def covers(self, path: str) -> bool:
-        """Whether a file is held by this lease."""
+        """Whether this lease holds a file."""
         return self.nonce in path or any(path.startswith(folder) for folder in self.holds)
 
     def __str__(self) -> str:
@@ -56,9 +56,9 @@ class LeaseRecord(BaseModel):
 
 
 class Lease:
-    """A lease of this process, held within a `with` block and renewed by a thread meanwhile.
+    """A lease of this process, held in a `with` block and renewed by a thread.
 
-    `work` says in a few words what is going on. Files written under it carry `nonce` in their names.
+    `work` is a short description of the work. Files written under the lease have `nonce` in their names.
     """
 
     def __init__(self, storage: Storage, work: str, beat_seconds: float = BEAT_SECONDS) -> None:
@@ -81,11 +81,11 @@ class Lease:
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
-        with self._lock, contextlib.suppress(VisualMemoryError, OSError):  # a lease left behind is found to be dead
+        with self._lock, contextlib.suppress(VisualMemoryError, OSError):  # others detect that the lease is dead
             self._storage.delete([self._record.path])
 
     def hold(self, *folders: str) -> None:
-        """Hold everything below some folders too."""
+        """Hold everything below these folders too."""
         with self._lock:
             self._record = self._record.model_copy(update={"holds": (*self._record.holds, *folders)})
             self._write()
@@ -104,13 +104,13 @@ class Lease:
 
 
 def read_leases(storage: Storage) -> list[LeaseRecord]:
-    """Every lease there is, those of dead holders included."""
+    """Every lease, including leases of dead holders."""
     found = (_read(storage, nonce_of(name)) for name in storage.list(LEASES) if name.endswith(".json"))
     return [record for record in found if record is not None]
 
 
 def live_leases(storage: Storage, records: Iterable[LeaseRecord]) -> list[LeaseRecord]:
-    """Those whose holders are at work. Takes seconds where a holder on another machine has to be watched."""
+    """The leases with a live holder. Takes seconds if a holder on another machine has to be watched."""
     alive, watched = [], []
     for record in records:
         known = record.process.is_alive()

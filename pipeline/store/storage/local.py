@@ -1,9 +1,9 @@
 """A memory in a folder of this machine.
 
-A file is written under a private name, made durable and only then linked or renamed to its own, so that no reader ever
-sees half of it and a crash leaves at most a private file. Its name tells which process was writing.
+A file is written under a private name, synced to disk, and only then linked or renamed to its final name. So no reader
+ever sees half of a file, and a crash leaves at most a private file. The private name identifies the writing process.
 
-Nothing outside of the folder is read, written or removed, whatever lies in it: no link is followed (beneath.py).
+Nothing outside the folder is read, written or removed, whatever the folder contains: no link is followed (beneath.py).
 """
 
 import contextlib
@@ -34,7 +34,7 @@ _ASIDE = re.compile(r"\..*\.(?P<place>[0-9a-f]{8})-(?P<owner>[0-9]+-[0-9]*)-[0-9
 _NEW = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 MAX_ATTEMPTS = 100
-MAX_DEPTH = 32  # folders in each other: a memory has six
+MAX_DEPTH = 32  # of nested folders: a memory has six
 
 
 class LocalStorage:
@@ -57,7 +57,7 @@ class LocalStorage:
     def create(self, path: str, data: bytes) -> None:
         with self._aside(path) as (folder, aside, name):
             _write(folder, aside, data)
-            try:  # fails if the name is taken, which a rename would not
+            try:  # unlike a rename, a link fails if the name is taken
                 os.link(aside, name, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
             except FileExistsError as error:
                 raise AlreadyExists(path) from error
@@ -75,11 +75,11 @@ class LocalStorage:
     @contextlib.contextmanager
     def publishing(self, path: str) -> Iterator[Path]:
         with self._aside(path) as (folder, aside, name):
-            mode = os.stat(aside, dir_fd=folder).st_mode  # what the umask leaves to every file
+            mode = os.stat(aside, dir_fd=folder).st_mode  # as the umask sets it for every file
             yield (self.root / path).with_name(aside)
             written = open_regular(folder, aside, path)
             try:
-                if os.fstat(written).st_mode != mode:  # a library wrote a file of its own, for its owner's eyes only
+                if os.fstat(written).st_mode != mode:  # a library wrote its own file, readable by its owner only
                     os.fchmod(written, stat.S_IMODE(mode))
                 _sync(written)
             finally:
@@ -89,11 +89,11 @@ class LocalStorage:
             _sync_names(folder)
 
     def local_path(self, path: str) -> Path:
-        with self._opened(path):  # libraries that map it do not tell "permission denied" from damage
+        with self._opened(path):  # libraries that map it cannot distinguish "permission denied" from damage
             return self.root / path
 
     def release(self, path: str) -> None:
-        pass  # the file itself was given
+        pass  # `local_path` returned the file itself, not a copy
 
     def list(self, folder: str) -> list[str]:
         try:
@@ -122,7 +122,7 @@ class LocalStorage:
         return found
 
     def _below(self, folder: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """All below a folder but folders, each with its path, to be looked at before the next is asked for."""
+        """Everything below a folder except folders, with paths. Use each DirEntry before requesting the next one."""
         left = [folder.rstrip("/")]
         while left:
             above = left.pop()
@@ -136,7 +136,7 @@ class LocalStorage:
                             left.append(path)
             except FileNotFoundError:  # gone since it was listed
                 continue
-            except PermissionError as error:  # what may not be read is no empty folder
+            except PermissionError as error:  # an unreadable folder must not count as empty
                 raise may_not("read", self.uri, above) from error
 
     def exists(self, path: str) -> bool:
@@ -183,12 +183,12 @@ class LocalStorage:
         return []
 
     def _tidy(self, folder: str) -> None:
-        """Remove a folder if nothing is left in it, and those above it likewise."""
+        """Remove a folder if it is empty, then the folders above it in the same way."""
         while folder:
             try:
                 with self._said(folder), self._beside(folder) as (above, name):
                     os.rmdir(name, dir_fd=above)
-            except OSError:  # something is in it, or another process was faster
+            except OSError:  # it is not empty, or another process removed it
                 with contextlib.suppress(FileNotFoundError), self._listed(folder) as descriptor:
                     _sync(descriptor)
                 return
@@ -196,7 +196,7 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[IO[bytes]]:
-        """A file opened to be read. Raises DamagedFile when it is not there, NotPermitted when this user may not."""
+        """A file opened for reading. Raises DamagedFile if it is missing, NotPermitted if this user may not read it."""
         try:
             with self._said(path, "a file"), self._beside(path) as (folder, name):
                 descriptor = open_regular(folder, name, path)
@@ -209,7 +209,7 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _beside(self, path: str) -> Iterator[tuple[int, str]]:
-        """A descriptor of the folder that a file or folder lies in, and its name there."""
+        """A descriptor of the parent folder of a file or folder, and the name in it."""
         check_inside(self.uri, path)
         above, _, name = path.rpartition("/")
         with entered(self.root, above) as folder:
@@ -226,7 +226,7 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _said(self, path: str, wanted: str = "a folder") -> Iterator[None]:
-        """Say what is in the way of a path. A file in the place of a folder has nothing in it, where that is asked."""
+        """Turn NotInside into DamagedFile; into FileNotFoundError if a folder is wanted and a file is in its place."""
         try:
             yield
         except NotInside as error:
@@ -236,9 +236,9 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _aside(self, path: str) -> Iterator[tuple[int, str, str]]:
-        """A descriptor of the folder of a file to be written, a private name in it, and the file's own.
+        """A descriptor of the folder of a file to write, a private name in it, and the final name.
 
-        The private file is gone afterwards whatever happened.
+        The private file is always removed at the end.
         """
         check_inside(self.uri, path)
         above, _, name = path.rpartition("/")
@@ -251,7 +251,7 @@ class LocalStorage:
                     folder = stack.enter_context(self._made(above))
                     os.close(os.open(aside, _NEW, 0o666, dir_fd=folder))
                     break
-                except (FileNotFoundError, FileExistsError):  # it was empty, and another process is just removing it
+                except (FileNotFoundError, FileExistsError):  # another process is removing the empty folder
                     if attempt == MAX_ATTEMPTS - 1:
                         raise
                 except PermissionError as error:
@@ -266,7 +266,7 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _made(self, folder: str) -> Iterator[int]:
-        """A descriptor of a folder, made with those above it where it is not there, each to stay after a power cut."""
+        """A descriptor of a folder. Missing folders are made, and synced so that they survive a power cut."""
         try:
             with entered(self.root, folder):
                 is_there = True
@@ -285,12 +285,12 @@ class LocalStorage:
 
 
 def _place(process: Process) -> str:
-    """Short for the table of process numbers that a process's number is in."""
+    """A short hash of the host and namespace in which a process number is valid."""
     return hashlib.sha256(f"{process.host} {process.namespace}".encode()).hexdigest()[:8]
 
 
 def _make_folder(folder: Path) -> None:
-    """Make the folder of a memory and those above it, each of them to stay after a power cut."""
+    """Make the folder of a memory and those above it, and sync each, so that they survive a power cut."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)
@@ -300,7 +300,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(folder: int, name: str, data: bytes) -> None:
-    """Give a file all of its bytes, to stay."""
+    """Write all bytes of a file, and sync it."""
     with os.fdopen(os.open(name, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder), "wb") as stream:
         stream.write(data)
         stream.flush()
@@ -308,10 +308,10 @@ def _write(folder: int, name: str, data: bytes) -> None:
 
 
 def _unlink(folder: int, name: str, path: str) -> None:
-    """Remove a file, or a link by itself."""
+    """Remove a file, or a link (not its target)."""
     try:
         os.unlink(name, dir_fd=folder)
-    except (IsADirectoryError, PermissionError):  # which of the two for a folder, systems differ in
+    except (IsADirectoryError, PermissionError):  # for a folder, systems raise one or the other
         status = os.stat(name, dir_fd=folder, follow_symlinks=False)
         if stat.S_ISDIR(status.st_mode):
             raise NotInside(path, kind_of(status)) from None

@@ -1,8 +1,8 @@
-"""A memory in an object store: S3 and whatever speaks its protocol, or Google Cloud Storage, through fsspec.
+"""A memory in an object store, through fsspec: S3, stores with its protocol, or Google Cloud Storage.
 
-A put is atomic and the last one wins, so `create` asks the store to put only if the name is free (If-None-Match on S3),
-and creates nothing in a store that has not shown that it honours that. Credentials, region and endpoint are found where
-botocore looks for them (environment, profile, instance); nothing of that passes through here.
+A put is atomic and the last one wins. So `create` asks the store to put only if the name is free (If-None-Match on S3).
+A probe first checks that the store supports this; else nothing is created. botocore finds credentials, region and
+endpoint itself (environment, profile, instance); this module does not handle them.
 """
 
 import contextlib
@@ -33,14 +33,14 @@ Answer = TypeVar("Answer")
 
 PROBE = ".probe"
 
-BULK = 1_000  # keys that one DeleteObjects request may name
-EMPTY = {"InvalidRange", "416"}  # what is said of a range of a file without a byte
-MAX_RACES = 6  # conditional puts of one name that S3 lets go undecided
-MAX_FETCHES = 3  # downloads that broke off midway, which neither botocore nor s3fs begins again
+BULK = 1_000  # the most keys in one DeleteObjects request
+EMPTY = {"InvalidRange", "416"}  # the error codes for a range of an empty file
+MAX_RACES = 6  # attempts of a conditional put that S3 answers with a conflict
+MAX_FETCHES = 3  # attempts of a download that broke off midway; neither botocore nor s3fs retries it
 
 
 class _Here:
-    """What belongs to one process: a fork has neither its parent's connections nor the right to its copies."""
+    """The state of one process: a fork must not use its parent's connections or local copies."""
 
     def __init__(self, scheme: str) -> None:
         self.files = file_system_of(scheme)
@@ -49,7 +49,7 @@ class _Here:
 
 
 class ObjectStorage:
-    """Storage under a prefix of a bucket. The copies that `local_path` made live as long as this object."""
+    """Storage under a prefix of a bucket. The copies of `local_path` exist as long as this object."""
 
     def __init__(self, scheme: str, root: str) -> None:
         self.uri = f"{scheme}://{root}"
@@ -60,7 +60,7 @@ class ObjectStorage:
 
     @classmethod
     def open(cls, uri: str) -> "ObjectStorage":
-        """The storage at a URI, nothing asked of it yet. Raises UsageError for one that cannot hold a memory."""
+        """The storage at a URI, without any request yet. Raises UsageError for a URI that cannot hold a memory."""
         given, _, rest = uri.partition("://")
         scheme = SCHEMES.get(given.lower())
         if scheme is None:
@@ -76,10 +76,10 @@ class ObjectStorage:
         return cls(scheme, root)
 
     def __reduce__(self) -> tuple[type["ObjectStorage"], tuple[str, str]]:
-        return ObjectStorage, (self._scheme, self._root)  # what is sent to another process opens the store anew
+        return ObjectStorage, (self._scheme, self._root)  # another process opens the store again
 
     def read(self, path: str) -> bytes:
-        # One stream is one request: with more, s3fs asks for the size first, which for small files takes as long again.
+        # One stream is one request. With more, s3fs first requests the size, which doubles the time for small files.
         one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
         bounds = {"start": 0, "end": most_bytes(path) + 1}
         with self._asking("read", path):
@@ -89,7 +89,7 @@ class ObjectStorage:
             except Exception as error:
                 if code_of(error) not in EMPTY and getattr(error, "code", None) != 416:
                     raise
-                return self._asked_again(lambda: bytes(self._files.cat_file(key, **one_request)))  # an empty one
+                return self._asked_again(lambda: bytes(self._files.cat_file(key, **one_request)))  # an empty file
             check_length(self.uri, path, len(data))
             return data
 
@@ -125,7 +125,7 @@ class ObjectStorage:
 
     def local_path(self, path: str) -> Path:
         with self._asking("read", path):
-            self._key(path)  # which refuses one that leads out, before anything is named after it
+            self._key(path)  # refuses a path that leads out, before any use of it
             return self._here.copies.get(path, lambda local: self._fetch(path, local))
 
     def release(self, path: str) -> None:
@@ -136,7 +136,7 @@ class ObjectStorage:
             try:
                 found = self._files.ls(self._key(folder), detail=True)
             except FileNotFoundError as error:
-                if code_of(error):  # there is no bucket, rather than nothing in it
+                if code_of(error):  # there is no bucket; an empty folder has no code
                     raise
                 return []
         names = {entry["name"].strip("/") for entry in found} - {self._key(folder)}
@@ -150,7 +150,7 @@ class ObjectStorage:
         return {path: size for path, size in sizes.items() if _is_file(path)}
 
     def strangers(self) -> Mapping[str, str]:
-        return {}  # there is nothing but objects
+        return {}  # a store has only objects
 
     def exists(self, path: str) -> bool:
         with self._asking("read", path):
@@ -170,7 +170,7 @@ class ObjectStorage:
                         with contextlib.suppress(FileNotFoundError):
                             self._files.rm_file(self._key(path))
                 elif self._keeps_versions():
-                    with ThreadPoolExecutor(min(16, len(chunk))) as pool:  # one request each, most of it waiting
+                    with ThreadPoolExecutor(min(16, len(chunk))) as pool:  # one request each, mostly waiting
                         self._delete_objects(itertools.chain.from_iterable(pool.map(self._history, chunk)))
                 else:
                     self._delete_objects({"Key": self._s3_key(path)} for path in chunk)
@@ -182,7 +182,7 @@ class ObjectStorage:
         self._here.copies.drop(folder.rstrip("/"))
 
     def abandoned(self) -> Sequence[str]:
-        return []  # a put is all or nothing; the parts of an unfinished upload have no name in the memory
+        return []  # a put is atomic; the parts of an unfinished upload have no name in the memory
 
     def noncurrent(self) -> Sequence[str]:
         return self._noncurrent("")
@@ -190,7 +190,7 @@ class ObjectStorage:
     @property
     def _here(self) -> _Here:
         here = self._processes.get(os.getpid())
-        # No lock, which a fork might inherit locked: of two threads that come first, one's work is dropped unused.
+        # No lock here: a fork might inherit it locked. If two threads come first, the object of one is dropped unused.
         return here or self._processes.setdefault(os.getpid(), _Here(self._scheme))
 
     @property
@@ -198,27 +198,27 @@ class ObjectStorage:
         return self._here.files
 
     def _key(self, path: str) -> str:
-        """The key of a file or folder. One with ".." in it would be another key by the time a request is made."""
+        """The key of a file or folder. Paths with ".." are refused: a request would change them to another key."""
         path = path.rstrip("/")
         if path:
             check_inside(self.uri, path)
         return f"{self._root}/{path}".rstrip("/")
 
     def _require_exclusive_creation(self) -> None:
-        """Once for each object: let the store show that it refuses to create what is there."""
+        """Check once for each object that the store refuses to create an existing key. Raises StorageError."""
         with self._here.probing:
             if self._is_exclusive:
                 return
             path = f"{PROBE}/{secrets.token_hex(8)}"
             try:
-                with contextlib.suppress(AlreadyExists):  # by ourselves, if the first answer was lost
+                with contextlib.suppress(AlreadyExists):  # by this call, if the first answer was lost
                     self._create(path, b"first")
                 try:
                     self._create(path, b"second")
                 except AlreadyExists:
                     self._is_exclusive = True
             finally:
-                with contextlib.suppress(StorageError):  # some may write and not delete: what stays is hidden
+                with contextlib.suppress(StorageError):  # some may write but not delete; `walk` and `list` hide it
                     self.delete([path])
         if not self._is_exclusive:
             raise StorageError(
@@ -231,12 +231,12 @@ class ObjectStorage:
             for attempt in range(1, MAX_RACES + 1):
                 try:
                     self._files.pipe_file(self._key(path), data, mode="create")
-                except Exception as error:  # what is not told apart here goes on up
+                except Exception as error:  # all other errors are raised again
                     if isinstance(error, FileExistsError) or code_of(error) in {"PreconditionFailed", "412"}:
                         raise AlreadyExists(path) from error
                     if code_of(error) not in {"ConditionalRequestConflict", "409"} or attempt == MAX_RACES:
                         raise
-                    time.sleep(random.uniform(0, 0.1) * 2**attempt)  # noqa: S311, it need only part the racers
+                    time.sleep(random.uniform(0, 0.1) * 2**attempt)  # noqa: S311, it only spreads the retries
                 else:
                     return
 
@@ -245,9 +245,9 @@ class ObjectStorage:
 
     @staticmethod
     def _asked_again(ask: Callable[[], Answer]) -> Answer:
-        """What `ask` reads, asked again where the connection broke off in the midst of an answer.
+        """The result of `ask`, retried if the connection broke off in the middle of an answer.
 
-        aiobotocore (3.10) meets an error that comes as a stream with an AttributeError of its own.
+        aiobotocore (3.10) raises an AttributeError for an error response that arrives as a stream.
         """
         for _ in range(1, MAX_FETCHES):
             with contextlib.suppress(*S3_RETRYABLE_ERRORS, AttributeError):
@@ -255,12 +255,13 @@ class ObjectStorage:
         return ask()
 
     def _replaced(self, path: str) -> None:
-        """Take away what a bucket with versioning keeps of the states before: redaction depends on it."""
+        """Remove the local copy, and older versions of the key if the bucket has versioning: redaction needs this."""
         self._here.copies.drop(path)
         if self._keeps_versions():
             self._delete_objects(self._history(path, older=True))
 
-    # What follows is S3's own: fsspec knows no delete markers, and its bulk deletion does not say what it left.
+    # The following methods are for S3 only: fsspec does not support delete markers, and its bulk deletion does not
+    # report failed keys.
 
     def _s3_key(self, path: str) -> str:
         return str(self._files.split_path(self._key(path))[1])
@@ -269,7 +270,7 @@ class ObjectStorage:
         return dict(self._files.call_s3(method, Bucket=self._files.split_path(self._root)[0], **arguments))
 
     def _keeps_versions(self) -> bool:
-        """Whether the bucket may hold older states of a key: asked once."""
+        """Whether the bucket may hold older versions of a key; requested once."""
         if self._versioning is None:
             self._versioning = self._scheme == "s3" and self._ask_for_versioning()
         return self._versioning
@@ -281,7 +282,7 @@ class ObjectStorage:
             if code_of(error) not in DENIED | UNSUPPORTED:
                 raise
             codes = {code_of(error)}
-        try:  # whoever may list versions need not know the status: of a bucket without, only current ones are listed
+        try:  # a user who may list versions need not know the status: without versioning only current ones are listed
             self._call("list_object_versions", Prefix=self._s3_key(""), MaxKeys=1)
         except Exception as error:
             codes.add(code_of(error))
@@ -296,7 +297,7 @@ class ObjectStorage:
         return True
 
     def _versions(self, prefix: str) -> Iterator[dict[str, Any]]:
-        """Every version and delete marker below a prefix; delete markers have no Size."""
+        """Every version and delete marker below a prefix; delete markers have no `Size`."""
         page: dict[str, Any] = {"IsTruncated": True}
         while page.get("IsTruncated"):
             names = {"KeyMarker": "NextKeyMarker", "VersionIdMarker": "NextVersionIdMarker"}
@@ -306,7 +307,7 @@ class ObjectStorage:
             yield from page.get("DeleteMarkers", [])
 
     def _history(self, path: str, *, older: bool = False) -> Sequence[dict[str, str]]:
-        """The versions of one key as DeleteObjects takes them, the current one last: until it goes, no other shows."""
+        """The versions of one key for DeleteObjects, the current one last: so an older one never becomes current."""
         key = self._s3_key(path)
         found = [version for version in self._versions(key) if version["Key"] == key]
         found.sort(key=lambda version: bool(version["IsLatest"]))
@@ -330,20 +331,20 @@ class ObjectStorage:
 
     @contextlib.contextmanager
     def _asking(self, doing: str, path: str) -> Iterator[None]:
-        """Say in our own words what the store, or the way to it, has against a request."""
+        """Turn errors of the store or the network into errors of this library."""
         try:
             yield
         except (VisualMemoryError, AlreadyExists):
             raise
-        except Exception as error:  # every file system of fsspec has an error tree of its own
+        except Exception as error:  # every file system of fsspec has its own error types
             if isinstance(error, FileNotFoundError) and code_of(error) != "NoSuchBucket" and doing == "read":
                 raise missing_file(self.uri, path) from error
             raise refusal(error, self.uri, doing, path) from error
 
 
 def _is_file(path: str) -> bool:
-    """Whether a key is a file of the memory: consoles make keys that end in a slash and stand for a folder.
+    """Whether a key is a file of the memory. Consoles create keys that end in a slash, as folders: these are not files.
 
-    A key with an empty name in it, or with "..", is none that a memory has, and is left alone.
+    A memory has no keys with an empty name or ".."; such keys are left alone.
     """
     return is_inside(path) and not path.startswith(f"{PROBE}/")

@@ -1,4 +1,4 @@
-"""Which storage is behind a path or a URI."""
+"""Opens the storage behind a path or a URI."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,8 @@ from pipeline.extras import needed_for
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.local import LocalStorage
 
-# What stands before the host of a URI, and a signed address, are secrets: files of a memory and messages name URIs.
+# A password before the host of a URI and a signature are secrets. They are refused, as a memory's files and messages
+# contain URIs.
 _PASSWORD = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#@]*:[^/@]*@", re.IGNORECASE)
 _SIGNATURE = re.compile(
     r"[?&](x-amz-signature|x-amz-security-token|x-amz-credential|x-goog-signature|signature|sig|awsaccesskeyid)=",
@@ -17,7 +18,7 @@ _SIGNATURE = re.compile(
 
 
 def refuse_secrets(uri: str) -> None:
-    """Raises UsageError for a URI with a password or a signature in it; the message does not repeat it."""
+    """Raises UsageError for a URI with a password or a signature; the message does not repeat the secret."""
     if (found := _PASSWORD.search(uri)) is not None:
         shown = f"{uri[: found.start()]}{found[0].partition('://')[0]}://…@{uri[found.end() :]}"
         raise UsageError(
@@ -32,12 +33,12 @@ def refuse_secrets(uri: str) -> None:
 
 
 def open_storage(uri: str) -> Storage:
-    """The storage behind a path or an fsspec URI. Raises UsageError for one that cannot hold a memory."""
+    """The storage behind a path or an fsspec URI. Raises UsageError if it cannot hold a memory."""
     refuse_secrets(uri)
     if uri.startswith("file://"):
         uri = uri.removeprefix("file://")
     if "://" in uri:
-        # s3fs takes a moment to load, and a folder has no need of it.
+        # s3fs takes a moment to import, and a folder does not need it.
         with needed_for(f"a memory at {uri}"):
             from pipeline.store.storage.object_store import ObjectStorage
 

@@ -1,4 +1,4 @@
-"""Which process is at work, so that another can tell whether it still is without trusting any clock."""
+"""Identifies a process, so that another process can check whether it is alive, without trusting any clock."""
 
 import functools
 import os
@@ -7,14 +7,13 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-_STARTED_FIELD = 19  # of /proc/PID/stat after the name in brackets: proc(5) counts it as field 22
+_STARTED_FIELD = 19  # of /proc/PID/stat, counted after the name in brackets: field 22 in proc(5)
 
 
 class Process(BaseModel):
     """One process of one machine.
 
-    `pid` means something within `namespace`; `started`, in ticks since boot, tells two processes apart that were given
-    the same number.
+    `pid` is valid within `namespace`. `started`, in ticks since boot, distinguishes two processes with the same number.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,11 +25,11 @@ class Process(BaseModel):
 
     @classmethod
     def this(cls) -> "Process":
-        """The process that asks."""
+        """The calling process."""
         return _this(os.getpid())
 
     def is_alive(self) -> bool | None:
-        """Whether it still runs; None where that cannot be seen from here (another machine or container)."""
+        """Whether it still runs; None if that is unknown, as it is on another machine or in another container."""
         here = Process.this()
         if (self.host, self.namespace) != (here.host, here.namespace):
             return None
@@ -38,7 +37,7 @@ class Process(BaseModel):
             return False
         try:
             os.kill(self.pid, 0)
-        except (ProcessLookupError, OverflowError):  # or a number that no process has
+        except (ProcessLookupError, OverflowError):  # OverflowError: a number that no process has
             return False
         except PermissionError:
             pass
@@ -48,13 +47,13 @@ class Process(BaseModel):
         return f"process {self.pid} on {self.host}"
 
 
-@functools.lru_cache(maxsize=1)  # asked for with every file written; a fork has another number
+@functools.lru_cache(maxsize=1)  # called for every file written; a fork has another pid
 def _this(pid: int) -> Process:
     return Process(host=socket.gethostname(), namespace=_namespace(), pid=pid, started=_started(pid))
 
 
 def _namespace() -> str:
-    """Names the table of process numbers and the boot it belongs to; the host alone where there is no /proc."""
+    """The pid namespace and the boot id; "host" if there is no /proc."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{os.readlink('/proc/self/ns/pid')} {boot}"
@@ -67,6 +66,6 @@ def _started(pid: int) -> str:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    if after_name[0] in "ZX":  # dead, and not yet waited for by its parent
+    if after_name[0] in "ZX":  # dead, but its parent has not waited for it yet
         return ""
     return after_name[_STARTED_FIELD]

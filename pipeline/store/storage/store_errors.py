@@ -1,4 +1,4 @@
-"""What an object store, or the way to it, has against a request: one sentence for each, with the way out."""
+"""Error messages for failed requests to an object store: one sentence each, with advice."""
 
 import errno
 import sys
@@ -28,29 +28,29 @@ _UNREACHABLE = ("ConnectionError", "HTTPClientError")
 
 
 def code_of(error: BaseException) -> str:
-    """What S3 calls an error, which s3fs keeps as the cause of its own; empty for those that did not come from S3."""
+    """S3's code for an error, also if s3fs has it as the cause of its own error; empty if it did not come from S3."""
     answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     return str(answer.get("Error", {}).get("Code", "")) if isinstance(answer, dict) else ""
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the store answered that it can not now, rather than that it will not."""
+    """Whether the store answered that it cannot serve the request now, so that a retry may succeed."""
     return code_of(error) in BUSY
 
 
 def lacks_credentials(error: BaseException) -> bool:
-    """Whether there are no credentials, or none that the store takes, whatever is asked for."""
+    """Whether credentials are missing, or the store refuses them for every request."""
     return _is_botocores(error, _NO_CREDENTIALS) or code_of(error) in REFUSED
 
 
 def is_denied(error: BaseException) -> bool:
-    """Whether the store knows these credentials and does not let them do what was asked for."""
+    """Whether the store accepts the credentials, but they lack the permission for this request."""
     code = code_of(error)
     return code in DENIED or (not code and isinstance(error, PermissionError))
 
 
 def refusal(error: Exception, uri: str, doing: str, path: str) -> StorageError:
-    """The error for one met while `doing` ("read", "write to") what is at `path` in the memory at `uri`."""
+    """The library's error for one raised while `doing` ("read", "write to") `path` in the memory at `uri`."""
     said = explanation(error, uri, doing, f"{uri}/{path}".rstrip("/"))
     if not is_denied(error):
         return StorageError(said)
@@ -60,7 +60,7 @@ def refusal(error: Exception, uri: str, doing: str, path: str) -> StorageError:
 
 
 def explanation(error: Exception, uri: str, doing: str, where: str) -> str:
-    """The sentence for an error met while `doing` ("read", "write to") what is `where` in the memory at `uri`."""
+    """The message for an error raised while `doing` ("read", "write to") `where` in the memory at `uri`."""
     code, said = code_of(error), " ".join(str(error).split())
     if code:
         return _answer(code, said, uri, doing, where)
@@ -77,7 +77,7 @@ def explanation(error: Exception, uri: str, doing: str, where: str) -> str:
 
 
 def _answer(code: str, said: str, uri: str, doing: str, where: str) -> str:
-    """The sentence for what S3 itself answered."""
+    """The message for an error code of S3."""
     if code in REFUSED:
         return f"the store of {uri} refuses these credentials ({code}): correct or renew them"
     if code in DENIED:
@@ -96,6 +96,6 @@ def _may_not(doing: str, where: str) -> str:
 
 
 def _is_botocores(error: BaseException, names: Sequence[str]) -> bool:
-    """Whether an error is one of botocore's; there is none of them where botocore was never imported."""
+    """Whether an error is one of botocore's errors; False if botocore was never imported."""
     botocore = sys.modules.get("botocore.exceptions")
     return botocore is not None and isinstance(error, tuple(getattr(botocore, name) for name in names))

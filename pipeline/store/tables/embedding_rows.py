@@ -1,4 +1,4 @@
-"""Vectors of some entries, read from the files they lie in."""
+"""Reads the vectors of some entries from their files."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,7 @@ from pipeline.store.tables.schemas import embedding_matrix, read_table
 def read_embeddings(storage: Storage, files: Sequence[RowsFile], ids_N: np.ndarray, dimension: int) -> np.ndarray:
     """Stored vectors of entries (ids int64 [N], in any order), float16 [N, D], one file at a time.
 
-    Raises DamagedFile, also where no file has one of them.
+    Raises DamagedFile, also if no file has one of the entries.
     """
     vectors_ND = np.empty((len(ids_N), dimension), np.float16)
     found_N = np.zeros(len(ids_N), bool)

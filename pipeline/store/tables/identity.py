@@ -1,8 +1,8 @@
 """What makes two vectors comparable: encoder, weights, preprocessing and dimension.
 
-A version names exactly one identity. Its fingerprint stands in the metadata of every Parquet file of entries.
+A version names exactly one identity. Every Parquet file of entries has its fingerprint in the metadata.
 
-Vectors that were given without an encoder have an identity too: a name, which keeps them apart from others.
+Vectors that were given without an encoder have an identity too: a name, which distinguishes them from other vectors.
 """
 
 import hashlib
@@ -24,9 +24,9 @@ PixelPath = Literal["pillow", "pillow-draft"]
 class Preprocessing(BaseModel):
     """From decoded RGB pixels to the encoder's input; every field changes the vectors.
 
-    `resize` is the length in pixels of the shorter side before the centre crop of `crop` x `crop` pixels; with
+    `resize` is the length in pixels of the shorter side before the centre crop of `crop` x `crop` pixels. With
     `crop_mode` "squash" both sides become `resize`, whatever the image's shape. `pixel_path` names the decoding and
-    resampling code, so that a faster path which drifts becomes another identity.
+    resampling code: a faster path with slightly different pixels is another identity.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,7 +41,7 @@ class Preprocessing(BaseModel):
 
 
 class Identity(BaseModel):
-    """One encoder as used: `weights_sha256` is over tensors in name order, `dimension` the length of a vector.
+    """One encoder as used: `weights_sha256` hashes tensors in name order, `dimension` is the length of a vector.
 
     `preprocessing` is None for vectors that were given without an encoder, which cannot embed an image.
     """
@@ -55,7 +55,7 @@ class Identity(BaseModel):
 
     @classmethod
     def of_given(cls, name: str, dimension: int) -> "Identity":
-        """That of vectors given without an encoder, under the name "given" or "given:NAME"."""
+        """The identity of vectors given without an encoder, under the name "given" or "given:NAME"."""
         return cls(encoder=name, weights_sha256=NO_WEIGHTS, preprocessing=None, dimension=dimension)
 
     @property
@@ -82,7 +82,7 @@ class Identity(BaseModel):
 
     @property
     def weights_path(self) -> str:
-        """Where in the memory the weights lie."""
+        """The path of the weights in the memory."""
         return weights_path(self.weights_sha256)
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
 """Entry ids: int64, `segment << 39 | part << 20 | row`, fixed by the plan before any image is read.
 
-24 bits of segment, 19 of part and 20 of row leave the sign bit clear. The bits say where an entry came from; which
-file holds it is answered by the version, whose files carry id ranges.
+24 bits of segment, 19 of part and 20 of row leave the sign bit clear. The bits give the origin of an entry, not the
+file that holds it: a version names its files with their id ranges.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ ROWS_MULTIPLE = 16
 
 
 def first_id(segment: int, part: int) -> int:
-    """The id of row 0 of a part. Raises UsageError when a number does not fit its bits."""
+    """The id of row 0 of a part. Raises UsageError if a number does not fit its bits."""
     if not (0 <= segment < MAX_SEGMENTS and 0 <= part < MAX_PARTS):
         raise UsageError(f"segment {segment}, part {part} is beyond what an id can hold: split the source in two")
     return segment << 39 | part << 20
@@ -36,9 +36,9 @@ def split_id(entry_id: int) -> tuple[int, int, int]:
 
 
 def rows_per_part(planned: int) -> int:
-    """Rows in each part of a plan but the last: small enough to resume cheaply, few enough to list quickly.
+    """The rows in each part of a plan but the last. Parts are small, to resume cheaply, and few, to list quickly.
 
-    Rounded up to whole batches of a CPU, since the last batch of every part is filled up.
+    The number is rounded up to whole batches of a CPU, since the last batch of every part is padded.
     """
     whole_batches = -(-planned // (PARTS_AIMED_AT * ROWS_MULTIPLE)) * ROWS_MULTIPLE
     return min(max(whole_batches, MIN_PART_ROWS), MAX_PART_ROWS)

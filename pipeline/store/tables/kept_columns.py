@@ -1,4 +1,4 @@
-"""Kept columns: what a user wants to stay with the entries besides what every entry has, in plain Arrow types."""
+"""Kept columns: columns of a source that stay with entries, besides the fixed columns, in plain Arrow types."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-FIXED = ("id", "uri", "label", "dataset", "embedding", "sha256", "width", "height")  # what every entry has
+FIXED = ("id", "uri", "label", "dataset", "embedding", "sha256", "width", "height")  # the columns of every entry
 KINDS = {
     "bool": pa.bool_(),
     "int64": pa.int64(),
@@ -39,9 +39,9 @@ class KeptColumn(BaseModel):
 
 
 def type_of(kind: pa.DataType) -> str | None:
-    """The type, of KINDS, that a column of an Arrow type is kept as; None for one that cannot be kept.
+    """The type (of KINDS) in which a column of an Arrow type is stored; None if it cannot be stored.
 
-    Widths are widened, times are cut to microseconds, and a uint64, for which no wider integer is there, is a string.
+    Numbers are widened, and times are cut to microseconds. A uint64 becomes a string, as there is no wider integer.
     """
     types = pa.types
     if types.is_dictionary(kind):
@@ -58,7 +58,7 @@ def type_of(kind: pa.DataType) -> str | None:
 
 
 def kept_in(schema: pa.Schema, fixed: pa.Schema) -> tuple[KeptColumn, ...] | None:
-    """The kept columns of a file whose other columns are `fixed`; None where it has other columns than that."""
+    """The kept columns of a file whose other columns are `fixed`; None if it has any other column."""
     kept = kept_after(schema, len(fixed))
     wanted = pa.schema([*fixed, *(column.field for column in kept)])
     names = set(schema.names)
@@ -66,12 +66,12 @@ def kept_in(schema: pa.Schema, fixed: pa.Schema) -> tuple[KeptColumn, ...] | Non
 
 
 def kept_after(schema: pa.Schema, num_fixed: int) -> tuple[KeptColumn, ...]:
-    """The columns of a file that come after so many others and are in one of KINDS."""
+    """The columns of a file after the first `num_fixed` whose type is one of KINDS."""
     return tuple(KeptColumn(name=f.name, type=_NAMES[f.type]) for f in list(schema)[num_fixed:] if f.type in _NAMES)
 
 
 def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """A column in one of KINDS; null where a value is none of that kind. What is finer than a kind is cut off."""
+    """A column cast to one of KINDS; null if a value cannot be cast. Extra precision is cut off."""
     if column.type == kind:
         return column
     if pa.types.is_integer(column.type) and pa.types.is_floating(kind):
@@ -87,14 +87,14 @@ def as_type(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def values_of(column: pa.Array) -> list:
-    """The values of a column in one of KINDS as pa.array takes them again: times as numbers, which have no range."""
+    """The values of a column in one of KINDS, in a form for pa.array. Times are numbers, which have no range limit."""
     if pa.types.is_timestamp(column.type):
         return column.cast(pa.int64()).to_pylist()  # type: ignore[no-any-return]
     return (column.cast(pa.int32()) if pa.types.is_date(column.type) else column).to_pylist()  # type: ignore[no-any-return]
 
 
 def rows_of(table: pa.Table, kept: Sequence[KeptColumn]) -> list[tuple]:
-    """The kept values of each row of a table, None for a column that it does not have."""
+    """The values of kept columns in each row of a table; None for a column that the table does not have."""
     columns = [
         values_of(table[column.name].combine_chunks()) if column.name in table.column_names else [None] * table.num_rows
         for column in kept
@@ -103,7 +103,7 @@ def rows_of(table: pa.Table, kept: Sequence[KeptColumn]) -> list[tuple]:
 
 
 def value_of(text: str | None, kind: pa.DataType) -> bool | int | float | str | None:
-    """The value that a text spells, as `values_of` gives them; None where it spells none of this kind."""
+    """The value of a text, in the form of `values_of`; None if the text is not a value of this kind."""
     if text is None or pa.types.is_string(kind):
         return text
     [value] = values_of(as_type(pa.array([text], pa.string()), kind))
@@ -111,7 +111,7 @@ def value_of(text: str | None, kind: pa.DataType) -> bool | int | float | str | 
 
 
 def union(columns: Sequence[Sequence[KeptColumn]]) -> tuple[KeptColumn, ...]:
-    """The columns of several segments in order of their first mention; one that has two types is a string."""
+    """The columns of several segments in order of their first mention; a column with two types becomes a string."""
     types: dict[str, str] = {}
     for column in (column for each in columns for column in each):
         types[column.name] = column.type if types.get(column.name, column.type) == column.type else "string"
@@ -119,7 +119,7 @@ def union(columns: Sequence[Sequence[KeptColumn]]) -> tuple[KeptColumn, ...]:
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:
-    """Rows of entries files as one table with the kept columns of all, null where a file has none. No value is lost."""
+    """Join rows of entries files to one table with all kept columns, null if a file lacks one. No value is lost."""
     schema = tables[0].schema
     fixed = pa.schema(list(schema)[: len(FIXED)], metadata=schema.metadata)
     kept = union([kept_in(table.schema, fixed) or () for table in tables])
@@ -130,7 +130,7 @@ def joined(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with the columns of a schema, null where it has none. No value is lost."""
+    """A table with the columns of a schema, null for a column that it lacks. No value is lost."""
     columns = [
         table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(len(table), f.type) for f in schema
     ]
@@ -138,5 +138,5 @@ def with_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 
 def as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column in one of KINDS as texts, as `joined` has values of one name and several types."""
+    """A column in one of KINDS as strings, as `joined` stores a column that has several types."""
     return pc.cast(column, pa.string())

@@ -1,4 +1,4 @@
-"""The overlay of labels: what entries were called after they were stored, by label set, and the maps of label sets."""
+"""The overlay of labels: labels given to entries after they were stored, by label set, and the maps of label sets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from pipeline.store.tables.schemas import LABEL_MAP, LABELS, read_table, write_t
 
 @dataclass(frozen=True)
 class OwnLabels:
-    """Labels that entries have in one label set: ids int64 [N] ascending, and a label for each (null: none)."""
+    """The labels of single entries in one label set: ids int64 [N] ascending, and a label for each (null: none)."""
 
     ids_N: np.ndarray
     labels: pa.Array
 
 
 def label_rows(ids_N: np.ndarray, labels: Sequence[str | None], label_set: str | None) -> pa.Table:
-    """Rows of the overlay: one id a row."""
+    """Rows of the overlay, one for each id."""
     sets = pa.array([label_set] * len(ids_N), pa.string())
     return pa.table([pa.array(ids_N, pa.int64()), sets, pa.array(labels, pa.string())], schema=LABELS)
 
@@ -37,12 +37,12 @@ def write_labels(storage: Storage, lease: Lease, version: int, rows: pa.Table) -
 
 
 def read_label_rows(storage: Storage, files: Sequence[FileRef]) -> pa.Table:
-    """The rows of some overlay files, in the order they were given. Raises DamagedFile."""
+    """The rows of some overlay files, in the given order. Raises DamagedFile."""
     return pa.concat_tables([LABELS.empty_table(), *(read_table(storage, file) for file in files)])
 
 
 def newest_labels(rows: pa.Table, label_set: str | None) -> OwnLabels:
-    """What a label set says of single entries: the last row of each id counts."""
+    """The labels of single entries in a label set: the last row of each id wins."""
     if not rows.num_rows:
         return OwnLabels(np.empty(0, np.int64), pa.nulls(0, pa.string()))
     name = rows.column("label_set")
@@ -60,7 +60,7 @@ def newest_rows(rows: pa.Table) -> pa.Table:
 
 
 def write_label_map(storage: Storage, lease: Lease, version: int, names: Mapping[str, str]) -> FileRef:
-    """Publish the map of a label set: from a label as stored to the label in the set."""
+    """Publish the map of a label set: from stored labels to labels of the set."""
     path = map_path(version, lease.nonce)
     with storage.publishing(path) as local:
         write_table(pa.table([pa.array(names.keys()), pa.array(names.values())], schema=LABEL_MAP), local)
@@ -68,6 +68,6 @@ def write_label_map(storage: Storage, lease: Lease, version: int, names: Mapping
 
 
 def read_label_map(storage: Storage, file: FileRef) -> dict[str, str]:
-    """A label set's label for each label as stored. Raises DamagedFile."""
+    """The label of a label set for each stored label. Raises DamagedFile."""
     table = read_table(storage, file)
     return dict(zip(table.column("label").to_pylist(), table.column("mapped").to_pylist(), strict=True))

@@ -1,4 +1,4 @@
-"""Some columns of Parquet files of a memory, without the rest: embeddings are nine tenths of an entries file."""
+"""Reads single columns of Parquet files of a memory. Embeddings are nine tenths of an entries file."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -10,16 +10,16 @@ from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.schemas import read_parquet, read_table
 
-READERS = 8  # files of an object store on their way at once: most of the time is waiting
-WHOLE_BYTES = 1 << 20  # a file up to this comes in one request, sooner than its footer and columns in four
-FILES_AHEAD = 64  # read before the first of them is used up
+READERS = 8  # files of an object store read in parallel: most of the time is waiting
+WHOLE_BYTES = 1 << 20  # a file up to this size is faster in one request than its footer and columns in four
+FILES_AHEAD = 64  # files read ahead of the caller
 
 
 def read_columns(storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.Table:
-    """Columns of a Parquet file, the checksum of every page checked, but not every byte of the file hashed.
+    """Columns of a Parquet file. The checksum of every page is checked, but the whole file is not hashed.
 
-    From an object store the footer and these columns are fetched, in a handful of requests; a file on this machine is
-    read where it lies. Raises DamagedFile, or what the storage raises.
+    From an object store, the footer and these columns are fetched in a few requests. A file on this machine is read in
+    place. Raises DamagedFile, or what the storage raises.
     """
     if "://" not in storage.uri:
         return read_table(storage, file, columns, hashed=False)
@@ -31,7 +31,7 @@ def read_columns(storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.
 
 
 def read_columns_of(storage: Storage, files: Sequence[FileRef], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Columns of many files, one table a file in their order, those of an object store several at a time."""
+    """Columns of many files, one table for each file, in order. Files of an object store are read in parallel."""
     if "://" not in storage.uri:
         yield from (read_columns(storage, file, columns) for file in files)
         return
@@ -42,7 +42,7 @@ def read_columns_of(storage: Storage, files: Sequence[FileRef], columns: Sequenc
 
 
 class _Ranges(io.RawIOBase):
-    """A file of a storage as Arrow reads files, each read a range."""
+    """A file object for Arrow over a file of a storage; each read is a range request."""
 
     def __init__(self, storage: Storage, file: FileRef) -> None:
         self._storage = storage

@@ -1,8 +1,9 @@
 """Arrow schemas of the Parquet files in a memory, and the one way to write and read them.
 
-Plain Arrow types only, so that DuckDB, Polars, Spark and autofaiss read the files as they are. The embedding column
-is stored for speed: non-null with non-null elements, PLAIN, uncompressed, no dictionary and no statistics reads eight
-times faster than pyarrow's defaults (docs/formats.md has the figures); normalised vectors do not compress anyway.
+The schemas have only plain Arrow types, so that DuckDB, Polars, Spark and autofaiss can read the files. The embedding
+column is stored for speed: non-null with non-null elements, PLAIN, uncompressed, without dictionary and statistics. It
+reads eight times faster than with pyarrow's defaults (docs/formats.md has the figures), and normalised vectors do not
+compress anyway.
 """
 
 import bisect
@@ -20,11 +21,11 @@ from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.kept_columns import KeptColumn
 
 FORMAT = 1
-ENCODER_KEY = "visual_memory.encoder"  # in the metadata of a file of vectors: who made them
+ENCODER_KEY = "visual_memory.encoder"  # in the metadata of a file of vectors: their encoder
 FINGERPRINT_KEY = "visual_memory.encoder_fingerprint"
 ROW_GROUP_ROWS = 16_384
 PAGE_BYTES = 1 << 20
-PICTURES_A_GROUP = 512  # rows with a thumbnail, of 3 KB each: what is read for the sake of one of them
+PICTURES_A_GROUP = 512  # rows with a thumbnail of 3 KB each; reading one thumbnail reads a whole row group
 
 PLAN = pa.schema(
     [
@@ -57,7 +58,7 @@ REJECTED = pa.schema(
 THUMBNAILS = pa.schema(
     [pa.field("id", pa.int64(), nullable=False), pa.field("jpeg", pa.binary(), nullable=False)],
 )
-OFFSETS = pa.schema(  # where the bytes of an image lie in the file at its uri, be that an archive
+OFFSETS = pa.schema(  # the position of an image's bytes in the file at its uri, or in its archive
     [
         pa.field("id", pa.int64(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
@@ -78,11 +79,11 @@ TOMBSTONES = pa.schema([pa.field("id", pa.int64(), nullable=False)])
 
 _ENCODED_AS_DICTIONARY = {"label", "label_set", "dataset", "stage", "reason"}
 _WITHOUT_STATISTICS = {"embedding", "sha256", "reason", "jpeg"}
-_UNCOMPRESSED = {"embedding", "jpeg"}  # neither gets smaller
+_UNCOMPRESSED = {"embedding", "jpeg"}  # compression does not make them smaller
 
 
 def entries_schema(identity: Identity, kept: Sequence[KeptColumn] = ()) -> pa.Schema:
-    """The columns of an entries file, kept ones last; its metadata carries the encoder's fingerprint."""
+    """The columns of an entries file, kept columns last; the metadata has the encoder's fingerprint."""
     element = pa.field("element", pa.float16(), nullable=False)
     fields = [
         pa.field("id", pa.int64(), nullable=False),
@@ -120,13 +121,13 @@ def embedding_matrix(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def write_table(table: pa.Table, path: Path, row_group_rows: int = ROW_GROUP_ROWS) -> None:
-    """Write one Parquet file the way every file of a memory is written."""
+    """Write one Parquet file with the settings of every file of a memory."""
     with open_writer(path, table.schema) as writer:
         writer.write_table(table, row_group_rows)
 
 
 def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A Parquet file to be written bit by bit, the way every file of a memory is written."""
+    """A writer for a Parquet file in pieces, with the settings of every file of a memory."""
     leaves = {name: "embedding.list.element" if name == "embedding" else name for name in schema.names}
     return pq.ParquetWriter(
         path,
@@ -141,7 +142,7 @@ def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 def write_rows(storage: Storage, path: str, table: pa.Table) -> RowsFile:
-    """Publish rows with ids, in the order of their ids, at least one."""
+    """Publish rows with ids. The rows must be ordered by id, and there must be at least one."""
     with storage.publishing(path) as local:
         write_table(table, local, PICTURES_A_GROUP if "jpeg" in table.column_names else ROW_GROUP_ROWS)
         file = describe(path, local, table.num_rows)
@@ -159,10 +160,10 @@ def read_table(
 ) -> pa.Table:
     """Read a Parquet file of a memory, or one row group of it, checking the checksum of every page.
 
-    The checksums leave out the footer and the headers of pages: so each byte is `hashed` first, once in a process,
-    unless a row group or nothing but a few columns of a scan is asked for (None: by whether a row group is).
+    The checksums do not cover the footer and the page headers. So with `hashed` the whole file is hashed first, once in
+    a process. None means: hashed, unless a row group is asked for. A scan of a few columns passes False.
 
-    Raises DamagedFile when it is missing, cut short or altered.
+    Raises DamagedFile if the file is missing, cut short or altered.
     """
     hashed = row_group is None if hashed is None else hashed
     local = (unaltered_path if hashed else checked_path)(storage, file)
@@ -171,20 +172,20 @@ def read_table(
 
 
 def read_parquet(stream: pa.NativeFile, storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.Table:
-    """Columns of a file of a memory, from wherever its bytes are read; else as `read_table`."""
+    """Columns of a file of a memory, read from a stream of its bytes; otherwise like `read_table`."""
     options = {"page_checksum_verification": True, "pre_buffer": True}
     with reading(storage.uri, file.path), pq.ParquetFile(stream, **options) as parquet:
         return _rows_of(parquet, file, columns, None)
 
 
 def _rows_of(parquet: pq.ParquetFile, file: FileRef, columns: Sequence[str] | None, row_group: int | None) -> pa.Table:
-    """What was asked of a file, every value of it as its type wants it. Raises what Arrow raises, or ValueError."""
+    """The requested rows and columns of a file, with every value validated. Raises Arrow's errors or ValueError."""
     _check_rows(parquet, file)
     if row_group is not None:
         table = parquet.read_row_group(row_group, columns=columns)
     else:
         table = parquet.read(columns=columns)
-    table.validate(full=True)  # texts that are not UTF-8, which Parquet's reader does not look at
+    table.validate(full=True)  # finds strings that are not UTF-8, which Parquet's reader does not check
     return table
 
 
@@ -194,9 +195,9 @@ def _check_rows(parquet: pq.ParquetFile, file: FileRef) -> None:
 
 
 def read_rows(storage: Storage, file: RowsFile, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    """The rows of some ids, each at most once; of the file only the row groups that may hold one are decoded.
+    """The rows of some ids, each at most once. Only row groups that may hold one of the ids are decoded.
 
-    `columns` are to have `id` among them. Raises DamagedFile.
+    `columns` must include `id`. Raises DamagedFile.
     """
     local = checked_path(storage, file)
     wanted = sorted(entry_id for entry_id in ids if file.first_id <= entry_id <= file.last_id)
@@ -209,7 +210,7 @@ def read_rows(storage: Storage, file: RowsFile, ids: Sequence[int], columns: Seq
 
 
 def _may_hold(parquet: pq.ParquetFile, group: int, wanted: Sequence[int]) -> bool:
-    """Whether a row group has any of some ids, which ascend, going by its statistics; True where it has none."""
+    """Whether a row group may hold one of the ids (ascending), by its statistics; True if it has no statistics."""
     footer = parquet.metadata.row_group(group)
     of_id = footer.column(parquet.schema_arrow.get_field_index("id")).statistics
     if of_id is None or not of_id.has_min_max:
