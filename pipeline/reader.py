@@ -19,7 +19,7 @@ from pipeline.decisions.evaluation import DEFAULT_KS
 from pipeline.decisions.question import Question, QuestionOptions, check_k, question_of
 from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
-from pipeline.embeddings.encoder_choice import open_encoder
+from pipeline.embeddings.loading import open_encoder
 from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UsageError
 from pipeline.images.containers.container import ImageChoice
 from pipeline.images.containers.items import Item

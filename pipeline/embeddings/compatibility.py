@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from pipeline.embeddings.encoder_choice import PIXEL_PATHS, EncoderChoice, load_encoder, open_encoder
+from pipeline.embeddings.encoder_choice import PIXEL_PATHS, EncoderChoice
+from pipeline.embeddings.loading import load_encoder, open_encoder
 from pipeline.errors import IdentityMismatch, SourceError, UsageError
 from pipeline.extras import needed_for
 from pipeline.images.containers.container import GivenVectors

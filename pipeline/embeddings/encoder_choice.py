@@ -1,15 +1,10 @@
 """The user's choice of an encoder. Separate from the encoder module, which takes seconds to import."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pipeline.errors import UsageError
-from pipeline.extras import needed_for
-from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.identity import GIVEN, Identity, PixelPath
-
-if TYPE_CHECKING:
-    from pipeline.embeddings.encoder import Encoder
+from pipeline.store.tables.identity import GIVEN, PixelPath
 
 DEFAULT_ENCODER = "vit_small_patch14_dinov2.lvd142m"
 
@@ -57,19 +52,3 @@ class EncoderChoice:
     @property
     def says_nothing(self) -> bool:
         return self == EncoderChoice()
-
-
-def load_encoder(choice: EncoderChoice) -> "Encoder":
-    """A timm model by name. Raises EncoderError, and MissingExtra if torch or timm is not installed."""
-    with needed_for("embedding images"):
-        from pipeline.embeddings.encoder import Encoder
-
-    return Encoder.load(choice)
-
-
-def open_encoder(storage: Storage, identity: Identity) -> "Encoder":
-    """The encoder of a memory, from the weights stored in it. Raises DamagedFile, EncoderError or MissingExtra."""
-    with needed_for("embedding images"):
-        from pipeline.embeddings.encoder import Encoder
-
-    return Encoder.open(storage, identity)

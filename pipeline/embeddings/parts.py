@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.embeddings.decoding import BatchForm, Decoding, Threads
-from pipeline.embeddings.encoder_choice import open_encoder
 from pipeline.embeddings.given import batches_of_vectors
+from pipeline.embeddings.loading import open_encoder
 from pipeline.embeddings.numerics import MEASURED_IMAGES, decide, encoder_in, needs_measuring
 from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages

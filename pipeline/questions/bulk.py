@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline.decisions.decision import Decision
 from pipeline.decisions.question import Question
 from pipeline.embeddings.decoding import Decoding
-from pipeline.embeddings.encoder_choice import open_encoder
+from pipeline.embeddings.loading import open_encoder
 from pipeline.embeddings.parts import PartEmbedder, Work
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, read_rejects

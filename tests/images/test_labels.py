@@ -45,7 +45,7 @@ def test_parent_is_the_folder_that_holds_the_image(tmp_path: Path) -> None:
 def test_one_label_for_all(tmp_path: Path) -> None:
     root = make(tmp_path, "a/1.jpg", "2.jpg")
     assert set(labels_of(list_source(str(root), Labels("label:grey wolf"))).values()) == {"grey wolf"}
-    with pytest.raises(UsageError, match="label is empty"):
+    with pytest.raises(UsageError, match="`label` is empty"):
         Labels("label: ")
 
 

@@ -197,7 +197,7 @@ def test_the_label_column_is_found_by_its_name() -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("column:absent", r"has no column absent, it has image \(binary\), .*: name one in --labels column:NAME"),
+        ("column:absent", r"has no column absent, it has image \(binary\), .*: name one in `labels` column:NAME"),
         ("column:", "has no column , it has"),
         ("column:image", "column image of s3://bucket/a.parquet is binary and no label"),
         ("column:list", "column list .* is list.* and no label"),

@@ -426,7 +426,7 @@ def test_a_hub_that_does_not_answer_is_told_in_a_line(tmp_path: Path, digits: Pa
     command = [sys.executable, "-m", "jobs.cli", "add", str(tmp_path / "memory"), str(digits / "ask")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=110)
     assert done.returncode == 1
-    [line] = [line for line in done.stderr.splitlines() if not re.match(r"(loading|listing)", line)]
+    [line] = [line for line in done.stderr.splitlines() if not re.match(r"(opening|loading|listing)", line)]
     assert re.fullmatch(
         r"error: the weights of vit_small_patch14_dinov2.lvd142m could not be fetched from timm's hub "
         r"\(http://127.0.0.1:9 does not answer: .*\): check the network, or give --weights FILE",

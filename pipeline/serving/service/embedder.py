@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from pipeline.embeddings.apart import Apart, TooLate
-from pipeline.embeddings.encoder_choice import open_encoder
+from pipeline.embeddings.loading import open_encoder
 from pipeline.embeddings.pixels import pixels_of_bytes
 from pipeline.errors import SourceError, Unavailable, VisualMemoryError
 from pipeline.images.decoding.decode import Heavy, Rejected

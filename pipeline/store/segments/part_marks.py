@@ -108,7 +108,7 @@ def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark
 
 @dataclass(frozen=True)
 class PartWork:
-    """How a part was worked on, for its mark: the fields are those of PartMark. `node` None is the name of this host."""
+    """How a part was worked on, for its mark. The fields are those of PartMark; `node` None means this host."""
 
     seconds: Mapping[str, float] = MappingProxyType({})
     node: str | None = None
