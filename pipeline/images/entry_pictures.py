@@ -1,8 +1,8 @@
-"""The picture of an entry: its image made small, for whoever may look at the memory, and of nothing else.
+"""The picture of an entry: its image made small, for everybody who may read the memory.
 
-What is read is what an add read for the entry, or lies below a folder that was named for it; its bytes are compared
-with those that were remembered before anything is decoded. How much is read, for how long, and how large a picture may
-be is bounded, for anybody may ask.
+Only a file is read that an add read for the entry, or that lies below a folder that was named for pictures. The sha256
+of its bytes must be that of the entry before anything is decoded. The bytes read, the time and the size of a picture
+are limited, because anybody may ask.
 """
 
 import hashlib
@@ -19,15 +19,15 @@ from pipeline.images.names.uris import path_of_uri, split_member, uri_of
 from pipeline.images.reading.bounded import KEEP, STORES, Bound, BoundedFile
 from pipeline.store.lookup.originals import Original, is_below
 
-READ_BYTES = 160 << 20  # for one picture: a page of a Parquet file, and what is looked at to find it
+READ_BYTES = 160 << 20  # for one picture: a page of a Parquet file, and what is read to find it
 SECONDS = 10.0
-MAX_PIXELS = 50_000_000  # as of an image that is asked about
+MAX_PIXELS = 50_000_000  # the same limit as for an image in a question
 
 Roots = tuple[str, ...]
 
 
 def roots_of(places: Sequence[str]) -> Roots:
-    """Folders, or prefixes of a store, whose images may be shown, as uris. Raises UsageError for what is none."""
+    """The uris of folders, or prefixes of a store, whose images may be shown. Raises UsageError for other places."""
     roots = []
     for place in places:
         uri = uri_of(place)
@@ -47,7 +47,7 @@ def picture_of(
 ) -> bytes:
     """A JPEG of an entry's image, at most `pixels` a side, from where an add read it or from below `roots`.
 
-    Raises Rejected with the reason, which may name what lies on this machine: it is for those who own it.
+    Raises Rejected with the reason. The reason may name files of this machine, so it is for its owners only.
     """
     bound = bound or Bound(READ_BYTES, SECONDS)
     data = _bytes_of(original, roots, bound)
@@ -70,7 +70,7 @@ def picture_at(uri: str, pixels: int) -> bytes:
 
 
 def read_image(uri: str, bound: Bound | None = None) -> bytes:
-    """The bytes of the image at a uri, be it a file or a member of a container. Raises Rejected."""
+    """The bytes of the image at a uri, a file or a member of a container. Raises Rejected."""
     container, member = split_member(uri)
     kind = "file" if member is None else kind_of(container) or "tar"
     if kind == "npy":
@@ -93,7 +93,7 @@ def _bytes_of(original: Original, roots: Roots, bound: Bound) -> bytes:
 
 
 def _is_below(uri: str, roots: Roots) -> bool:
-    """Whether the file at a uri lies below one of some roots, wherever links lead."""
+    """Whether the file at a uri lies below one of the roots, after links are resolved."""
     if not uri.startswith("/"):
         return any(is_below(uri, root) for root in roots if not root.startswith("/"))
     container, _ = split_member(uri)

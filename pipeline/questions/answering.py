@@ -1,7 +1,7 @@
 """From query vectors to neighbours, decisions and scores: the glue between search and voting.
 
-Works on one version's live entries and on vectors; it knows no encoder, no files and no Ray, so that the library and a
-server answer alike.
+This module works on vectors and on the live entries of one version. It uses no encoder, no files and no Ray, so the
+library and a server give the same answers.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -24,22 +24,23 @@ from pipeline.index.search.sampling import Sample, draw, each_of
 from pipeline.store.lookup.digests import Digests
 from pipeline.tabular import Tabular
 
-ROWS_ONE_BY_ONE = 256  # that are read from a column; beyond it `take` is cheaper, which costs 0.1 ms each time
+ROWS_ONE_BY_ONE = 256  # read from a column one by one; for more rows `take` is cheaper, which costs 0.1 ms per call
 K_FOR_FORGOTTEN = 50
 DECISIONS_ABOUT_FORGOTTEN = 200
 
 
 @dataclass(frozen=True)
 class Evaluation(Tabular):
-    """Scores of each voting at each k. `skipped` queries could not be asked.
+    """Scores of each voting at each k.
 
-    Of these `unreadable` images could not be read, for the labels of `without_word` the label set has no word, and the
-    others had no label.
+    `skipped` counts the queries that could not be asked: `unreadable` images could not be read, the label set has no
+    word for the labels of `without_word` queries, and the other queries had no label.
 
-    `held_already` queries are of images that the memory holds by their bytes: it remembers them, which says nothing of
-    others. None in leave-one-out, where such entries are left out.
+    `held_already` counts the queries whose image bytes the memory holds. The memory recognises such images, so their
+    scores do not predict the scores of other images. It is None in leave-one-out, which leaves such entries out.
 
-    `by_label` is percent right for each true label, at the voting and k that scored best overall (`best`).
+    `by_label` is the percentage of right decisions for each true label, by voting and k. `best` is the voting and k
+    with the best overall accuracy.
     """
 
     num_queries: int
@@ -57,7 +58,7 @@ class Evaluation(Tabular):
     without_word: int = 0
 
     def _rows(self) -> list[dict[str, Any]]:
-        """A row for each voting and k, in percent."""
+        """One row for each voting and k, with accuracies in percent."""
         return [
             {
                 "voting": voting,
@@ -70,7 +71,7 @@ class Evaluation(Tabular):
         ]
 
     def to_json(self) -> dict:
-        """Accuracies in percent; keys of the inner objects are k as strings."""
+        """The evaluation as a JSON object. Accuracies are in percent; the keys of the inner objects are k as strings."""
         voting, k = self.best
         return {
             "num_queries": self.num_queries,
@@ -90,7 +91,7 @@ class Evaluation(Tabular):
 
 
 def unit_vectors(embeddings: np.ndarray, dimension: int) -> np.ndarray:
-    """Query vectors scaled to unit length, float32 [Q, D]. Raises UsageError for what no encoder could have made."""
+    """Query vectors scaled to unit length, float32 [Q, D]. Raises UsageError for vectors that no encoder could make."""
     try:
         given_QD = np.asarray(embeddings, np.float64)
     except (TypeError, ValueError) as error:
@@ -100,13 +101,13 @@ def unit_vectors(embeddings: np.ndarray, dimension: int) -> np.ndarray:
     largest_Q1 = np.abs(given_QD).max(axis=1, keepdims=True, initial=0.0)
     if not (np.isfinite(largest_Q1).all() and (largest_Q1 > 0).all()):
         raise UsageError("an embedding is zero or not finite: give vectors an encoder made")
-    scaled_QD = given_QD / largest_Q1  # so that no square can overflow
+    scaled_QD = given_QD / largest_Q1  # then no square can overflow
     units_QD: np.ndarray = scaled_QD / np.linalg.norm(scaled_QD, axis=1, keepdims=True)
     return units_QD.astype(np.float32)
 
 
 def search(live: LiveEntries, vectors_QD: np.ndarray, k: int) -> list[tuple[Neighbor, ...]]:
-    """The k nearest live entries of each query, labelled or not."""
+    """The k nearest live entries of each query, with or without a label."""
     check_k(k)
     neighbors = find_neighbors(live, vectors_QD, k)
     return [neighbors.neighbors(query, live.labels) for query in range(len(vectors_QD))]
@@ -115,18 +116,18 @@ def search(live: LiveEntries, vectors_QD: np.ndarray, k: int) -> list[tuple[Neig
 def find_neighbors(
     live: LiveEntries, vectors_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()
 ) -> NeighborTable:
-    """The k nearest entries of each query (float32 [Q, D] of unit length) that the restrictions leave."""
+    """The k nearest entries of each query (float32 [Q, D] of unit length) that the restrictions permit."""
     return neighbor_table(live, live.search(vectors_QD, k, restrictions))
 
 
 def neighbor_table(live: LiveEntries, retrieved: Retrieved) -> NeighborTable:
-    """What was retrieved, with the uri and the dataset of each."""
+    """The retrieved neighbours with their uris and datasets."""
     uris_Q, datasets_Q = (_texts(live, retrieved, name) for name in ("uris", "datasets"))
     return NeighborTable(retrieved.similarities_QK, retrieved.ids_QK, retrieved.codes_QK, uris_Q, datasets_Q)
 
 
 def _texts(live: LiveEntries, retrieved: Retrieved, name: Literal["uris", "datasets"]) -> list[list[str]]:
-    """A column of what was retrieved, as many as each query has neighbours."""
+    """One column of the retrieved neighbours: for each query a list with one text per neighbour."""
     found_QK = retrieved.ids_QK >= 0
     blocks, rows = retrieved.blocks_QK[found_QK], retrieved.rows_QK[found_QK]
     texts: list[str] = []
@@ -145,20 +146,20 @@ def _texts(live: LiveEntries, retrieved: Retrieved, name: Literal["uris", "datas
 
 
 def label_statistics(live: LiveEntries, assume: Mapping[int, str]) -> tuple[LabelStatistics, dict[int, int]]:
-    """What voting has to know of the entries as if the assumed labels were stored, and the codes of these by id."""
+    """The label statistics as if the assumed labels were stored, and the codes of the assumed labels by id."""
     labels, counts, codes = _assumed_labels(live, assume)
     return LabelStatistics(labels, counts, len(live), len(live.whole)), codes
 
 
 def check_what_ifs(live: LiveEntries, question: Question) -> None:
-    """Raises UnknownName for a what-if about an id that is not there."""
+    """Raises UnknownName if a what-if option names an id that is no live entry."""
     named = np.array(question.named_ids, object)
     inside = np.array([int(entry_id) for entry_id in named if 0 <= int(entry_id) < 1 << 63], np.int64)
     check_named(question, frozenset(inside[live.whole.hold(inside)].tolist()))
 
 
 def check_named(question: Question, known: Collection[int]) -> None:
-    """Raises UnknownName for a what-if about an id that is not among those known to be entries."""
+    """Raises UnknownName if a what-if option names an id that is not in `known`, the ids of entries."""
     for option, ids in (("exclude", question.exclude), ("weigh", question.weigh), ("assume", question.assume)):
         for entry_id in ids:
             if int(entry_id) not in known:
@@ -177,10 +178,10 @@ def classify(
     version: int,
     digests: Digests | None = None,
 ) -> list[Decision]:
-    """One decision a query, in order. Raises UnknownName for a what-if about an id that is not there.
+    """One decision per query, in order. Raises UnknownName if a what-if option names an id that is no live entry.
 
-    `digests` are needed where the balance is to be chosen. Where `live` are the entries that satisfy an expression,
-    those alone vote and are counted for the balance.
+    `digests` are required if the balance is "auto". If `live` holds only the entries that satisfy an expression, only
+    these entries vote and count for the balance.
     """
     check_what_ifs(live, question)
     if question.balance == "auto":
@@ -196,7 +197,7 @@ def classify(
 
 @dataclass(frozen=True)
 class Scoring:
-    """What to score: each voting at each k. With `auto_balance` the balance of `rule` is measured first."""
+    """The votings and the values of k to score. With `auto_balance` the balance of `rule` is measured first."""
 
     ks: Sequence[int]
     votings: Sequence[Voting] = VOTINGS
@@ -215,9 +216,10 @@ def evaluate(
     asked_digests_Q: np.ndarray | None = None,
     skipped: int = 0,
 ) -> Evaluation:
-    """Score queries with known labels. A label the memory does not have counts as wrong.
+    """Score queries with known labels. A query whose label the memory does not have counts as wrong.
 
-    With the digests of the query images (uint64 [Q]) the evaluation counts those whose bytes the memory holds.
+    If `asked_digests_Q`, the digests of the query images (uint64 [Q]), are given, the evaluation counts the queries
+    whose bytes the memory holds.
     """
     ks, rule = scoring.ks, scoring.rule
     codes = {label: code for code, label in enumerate(live.labels)}
@@ -241,11 +243,11 @@ def evaluate(
 def truths_in_label_set(
     labels: Sequence[str | None], stored: LiveEntries, live: LiveEntries, mapped: Mapping[str, str]
 ) -> list[str | None]:
-    """The labels of queries in a label set, None for those it has no word for.
+    """The labels of queries translated to a label set; None for a label that the set has no word for.
 
-    A label means in the set what it means for an entry stored with it: the map translates it, and one that entries are
-    stored under but that the set leaves out asks nothing. Otherwise it is taken for a label of the set itself; one that
-    nobody knows stays, and counts as wrong.
+    A query's label is translated in the same way as an entry's stored label. A label in the map becomes the mapped
+    label. A label that entries are stored under but that the set leaves out becomes None. Any other label is taken as
+    a label of the set itself. An unknown label is not changed, and counts as wrong.
     """
     in_set = {label for label, count in zip(live.labels, live.label_counts(), strict=True) if count}
     left_out = {label for label, count in zip(stored.labels, stored.label_counts(), strict=True) if count} - in_set
@@ -260,9 +262,9 @@ def evaluate_leave_one_out(
     digests: Digests,
     votings: Sequence[Voting] = VOTINGS,
 ) -> Evaluation:
-    """Score every labelled entry as a query that may find neither itself nor an entry of the same bytes.
+    """Score every labelled entry as a query, which can find neither itself nor an entry with the same bytes.
 
-    Raises SourceError with none to ask.
+    Raises SourceError if there is no labelled entry.
     """
     for k in ks:
         check_k(k)
@@ -279,7 +281,7 @@ def evaluate_leave_one_out(
 def best_balance(live: LiveEntries, k: int, rule: VotingRule, digests: Digests) -> float:
     """The balance with the best balanced accuracy in leave-one-out over a sample drawn evenly from the classes.
 
-    Entries of the same bytes as the one that is asked about are left out with it.
+    Each query leaves out its own entry and all entries with the same bytes. The balance is 0 if no entry has a label.
     """
     counts_C = live.label_counts()
     if not counts_C.any():
@@ -297,15 +299,16 @@ def balance_by(
     rule: VotingRule,
     k: int,
 ) -> float:
-    """The balance under which the most of a sample is decided right, by class, from their neighbours but themselves."""
+    """The balance with the best balanced accuracy on a sample, whose neighbours do not include its own entries."""
     truths_Q = sample.codes_N.astype(np.int64)
     return choose_balance(LabelledNeighbors(similarities_QK, codes_QK, truths_Q, counts_C), rule, k)
 
 
 def ask_about_forgotten(live: LiveEntries, vectors_ND: np.ndarray, ids_N: np.ndarray, version: int) -> dict[str, Any]:
-    """Ask with the vectors of forgotten entries (float16 [N, D]) under every voting, and count those that come back.
+    """Query with the vectors of forgotten entries (float16 [N, D]), and count the forgotten entries that are returned.
 
-    All are searched for; a voting weighs what a search finds, so some decisions under each are enough beside that.
+    Every vector is searched for. In addition the first DECISIONS_ABOUT_FORGOTTEN vectors are decided by each voting.
+    These are enough, because a voting only weighs the entries that a search finds.
     """
     returned: set[int] = set()
     if len(vectors_ND) and live.blocks:
@@ -357,7 +360,7 @@ def _evaluation(
 
 
 def _assumed_labels(live: LiveEntries, assume: Mapping[int, str]) -> tuple[tuple[str, ...], np.ndarray, dict[int, int]]:
-    """Labels, live entries of each, and codes by id, as if the assumed labels were stored."""
+    """The labels, the number of live entries of each, and the assumed codes by id, as if these labels were stored."""
     if not assume:
         return live.labels, live.label_counts(), {}
     new = sorted({label for label in assume.values() if label not in live.label_codes})

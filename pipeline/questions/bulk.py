@@ -1,12 +1,13 @@
-"""Deciding about a whole source: planned once, cut into parts, done by the same workers as an add, continued if killed.
+"""Bulk jobs: decisions about all images of a source.
 
-The decisions lie at a place of their own, which need not be near the memory:
+A job is planned once and cut into parts. The workers of an add do the parts. A killed job can be continued. The
+decisions have a place of their own, which may be far from the memory:
 
-    job.json                            what is decided about, by which version and how; whoever repeats it goes on
+    job.json                            the source, the version and the options; the same command continues the job
     plan/ containers/                   the frozen source
-    decisions/PART-ATTEMPT.parquet      one row an image, in the order of the source
+    decisions/PART-ATTEMPT.parquet      one row per image, in the order of the source
     rejected/PART-ATTEMPT.parquet       the images that could not be read
-    done/PART.json                      the completion mark of a part; names its files
+    done/PART.json                      the completion mark of a part, which names its files
 """
 
 import hashlib
@@ -60,9 +61,9 @@ NEIGHBOR = pa.struct(
 )
 DECISIONS = pa.schema(
     [
-        pa.field("id", pa.int64(), nullable=False),  # part << 20 | row, as the source was planned
+        pa.field("id", pa.int64(), nullable=False),  # part << 20 | row, in the frozen plan of the source
         pa.field("uri", pa.string(), nullable=False),
-        pa.field("source_label", pa.string()),  # what the source says it is
+        pa.field("source_label", pa.string()),  # the label that the source gives the image
         pa.field("label", pa.string()),
         pa.field("confidence", pa.float64(), nullable=False),
         pa.field("margin", pa.float64(), nullable=False),
@@ -76,7 +77,7 @@ DECISIONS = pa.schema(
 
 
 class Job(BaseModel):
-    """What `job.json` says."""
+    """The contents of `job.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -88,9 +89,9 @@ class Job(BaseModel):
 
 @dataclass(frozen=True)
 class BulkReport:
-    """What a job came to. `resumed` images were done by an earlier run of it.
+    """The result of a job.
 
-    `rejects` are the first of the `rejected` images.
+    `resumed` counts the images that earlier runs of the job did. `rejects` are the first of the `rejected` images.
     """
 
     out: str
@@ -105,7 +106,7 @@ class BulkReport:
 
     @property
     def images_per_second(self) -> float:
-        """Of this run alone."""
+        """The speed of this run: images of earlier runs do not count."""
         return (self.planned - self.resumed) / self.seconds if self.seconds else 0.0
 
     def to_json(self) -> dict:
@@ -127,7 +128,7 @@ class BulkReport:
 
 @dataclass(frozen=True)
 class Decide:
-    """The work of a job: each part becomes decisions by one version of a memory."""
+    """The work of a job: one version of a memory decides about the images of each part."""
 
     memory: Storage
     out: Storage
@@ -196,7 +197,7 @@ class _Decider:
         return mark.model_copy(update={"seconds": stages.to_json()})
 
     def described(self, part: int) -> str:
-        """What a part holds, in a few words for a message."""
+        """A short description of a part's content, for a message."""
         return self._embedder.described(part)
 
 
@@ -218,9 +219,9 @@ def run(
     max_rejected: float | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> BulkReport:
-    """Decide about every image of a source and write it to `out_uri`; `work` does the parts it is given.
+    """Decide about every image of a source and write the decisions to `out_uri`; `work` does the given parts.
 
-    Raises UsageError when other decisions lie there, and SourceError when too many images are rejected.
+    Raises UsageError if `out_uri` holds other decisions or files, SourceError if too many images are rejected.
     """
     began = time.monotonic()
     out, memory = open_storage(out_uri), snapshot.storage
@@ -255,8 +256,8 @@ def _job(
     labels: str,
     question: Question,
 ) -> Job:
-    """The job that lies there already, if it is this one, or a new one. Raises UsageError for another."""
-    assert state.identity is not None  # noqa: S101  # checked by the caller, who has its encoder
+    """The job at `out`; a new one if there is none. Raises UsageError if `out` holds another job or other files."""
+    assert state.identity is not None  # noqa: S101  # the caller has checked it and has the encoder
     said = _told(question) | {"labels": labels}
     if listing.choice != ImageChoice():
         said |= {"exclude": list(listing.choice.exclude), "image_extension": listing.choice.extension}
@@ -278,7 +279,7 @@ def _job(
         job = Job(memory=memory_uri, version=state.version, options=said, reservation=reservation)
         try:
             create_own(out, JOB, job.model_dump_json(indent=1).encode())
-        except AlreadyExists:  # another process began the same a moment ago
+        except AlreadyExists:  # another process created the job meanwhile
             out.delete([file.path for file in (reservation.plan, reservation.containers) if file])
     job = _read_job(out)
     if job.reservation.fingerprint != fingerprint:
@@ -297,9 +298,9 @@ def _read_job(out: Storage) -> Job:
 
 
 def begun_balance(out_uri: str) -> float | None:
-    """The balance of the job that was begun at a place; None if there is none.
+    """The balance of the job that was begun at a place; None if there is no job.
 
-    A balance "auto" is measured once. A job that goes on keeps it, even if the memory has changed meanwhile.
+    A balance "auto" is measured once. A continued job uses that balance, even if the memory has changed meanwhile.
     """
     out = open_storage(out_uri)
     if not out.exists(JOB):
@@ -308,14 +309,14 @@ def begun_balance(out_uri: str) -> float | None:
 
 
 def _told(question: Question) -> dict:
-    """A question as a job file tells it; jobs of earlier releases are told by it, so that it stays as it is."""
+    """A question in the form of a job file. The form must not change: it identifies the jobs of earlier releases."""
     document = question.to_json()
     del document["voting"], document["balance"]
     return document | {"rule": asdict(question.rule), "auto_balance": False}
 
 
 def _tidy(out: Storage, marks: Iterable[PartMark]) -> None:
-    """Remove what workers that were killed left beside the files of the parts, which a query would take for more."""
+    """Remove files of killed workers that no mark names; a reader would take their rows for further decisions."""
     named = {file.path for mark in marks for file in (mark.decisions, mark.rejected) if file}
     out.delete([path for path in _written(out) if path not in named])
 

@@ -1,8 +1,8 @@
 """One decision as a self-contained HTML page: the question, the votes, and every neighbour with its weight.
 
-No script and no request to anywhere: thumbnails are embedded, and colours follow the reader's light or dark setting.
-Making it asks nothing of the network. It reads files that an add has read
-(images/entry_pictures.py), and the image asked about. A picture that cannot be shown says why, and how it could be.
+The page has no script and sends no request: thumbnails are embedded, and colours follow the reader's light or dark
+setting. To make a page, this module reads the files that an add has read (images/entry_pictures.py) and the queried
+image. If a picture cannot be shown, the page gives the reason and a remedy.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from pipeline.images.entry_pictures import picture_at, picture_of
 from pipeline.store.lookup.originals import Original
 
 QUERY_PIXELS = 256
-MAX_REASON = 120  # characters in the place of a picture
+MAX_REASON = 120  # characters of the text in place of a picture
 GONE = "its file is gone or was moved"
 DOCTYPE = "<!doctype html>"
 
@@ -65,9 +65,10 @@ li .soft { font-size: .75rem; line-height: 1.35; }
 def explanation_page(
     decision: Decision, memory: str, kept: Mapping[int, bytes], originals: Mapping[int, Original]
 ) -> str:
-    """The page of one decision, `kept` are thumbnails (JPEG) by id; other neighbours are shown from their `originals`.
+    """The page of one decision.
 
-    In the place of a picture that cannot be shown stands why, and above them all how to get it.
+    `kept` are stored thumbnails (JPEG) by id. Neighbours without a thumbnail are shown from their `originals`. If a
+    picture cannot be shown, its place holds the reason, and a note above all pictures holds the remedy.
     """
     asked = _asked_picture(decision.uri) if decision.uri else "it was given as bytes"
     pictures = {n.id: kept.get(n.id) or _neighbor_picture(originals.get(n.id)) for n in decision.neighbors}
@@ -116,7 +117,7 @@ k = {decision.k}{balance}{label_set}{where}; {_answered(decision)}</p>
 
 
 def write_page(page: str, path: Path) -> None:
-    """Write a page, whole or not at all, over an older page but over nothing else. Raises UsageError."""
+    """Write a page atomically. It may replace an older page. Raises UsageError if another file is at the path."""
     if path.is_dir() or (path.exists() and not path.read_bytes()[: len(DOCTYPE)].decode(errors="replace") == DOCTYPE):
         raise UsageError(f"{path} is there already and is no page: name another file for the page")
     if not path.absolute().parent.is_dir():
@@ -153,7 +154,7 @@ def _neighbor(neighbor: Neighbor, winner: str | None, heaviest: float, picture: 
 
 
 def _asked_picture(uri: str) -> bytes | str:
-    """The image that the user asked about as a small JPEG, or why it cannot be shown, as a clause."""
+    """The queried image as a small JPEG, or a clause with the reason why it cannot be shown."""
     try:
         return picture_at(uri, QUERY_PIXELS)
     except Rejected as rejected:
@@ -161,7 +162,7 @@ def _asked_picture(uri: str) -> bytes | str:
 
 
 def _neighbor_picture(original: Original | None) -> bytes | str:
-    """The image of an entry as a small JPEG, or why it cannot be shown, as a clause."""
+    """The image of an entry as a small JPEG, or a clause with the reason why it cannot be shown."""
     if original is None:
         return "nothing is known of its file"
     try:
@@ -186,7 +187,7 @@ def _clause(reason: str) -> str:
 
 
 def _missing(reasons: Sequence[str], of: int) -> str:
-    """Why pictures are missing, counted, and how to get them; nothing where none is missing."""
+    """A note with the counted reasons of missing pictures, and the remedy; empty if no picture is missing."""
     if not reasons:
         return ""
     counts = Counter(_clause(reason) for reason in reasons)

@@ -1,4 +1,4 @@
-"""A memory at one version, opened: whatever answers a question answers from one of these."""
+"""A memory opened at one version. Every question is answered from such a snapshot."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,9 +16,10 @@ from pipeline.store.storage.interface import Storage
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a version, and the entries that can be found in it, opened when they are first asked for.
+    """The state of a version and its searchable entries, which are opened at their first use.
 
-    Reading raises DamagedFile, also where an erasure has removed a file since: `steady` tells these two apart.
+    Reading raises DamagedFile if a file is damaged, and also if an erasure has removed it meanwhile. `steady`
+    distinguishes the two cases.
     """
 
     storage: Storage
@@ -27,11 +28,11 @@ class Snapshot:
 
     @cached_property
     def live(self) -> LiveEntries:
-        """The entries that can be found. Raises DamagedFile."""
+        """The searchable entries. Raises DamagedFile."""
         return self.open()
 
     def with_kept(self, neighbors: Sequence[Sequence[Neighbor]]) -> list[tuple[Neighbor, ...]]:
-        """The neighbours of some queries with their values in kept columns."""
+        """The neighbours of some queries, with their values of kept columns."""
         if not self.state.kept:
             return [tuple(each) for each in neighbors]
         ids = sorted({neighbor.id for each in neighbors for neighbor in each})
@@ -39,12 +40,12 @@ class Snapshot:
         return [tuple(replace(n, kept=values.get(n.id, {})) for n in each) for each in neighbors]
 
     def decision_with_kept(self, decision: Decision) -> Decision:
-        """A decision whose neighbours have their values in kept columns."""
+        """The decision with the values of kept columns in its neighbours."""
         [neighbors] = self.with_kept([decision.neighbors])
         return replace(decision, neighbors=neighbors)
 
     def page(self, decision: Decision) -> str:
-        """A decision as a self-contained HTML page: thumbnails kept with the entries, else made from their files."""
+        """A decision as a self-contained HTML page, with stored thumbnails or thumbnails made from the entries' files."""
         ids = [neighbor.id for neighbor in decision.neighbors]
         thumbnails = read_thumbnails(self.storage, self.state, ids)
         originals = read_originals(self.storage, self.state, _without(ids, thumbnails))

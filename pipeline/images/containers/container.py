@@ -48,7 +48,7 @@ VECTOR_KINDS = get_args(VectorKind)
 class Container:
     """A tar archive, some row groups of a Parquet file, or some rows of a file of vectors.
 
-    For files of vectors, `first_group` and `num_groups` count rows. `images` is their number, None while unknown.
+    For files of vectors, `first_group` and `num_groups` count rows. `images` is None while unknown.
     """
 
     uri: str
@@ -103,7 +103,7 @@ class _Cut:
 
 
 def _census(cuts: Sequence[_Cut], labels: Labels) -> LabelCensus:
-    """The labels that are known before any row is read: one label for all rows, or a file that names none."""
+    """The labels that are known before any row is read: one label for all, or the lack of labels in a file."""
     counts: Counter[str] = Counter()
     unlabelled: Counter[str] = Counter()
     unread = 0
@@ -261,7 +261,7 @@ def _vector_batches(
 
 @dataclass(frozen=True)
 class ImageChoice:
-    """Which images of a source are taken: those that `exclude` does not cover; in archives only with `extension`."""
+    """Which images of a source are taken: not those that `exclude` covers; of archives only those with `extension`."""
 
     exclude: tuple[str, ...] = ()
     extension: str | None = None

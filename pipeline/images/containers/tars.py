@@ -30,8 +30,8 @@ SIDECARS = {"cls", "json", "txt"}  # these may describe an image, and are never 
 class Members:
     """Which members of an archive are taken as images, and which labels and kept columns are read with them.
 
-    `labels` is folder, parent, none or column:NAME. With `extension`, such as "jpg" or "seg.png", only images whose
-    names end in a dot and that are taken.
+    `labels` is folder, parent, none or column:NAME. With `extension` "jpg" only images whose names end in ".jpg" are
+    taken, with "seg.png" only those that end in ".seg.png".
     """
 
     labels: str = "folder"

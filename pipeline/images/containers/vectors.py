@@ -204,7 +204,7 @@ def _said(
     rows: int,
     kept: Sequence[KeptColumn],
 ) -> tuple[pa.Table | None, Columns]:
-    """The descriptions of some rows of a .npy, from the Parquet file beside it, which must have `rows` rows too."""
+    """The descriptions of some rows of a .npy, from the Parquet file beside it. Both files must have `rows` rows."""
     if beside is None:
         return None, columns_of_none(uri, labels)
     source = Source(beside)

@@ -10,7 +10,10 @@ _LINEAR_OF_XYZ = np.array([[3.2406, -1.5372, -0.4986], [-0.9689, 1.8758, 0.0415]
 
 
 def srgb_of_cielab(lab_HW3: np.ndarray, white_point: tuple[float, float] | None = None) -> np.ndarray:
-    """uint8 [H, W, 3] of float64: lightness 0 to 100, a and b; the chromaticity x, y of white is D50 by default."""
+    """CIELAB (float64 [H, W, 3]: lightness 0 to 100, a, b) to sRGB (uint8 [H, W, 3]).
+
+    `white_point` is the chromaticity x, y of white, by default D50.
+    """
     white = _xyz(white_point if white_point is not None and min(white_point) > 0.01 else D50)
     y = (lab_HW3[..., 0] + 16.0) / 116.0
     roots = np.stack([y + lab_HW3[..., 1] / 500.0, y, y - lab_HW3[..., 2] / 200.0], axis=-1)

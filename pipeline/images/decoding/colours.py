@@ -1,4 +1,4 @@
-"""An image of Pillow's, of any mode, to 8-bit RGB on white."""
+"""Conversion of a Pillow image of any mode to 8-bit RGB on white."""
 
 import io
 from typing import Any
@@ -9,14 +9,14 @@ from PIL import Image, PngImagePlugin, TiffImagePlugin
 from pipeline.images.decoding.cielab import srgb_of_cielab
 from pipeline.images.decoding.scales import finite_max, full_scale, to_8_bits
 
-_GREY_STEPS = {"L;2": 85, "L;4": 17}  # from the greys of a PNG of 2 and 4 bits to those of 8
+_GREY_STEPS = {"L;2": 85, "L;4": 17}  # factors from 2-bit and 4-bit greys of a PNG to 8-bit greys
 _OPAQUE = frozenset({"RGB", "L", "1", "P", "CMYK", "YCbCr", "RGBX", "HSV"})
 _PIXELS_AT_ONCE = 1 << 20
 _PHOTOMETRIC, _BITS_PER_SAMPLE = 262, 258
 
 
 def rgb_of(image: Image.Image) -> Image.Image:
-    """8-bit RGB, not turned; loads the image if it is not. What is transparent shows white."""
+    """The image as 8-bit RGB, not turned. Loads it if needed. Transparent pixels become white."""
     transparency = image.info.get("transparency")
     rawmode = _rawmode(image) if transparency is not None else ""
     low_bytes = None
@@ -24,7 +24,7 @@ def rgb_of(image: Image.Image) -> Image.Image:
         low_bytes = _low_bytes_fit(image, transparency)
     image.load()
     if image.mode in _OPAQUE and transparency is None and (image.format == "PNG" or "transparency" not in image.info):
-        # Of a PNG, what comes behind the pixels does not count.
+        # Transparency that a PNG gives only after its pixels does not count.
         return image if image.mode == "RGB" else image.convert("RGB")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _grey_to_8_bits(image, transparency)
@@ -47,7 +47,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _rawmode(image: Image.Image) -> str:
-    """How the pixels of a file are stored, as Pillow names it; empty once they are loaded."""
+    """Pillow's name for the way the pixels of a file are stored; empty once they are loaded."""
     tiles: Any = getattr(image, "tile", None)
     arguments = tiles[0][3] if tiles else ""
     return arguments if isinstance(arguments, str) else str(arguments[0]) if arguments else ""
@@ -56,7 +56,7 @@ def _rawmode(image: Image.Image) -> str:
 def _without_one_colour(
     image: Image.Image, transparency: Any, rawmode: str, low_bytes: np.ndarray | None
 ) -> Image.Image:
-    """White in place of the one grey or colour that a PNG names, at the depth of the file."""
+    """RGB with white in place of the one grey or colour that a PNG marks transparent, compared at the file's depth."""
     rgb = image.convert("RGB")
     for box in _boxes(image):
         pixels = np.asarray(image.crop(box))
@@ -74,7 +74,7 @@ def _without_one_colour(
 def _low_bytes_fit(image: Image.Image, transparency: tuple[int, ...]) -> np.ndarray | None:
     """Whether the lower halves of the samples of a 16-bit RGB PNG are those of the transparent colour: bool [H, W].
 
-    Pillow keeps the upper halves only.
+    Pillow gives the upper halves only.
     """
     stream = getattr(image, "fp", None)
     if stream is None:
@@ -84,7 +84,7 @@ def _low_bytes_fit(image: Image.Image, transparency: tuple[int, ...]) -> np.ndar
     data = stream.read()
     stream.seek(place)
     with Image.open(io.BytesIO(data), formats=("PNG",)) as again:
-        again.tile = [again.tile[0]._replace(args="RGB;16L")]  # the other half comes first in this order of bytes
+        again.tile = [again.tile[0]._replace(args="RGB;16L")]  # in this byte order the other half comes first
         named = np.array(transparency) & 255
         fit_HW: np.ndarray = np.concatenate(
             [(np.asarray(again.crop(box)) == named).all(axis=2) for box in _boxes(again)]
@@ -125,7 +125,7 @@ def _grey_to_8_bits(image: Image.Image, transparency: Any) -> Image.Image:
 
 
 def _boxes(image: Image.Image) -> list[tuple[int, int, int, int]]:
-    """Runs of rows of about a million pixels, so that copies and wide numbers are never made of all at once."""
+    """Runs of rows of about a million pixels, so that no copy and no array of wide numbers has the whole image."""
     step = max(1, _PIXELS_AT_ONCE // max(1, image.width))
     tops = range(0, image.height, step)
     return [(0, top, image.width, min(top + step, image.height)) for top in tops]

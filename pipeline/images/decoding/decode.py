@@ -1,12 +1,12 @@
-"""From the bytes of an image file to 8-bit RGB, or to the reason why not.
+"""Decoding of the bytes of an image file to 8-bit RGB, or the reason why that fails.
 
-What is fixed here is part of the encoder's identity as pixel path "pillow": EXIF orientation applied, transparency on
-white, the first frame of an animation, 16-bit and float greys scaled to 8 bits, CMYK and CIELAB converted to sRGB;
-embedded colour profiles are not applied (neither timm nor the paper's code applies them). Pixel path "pillow-draft"
-differs in that large JPEG files are decoded at a half, a quarter or an eighth of their size.
+The rules here are part of the encoder's identity as pixel path "pillow": EXIF orientation applied, transparency on
+white, the first frame of an animation, 16-bit and float greys scaled to 8 bits, CMYK and CIELAB converted to sRGB.
+Embedded colour profiles are not applied (neither timm nor the paper's code applies them). Pixel path "pillow-draft"
+differs in one rule: large JPEG files are decoded at a half, a quarter or an eighth of their size.
 
-Pillow decodes; what it refuses and browsers show is mended beside: PNGs whose other chunks are damaged, JPEG files that
-lack only their end marker, TIFFs of more kinds of samples.
+Pillow decodes. The modules beside this one mend files that Pillow refuses and browsers show: PNGs whose other chunks
+are damaged, JPEG files that lack only their end marker, TIFFs of more kinds of samples.
 """
 
 import contextlib
@@ -40,7 +40,7 @@ _TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MASKS = "Unsupported BMP bitfields layout"  # what Pillow says
+_MASKS = "Unsupported BMP bitfields layout"  # Pillow's message
 _TURNED = {5, 6, 7, 8}  # by a right angle
 
 
@@ -57,7 +57,7 @@ class Rejected(Exception):
 
 
 class Heavy(Exception):
-    """Decoding an image would cost more than the caller bears: `work` says how much."""
+    """Decoding an image would cost more than the caller allows; `work` has the cost."""
 
     def __init__(self, work: "Work") -> None:
         super().__init__(f"the cost of {work.cost:,} pixels")
@@ -66,7 +66,7 @@ class Heavy(Exception):
 
 @dataclass(frozen=True)
 class Decoded:
-    """An RGB image, with the sha256 of the bytes it came from; width and height of the whole in pixels as displayed."""
+    """An RGB image, the sha256 of its file's bytes, and width and height in pixels of the whole image as displayed."""
 
     image: Image.Image
     sha256: str
@@ -77,21 +77,21 @@ class Decoded:
 def decode(data: bytes, shortest: int | None = None, most: int | None = None) -> Decoded:
     """Decode the bytes of an image file. Raises Rejected at stage "decode".
 
-    With `shortest`, a JPEG may come out smaller by a power of two, no side with fewer pixels than that. With `most`,
-    raises Heavy in place of what costs more pixels than that.
+    With `shortest`, a JPEG may be decoded smaller by a power of two, but with no side below `shortest` pixels. With
+    `most`, raises Heavy if decoding would cost more than `most` pixels.
     """
     try:
         image, width, height = _decode(data, shortest, most)
     except (Rejected, Heavy):
         raise
-    except Exception as error:  # hostile bytes end in errors of every type; each is a reject, none a crash
+    except Exception as error:  # hostile bytes raise errors of every type; each is a reject, not a crash
         raise _rejected(data, error) from error
     return Decoded(image, hashlib.sha256(data).hexdigest(), width, height)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What decoding an image file would be: width and height in pixels as its header says, and passes over them."""
+    """The work of decoding an image file: width and height in pixels from its header, and passes over the pixels."""
 
     width: int
     height: int
@@ -103,12 +103,12 @@ class Work:
 
     @property
     def cost(self) -> int:
-        """Pixels, and an eighth of them for each further pass: a scan takes some 1.2 ns a pixel, the first pass 10."""
+        """Pixels, plus an eighth of them for each further pass: a scan takes some 1.2 ns a pixel, the first pass 10."""
         return self.pixels * (7 + self.passes) // 8
 
 
 def work_of(data: bytes) -> Work:
-    """What decoding an image file would be, nothing of it decoded: microseconds. Raises Rejected as `decode` would."""
+    """The work of decoding an image file, from its headers, in microseconds. Raises Rejected as `decode` would."""
     try:
         passes = passes_over(data)
         if is_tiff(data):
@@ -122,7 +122,7 @@ def work_of(data: bytes) -> Work:
 
 
 def dimensions(data: bytes) -> tuple[int, int]:
-    """Width and height in pixels that an image file says it has, nothing of it decoded. Raises Rejected."""
+    """Width and height in pixels from the headers of an image file, without decoding it. Raises Rejected."""
     work = work_of(data)
     return work.width, work.height
 
@@ -166,7 +166,7 @@ def as_displayed(image: Image.Image) -> Image.Image:
 
 
 def _decode(data: bytes, shortest: int | None, most: int | None) -> tuple[Image.Image, int, int]:
-    """The image as displayed, and the width and height of the whole."""
+    """The image as displayed, and the width and height of the whole image."""
     passes = passes_over(data)
     if is_tiff(data):
         return _decode_tiff(data, most)
@@ -213,8 +213,8 @@ def _decode_bitfields(data: bytes, most: int | None) -> tuple[Image.Image, int, 
 
 
 def _with_end(data: bytes, passes: int, most: int | None) -> bytes:
-    """The JPEG with its end, for which it is decoded a few times."""
-    with contextlib.suppress(UnidentifiedImageError), _open(data) as opened:  # else it is told why it has no end
+    """The JPEG with its end marker. It is decoded a few times for this."""
+    with contextlib.suppress(UnidentifiedImageError), _open(data) as opened:  # otherwise `with_end` gives the reason
         width, height = opened.size
         _refuse_bomb(Work(width, height, passes * jpeg_ends.DECODED))
         _refuse_bomb(Work(width, height, passes), None if most is None else most // jpeg_ends.DECODED)
@@ -231,7 +231,7 @@ def _mended(data: bytes, passes: int, most: int | None, *, at_end: bool) -> byte
 
 
 def _decode_tiff(data: bytes, most: int | None) -> tuple[Image.Image, int, int]:
-    """By Pillow where it is right, else by the samples."""
+    """Decode a TIFF with Pillow if Pillow is right about it, else from its samples."""
     header = read_header(data)
     _refuse_bomb(Work(header.width, header.height, header.passes_over(data)), most)
     _refuse_bomb(Work(*header.covered), most)
@@ -279,7 +279,7 @@ def _rejected(data: bytes, error: Exception) -> Rejected:
 
 
 def _why_unidentified(data: bytes) -> str:
-    """What the reader of the format says that the first bytes name; Pillow itself keeps that to itself."""
+    """The error of Pillow's reader for the format of the first bytes; Pillow itself does not pass it on."""
     for kind in FORMATS:
         read, accepts = Image.OPEN[kind]
         if accepts is not None and accepts(data[:16]):
@@ -291,13 +291,13 @@ def _why_unidentified(data: bytes) -> str:
 
 
 def _in_words(error: Exception) -> str:
-    """One clause. Readers that run over the end of a header say so in their own ways."""
+    """An error as one clause. Readers that run over the end of a header raise errors of several types."""
     if isinstance(error, MemoryError):
         return "decoding it takes more memory than there is"
     cause = error.__cause__ if isinstance(error, SyntaxError) else error
     if isinstance(cause, IndexError | struct.error | TypeError | KeyError | EOFError):
         return "its header is damaged or truncated"
-    if str(error) == "not identified by this driver":  # Pillow's words for a header without a size or without colours
+    if str(error) == "not identified by this driver":  # Pillow's message for a header without a size or without colours
         return "its header names no size, or no colours that are known here"
     return " ".join(str(error).split()) or type(error).__name__
 

@@ -1,9 +1,9 @@
-"""JPEG files that lack their end marker: whole ones get it, truncated ones are told from them.
+"""JPEG files that lack their end marker: whole files get one, truncated files are refused.
 
-A file is whole if every coefficient of every component came, to its full precision, before its last byte. The scan
-headers say which coefficients came. Whether the last scan is complete is tried: the file is decoded with two different
-continuations, bit by bit the opposite of each other, and is complete if that changes no pixel. libjpeg fills up what is
-missing, silently, so that it cannot be asked.
+A file is whole if it has every coefficient of every component, to full precision, before its last byte. The scan
+headers list the coefficients. The last scan is tested: the file is decoded with two different continuations, bit by bit
+the opposite of each other. The scan is complete if no pixel differs. libjpeg itself cannot tell, because it silently
+fills in missing data.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ _ARITHMETIC = (0xC9, 0xCA)
 _START_OF_SCAN = 0xDA
 _ALONE = (0x01, *range(0xD0, 0xD9))  # markers without a length
 _NEXT_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither a stuffed 0xFF nor a restart
-_RANDOM = np.random.default_rng(0).integers(1, 255, 256, dtype=np.uint8)  # none is 0xFF, nor its opposite
+_RANDOM = np.random.default_rng(0).integers(1, 255, 256, dtype=np.uint8)  # no byte is 0xFF, and no opposite of one is
 _FILLS = (_RANDOM.tobytes(), (255 - _RANDOM).tobytes())
-DECODED = 8  # times a file may be decoded before its end is found
+DECODED = 8  # times a file may be decoded before its end is known
 _PIXELS_AT_ONCE = 1 << 20
-_KEPT_APPLICATIONS = {0xE0: 16, 0xE1: 8, 0xEE: 14}  # JFIF, Exif and Adobe's, if they have as many bytes at least
+_KEPT_APPLICATIONS = {0xE0: 16, 0xE1: 8, 0xEE: 14}  # JFIF, Exif and Adobe's, with their least number of bytes
 
 
 @dataclass
 class _Headers:
-    """What the headers of a file say; `missing` are the bits of precision that each coefficient still lacks."""
+    """The headers of a file; `missing` has the bits of precision that each coefficient lacks, by component."""
 
     is_arithmetic: bool = False
     is_progressive: bool = False
@@ -43,9 +43,9 @@ class _Headers:
 
 
 def lost_its_end(data: bytes) -> bool:
-    """Whether a JPEG ends in zeros and has no end marker behind its pixels. Looks at few bytes of others.
+    """Whether a JPEG ends in zeros and has no end marker after its pixels. Reads few bytes of other files.
 
-    libjpeg takes the zeros for pixels, so that a file cut in the middle and filled up to its length seems whole.
+    libjpeg takes the zeros for pixels, so that a file seems whole if it was cut and filled with zeros to its length.
     """
     return data.endswith(b"\0") and data.startswith(START) and not _headers(data).has_end
 
@@ -62,12 +62,12 @@ def with_end(data: bytes) -> bytes:
     body = data.rstrip(b"\0\xff")
     tail = data[len(body) :]
     candidates = [body]
-    if b"\0" in tail:  # a last byte of pixels may be 0; 0xFF is pixels with a zero behind it, else half a marker
+    if b"\0" in tail:  # the last byte of pixels may be 0; 0xFF is pixels if a zero follows, else half a marker
         candidates.append(body + (b"\xff\0" if tail.startswith(b"\xff") else b"\0"))
     for candidate in candidates:
         if _is_complete(candidate):
             return candidate + END
-    # More zeros may be pixels: even colours often have the code 0. Then the picture ends where the file does.
+    # More zeros may be pixels, because even colours often have the code 0. Then the picture ends with the file.
     body = data.rstrip(b"\xff")
     if body.endswith(b"\0\0") and _is_complete(body) and not _is_complete(body[:-1]):
         return body + END
@@ -75,7 +75,7 @@ def with_end(data: bytes) -> bytes:
 
 
 def without_applications(data: bytes) -> bytes:
-    """The same picture without comments and without what programs store beside it, but for JFIF, Exif and Adobe."""
+    """The same picture without comments and application segments, except for JFIF, Exif and Adobe."""
     kept, at = [START[:2]], 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:  # junk between segments, which libjpeg passes over
@@ -101,14 +101,14 @@ def _is_complete(body: bytes) -> bool:
 
 
 def _continuation(body: bytes, fill: bytes) -> bytes:
-    """Bytes that would be pixels if any were missing, in this restart interval or the ones behind it."""
+    """Bytes that would be pixels if any were missing, in this restart interval or in later ones."""
     newest = max(range(8), key=lambda number: body.rfind(bytes([0xFF, 0xD0 + number])))
     first = newest + 1 if bytes([0xFF, 0xD0 + newest]) in body else 0
     return fill + b"".join(bytes([0xFF, 0xD0 + number % 8]) + fill for number in range(first, first + 8))
 
 
 def _hash_of_pixels(data: bytes) -> bytes:
-    """The sha256 of the pixels as stored, of which a few rows at a time are copied."""
+    """The sha256 of the pixels as stored. A few rows at a time are copied."""
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         width, height = image.size
         found, step = hashlib.sha256(), max(1, _PIXELS_AT_ONCE // width)
@@ -149,7 +149,7 @@ def _note(found: _Headers, marker: int, segment: bytes) -> None:
     elif marker == _START_OF_SCAN:
         num_components = segment[0]
         first, last, precision = struct.unpack_from("3B", segment, 1 + 2 * num_components)
-        if not found.is_progressive:  # one scan brings all there is of its components, whatever it says
+        if not found.is_progressive:  # one scan has all coefficients of its components, whatever its header says
             first, last, precision = 0, 63, 0
         for component in segment[1 : 1 + 2 * num_components : 2]:
             if component in found.missing:

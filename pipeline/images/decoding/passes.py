@@ -1,7 +1,7 @@
-"""How often decoding an image file goes over its pixels, told from its headers before anything is decoded.
+"""The passes over its pixels that decoding an image file takes, known from its headers before anything is decoded.
 
-A few bytes can ask for hours: a progressive JPEG goes over all of its pixels once for each of its scans, be they empty,
-and headers of many small pieces are read piece by piece. Each limit here is far beyond what programs write.
+A few bytes can cause hours of work: a progressive JPEG takes a pass over all pixels for each of its scans, even an
+empty one, and headers of many small pieces are read piece by piece. Each limit here is far beyond what programs write.
 """
 
 import re
@@ -12,11 +12,11 @@ from pipeline.images.decoding import tag_directories
 from pipeline.images.decoding.png_chunks import SIGNATURE
 
 MAX_SCANS = 500  # of a JPEG: what libjpeg-turbo's own programs take for an attack (`djpeg -maxscans 500`)
-# Pixels times passes of one image: Pillow's limit of pixels in 16 scans. Programs write 6 to 14 of them.
+# Pixels times passes of one image: Pillow's limit of pixels in 16 scans. Programs write 6 to 14 scans.
 MAX_PIXELS_PASSED = 16 * 178_956_970
-MAX_SEGMENTS = 16_384  # of a JPEG before its pixels: 1 GiB of full ones
-MAX_CHUNKS = 1 << 17  # of a PNG: 1 GiB of the size that libpng writes
-MAX_BESIDE_BYTES = 4 << 20  # that are read piece by piece: EXIF in several segments, junk, comments of a GIF
+MAX_SEGMENTS = 16_384  # of a JPEG before its pixels: 1 GiB of full segments
+MAX_CHUNKS = 1 << 17  # of a PNG: 1 GiB of chunks of the size that libpng writes
+MAX_BESIDE_BYTES = 4 << 20  # of data read piece by piece: EXIF in several segments, junk, comments of a GIF
 RLE_PASSES = 64  # Pillow unpacks a run-length encoded BMP in Python, some 60 times as slowly as others
 
 _END_OF_IMAGE, _START_OF_SCAN, _APPLICATION_1, _APPLICATION_2 = 0xD9, 0xDA, 0xE1, 0xE2
@@ -29,10 +29,10 @@ _RUN_LENGTHS = (1, 2)  # of a BMP's compressions
 
 
 def passes_over(data: bytes) -> int:
-    """How often decoding goes over the pixels of the file's first picture: 1 for most.
+    """The passes of decoding over the pixels of the file's first picture: 1 for most files.
 
-    Raises ValueError with the reason where reading its headers would take long by itself, or the scans are too many.
-    What is damaged, or no image, counts as 1: whoever decodes it says so.
+    Raises ValueError with the reason if reading the headers alone would take long, or if the scans are too many. A
+    damaged file, or one that is no image, counts as 1: its decoder reports that.
     """
     if data.startswith(b"\xff\xd8\xff"):
         return _scans_of_jpeg(data)
@@ -48,7 +48,7 @@ def passes_over(data: bytes) -> int:
 
 
 def refuse_work(width: int, height: int, passes: int) -> None:
-    """Raise ValueError where so many passes over so many pixels are too many."""
+    """Raise ValueError if pixels times passes are more than MAX_PIXELS_PASSED."""
     if passes * width * height > MAX_PIXELS_PASSED:
         raise ValueError(
             f"{passes:,} passes over {width} x {height} pixels are more than {MAX_PIXELS_PASSED:,} pixels in all"
@@ -78,7 +78,7 @@ def _scans_of_jpeg(data: bytes) -> int:
     if first_scan is None or (not is_progressive and data[first_scan : first_scan + 1] == bytes([num_components])):
         return 1  # libjpeg reads no further
     scans = data.count(_SCAN, first_scan) + 1
-    if scans > MAX_SCANS:  # some may be bytes within segments, or scans of other pictures behind this one
+    if scans > MAX_SCANS:  # some may be bytes within segments, or scans of other pictures after this one
         scans = _counted(data)
     return scans
 
@@ -91,7 +91,7 @@ def _refuse_exif(parts: list[bytes]) -> None:
 
 
 def _counted(data: bytes) -> int:
-    """The scans of the first picture. Raises ValueError for more than are taken."""
+    """The number of scans of the first picture. Raises ValueError if it is beyond the limits."""
     scans = 0
     for number, (marker, _, _) in enumerate(segments(data)):
         scans += marker == _START_OF_SCAN
@@ -126,7 +126,7 @@ def _refuse_png_of_crumbs(data: bytes) -> None:
 
 
 def _refuse_gif_of_crumbs(data: bytes) -> None:
-    """Pillow puts a comment together block by block, copying it each time, and passes over junk byte by byte."""
+    """Raise ValueError for long comments or junk: Pillow copies a comment for each block, and skips junk bytewise."""
     if len(data) < MAX_BESIDE_BYTES:
         return
     at = first = 13 + _colour_table_bytes(data[10:11])

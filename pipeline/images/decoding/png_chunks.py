@@ -1,7 +1,7 @@
 """A PNG reduced to the chunks that make its pixels, for files whose other chunks are damaged or huge.
 
-Browsers and ImageMagick read PNGs with libpng, which passes over an ancillary chunk that is damaged; Pillow refuses the
-file. Pixel data are not mended: a damaged or truncated IDAT stays a reject.
+Browsers and ImageMagick read PNGs with libpng, which passes over a damaged ancillary chunk. Pillow refuses the file.
+Pixel data are not mended: a file with a damaged or truncated IDAT is still rejected.
 """
 
 import struct
@@ -14,12 +14,12 @@ GREY, RGB, PALETTE = 0, 2, 3
 _DEPTHS = {GREY: (1, 2, 4, 8, 16), RGB: (8, 16), PALETTE: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 _CRITICAL = (b"IHDR", b"PLTE", b"IDAT")
 _END = b"\0\0\0\0IEND" + struct.pack(">I", zlib.crc32(b"IEND"))
-# Names that Pillow keeps in the same dictionary as the texts of a file: a text so called changes how pixels are read.
+# Pillow stores these in the same dictionary as the texts of a file: a text of this name changes how pixels are read.
 _TAKEN_NAMES = frozenset({"transparency", "interlace", "bbox", "default_image", "disposal", "blend"})
 
 
 class Chunk(NamedTuple):
-    """Where a chunk lies in the file: `start` is that of its length, `body` that of its contents."""
+    """The place of a chunk in the file: `start` is the offset of its length, `body` the offset of its contents."""
 
     kind: bytes
     start: int
@@ -29,22 +29,22 @@ class Chunk(NamedTuple):
 
 
 def is_png(data: bytes) -> bool:
-    """By its first bytes."""
+    """Whether the first bytes are those of a PNG."""
     return data.startswith(SIGNATURE)
 
 
 def texts_hide_pixels(names: Iterable[str]) -> bool:
-    """Whether one of a file's texts is named like something that says how pixels are read."""
+    """Whether one of a file's texts has a name that changes how pixels are read."""
     return not _TAKEN_NAMES.isdisjoint(names)
 
 
 def without_ancillary(data: bytes) -> bytes:
-    """The same picture with the chunks IHDR, PLTE, IDAT, IEND, and tRNS and eXIf where they are sound.
+    """The same picture with only the chunks IHDR, PLTE, IDAT, IEND, and tRNS and eXIf if they are sound.
 
     An animation becomes its default image. Raises ValueError with the reason if the pixels cannot be reached.
     """
     kept = [SIGNATURE]
-    seen: dict[bytes, bytes] = {}  # what the first chunk of each kind holds
+    seen: dict[bytes, bytes] = {}  # the contents of the first chunk of each kind
     for chunk in _chunks(data):
         if chunk.kind == b"IEND":
             break
@@ -65,7 +65,7 @@ def without_ancillary(data: bytes) -> bytes:
 
 
 def _chunks(data: bytes) -> Iterator[Chunk]:
-    """The chunks in their order; the last IDAT may be cut short. Raises ValueError where no chunk can be told."""
+    """The chunks in their order; the last IDAT may be cut short. Raises ValueError if one before it is broken."""
     start, any_pixels = len(SIGNATURE), False
     while start < len(data):
         header = data[start : start + 8]
@@ -98,7 +98,7 @@ def _refuse_damaged(chunk: Chunk, body: bytes) -> None:
 
 
 def _is_of_use(kind: bytes, body: bytes, seen: dict[bytes, bytes]) -> bool:
-    """Whether it says which way is up, or names transparent colours as libpng takes them: before the pixels."""
+    """Whether a chunk gives the orientation, or transparent colours that libpng accepts: before the pixels."""
     if kind != b"tRNS":
         return kind == b"eXIf"
     colour_type = seen[b"IHDR"][9]

@@ -1,19 +1,19 @@
-"""Samples of more than 8 bits to 8 bits: what the whitest value of a picture is, where the file does not say."""
+"""Conversion of samples of more than 8 bits to 8 bits, and the value of white if the file does not give it."""
 
 from functools import lru_cache
 
 import numpy as np
 
 _VALUES_AT_ONCE = 1 << 15  # as float64 they stay in a core's cache, which makes this three times as fast
-_LARGEST_OWN_SCALE = 1 << 24  # beyond, whole numbers are taken to use all the bits of their type
+_LARGEST_OWN_SCALE = 1 << 24  # larger whole numbers are taken to use all the bits of their type
 
 
 def full_scale(largest: float, bits: int, *, is_float: bool) -> float:
-    """The value of white. Whole numbers of up to 16 bits use all of them.
+    """The value of white. Whole numbers of up to 16 bits use all of their bits.
 
-    Floats up to 2 are taken to have the full scale 1. Larger ones, and whole numbers of more bits, have that of 8 bits
-    or of 16 bits, if that is enough. Beyond, it is their own maximum, but for whole numbers that use more than 24 bits,
-    or have no more, that of their type.
+    Floats up to 2 are taken to have the full scale 1. Larger floats, and whole numbers of more bits, have the full
+    scale of 8 bits, or of 16 bits, if `largest` fits. Beyond that the full scale is `largest`. Whole numbers are an
+    exception if they use more than 24 bits or have at most 24 bits: their full scale is that of their type.
     """
     if not is_float and bits <= 16:
         return float((1 << bits) - 1)
@@ -27,7 +27,7 @@ def full_scale(largest: float, bits: int, *, is_float: bool) -> float:
 
 
 def finite(values: np.ndarray) -> np.ndarray:
-    """float64 of the same shape; what is no number, or infinite, is 0."""
+    """The values as float64 of the same shape; NaN and infinite values become 0."""
     wide = values.astype(np.float64)
     if values.dtype.kind == "f":
         wide[~np.isfinite(wide)] = 0.0
@@ -35,7 +35,7 @@ def finite(values: np.ndarray) -> np.ndarray:
 
 
 def finite_max(values: np.ndarray) -> float:
-    """The largest of the finite values; 0 where none is larger."""
+    """The largest of the finite values, at least 0."""
     if values.dtype.kind != "f":
         return max(float(values.max(initial=0)), 0.0)
     with np.errstate(invalid="ignore"):
@@ -44,7 +44,7 @@ def finite_max(values: np.ndarray) -> float:
 
 
 def to_8_bits(values: np.ndarray, white: float, *, white_is_zero: bool = False) -> np.ndarray:
-    """uint8 of the same shape: 0 and less is black, `white` and more is white, rounded; or the other way round."""
+    """uint8 of the same shape, rounded: 0 and less is black, `white` and more is white; reversed if `white_is_zero`."""
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:  # ten times as fast, and the same to the bit
         return np.take(_table(white, white_is_zero), values)
     flat = values.reshape(-1)

@@ -1,25 +1,25 @@
-"""Directories of tags, as TIFF and EXIF have them: measured before anybody reads the values of their tags.
+"""Directories of tags, as in TIFF and EXIF, measured before the values of their tags are read.
 
-A tag says where its value lies and how long it is, so that thousands of tags may all point at the same bytes: whoever
-reads them copies the file over and over. Those of honest files do not overlap.
+A tag has the place and the length of its value, so that thousands of tags may point at the same bytes: a reader then
+copies the file over and over. In honest files the values do not overlap.
 """
 
 import struct
 
 MAX_TAGS = 4_096  # cameras write some hundred
-MAX_NUMBERS = 1 << 20  # in one tag: the places of so many strips or tiles
-_HARMLESS_BYTES = 64 << 20  # that all tags of a directory may take together, wherever they lie
+MAX_NUMBERS = 1 << 20  # in one tag: the places of as many strips or tiles
+_HARMLESS_BYTES = 64 << 20  # allowed for all tags of a directory together, in a file of any size
 
-_EXIF = b"Exif\0\0"  # Pillow takes it away twice
+_EXIF = b"Exif\0\0"  # Pillow removes it twice
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _BYTES = (1, 2, 6, 7)  # types whose values stay bytes, however many they are
 
 
 def refuse_bomb(data: bytes, what: str) -> None:
-    """Raise ValueError where reading the first directory of `data` would take more than its own bytes.
+    """Raise ValueError if reading the first directory of `data` would take more than the bytes of `data`.
 
-    `data` begins with the head of a TIFF, or with EXIF's before it. What is damaged or cut short is left to whoever
-    reads it.
+    `data` begins with the head of a TIFF, or with EXIF's head before it. Damaged or cut data pass: their reader reports
+    them.
     """
     try:
         num_tags, num_bytes, most = _measured(data.removeprefix(_EXIF).removeprefix(_EXIF))
@@ -43,7 +43,7 @@ def is_bomb(data: bytes) -> bool:
 
 
 def _measured(data: bytes) -> tuple[int, int, int]:
-    """Tags, bytes of their values, and how many numbers the largest has. Raises struct.error where it is cut short."""
+    """The number of tags, the bytes of their values, and the most numbers in a tag. Raises struct.error if cut."""
     order = "<" if data[:2] == b"II" else ">"
     is_big = 43 in data[2:4]
     head, count, entry = ("8xQ", "Q", "HHQQ") if is_big else ("4xI", "H", "HHII")

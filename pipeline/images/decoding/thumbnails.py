@@ -1,4 +1,4 @@
-"""Small pictures of remembered images, for pages people look at."""
+"""Small pictures of remembered images, for pages that people read."""
 
 import base64
 import io
@@ -6,7 +6,7 @@ import io
 from PIL import Image
 
 JPEG_QUALITY = 80
-KEPT_PIXELS = 112  # a side of the thumbnails kept in a memory: about 3 KB each
+KEPT_PIXELS = 112  # the largest side of the thumbnails stored in a memory: about 3 KB each
 
 
 def thumbnail(image: Image.Image, pixels: int = KEPT_PIXELS) -> bytes:
@@ -26,5 +26,5 @@ def thumbnail(image: Image.Image, pixels: int = KEPT_PIXELS) -> bytes:
 
 
 def data_uri(jpeg: bytes) -> str:
-    """A JPEG as a data URI, for a page that asks nothing of anywhere."""
+    """A JPEG as a data URI, for a page that loads nothing from elsewhere."""
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"

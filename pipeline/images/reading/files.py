@@ -124,7 +124,7 @@ def unreadable(error: OSError | ValueError) -> Rejected:
 
 def _remote_bytes(uri: str) -> bytes:
     files, path = file_system(uri)
-    # One stream is one request. With more streams s3fs first asks for the size, which takes small files twice as long.
+    # One stream is one request. With more streams s3fs first asks for the size, which doubles the time of a small file.
     one_request = {"max_concurrency": 1} if "s3" in files.protocol else {}
     return bytes(files.cat_file(path, **one_request))
 

@@ -1,7 +1,7 @@
 """A reader of Thrift's compact protocol, as far as Parquet's footers and page headers use it.
 
-A struct is a dict by field number. The bytes are not trusted: lengths must fit them, and the depth of nested structs is
-limited to what Parquet needs.
+A struct is a dict by field number. The bytes are not trusted: lengths must fit them, and structs may be nested no
+deeper than MAX_DEPTH.
 """
 
 import struct

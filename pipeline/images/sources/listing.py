@@ -1,7 +1,7 @@
-"""What a source holds, listed once into ordered tables: image files, and containers with images in them.
+"""The listing of a source, made once: ordered tables of image files and of containers with images in them.
 
-The order is that of the uris, which fixes the ids. No image is opened here. A listing of any length takes little
-memory: beyond some rows it goes to a temporary file, from which its table is mapped.
+The tables are in the order of the uris, which fixes the ids. No image is opened here. A listing of any length takes
+little memory: a long one goes to a temporary file, and its table is memory-mapped.
 """
 
 import itertools
@@ -44,22 +44,22 @@ from pipeline.store.tables.schemas import PLAN
 BATCH_ROWS = 65_536
 PEEKED_IMAGES = 256
 PEEKED_BYTES = 16 << 20
-TOLD_EVERY = 1_000  # files, after which the time is looked at
-TOLD_SECONDS = 0.5  # between two words on how many there are
+TOLD_EVERY = 1_000  # files between two looks at the clock
+TOLD_SECONDS = 0.5  # between two reports of progress
 
-IMAGES = pa.schema(list(PLAN)[1:])  # ids come with the segment
+IMAGES = pa.schema(list(PLAN)[1:])  # the segment gives the ids
 _VECTORS = set(VECTOR_KINDS)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What a source holds: `images` as IMAGES, `containers` as CONTAINERS.
+    """The contents of a source: `images` as IMAGES, `containers` as CONTAINERS.
 
-    `given` is about the vectors among the containers, None where there are none. `is_file` tells a source that is one
-    image from a folder of one. `kept` are the columns to be kept; those that a label file has are columns of `images`
-    too. `choice` says which images of containers are taken. `census` is about the labels of image files, `inside` about
-    what is known of those in containers; `passed_over` is what is neither. `mask_like` counts image files that are
-    named like masks of others.
+    `given` describes the vectors in the containers, None if there are none. `is_file` distinguishes a source that is
+    one image from a folder of one image. `kept` are the kept columns; those that a label file has are columns of
+    `images` too. `choice` says which images of containers are taken. `census` has the labels of image files, `inside`
+    the known labels of images in containers. `passed_over` counts files that are neither. `mask_like` counts image
+    files that are named like masks of others.
     """
 
     uri: str
@@ -91,12 +91,12 @@ class Listing:
 
     @property
     def uncounted(self) -> int:
-        """Archives, whose images are counted when they are read."""
+        """The number of archives. Their images are counted when they are read."""
         return int(self.containers.column("images").null_count)
 
     @property
     def holds_images(self) -> bool:
-        """Whether anything in it is to be embedded."""
+        """Whether the source has anything to embed."""
         return bool(self.images.num_rows) or not set(self.containers.column("kind").unique().to_pylist()) <= _VECTORS
 
     @property
@@ -114,11 +114,11 @@ def list_source(
 ) -> Listing:
     """List the images and containers under a folder or prefix, or the one file that `source` names.
 
-    By default an image's label is the first folder below the source, as in torchvision's ImageFolder; an image directly
-    in the source has none, and a single file is labelled by the folder that holds it. Symbolic links are followed, each
-    folder once. Hidden files, leftovers of desktops and what `choice` excludes are passed over; so is a folder that
-    cannot be read, which `passed_over` names. Raises SourceError when the source is missing, unreadable or without an
-    image, or has no column that is to be kept, and StorageError when the place it lies in cannot be reached.
+    By default an image's label is the first folder below the source, as in torchvision's ImageFolder. An image directly
+    in the source has none, and a single file has the name of its folder as label. Symbolic links are followed, each
+    folder once. Hidden files, leftovers of desktops and what `choice` excludes are passed over. A folder that cannot be
+    read is passed over too, and `passed_over` names it. Raises SourceError if the source is missing, unreadable or
+    without an image, or lacks a column to be kept; StorageError if its store cannot be reached.
     """
     passed = PassedOver()
     walk = walk_source(source, Exclusion(choice.exclude), passed)
@@ -138,7 +138,7 @@ def list_source(
                 containers.append(Container(file.uri, kind, file.num_bytes, file.modified))
 
     table = _in_order(_spooled(_batches(images(), labels, walk.name)))
-    # A memory, or decisions, that lie below the source are not part of it.
+    # A memory, or decisions, below the source are not part of it.
     found = [container for container in containers if not container.uri.startswith(tuple(set(ours)))]
     memories = tuple({folder.rstrip("/").rpartition("/")[0] + "/" for folder in ours})
     passed.label_files = [uri for uri in passed.label_files if not uri.startswith(memories)]
@@ -175,7 +175,7 @@ def list_source(
 
 
 def _told(files: Iterator[SourceFile], on_progress: OnProgress) -> Iterator[SourceFile]:
-    """The files, told now and then: nobody knows how many will come."""
+    """The files. Their number so far is reported now and then; the total is unknown."""
     told = time.monotonic()
     for number, file in enumerate(files, start=1):
         yield file
@@ -207,7 +207,7 @@ def _nothing_in(source: str, walk: Walk, passed: PassedOver) -> SourceError:
 def items_of(listing: Listing, labels: Labels, notes: ContainerNotes | None = None) -> Iterator[Item]:
     """Every image of a source in order, files first; no vectors. Raises StorageError.
 
-    `notes` is complete when all were given, and has the labels that came late.
+    `notes` gets the labels that came late. It is complete after the last image.
     """
     notes = notes if notes is not None else ContainerNotes()
     for batch in listing.images.select(["uri", "label"]).to_batches(BATCH_ROWS):
@@ -220,9 +220,9 @@ def items_of(listing: Listing, labels: Labels, notes: ContainerNotes | None = No
 
 
 def peek(listing: Listing, labels: Labels) -> tuple[str, LabelCensus, ContainerNotes] | None:
-    """The uri of a container that says its labels only when it is read, those of its first images, and its notes.
+    """The uri of a container whose labels are known only when it is read, the labels of its first images, its notes.
 
-    At most PEEKED_IMAGES or PEEKED_BYTES are read. None where there is no such container, or none of its images could
+    At most PEEKED_IMAGES or PEEKED_BYTES are read. None if there is no such container, or if none of its images could
     be read. Raises StorageError.
     """
     unread = listing.containers.filter(pc.invert(pc.is_in(listing.containers["kind"], pa.array(VECTOR_KINDS))))
@@ -250,11 +250,10 @@ def containers_of_vectors(listing: Listing) -> list[Container]:
 
 
 def _with_pairs(containers: list[Container], source: str) -> tuple[list[Container], set[Container]]:
-    """Each .npy with the size and time of the Parquet file beside it added, which then is no container of its own.
+    """The containers, with each .npy joined to the Parquet file beside it, which is no container of its own then.
 
-    The set has those that became part of another.
-
-    Raises SourceError for a .npy of clip-retrieval that lacks its metadata, where others have theirs.
+    A joined .npy has the size of both files and the later time. The set has the containers as they were before they
+    were joined. Raises SourceError for a .npy of clip-retrieval without its metadata, if others have theirs.
     """
     is_passed_over = unpaired(container.uri for container in containers if container.kind == "npy")
     by_uri = {container.uri: container for container in containers}
@@ -284,7 +283,7 @@ def _with_pairs(containers: list[Container], source: str) -> tuple[list[Containe
 
 
 def _folders_of_ours(uri: str) -> list[str]:
-    """The folders of tables that a file with this uri tells to be a memory's, or those of decisions."""
+    """The folders with the tables of a memory, or of decisions, if a file with this uri is a sign of one."""
     return [
         f"{uri[: sign.start()]}{folder}/"
         for pattern, folders in OURS
@@ -308,7 +307,7 @@ def _batches(files: Iterator[SourceFile], labels: Labels, name: str) -> Iterator
 
 
 def _spooled(batches: Iterator[pa.RecordBatch]) -> pa.Table:
-    """A table of the batches: in memory if it is one, else mapped from a temporary file that has no name any more."""
+    """A table of the batches: in memory if it is one batch, else mapped from a temporary file without a name."""
     first = list(itertools.islice(batches, 2))
     if len(first) < 2:
         return pa.Table.from_batches(first, schema=IMAGES)
@@ -321,7 +320,7 @@ def _spooled(batches: Iterator[pa.RecordBatch]) -> pa.Table:
 
 
 def _in_order(images: pa.Table) -> pa.Table:
-    """The table by ascending uri, as nearly every place lists it."""
+    """The table by ascending uri. Nearly every place lists it in this order already."""
     last = ""
     for batch in images.column("uri").chunks:
         if len(batch) and (batch[0].as_py() < last or pc.any(pc.less(batch[1:], batch[:-1])).as_py()):

@@ -1,7 +1,7 @@
-"""Every file of a source, in the order of the uris: on this machine, in an object store, or wherever fsspec leads.
+"""Every file of a source, in the order of the uris: on this machine, in an object store, or anywhere fsspec reaches.
 
-What cannot be listed is noted and the rest goes on, but for the source itself. Leftovers, hidden files and what the
-user excludes are noted and passed over.
+A folder that cannot be listed is noted, and the walk goes on; only for the source itself it ends. Leftovers, hidden
+files and what the user excludes are noted and passed over.
 """
 
 import datetime
@@ -23,7 +23,7 @@ from pipeline.store.storage.store_errors import code_of, explanation
 
 
 class SourceFile(NamedTuple):
-    """A file of a source; `below` is its uri from the source on."""
+    """A file of a source; `below` is its uri relative to the source."""
 
     uri: str
     below: str
@@ -33,7 +33,7 @@ class SourceFile(NamedTuple):
 
 @dataclass(frozen=True)
 class Walk:
-    """The files of a source at a uri; `name` is that of its own folder, `is_file` whether it is one file alone."""
+    """The files of a source at a uri. `name` is the name of its folder, `is_file` whether it is a single file."""
 
     uri: str
     name: str
@@ -42,10 +42,10 @@ class Walk:
 
 
 def walk_source(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
-    """The files of a source, found while they are asked for; what is passed over is noted in `passed`.
+    """The files of a source, listed lazily. What is passed over is noted in `passed`.
 
     Raises SourceError for a source that is missing or unreadable, UsageError for one with a secret in its uri, and
-    StorageError where its store cannot be reached.
+    StorageError if its store cannot be reached.
     """
     refuse_secrets(source)
     if re.match(r"https?://", source, re.IGNORECASE):
@@ -54,7 +54,7 @@ def walk_source(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
 
 
 def one_file(uri: str) -> SourceFile | None:
-    """What is known of a file that lies outside of the source, if it is there."""
+    """A file that lies outside of the source; None if it does not exist."""
     if not is_remote(uri):
         path = path_of_uri(uri)
         return _found(path, path) if os.path.isfile(path) else None
@@ -87,7 +87,7 @@ def _local(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
 def _found(path: str, below: str) -> SourceFile:
     try:
         status = os.stat(path)
-    except OSError:  # a link that leads nowhere is listed, and rejected with its reason
+    except OSError:  # a broken link is listed, and rejected with its reason
         return SourceFile(uri_of_path(path), uri_of_path(below), None, None)
     modified = datetime.datetime.fromtimestamp(status.st_mtime, datetime.UTC)
     return SourceFile(uri_of_path(path), uri_of_path(below), status.st_size, modified)
@@ -124,13 +124,13 @@ def _walk(root: str, exclusion: Exclusion, passed: PassedOver) -> Iterator[Sourc
 
 
 def _listed(entry: os.DirEntry, below: str, exclusion: Exclusion, passed: PassedOver) -> str | None:
-    """The name of a file or folder as a uri, a folder's with a slash; None for one that is passed over.
+    """The name of a file or folder as a uri, with a slash for a folder; None if it is passed over.
 
-    A link that leads nowhere, or to itself, is listed as a file; a pipe would hang whoever opened it.
+    A link that leads nowhere, or to itself, is listed as a file. A pipe is passed over, because opening it hangs.
     """
     try:
         is_folder, is_file = entry.is_dir(), entry.is_file()
-    except OSError:  # a link to itself, or a file whose folder may be listed and nothing more
+    except OSError:  # a link to itself, or a file in a folder that may only be listed
         is_folder, is_file = False, False
     if not (is_folder or is_file or not os.path.exists(entry.path)):
         return None
@@ -152,7 +152,7 @@ def _listed(entry: os.DirEntry, below: str, exclusion: Exclusion, passed: Passed
 
 
 def _remote(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
-    files, root = file_system(uri_of(source))  # what a user writes has nothing encoded
+    files, root = file_system(uri_of(source))  # a user's URI is not percent-encoded
     scheme = source.partition("://")[0].lower()
     root = root.rstrip("/")
     pages = _s3_keys(files, root) if "s3" in files.protocol else _walked_keys(files, root, passed)
@@ -172,7 +172,7 @@ def _remote(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
         folder = root.rpartition("/")[0].rpartition("/")[2]
         return Walk(uri, folder, True, iter([_key(scheme, root, f"{folder}/{name}", about)]))
     start = len(root) + 1
-    last = ""  # the leftover folder met last: it is counted once, its keys lie together
+    last = ""  # the last leftover folder: its keys are adjacent, so it is counted once
 
     def taken() -> Iterator[SourceFile]:
         nonlocal last
@@ -206,7 +206,7 @@ def _key(scheme: str, key: str, below: str, about: dict[str, Any]) -> SourceFile
 
 
 def _s3_keys(files: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Page after page, where s3fs's own `find` would hold every key at once."""
+    """The keys, page by page. s3fs's own `find` would hold every key in memory."""
     bucket, _, prefix = root.partition("/")
     page: dict[str, Any] = {"IsTruncated": True}
     while page.get("IsTruncated"):
@@ -214,12 +214,12 @@ def _s3_keys(files: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
         more = {"ContinuationToken": token} if token else {}
         page = files.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **more)
         for about in page.get("Contents", []):
-            if not about["Key"].endswith("/"):  # consoles make such keys, which stand for a folder
+            if not about["Key"].endswith("/"):  # consoles make such keys for folders
                 yield f"{bucket}/{about['Key']}", about
 
 
 def _walked_keys(files: Any, root: str, passed: PassedOver) -> Iterator[tuple[str, dict[str, Any]]]:
-    def note(error: OSError) -> None:  # fsspec's own default passes over such folders without a word
+    def note(error: OSError) -> None:  # by default fsspec passes over such folders silently
         if not isinstance(error, FileNotFoundError):
             passed.unreadable[str(error.filename or root)] = error.strerror or str(error)
 

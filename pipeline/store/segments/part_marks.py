@@ -6,8 +6,7 @@ A part with a mark is done. Several workers may do the same part; the first mark
 import secrets
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import MappingProxyType
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -110,11 +109,11 @@ def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark
 class PartWork:
     """How a part was worked on, for its mark. The fields are those of PartMark; `node` None means this host."""
 
-    seconds: Mapping[str, float] = MappingProxyType({})
+    seconds: Mapping[str, float] = field(default_factory=dict)
     node: str | None = None
     decoded_on: tuple[str, ...] = ()
-    unlabelled: Mapping[str, int] = MappingProxyType({})
-    noted: Mapping[str, dict[str, int]] = MappingProxyType({})
+    unlabelled: Mapping[str, int] = field(default_factory=dict)
+    noted: Mapping[str, dict[str, int]] = field(default_factory=dict)
     duplicates: int = 0
 
 
