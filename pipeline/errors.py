@@ -28,6 +28,8 @@ Each message is one sentence: what is wrong, where, and what to do about it. It 
 Python; the command line shows them as options (jobs/terminal/options.py), HTTP as fields.
 """
 
+from typing import Literal
+
 
 class VisualMemoryError(Exception):
     """The base of all errors that the library raises on purpose. `field` is the request field it is about, or None."""
@@ -73,7 +75,17 @@ class NotPermitted(StorageError):
 
 
 class FormatError(VisualMemoryError):
-    """The memory was written in a format this release does not read."""
+    """The memory was written in a format this release does not read.
+
+    `found` is the number of that format, `reads` the one that this release reads. Both are None if it is unknown.
+    """
+
+    def __init__(self, message: str, found: int | None = None, reads: int | None = None) -> None:
+        super().__init__(message, found, reads)
+        self.found, self.reads = found, reads
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class DamagedFile(VisualMemoryError):
@@ -138,5 +150,27 @@ class ClusterError(VisualMemoryError):
     """A Ray cluster cannot be reached, refuses the token, or does not have the job."""
 
 
+ConflictCause = Literal[
+    "another encoder",  # another writer fixed the memory's encoder first
+    "same source",  # another writer added the same source
+    "index changed",  # another writer built, extended or dropped the index
+    "entries moved",  # another writer moved entries into other files: folded, compacted or indexed them
+    "rewritten",  # another writer erased entries, rolled the memory back, or made it anew
+    "versions dropped",  # another process dropped versions that this one needed
+    "version committed",  # another writer committed a version where nothing may come between
+    "lease lost",  # this process was taken for dead
+    "at work",  # another process is at work on the same: wait until it is done
+    "erasure unfinished",  # `verify --clean` has to finish an erasure first
+    "too many writers",  # others were faster every time
+]
+
+
 class CommitConflict(VisualMemoryError):
-    """Another writer changed the state that this commit was based on."""
+    """Another writer changed the state that this commit was based on, or is about to. `reason` says how."""
+
+    def __init__(self, message: str, reason: ConflictCause) -> None:
+        super().__init__(message, reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -1,4 +1,4 @@
-"""Which extra of the package brings which library, and what to say where one is missing."""
+"""The libraries that each extra of the package installs, and the error if a library is missing."""
 
 import contextlib
 from collections.abc import Iterator
@@ -28,10 +28,10 @@ BROUGHT_BY: dict[str, Extra] = {
 
 @contextlib.contextmanager
 def needed_for(work: str) -> Iterator[None]:
-    """Raise MissingExtra where a library that an extra brings is not installed; `work` is what it is needed for."""
+    """Raise MissingExtra if a library of an extra is not installed; `work` names the work that needs the library."""
     try:
         yield
-    except ImportError as error:  # fsspec raises it from the ModuleNotFoundError
+    except ImportError as error:  # fsspec raises an ImportError from the ModuleNotFoundError
         cause = error.__cause__ if isinstance(error.__cause__, ImportError) else error
         library = (error.name or cause.name or "").partition(".")[0]
         extra = BROUGHT_BY.get(library)

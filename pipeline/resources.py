@@ -1,16 +1,16 @@
-"""What this machine has for a process: cores it may run on, and memory that is free."""
+"""The resources that a process has on this machine: CPU cores and free memory."""
 
 import os
 from pathlib import Path
 
 
 def available_cpus() -> int:
-    """CPU cores this process may run on."""
+    """The number of CPU cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_bytes() -> int:
-    """Memory that could be had without swapping; 0 where the system does not say."""
+    """Bytes of memory that can be allocated without swapping; 0 if the system does not report them."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Reports that are tables give themselves as Arrow and pandas tables."""
+"""The base class of reports that can be converted to Arrow and pandas tables."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 class Tabular:
-    """A report with rows. A subclass says what they are in `_rows`."""
+    """A report with rows. A subclass defines the rows in `_rows`."""
 
     def _rows(self) -> list[dict[str, Any]]:
-        """The rows in order, all with the same names."""
+        """The rows in order, all with the same column names."""
         raise NotImplementedError
 
     def to_arrow(self) -> pa.Table:
-        """The rows as an Arrow table; without columns if there are none."""
+        """The rows as an Arrow table. The table has no columns if there are no rows."""
         return pa.Table.from_pylist(self._rows())
 
     def to_pandas(self) -> "pd.DataFrame":

@@ -1,4 +1,4 @@
-"""A decision as people and programs read it: the winner, its votes, and every neighbour with its weight."""
+"""A decision in its public form: the winner, the votes, and every neighbour with its weight."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,14 +8,15 @@ from typing import Any
 from pipeline.decisions.question import AnswerContext
 from pipeline.decisions.voting import Votes
 
-SHOWN_IN_NOTEBOOKS = 10  # neighbours of a decision
+SHOWN_IN_NOTEBOOKS = 10  # neighbours per decision
 
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A retrieved entry. `rank` counts from 0; `weight` is its share of all votes, None outside a decision.
+    """A retrieved entry.
 
-    `kept` are the values of kept columns by name, where they were asked for.
+    `rank` counts from 0. `weight` is the entry's fraction of all votes, None outside a decision. `kept` are the values
+    of kept columns by name, empty if they were not asked for.
     """
 
     rank: int
@@ -30,19 +31,19 @@ class Neighbor:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Neighbor":
-        """A neighbour from what `to_json` made of it."""
+        """The neighbour in a JSON object that `to_json` made."""
         known = ("rank", "id", "uri", "label", "dataset", "similarity", "reliability", "weight", "kept")
         return cls(**{name: fields[name] for name in known if name in fields})
 
     def _repr_html_(self) -> str:
-        """The neighbour as a notebook shows it."""
+        """The neighbour as HTML for a notebook."""
         return _html_table([self])
 
     def to_json(self) -> dict:
         fields = {
             "rank": self.rank,
             "id": self.id,
-            "id_text": str(self.id),  # beyond 2 ** 53 a number is rounded by JavaScript, and by whatever reads floats
+            "id_text": str(self.id),  # JavaScript, and any reader of floats, rounds numbers above 2 ** 53
             "uri": self.uri,
             "label": self.label,
             "dataset": self.dataset,
@@ -55,7 +56,7 @@ class Neighbor:
 
 @dataclass(frozen=True, repr=False)
 class Decision:
-    """The answer to one query. An abstention has no label, keeps its votes and says its reason."""
+    """The answer to one query. An abstention has no label; it has its votes and a reason."""
 
     uri: str | None
     label: str | None
@@ -76,7 +77,7 @@ class Decision:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Decision":
-        """A decision from what `to_json` made of it; fields that it does not know are left out."""
+        """The decision in a JSON object that `to_json` made. Unknown fields are ignored."""
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
         return cls(**known | {"neighbors": tuple(map(Neighbor.from_json, fields["neighbors"]))})
 
@@ -88,7 +89,7 @@ class Decision:
         )
 
     def _repr_html_(self) -> str:
-        """The decision as a notebook shows it: what was decided, and the first neighbours."""
+        """The decision as HTML for a notebook: the label and the first neighbours."""
         decided = "no decision" if self.abstained else escape(str(self.label))
         about = f"confidence {self.confidence:.1%}, margin {self.margin:.1%}, {escape(self.voting)}, k = {self.k}"
         reason = f"<p>{escape(self.reason)}</p>" if self.reason else ""
@@ -136,9 +137,9 @@ def decision_of(
     query: int,
     label: str | None,
 ) -> Decision:
-    """Assemble the decision of one query from its row of the counted votes, its neighbours having their weights.
+    """Assemble the decision of one query from its row of the counted votes.
 
-    `label` is the winner's.
+    `neighbors` have their weights already. `label` is the winner's label, None if there is no winner.
     """
     question = answering.question
     shares: dict[str, float] = {}
@@ -147,7 +148,7 @@ def decision_of(
             shares[neighbor.label] = shares.get(neighbor.label, 0.0) + neighbor.weight
     confidence = float(votes.confidences_Q[query])
     if label is not None:
-        shares[label] = confidence  # the very same figure, not one summed in another order
+        shares[label] = confidence  # exactly the same number: a sum in another order may differ
     reason = None
     if label is None:
         reason = answering.nothing_found if not neighbors else "all neighbours have weight zero"

@@ -1,4 +1,4 @@
-"""How well decisions fit known labels: accuracy at k for each voting, and the balance that serves all classes best."""
+"""Compares decisions with known labels: accuracy at each k for each voting, and the best balance for all classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +13,10 @@ BALANCES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 
 @dataclass(frozen=True)
 class LabelledNeighbors:
-    """Retrieved neighbours of queries whose label is known.
+    """Retrieved neighbours of queries whose labels are known.
 
-    similarities_QK float, codes_QK int (-1: none), truths_Q int; a truth that no class has is -1 and counts as wrong.
+    similarities_QK is float, codes_QK int (-1: no neighbour), truths_Q int. The truth -1 is a label that no class has;
+    such a query counts as wrong.
     """
 
     similarities_QK: np.ndarray
@@ -26,7 +27,7 @@ class LabelledNeighbors:
 
 @dataclass(frozen=True)
 class Score:
-    """Percent of queries right (accuracy), the same averaged over true classes (balanced), and for each class."""
+    """Percentages of right queries: of all (accuracy), averaged over true classes (balanced), and of each class."""
 
     accuracy: float
     balanced_accuracy: float
@@ -47,10 +48,10 @@ def score(asked: LabelledNeighbors, rule: VotingRule, k: int) -> Score:
 def score_all(
     asked: LabelledNeighbors, rule: VotingRule, ks: Sequence[int], votings: Sequence[Voting] = VOTINGS
 ) -> dict[Voting, dict[int, Score]]:
-    """Scores of each voting at each k, with the constants and the balance of `rule`."""
+    """The score of each voting at each k, with the constants and the balance of `rule`."""
     return {v: {k: score(asked, replace(rule, voting=v), k) for k in ks} for v in votings}
 
 
 def choose_balance(asked: LabelledNeighbors, rule: VotingRule, k: int) -> float:
-    """The balance with the best balanced accuracy on these (leave-one-out) queries; the weaker one of equals."""
+    """The balance with the best balanced accuracy on leave-one-out queries; the smallest one if several are equal."""
     return max(BALANCES, key=lambda tau: (score(asked, replace(rule, balance=tau), k).balanced_accuracy, -tau))

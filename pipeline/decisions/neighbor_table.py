@@ -1,7 +1,7 @@
-"""What was found for some queries, wherever it was found, and the decisions that follow from it.
+"""The neighbours of some queries, and the decisions made from them.
 
-A search in one process and one that is spread over several come together here, so that both answer alike. Shapes: Q
-queries, K neighbours in rank order, C classes.
+A search in one process and a search over several processes both use this module, so that they give the same answers.
+Shapes: Q queries, K neighbours in rank order, C classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,15 +13,16 @@ from pipeline.decisions.decision import Decision, Neighbor, decision_of
 from pipeline.decisions.question import AnswerContext
 from pipeline.decisions.voting import count_votes
 
-KeptValues = Mapping[str, bool | int | float | str | None]  # by the names of columns
+KeptValues = Mapping[str, bool | int | float | str | None]  # values of kept columns, by column name
 
 
 @dataclass(frozen=True)
 class NeighborTable:
     """Neighbours in order: similarities float32, ids int64 and label codes int32, all [Q, K].
 
-    Where a query has fewer than K the rest has similarity -inf, id -1 and code -1. `uris`, `datasets` and `kept`, the
-    values of kept columns where they were asked for, have as many as a query has neighbours.
+    If a query has fewer than K neighbours, the rest of its row has similarity -inf, id -1 and code -1. `uris`,
+    `datasets` and `kept` have one item per neighbour of a query. `kept` has the values of kept columns; None if they
+    were not asked for.
     """
 
     similarities_QK: np.ndarray
@@ -32,7 +33,7 @@ class NeighborTable:
     kept: list[list[KeptValues]] | None = None
 
     def rows(self, queries: slice) -> "NeighborTable":
-        """What was found for some of the queries."""
+        """The rows of some of the queries."""
         columns = self.similarities_QK[queries], self.ids_QK[queries], self.codes_QK[queries]
         kept = self.kept[queries] if self.kept is not None else None
         return NeighborTable(*columns, self.uris[queries], self.datasets[queries], kept)
@@ -44,7 +45,7 @@ class NeighborTable:
         weigh: Mapping[int, float] | None = None,
         weights: Sequence[float] | None = None,
     ) -> tuple[Neighbor, ...]:
-        """Those of one query; codes point into `labels`. `weights` are their shares of the votes."""
+        """The neighbours of one query. Codes are indices into `labels`; `weights` are fractions of all votes."""
         weigh = weigh or {}
         ids, codes = self.ids_QK[query].tolist(), self.codes_QK[query].tolist()
         similarities = self.similarities_QK[query].tolist()
@@ -66,10 +67,10 @@ class NeighborTable:
 
 @dataclass(frozen=True)
 class LabelStatistics:
-    """What a decision needs to know of entries that are no neighbours.
+    """Counts of live entries, used for balance and for the reasons of abstentions.
 
-    `counts_C` (int64) are the live entries of each of `labels`; `live` counts those that could be found, with a label
-    or without, and `whole` also those that do not satisfy `where`.
+    `counts_C` (int64) has the number of live entries of each of `labels`. `live` counts all searchable entries, with or
+    without a label. `whole` also counts the entries that do not satisfy `where`.
     """
 
     labels: tuple[str, ...]
@@ -78,7 +79,7 @@ class LabelStatistics:
     whole: int
 
     def why_empty(self, label_set: str | None, where: str | None, *, excluding: bool) -> str:
-        """Why a decision has no neighbour."""
+        """The reason why a decision has no neighbour."""
         if not self.whole:
             return "the memory holds no entries"
         if not self.live:
@@ -91,9 +92,10 @@ class LabelStatistics:
 
 
 def given(ids_QK: np.ndarray, by_id: Mapping[int, float], others_QK: np.ndarray) -> np.ndarray:
-    """What is given for some ids where these stand, and else what was there before; as `others_QK` in shape and kind.
+    """The value in `by_id` of each id, or else the value in `others_QK`; with the shape and dtype of `others_QK`.
 
-    One look-up for all: the cost grows with the ids times the logarithm of how many are given.
+    All ids are looked up at once. The cost is proportional to the number of ids times the logarithm of the size of
+    `by_id`.
     """
     wanted = np.array(sorted(by_id), np.int64)
     values = np.array([by_id[entry_id] for entry_id in wanted.tolist()])
@@ -105,7 +107,7 @@ def given(ids_QK: np.ndarray, by_id: Mapping[int, float], others_QK: np.ndarray)
 def decide(
     found: NeighborTable, standing: LabelStatistics, answering: AnswerContext, uris: Sequence[str | None]
 ) -> list[Decision]:
-    """One decision a query, in order; `uris` are those of the images asked about."""
+    """One decision per query, in order; `uris` are the uris of the queried images."""
     rule, weigh = answering.question.rule, answering.question.weigh
     reliabilities_QK = np.ones(found.ids_QK.shape)
     if weigh:
@@ -121,9 +123,9 @@ def decide(
 
 
 def merge_neighbors(parts: Sequence[NeighborTable], k: int) -> NeighborTable:
-    """The k nearest of what several places found for the same queries; equal similarities are ordered by id.
+    """The k nearest neighbours over the tables of several places for the same queries; ties are ordered by id.
 
-    The codes of all must point into one list of labels. An entry is in one place only.
+    The codes of all tables must be indices into the same list of labels. Each entry is in one place only.
     """
     if len(parts) == 1:
         return parts[0]
@@ -159,9 +161,9 @@ def merge_neighbors(parts: Sequence[NeighborTable], k: int) -> NeighborTable:
 
 
 def merge_labels(parts: Sequence[LabelStatistics]) -> tuple[LabelStatistics, list[np.ndarray]]:
-    """The standing of several places together, and for each its label codes as codes of the whole.
+    """The merged statistics of several places, and for each place the translation of its codes to merged codes.
 
-    The last item of each translation, int32 [C + 1], is -1: the code of no label stays what it is.
+    A translation is int32 [C + 1]. Its last item is -1, so that the code -1 (no label) is translated to itself.
     """
     codes: dict[str, int] = {}
     translations = [

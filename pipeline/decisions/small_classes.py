@@ -1,19 +1,19 @@
-"""Classes that the others outvote: too few entries to win where their neighbours come from classes many times as large.
+"""Finds small classes that larger classes outvote: they have too few entries to win among neighbours of larger classes.
 
-What counts as small was measured (docs/benchmarks.md, on CIFAR-100): at k = 50 a class a quarter as large as ten others
-keeps 33 to 56% of its images by rank voting, where the others keep 80 to 86%, and less by plurality; `--balance auto`
-brings it to 67 to 81%. At half their size it keeps 58 to 73%.
+The limit was measured (docs/benchmarks.md, on CIFAR-100). At k = 50, rank voting decides 33 to 56% of the images of a
+class correctly if the class is a quarter as large as ten others, and 80 to 86% of the images of the others. Plurality
+decides fewer correctly. `--balance auto` raises the small class to 67 to 81%. A class of half the size has 58 to 73%.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-OUTVOTED_FROM = 4.0  # times its entries, as many as others have
+OUTVOTED_FROM = 4.0  # a class is small if others have this many times its entries
 
 
 @dataclass(frozen=True)
 class SmallClass:
-    """A class with so many `entries`, where half of all entries are in classes of `others` or more."""
+    """A small class. It has `entries` entries; half of all entries are in classes with `others` entries or more."""
 
     label: str
     entries: int
@@ -21,10 +21,10 @@ class SmallClass:
 
 
 def small_classes(counts: Mapping[str, int]) -> tuple[SmallClass, ...]:
-    """The classes far smaller than those that most entries belong to, the smallest first; none where all are alike.
+    """The classes that are far smaller than the classes of most entries, smallest first; empty if sizes are similar.
 
-    `counts` are the live entries of each class. A class is compared with the size of the class that the middle entry is
-    in, when entries are ordered by the sizes of their classes: whom it meets as neighbours.
+    `counts` has the number of live entries of each class. Each class is compared with the class of the median entry,
+    where entries are ordered by the size of their class: typical neighbours come from classes of that size.
     """
     sizes = sorted((count for count in counts.values() if count > 0), reverse=True)
     total, seen, others = sum(sizes), 0, 0
@@ -41,7 +41,7 @@ def small_classes(counts: Mapping[str, int]) -> tuple[SmallClass, ...]:
 
 
 def hint(found: Sequence[SmallClass]) -> str:
-    """One sentence about them, which names the way out; empty where there are none."""
+    """One sentence that names the small classes and the remedy; empty if there are none."""
     if not found:
         return ""
     first = found[0]

@@ -1,8 +1,8 @@
-"""How neighbours' labels become votes: the four votings, balance, winner, confidence and margin. NumPy only.
+"""Turns the labels of neighbours into votes: the four votings, balance, winner, confidence and margin. NumPy only.
 
 Shapes: Q queries, K neighbours in rank order (nearest first), C classes. Neighbour i is counted from 0; s is its
-similarity, d = 1 - s its distance. Weights are those of "Towards flexible perception with visual memory" (Geirhos et
-al., 2024, arXiv 2408.08172), whose rank voting is 1 / (i + offset).
+similarity, d = 1 - s its distance. The formulas of the weights are from "Towards flexible perception with visual
+memory" (Geirhos et al., 2024, arXiv 2408.08172), in which rank voting is 1 / (i + offset).
 """
 
 from collections.abc import Sequence
@@ -16,17 +16,17 @@ from pipeline.errors import UsageError
 Voting = Literal["plurality", "distance", "softmax", "rank"]
 VOTINGS: tuple[Voting, ...] = get_args(Voting)
 
-MAX_BALANCE = 10  # a billion entries to this power is still a number
+MAX_BALANCE = 10  # a billion entries to this power is still a finite float
 
-FEW_NEIGHBORS = 256  # of a single query, which is counted without NumPy
-NEIGHBORS_AT_ONCE = 1 << 21  # neighbours of all queries counted at a time: some 200 MB
+FEW_NEIGHBORS = 256  # a single query with at most so many neighbours is counted without NumPy
+NEIGHBORS_AT_ONCE = 1 << 21  # neighbours of all queries, counted in one step: about 200 MB
 
 
 @dataclass(frozen=True)
 class VotingRule:
-    """A voting with its constants; `balance` is tau, by which class c's sum is divided by n_c ** tau.
+    """A voting with its constants. `balance` is tau: the sum of class c is divided by n_c ** tau.
 
-    Raises UsageError for values under which no vote can be counted.
+    Raises UsageError for values with which votes cannot be counted.
     """
 
     voting: Voting = "rank"
@@ -46,10 +46,11 @@ class VotingRule:
 
 @dataclass(frozen=True)
 class Votes:
-    """Counted votes. Shares and weights of each query sum to 1, or are all 0 where nothing had weight.
+    """Counted votes. The weights of each query sum to 1, or are all 0 if no neighbour had weight.
 
-    weights_QK: float64, each neighbour's part in the decision. winners_Q: int64 class codes, -1 for none.
-    confidences_Q and margins_Q: float64, the winner's share, and its lead over the runner-up's.
+    weights_QK: float64, the fraction of all votes that each neighbour gives. winners_Q: int64 class codes, -1 if there
+    is no winner. confidences_Q: float64, the winner's fraction of all votes. margins_Q: float64, the winner's fraction
+    minus the runner-up's fraction.
     """
 
     weights_QK: np.ndarray
@@ -59,9 +60,9 @@ class Votes:
 
 
 def neighbor_weights(similarities_QK: np.ndarray, present_QK: np.ndarray, rule: VotingRule) -> np.ndarray:
-    """Unnormalised weights, float64 [Q, K]; 0 where no neighbour is present.
+    """Unnormalised weights, float64 [Q, K]; 0 if there is no neighbour.
 
-    Softmax weights are taken relative to the nearest neighbour, which changes no share and cannot overflow.
+    Softmax weights are relative to the nearest neighbour. This changes no fraction of votes, and cannot overflow.
     """
     similarities = np.where(present_QK, similarities_QK, 0.0).astype(np.float64)
     if rule.voting == "plurality":
@@ -87,9 +88,9 @@ def count_votes(
 ) -> Votes:
     """Count the votes of every query.
 
-    `codes_QK` are class codes in [0, C), or -1 where there is no neighbour; missing ones come last. `class_counts_C`
-    are the live entries of each class, used for balance. Ties go to the class that reached the winning weight first
-    in rank order.
+    `codes_QK` are class codes in [0, C), or -1 if there is no neighbour; missing neighbours come last.
+    `class_counts_C` has the number of live entries of each class, used for balance. In a tie, the class that reached
+    the winning weight first in rank order wins.
     """
     present_QK = codes_QK >= 0
     weights_QK = neighbor_weights(similarities_QK, present_QK, rule)
@@ -112,9 +113,9 @@ def count_votes(
 def _winners(
     weights_QK: np.ndarray, codes_QK: np.ndarray, per_class_C: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Winners, confidences and margins. Only classes that a neighbour has are looked at, however many there are.
+    """Winners, confidences and margins. The cost depends on the classes of the neighbours, not on all C classes.
 
-    A cell is a class that has a vote in a query; M cells in all, those of a query next to each other.
+    A cell is a pair of a query and a class with a vote in it. There are M cells; the cells of a query are adjacent.
     """
     num_queries, num_classes = len(codes_QK), len(per_class_C)
     if num_queries == 1 and codes_QK.shape[1] <= FEW_NEIGHBORS:
@@ -128,7 +129,7 @@ def _winners(
     codes = codes_QK[queries, ranks].astype(np.int64)
     keys_M, cells = np.unique(queries * num_classes + codes, return_inverse=True)
     sums_M = np.bincount(cells, weights_QK[queries, ranks]) / per_class_C[keys_M % num_classes]
-    # A class reaches its sum with its last voting neighbour: of equal sums the one reached earliest wins.
+    # A class reaches its sum with its last voting neighbour. Of equal sums, the sum that was reached first wins.
     reached_M = np.zeros(len(keys_M), np.int64)
     reached_M[cells] = ranks
     asked, first = np.unique(keys_M // num_classes, return_index=True)  # queries with a vote, and their first cells
@@ -137,7 +138,7 @@ def _winners(
     is_best_M = sums_M == np.repeat(best, sizes)
     earliest = np.minimum.reduceat(np.where(is_best_M, reached_M, weights_QK.shape[1]), first)
     others_M = np.where(is_best_M & (reached_M == np.repeat(earliest, sizes)), 0.0, sums_M)
-    # Summed in the order in which the classes reached their sums: the codes have another order in another process.
+    # Sum in the order in which the classes reached their sums, because another process may order the codes differently.
     last = reached_M[cells] == ranks
     totals = np.bincount(queries[last], sums_M[cells[last]], minlength=num_queries)[asked]
     voted = totals > 0
@@ -149,7 +150,7 @@ def _winners(
 
 
 def _winner(weights_K: Sequence[float], codes_K: Sequence[int], per_class_C: np.ndarray) -> tuple[int, float, float]:
-    """The same of one query, to the last digit: with few neighbours the calls of NumPy are all that it costs."""
+    """Exactly the result of `_winners` for one query, but faster: with few neighbours NumPy calls are all the cost."""
     sums: dict[int, float] = {}
     reached: dict[int, int] = {}
     for rank, (weight, code) in enumerate(zip(weights_K, codes_K, strict=True)):

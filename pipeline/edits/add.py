@@ -1,8 +1,8 @@
-"""Adding a source: plan it, freeze the plan, embed its parts, commit the segment.
+"""Adds a source: plans it, freezes the plan, embeds its parts, and commits the segment.
 
-Preparing reads nothing but the listing and the encoder and writes nothing, so that it can be shown first. Running can
-be killed at any moment: the same command finds the frozen plan by its fingerprint and embeds only the parts that have
-no completion mark.
+`prepare` reads only the listing and the encoder, and writes nothing, so that the plan can be shown first. `run` can be
+killed at any moment: the same command finds the frozen plan by its fingerprint, and embeds only the parts that have no
+completion mark.
 """
 
 import hashlib
@@ -64,7 +64,7 @@ from pipeline.tabular import Tabular
 if TYPE_CHECKING:
     from pipeline.embeddings.encoder import Encoder
 
-# An interrupted add goes on with its frozen plan as long as this share of its images is still as it was.
+# An interrupted add continues with its frozen plan if at least this fraction of its files is unchanged.
 STILL_THERE = 0.5
 
 COMPARED_AT_ONCE = 65_536
@@ -76,14 +76,16 @@ OnDuplicates = Literal["keep", "skip"]
 
 @dataclass(frozen=True)
 class AddOptions:
-    """What a user may say about a source; `dataset` None takes the folder's name.
+    """The options of an add. `dataset` None is the name of the source's folder.
 
-    `max_rejected` is the share of images beyond which an add stops; None means 5% and never stops for a handful.
-    `keep` names columns of the source that stay with the entries.
-    `precision` "auto" tries bfloat16 on GPUs, "bfloat16" anywhere; it is used if the vectors stay where they are.
-    `label` is the one label of all images. `exclude` are patterns, as .gitignore has them, of what is passed over, and
-    `image_extension` is the ending of the images to take from archives in which a sample has several.
-    `duplicates` "skip" rejects images whose bytes the memory holds when the add is planned; "keep" counts them.
+    `max_rejected` is the fraction of rejected images above which an add stops. None means 5%, and a handful of rejected
+    images never stops the add.
+    `keep` names the kept columns of the source.
+    `precision` "auto" tries bfloat16 on GPUs, "bfloat16" tries it on any device. It is used only if the vectors hardly
+    change.
+    `label` is one label for all images. `exclude` are patterns in the syntax of .gitignore; matching files are passed
+    over. `image_extension` selects the image of a sample in archives with several images per sample, by its ending.
+    `duplicates` "skip" rejects images whose bytes the memory holds when the add is planned; "keep" only counts them.
     """
 
     labels: str = "folder"
@@ -112,15 +114,16 @@ class AddOptions:
 
     @property
     def asked_labels(self) -> str:
-        """Where labels come from, as `Labels` takes it."""
+        """The origin of the labels, in the form that `Labels` takes."""
         return self.labels if self.label is None else f"label:{self.label}"
 
 
 @dataclass(frozen=True)
 class AddPlan:
-    """What `run` would do. `already` is the segment that holds this source, when it was added before.
+    """The work that `run` will do.
 
-    `encoder` is None where nothing is to be embedded with it, nor to be kept of it.
+    `already` is the segment that holds this source; None if the source was not added before. `encoder` is None if the
+    add neither embeds images nor stores the weights of a new encoder.
     """
 
     listing: Listing = field(repr=False)
@@ -139,17 +142,17 @@ class AddPlan:
 
     @property
     def planned(self) -> int:
-        """Images known so far: those in archives are counted as they are read."""
+        """The number of known images. Images in archives are counted when they are read."""
         return self.listing.planned
 
     @property
     def is_single(self) -> bool:
-        """Whether the source is one image file, which goes to the log of single adds."""
+        """Whether the source is one image file without kept columns, which is added to the log of single adds."""
         return self.listing.is_file and not self.options.keep
 
     @property
     def is_labelled_by_folder(self) -> bool:
-        """Whether the source is one image file whose label is the name of the folder it happens to lie in."""
+        """Whether the source is one image file whose label is the name of its folder, perhaps by accident."""
         return self.listing.is_file and self.options.asked_labels == "folder" and bool(self.listing.census.counts)
 
     @property
@@ -158,30 +161,31 @@ class AddPlan:
         return -(-files // ids.rows_per_part(files)) + int(self.listing.containers.num_rows)
 
     def peek(self) -> tuple[str, LabelCensus, ContainerNotes] | None:
-        """What `listing.peek` reads of the first images in an archive or table."""
+        """The result of `listing.peek`: the first images in an archive or table. It may be None."""
         return peek(self.listing, Labels(self.options.asked_labels))
 
     @property
     def embedding_bytes(self) -> int:
-        """Bytes of float16 vectors if every image becomes an entry."""
+        """Bytes of the float16 vectors if every planned image becomes an entry."""
         return 2 * self.planned * self.identity.dimension
 
 
 @dataclass(frozen=True)
 class AddReport(Tabular):
-    """What an add came to; `rejects` are the first of the `rejected` images.
+    """The result of an add. `rejects` are the first of the `rejected` images.
 
-    `resumed` images were done by an earlier, interrupted run. `segment` is None when the source was there already, as
-    segment `already`. `unplanned` images came after the plan was frozen and are not in the memory. `index_error` says
-    why the index that so large an add builds afterwards was not built. `stages` are where the time of this run went,
-    `numerics` in what precision it was embedded where that was to be decided. `census` tells of the labels of all
-    images, `passed_over` of what the source holds besides, in archives too, and `notes` of samples with several images.
+    `resumed` counts the images that an earlier, interrupted run did. If the source was added before, `segment` is None
+    and `already` is its segment. `unplanned` counts the files that appeared after the plan was frozen; they are not in
+    the memory. A large add builds an index afterwards; `index_error` is the reason if that failed.
 
+    `stages` is the time of this run by stage. `numerics` is the precision of the vectors; None if no precision was
+    recorded. `census` has the labels of all images. `passed_over` counts other files of the source, including files in
+    archives. `notes` has the notes about samples with several images.
 
-    `duplicates` are images whose bytes the memory held before; None where it is too large to look for them
-    (edits/duplicates.py). With `--duplicates skip` they are `left_out`, and among the rejected; else they are entries.
-    `duplicates_within` are entries of the same bytes as another of this add. `small_classes` are classes of this add
-    that the others outvote.
+    `duplicates` counts the images whose bytes the memory held before; None if the memory was not searched for them
+    (edits/duplicates.py). With `--duplicates skip` these images are `left_out` and count as rejected; otherwise they
+    are entries. `duplicates_within` counts the entries that repeat the bytes of another entry of this add.
+    `small_classes` are the classes of this add that larger classes outvote.
     """
 
     segment: int | None
@@ -206,7 +210,7 @@ class AddReport(Tabular):
     small_classes: tuple[SmallClass, ...] = ()
 
     def _rows(self) -> list[dict[str, Any]]:
-        """A row for each of the `rejects`."""
+        """One row for each of the `rejects`."""
         return [{"uri": r.uri, "stage": r.stage, "reason": r.reason} for r in self.rejects]
 
     @property
@@ -215,7 +219,7 @@ class AddReport(Tabular):
 
     @property
     def images_per_second(self) -> float:
-        """Of this run alone."""
+        """The speed of this run: images of earlier runs do not count."""
         return (self.entries + self.rejected - self.resumed) / self.seconds if self.seconds else 0.0
 
     def to_json(self) -> dict:
@@ -256,9 +260,9 @@ def prepare(
     load: "Callable[[], Encoder] | None" = None,
     on_progress: OnProgress = ignore_progress,
 ) -> AddPlan:
-    """List the source and settle the encoder; `load` gives the memory's own where the caller keeps it. Writes nothing.
+    """List the source and settle the encoder. Writes nothing.
 
-    Raises SourceError, EncoderError or UsageError.
+    `load` returns the memory's own encoder if the caller holds it. Raises SourceError, EncoderError or UsageError.
     """
     if not is_remote(source) and all(os.path.isdir(os.path.join(source, name)) for name in (VERSIONS, SEGMENTS)):
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
@@ -312,15 +316,15 @@ def run(
     command: str,
     on_progress: OnProgress = ignore_progress,
 ) -> AddReport:
-    """Do what the plan says and commit it.
+    """Carry out the plan and commit the segment.
 
-    Raises SourceError when no image at all could be read, IdentityMismatch or CommitConflict when another writer came
-    first; then nothing is committed.
+    Raises SourceError if no image could be read, and IdentityMismatch or CommitConflict if another writer was first.
+    Nothing is committed then.
     """
     began = time.monotonic()
     identity, storage = plan.identity, log.storage
     if state is not None and state.identity is not None:
-        refuse_mix(storage.uri, state.identity, identity)  # it may have been made by another since it was planned
+        refuse_mix(storage.uri, state.identity, identity)  # another process may have made the memory since the plan
     already = _already_there(log, state, plan.spec.fingerprint)
     if already is not None and state is not None:
         new, _ = _differences(storage, plan.listing, already)
@@ -372,7 +376,7 @@ def _added(
     found = find_duplicates(storage, state if plan.options.duplicates == "keep" else None, segment.entries)
     committed = log.commit(state or State(), command, lambda _number, _state: actions, lease)
     if reservation.held is not None:
-        storage.delete([reservation.held.path])  # it has served
+        storage.delete([reservation.held.path])  # the digests are no longer needed
     return AddReport(
         segment=segment.number,
         planned=segment.planned,
@@ -394,9 +398,9 @@ def _added(
 
 
 def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease) -> tuple[Reservation, int]:
-    """The unfinished segment of this source to go on with, or a new one; and how many images its plan lacks.
+    """The unfinished segment of this source to continue, or a new one; and the number of files that its plan lacks.
 
-    Raises CommitConflict when another process is at work on it.
+    Raises CommitConflict if another process works on the unfinished segment.
     """
     used = {*(s.number for s in state.segments), *state.retired} if state else set()
     found = unfinished(log.storage, plan.spec.fingerprint, used)
@@ -405,7 +409,7 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
         new, gone = _differences(log.storage, plan.listing, found)
         if gone <= (1 - STILL_THERE) * (found.planned + found.num_containers):
             lease.hold(segment_folder(found.number))
-            # A clean-up gives a segment up before it looks who holds it: one of the two sees the other.
+            # A clean-up gives a segment up before it reads the leases, so that at least one side sees the other.
             if not is_given_up(log.storage, found.number):
                 return found, new
         give_up(log.storage, found.number)
@@ -421,7 +425,7 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
 
 
 def _holding(log: VersionLog, state: State | None) -> Callable[[str], FileRef | None]:
-    """What freezes the bytes that the memory holds in a version."""
+    """The function that freezes the digests of a version at a path; it returns None if there are none."""
     return lambda path: freeze_digests(log.storage, path, state) if state is not None else None
 
 
@@ -431,12 +435,13 @@ def _refuse_held(log: VersionLog, reservation: Reservation) -> None:
     for record in live_leases(log.storage, holding):
         raise CommitConflict(
             f"{record.process} is adding {reservation.source} right now: wait until it is done, or stop it and run "
-            "the command again, which goes on where it was"
+            "the command again, which goes on where it was",
+            "at work",
         )
 
 
 def _differences(storage: Storage, listing: Listing, planned: Reservation | Segment) -> tuple[int, int]:
-    """How many files are listed and not planned, and how many planned ones are gone or others by size or time."""
+    """The number of listed files that are not planned, and of planned files that are gone or changed (size or time)."""
     new = gone = 0
     for listed, file in ((listing.images, planned.plan), (listing.containers, planned.containers)):
         before = read_table(storage, file, _FILE_COLUMNS) if file is not None else listed.slice(0, 0)
@@ -446,7 +451,7 @@ def _differences(storage: Storage, listing: Listing, planned: Reservation | Segm
 
 
 def _files(table: pa.Table) -> Iterator[tuple[str, object, object]]:
-    """uri, size and time of each file once, in the order of the table, which is that of the uris."""
+    """The uri, size and time of each file, once per file, in the order of the table, which is sorted by uri."""
     rows = (
         row
         for batch in table.select(_FILE_COLUMNS).to_batches(COMPARED_AT_ONCE)
@@ -456,7 +461,7 @@ def _files(table: pa.Table) -> Iterator[tuple[str, object, object]]:
 
 
 def _compared(listed: Iterator[tuple], planned: Iterator[tuple]) -> tuple[int, int]:
-    """In one pass over both: how many uris only the first has, and how many rows of the second the first has not so."""
+    """Two counts from one pass: uris that only `listed` has, and rows of `planned` that are missing or differ there."""
     new = gone = 0
     one, other = next(listed, None), next(planned, None)
     while one is not None or other is not None:
@@ -496,13 +501,13 @@ def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
 
 
 def _already_there(log: VersionLog, state: State | None, fingerprint: str) -> Segment | None:
-    """The committed segment of this fingerprint, unless all of it was forgotten since."""
+    """The committed segment of this fingerprint; None if there is none, or if all its entries were forgotten."""
     if state is None:
         return None
     forgotten = read_tombstones(log.storage, state.tombstones)
     for segment in state.segments:
         if segment.fingerprint == fingerprint:
             gone = ((forgotten >> 39) == segment.number).sum()
-            if gone < segment.num_entries or not segment.num_entries:  # of duplicates alone, which were left out
+            if gone < segment.num_entries or not segment.num_entries:  # no entries: all were duplicates
                 return segment
     return None

@@ -12,7 +12,7 @@ from pipeline.store.log.version_log import VersionLog
 
 @dataclass(frozen=True)
 class CleanReport:
-    """How many files were removed, and why none were if that was refused."""
+    """The number of removed files. `refusal` is the reason if the clean-up refused to remove any."""
 
     removed: int
     refusal: Finding | None = None

@@ -34,9 +34,10 @@ PACKS = "packs"
 
 @dataclass(frozen=True)
 class CompactReport:
-    """Files of entries and overlays that the memory is read from, before and after.
+    """The number of files with entries, tombstones and labels that the memory is read from, before and after.
 
-    `pending` single adds lay in their commits before. `committed` is whether there was anything to pack.
+    `pending` counts the single adds that were stored in their commits before. `committed` is false if there was nothing
+    to pack.
     """
 
     state: State = field(repr=False)
@@ -79,7 +80,8 @@ def compact(log: VersionLog, command: str = "compact", on_progress: OnProgress =
                     if log.latest().version == now.version:
                         raise
                     raise CommitConflict(
-                        "another writer removed files meanwhile, and nothing was changed: run the command again"
+                        "another writer removed files meanwhile, and nothing was changed: run the command again",
+                        "versions dropped",
                     ) from error
             assert packer.packed is not None  # noqa: S101
             return [SetState(why="compact", state=packer.packed.applied(now))]

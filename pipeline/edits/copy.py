@@ -59,7 +59,10 @@ class CopyMarker(BaseModel):
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What a copy holds; `files` and `num_bytes` were brought over now, `already` files were there before."""
+    """The result of a copy: this run copied `files` with `num_bytes`; the copy already held `already` files.
+
+    The copy has the versions from `first_version` to `version`.
+    """
 
     uri: str
     first_version: int
@@ -108,7 +111,10 @@ def copy(log: VersionLog, target: Storage, on_progress: OnProgress = ignore_prog
     with Lease(target, f"copy of {log.storage.uri}") as lease:
         dead = [record for record in read_leases(target) if record.nonce != lease.nonce]
         for record in live_leases(target, dead):
-            raise CommitConflict(f"{record.process} is copying to {target.uri} right now: wait until it is done")
+            raise CommitConflict(
+                f"{record.process} is copying to {target.uri} right now: wait until it is done",
+                "at work",
+            )
         target.delete(record.path for record in dead)
         return _Copier(log, target, on_progress).run()
 
@@ -128,7 +134,10 @@ def _claim(target: Storage, marker: CopyMarker) -> None:
         try:
             create_own(target, UNFINISHED_COPY, marker.model_dump_json(indent=1).encode())
         except AlreadyExists as error:
-            raise CommitConflict(f"another process has just begun to copy to {target.uri}") from error
+            raise CommitConflict(
+                f"another process has just begun to copy to {target.uri}",
+                "at work",
+            ) from error
         return
     try:
         found = CopyMarker.model_validate_json(target.read(UNFINISHED_COPY))

@@ -23,7 +23,10 @@ Keep = timedelta | int  # an age, or a number of versions
 
 @dataclass(frozen=True)
 class ExpireReport:
-    """How many versions were dropped (or would be), files and bytes removed, and which versions can be read still."""
+    """The number of versions dropped, and of files and bytes removed; in a plan, the numbers of the future `expire`.
+
+    The versions from `first_kept` to `newest` can still be read.
+    """
 
     dropped: int
     files: int

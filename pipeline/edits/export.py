@@ -40,7 +40,7 @@ DIGITS = 4  # least digits of a file's number; all files have as many, so that n
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written: `files` of vectors, and the bytes of all files."""
+    """The result of an export. `files` counts the files of vectors; `num_bytes` is the size of all files."""
 
     uri: str
     format: Format

@@ -19,11 +19,17 @@ def fold_singles(log: VersionLog, state: State, command: str = "fold single adds
     def prepare(_: int, now: State) -> list[FoldSingles]:
         nonlocal folded, files
         if now.singles is None or now.pending[: len(state.pending)] != state.pending:
-            raise CommitConflict("another writer has folded the single adds meanwhile: there is nothing to do")
+            raise CommitConflict(
+                "another writer has folded the single adds meanwhile: there is nothing to do",
+                "entries moved",
+            )
         found = files_of_singles(now), fresh_singles(now), files_beside_singles(now)
         if found != files:  # otherwise files written before a lost race still fit, and later adds stay in their commits
             if not now.pending and len(found[1]) < 2:
-                raise CommitConflict("another writer has indexed the single adds meanwhile: there is nothing to do")
+                raise CommitConflict(
+                    "another writer has indexed the single adds meanwhile: there is nothing to do",
+                    "entries moved",
+                )
             folded, files = fold(log.storage, lease, now, wholly=wholly), found
         return [folded]
 

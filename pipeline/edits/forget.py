@@ -42,11 +42,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class ForgetReport:
-    """How many live entries were forgotten, and the version that no longer has them.
+    """The number of live entries that were forgotten, and the first version without them.
 
-    `erased` counts the entries whose bytes are gone, those forgotten before included; None where none was to go.
-    `duplicates` have the uri or the bytes of an erased entry, and stay. `index_dropped`: a vector stood in its trained
-    part, so that an index has to be built anew.
+    `erased` counts the entries whose bytes were erased, including entries that were forgotten before; None without
+    erasure. `duplicates` are other entries with the uri or the bytes of an erased entry; they stay. `index_dropped` is
+    true if the trained part of the index held an erased vector: the index was dropped and must be built again.
     """
 
     forgotten: int

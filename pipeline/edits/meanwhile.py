@@ -30,7 +30,8 @@ def explain_conflicts(verb: Verb) -> Verb:
             if isinstance(error, MissingFile) and _was_dropped(self.log, error.path):
                 raise CommitConflict(
                     f"another process has erased entries or dropped versions meanwhile, and {error.path} went with "
-                    "them: run the command again"
+                    "them: run the command again",
+                    "versions dropped",
                 ) from error
             raise
 

@@ -82,9 +82,9 @@ class MapCoverage:
 
 @dataclass(frozen=True)
 class RelabelReport:
-    """What was changed: entries that have another label than before, and those that had the label wanted already.
+    """The result of a relabelling: counts of entries whose label changed, and of entries that had the wanted label.
 
-    `labels` are those that live entries have now in the label set (None: as stored).
+    `labels` is the number of labels that live entries now have in the label set (`label_set` None: as stored).
     """
 
     relabelled: int

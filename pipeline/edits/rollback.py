@@ -38,7 +38,8 @@ def roll_back(log: VersionLog, version: int, command: str) -> RollbackReport:
         if now.version != decided.version:
             raise CommitConflict(
                 f"another writer has committed version {now.version} meanwhile, and nothing was changed: look at "
-                "`history` and run the command again"
+                "`history` and run the command again",
+                "version committed",
             )
         refuse_unfinished(log.storage)
         return [SetState(why="rollback", state=state_of_rollback(now, log.at(version)))]
@@ -49,7 +50,10 @@ def roll_back(log: VersionLog, version: int, command: str) -> RollbackReport:
         try:
             committed = log.commit(decided, command, prepare, lease)
         except MemoryMissing as error:
-            raise CommitConflict(f"{error}; another process has dropped it meanwhile, nothing was changed") from error
+            raise CommitConflict(
+                f"{error}; another process has dropped it meanwhile, nothing was changed",
+                "versions dropped",
+            ) from error
     return RollbackReport(committed.version, version, decided.num_live, committed.num_live)
 
 

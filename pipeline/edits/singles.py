@@ -135,7 +135,10 @@ def _commit(
     def prepare(_: int, now: State) -> list[SetIdentity | AddSingles]:
         segment = now.singles.segment if now.singles else reserved
         if segment is None:
-            raise CommitConflict("the memory was made anew meanwhile, and nothing was changed: run the command again")
+            raise CommitConflict(
+                "the memory was made anew meanwhile, and nothing was changed: run the command again",
+                "rewritten",
+            )
         row = now.singles.next_row if now.singles else 0
         ids[:] = range(first_id(segment, 0) + row, first_id(segment, 0) + row + len(entries))
         singles = tuple(_single(entry_id, entry) for entry_id, entry in zip(ids, entries, strict=True))

@@ -5,6 +5,7 @@ its part of the plan and writes its files itself. Pixels pass through Ray's obje
 have too few CPU cores: then nodes without GPUs decode for them, one encoder batch per task.
 """
 
+import json
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -146,8 +147,8 @@ class EmbedParts:
                 self._worker = self._work.open(self._num_cpus, node, decoding=self._decoding)
             marks = [self._done(self._worker, int(part)).model_dump_json() for part in batch["part"]]
         except VisualMemoryError as error:
-            return {"mark": [""], "failure": [type(error).__name__], "message": [str(error)]}
-        return {"mark": marks, "failure": [""], "message": [""]}
+            return {"mark": [""], "failure": [type(error).__name__], "arguments": [json.dumps(error.args)]}
+        return {"mark": marks, "failure": [""], "arguments": [""]}
 
     def _done(self, worker: Worker, part: int) -> PartMark:
         if ray.get(self._beginnings.count.remote(part)) > BEGINNINGS_OF_A_PART:
@@ -193,7 +194,7 @@ def do_parts_on_ray(work: Work, parts: Sequence[int]) -> Iterator[PartMark]:
     try:
         for row in marks.iter_rows():
             if row["failure"]:
-                raise getattr(errors, row["failure"])(row["message"])
+                raise getattr(errors, row["failure"])(*json.loads(row["arguments"]))
             yield PartMark.model_validate_json(row["mark"])
     except ray.exceptions.RayError as error:  # an actor died, or raised an error that is not the library's own
         raise WorkerError(

@@ -71,7 +71,7 @@ class Evaluation(Tabular):
         ]
 
     def to_json(self) -> dict:
-        """The evaluation as a JSON object. Accuracies are in percent; the keys of the inner objects are k as strings."""
+        """The evaluation as a JSON object. Accuracies are in percent; the inner objects have k as string keys."""
         voting, k = self.best
         return {
             "num_queries": self.num_queries,
@@ -341,8 +341,8 @@ def _evaluation(
     rule, ks, votings = scoring.rule, scoring.ks, scoring.votings
     scores = score_all(asked, rule, sorted(set(ks)), votings)
 
-    def named(find_neighbors: Score) -> dict[str, float]:
-        return {names[code]: percent for code, percent in find_neighbors.by_class.items()}
+    def named(score: Score) -> dict[str, float]:
+        return {names[code]: percent for code, percent in score.by_class.items()}
 
     best = max(((v, k) for v in scores for k in scores[v]), key=lambda pair: scores[pair[0]][pair[1]].accuracy)
     return Evaluation(

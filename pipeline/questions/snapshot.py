@@ -45,7 +45,7 @@ class Snapshot:
         return replace(decision, neighbors=neighbors)
 
     def page(self, decision: Decision) -> str:
-        """A decision as a self-contained HTML page, with stored thumbnails or thumbnails made from the entries' files."""
+        """A decision as a self-contained HTML page, with stored thumbnails, or thumbnails made from the files."""
         ids = [neighbor.id for neighbor in decision.neighbors]
         thumbnails = read_thumbnails(self.storage, self.state, ids)
         originals = read_originals(self.storage, self.state, _without(ids, thumbnails))

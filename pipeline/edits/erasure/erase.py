@@ -43,10 +43,11 @@ WITH_IDS: tuple[Kind, ...] = ("entries", "plan", "rejected", "thumbnails", "offs
 
 @dataclass(frozen=True)
 class ErasureReport:
-    """What an erasure did: the version without the entries, files written anew and removed, versions redacted.
+    """The result of an erasure: the state without the entries, and the paths of rewritten and removed files.
 
-    `forgotten` counts the entries that were live until then. `index_dropped`: the trained quantizer was one of the
-    vectors itself, so the index had to go. `duplicates` have the uri or the hash of an erased entry, and stay.
+    `redacted` counts the redacted versions. `forgotten` counts the erased entries that were live before.
+    `index_dropped` is true if the trained quantizer held one of the vectors unchanged, so that the index was dropped.
+    `duplicates` are other entries with the uri or the hash of an erased entry; they stay.
     """
 
     state: State = field(repr=False)
@@ -127,7 +128,8 @@ class _Eraser:
         if len(self.facts.ids_N) < len(self._ids_N):
             raise CommitConflict(
                 "another process has erased some of these entries meanwhile, and nothing was changed: run the command "
-                "again"
+                "again",
+                "rewritten",
             )
         self._compare()
 

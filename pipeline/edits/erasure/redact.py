@@ -48,7 +48,10 @@ def finish_erasures(log: VersionLog, command: str = "verify --clean") -> int:
             records = [record for record in read_leases(log.storage) if record.nonce != lease.nonce]
             holders = [record for record in records if record.nonce == nonce or path in record.holds]
             for record in live_leases(log.storage, holders):
-                raise CommitConflict(f"{record.process} is erasing right now: wait until it is done")
+                raise CommitConflict(
+                    f"{record.process} is erasing right now: wait until it is done",
+                    "at work",
+                )
             if not log.storage.exists(path):
                 continue  # another process has just finished it
             state = log.latest()

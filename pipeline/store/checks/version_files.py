@@ -149,7 +149,7 @@ def _conflicts(before: State, commit: Commit, *, erased: bool) -> Iterator[Findi
     for action in commit.actions:
         conflict = before.conflict(action, before)
         if conflict and not (erased and isinstance(action, SetIndex)):
-            yield damage(commit_path(commit.version), f"should not have been committed: {conflict}")
+            yield damage(commit_path(commit.version), f"should not have been committed: {conflict.said}")
 
 
 def check_hint(log: VersionLog, chain: Chain) -> Iterator[Finding]:
@@ -185,13 +185,10 @@ def _unreadable(path: str, error: Exception, advice: str) -> Finding:
     if isinstance(error, NotPermitted):
         return not_looked_at(error)
     if isinstance(error, FormatError):
-        return damage(path, _said(error), _LATER)
+        what = f"is in format {error.found} and this release reads format {error.reads}"
+        return damage(path, what, _LATER)
     what = "is missing" if isinstance(error, MissingFile) else "is not as it was written"
     return damage(path, what, advice)
-
-
-def _said(error: FormatError) -> str:
-    return "is " + str(error).partition(" is ")[2].partition(":")[0]
 
 
 def _folded(before: State, commit: Commit) -> State | None:

@@ -50,7 +50,8 @@ def refuse_unfinished(storage: Storage) -> None:
     if storage.list(ERASURES):
         raise CommitConflict(
             f"an erasure of the memory at {storage.uri} was begun and not finished, and nothing was changed: "
-            "run `verify --clean`, which finishes it"
+            "run `verify --clean`, which finishes it",
+            "erasure unfinished",
         )
 
 

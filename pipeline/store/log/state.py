@@ -5,11 +5,12 @@ fields are refused: a file of a later release raises an error and is never misre
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, Field
 
+from pipeline.errors import ConflictCause
 from pipeline.store.log.records import Index, LabelSet, Record, Segment, Single, Singles, shards_of
 from pipeline.store.segments.reservations import SINGLES
 from pipeline.store.storage.file_refs import FileRef, RowsFile
@@ -131,6 +132,13 @@ Action = Annotated[
 ]
 
 
+class Conflict(NamedTuple):
+    """Why an action cannot follow a state, and the same as the beginning of a sentence."""
+
+    reason: ConflictCause
+    said: str
+
+
 class State(Record):
     """A memory at one version.
 
@@ -224,33 +232,36 @@ class State(Record):
             "pending": (*self.pending, *action.entries),
         }
 
-    def conflict(self, action: Action, base: "State") -> str | None:
+    def conflict(self, action: Action, base: "State") -> Conflict | None:
         """The reason why an action prepared on `base` cannot follow this state; None if it can."""
         match action:
             case SetIdentity() if self.identity is not None and self.identity != action.identity:
-                return f"another writer made this a memory of {self.identity}"
+                return Conflict("another encoder", f"another writer made this a memory of {self.identity}")
             case AddSegment() | AddSingles():
                 return self._conflict_of_add(action)
             case SetIndex():
                 generation = self.index.generation if self.index else None
                 shards = len(self.index.shards) if self.index else 0
                 if (generation, shards) != (action.replaces, action.replaces_shards):
-                    return "another writer has changed the index"
+                    return Conflict("index changed", "another writer has changed the index")
                 if self._is_cut_by(action.index):
-                    return "another writer has moved entries that were being indexed into one file with others"
+                    return Conflict(
+                        "entries moved",
+                        "another writer has moved entries that were being indexed into one file with others",
+                    )
         if not isinstance(action, SetIdentity) and self.rewrites != base.rewrites:
-            return "another writer has erased entries or rolled the memory back"
+            return Conflict("rewritten", "another writer has erased entries or rolled the memory back")
         return None
 
-    def _conflict_of_add(self, action: AddSegment | AddSingles) -> str | None:
+    def _conflict_of_add(self, action: AddSegment | AddSingles) -> Conflict | None:
         added = action.segment.identity if isinstance(action, AddSegment) else action.identity
         if self.identity is not None and self.identity.fingerprint != added:
-            return f"another writer made this a memory of {self.identity}"
+            return Conflict("another encoder", f"another writer made this a memory of {self.identity}")
         if isinstance(action, AddSegment):
             number = action.segment.number
             same = {s.number for s in self.segments if s.fingerprint == action.segment.fingerprint}
             if same - set(action.beside) or number in self.retired:
-                return "another writer has added the same source"
+                return Conflict("same source", "another writer has added the same source")
         return None
 
     def entries_files(self) -> list[RowsFile]:

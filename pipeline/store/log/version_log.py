@@ -250,9 +250,11 @@ class VersionLog:
                 raise
             self._discard(lost, actions, lease)
             for action in actions:
-                if reason := state.conflict(action, base):
+                if conflict := state.conflict(action, base):
                     self._discard(actions, (), lease)
-                    raise CommitConflict(f"{reason} meanwhile, and nothing was changed: run the command again")
+                    raise CommitConflict(
+                        f"{conflict.said} meanwhile, and nothing was changed: run the command again", conflict.reason
+                    )
             after = self._after(state, number, actions)
             commit = Commit(
                 version=number,
@@ -279,10 +281,14 @@ class VersionLog:
                 self.storage.delete([commit_path(number)])
                 raise CommitConflict(
                     "another process dropped versions just while this one was committed, so that it cannot be told "
-                    "whether it counts: look at the memory, and run the command again if it has not changed"
+                    "whether it counts: look at the memory, and run the command again if it has not changed",
+                    "versions dropped",
                 )
             return self._committed(after, nonce)
-        raise CommitConflict(f"{MAX_ATTEMPTS} other writers were faster: run the command again when fewer are at work")
+        raise CommitConflict(
+            f"{MAX_ATTEMPTS} other writers were faster: run the command again when fewer are at work",
+            "too many writers",
+        )
 
     def rewrite(self, commit: Commit) -> None:
         """Replace the commit of this number. Only an erasure and `copy` do that."""
@@ -439,7 +445,9 @@ class VersionLog:
         if written != FORMAT:
             raise FormatError(
                 f"the memory at {self.storage.uri} is in format {written} and this release reads format {FORMAT}: "
-                "use the release of visual-memory that wrote it"
+                "use the release of visual-memory that wrote it",
+                written,
+                FORMAT,
             )
         try:
             return model.model_validate_json(_unsealed(data))
@@ -480,5 +488,6 @@ def _refuse_broken(lease: Lease | None, commit: Commit) -> None:
 def _broken(lease: Lease) -> CommitConflict:
     return CommitConflict(
         f"this process was taken for dead and lost its lease {lease.nonce} on what it had written, so nothing was "
-        "changed: run the command again"
+        "changed: run the command again",
+        "lease lost",
     )
