@@ -33,7 +33,7 @@ from pipeline.images.labels.labels import Labels
 from pipeline.images.sources.listing import list_source
 from pipeline.store.layout import DESCRIPTION, segment_folder
 from pipeline.store.segments.part_marks import PartMark, read_marks
-from pipeline.store.segments.reservations import read_reservation, reserved
+from pipeline.store.segments.reservations import read_reservation, reserved_numbers
 from pipeline.store.storage.open_storage import open_storage
 from pipeline.store.tables import ids
 from pipeline.store.tables.schemas import read_table
@@ -257,7 +257,7 @@ def _wait_for_parts(memory: str, follower: subprocess.Popen[str], least: dict[st
 
 def _marks(memory: str) -> list[PartMark]:
     storage = open_storage(memory)
-    reservations = (read_reservation(storage, number) for number in reserved(storage) if _described(memory, number))
+    reservations = (read_reservation(storage, n) for n in reserved_numbers(storage) if _described(memory, n))
     return [mark for found in reservations if found for mark in read_marks(storage, found).values()]
 
 

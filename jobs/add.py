@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from jobs.terminal.arguments import ExcludeFiles, ImageExtension, Json, LabelsFrom, Memory, Source, command_line
-from jobs.terminal.embedding_work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
+from jobs.terminal.embedding_work import MaxRejected, Runner, check_runner, show_rejects, show_stages, start_runner
 from jobs.terminal.labels import note_after, note_before, note_label_of_file, show_first, show_labels, show_passed_over
 from jobs.terminal.options import INDEX_LIMITS, with_options
 from jobs.terminal.output import counted, note, print_json, say
@@ -124,7 +124,7 @@ def add(
                 if plan.already is None:
                     note_before(plan)
                 on_ray = runner == "ray" or (runner == "auto" and _is_for_ray(plan))
-                where = started_runner(on_progress, on_ray=on_ray)
+                where = start_runner(on_progress, on_ray=on_ray)
                 report = target.carry_out(plan, runner=where, command=command_line(memory), on_progress=on_progress)
     if report is None:
         _show_plan(plan, json=json)

@@ -11,7 +11,7 @@ from jobs.terminal.arguments import (
     Memory,
     with_question,
 )
-from jobs.terminal.embedding_work import MaxRejected, Runner, check_runner, show_rejects, show_stages, started_runner
+from jobs.terminal.embedding_work import MaxRejected, Runner, check_runner, show_rejects, show_stages, start_runner
 from jobs.terminal.output import note, print_json, say
 from jobs.terminal.progress import progress
 
@@ -58,7 +58,7 @@ def classify(
         options = {"exclude_files": exclude_files or (), "image_extension": image_extension, "question": question}
         _decide_about_a_source(memory, images, out, at, max_rejected, runner, options, json=json)
         return
-    decisions = decided(memory, images, question, at)
+    decisions = show_decisions(memory, images, question, at)
     if json:
         print_json([decision.to_json() for decision in decisions])
         return
@@ -79,7 +79,7 @@ def _decide_about_a_source(
         from jobs.ray_cluster.on_ray import is_a_job
         from pipeline import VisualMemory
 
-        where = started_runner(on_progress, on_ray=runner == "ray" or (runner == "auto" and is_a_job()))
+        where = start_runner(on_progress, on_ray=runner == "ray" or (runner == "auto" and is_a_job()))
         report = VisualMemory(memory, at=at).classify_source(
             sources[0], out, max_rejected=max_rejected, runner=where, on_progress=on_progress, **options
         )
@@ -96,7 +96,7 @@ def _decide_about_a_source(
     show_rejects(report.rejected, report.rejects, report.out)
 
 
-def decided(memory: str, images: list[str], question: "Question", at: int | None) -> "list[Decision]":
+def show_decisions(memory: str, images: list[str], question: "Question", at: int | None) -> "list[Decision]":
     """The decisions of `classify` and `explain`, with what there is to be noted about them."""
     with progress("loading the encoder"):
         from pipeline import VisualMemory

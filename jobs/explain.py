@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from jobs.classify import decided
+from jobs.classify import show_decisions
 from jobs.terminal.arguments import (
     At,
     Json,
@@ -36,7 +36,7 @@ def explain(
     """Show the decision for IMAGE with every neighbour's label, similarity and weight."""
     if html is not None and not html.absolute().parent.is_dir():
         raise typer.BadParameter(f"the folder of {html} does not exist: make it first", param_hint="--html")
-    [decision] = decided(memory, [image], question, at)
+    [decision] = show_decisions(memory, [image], question, at)
     with progress("making the page" if html is not None else "reading what is kept"):
         from pipeline import VisualMemory
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from jobs.terminal.arguments import Json, Memory, command_line, count, size_in_bytes
-from jobs.terminal.embedding_work import check_runner, runner_option, started_runner
+from jobs.terminal.embedding_work import check_runner, runner_option, start_runner
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
 
@@ -76,7 +76,7 @@ def index(
             on_ray = runner == "ray" or (runner == "auto" and before.num_entries >= RAY_FROM)
             state = target.index(
                 options,
-                runner=started_runner(on_progress, on_ray=on_ray),
+                runner=start_runner(on_progress, on_ray=on_ray),
                 command=command_line(memory),
                 on_progress=on_progress,
             )

@@ -122,7 +122,7 @@ def entry_point(words: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def shipped() -> Iterator[Path]:
+def shipped_files() -> Iterator[Path]:
     """A folder with copies of our packages as they are installed here, and nothing else."""
     with tempfile.TemporaryDirectory(prefix="visual-memory-") as name:
         for package in SHIPPED:
@@ -221,7 +221,7 @@ class _Jobs:
     def submit(self, words: Sequence[str], environment: dict[str, str]) -> str:
         """Ship our packages and start the verb; the job's name."""
         job = f"{words[0]}-{secrets.token_hex(4)}"
-        with shipped() as folder, self._told():
+        with shipped_files() as folder, self._told():
             runtime_env = {"working_dir": str(folder), "env_vars": environment}
             self._client.submit_job(entrypoint=entry_point(words), submission_id=job, runtime_env=runtime_env)
         return job

@@ -43,7 +43,7 @@ _HELD: ContextVar[tuple[Deadline, ...]] = ContextVar("HELD", default=())
 
 
 @contextmanager
-def held(*deadlines: Deadline) -> Iterator[None]:
+def set_deadline(*deadlines: Deadline) -> Iterator[None]:
     """In the block, `look` raises TooLate in this thread when the first of these deadlines is over."""
     before = _HELD.set((*_HELD.get(), *deadlines))
     try:

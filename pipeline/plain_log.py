@@ -19,13 +19,15 @@ def plain_logger(name: str) -> logging.Logger:
 
 class _Plain(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg, record.args = CONTROLS.sub(escaped, record.getMessage()), ()
+        record.msg, record.args = CONTROLS.sub(escape_controls, record.getMessage()), ()
         if record.exc_info and not record.exc_text:
-            record.exc_text = _CONTROLS_OF_LINES.sub(escaped, logging.Formatter().formatException(record.exc_info))
+            record.exc_text = _CONTROLS_OF_LINES.sub(
+                escape_controls, logging.Formatter().formatException(record.exc_info)
+            )
         return True
 
 
-def escaped(found: re.Match[str]) -> str:
+def escape_controls(found: re.Match[str]) -> str:
     """The escape of a matched character, with its number in hexadecimal."""
     number = ord(found[0])
     return f"\\x{number:02x}" if number < 256 else f"\\u{number:04x}"

@@ -216,13 +216,13 @@ class VisualMemory(Reader):
             UsageError: `at` is given, or the source holds a password or a signature.
         """
         from pipeline.store.layout import FOLDERS
-        from pipeline.store.segments.first_add import announced
+        from pipeline.store.segments.first_add import announce
         from pipeline.store.storage.open_storage import refuse_secrets
 
         refuse_secrets(str(source))
         self._writable()
         if self.log.newest() is None and set(self.log.storage.list("")) <= FOLDERS:
-            with announced(self.log.storage, f"add {uri_of(str(source))}"):
+            with announce(self.log.storage, f"add {uri_of(str(source))}"):
                 yield
         else:
             yield

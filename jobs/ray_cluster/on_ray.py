@@ -47,7 +47,7 @@ def start_ray() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if ray.is_initialized():
         return
-    with held_back_stderr(), _deferred_interrupt():
+    with hold_back_stderr(), _deferred_interrupt():
         if address:
             ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
             return
@@ -105,7 +105,7 @@ def _deferred_interrupt() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_back_stderr() -> Iterator[None]:
+def hold_back_stderr() -> Iterator[None]:
     """Hold back what Ray's C++ core prints while it starts, and show it only if starting fails.
 
     Output of this process itself, such as its progress, still goes to the original stderr.

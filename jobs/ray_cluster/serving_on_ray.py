@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from jobs.ray_cluster.on_ray import held_back_stderr, set_defaults, start_ray
+from jobs.ray_cluster.on_ray import hold_back_stderr, set_defaults, start_ray
 from pipeline.errors import ClusterError
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _deploy_and_wait(
     finally:
         if application is not None:
             _drain(application, signals, tell)
-        with held_back_stderr(), contextlib.redirect_stdout(io.StringIO()):
+        with hold_back_stderr(), contextlib.redirect_stdout(io.StringIO()):
             # Ray prints remarks, on stdout and stderr, about processes that end during calls to them.
             if proxies is None:
                 ray.shutdown()  # this Ray is ours alone: nothing else needs to be undone

@@ -43,7 +43,7 @@ def check_runner(runner: str) -> None:
         raise typer.BadParameter(f"--runner {runner} is unknown: give auto, here or ray")
 
 
-def started_runner(on_progress: OnProgress = ignore_progress, *, on_ray: bool) -> Literal["here", "ray"]:
+def start_runner(on_progress: OnProgress = ignore_progress, *, on_ray: bool) -> Literal["here", "ray"]:
     """The runner for the library. Connects to Ray, or starts it, if `on_ray`."""
     if not on_ray:
         return "here"

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from pipeline.plain_log import CONTROLS, escaped
+from pipeline.plain_log import CONTROLS, escape_controls
 
 WIDTH_WITHOUT_TERMINAL = 120
 LARGEST_FLOAT32 = float.fromhex("0x1.fffffep+127")
@@ -68,7 +68,7 @@ def printable(text: str, encoding: str | None) -> str:
 
 
 def _escaped(found: re.Match[str]) -> str:
-    return _NAMED.get(found[0]) or escaped(found)
+    return _NAMED.get(found[0]) or escape_controls(found)
 
 
 def _is_utf8(encoding: str | None) -> bool:

@@ -91,7 +91,7 @@ class LabelStatistics:
         return "every entry with a label is excluded" if excluding else AnswerContext.nothing_found
 
 
-def given(ids_QK: np.ndarray, by_id: Mapping[int, float], others_QK: np.ndarray) -> np.ndarray:
+def values_by_id(ids_QK: np.ndarray, by_id: Mapping[int, float], others_QK: np.ndarray) -> np.ndarray:
     """The value in `by_id` of each id, or else the value in `others_QK`; with the shape and dtype of `others_QK`.
 
     All ids are looked up at once. The cost is proportional to the number of ids times the logarithm of the size of
@@ -111,7 +111,7 @@ def decide(
     rule, weigh = answering.question.rule, answering.question.weigh
     reliabilities_QK = np.ones(found.ids_QK.shape)
     if weigh:
-        reliabilities_QK = given(found.ids_QK, weigh, reliabilities_QK)
+        reliabilities_QK = values_by_id(found.ids_QK, weigh, reliabilities_QK)
     votes = count_votes(found.similarities_QK, found.codes_QK, rule, standing.counts_C, reliabilities_QK)
     decisions = []
     for query, uri in enumerate(uris):

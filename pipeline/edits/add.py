@@ -46,11 +46,11 @@ from pipeline.store.segments.reservations import (
     Precision,
     Reservation,
     SegmentSpec,
+    find_unfinished,
     give_up,
     is_given_up,
     read_numerics,
     reserve,
-    unfinished,
 )
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
@@ -403,7 +403,7 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
     Raises CommitConflict if another process works on the unfinished segment.
     """
     used = {*(s.number for s in state.segments), *state.retired} if state else set()
-    found = unfinished(log.storage, plan.spec.fingerprint, used)
+    found = find_unfinished(log.storage, plan.spec.fingerprint, used)
     if found is not None:
         _refuse_held(log, found)
         new, gone = _differences(log.storage, plan.listing, found)

@@ -22,7 +22,7 @@ from pipeline.store.storage.file_refs import FileRef, RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.ids import split_id
-from pipeline.store.tables.kept_columns import joined
+from pipeline.store.tables.kept_columns import join_entries
 from pipeline.store.tables.labels import newest_rows, read_label_rows, write_labels
 from pipeline.store.tables.schemas import read_table, write_rows
 from pipeline.store.tables.tombstones import read_tombstones, write_tombstones
@@ -167,7 +167,7 @@ class _Packer:
 
     def _written(self, paths: tuple[str, ...], group: Sequence[RowsFile], version: int) -> _Pack:
         first, last = split_id(group[0].first_id)[0], split_id(group[-1].last_id)[0]
-        table = joined([read_table(self.storage, file) for file in group])
+        table = join_entries([read_table(self.storage, file) for file in group])
         # The path has the version and the first id, so that packs written for different states get different paths.
         path = packed_path(first if first == last else None, version, group[0].first_id, self.lease.nonce)
         return _Pack(paths, write_rows(self.storage, path, table), first if first == last else None)
@@ -198,9 +198,8 @@ def _groups(storage: Storage, state: State) -> list[list[RowsFile]]:
 def _numbers_to_come(storage: Storage, state: State) -> np.ndarray:
     """Segments that can still get entries: the one of single adds, and those of unfinished adds (int64, ascending)."""
     used = {*(segment.number for segment in state.segments), *state.retired}
-    coming = {
-        number for number in reservations.reserved(storage) if number not in used and _may_come(storage, state, number)
-    }
+    numbers = reservations.reserved_numbers(storage)
+    coming = {number for number in numbers if number not in used and _may_come(storage, state, number)}
     if state.singles is not None:
         coming.add(state.singles.segment)
     return np.array(sorted(coming), np.int64)
@@ -249,8 +248,8 @@ def _covering(index: Index | None, first: RowsFile, last: RowsFile) -> Index | N
     for shard in index.shards:
         inside = [span for span in shard.covers if span[0] <= last.last_id and first.first_id <= span[1]]
         if len(inside) > 1 and inside[0][0] <= first.first_id:
-            joined = (inside[0][0], inside[-1][1])
-            covers = tuple(sorted({*shard.covers} - {*inside} | {joined}))
+            span = (inside[0][0], inside[-1][1])
+            covers = tuple(sorted({*shard.covers} - {*inside} | {span}))
             shards.append(shard.model_copy(update={"covers": covers}))
         else:
             shards.append(shard)

@@ -37,7 +37,7 @@ from pipeline.store.log.erasure_plan import refuse_unfinished
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import CHECKPOINT_EVERY, Retained, VersionLog
 from pipeline.store.segments import reservations
-from pipeline.store.storage.file_refs import FileRef, checked_path, describe
+from pipeline.store.storage.file_refs import FileRef, check_path, describe
 from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
 from pipeline.store.storage.leases import Lease, live_leases, read_leases
 from pipeline.store.tables.schemas import FORMAT
@@ -213,7 +213,7 @@ class _Copier:
         inventory = Inventory.of(self._log, kept[0], kept[-1])
         committed = inventory.segments
         there = self._source.walk(SEGMENTS)
-        reserved = reservations.reserved(self._source)
+        reserved = reservations.reserved_numbers(self._source)
         marks = [segment_folder(n) + name for n in reserved for name in UNNAMED_OF_A_SEGMENT]
         small = [path for path in marks if path in there]
         done = tuple(marks_folder(segment_folder(number)) for number in committed)
@@ -241,7 +241,7 @@ class _Copier:
         """Copy one file; return its size, or None if the copy has it undamaged."""
         if there == file.num_bytes and self._is_whole(file):
             return None
-        local = checked_path(self._source, file)
+        local = check_path(self._source, file)
         digest = hashlib.sha256()
         try:
             with self._target.publishing(file.path) as aside, local.open("rb") as read, aside.open("wb") as written:

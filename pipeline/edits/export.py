@@ -26,7 +26,7 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.layout import way_out
 from pipeline.store.log.single_adds import table_of_singles
 from pipeline.store.log.state import State
-from pipeline.store.storage.file_refs import RowsFile, checked_path
+from pipeline.store.storage.file_refs import RowsFile, check_path
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.kept_columns import with_columns
 from pipeline.store.tables.labels import OwnLabels, newest_labels, read_label_rows
@@ -122,7 +122,7 @@ def _live_tables(storage: Storage, state: State) -> Iterator[pa.Table]:
 
 
 def _row_groups(storage: Storage, file: RowsFile) -> Iterator[pa.Table]:
-    local = checked_path(storage, file)
+    local = check_path(storage, file)
     try:
         with pq.ParquetFile(local, page_checksum_verification=True) as parquet:
             for group in range(parquet.num_row_groups):

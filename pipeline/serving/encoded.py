@@ -14,7 +14,7 @@ _URL_ALPHABET = str.maketrans("-_", "+/")
 _STRANGE = re.compile(r"[^A-Za-z0-9+/]")
 
 
-def decoded(text: str, field: str = "image_base64") -> bytes:
+def decode_image(text: str, field: str = "image_base64") -> bytes:
     """The bytes of a base64 text. White space and missing padding are accepted. Raises SourceError."""
     if _DATA_URL.match(text):
         head, comma, text = text.partition(",")

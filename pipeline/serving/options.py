@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.errors import UsageError
 from pipeline.serving.limits import HttpLimits
 from pipeline.serving.service.service import Limits
-from pipeline.serving.tokens import checked_token
+from pipeline.serving.tokens import check_token
 
 TOKEN = "VISUAL_MEMORY_TOKEN"  # noqa: S105, the name of the variable
 CACHE = "~/.cache/visual-memory"
@@ -85,14 +85,14 @@ def token_of(options: ServingOptions) -> str | None:
     """The token from its file or the environment; None if neither has one. Raises UsageError."""
     if options.token_file is None:
         given = os.environ.get(TOKEN)
-        return checked_token(given, TOKEN) if given else None
+        return check_token(given, TOKEN) if given else None
     try:
         token = Path(options.token_file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
         raise UsageError(f"the token file {options.token_file} cannot be read ({error})") from error
     if not token.strip():
         raise UsageError(f"the token file {options.token_file} is empty: write the token into it")
-    return checked_token(token, f"the token file {options.token_file}")
+    return check_token(token, f"the token file {options.token_file}")
 
 
 def check_origins(origins: Sequence[str]) -> None:

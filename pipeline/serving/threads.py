@@ -5,7 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
-from pipeline.deadline import Deadline, held
+from pipeline.deadline import Deadline, set_deadline
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -24,7 +24,7 @@ class Threads:
         deadline = Deadline()
 
         def carry_out() -> Result:
-            with held(deadline):
+            with set_deadline(deadline):
                 return call(*arguments, **options)
 
         try:

@@ -8,7 +8,7 @@ from starlette.types import Scope
 from pipeline.errors import UsageError
 
 
-def checked_token(text: str, place: str) -> str:
+def check_token(text: str, place: str) -> str:
     """The token without surrounding white space. Raises UsageError, naming `place`, if it can never match."""
     token = text.strip()
     if not token:

@@ -24,7 +24,7 @@ from pipeline.store.layout import commit_path
 from pipeline.store.log import single_adds, version_log
 from pipeline.store.log.state import Forget, SetIndex
 from pipeline.store.log.version_log import VersionLog
-from pipeline.store.segments.reservations import reserved
+from pipeline.store.segments.reservations import reserved_numbers
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage
 from pipeline.store.tables.tombstones import write_tombstones
@@ -191,7 +191,7 @@ def test_what_a_killed_process_left_goes_and_its_number_stays_used(memory: Visua
     process = start(KILLED_ADD, memory.uri)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
-    number = reserved(memory.log.storage)[-1]
+    number = reserved_numbers(memory.log.storage)[-1]
     running = contents(memory)
     report = checked(memory, clean=True)  # it is at work: nothing of it is touched
     assert report.removed == 0

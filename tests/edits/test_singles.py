@@ -29,7 +29,7 @@ from pipeline.store.log import single_adds as stored_singles
 from pipeline.store.log.records import LabelSet
 from pipeline.store.log.state import Relabel, SetLabelSet, State
 from pipeline.store.log.version_log import VersionLog
-from pipeline.store.segments.reservations import SINGLES, is_given_up, reserved
+from pipeline.store.segments.reservations import SINGLES, is_given_up, reserved_numbers
 from pipeline.store.storage import local
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage
@@ -312,7 +312,7 @@ def test_racing_writers_lose_nothing(tmp_path: Path) -> None:
     assert len({uri for block in live.blocks for uri in block.uris.to_pylist()}) == 120
     [segment] = state.segments
     assert (segment.fingerprint, segment.num_entries) == (SINGLES, 120)
-    for number in reserved(memory.log.storage):  # each of those that came second had taken one
+    for number in reserved_numbers(memory.log.storage):  # each of those that came second had taken one
         assert number == segment.number or is_given_up(memory.log.storage, number)
     assert list(memory.log.retained()) == list(range(1, state.version + 1))
     assert_sound(memory)

@@ -113,7 +113,7 @@ def outcome_of(copy: Path, expected: list, path: str, *, deep: bool) -> str:
     from pipeline.store.tables import schemas
 
     if deep:
-        file_refs.unaltered_path = shard_files.unaltered_path = schemas.unaltered_path = file_refs.checked_path
+        file_refs.unaltered_path = shard_files.unaltered_path = schemas.unaltered_path = file_refs.check_path
     heard = Heard()
     logging.getLogger().addHandler(heard)
     try:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jobs import cli
 from jobs.ray_cluster.job_log import JobLog
 from jobs.ray_cluster.on_ray import start_ray
-from jobs.submit import entry_point, shipped
+from jobs.submit import entry_point, shipped_files
 from pipeline.errors import UsageError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -156,7 +156,7 @@ def test_a_shell_reads_the_entry_point_as_it_was_typed(arguments: list[str]) -> 
 
 def test_our_packages_travel_and_nothing_else() -> None:
     root = Path(sys.modules["jobs"].__path__[0]).parent
-    with shipped() as folder:
+    with shipped_files() as folder:
         there = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
         expected = {
             path.relative_to(root)

@@ -20,7 +20,7 @@ from pipeline import VisualMemory
 from pipeline.images.entry_pictures import roots_of
 from pipeline.index.build.plan import IndexOptions
 from pipeline.serving.access import WriteLine
-from pipeline.serving.http.connections import bounded
+from pipeline.serving.http.connections import bound_connections
 from pipeline.serving.http.routes import make_app
 from pipeline.serving.in_process import local_service
 from pipeline.serving.limits import HttpLimits
@@ -76,7 +76,7 @@ def served(
             )
         await app.inner(scope, receive, send)  # type: ignore[attr-defined]
 
-    config = uvicorn.Config(app, "127.0.0.1", port, log_level="error", lifespan="on", **bounded(http))
+    config = uvicorn.Config(app, "127.0.0.1", port, log_level="error", lifespan="on", **bound_connections(http))
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

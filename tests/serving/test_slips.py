@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from pipeline import VisualMemory
-from pipeline.serving.encoded import decoded
+from pipeline.serving.encoded import decode_image
 from pipeline.serving.http.slips import in_fields
 from tests.serving.serving import Served, served
 
@@ -76,7 +76,7 @@ FORMS: dict[str, Callable[[bytes], str]] = {
 def test_base64_is_taken_in_every_form(form: str) -> None:
     for length in (1, 2, 3, 57, 58, 1_000):
         data = np.random.default_rng(length).bytes(length)
-        assert decoded(FORMS[form](data)) == data
+        assert decode_image(FORMS[form](data)) == data
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -94,10 +94,10 @@ def test_unfinished_work_is_found_by_its_fingerprint(tmp_path: Path) -> None:
     storage = LocalStorage(tmp_path)
     ours = reserve(storage, fingerprint="ours")
     reserve(storage, fingerprint="theirs")
-    assert reservations.unfinished(storage, "ours", committed=[]) == ours
-    assert reservations.unfinished(storage, "ours", committed=[ours.number]) is None
+    assert reservations.find_unfinished(storage, "ours", committed=[]) == ours
+    assert reservations.find_unfinished(storage, "ours", committed=[ours.number]) is None
     reservations.give_up(storage, ours.number)
-    assert reservations.unfinished(storage, "ours", committed=[]) is None
+    assert reservations.find_unfinished(storage, "ours", committed=[]) is None
 
 
 def test_a_damaged_mark_is_named(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def _stale_marks(log: VersionLog, plan: ErasurePlan) -> Iterator[str]:
 
 
 def _redact_reservations(log: VersionLog, plan: ErasurePlan) -> None:
-    for number in reservations.reserved(log.storage):
+    for number in reservations.reserved_numbers(log.storage):
         path = f"{segment_folder(number)}{DESCRIPTION}"
         if not log.storage.exists(path):
             continue

@@ -73,7 +73,7 @@ def _misfit(length: int | None, dimension: int) -> str | None:
     return None if length == dimension else f"the vector has {length:,} dimensions where {dimension:,} are expected"
 
 
-def said_of(
+def texts_of_rows(
     said: pa.RecordBatch | None, columns: Columns, rows: int
 ) -> tuple[list[str | None], list[tuple[str | None, str]], list[str | None], list[int], list[int]]:
     """Per row: uri, label with the reason if it is None, sha256, width, height. Missing values are None, sizes 0."""

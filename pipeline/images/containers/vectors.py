@@ -30,7 +30,7 @@ from pipeline.images.containers.vector_columns import (
     embedding_field,
     maker_of,
     matrix_of,
-    said_of,
+    texts_of_rows,
 )
 from pipeline.images.decoding.decode import Rejected
 from pipeline.images.reading.parquet_pages import PageBomb, Source, batches_of
@@ -256,7 +256,7 @@ def _batch(
     said = said.combine_chunks().to_batches()[0] if said is not None and rows else None
     beside = pa.record_batch([pa.nulls(rows)], names=[""]) if said is None else said
     values = kept_values(beside, kept, beside.schema, uri)
-    uris, labels, hashes, widths, heights = said_of(said, columns, rows)
+    uris, labels, hashes, widths, heights = texts_of_rows(said, columns, rows)
     own = [found or f"{uri}#row={first + row}" for row, found in enumerate(uris)]
     halves_BD = vectors_BD.astype("<f2")
     facts: list[RowFacts | Rejected] = []

@@ -50,7 +50,9 @@ def read_entry_labels(path: str | Path) -> tuple[dict[int, str], dict[str, str]]
         table = _read_table(local, path)
         column = "id" if "id" in table.column_names else "uri"
         if column not in table.column_names:
-            raise SourceError(f"{path} has no column id or uri, but {listed(table.column_names)}: name one of them so")
+            raise SourceError(
+                f"{path} has no column id or uri, but {describe_list(table.column_names)}: name one of them so"
+            )
         names, labels = _texts(table, column, path), _texts(table, "label", path)
     if not names:
         raise SourceError(f"{path} names no entry: give a row for each entry to be labelled")
@@ -239,7 +241,7 @@ def _texts(table: pa.Table, name: str, path: str | Path) -> list[str]:
     """A column of names as text."""
     if table.column_names.count(name) != 1:
         problem = f"two columns {name}" if name in table.column_names else f"no column {name}"
-        raise SourceError(f"{path} has {problem}, but {listed(table.column_names)}: mend its header")
+        raise SourceError(f"{path} has {problem}, but {describe_list(table.column_names)}: mend its header")
     column = table.column(name)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):  # some writers do not mark texts
@@ -265,6 +267,6 @@ def _text_of(value: object, what: str) -> str:
     return text
 
 
-def listed(names: list[str]) -> str:
+def describe_list(names: list[str]) -> str:
     """The first names of columns, for a message."""
     return ", ".join(f"'{name}'" for name in names[:8]) + (", …" if len(names) > 8 else "") if names else "none at all"

@@ -16,8 +16,8 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.errors import SourceError
-from pipeline.images.labels.label_files import last_change, listed, put, read_fields, read_objects, read_rows
-from pipeline.images.labels.label_text import cleaned, text_of, text_of_bytes
+from pipeline.images.labels.label_files import describe_list, last_change, put, read_fields, read_objects, read_rows
+from pipeline.images.labels.label_text import clean_label, text_of, text_of_bytes
 from pipeline.images.names.uris import path_of_uri, printable
 
 # The first column that exists names the image. `id` is last, because other tools number their rows with it.
@@ -71,7 +71,7 @@ def _read(path: str, change: object) -> LabelFile:
     local = os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
     table, name_column, label_column = label_table(path, change)
     names = _column(table, name_column, path)
-    labels = [cleaned(text and printable(text).strip()) for text in _column(table, label_column, path)]
+    labels = [clean_label(text and printable(text).strip()) for text in _column(table, label_column, path)]
     if not names:
         raise SourceError(f"{path} names no image: give a row for each image to be labelled")
     rows: dict[str, int] = {}
@@ -123,13 +123,13 @@ def label_table(path: str, _: object) -> tuple[pa.Table, str, str]:
     labels = _first_of(LABEL_COLUMNS, table.column_names)
     if not names:
         raise SourceError(
-            f"{path} has no column that names images, but {listed(table.column_names)}: name one of them uri or "
+            f"{path} has no column that names images, but {describe_list(table.column_names)}: name one of them uri or "
             "file_name"
         )
     if not labels and table.num_columns == 2:  # of two columns, the other one has the labels
         labels = [name for name in table.column_names if name != names[0]]
     if not labels:
-        raise SourceError(f"{path} has no column label, but {listed(table.column_names)}: name one of them so")
+        raise SourceError(f"{path} has no column label, but {describe_list(table.column_names)}: name one of them so")
     for name in (names[0], labels[0]):
         if table.column_names.count(name) > 1:
             raise SourceError(f"{path} has two columns {name}: mend its header")

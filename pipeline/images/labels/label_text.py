@@ -37,7 +37,7 @@ def text_of_bytes(data: bytes) -> str:
     return (data.rstrip(b"\0") if encoding == "utf-8" else data).decode(encoding, errors="replace")
 
 
-def cleaned(text: str | None) -> str | None:
+def clean_label(text: str | None) -> str | None:
     """A text as a label; None if it is blank, too long, or has a NUL (no tool shows it)."""
     return text if text and len(text) <= MAX_LABEL and text.strip() and "\0" not in text else None
 
@@ -51,7 +51,7 @@ def text_of(value: object) -> str | None:
     if value is None or isinstance(value, (dict, list, tuple, set)):
         return None
     if isinstance(value, bytes):
-        return cleaned(text_of_bytes(value))
+        return clean_label(text_of_bytes(value))
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):
@@ -59,7 +59,7 @@ def text_of(value: object) -> str | None:
             return None
         value = int(value) if value.is_integer() else value
     # JSON can contain half a surrogate pair.
-    return cleaned(str(value).encode("utf-8", errors="replace").decode())
+    return clean_label(str(value).encode("utf-8", errors="replace").decode())
 
 
 def why_no_label(value: object, where: str) -> str:

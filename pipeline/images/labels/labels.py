@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pipeline.errors import SourceError, UsageError
 from pipeline.images.labels.label_rows import LABEL_COLUMNS, LabelFile, read_label_file
-from pipeline.images.labels.label_text import cleaned, text_of
+from pipeline.images.labels.label_text import clean_label, text_of
 from pipeline.images.names.partitions import partition_columns
 from pipeline.images.names.uris import path_of_uri, printable
 
@@ -80,7 +80,7 @@ class Labels:
             return _label_of_folder(folders[0]) if folders else None
         if self.option != "parent":
             return None
-        return _label_of_folder(folders[-1]) if folders else cleaned(source_name)
+        return _label_of_folder(folders[-1]) if folders else clean_label(source_name)
 
     def of_member(self, uri: str, said: str | None) -> str | None:
         """The label of an image in a container that gives it the label `said`. Raises SourceError for a bad file."""
@@ -110,7 +110,7 @@ class Labels:
 
 @functools.lru_cache(maxsize=4_096)
 def _label_of_folder(name: str) -> str | None:
-    return cleaned(printable(path_of_uri(name)))
+    return clean_label(printable(path_of_uri(name)))
 
 
 def column_of(labels: str) -> str | None:
@@ -126,9 +126,9 @@ def partition_label(uri: str, labels: str) -> tuple[str, str | None] | None:
     partitions = partition_columns(uri)
     column = column_of(labels)
     if column is not None:
-        return (column, cleaned(partitions[column])) if column in partitions else None
+        return (column, clean_label(partitions[column])) if column in partitions else None
     if labels not in ("folder", "parent"):
         return None
     by_lower = {name.lower(): name for name in partitions}
     name = next((by_lower[name] for name in LABEL_COLUMNS if name in by_lower), None)
-    return None if name is None else (name, cleaned(partitions[name]))
+    return None if name is None else (name, clean_label(partitions[name]))

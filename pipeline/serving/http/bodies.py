@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FiniteFloat,
 from pipeline.decisions.question import MAX_K, MAX_WEIGHT, Question
 from pipeline.decisions.voting import MAX_BALANCE, Voting
 from pipeline.errors import UsageError
-from pipeline.serving.encoded import about, decoded
+from pipeline.serving.encoded import about, decode_image
 from pipeline.serving.service.service import How
 
 MAX_ID = (1 << 63) - 1
@@ -76,7 +76,7 @@ class Asking(_Body):
     def images(self) -> list[bytes]:
         """The bytes of the images. Raises SourceError."""
         given = [self.image_base64] if isinstance(self.image_base64, str) else self.image_base64 or []
-        return [decoded(text) for text in given]
+        return [decode_image(text) for text in given]
 
     @property
     def vectors_QD(self) -> np.ndarray | None:
@@ -166,7 +166,7 @@ class AddBody(_Body):
     def images(self) -> list[bytes]:
         """The bytes of the images. Raises SourceError."""
         given = [self.image_base64] if isinstance(self.image_base64, str) else self.image_base64 or []
-        return [decoded(text) for text in given]
+        return [decode_image(text) for text in given]
 
     def labels_of(self, num_images: int) -> list[str | None]:
         """A label for each of `num_images` images. Raises UsageError."""

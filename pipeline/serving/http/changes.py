@@ -12,7 +12,7 @@ from pipeline.serving.http.answers import AddAnswer, ForgetAnswer, RelabelAnswer
 from pipeline.serving.http.bodies import AddBody, ForgetBody, RelabelBody
 from pipeline.serving.http.documentation import takes
 from pipeline.serving.http.refused import Refused
-from pipeline.serving.http.requests import added, stated
+from pipeline.serving.http.requests import read_entry, read_json
 from pipeline.serving.service.service import Service
 from pipeline.serving.tokens import carries
 
@@ -42,7 +42,7 @@ def add_changes(app: FastAPI, service: Service, token: str | None) -> None:
     )
     async def add(request: Request) -> Response:
         check(request)
-        body, images = await added(request, service)
+        body, images = await read_entry(request, service)
         labels = body.labels_of(len(images))
         arguments = {"images": images, "labels": labels, "uris": body.uris_of(len(images)), "dataset": body.dataset}
         distinct = [*dict.fromkeys(label for label in labels if label is not None)]
@@ -58,7 +58,7 @@ def add_changes(app: FastAPI, service: Service, token: str | None) -> None:
     )
     async def forget(request: Request) -> Response:
         check(request)
-        body = await stated(request, ForgetBody, service)
+        body = await read_json(request, ForgetBody, service)
         if not (body.ids or body.uris or body.labels or body.datasets):
             raise Refused(422, "nothing was named to forget: give ids, uris, labels or datasets", "ids")
         what: dict[str, Sequence[Any] | int] = {"ids": body.ids, "uris": len(body.uris)}
@@ -75,7 +75,7 @@ def add_changes(app: FastAPI, service: Service, token: str | None) -> None:
     )
     async def relabel(request: Request) -> Response:
         check(request)
-        body = await stated(request, RelabelBody, service)
+        body = await read_json(request, RelabelBody, service)
         sets = [body.label_set] if body.label_set is not None else []
         command = command_of(request, {"ids": body.ids, "label": [body.label], "label_set": sets})
         return json_answer(await service.edit("relabel", {**body.model_dump(), "command": command}))

@@ -267,7 +267,7 @@ class Connection(HttpToolsProtocol):
         self.loop.call_later(1.0, self.transport.abort)  # whether or not the client has read it
 
 
-def bounded(limits: HttpLimits) -> dict[str, Any]:
+def bound_connections(limits: HttpLimits) -> dict[str, Any]:
     """The uvicorn options that apply the limits."""
     return {
         "http": functools.partial(Connection, Connections(limits)),

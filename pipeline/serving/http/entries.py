@@ -11,7 +11,7 @@ from pipeline.serving.http.bodies import MAX_ID
 from pipeline.serving.http.pictures import Pictures
 from pipeline.serving.http.refused import Refused
 from pipeline.serving.http.slips import in_fields
-from pipeline.serving.http.waiting import gone
+from pipeline.serving.http.waiting import client_left
 from pipeline.serving.service.group import Entry
 from pipeline.serving.service.service import Service
 
@@ -56,7 +56,7 @@ def add_entries(app: FastAPI, service: Service, pictures: Pictures) -> None:
         headers = {"Cache-Control": "private, no-cache", "ETag": f'"{shown.sha256[:32]}"'}
         if request.headers.get("if-none-match") == headers["ETag"]:
             return Response(status_code=304, headers=headers)
-        jpeg = await pictures.of(shown, gone(request))
+        jpeg = await pictures.of(shown, client_left(request))
         if service.state.version != version:
             await found(id)  # raises if it was forgotten meanwhile
         if jpeg is None:  # one sentence for every reason, so that it does not reveal which files exist

@@ -25,12 +25,12 @@ MAX_COMMAS_BESIDES = 1 << 18  # in addition to those between the numbers of embe
 _BREAKS = re.compile(rb"[\x00-\x1f]")  # json.dumps escapes these
 
 
-def checked(kind: type[BaseModel], data: bytes, dimension: int, *, images: bool = False) -> Any:
+def check_body(kind: type[BaseModel], data: bytes, dimension: int, *, images: bool = False) -> Any:
     """A JSON body as a model. `dimension` is the memory's; `images`: the body may hold images. Raises Refused."""
     return _checked(_adapter_of(kind), data, kind, dimension, images=images)
 
 
-def checked_list(kind: type[BaseModel], data: bytes, dimension: int) -> Any:
+def check_body_list(kind: type[BaseModel], data: bytes, dimension: int) -> Any:
     """A JSON body as a list of models. Raises Refused."""
     return _checked(_adapter_of_list(kind), data, kind, dimension, images=True)
 
@@ -55,7 +55,7 @@ def _checked(adapter: TypeAdapter, data: bytes, kind: type[BaseModel], dimension
     except ValidationError as error:
         problems = error.errors(include_url=False)
         if problems[0]["type"] != "json_invalid":
-            raise told(problems, kind) from None
+            raise explain_problems(problems, kind) from None
         said = problems[0]["msg"]
     mended = _with_control_characters(data)
     if mended is None:
@@ -97,7 +97,7 @@ def _with_control_characters(data: bytes) -> bytes | None:
     return None if _BREAKS.search(mended) else mended
 
 
-def told(problems: Sequence[Any], kind: type[BaseModel] | None = None) -> Refused:
+def explain_problems(problems: Sequence[Any], kind: type[BaseModel] | None = None) -> Refused:
     """The refusal of an invalid request, as a sentence made from the problems that pydantic reports."""
 
     # An unknown field comes before the missing field that it may stand for. A field of several types gives a problem
@@ -107,7 +107,7 @@ def told(problems: Sequence[Any], kind: type[BaseModel] | None = None) -> Refuse
 
     problem = max(problems, key=says)
     place = slips.place_of(problem["loc"])
-    field = slips.shown(place[0]) if place else None
+    field = slips.shorten(place[0]) if place else None
     if problem["type"] == "extra_forbidden" and place:
         return Refused(422, slips.unknown_field(kind, place[0], problem.get("input")), field)
     if problem["type"] == "missing":

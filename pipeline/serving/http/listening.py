@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline.serving.access import send_refusal
-from pipeline.serving.http.connections import BACKLOG, bounded
+from pipeline.serving.http.connections import BACKLOG, bound_connections
 from pipeline.serving.limits import HttpLimits
 
 DRAIN_SECONDS = 25.0  # for requests under way; Kubernetes kills a pod 30 s after it told it to stop
@@ -69,7 +69,7 @@ class Traffic:
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=int(DRAIN_SECONDS),
-            **bounded(limits),
+            **bound_connections(limits),
         )
         server = uvicorn.Server(config)
         with socket.create_server((host, port), family=family, backlog=BACKLOG, reuse_port=True) as listener:

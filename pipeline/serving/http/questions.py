@@ -14,13 +14,13 @@ from fastapi.responses import Response
 from pipeline.decisions.decision import Neighbor
 from pipeline.decisions.question import Question
 from pipeline.errors import Overloaded
-from pipeline.serving.encoded import decoded
+from pipeline.serving.encoded import decode_image
 from pipeline.serving.http.answers import DecisionAnswer, KnnAnswer, SearchAnswer, Texts, json_answer
 from pipeline.serving.http.bodies import MAX_QUERIES, Asking, ClassifyBody, KnnBody, SearchBody
 from pipeline.serving.http.documentation import takes
 from pipeline.serving.http.json_bodies import SMALL_BYTES
 from pipeline.serving.http.refused import Refused
-from pipeline.serving.http.requests import Query, asked, stated
+from pipeline.serving.http.requests import Query, read_json, read_question
 from pipeline.serving.http.waiting import while_waited_for
 from pipeline.serving.limits import MAX_NEIGHBORS
 from pipeline.serving.service.service import Decided, Searched, Service
@@ -59,7 +59,7 @@ def add_questions(app: FastAPI, service: Service) -> None:
     ) -> Response:
         """The answers to all questions of a request: an object for one question, a list for a list."""
         began = time.monotonic()
-        questions, many = await asked(request, kind, service)
+        questions, many = await read_question(request, kind, service)
         with room.taken_by(questions) as num_neighbors:
             asking = _together([ask(service, question) for question in questions])
             found = await while_waited_for(request, asking)
@@ -101,11 +101,11 @@ def add_questions(app: FastAPI, service: Service) -> None:
         **takes(KnnBody),
     )
     async def knn_service(request: Request) -> Response:
-        body = await stated(request, KnnBody, service)
+        body = await read_json(request, KnnBody, service)
         if body.embedding_input is not None:
             vectors_QD = service.unit_vectors(np.array([body.embedding_input], np.float64))
         elif body.image is not None:
-            vectors_QD = await service.embed([decoded(body.image, "image")])
+            vectors_QD = await service.embed([decode_image(body.image, "image")])
         else:
             said = next((name for name in ("text", "image_url") if getattr(body, name)), "embedding_input")
             raise Refused(

@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from pipeline.serving.http import slips
 from pipeline.serving.http.bodies import MAX_IMAGES, MAX_LISTED, MAX_QUERIES, AddBody, Asking
-from pipeline.serving.http.json_bodies import SMALL_BYTES, check_amount, checked, checked_list, told
+from pipeline.serving.http.json_bodies import SMALL_BYTES, check_amount, check_body, check_body_list, explain_problems
 from pipeline.serving.http.refused import Refused
 from pipeline.serving.limits import MAX_NEIGHBORS
 from pipeline.serving.service.service import Service
@@ -48,7 +48,9 @@ class Query(Generic[Question]):
         return len(self.files) if self.files is not None else self.body.num_queries
 
 
-async def asked(request: Request, kind: type[Question], service: Service) -> "tuple[list[Query[Question]], bool]":
+async def read_question(
+    request: Request, kind: type[Question], service: Service
+) -> "tuple[list[Query[Question]], bool]":
     """The questions of a request, and whether they came as a list. Raises Refused, also for too many."""
     if _is_form(request):
         body, files = await _of_form(request, kind)
@@ -60,9 +62,9 @@ async def asked(request: Request, kind: type[Question], service: Service) -> "tu
 
     def read() -> list[Question]:
         if many:
-            questions: list[Question] = checked_list(kind, data, service.dimension)
+            questions: list[Question] = check_body_list(kind, data, service.dimension)
             return questions
-        return [checked(kind, data, service.dimension, images=True)]
+        return [check_body(kind, data, service.dimension, images=True)]
 
     bodies = await service.aside.run(read) if len(data) > SMALL_BYTES else read()
     return _within_limits([Query(body, body.is_batch) for body in bodies]), many
@@ -83,7 +85,7 @@ def _within_limits(queries: "list[Query[Any]]") -> "list[Query[Any]]":
     return queries
 
 
-async def added(request: Request, service: Service) -> tuple[AddBody, list[bytes]]:
+async def read_entry(request: Request, service: Service) -> tuple[AddBody, list[bytes]]:
     """The body of an add, and its images. Raises SourceError for invalid base64."""
     encoded: list[bytes] = []
     files: list[bytes] = []
@@ -96,7 +98,7 @@ async def added(request: Request, service: Service) -> tuple[AddBody, list[bytes
         data = await _json_of(request, images=True)
 
         def read() -> tuple[AddBody, list[bytes]]:
-            found: AddBody = checked(AddBody, data, service.dimension, images=True)
+            found: AddBody = check_body(AddBody, data, service.dimension, images=True)
             return found, found.images
 
         body, encoded = await service.aside.run(read) if len(data) > SMALL_BYTES else read()
@@ -108,12 +110,12 @@ async def added(request: Request, service: Service) -> tuple[AddBody, list[bytes
     return body, images
 
 
-async def stated(request: Request, kind: type[Body], service: Service) -> Body:
+async def read_json(request: Request, kind: type[Body], service: Service) -> Body:
     """The body of a request that carries no image file."""
     data = await _json_of(request, images=False)
 
     def read() -> Body:
-        body: Body = checked(kind, data, service.dimension)
+        body: Body = check_body(kind, data, service.dimension)
         return body
 
     return await service.aside.run(read) if len(data) > SMALL_BYTES else read()
@@ -163,8 +165,8 @@ async def _body_of(items: Sequence[tuple[str, Any]], kind: type[Body]) -> tuple[
     for name, value in items:
         if isinstance(value, UploadFile):
             if name != "image":
-                said = f"the file {slips.shown(name)} is not asked for: name it image"
-                raise Refused(422, said, slips.shown(name))
+                said = f"the file {slips.shorten(name)} is not asked for: name it image"
+                raise Refused(422, said, slips.shorten(name))
             images.append(value)
         elif name == "image":
             raise Refused(422, slips.image_as_text(value), name)
@@ -187,7 +189,7 @@ def _check_charset(request: Request) -> None:
     except (LookupError, ValueError):
         known = False
     if not known:
-        raise Refused(415, f"a form in {slips.shown(found[1])} is not taken: send it in UTF-8")
+        raise Refused(415, f"a form in {slips.shorten(found[1])} is not taken: send it in UTF-8")
 
 
 def _put(fields: dict[str, Any], name: str, text: str, *, may_repeat: bool) -> None:
@@ -203,7 +205,7 @@ def _put(fields: dict[str, Any], name: str, text: str, *, may_repeat: bool) -> N
         given = fields[name]
         fields[name] = [*given, text] if isinstance(given, list) else [given, text]
     else:
-        raise Refused(422, f"{slips.shown(name)} was given twice: give it once", slips.shown(name))
+        raise Refused(422, f"{slips.shorten(name)} was given twice: give it once", slips.shorten(name))
 
 
 def _from_json(name: str, text: str) -> Any:
@@ -219,4 +221,4 @@ def _validated(kind: type[Body], fields: Mapping[str, Any]) -> Body:
     try:
         return kind.model_validate(fields, strict=False)
     except ValidationError as error:
-        raise told(error.errors(include_url=False), kind) from None
+        raise explain_problems(error.errors(include_url=False), kind) from None

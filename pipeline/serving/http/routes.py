@@ -29,7 +29,7 @@ from pipeline.serving.http.answers import REFUSALS, HealthAnswer, Refusal, Statu
 from pipeline.serving.http.changes import add_changes
 from pipeline.serving.http.documentation import add_documentation
 from pipeline.serving.http.entries import add_entries
-from pipeline.serving.http.json_bodies import told
+from pipeline.serving.http.json_bodies import explain_problems
 from pipeline.serving.http.listening import Counted, Traffic
 from pipeline.serving.http.pictures import Pictures
 from pipeline.serving.http.questions import add_questions
@@ -165,7 +165,9 @@ def _add_refusals(app: FastAPI, service: Service, token: str | None) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> Response:
-        found = told([{**problem, "loc": problem["loc"][1:]} for problem in error.errors()])  # without "path"
+        found = explain_problems(
+            [{**problem, "loc": problem["loc"][1:]} for problem in error.errors()]
+        )  # without "path"
         return refusal(service, found.status, found.detail, found.field)
 
     @app.exception_handler(HTTPException)

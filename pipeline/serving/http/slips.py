@@ -36,7 +36,7 @@ _OPTION = re.compile(r"--([a-z][a-z-]*)")
 _SHOWS_IDS = re.compile(r"`search`(?: and `classify --json`)? shows?(?: the)? ids(?: there are)?")
 
 
-def shown(text: str) -> str:
+def shorten(text: str) -> str:
     """A client's text, shortened to one line."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in text[: MAX_SHOWN * 2]).split())
     return f"{line[:MAX_SHOWN]}…" if len(text) > MAX_SHOWN else line
@@ -60,10 +60,10 @@ def without_place(message: str, uri: str) -> str:
 def type_not_taken(content_type: str, *, images: bool) -> str:
     """Why a content type is refused, and how to send the request instead."""
     if not images:
-        return f"{shown(content_type)} is not taken: send application/json"
+        return f"{shorten(content_type)} is not taken: send application/json"
     is_file = content_type.startswith("image/") or content_type == "application/octet-stream"
     how = f"; an image goes as a file in a form: {AS_FORM}" if is_file else ""
-    return f"{shown(content_type)} is not taken: send application/json or multipart/form-data{how}"
+    return f"{shorten(content_type)} is not taken: send application/json or multipart/form-data{how}"
 
 
 def is_image(data: bytes) -> bool:
@@ -89,7 +89,7 @@ def image_as_text(text: str) -> str:
     """What to do about a form that sends the image as a text field."""
     if len(text) > 500 or text.startswith("data:"):
         return f"image was sent as text: send it as a file ({AS_FORM}), or its base64 as image_base64"
-    name = shown(text.strip().lstrip("@<")) or "new.jpg"
+    name = shorten(text.strip().lstrip("@<")) or "new.jpg"
     return f"image was sent as text ({name!r}): send it as a file: image=@{name}, in curl with the @"
 
 
@@ -103,11 +103,11 @@ def unknown_field(kind: type[BaseModel] | None, field: str, value: Any) -> str:
     near += [name for name in known if name in (folded, f"{folded}s", folded.removesuffix("s"))]
     near += difflib.get_close_matches(folded, known, 1, 0.65) if len(folded) <= MAX_SHOWN else []
     if not near:
-        return f"{shown(field)} is not asked for: leave it out"
+        return f"{shorten(field)} is not asked for: leave it out"
     meant = near[0]
     if kind is not None and _is_list(kind, meant) and _is_short(value):
         meant += f": {json.dumps([value], ensure_ascii=False)}"
-    return f"{shown(field)} is not asked for: did you mean {meant}?"
+    return f"{shorten(field)} is not asked for: did you mean {meant}?"
 
 
 def alone_for_list(field: str, value: Any) -> str:

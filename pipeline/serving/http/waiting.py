@@ -10,7 +10,7 @@ from starlette.requests import ClientDisconnect
 Result = TypeVar("Result")
 
 
-async def gone(request: Request) -> None:
+async def client_left(request: Request) -> None:
     """Ends when the client has left. Await it only after the body was read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
@@ -20,7 +20,7 @@ async def while_waited_for(request: Request, working: Coroutine[Any, Any, Result
     """The result of the work. If the client leaves, cancels the work and raises ClientDisconnect."""
     worker = asyncio.current_task()
     assert worker is not None  # noqa: S101  # a request is a task
-    left = asyncio.ensure_future(gone(request))
+    left = asyncio.ensure_future(client_left(request))
     is_left = False
 
     def end(_: "asyncio.Task[None]") -> None:

@@ -11,7 +11,7 @@ from typing import TypeVar, get_args
 
 import numpy as np
 
-from pipeline.deadline import Deadline, held, look
+from pipeline.deadline import Deadline, look, set_deadline
 from pipeline.decisions.neighbor_table import KeptValues, LabelStatistics, NeighborTable
 from pipeline.decisions.question import Question
 from pipeline.errors import DamagedFile, QuestionFailed, Superseded, UnknownName, UsageError, VisualMemoryError
@@ -295,7 +295,7 @@ class Group:
         for positions in together.values():
             some = [asked[position] for position in positions]
             try:
-                with held(max((one.deadline for one in some), key=lambda deadline: deadline.left)):
+                with set_deadline(max((one.deadline for one in some), key=lambda deadline: deadline.left)):
                     look()
                     answers |= zip(positions, self._search(some), strict=True)
             except VisualMemoryError as error:

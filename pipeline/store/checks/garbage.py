@@ -64,7 +64,7 @@ def take_census(log: VersionLog, first: int | None = None) -> Census:
     abandoned = set(storage.abandoned())
     inventory, named = _named(log, first)
     version, committed = inventory.version, inventory.segments
-    reserved = reservations.reserved(storage)
+    reserved = reservations.reserved_numbers(storage)
     ours = {path for path in files if folder_at_the_top(path) in FOLDERS}
     kept_marks = {number for number in reserved if number in committed}
 

@@ -27,7 +27,7 @@ def first_add_contents(storage: Storage, on_progress: OnProgress) -> tuple[list[
     said = f"there is no version yet, the first add is not finished: {how_far(storage)}"
     findings.append(Finding("note", f"{SEGMENTS}/", said, advice))
     everything, broken = Inventory(), set[str]()
-    for number in reservations.reserved(storage):
+    for number in reservations.reserved_numbers(storage):
         if reservations.is_given_up(storage, number):
             continue
         inventory, found = _inventory_of_segment(storage, number)

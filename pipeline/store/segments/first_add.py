@@ -20,7 +20,7 @@ SILENT_SECONDS = 0.5  # an add that fails sooner writes no lease
 
 
 @contextlib.contextmanager
-def announced(storage: Storage, work: str) -> Iterator[None]:
+def announce(storage: Storage, work: str) -> Iterator[None]:
     """Write a lease that shows other processes a first add, before its source is listed, which may take hours.
 
     The lease is removed at the end, and so is the memory's folder if it is new and empty. If the lease cannot be
@@ -49,7 +49,7 @@ def announced(storage: Storage, work: str) -> Iterator[None]:
 
 def has_begun(storage: Storage) -> bool:
     """Whether there are files of a first add that was not given up."""
-    numbers = reservations.reserved(storage)
+    numbers = reservations.reserved_numbers(storage)
     if any(not reservations.is_given_up(storage, number) for number in numbers):
         return True
     return bool(read_leases(storage)) or bool(not numbers and storage.list(ENCODER))
@@ -68,7 +68,7 @@ def unfinished_first_add(storage: Storage) -> str | None:
 
 def how_far(storage: Storage) -> str:
     """The progress of the newest segment, as a text."""
-    for number in reversed(reservations.reserved(storage)):
+    for number in reversed(reservations.reserved_numbers(storage)):
         if (reservation := _described(storage, number)) is not None:
             return _done(storage, reservation)
     return "it has remembered nothing yet"

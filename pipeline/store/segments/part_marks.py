@@ -20,8 +20,8 @@ from pipeline.store.layout import (
     rows_path,
     split_rows,
 )
-from pipeline.store.segments.reservations import Reservation, check_folder, damaged_description
-from pipeline.store.storage.file_refs import RowsFile, checked_path
+from pipeline.store.segments.reservations import Reservation, check_folder, damaged_reservation
+from pipeline.store.storage.file_refs import RowsFile, check_path
 from pipeline.store.storage.interface import AlreadyExists, Storage
 from pipeline.store.tables import ids
 from pipeline.store.tables.schemas import (
@@ -98,9 +98,9 @@ def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark
         for file in mark.files:
             if file is not None:
                 try:
-                    checked_path(storage, file)
+                    check_path(storage, file)
                 except DamagedFile as error:
-                    raise damaged_description(storage, path) from error
+                    raise damaged_reservation(storage, path) from error
         marks[mark.part] = mark
     return marks
 
@@ -197,5 +197,5 @@ def read_mark(storage: Storage, path: str) -> PartMark:
         if path != mark_path(folder, mark.part):
             raise ValueError(f"it is the mark of part {mark.part}")
     except ValueError as error:
-        raise damaged_description(storage, path) from error
+        raise damaged_reservation(storage, path) from error
     return mark

@@ -210,9 +210,9 @@ def reserve_for_singles(storage: Storage) -> int:
             return number
 
 
-def unfinished(storage: Storage, fingerprint: str, committed: Collection[int]) -> Reservation | None:
+def find_unfinished(storage: Storage, fingerprint: str, committed: Collection[int]) -> Reservation | None:
     """The newest reserved segment of this fingerprint that is neither committed nor given up; may be None."""
-    for number in reversed(reserved(storage)):
+    for number in reversed(reserved_numbers(storage)):
         if number in committed or is_given_up(storage, number):
             continue
         if not storage.exists(f"{segment_folder(number)}{DESCRIPTION}"):
@@ -223,7 +223,7 @@ def unfinished(storage: Storage, fingerprint: str, committed: Collection[int]) -
     return None
 
 
-def reserved(storage: Storage) -> list[int]:
+def reserved_numbers(storage: Storage) -> list[int]:
     """Every segment number that was ever taken, ascending."""
     return [number for number in map(segment_number, storage.list(SEGMENTS)) if number is not None]
 
@@ -248,7 +248,7 @@ def read_reservation(storage: Storage, number: int) -> Reservation | None:
             return None
         return Reservation.model_validate_json(data)
     except ValidationError as error:
-        raise damaged_description(storage, path) from error
+        raise damaged_reservation(storage, path) from error
 
 
 def read_numerics(storage: Storage, reservation: Reservation) -> Numerics | None:
@@ -259,7 +259,7 @@ def read_numerics(storage: Storage, reservation: Reservation) -> Numerics | None
     try:
         return Numerics.model_validate_json(storage.read(path))
     except ValidationError as error:
-        raise damaged_description(storage, path) from error
+        raise damaged_reservation(storage, path) from error
 
 
 def record_numerics(storage: Storage, reservation: Reservation, numerics: Numerics) -> Numerics:
@@ -288,7 +288,7 @@ def read_container(storage: Storage, reservation: Reservation, part: int) -> dic
 
 
 def _next_number(storage: Storage) -> int:
-    return max(reserved(storage), default=0) + 1
+    return max(reserved_numbers(storage), default=0) + 1
 
 
 def _write_containers(storage: Storage, path: str, containers: pa.Table | None) -> FileRef | None:
@@ -324,7 +324,7 @@ def check_folder(files: Iterable[FileRef | None], folder: str) -> None:
         check_places(named, FOLDERS_OF_A_JOB)
 
 
-def damaged_description(storage: Storage, path: str) -> DamagedFile:
+def damaged_reservation(storage: Storage, path: str) -> DamagedFile:
     """The error for a damaged description or completion mark of a segment."""
     return DamagedFile(
         f"{path} in the memory at {storage.uri}, or a file it names, is not whole: "

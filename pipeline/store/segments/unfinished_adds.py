@@ -58,7 +58,7 @@ def under_way(storage: Storage, committed: Collection[int]) -> Iterator[UnderWay
     by_process = {record.process: record for record in adding if record.process not in at_work}
     planning = [*by_process.values()]
     held = [folder for record in working for folder in record.holds]
-    for number in reservations.reserved(storage):
+    for number in reservations.reserved_numbers(storage):
         if number in committed or reservations.is_given_up(storage, number):
             continue
         try:

@@ -50,7 +50,7 @@ def is_inside(path: str) -> bool:
 
 
 @contextlib.contextmanager
-def entered(root: Path, folder: str) -> Iterator[int]:
+def enter_folder(root: Path, folder: str) -> Iterator[int]:
     """A descriptor of a folder below `root` ("": `root` itself), to open files in. It must not be listed.
 
     Raises NotInside if a name on the way is a link or not a folder; also FileNotFoundError and PermissionError.
@@ -69,9 +69,9 @@ def entered(root: Path, folder: str) -> Iterator[int]:
 
 
 @contextlib.contextmanager
-def listed(root: Path, folder: str) -> Iterator[int]:
+def list_names(root: Path, folder: str) -> Iterator[int]:
     """Like `entered`, but the descriptor can be listed and synced."""
-    with entered(root, folder) as descriptor:
+    with enter_folder(root, folder) as descriptor:
         below = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=descriptor)
         try:
             yield below

@@ -68,7 +68,7 @@ def describe(path: str, local: Path, rows: int = 0) -> FileRef:
     return FileRef(path=path, rows=rows, num_bytes=local.stat().st_size, sha256=digest)
 
 
-def checked_path(storage: Storage, file: FileRef) -> Path:
+def check_path(storage: Storage, file: FileRef) -> Path:
     """The path where a named file can be read on this machine.
 
     Raises DamagedFile if the file is missing or its length differs from the published one.
@@ -92,7 +92,7 @@ def unaltered_path(storage: Storage, file: FileRef) -> Path:
     Hashing from memory takes 1.4 GB/s for each core (OpenSSL's SHA-256 with the processor's instructions for it).
     Raises DamagedFile.
     """
-    local = checked_path(storage, file)
+    local = check_path(storage, file)
     with reading(storage.uri, file.path):
         found = sha256_of(local)
     if found != file.sha256:

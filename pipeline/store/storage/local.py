@@ -19,7 +19,7 @@ from typing import IO
 
 from pipeline.errors import StorageError
 from pipeline.store.layout import ASIDE, is_aside
-from pipeline.store.storage.beneath import NotInside, entered, kind_of, listed, open_regular
+from pipeline.store.storage.beneath import NotInside, enter_folder, kind_of, list_names, open_regular
 from pipeline.store.storage.interface import (
     AlreadyExists,
     check_inside,
@@ -212,7 +212,7 @@ class LocalStorage:
         """A descriptor of the parent folder of a file or folder, and the name in it."""
         check_inside(self.uri, path)
         above, _, name = path.rpartition("/")
-        with entered(self.root, above) as folder:
+        with enter_folder(self.root, above) as folder:
             yield folder, name
 
     @contextlib.contextmanager
@@ -221,7 +221,7 @@ class LocalStorage:
         folder = folder.rstrip("/")
         if folder:
             check_inside(self.uri, folder)
-        with listed(self.root, folder) as descriptor:
+        with list_names(self.root, folder) as descriptor:
             yield descriptor
 
     @contextlib.contextmanager
@@ -268,7 +268,7 @@ class LocalStorage:
     def _made(self, folder: str) -> Iterator[int]:
         """A descriptor of a folder. Missing folders are made, and synced so that they survive a power cut."""
         try:
-            with entered(self.root, folder):
+            with enter_folder(self.root, folder):
                 is_there = True
         except FileNotFoundError:
             is_there = False
@@ -276,11 +276,11 @@ class LocalStorage:
             _make_folder(self.root)
             so_far = ""
             for name in folder.split("/") if folder else ():
-                with entered(self.root, so_far) as descriptor, contextlib.suppress(FileExistsError):
+                with enter_folder(self.root, so_far) as descriptor, contextlib.suppress(FileExistsError):
                     os.mkdir(name, dir_fd=descriptor)
                     _sync_names(descriptor)
                 so_far = f"{so_far}/{name}" if so_far else name
-        with entered(self.root, folder) as descriptor:
+        with enter_folder(self.root, folder) as descriptor:
             yield descriptor
 
 
@@ -295,7 +295,7 @@ def _make_folder(folder: Path) -> None:
         return
     _make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
-    with listed(folder.parent, "") as descriptor:
+    with list_names(folder.parent, "") as descriptor:
         _sync(descriptor)
 
 

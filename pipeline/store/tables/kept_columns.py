@@ -118,7 +118,7 @@ def union(columns: Sequence[Sequence[KeptColumn]]) -> tuple[KeptColumn, ...]:
     return tuple(KeptColumn(name=name, type=kind) for name, kind in types.items())
 
 
-def joined(tables: Sequence[pa.Table]) -> pa.Table:
+def join_entries(tables: Sequence[pa.Table]) -> pa.Table:
     """Join rows of entries files to one table with all kept columns, null if a file lacks one. No value is lost."""
     schema = tables[0].schema
     fixed = pa.schema(list(schema)[: len(FIXED)], metadata=schema.metadata)

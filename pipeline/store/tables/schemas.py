@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.store.storage.file_refs import FileRef, RowsFile, checked_path, describe, reading, unaltered_path
+from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, describe, reading, unaltered_path
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.kept_columns import KeptColumn
@@ -166,7 +166,7 @@ def read_table(
     Raises DamagedFile if the file is missing, cut short or altered.
     """
     hashed = row_group is None if hashed is None else hashed
-    local = (unaltered_path if hashed else checked_path)(storage, file)
+    local = (unaltered_path if hashed else check_path)(storage, file)
     with reading(storage.uri, file.path), pq.ParquetFile(local, page_checksum_verification=True) as parquet:
         return _rows_of(parquet, file, columns, row_group)
 
@@ -199,7 +199,7 @@ def read_rows(storage: Storage, file: RowsFile, ids: Sequence[int], columns: Seq
 
     `columns` must include `id`. Raises DamagedFile.
     """
-    local = checked_path(storage, file)
+    local = check_path(storage, file)
     wanted = sorted(entry_id for entry_id in ids if file.first_id <= entry_id <= file.last_id)
     with reading(storage.uri, file.path), pq.ParquetFile(local, page_checksum_verification=True) as parquet:
         _check_rows(parquet, file)
