@@ -79,7 +79,10 @@ def own_folder() -> Path:
 
 
 def set_defaults() -> None:
-    """Set environment variables that Ray reads at import, unless they are set already."""
+    """Set environment variables that Ray reads at import, unless they are set already.
+
+    A Ray started here always asks for a token, whatever RAY_AUTH_MODE says.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors log a known, harmless error (ray#53727)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

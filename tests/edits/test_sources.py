@@ -437,7 +437,7 @@ def test_one_object_that_never_comes_is_rejected_and_an_outage_ends_the_add(
     s3: SeaweedFS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict
 ) -> None:
     use(s3, monkeypatch)
-    monkeypatch.setattr(files, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(files, "WAIT", 0.01)
     files._file_system.cache_clear()
     uri = s3.uri()
     there = fsspec.filesystem("s3", skip_instance_cache=True)

@@ -20,7 +20,7 @@ from pipeline.images.decoding.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.names.uris import path_of_uri
 
 ATTEMPTS = 5  # with botocore, each attempt is three requests
-FIRST_WAIT = 0.2  # seconds at most, doubled with each attempt
+WAIT = 0.2  # seconds at most, times two to the number of the attempt: 0.4, 0.8, 1.6, 3.2
 STREAM_BLOCK = 8 << 20
 TOO_LARGE = f"the file is larger than {MAX_FILE_BYTES >> 20} MiB"
 CHUNK = 1 << 20  # bytes per read of a file that reports size 0
@@ -195,7 +195,7 @@ def retrying(ask: Callable[[], Answer], uri: str) -> Answer:
                     f"{uri} could not be read in {ATTEMPTS} attempts ({explanation(error, uri, 'read', uri)}): "
                     "try again when the store is well, an add goes on where it was"
                 ) from error
-            time.sleep(random.uniform(0, FIRST_WAIT) * 2**attempt)  # noqa: S311, it only spreads the readers in time
+            time.sleep(random.uniform(0, WAIT) * 2**attempt)  # noqa: S311, it only spreads the readers in time
     raise AssertionError("the last attempt returns or raises")
 
 

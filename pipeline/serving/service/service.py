@@ -91,7 +91,7 @@ class Limits:
     """The limits of a server: queries and images under way, seconds of a request, and the size of what clients send.
 
     The limits of pixels apply to one image, to all images of a request, and to all images under way. Each further scan
-    of a JPEG counts as an eighth of its pixels (`images.decode.Work.cost`).
+    of a JPEG counts as an eighth of its pixels (`Work.cost` in images/decoding/decode.py).
 
     `grace_seconds` is how long to wait for a group that was missing. `poll_seconds` is the interval between checks for
     a new version. `where_seconds` is the longest estimated time of an expression over the entries of a group.
