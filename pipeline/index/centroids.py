@@ -1,4 +1,4 @@
-"""Whether a vector is a centroid of a trained index: k-means makes the only row of a list its centroid."""
+"""Whether a vector is a centroid of a trained index. If a list has only one row, k-means makes it the centroid."""
 
 import faiss
 import numpy as np
@@ -8,12 +8,12 @@ from pipeline.index.search.shard_files import read_faiss
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
 
-SAME_DIRECTION = 1 - 2e-6  # cosine; float16 turns a vector by less, and k-means scales a centroid to unit length
+SAME_DIRECTION = 1 - 2e-6  # cosine; rounding to float16 turns a vector by less. k-means scales centroids to unit length
 COMPARED_AT_ONCE = 4_096
 
 
 def has_centroid_among(storage: Storage, trained: FileRef, vectors_ND: np.ndarray) -> bool:
-    """Whether a centroid of a trained index is one of some vectors (float16 [N, D]), scaled. Raises DamagedFile."""
+    """Whether one of the vectors (float16 [N, D]), scaled, is a centroid of a trained index. Raises DamagedFile."""
     index = read_faiss(storage, trained, mapped=False)
     lists = faiss.try_extract_index_ivf(index)
     if lists is None or not lists.nlist:

@@ -1,4 +1,4 @@
-"""What the verification of a store cannot know of an index: whether FAISS can open its files, and what is in them."""
+"""Verification of the FAISS files of indexes: FAISS can open them, and they hold the vectors that versions record."""
 
 from collections.abc import Collection, Iterable, Iterator
 
@@ -13,7 +13,10 @@ from pipeline.store.storage.interface import Storage
 def verify_faiss(
     storage: Storage, indexes: Iterable[Index], dimension: int, broken: Collection[str]
 ) -> Iterator[Finding]:
-    """Open each FAISS file once, those known to be broken left out; it must hold the rows its version tells of."""
+    """Yield a finding for each FAISS file that FAISS cannot open, or that has other rows than versions record.
+
+    Each file is opened once. Paths in `broken` are skipped.
+    """
     files: dict[str, FileRef] = {}
     for index in indexes:
         for file in (index.trained, *(shard.index for shard in index.shards)):

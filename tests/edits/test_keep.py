@@ -414,7 +414,8 @@ def test_verify_tells_of_columns_that_are_gone(memory: VisualMemory, monkeypatch
     """As a writer would leave it that knows nothing of kept columns."""
     import pipeline.edits.compact as compacting
 
-    monkeypatch.setattr(compacting, "join_entries", lambda tables: pa.concat_tables(table.select(FIXED) for table in tables))
+    lose = lambda tables: pa.concat_tables(table.select(FIXED) for table in tables)  # noqa: E731
+    monkeypatch.setattr(compacting, "join_entries", lose)
     memory.compact()
     [finding, *others] = [finding.what for finding in memory.verify().findings]
     assert finding.startswith("keeps camera (string) of segment 1, not so in packs/")

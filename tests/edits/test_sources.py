@@ -218,6 +218,8 @@ def test_an_unsorted_archive_is_remembered_asked_and_decided_by_its_labels(tmp_p
     assert read_image(f"{tmp_path}/b/m.tar#1.seg.png") == picture(2)
     assert memory.add(tmp_path / "b", image_extension="seg.png", exclude=["x"], label="mask").already == masks.segment
     assert memory.add(tmp_path / "b", label="picture").entries == 2
+    pictures = memory.add(tmp_path / "b", image_extension="png", label="picture")
+    assert (pictures.entries, pictures.notes.masks) == (2, {".seg.png": 1}), "a mask is no .png"
 
 
 def test_evaluating_a_source_with_splits(tmp_path: Path, options: dict) -> None:

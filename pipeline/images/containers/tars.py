@@ -158,7 +158,9 @@ class _Reader:
 
     def _is_taken(self, name: str) -> bool:
         extension = self._members.extension
-        if extension is None or name.lower().endswith(f".{extension}"):
+        if extension is None:
+            return True
+        if name.lower().endswith(f".{extension}") and ("." in extension or not is_mask(name)):  # png is not seg.png
             return True
         self._notes.masks[_ending(name)] += 1
         return False

@@ -1,8 +1,8 @@
 """Choose a key, train once, populate shards in parallel, tune, measure, and commit the index as part of a version.
 
-A first build, or `rebuild`, makes a new generation over everything; otherwise shards for the fresh entries are added
-from the trained index there is. Nothing is committed unless every shard reaches the recall asked for. A build that was
-cut off goes on where it was, as long as it is of the same entries with the same options.
+A first build, or `rebuild`, makes a new generation over all entries. Otherwise shards for the fresh entries are added
+from the existing trained index. Nothing is committed unless every shard reaches the target recall. An interrupted build
+continues where it stopped, if the entries and the options are the same.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ def build_index(
 ) -> State:
     """Build what the plan says and commit it. Raises IndexBuildError, DamagedFile or CommitConflict.
 
-    Unless `resumable`, what was cut off leaves nothing behind.
+    Unless `resumable`, an interrupted build removes everything that it made.
     """
     if state.identity is None or not plan.shards:
         raise IndexBuildError(f"the memory at {log.storage.uri} has no entries to index: add images first")
@@ -77,7 +77,7 @@ def _built(log: VersionLog, state: State, builder: "_Builder", command: str, lea
     except IndexBuildError:
         builder.give_up()
         raise
-    except BaseException:  # an interrupt too; a kill leaves files that no version names
+    except BaseException:  # also an interrupt; a kill leaves files that no version names
         if not resumable:
             builder.give_up()
         raise
@@ -89,7 +89,7 @@ def _built(log: VersionLog, state: State, builder: "_Builder", command: str, lea
     )
     try:
         after = log.commit(state, command, lambda _number, _state: [action], lease)
-    except CommitConflict:  # and only then: after any other failure the version may have been published
+    except CommitConflict:  # only here: after any other failure the version may have been published
         builder.give_up()
         raise
     builder.tidy()
@@ -97,16 +97,16 @@ def _built(log: VersionLog, state: State, builder: "_Builder", command: str, lea
 
 
 class _Begun(BaseModel):
-    """What the first mark of a build says: which generation it makes, and of which shards."""
+    """The first mark of a build: the generation that it makes, and the nonce of its lease."""
 
     model_config = ConfigDict(frozen=True)
 
     generation: Generation
-    work: Nonce  # that of the lease under which it was begun
+    work: Nonce  # nonce of the lease under which the build began
 
 
 class _Trained(BaseModel):
-    """The mark of a trained index, and of the key that was chosen."""
+    """The mark of a trained index and of the chosen key."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -117,7 +117,7 @@ class _Trained(BaseModel):
 
 
 class _TooCoarse(Exception):
-    """A shard misses the target whatever the parameters."""
+    """A shard misses the target with all parameters."""
 
     def __init__(self, key: str, found: Measured, side: SideFiles) -> None:
         super().__init__(key)
@@ -155,7 +155,7 @@ class _Builder:
             begun = _Begun(generation=generation, work=lease.nonce)
             storage.replace(f"{self._marks}{BUILD_BEGUN}", begun.model_dump_json().encode())
         self._generation = begun.generation
-        # The lease's nonce keeps two writers that build at once out of each other's files.
+        # The lease's nonce separates the files of two writers that build at the same time.
         self._folder = generation_folder(self._generation, lease.nonce)
         self._work = ShardWork(
             storage=storage,
@@ -196,7 +196,10 @@ class _Builder:
                 self._choose_finer(made, short)
 
     def _filled(self, gathered: dict[int, Gathered], made: _Trained, trained: FileRef) -> Index:
-        """The index with all shards; the first is tuned before the others are populated. Raises _TooCoarse."""
+        """The index with all shards. Raises _TooCoarse.
+
+        If no parameters are known yet, the first shard is tuned before the others are populated.
+        """
         filled = [(number, found) for number, found in sorted(gathered.items()) if found.side.rows]
         populated: dict[int, Populated] = {}
         measured: dict[int, Measured] = {}
@@ -220,12 +223,12 @@ class _Builder:
         return self._index(written, made, shards)
 
     def _choose_finer(self, made: _Trained, short: "_TooCoarse") -> None:
-        """Have the next candidate built in place of one that did on the sample and not on a shard.
+        """Choose the next candidate in place of one that reached the target on the sample but not on a shard.
 
-        Raises IndexBuildError where the key was given, or no other reaches the target.
+        Raises IndexBuildError if the key was given, or if no other candidate reaches the target.
         """
         table = self._table
-        if table is None and made.candidates is not None and not self._old:  # chosen before the build was cut off
+        if table is None and made.candidates is not None and not self._old:  # chosen before the build was interrupted
             table = read_table_of(self._storage, made.candidates)
         if self._plan.key is not None or table is None:
             raise IndexBuildError(self._too_low(made.key, short.found, short.side))
@@ -240,9 +243,9 @@ class _Builder:
                 self._storage.delete([*made_of, f"{self._marks}{name}"])
 
     def _sample_rows(self, key: str | None) -> int:
-        """Rows for the training sample; of a key yet to be chosen, as many as the most demanding may want."""
+        """Rows for the training sample. If the key is not chosen yet: as many as the most demanding key may need."""
         if key is not None:
-            empty_index(key, self._work.dimension)  # a key that cannot be is said before any work
+            empty_index(key, self._work.dimension)  # an invalid key is reported before any work
             rows = training_rows(key, self._plan.rows, self._work.dimension, self._options.max_memory_bytes)
             return min(max(rows, 1), self._plan.rows)
         likely = f"IVF{num_lists(self._plan.rows)},Flat"
@@ -252,7 +255,7 @@ class _Builder:
         return min(max(rows, SAMPLE_ROWS), self._plan.rows)
 
     def _trained(self, gathered: Sequence[Gathered]) -> _Trained:
-        """The key and the empty trained index: the generation's own, or one trained on the sample of all shards."""
+        """The key and the empty trained index: that of the generation, or one trained on the sample of all shards."""
         if self._old:
             distance = self._old.centroid_distance
             return _Trained(
@@ -300,9 +303,9 @@ class _Builder:
         measured: dict[int, Measured],
         gathered: dict[int, Gathered],
     ) -> str:
-        """Measure every shard that is not yet, and give the parameters that take all of them to the target.
+        """Measure every shard not measured yet. Returns the parameters with which all shards reach the target.
 
-        Where one needs wider ones than `known`, those measured with narrower ones are measured again.
+        If a shard needs wider parameters than `known`, the shards measured with narrower ones are measured again.
         """
         while True:
             left = [entry for entry in asked if entry[0] not in measured]
@@ -324,7 +327,7 @@ class _Builder:
                 raise _TooCoarse(key, found, gathered[number].side)
 
     def _too_low(self, key: str, found: Measured, side: SideFiles) -> str:
-        """That a shard misses the target, and which setting would reach it, as far as could be measured."""
+        """The message that a shard misses the target, and which setting would reach it, as far as can be measured."""
         target = self._options.target_recall
         recall = found.quality.recall_at_10
         reached = f"the index {key} reaches recall@10 {recall:.3f} at most, below the target {target:g}"
@@ -347,7 +350,7 @@ class _Builder:
         )
 
     def _check_held(self, num_bytes: int, key: str) -> None:
-        """Refuse an index that outgrows the memory allowed."""
+        """Raise IndexBuildError if the index takes more memory than allowed."""
         num_bytes += sum(shard.bytes_in_memory for shard in self._kept)
         if num_bytes > self._options.max_memory_bytes:
             raise IndexBuildError(
@@ -356,7 +359,7 @@ class _Builder:
             )
 
     def _shard(self, number: int, gathered: Gathered, populated: Populated | None, measured: Measured | None) -> Shard:
-        """A shard; without an index where it is exact, or where all its rows are forgotten."""
+        """A shard. It has no index if it is searched exactly, or if all its rows are forgotten."""
         side = gathered.side
         return Shard(
             number=number + self._work.first,
@@ -393,7 +396,7 @@ class _Builder:
         for number, found in steps:
             done += sum(file.rows for file in self._plan.shards[number])
             yield number, found
-            if stage != "gathering" or done < self._plan.rows:  # which is soon done: not worth a line of its own
+            if stage != "gathering" or done < self._plan.rows:  # gathering ends soon: no last line for it
                 self._progress(Progress(stage, done, self._plan.rows))
 
     def _marked(self) -> list[FileRef]:
@@ -404,7 +407,7 @@ class _Builder:
         return found
 
     def give_up(self) -> None:
-        """Remove everything this build has made."""
+        """Remove everything that this build has made."""
         for file in self._marked():
             if not (self._old and file == self._old.trained):
                 self._storage.delete([file.path])
@@ -412,7 +415,7 @@ class _Builder:
         self._storage.remove_folder(self._marks)
 
     def tidy(self) -> None:
-        """Remove what only the build needed."""
+        """Remove the files that only the build needed."""
         keeps_vectors = self._plan.refine == "float16" or self._work.key == FLAT
         needless = [f"/{name}" for name in ([SAMPLE_FILE] if keeps_vectors else [SAMPLE_FILE, VECTORS_FILE])]
         self._storage.delete([file.path for file in self._marked() if file.path.endswith(tuple(needless))])
@@ -420,7 +423,7 @@ class _Builder:
 
 
 def _kind_of(name: str) -> type[BaseModel]:
-    """What a mark of this name says."""
+    """The model of a mark with this name."""
     kinds: dict[str, type[BaseModel]] = {"gathered": Gathered, "populated": Populated, "trained": _Trained}
     return kinds.get(name.rpartition(".")[0].partition("-")[0], _Begun)
 
@@ -430,7 +433,7 @@ def _next_generation(storage: Storage) -> int:
 
 
 def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions) -> str:
-    """What a build has to have in common with one that was cut off, to go on with what that has made."""
+    """A hash of everything that must be equal for a build to continue an interrupted one."""
     said = {
         "options": asdict(options),
         "shards": [[file.sha256 for file in shard] for shard in plan.shards],
@@ -444,7 +447,7 @@ def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions) -> str:
 
 
 def _spans(files: Sequence[RowsFile]) -> Iterator[tuple[int, int]]:
-    """The id ranges of some files, neighbouring ones of a segment joined."""
+    """The id ranges of some files. Neighbouring ranges of a segment are joined."""
     current: tuple[int, int] | None = None
     for file in files:
         if current and split_id(file.first_id)[0] == split_id(current[0])[0]:

@@ -1,8 +1,8 @@
-"""What an index over more rows than there are would take: time, memory, disk and nodes, from rates measured here.
+"""Estimates the time, memory, disk and nodes of an index over more rows than exist, from rates measured here.
 
-The rates are measured on vectors of the memory itself, on this machine: how fast entries are read, how fast k-means and
-assignment go for a number of lists, how fast codes are made, and how fast exact search judges them. What is computed
-from them is arithmetic: reading, coding and judging grow with the rows, training and assignment with rows times lists.
+The rates are measured on vectors of the memory itself, on this machine: the speed of reading entries, of k-means and
+assignment for a number of lists, of making codes, and of judging them by exact search. The estimate is arithmetic:
+reading, coding and judging grow with the rows; training and assignment grow with rows times lists.
 """
 
 import math
@@ -27,15 +27,15 @@ from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.schemas import embedding_matrix, read_table
 
-CALIBRATED_ON = 65_536  # rows at most, of entries files spread over the memory
+CALIBRATED_ON = 65_536  # rows at most, from entries files spread over the memory
 FEWEST_ROWS = 4_096
-LISTS = (64, 512)  # with which training and assignment are timed; what they take is linear in the lists
-POINTS_PER_CENTROID = 256  # that FAISS trains on at most
-FILLED = 0.8  # of a node's memory that indexes may take; the rest is for the process, vectors being read, and pages
+LISTS = (64, 512)  # numbers of lists to time training and assignment with; the time is linear in the lists
+POINTS_PER_CENTROID = 256  # the most that FAISS trains on
+FILLED = 0.8  # fraction of a node's memory for indexes; the rest is for the process, vectors being read, and pages
 
 
 class Rates(BaseModel):
-    """Seconds and bytes, as measured on so many `rows` of `dimension`; `key` is the kind they are of."""
+    """Seconds and bytes for an index of the kind `key`, measured on `rows` rows of `dimension`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -54,7 +54,7 @@ class Rates(BaseModel):
 
 
 class CapacityPlan(BaseModel):
-    """What an index of so many rows would take. Sizes are bytes, times seconds on a machine like this one."""
+    """Estimated needs of an index of `rows` rows. Sizes are in bytes, times in seconds on a machine like this one."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -72,7 +72,7 @@ class CapacityPlan(BaseModel):
 
     @property
     def nodes(self) -> int:
-        """Nodes to serve it: one for each group of shards, as often as the queries want."""
+        """Nodes to serve it: one for each group of shards, times the replicas that the query rate needs."""
         return self.groups * self.replicas
 
     def to_json(self) -> dict:
@@ -85,9 +85,9 @@ class CapacityPlan(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class CapacityGoal:
-    """What an index should hold and do. Raises UsageError for a goal that can never be met.
+    """The size and the performance that an index should have. Raises UsageError for an impossible goal.
 
-    `memory_per_node` is in bytes, `max_latency_ms` the milliseconds that one query alone may take in a shard.
+    `memory_per_node` is in bytes. `max_latency_ms` is the most milliseconds that a single query may take in a shard.
     """
 
     rows: int
@@ -108,9 +108,10 @@ def plan_capacity(
     goal: CapacityGoal,
     on_progress: OnProgress = ignore_progress,
 ) -> CapacityPlan:
-    """Measure rates on the vectors of some entries files, and compute. Writes nothing.
+    """Measure rates on the vectors of some entries files, and compute the plan. Writes nothing.
 
-    Raises UsageError for impossible wishes, IndexBuildError for too few rows to measure, or where no index will do.
+    Raises UsageError for impossible goals. Raises IndexBuildError if there are too few rows to measure, or if no index
+    meets the goal.
     """
     rows = goal.rows
     on_progress(Progress("reading", 0, 1))
@@ -142,7 +143,7 @@ def computed(
     queries_per_second: float,
     shard_rows: int = DEFAULT_SHARD_ROWS,
 ) -> CapacityPlan:
-    """The plan that follows from rates."""
+    """The plan, computed from rates."""
     lists = num_centroids(chosen.key)
     shards = math.ceil(rows / shard_rows)
     in_memory = shards * expected_bytes(chosen.key, math.ceil(rows / shards), rates.dimension)  # each has the centroids
@@ -191,7 +192,7 @@ def _check(rows: int, memory_per_node: int, queries_per_second: float) -> None:
 
 
 def _read(storage: Storage, files: Sequence[RowsFile]) -> tuple[np.ndarray, float, float]:
-    """Vectors of entries files spread over the memory, in random order; seconds and bytes a row takes to gather."""
+    """Vectors of entries files spread over the memory, in random order; seconds and bytes a row for gathering."""
     random = np.random.default_rng(0)
     pieces, rows, text = list[np.ndarray](), 0, 0
     began = time.perf_counter()
@@ -210,7 +211,7 @@ def _read(storage: Storage, files: Sequence[RowsFile]) -> tuple[np.ndarray, floa
 
 
 def _measured(key: str, vectors_ND: np.ndarray, read_row: float, side_bytes: float, on_progress: OnProgress) -> Rates:
-    """Time what a build does, with few lists and with many."""
+    """Measure the times of the steps of a build, with few lists and with many."""
     rows, dimension = vectors_ND.shape
     floats_ND = np.ascontiguousarray(vectors_ND, np.float32)
     began = time.perf_counter()

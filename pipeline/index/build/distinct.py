@@ -1,6 +1,6 @@
-"""Which rows hold the same vector, byte for byte: copies count once where recall is measured and lists are trained.
+"""Which rows hold the same vector, byte for byte. Copies count once when recall is measured and lists are trained.
 
-A thousand copies of one image are found by every index, and say nothing of how well the others are.
+Every index finds a thousand copies of one image. This does not show how well it finds other images.
 """
 
 import numpy as np
@@ -9,10 +9,10 @@ ROWS_AT_ONCE = 16_384
 
 
 def vector_keys(vectors_ND: np.ndarray) -> np.ndarray:
-    """A number for each vector (float16 [N, D]), uint64 [N]: equal where the bytes are equal, and next to never else.
+    """A key for each vector (float16 [N, D]), uint64 [N]: equal for equal bytes, and almost never equal otherwise.
 
-    Sums of the 16-bit elements times random 64-bit numbers: two vectors that differ share a key once in 2 ** 48 times.
-    Reads every vector once, a bounded number at a time; 8 bytes a row are kept.
+    A key is the sum of the 16-bit elements times random 64-bit numbers. Two different vectors share a key once in
+    2 ** 48 times. Reads every vector once, a bounded number at a time. Needs 8 bytes of memory a row.
     """
     weights_D = np.random.default_rng(0).integers(0, 2**64, vectors_ND.shape[1], np.uint64) | np.uint64(1)
     keys_N = np.empty(len(vectors_ND), np.uint64)
@@ -23,6 +23,6 @@ def vector_keys(vectors_ND: np.ndarray) -> np.ndarray:
 
 
 def without_copies(vectors_ND: np.ndarray) -> np.ndarray:
-    """The vectors, float16 [N, D], each once and in the order in which they first come."""
+    """The distinct vectors (float16 [N, D]), in the order of their first occurrence."""
     _, first = np.unique(vector_keys(vectors_ND), return_index=True)
     return vectors_ND if len(first) == len(vectors_ND) else vectors_ND[np.sort(first)]

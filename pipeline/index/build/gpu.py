@@ -1,4 +1,4 @@
-"""k-means and assignment in torch, on a GPU: what training and populating an index spend most of their time on.
+"""k-means and assignment in torch, on a GPU. Training and populating an index spend most of their time on these.
 
 torch is imported only where the machine has an NVIDIA device. Shapes: N rows, C centroids, D dimensions.
 """
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
     Device = torch.device
 
-ROWS_AT_ONCE = 65_536  # compared with all centroids at a time: 1 GB of products for 4,096 of them
+ROWS_AT_ONCE = 65_536  # compared with all centroids at a time: 1 GB of products for 4,096 centroids
 
 
 def gpu() -> "Device | None":
-    """The GPU this process may use, or None. On Ray that is one only where the task was granted it."""
+    """The GPU that this process may use, or None. On Ray there is one only if the task was granted it."""
     if not any(Path("/dev").glob("nvidia[0-9]*")):
         return None
     import torch
@@ -30,8 +30,8 @@ def centroids_of(
 ) -> np.ndarray:
     """Spherical k-means: centroids float32 [C, D] of unit length, of vectors float [N, D] of unit length, N >= C.
 
-    It begins with random rows; a centroid that is nearest to no row begins anew at another. (Dhillon and Modha, Concept
-    decompositions for large sparse text data using clustering, 2001.)
+    The first centroids are random rows. A centroid that is nearest to no row is replaced by another random row.
+    (Dhillon and Modha, Concept decompositions for large sparse text data using clustering, 2001.)
     """
     import torch
 

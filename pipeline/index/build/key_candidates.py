@@ -1,4 +1,4 @@
-"""Which FAISS keys come into question for so many rows: what autofaiss proposes, and what it never does."""
+"""The FAISS keys to consider for a number of rows: those that autofaiss proposes, and others that it never does."""
 
 import math
 import re
@@ -10,26 +10,24 @@ from autofaiss.external.optimize import get_optimal_index_keys_v2
 from pipeline.errors import IndexBuildError
 from pipeline.index.search import parameters
 
-TRAINING_ROWS_PER_CENTROID = (
-    48  # of recall@10 on 300,000 rows 64 and 100, which autofaiss takes, gave no more than .001
-)
-ROW_NUMBER = 8  # bytes FAISS keeps for each row of an inverted list
+TRAINING_ROWS_PER_CENTROID = 48  # on 300,000 rows, 64 and autofaiss's 100 raised recall@10 by no more than .001
+ROW_NUMBER = 8  # bytes that FAISS stores for the number of each row in an inverted list
 GRAPH_DEGREE = 32
-INDEXED_FROM = 256  # rows, below which exact search is quickest whatever they are
-PRODUCT_QUANTIZERS_FROM = 10_000  # rows, below which no codebook is worth its training
+INDEXED_FROM = 256  # rows; below this, exact search is always the fastest
+PRODUCT_QUANTIZERS_FROM = 10_000  # rows; below this, a codebook is not worth its training
 FLAT = "Flat"
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A key, and who thought of it: "autofaiss", "visual-memory" or "user"."""
+    """A key, and who proposed it: "autofaiss", "visual-memory" or "user"."""
 
     key: str
     by: str
 
 
 def proposals(num_rows: int, dimension: int, max_memory_bytes: int) -> list[Proposal]:
-    """Keys worth measuring, each once. Those of autofaiss are its memory-mappable ones."""
+    """Keys worth measuring, each once. Of the keys of autofaiss, only memory-mappable ones are included."""
     if num_rows < INDEXED_FROM:
         return [Proposal(FLAT, "visual-memory")]
     lists = num_lists(num_rows)
@@ -44,16 +42,16 @@ def proposals(num_rows: int, dimension: int, max_memory_bytes: int) -> list[Prop
 
 
 def num_lists(num_rows: int) -> int:
-    """Inverted lists for so many rows: the power of two nearest to twice their root, at least 1.
+    """Number of inverted lists for so many rows: the power of two nearest to twice their square root, at least 1.
 
-    autofaiss takes four times the root. With half as many the lists are longer, which fast-scan codes hardly notice,
-    and training and assignment, which are most of a build, cost half.
+    autofaiss takes four times the root. With half as many, the lists are longer, which hardly slows fast-scan codes.
+    Training and assignment, which are most of a build, cost half.
     """
     return 1 << max(round(math.log2(2 * max(num_rows, 1) ** 0.5)), 0)
 
 
 def num_centroids(key: str) -> int:
-    """Centroids a key's coarse quantizer has, 0 for a key without one."""
+    """Number of centroids in the coarse quantizer of a key, 0 for a key without one."""
     found = re.search(r"IVF(\d+)", key)
     return int(found[1]) if found else 0
 
@@ -82,10 +80,10 @@ def empty_index(key: str, dimension: int) -> faiss.Index:
 
 
 def expected_bytes(key: str, num_rows: int, dimension: int) -> int:
-    """Bytes of an index in memory: codes, row numbers, centroids, codebooks; of the key Flat those of the vectors."""
+    """Bytes of an index in memory: codes, row numbers, centroids, codebooks. For the key Flat: the vectors."""
     if key == FLAT:
         return 2 * dimension * num_rows
-    whole = empty_index(key, dimension)  # owns what the names below only point to
+    whole = empty_index(key, dimension)  # owns the objects that the names below point to
     inverted = faiss.try_extract_index_ivf(whole)
     outer = faiss.downcast_index(whole)
     if inverted is not None:
@@ -103,9 +101,9 @@ def expected_bytes(key: str, num_rows: int, dimension: int) -> int:
 
 
 def training_rows(key: str, num_rows: int, dimension: int, max_memory_bytes: int) -> int:
-    """Rows to train on: enough for every centroid, within half the memory allowed as float32.
+    """Number of rows to train on: enough for every centroid, and in float32 within half the allowed memory.
 
-    Raises IndexBuildError when there are fewer rows than centroids.
+    Raises IndexBuildError if there are fewer rows than `least_rows`.
     """
     if num_rows < least_rows(key):
         raise IndexBuildError(
@@ -118,16 +116,16 @@ def training_rows(key: str, num_rows: int, dimension: int, max_memory_bytes: int
 
 
 def least_rows(key: str) -> int:
-    """Rows without which a key cannot be trained: one a centroid, of lists and of codebooks."""
+    """The fewest rows that a key can be trained on: one per centroid, of lists and of codebooks."""
     codebook = re.search(r"PQ\d+(?:x(\d+))?", key)
     return max(num_centroids(key), 1 << int(codebook[1] or 8) if codebook else 0)
 
 
 def _of_autofaiss(num_rows: int, dimension: int, max_memory_bytes: int) -> list[str]:
-    """Its first key that fits, or else its first; none where it has none.
+    """The first key of autofaiss that fits, or else its first key; empty if it has none.
 
-    It counts codes and row numbers only. Of few rows the centroids and codebooks weigh more than these, so it is asked
-    again for less memory while what it proposes takes more than is allowed.
+    autofaiss counts only codes and row numbers. With few rows, the centroids and codebooks take more than these. So it
+    is called again with less memory while its proposal takes more than allowed.
     """
     first: list[str] = []
     for part in (1.0, 0.75, 0.5, 0.35):
@@ -142,7 +140,7 @@ def _of_autofaiss(num_rows: int, dimension: int, max_memory_bytes: int) -> list[
 
 
 def _sub_quantizers(dimension: int) -> list[int]:
-    """Sub-quantizers of 4 bits for codes of about two and one bit a dimension."""
+    """Numbers of 4-bit sub-quantizers for codes of about two bits and about one bit a dimension."""
     found = []
     for most in (dimension // 2, dimension // 4):
         fitting = [m for m in range(1, most + 1) if dimension % m == 0]

@@ -1,15 +1,17 @@
-"""Which key to build: candidates are built on a sample, tuned there to the target recall, and compared.
+"""Chooses the key to build: candidates are built on a sample, tuned there to the target recall, and compared.
 
-Of those that reach it within the memory and the latency allowed, the one that costs least is chosen: bytes held in
-memory, times the time they are held for a query. A graph that answers twice as fast from ten times the memory loses.
-Among those that cost alike it is the one that finds most of a hundred neighbours.
+Among the candidates that reach the target within the allowed memory and latency, the one with the lowest cost is
+chosen. The cost is the bytes held in memory, times the time they are held for a query. So a graph that answers twice as
+fast from ten times the memory loses. Among candidates of similar cost, the one with the highest recall@100 is chosen.
 
-Where exact search takes a millisecond at most it is chosen, whatever else there is.
+If exact search takes a millisecond at most, it is chosen in any case.
 
-They are built from the smallest to the largest, and no more are once they would have to be much faster than any was.
+Candidates are built from the smallest to the largest. Building stops when the remaining ones would have to be much
+faster than any before.
 
-On the sample a candidate has as many inverted lists as leave each as long as in the whole, so that a list costs what it
-will. What grows with the number of rows is scaled: the time of exact search, and the logarithm of a graph.
+On the sample, a candidate has so many inverted lists that each list is as long as in the whole. So a list costs the
+same as in the whole. Times that grow with the number of rows are scaled: linearly for exact search, by the logarithm
+for a graph.
 """
 
 import math
@@ -46,8 +48,8 @@ SAMPLE_QUERIES = 250
 FEWEST_LISTS = 4
 
 QUICK = 1e-3  # seconds of a query alone
-ALIKE = 1.25  # times the least cost: timings differ by as much, so that of such keys the finest codes are chosen
-FASTER_AT_MOST = 3.0  # times the fastest so far, which a larger candidate is never
+ALIKE = 1.25  # times the least cost: timings vary by as much, so among such keys the finest codes are chosen
+FASTER_AT_MOST = 3.0  # times the fastest so far: a larger candidate is never faster than this
 
 CHOSEN = "chosen"
 TOO_COARSE = "does not reach the recall"
@@ -57,9 +59,9 @@ NEEDLESS = "not built: exact search is quick"
 
 
 class Candidate(BaseModel):
-    """A row of the table: a key, what it was on the sample, and why it was chosen or not.
+    """A row of the table: a key, its measurements on the sample, and why it was chosen or not.
 
-    `bytes_in_memory` are for all rows; `seconds_alone` and `seconds_in_batch` those of a query, scaled to them.
+    `bytes_in_memory` is for all rows. `seconds_alone` and `seconds_in_batch` are per query, scaled to all rows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -74,19 +76,19 @@ class Candidate(BaseModel):
     verdict: str = ""
 
     def reaches(self, target: float) -> bool:
-        """Whether it has this recall@10 on the sample, with what was looked for."""
+        """Whether it has this recall@10 on the sample, and parameters were found for it."""
         return (
             self.quality is not None and not self.verdict.startswith(TOO_COARSE) and self.quality.recall_at_10 >= target
         )
 
     @property
     def cost(self) -> float:
-        """Byte-seconds a query."""
+        """Byte-seconds per query."""
         return self.bytes_in_memory * self.quality.seconds_in_batch if self.quality else math.inf
 
 
 class Table(BaseModel, Tabular):
-    """The candidates, and what was asked of them."""
+    """The candidates, and the requirements on them."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -107,7 +109,7 @@ class Table(BaseModel, Tabular):
         return self.model_dump(mode="json")
 
     def without(self, key: str, quality: Quality) -> "Table":
-        """The table with another chosen where this key has this quality on a shard, and so misses the target."""
+        """The table with another candidate chosen, as this key has this quality on a shard and misses the target."""
         verdict = f"{TOO_COARSE}: {quality.recall_at_10:.3f} at most on a shard"
         left = [
             c.model_copy(
@@ -119,7 +121,7 @@ class Table(BaseModel, Tabular):
 
     @property
     def chosen(self) -> Candidate:
-        """The candidate to build. Raises IndexBuildError, with the way out, where there is none."""
+        """The candidate to build. Raises IndexBuildError, with a way out, if there is none."""
         for candidate in self.candidates:
             if candidate.verdict == CHOSEN:
                 return candidate
@@ -133,7 +135,7 @@ class Table(BaseModel, Tabular):
         able = [c for c in self.candidates if c.quality and not c.verdict.startswith(TOO_COARSE)]
         if able:
             cheapest = min(able, key=lambda candidate: candidate.bytes_in_memory)
-            assert cheapest.quality is not None  # noqa: S101  # able ones have one
+            assert cheapest.quality is not None  # noqa: S101  # candidates in `able` have a quality
             raise IndexBuildError(
                 f"no index within {self.max_memory_bytes:,} bytes and {self.max_latency_ms:g} ms a query reaches "
                 f"recall@10 {self.target_recall:g} on a sample: {cheapest.key} does with {cheapest.bytes_in_memory:,} "
@@ -147,7 +149,7 @@ class Table(BaseModel, Tabular):
 
 
 def read_table_of(storage: Storage, file: FileRef) -> Table:
-    """The candidates kept with an index. Raises DamagedFile."""
+    """The candidates stored with an index. Raises DamagedFile."""
     check_length(storage.uri, file.path, file.num_bytes)
     local = unaltered_path(storage, file)
     with reading(storage.uri, file.path):
@@ -164,7 +166,7 @@ def choose(
     refine: bool = True,
     on_progress: OnProgress = ignore_progress,
 ) -> Table:
-    """Build and measure candidates for `num_rows` rows on a sample of them, float16 [N, D]. Look at `chosen`."""
+    """Build and measure candidates for `num_rows` rows on a sample of them (float16 [N, D]). See `chosen`."""
     sample_ND = np.ascontiguousarray(sample_ND[:SAMPLE_ROWS])
     keys_N = vector_keys(sample_ND)
     judge = tune.RecallEvaluator(sample_ND, tune.query_sample(keys_N, seed=0)[:SAMPLE_QUERIES], num_rows, keys_N)
@@ -175,7 +177,7 @@ def choose(
     ]
     measured: list[Candidate] = []
     exact = _exactly(next(c for c in sized if c.key == FLAT), sample_ND, num_rows)
-    assert exact.quality is not None  # noqa: S101  # exact search always has one
+    assert exact.quality is not None  # noqa: S101  # exact search always has a quality
     if exact.bytes_in_memory <= max_memory_bytes and exact.quality.seconds_alone <= min(QUICK, max_latency_ms / 1e3):
         measured = [exact, *(c.model_copy(update={"verdict": NEEDLESS}) for c in sized if c.key != FLAT)]
         sized = []
@@ -199,7 +201,7 @@ def choose(
 
 
 def _outdone(candidate: Candidate, measured: Sequence[Candidate]) -> str:
-    """Why a candidate need not be built: it could only win by being much faster than any before; "" where it may."""
+    """Why a candidate need not be built: to win, it must be much faster than any before. "" if it can win."""
     able = [c for c in measured if c.quality is not None and not c.verdict]
     if not able:
         return ""
@@ -213,7 +215,7 @@ def _outdone(candidate: Candidate, measured: Sequence[Candidate]) -> str:
 def _measured(
     candidate: Candidate, judge: tune.RecallEvaluator, num_rows: int, target: float, *, refine: bool
 ) -> Candidate:
-    """The candidate with what it was on the sample; without, and with the reason, where it cannot be built there."""
+    """The candidate with its measurements on the sample, or with the reason if it cannot be built there."""
     vectors_ND = judge.vectors_ND
     grows = num_rows / len(vectors_ND)
     began = time.perf_counter()
@@ -268,7 +270,7 @@ def _judged(candidates: Sequence[Candidate], max_latency_ms: float) -> tuple[Can
 
 
 def _exactly(candidate: Candidate, vectors_ND: np.ndarray, num_rows: int) -> Candidate:
-    """The key Flat as measured on a sample of so many rows."""
+    """The key Flat, measured on a sample and scaled to `num_rows` rows."""
     alone, together = _exact_seconds(vectors_ND)
     grows = num_rows / len(vectors_ND)
     quality = Quality.measured(1.0, 1.0, 1.0, alone * grows, together * grows)
@@ -276,7 +278,7 @@ def _exactly(candidate: Candidate, vectors_ND: np.ndarray, num_rows: int) -> Can
 
 
 def _exact_seconds(vectors_ND: np.ndarray) -> tuple[float, float]:
-    """Seconds of a query alone and of one in a batch, searched exactly."""
+    """Seconds of an exact search: for a single query, and per query in a batch."""
     finder = ExactFinder(vectors_ND, np.arange(len(vectors_ND)))
     queries_QD = np.ascontiguousarray(vectors_ND[: tune.TIMED_QUERIES], np.float32)
     finder.find(queries_QD, tune.NEIGHBORS_TUNED)

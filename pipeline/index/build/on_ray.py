@@ -1,6 +1,7 @@
-"""The steps of an index build as Ray tasks: each shard on its own, within the memory it declares.
+"""The steps of an index build as Ray tasks: one task per shard, within the memory that it declares.
 
-A task that dies with its node is run again elsewhere; it goes by the marks, so that a step that was done stays done.
+If a task dies with its node, Ray runs it again on another node. The task reads the marks, so a finished step is not
+repeated.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -13,14 +14,14 @@ import ray.exceptions
 from pipeline.errors import VisualMemoryError, WorkerError
 from pipeline.index.build.steps import Step
 
-GPU_SHARE = 0.25  # of a GPU, for a step that uses one: most of its time is not there
-TRIES = 3  # of a step whose process dies, beyond the first
+GPU_SHARE = 0.25  # of a GPU, for a step that uses one: the step spends most of its time elsewhere
+TRIES = 3  # retries of a step whose process dies
 
 
 def run_steps_on_ray(steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
-    """Run steps on the cluster this process is connected to, yielding number and result as they come, in any order.
+    """Run steps on the connected cluster. Yields the number and the result of each step as it finishes, in any order.
 
-    Raises WorkerError where the process of a step dies again and again.
+    Raises WorkerError if the process of a step dies again after all retries.
     """
 
     def run(make: Callable[[], Any]) -> Any:
@@ -28,7 +29,7 @@ def run_steps_on_ray(steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
         faiss.omp_set_num_threads(max(int(granted.get("CPU", 1)), 1))
         try:
             return make()
-        except VisualMemoryError as error:  # as a value: Ray would wrap it
+        except VisualMemoryError as error:  # returned as a value, because Ray would wrap it
             return error
 
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""What to build: which entries become which shards, and the key, measured on a sample where none is given."""
+"""Plans an index build: which entries become which shards, and the key, measured on a sample if none is given."""
 
 from dataclasses import dataclass, replace
 from typing import get_args
@@ -16,15 +16,15 @@ from pipeline.store.tables.schemas import embedding_matrix, read_table
 from pipeline.store.tables.tombstones import read_tombstones
 
 DEFAULT_SHARD_ROWS = 1 << 20
-MERGED_UP_TO = 4  # times the rows that are new: so shards are few, and a row is gathered anew a few times
-FILES_SAMPLED = 64  # entries files that a dry run looks into
+MERGED_UP_TO = 4  # times the new rows: shards stay few, and a row is gathered again only a few times
+FILES_SAMPLED = 64  # entries files that a dry run reads
 
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """What a user may ask of an index.
+    """The options that a user may set for an index.
 
-    With `key` None one is chosen by measuring; with `refine` None it is that of the index there is, else float16.
+    If `key` is None, a key is chosen by measuring. If `refine` is None, it is that of the index to extend, or float16.
     """
 
     key: str | None = None
@@ -50,10 +50,10 @@ class IndexOptions:
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """What `build` would do: the key (None: to be chosen), and the entries files of each shard to be made.
+    """What `build` would do: the key (None: not chosen yet), and the entries files of each new shard.
 
-    `refine` says whether candidates are scored again from the vectors. `merged` is how many of the last shards there
-    are will be made anew together with what is fresh. `table` are the candidates, where they were measured beforehand.
+    `refine` says whether candidates are scored again from the vectors. `merged` is how many of the last existing shards
+    are rebuilt together with the fresh entries. `table` has the candidates, if they were measured beforehand.
     """
 
     key: str | None
@@ -66,10 +66,10 @@ class IndexPlan:
 
 
 def plan_index(state: State, options: IndexOptions, *, merging: bool = False) -> IndexPlan:
-    """Cut shards at the borders of parts: as many rows as allowed, at least one part each.
+    """Cut shards at the borders of entries files: as many rows as allowed, at least one file each.
 
-    With `merging` the last shards, while they are small beside what is new, become one with it. Single adds that no
-    file holds yet stay fresh.
+    With `merging`, the last shards are merged with the fresh entries while they are small compared with these. Single
+    adds that no file holds yet stay fresh.
     """
     merged = 0
     limit = options.shard_rows or DEFAULT_SHARD_ROWS
@@ -103,7 +103,7 @@ def plan_index(state: State, options: IndexOptions, *, merging: bool = False) ->
 
 
 def _with_last_shards(state: State, index: Index, files: list[RowsFile], limit: int) -> tuple[list[RowsFile], int]:
-    """Fresh files with those of the last shards that are to become one with them, and how many shards these are."""
+    """The fresh files with those of the last shards to merge with them, and the number of these shards."""
     merged, rows = 0, sum(file.rows for file in files)
     for shard in reversed(index.shards):
         if shard.rows > MERGED_UP_TO * rows or shard.rows + rows > limit:
@@ -118,7 +118,7 @@ def choose_key(
 ) -> IndexPlan:
     """The plan with its candidates measured on a sample of the entries, and the key chosen. Writes nothing.
 
-    Raises IndexBuildError where none will do.
+    Raises IndexBuildError if no candidate meets the options.
     """
     if plan.key is not None or not plan.rows:
         return plan

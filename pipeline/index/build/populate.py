@@ -1,4 +1,4 @@
-"""Filling an empty trained index, a bounded number of vectors at a time."""
+"""Fills an empty trained index, a bounded number of vectors at a time."""
 
 from typing import TYPE_CHECKING
 
@@ -16,10 +16,10 @@ ADD_ROWS = 65_536  # vectors converted to float32 at a time
 
 
 def populate(index: faiss.Index, vectors_ND: np.ndarray, device: "Device | None" = None) -> faiss.Index:
-    """The trained `index` with vectors float16 [N, D] in it, numbered from 0; it is not to be used any more itself.
+    """Returns the trained `index` filled with vectors (float16 [N, D]), numbered from 0. Do not use `index` afterwards.
 
-    With a device the nearest centroids are found there; what is in the index is the same, but for vectors that lie
-    between two.
+    With a device, the nearest centroids are found on the device. The content of the index is the same, except for
+    vectors that lie between two centroids.
     """
     inverted = faiss.try_extract_index_ivf(index)
     if device is None or inverted is None:
@@ -35,7 +35,7 @@ def populate(index: faiss.Index, vectors_ND: np.ndarray, device: "Device | None"
 
 
 def _of_plain_lists(inverted: faiss.IndexIVF) -> faiss.IndexIVF:
-    """The index itself, or for fast scan, whose blocks of 32 rows take none preassigned, one of the same codes."""
+    """The index itself. For fast scan, whose blocks of 32 rows take no preassigned rows, one with the same codes."""
     if not isinstance(inverted, faiss.IndexIVFPQFastScan):
         return inverted
     pq = inverted.pq
@@ -51,10 +51,10 @@ def _as_before(index: faiss.Index, filled: faiss.IndexIVF) -> faiss.Index:
     if isinstance(inner, faiss.IndexIVFPQFastScan):
         packed = faiss.IndexIVFPQFastScan(filled)
         packed.by_residual = inner.by_residual
-        inner.own_fields, packed.own_fields = False, True  # the quantizer is handed on
+        inner.own_fields, packed.own_fields = False, True  # the quantizer changes its owner
         if not isinstance(outer, faiss.IndexPreTransform):
             return packed
-        outer.index = packed  # which is FAISS's to delete now; what stood there is Python's
+        outer.index = packed  # FAISS now deletes `packed`; Python deletes the index that it replaces
         packed.this.disown()
         inner.this.own(True)
     outer.ntotal = filled.ntotal

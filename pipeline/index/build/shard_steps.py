@@ -1,7 +1,7 @@
 """The work on one shard, in steps that can run in any process: gather its rows, populate it, measure it.
 
-What a step has made is noted in a mark, written when its files are published. A build that was cut off begins again
-with the marks there are. The first mark of a step counts; files of an attempt that came second are garbage.
+A step writes a mark after its files are published. The mark names what the step made. An interrupted build starts
+again from the existing marks. The first mark of a step counts. The files of a second attempt are garbage.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -35,16 +35,16 @@ from pipeline.store.storage.file_refs import FileRef, RowsFile, check_places
 from pipeline.store.storage.interface import AlreadyExists, Storage
 from pipeline.store.tables.tombstones import read_tombstones
 
-WIDENED = 1.25  # times as far, where all queries ask for more than those that parameters were looked for with
-WIDENINGS = 4  # before other parameters are looked for
+WIDENED = 1.25  # times as far, if all queries together need more than the tuning queries did
+WIDENINGS = 4  # at most, before other parameters are tried
 PROCESS_BYTES = 400 << 20  # of a process with FAISS, pyarrow and this library loaded, on Linux
-ENTRY_BYTES = 300  # of ids, labels, uris and datasets of a row while they are gathered, generously
+ENTRY_BYTES = 300  # a generous estimate for the ids, labels, uris and datasets of a row during gathering
 
 Mark = TypeVar("Mark", bound=BaseModel)
 
 
 class Gathered(BaseModel):
-    """The rows of a shard in its side files, and a share of the training sample; no sample for the key Flat."""
+    """The rows of a shard in its side files, and its part of the training sample (None for the key Flat)."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -62,9 +62,10 @@ class Populated(BaseModel):
 
 
 class Measured(BaseModel):
-    """The parameters with which a shard was measured, and what it was; `reached` says whether that is the target.
+    """The parameters with which a shard was measured, and its quality. `reached`: recall@10 reaches the target.
 
-    `recall_if_refined` is recall@10 with candidates scored again, where they are not and the target is missed.
+    `recall_if_refined` is recall@10 with candidates scored again. It is measured only if candidates are not scored
+    again and the target is missed.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -78,9 +79,10 @@ class Measured(BaseModel):
 
 @dataclass(frozen=True)
 class ShardWork:
-    """What every step on any shard of a build has to know; it travels to other processes.
+    """The data that every step on any shard of a build needs. It is sent to other processes.
 
-    Marks lie in `marks`, files of this attempt in `folder`. `rows`, as planned, and `sample_rows` are of all shards.
+    Marks are stored in `marks`, files of this attempt in `folder`. `rows` (as planned) and `sample_rows` are totals
+    over all shards.
     """
 
     storage: Storage
@@ -109,13 +111,13 @@ class ShardWork:
             yield Step(number, partial(self.populate, number, gathered.side, trained), needed, on_gpu=True)
 
     def measuring(self, known: str | None, shards: Sequence[tuple[int, Gathered, Populated]]) -> Iterator[Step]:
-        """The steps that measure populated shards, with known parameters or with those found for each."""
+        """The steps that measure populated shards, with known parameters or with parameters found for each shard."""
         for number, gathered, filled in shards:
             needed = self.memory_bytes(number, filled.index.num_bytes)
             yield Step(number, partial(self.measure, number, gathered.side, filled.index, known), needed)
 
     def gather(self, number: int) -> Gathered:
-        """Write the side files of a shard, reading its parts one after the other, and its share of the sample."""
+        """Write the side files of a shard and its part of the sample. Reads the entries files one after the other."""
 
         def make() -> Gathered:
             forgotten = read_tombstones(self.storage, self.tombstones)
@@ -143,7 +145,7 @@ class ShardWork:
         return self.once(f"populated-{number}", Populated, make)
 
     def measure(self, number: int, side: SideFiles, index: FileRef, known: str | None) -> Measured:
-        """Recall and latency with the `known` parameters, somewhat wider ones, or tuned ones where these do not do."""
+        """Recall and latency with the `known` parameters, slightly wider ones, or tuned ones if these fail."""
         mapped = read_faiss(self.storage, index)
         vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
         held_out = np.ones(side.rows, bool)
@@ -154,7 +156,7 @@ class ShardWork:
             recall, values = self._widened(mapped, judge, parameters.parse(known))
             if recall >= self.target_recall:
                 return self._measured(mapped, judge, values, recall, "measured")
-        # The tuner sets parameters on what it tries, and asks for vectors by row.
+        # The tuner sets parameters on the index that it tries, and reads vectors by row.
         loaded = read_faiss(self.storage, index, mapped=False)
         found = tune.tune_index(loaded, self.key, judge, self.target_recall, self.max_latency_ms, refined=self._refined)
         most = parameters.widest(mapped) | ({"rerank": tune.RERANKS[-1]} if self._refined else {})
@@ -171,7 +173,7 @@ class ShardWork:
     def _widened(
         self, index: faiss.Index, judge: tune.RecallEvaluator, values: dict[str, int]
     ) -> tuple[float, dict[str, int]]:
-        """recall@10 of all queries, and the parameters with which it is; they search a few times further if need be."""
+        """recall@10 of all queries, and its parameters. They are widened a few times if the target is missed."""
         for _ in range(WIDENINGS):
             recall = judge.recall(index, values, tune.NEIGHBORS_TUNED, refined=self._refined)
             wider = parameters.widen(index, values, WIDENED)
@@ -202,7 +204,7 @@ class ShardWork:
         return self.refine == "float16"
 
     def memory_bytes(self, number: int, index_bytes: int = 0) -> int:
-        """What a step on a shard takes at most: rows while they are gathered, or an index and vectors in float32."""
+        """The most bytes that a step on a shard needs: for gathering rows, or for an index and vectors in float32."""
         rows = sum(file.rows for file in self.shards[number])
         largest = max((file.rows for file in self.shards[number]), default=0)
         gathering = rows * ENTRY_BYTES + 4 * largest * 2 * self.dimension
@@ -213,7 +215,7 @@ class ShardWork:
         return shard_folder(self.folder, number + self.first)
 
     def once(self, name: str, model: type[Mark], make: Callable[[], Mark]) -> Mark:
-        """What the mark of this name says; made, and marked, where there is none whose files are there."""
+        """The content of the mark of this name. If no mark with all its files exists, make the content and write it."""
         path = step_path(self.marks, name)
         known = read_mark(self.storage, path, model)
         if known is not None:
@@ -221,15 +223,15 @@ class ShardWork:
         made = make()
         try:
             self.storage.create(path, made.model_dump_json().encode())
-        except AlreadyExists:  # another attempt was first, or this one's answer was lost
+        except AlreadyExists:  # another attempt was first, or the answer to this write was lost
             known = read_mark(self.storage, path, model)
             if known is not None:
                 return known
-            self.storage.replace(path, made.model_dump_json().encode())  # its files are gone
+            self.storage.replace(path, made.model_dump_json().encode())  # the files of that mark are gone
         return made
 
     def _sampled(self, number: int, rows: int) -> np.ndarray:
-        """Rows of a shard in the training sample, ascending: its share, the same whenever it is asked for."""
+        """Rows of a shard in the training sample, ascending, in proportion to its size. Every call returns the same."""
         share = min(rows, -(-self.sample_rows * rows // max(self.rows, 1)))
         random = np.random.default_rng(number)
         chosen: np.ndarray = np.sort(random.choice(rows, share, replace=False))
@@ -237,7 +239,7 @@ class ShardWork:
 
 
 def read_mark(storage: Storage, path: str, model: type[Mark]) -> Mark | None:
-    """A mark whose files are all there, and those of an index."""
+    """A mark, or None unless all its files exist and are files of an index."""
     try:
         mark = model.model_validate_json(storage.read(path))
         check_places(files_of(mark), {INDEX})

@@ -1,4 +1,4 @@
-"""Independent steps of an index build, and how they are run one after the other in this process."""
+"""Independent steps of an index build, and a function that runs them one after the other in this process."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -7,9 +7,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Step:
-    """What to do with one shard: `make` can be pickled; `memory_bytes` is the most it takes.
+    """A step on one shard. `make` can be pickled. `memory_bytes` is the most memory that it needs.
 
-    `on_gpu` is whether a GPU, where there is one, makes it faster.
+    `on_gpu` says whether a GPU, if there is one, makes it faster.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""One index trained on a sample: the quantizer that every shard of a generation shares."""
+"""Trains one index on a sample. All shards of a generation share its quantizer."""
 
 from typing import TYPE_CHECKING
 
@@ -12,25 +12,25 @@ from pipeline.index.build.key_candidates import empty_index, least_rows
 if TYPE_CHECKING:
     from pipeline.index.build.gpu import Device
 
-ITERATIONS = 6  # of k-means; 8 cost a third more for nothing of recall@10 on 300,000 rows, 4 lost .0015
-CODEBOOK_ITERATIONS = 10  # of the k-means of a product quantizer; FAISS's 25 cost .1 s more for less than .0005
-ROUGH_ITERATIONS = 4  # of the same where only a sample is judged
-DISTANCE_ROWS = 20_000  # of a sample, which tell the distance to the nearest centroid to three digits
-SAMPLE_ROTATION_ROWS = 39 * 256  # as many as FAISS wants for the codebooks within
+ITERATIONS = 6  # of k-means; on 300,000 rows, 8 cost a third more and gained no recall@10, 4 lost .0015
+CODEBOOK_ITERATIONS = 10  # of the k-means of a product quantizer; FAISS's 25 cost .1 s more and gained less than .0005
+ROUGH_ITERATIONS = 4  # of the same, if only a sample is judged
+DISTANCE_ROWS = 20_000  # of a sample; enough for three digits of the distance to the nearest centroid
+SAMPLE_ROTATION_ROWS = 39 * 256  # as many as FAISS wants for the codebooks inside the rotation
 
 
 def train_index(
     key: str, sample_ND: np.ndarray, *, roughly: bool = False, device: "Device | None" = None
 ) -> faiss.Index:
-    """An empty index trained on vectors (float [N, D] of unit length), with k-means on `device` where one is given.
+    """An empty index trained on vectors (float [N, D] of unit length), with k-means on `device` if one is given.
 
-    `roughly` spends little on codebooks and on a learned rotation (OPQ), which would take longer than all else: enough
-    to see what a key is good for on a sample.
+    `roughly` spends little on codebooks and on a learned rotation (OPQ), which would take longer than all other steps.
+    This is enough to judge a key on a sample.
     """
     index = empty_index(key, sample_ND.shape[1])
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is not None:
-        # The number of rows was checked and recall is measured: no warnings on stderr.
+        # No warnings on stderr: the number of rows was checked, and recall is measured.
         inverted.cp.min_points_per_centroid = 1
         inverted.cp.spherical = True  # the vectors have unit length and are compared by inner product
         inverted.cp.niter = ITERATIONS
@@ -38,7 +38,7 @@ def train_index(
         coded.pq.cp.min_points_per_centroid = 1
         coded.pq.cp.niter = ROUGH_ITERATIONS if roughly else CODEBOOK_ITERATIONS
         if isinstance(coded, faiss.IndexIVFPQ):
-            # Codes are ordered for a filter (`ht`) that no search here uses: 24 of 24 s of training PQ32x8.
+            # It orders codes for a filter (`ht`) that no search here uses, and took 24 of 24 s of training PQ32x8.
             coded.do_polysemous_training = False
     quantizers = []
     for rotation in _learned_rotations(index):
@@ -51,7 +51,7 @@ def train_index(
     floats_ND = np.ascontiguousarray(sample_ND, np.float32)
     if device is not None and inverted is not None:
         seen_ND = _steps_trained(index, floats_ND)
-        inverted.quantizer.add(centroids_of(seen_ND, inverted.nlist, ITERATIONS, device))  # FAISS then looks for none
+        inverted.quantizer.add(centroids_of(seen_ND, inverted.nlist, ITERATIONS, device))  # FAISS then trains none
     index.train(floats_ND)
     for rotation in _learned_rotations(index):
         rotation.pq = None
@@ -59,18 +59,18 @@ def train_index(
 
 
 def train_on(key: str, sample_ND: np.ndarray) -> np.ndarray:
-    """A training sample, float16 [N, D], with each vector once: many copies would be many equal centroids.
+    """A training sample (float16 [N, D]) with each vector once: many copies would become many equal centroids.
 
-    With its copies where the key needs more rows than would be left.
+    Copies stay in the sample if the key needs more rows than there are distinct vectors.
     """
     distinct_ND = without_copies(sample_ND)
     return distinct_ND if len(distinct_ND) >= least_rows(key) else sample_ND
 
 
 def centroid_distance(index: faiss.Index, vectors_ND: np.ndarray) -> float | None:
-    """How far vectors are from the centroids nearest to them, 1 - cosine on average; None without centroids.
+    """Average distance (1 - cosine) of vectors to their nearest centroids; None without centroids or vectors.
 
-    How much larger it is for new vectors than for those trained on says how much worse the quantizer fits them.
+    If the distance is larger for new vectors than for the training vectors, the quantizer fits the new ones worse.
     """
     inverted = faiss.try_extract_index_ivf(index)
     if inverted is None or not len(vectors_ND):
@@ -87,7 +87,7 @@ def centroid_distance(index: faiss.Index, vectors_ND: np.ndarray) -> float | Non
 
 
 def transform(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:
-    """Vectors (float32 [N, D]) as the inverted lists of an index see them, after what comes before."""
+    """Vectors (float32 [N, D]) after the transformations that come before the inverted lists of an index."""
     outer = faiss.downcast_index(index)
     if isinstance(outer, faiss.IndexPreTransform):
         for step in range(outer.chain.size()):
@@ -96,7 +96,7 @@ def transform(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:
 
 
 def _steps_trained(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:
-    """Train what comes before the lists of an index, and give vectors (float32 [N, D]) as it makes them."""
+    """Train the transformations before the lists of an index. Returns the transformed vectors (float32 [N, D])."""
     outer = faiss.downcast_index(index)
     if isinstance(outer, faiss.IndexPreTransform):
         for place in range(outer.chain.size()):

@@ -1,8 +1,9 @@
 """Search parameters: the least work that reaches a recall, measured against exact search.
 
-autofaiss's tuner finds the best recall within a time a query; it knows no recall to aim at. So the least work that
-reaches the target is looked for first, by measuring, and the tuner is told the time that takes. Where it knows the kind
-of index, what it finds is used if it reaches the target too: it balances several parameters at once.
+autofaiss's tuner finds the best recall within a time per query. It cannot aim at a recall. So this module first
+measures the least work that reaches the target, and gives the time of this work to the tuner. If the tuner supports
+the kind of index and its result also reaches the target, that result is used: the tuner balances several parameters at
+once.
 """
 
 import logging
@@ -24,30 +25,31 @@ from pipeline.store.log.records import Quality
 NEIGHBORS_TUNED = 10
 RECALLED_AT_MOST = 100
 MAX_QUERIES = 1_000
-MOST_COPIES = 16  # of a vector that is asked about: it is looked for past them
-TUNING_QUERIES = 250  # of them, with which parameters are looked for; all then say what these reach
+MOST_COPIES = 16  # copies of a query; the search asks for so many more rows
+TUNING_QUERIES = 250  # queries to look for parameters with; the final recall is measured with all
 TIMED_QUERIES = 100
 TIMED_BATCHES = 3
 RERANKS = (50, 100, 200, 400, 800)
-TIE = 1e-6  # between similarities that are the same but for the order in which float32 products were added up
-TUNER_MAY_TAKE = 1.25  # times what the least work takes, so that the noise of timing does not decide
+TIE = 1e-6  # between similarities that differ only by the order of the float32 additions
+TUNER_MAY_TAKE = 1.25  # times the time of the least work, so that the noise of timing does not decide
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Parameters, and who found them: "autofaiss" or "measured"."""
+    """Search parameters, and how they were obtained: "autofaiss" or "measured"."""
 
     values: dict[str, int]
     by: str
 
 
 class RecallEvaluator:
-    """Exact answers for some stored rows, by which any index over the same rows is judged.
+    """Exact answers for some stored rows, used to judge any index over the same rows.
 
-    Each query looks for its nearest other rows, so that finding itself, or a copy of itself, earns nothing.
-    `vectors_ND` is float16 [N, D]; `keys_N` are its `vector_keys`, where they are known.
-    Where they are a sample of `rows` rows, parameters are looked for by as many neighbours, and as many candidates
-    scored again, as a sample holds of those of the whole: else codes that are too coarse for the whole seem to do.
+    Each query looks for its nearest other rows, so finding itself or a copy of itself does not count.
+    `vectors_ND` is float16 [N, D]; `keys_N` are its `vector_keys`, if they are known.
+    The vectors can be a sample of `rows` rows. Then parameters are tuned for fewer neighbours and fewer candidates
+    scored again: the fraction of them that the sample holds. Otherwise codes that are too coarse for all rows would
+    seem good enough.
     """
 
     def __init__(
@@ -65,14 +67,14 @@ class RecallEvaluator:
         self._query_rows = query_rows
         self._queries_QD = np.ascontiguousarray(vectors_ND[query_rows], np.float32)
         self._most = min(RECALLED_AT_MOST, len(vectors_ND) - 1)
-        self._copies = min(int(_numbers(self._keys_N, query_rows).max(initial=1)), MOST_COPIES)  # the query with them
+        self._copies = min(int(_numbers(self._keys_N, query_rows).max(initial=1)), MOST_COPIES)  # with the query itself
         exact = ExactFinder(vectors_ND, self._rows_N)
         self._exact_QK = self._others(exact.find(self._queries_QD, self._most + self._copies), self._most)
 
     def recall(
         self, index: faiss.Index, values: dict[str, int], k: int, *, refined: bool, queries: int = MAX_QUERIES
     ) -> float:
-        """recall@k with these parameters, of the first so many queries; with candidates scored again if `refined`."""
+        """recall@k with these parameters, of the first `queries` queries. If `refined`, candidates are scored again."""
         k = min(k, self._most)
         if not k:
             return 1.0
@@ -83,19 +85,19 @@ class RecallEvaluator:
         return self._share(found_QK)
 
     def _share(self, found_QK: np.ndarray) -> float:
-        """recall@K of these similarities, descending, of the first queries."""
+        """recall@K of the first queries, from the similarities of the rows found (descending)."""
         queries, k = found_QK.shape
         exact_QK = self._exact_QK[:queries, :k]
         last_Q1 = exact_QK[:, -1:]
-        # A row whose similarity equals the k-th exact one is as right as the one exact search happened to take, but it
-        # makes up for none that is nearer: of ten copies all ten are found where one is.
+        # A row whose similarity equals the k-th exact one is as right as the row that exact search returned. But it
+        # does not make up for a nearer row that is missing: if one of ten copies is found, all ten are found.
         nearer_Q = (exact_QK > last_Q1 + TIE).sum(axis=1)
         found_nearer_Q = np.minimum((found_QK > last_Q1 + TIE).sum(axis=1), nearer_Q)
         found_equal_Q = np.minimum((found_QK >= last_Q1 - TIE).sum(axis=1) - found_nearer_Q, k - nearer_Q)
         return float((found_nearer_Q + found_equal_Q).mean() / k)
 
     def reaches(self, index: faiss.Index, values: dict[str, int], target: float, *, refined: bool) -> bool:
-        """Whether the tuning queries have the target recall@10 with these parameters."""
+        """Whether the tuning queries reach the target recall@10 with these parameters."""
         k = self._k_tuned
         if self.recall(index, values, NEIGHBORS_TUNED, refined=refined, queries=TUNING_QUERIES) < target:
             return False
@@ -107,10 +109,10 @@ class RecallEvaluator:
         return self._recall(finder, k, min(TUNING_QUERIES, len(self._query_rows))) >= target
 
     def seconds_in_batch(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> float:
-        """Seconds of a query among many at once."""
+        """Seconds per query in a batch of many."""
         finder = self._finder(index, values, refined)
         queries = self._queries_QD[:TUNING_QUERIES]
-        finder.find(queries, NEIGHBORS_TUNED)  # the first one warms up
+        finder.find(queries, NEIGHBORS_TUNED)  # a warm-up
         batches = []
         for _ in range(TIMED_BATCHES):
             began = time.perf_counter()
@@ -119,7 +121,7 @@ class RecallEvaluator:
         return min(batches) / len(queries)
 
     def seconds_alone(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> float:
-        """Seconds of a query alone, the median."""
+        """Seconds of a single query (median)."""
         finder = self._finder(index, values, refined)
         queries = self._queries_QD[:TIMED_QUERIES]
         alone = []
@@ -132,7 +134,7 @@ class RecallEvaluator:
     def quality(
         self, index: faiss.Index, values: dict[str, int], *, refined: bool, recall_at_10: float | None = None
     ) -> Quality:
-        """Recalls, those known already not measured again, and latency of an index."""
+        """Recalls and latency of an index. `recall_at_10` is not measured again if it is given."""
         at_10 = self.recall(index, values, 10, refined=refined) if recall_at_10 is None else recall_at_10
         at_1, at_100 = (self.recall(index, values, k, refined=refined) for k in (1, RECALLED_AT_MOST))
         together = self.seconds_in_batch(index, values, refined=refined)
@@ -143,10 +145,10 @@ class RecallEvaluator:
         return ApproximateFinder(index, values, self._rows_N, self.vectors_ND if refined else None)
 
     def _others(self, found: Candidates, k: int) -> np.ndarray:
-        """Similarities of the k nearest of the rows found that are not the query itself, descending [Q, k]."""
+        """Similarities of the k nearest rows found, without the query itself and its copies, descending [Q, k]."""
         queries = len(found.rows_QK)
         similarities_QK = found.similarities_QK
-        if not math.isfinite(found.error):  # they are those of codes
+        if not math.isfinite(found.error):  # they come from codes
             similarities_QK = similarities(self._queries_QD[:queries], self.vectors_ND, found.rows_QK)
         itself_QK = self._keys_N[found.rows_QK] == self._keys_N[self._query_rows[:queries, None]]
         return -np.sort(np.where(itself_QK, np.inf, -similarities_QK), axis=1)[:, :k]
@@ -155,7 +157,7 @@ class RecallEvaluator:
 def cheapest_parameters(
     index: faiss.Index, judge: RecallEvaluator, target: float, *, refined: bool
 ) -> dict[str, int] | None:
-    """The parameters with which a query takes least time of those that reach the target; None where none do."""
+    """Of the parameters that reach the target, those with the least time per query; None if none reach it."""
     reranks = RERANKS if refined and not parameters.keeps_vectors(index) else (None,)
     best: tuple[float, dict[str, int]] | None = None
     values: dict[str, int] | None = None
@@ -174,7 +176,7 @@ def cheapest_parameters(
 def tune_index(
     index: faiss.Index, key: str, judge: RecallEvaluator, target: float, max_latency_ms: float, *, refined: bool
 ) -> Tuned | None:
-    """Parameters that reach the target, within the latency where that can be; None where nothing reaches it.
+    """Parameters that reach the target, within the latency if possible; None if nothing reaches the target.
 
     autofaiss sets parameters on the index while it tries them, so `index` must not be in use elsewhere.
     """
@@ -191,9 +193,9 @@ def tune_index(
 
 
 def autofaiss_parameters(index: faiss.Index, key: str, max_latency_ms: float) -> dict[str, int] | None:
-    """What autofaiss's tuner finds for a latency; None for kinds that it has no heuristics for."""
+    """The parameters that autofaiss's tuner finds for a latency; None for kinds without heuristics."""
     if "_HNSW" in key and "OPQ" not in key:
-        return None  # it takes IVFn_HNSWm for a plain HNSW and sets no nprobe
+        return None  # it mistakes IVFn_HNSWm for a plain HNSW and sets no nprobe
     level = logging.getLogger("autofaiss").level
     logging.getLogger("autofaiss").setLevel(logging.ERROR)
     try:
@@ -205,10 +207,11 @@ def autofaiss_parameters(index: faiss.Index, key: str, max_latency_ms: float) ->
 
 
 def query_sample(keys_N: np.ndarray, seed: int, held_out: np.ndarray | None = None) -> np.ndarray:
-    """Rows to measure recall with, no two of one vector: all of a small shard, a fixed random sample of a large one.
+    """Rows to measure recall with, of distinct vectors: all of a small shard, a fixed random sample of a large one.
 
-    `keys_N` are the `vector_keys` of the rows. `held_out` bool [N] says which the index was not trained on; others are
-    taken only where these are too few. So are vectors of very many copies, the nearest others of which lie behind them.
+    `keys_N` are the `vector_keys` of the rows. `held_out` (bool [N]) marks the rows that the index was not trained on.
+    Other rows are taken only if these are too few. Vectors with very many copies are taken only if no vector has fewer,
+    because the nearest other vectors come after all the copies.
     """
     _, first, places, numbers = np.unique(keys_N, return_index=True, return_inverse=True, return_counts=True)
     fewest = int(numbers.min()) if len(numbers) else 0
@@ -224,7 +227,7 @@ def query_sample(keys_N: np.ndarray, seed: int, held_out: np.ndarray | None = No
 
 
 def _numbers(keys_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """How many rows hold the vector of each of some rows, int64."""
+    """For each of the given rows, the number of rows with the same vector, int64."""
     distinct, numbers = np.unique(keys_N, return_counts=True)
     found: np.ndarray = numbers[np.searchsorted(distinct, keys_N[rows])]
     return found
@@ -239,9 +242,9 @@ def _narrowest(
     enough: dict[str, int] | None,
     refined: bool,
 ) -> dict[str, int] | None:
-    """The smallest value of the parameter that trades speed for recall, to an eighth, that reaches the target.
+    """The smallest value (to an eighth) of the parameter that trades speed for recall, such that the target is reached.
 
-    `enough` are values known to reach it with others that find less.
+    `enough` are values known to reach the target with other parameters in `others` that find less.
     """
 
     def reached(values: dict[str, int]) -> bool:

@@ -1,7 +1,7 @@
 """Candidates from a FAISS index, whose ids are the dense row numbers of a shard.
 
-An index of codes is searched for more candidates than asked, and FAISS scores these again, in the same call, from the
-float16 vectors where they lie on disk.
+An index of codes is searched for more candidates than requested. FAISS scores these again in the same call, from the
+float16 vectors on disk.
 """
 
 import math
@@ -14,17 +14,17 @@ from pipeline.index.search import parameters
 from pipeline.index.search.blocks import Candidates
 from pipeline.index.search.exact import SLACK, ExactFinder, product_error
 
-RERANK = 100  # candidates scored again for k = 10 where an index does not say: from .955 to .974 recall on 300,000
-RERANK_FACTOR = 4  # and so many more for each neighbour asked beyond 10
-MARGIN = 8  # candidates handed on beyond k, for those that a question leaves out and for ties
-QUERIES_A_CORE = 8  # in a call of FAISS where an answer is waited for: nothing interrupts one
-EXACT_UP_TO = 8_192  # allowed rows, which are searched exactly as fast as an index is searched through a mask
+RERANK = 100  # scored again for k = 10 if the index does not say: recall .955 becomes .974 on 300,000
+RERANK_FACTOR = 4  # further candidates for each neighbour beyond 10
+MARGIN = 8  # candidates returned beyond k, for entries that a search leaves out and for ties
+QUERIES_A_CORE = 8  # in one call of FAISS under a deadline: a call cannot be interrupted
+EXACT_UP_TO = 8_192  # allowed rows: exact search is as fast as an index searched through a mask
 
 
 class ApproximateFinder:
-    """Finds candidates among the allowed rows of one FAISS index; `vectors_ND` float16 are those that it was made of.
+    """Finds candidates among the allowed rows of one FAISS index.
 
-    Without them the candidates are those of the codes.
+    `vectors_ND` (float16) are the vectors that the index was built from. Without them, candidates come from the codes.
     """
 
     def __init__(
@@ -54,9 +54,9 @@ class ApproximateFinder:
                 self._exact = ExactFinder(vectors_ND, rows_N)
 
     def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
-        """Likely nearest rows of each query; fewer than k only where fewer rows are allowed.
+        """Likely nearest rows of each query. There are fewer than k only if fewer rows are allowed.
 
-        Where masked rows leave a query with fewer than k, it searches further, in the end through everything.
+        If masked rows leave a query with fewer than k, the search goes further, at last through the whole index.
         """
         if self._exact is not None:
             return self._exact.find(queries_QD, k)
@@ -87,7 +87,7 @@ class ApproximateFinder:
         return similarities_QK, found_QK
 
     def _searched(self, queries_QD: np.ndarray, width: int, values: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
-        """What one call of FAISS finds, which nothing interrupts."""
+        """The result of one call of FAISS. The call cannot be interrupted."""
         params = parameters.search_parameters(self._index, values, self._selector)
         if self._refined is None:
             similarities_QK, found_QK = self._index.search(queries_QD, width, params=params)
@@ -97,14 +97,15 @@ class ApproximateFinder:
 
 
 class Refined:
-    """An index of codes whose candidates are scored again from the vectors (float16 [N, D]) it was made of.
+    """An index of codes whose candidates are scored again from the vectors (float16 [N, D]) that it was built from.
 
-    FAISS reads these in place, in memory or memory-mapped, and row numbers are the ids of both. An IDSelector has to be
-    given with the parameters of the index, which are those `search` takes: outside of them IndexRefine ignores it.
+    FAISS reads the vectors in place, in memory or memory-mapped. Row numbers are the ids of both. An IDSelector must be
+    part of the parameters of the index, which `search` takes as `params`. IndexRefine ignores a selector given outside
+    of them.
     """
 
     def __init__(self, index: faiss.Index, vectors_ND: np.ndarray) -> None:
-        self._bytes = vectors_ND.reshape(-1).view(np.uint8)  # kept alive: FAISS has a bare pointer to it
+        self._bytes = vectors_ND.reshape(-1).view(np.uint8)  # must stay alive: FAISS has a bare pointer to it
         self._vectors = faiss.IndexScalarQuantizer(index.d, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
         self._vectors.codes = faiss.MaybeOwnedVectorUInt8.create_view(
             faiss.swig_ptr(self._bytes), self._bytes.size, self._vectors.codes.owner
@@ -115,8 +116,8 @@ class Refined:
     def search(
         self, queries_QD: np.ndarray, k: int, candidates: int, params: faiss.SearchParameters
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best k (float32 similarities and int64 rows [Q, K], -1 for none) of so many candidates."""
-        factor = (candidates + 0.5) / k  # FAISS takes the whole part of k times it
+        """The best k of `candidates` candidates: float32 similarities and int64 rows [Q, K], -1 for none."""
+        factor = (candidates + 0.5) / k  # FAISS takes the whole part of k * factor
         both = faiss.IndexRefineSearchParameters(k_factor=factor, base_index_params=params)
         similarities_QK, found_QK = self._both.search(queries_QD, k, params=both)
         return similarities_QK, found_QK

@@ -1,6 +1,6 @@
-"""A block: rows that are searched together, with what is known of each.
+"""A block: rows that are searched together, with the data of each row.
 
-A shard is one block; the fresh entries are others.
+A shard is one block. Fresh entries form other blocks.
 
 Rows are in the order of their ids. Label codes point into a vocabulary shared by all blocks of a memory.
 """
@@ -17,10 +17,10 @@ Scope = Literal["live", "labelled"]
 
 @dataclass(frozen=True)
 class Candidates:
-    """Rows that may be among the nearest, int64 [Q, K], -1 where there are no more, and what is known of them.
+    """Rows that may be among the nearest (int64 [Q, K], -1: no more rows), and their similarities.
 
-    `similarities_QK` (float32, -inf where the row is -1) differ from the true ones by at most `error`, which is
-    infinite where they were computed from codes.
+    `similarities_QK` (float32, -inf where the row is -1) differ from the true ones by at most `error`. `error` is
+    infinite if they were computed from codes.
     """
 
     rows_QK: np.ndarray
@@ -36,11 +36,11 @@ class Finder(Protocol):
     """Finds candidates among the rows it was made for."""
 
     def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
-        """At least k candidates for each query (float32 [Q, D] of unit length), where there are so many rows."""
+        """At least k candidates for each query (float32 [Q, D] of unit length), if there are so many rows."""
 
 
 class MakeFinder(Protocol):
-    """How a block makes finders over a choice of its rows."""
+    """Makes finders over a selection of a block's rows."""
 
     def __call__(self, rows_N: np.ndarray) -> Finder:
         """A finder over some of a block's rows."""
@@ -48,10 +48,10 @@ class MakeFinder(Protocol):
 
 @dataclass
 class Block:
-    """ids int64 [N] ascending, codes int32 [N] (-1: no label), vectors float16 [N, D], live bool [N].
+    """Rows: ids int64 [N] ascending, codes int32 [N] (-1: no label), vectors float16 [N, D], live bool [N].
 
-    Where `vectors_ND` is None, `read_vectors` reads them from the entries files, and similarities are those of codes.
-    `kept` are the kept columns at hand, by name: those of a shard, and what was read since somebody asked for it.
+    If `vectors_ND` is None, `read_vectors` reads vectors from the entries files, and similarities come from codes.
+    `kept` has the kept columns read so far, by name: those of a shard, and those read on request.
     """
 
     ids_N: np.ndarray
@@ -74,11 +74,11 @@ class Block:
         if self.vectors_ND is not None:
             vectors_KD: np.ndarray = self.vectors_ND[rows]
             return vectors_KD
-        assert self.read_vectors is not None  # noqa: S101  # one of the two is given
+        assert self.read_vectors is not None  # noqa: S101  # either vectors_ND or read_vectors is given
         return self.read_vectors(self.ids_N[rows])
 
     def finder(self, scope: Scope) -> Finder:
-        """The finder over the live rows, or over those of them that have a label; made once."""
+        """The finder over the live rows, or over the live rows with a label. It is made once."""
         if scope == "labelled" and not ((self.codes_N < 0) & self.live_N).any():
             scope = "live"
         if scope not in self._finders:
@@ -87,7 +87,7 @@ class Block:
         return self._finders[scope]
 
     def finder_over(self, mask_N: np.ndarray) -> Finder:
-        """A finder over an occasional choice of rows, not kept."""
+        """A finder over an occasional selection of rows. It is not cached."""
         return self.make_finder(rows_N=np.flatnonzero(mask_N))
 
     def with_codes(self, codes_N: np.ndarray) -> "Block":
@@ -97,22 +97,22 @@ class Block:
         return block
 
     def only(self, mask_N: np.ndarray, make_finder: MakeFinder) -> "Block":
-        """The same rows, of which those outside the mask are found no more."""
+        """The same rows. Rows outside the mask are no longer found."""
         return replace(self, live_N=self.live_N & mask_N, make_finder=make_finder)
 
     def keep_finders(self, other: "Block") -> None:
-        """Take over the finders made for other overlays on these rows, where they find the same ones."""
+        """Take over the finders made for another overlay on these rows, if they find the same rows."""
         if np.array_equal(self.live_N, other.live_N):
             same_labelled = np.array_equal(self.codes_N < 0, other.codes_N < 0)
             self._finders = {scope: f for scope, f in other._finders.items() if scope == "live" or same_labelled}
 
     def located(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of some ids this block holds, forgotten ones included: their positions in `ids`, and their rows."""
+        """Which of `ids` this block holds, including forgotten ones: their positions in `ids`, and their rows."""
         at = np.searchsorted(self.ids_N, ids)
         inside = at < len(self.ids_N)
         inside[inside] = self.ids_N[at[inside]] == ids[inside]
         return np.flatnonzero(inside), at[inside]
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of those ids that this block holds, forgotten ones included."""
+        """The rows of those of `ids` that this block holds, including forgotten ones."""
         return self.located(ids)[1]

@@ -1,8 +1,9 @@
-"""Values of columns compared with values that are given, and with each other, exactly.
+"""Exact comparisons of column values with given values, and with each other.
 
-A whole number beyond 2 ** 53 is no float64, so numbers of two kinds are never made one: a whole one is compared with
-the whole numbers next to a decimal one. A decimal literal is what it says where a column holds whole numbers, and the
-nearest float64 where it holds those, as in Python. Every function gives null where a value is null.
+A whole number beyond 2 ** 53 may have no float64, so numbers of two kinds are never converted to one kind. A whole
+number is compared with the whole numbers next to a decimal one. A decimal literal is exact against a column of whole
+numbers, and is the nearest float64 against a column of float64, as in Python. Every function returns null where a value
+is null.
 """
 
 import decimal
@@ -33,7 +34,7 @@ TURNED = {"=": "=", "!=": "!=", "<": ">", "<=": ">=", ">": "<", ">=": "<="}
 
 
 def _up_to(largest: str) -> str:
-    """A pattern of the numbers of as many digits that are no larger."""
+    """A pattern for the numbers with as many digits as `largest` that are not larger."""
     below = [
         f"{largest[:at]}[0-{int(digit) - 1}]\\d{{{len(largest) - at - 1}}}"
         for at, digit in enumerate(largest)
@@ -48,7 +49,7 @@ _FLOAT64 = r"^(?:[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|-?inf)$"
 
 @dataclass(frozen=True)
 class Number:
-    """A number as it was written: exactly, and as the nearest float64; `whole` where it has no point and exponent."""
+    """A number as written: exactly, and as the nearest float64. `whole` means: without a point and an exponent."""
 
     exact: Decimal
     nearest: float
@@ -60,7 +61,7 @@ class Number:
         nearest = float(text)
         try:
             exact = Decimal(text)
-        except decimal.InvalidOperation:  # an exponent of 19 digits and more
+        except decimal.InvalidOperation:  # the exponent has 19 digits or more
             mantissa, _, exponent = text.lower().partition("e")
             least = Decimal("-1e-9999" if mantissa.startswith("-") else "1e-9999")
             exact = Decimal(0) if not Decimal(mantissa) else least if exponent.startswith("-") else Decimal(nearest)
@@ -69,15 +70,15 @@ class Number:
 
 @dataclass(frozen=True)
 class Numbers:
-    """A column of numbers of two kinds: int64 where a value is whole, else float64; the other of the two is null."""
+    """A column of numbers of two kinds: each is int64 in `whole` or float64 in `decimal`, and null in the other."""
 
     whole: pa.ChunkedArray
     decimal: pa.ChunkedArray
 
     @classmethod
     def of_texts(cls, texts: pa.ChunkedArray) -> "Numbers":
-        """Numbers as files that hold both kinds keep them; what spells none is null."""
-        # pyarrow writes a float64 of 16 digits and more with an exponent, so that only an int64 has so many.
+        """Numbers from texts, as files with both kinds store them. A text that spells no number becomes null."""
+        # pyarrow writes a float64 of 16 digits or more with an exponent. So only an int64 has so many digits.
         is_whole = pc.match_substring_regex(texts, _INT64)
         nothing = pa.scalar(None, pa.string())
         spelt = pc.match_substring_regex(texts, _FLOAT64)
@@ -99,7 +100,7 @@ def is_valid(values: Values) -> Truths:
 
 
 def compare(values: Values, sign: str, other: pa.Scalar | Number) -> Truths:
-    """Each value against one: of its own kind, or a number for numbers."""
+    """Compare each value with one value: of the same kind, or any number if the values are numbers."""
     if isinstance(values, Numbers):
         return pc.coalesce(compare(values.whole, sign, other), compare(values.decimal, sign, other))
     if not isinstance(other, Number):
@@ -110,7 +111,7 @@ def compare(values: Values, sign: str, other: pa.Scalar | Number) -> Truths:
 
 
 def compare_columns(left: Values, sign: str, right: Values) -> Truths:
-    """Each value against that of another column, of the same kind or both of them numbers."""
+    """Compare each value with that of another column. The columns have the same kind, or both hold numbers."""
     if isinstance(left, Numbers):
         parts = [compare_columns(part, sign, right) for part in (left.whole, left.decimal)]
         return pc.coalesce(*parts)
@@ -124,7 +125,7 @@ def compare_columns(left: Values, sign: str, right: Values) -> Truths:
 
 
 def inside(kind: pa.DataType, others: Sequence[pa.Scalar | Number]) -> Callable[[Values], Truths]:
-    """Whether each value is one of several. What is looked up is made once."""
+    """Returns a function that tests whether each value is one of `others`. The lookup sets are built once."""
     if not all(isinstance(other, Number) for other in others):
         given = pa.array([other.as_py() for other in others if isinstance(other, pa.Scalar)], kind)
         return lambda values: _where_valid(values, pc.is_in(values, value_set=given))
@@ -132,7 +133,7 @@ def inside(kind: pa.DataType, others: Sequence[pa.Scalar | Number]) -> Callable[
     within = [number.exact for number in numbers if -MAX_INT64 <= number.exact < MAX_INT64]
     wholes = {int(exact) for exact in within if exact == exact.to_integral_value()}
     decimals = {_exactly(number) for number in numbers} - {None}
-    signed = [*decimals, *((0.0, -0.0) if 0.0 in decimals else ())]  # they are equal, and looked up they are two
+    signed = [*decimals, *((0.0, -0.0) if 0.0 in decimals else ())]  # equal, but different in a lookup
     int64s, float64s = pa.array(sorted(wholes), pa.int64()), pa.array(signed, pa.float64())
 
     def found(values: Values) -> Truths:
@@ -145,7 +146,7 @@ def inside(kind: pa.DataType, others: Sequence[pa.Scalar | Number]) -> Callable[
 
 
 def _exactly(number: Number) -> float | None:
-    """The float64 that a value must have to be equal to a number; None where there is none."""
+    """The float64 that a value must have to equal a number; None if no float64 equals it."""
     if not number.whole:
         return number.nearest
     return number.nearest if math.isfinite(number.nearest) and Decimal(number.nearest) == number.exact else None
@@ -157,7 +158,7 @@ def _where_valid(values: pa.ChunkedArray, truths: Truths | bool) -> Truths:
 
 
 def _whole_against(values: pa.ChunkedArray, sign: str, exact: Decimal) -> Truths:
-    """int64 against any number, by the whole numbers next to it."""
+    """Compare int64 with any number, through the whole numbers next to it."""
     if not -MAX_INT64 <= exact < MAX_INT64:
         return _where_valid(values, sign == "!=" or (sign in ("<", "<=") if exact > 0 else sign in (">", ">=")))
     below, above = math.floor(exact), math.ceil(exact)
@@ -171,20 +172,20 @@ def _whole_against(values: pa.ChunkedArray, sign: str, exact: Decimal) -> Truths
 
 
 def _decimal_against(values: pa.ChunkedArray, sign: str, number: Number) -> Truths:
-    """float64 against any number. Between a whole number and the float64 nearest to it there is no other."""
+    """Compare float64 with any number. No float64 lies between a whole number and the float64 nearest to it."""
     nearest = number.nearest
     if _exactly(number) is not None:
         return _COMPARE[sign](values, pa.scalar(nearest))
     if sign in ("=", "!="):
         return _where_valid(values, sign == "!=")
-    is_above = nearest > number.exact  # an infinite one is, or is below
+    is_above = nearest > number.exact  # true for +inf, false for -inf
     if sign in ("<", "<="):
         return _COMPARE["<" if is_above else "<="](values, pa.scalar(nearest))
     return _COMPARE[">=" if is_above else ">"](values, pa.scalar(nearest))
 
 
 def _whole_with_decimal(wholes: pa.ChunkedArray, sign: str, decimals: pa.ChunkedArray) -> Truths:
-    """int64 against float64 row by row, by the whole numbers next to the decimal ones."""
+    """Compare int64 with float64 row by row, through the whole numbers next to the decimal ones."""
     if sign == "!=":
         return pc.invert(_whole_with_decimal(wholes, "=", decimals))
     if sign in (">", ">="):

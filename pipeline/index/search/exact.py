@@ -1,7 +1,7 @@
-"""Exact nearest rows by inner product, over vectors as they are stored.
+"""Exact nearest rows by inner product, over the vectors as stored.
 
-Shapes: Q queries, N rows, D dimensions, K candidates. FAISS does the products in float32; what is guaranteed is that
-the true k best in float64 are among the rows returned, ties and near-ties at the border included.
+Shapes: Q queries, N rows, D dimensions, K candidates. FAISS computes the products in float32. The rows returned always
+include the true k best in float64, with ties and near-ties at the border.
 """
 
 from collections.abc import Iterator
@@ -12,9 +12,9 @@ import numpy as np
 from pipeline.index.search.blocks import Candidates
 
 CHUNK_ROWS = 65_536  # rows converted to float32 at a time: 335 MB at 1,280 dimensions
-CACHED_ROWS = 65_536  # matrices up to this long stay converted between calls
-SLACK = 32  # candidates asked beyond k, so that the border is usually clear at the first try
-GATHERED_BYTES = 16 << 20  # float64 vectors gathered at a time for rescoring, which keeps them near the cache
+CACHED_ROWS = 65_536  # matrices of at most so many rows stay converted between calls
+SLACK = 32  # extra candidates beyond k, so that the first search usually settles the border
+GATHERED_BYTES = 16 << 20  # of float64 vectors gathered at a time for rescoring; so few stay near the cache
 
 UNIT_ROUNDOFF = 2.0**-24  # of float32
 
@@ -29,7 +29,7 @@ class ExactFinder:
         self._error = product_error(vectors_ND.shape[1])
 
     def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
-        """Rows holding the k best of each query."""
+        """Rows that include the k best of each query."""
         num_rows = len(self._rows_N)
         width = min(num_rows, k + SLACK)
         if not num_rows:
@@ -79,19 +79,19 @@ class ExactFinder:
 
 
 def product_error(dimension: int) -> float:
-    """How far a float32 dot product of unit vectors may be from the true one, whatever the order of its sum.
+    """Upper bound of the error of a float32 dot product of unit vectors, for any order of its sum.
 
-    At most D * u * |q| * |v| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1); lengths are 1 up to the
-    rounding to float16.
+    The error is at most D * u * |q| * |v| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). Lengths are 1
+    up to the rounding to float16.
     """
     return 1.01 * dimension * UNIT_ROUNDOFF
 
 
 def similarities(queries_QD: np.ndarray, vectors_ND: np.ndarray, rows_QK: np.ndarray) -> np.ndarray:
-    """Similarities of the rows found, in float64 from the stored float16 and rounded to float32 [Q, K].
+    """Similarities of the given rows, computed in float64 from the stored float16 and rounded to float32 [Q, K].
 
-    -inf where the row is -1. The sum runs in one order whatever Q and K are, so that a query's similarities do not
-    depend on what else is asked with it.
+    The value is -inf where the row is -1. The order of the sum does not depend on Q and K, so a query's similarities do
+    not depend on the other queries of the call.
     """
     result_QK = np.full(rows_QK.shape, -np.inf, np.float32)
     width = max(GATHERED_BYTES // (8 * vectors_ND.shape[1]), 1)  # vectors gathered at a time

@@ -1,7 +1,7 @@
-"""The columns of entries that an expression may name: what every entry has, its label as asked, and what is kept.
+"""The columns that an expression may name: those of every entry, the label as requested, and kept columns.
 
-Kept columns lie beside the vectors of a shard. Where a block has them not (fresh entries, and shards of an earlier
-release), they are read from the entries files when they are first asked for, and stay with the block.
+Kept columns are stored beside the vectors of a shard. Some blocks do not have them: fresh entries, and shards of an
+earlier release. Then they are read from the entries files at the first use, and stay with the block.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +19,7 @@ from pipeline.store.lookup.kept_values import read_kept_columns
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.kept_columns import as_type
 
-NS_AT_ONCE = 20e6  # between two looks at the deadline, as a condition is estimated
+NS_AT_ONCE = 20e6  # estimated time of a condition between two checks of the deadline
 MIN_ROWS = 1_024
 NS_LABEL = 10.0  # to look up the name of a row's label
 
@@ -27,9 +27,10 @@ OWN = {"id": pa.int64(), "uri": pa.string(), "label": pa.string(), "dataset": pa
 
 
 def kinds_of_columns(state: State) -> dict[str, pa.DataType]:
-    """The columns there are in a version and their kinds.
+    """The columns of a version and their kinds.
 
-    One that segments keep in two types is text, as in the files that hold both; numbers of two kinds are numbers.
+    A column that segments store in two types is text, as in the files that hold both. If the two types are int64 and
+    float64, it is a column of numbers.
     """
     types: dict[str, set[str]] = {}
     for column in (column for segment in state.segments if segment.num_entries for column in segment.kept):
@@ -47,10 +48,10 @@ def masks(
     condition: Condition,
     assume: Mapping[int, str],
 ) -> Iterable[np.ndarray]:
-    """For each block which of its rows satisfy a condition, bool [N]; null is no. Raises DamagedFile.
+    """For each block, which of its rows satisfy a condition, bool [N]. Null counts as false. Raises DamagedFile.
 
-    A label is the one that the entry has in this question: in the label set asked, or assumed. The deadline is looked
-    at every NS_AT_ONCE. Raises TooLate when it is over, and UsageError for what cannot be worked out.
+    The label is the one that the entry has in this question: from the requested label set, or assumed. The deadline is
+    checked every NS_AT_ONCE. Raises TooLate when it is over, and UsageError if the condition cannot be evaluated.
     """
     kinds = kinds_of_columns(state)
     step = max(int(NS_AT_ONCE / condition.cost), MIN_ROWS)
@@ -69,7 +70,7 @@ def masks(
 
 
 def nanoseconds(condition: Condition, num_rows: int) -> float:
-    """About how long a condition takes over so many rows."""
+    """Estimated time of a condition over so many rows, in nanoseconds."""
     return (condition.cost + NS_LABEL * ("label" in condition.columns)) * num_rows
 
 
@@ -81,7 +82,7 @@ def _kept(storage: Storage, state: State, block: Block, names: Sequence[str]) ->
 
 
 def _comparable(column: pa.ChunkedArray, kind: pa.DataType) -> Values:
-    """A kept column as a kind, its NaN null. What holds numbers of two kinds is left as exact as it is."""
+    """A kept column converted to a kind, with NaN as null. Numbers of two kinds stay exact."""
     is_number = pa.types.is_floating(kind) or pa.types.is_integer(kind)
     if is_number and pa.types.is_string(column.type):
         return Numbers.of_texts(column)

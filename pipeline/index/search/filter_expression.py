@@ -1,4 +1,4 @@
-"""The expression of `--where`: which entries take part in a question, by what is known of them.
+"""The expression of `--where`: it selects the entries that take part in a question, by their columns.
 
     condition  = all (OR all)*
     all        = one (AND one)*
@@ -7,19 +7,19 @@
                | column [NOT] IN "(" literal ("," literal)* ")"
                | column [NOT] LIKE text
                | column IS [NOT] NULL
-               | column                             one of truth values
+               | column                             a column of booleans
     value      = column | literal
     column     = name | "`" any name "`"
     literal    = number | text | TRUE | FALSE
     text       = "'" … "'" | '"' … '"'              a quote inside is doubled: 'it''s'
 
-Words in capitals are read in any case, NONE is NULL, and square brackets do for the round ones of IN. A chain such as
-`2000 <= year < 2010` is as in Python. In a LIKE, `%` stands for any text, `_` for any character, a backslash takes
-either for itself. Dates and times are texts as ISO 8601 has them; a date alone is its midnight, and a time without a
-zone is taken as UTC in a column that has zones. Numbers are compared exactly (pipeline/index/search/comparisons.py).
+Words in capitals are keywords, in any case. NONE means NULL. IN also takes square brackets. A chain such as
+`2000 <= year < 2010` works as in Python. In a LIKE pattern, `%` matches any text and `_` matches any character. A
+backslash before either makes it literal. Dates and times are texts in ISO 8601. A date alone means its midnight. A time
+without a zone means UTC in a column with zones. Numbers are compared exactly (pipeline/index/search/comparisons.py).
 
-As in SQL a comparison with a null is neither true nor false, and `NOT` does not make it true: only IS NULL finds nulls.
-A NaN counts as null. An expression is read by this grammar and never run as code.
+As in SQL, a comparison with a null is neither true nor false, and `NOT` does not make it true. Only IS NULL finds
+nulls. NaN counts as null. An expression is parsed by this grammar and never run as code.
 """
 
 import datetime
@@ -46,24 +46,24 @@ from pipeline.index.search.comparisons import (
     is_valid,
 )
 
-MAX_DEPTH = 100  # of brackets in brackets, far below the depth at which Python gives up
+MAX_DEPTH = 100  # of nested brackets, far below the recursion limit of Python
 MAX_SHOWN = 200  # characters of an expression that a message repeats
 
-# What a comparison costs, in nanoseconds a row as measured on an AMD EPYC with texts of 40 characters: numbers took
-# 0.6 to 5, texts 1 to 3, IN 15 to 24, LIKE 100. RE2, which LIKE runs as, takes more for each place that a pattern
-# leaves open behind a %, since it has to try where that may begin: with 12 such places 8 a character, with 30 118, with
-# 1,000 960.
+# The cost of a comparison in nanoseconds a row, measured on an AMD EPYC with texts of 40 characters: numbers took 0.6
+# to 5, texts 1 to 3, IN 15 to 24, LIKE 100. LIKE runs in RE2. RE2 takes longer for each open place (`_`) after a `%`,
+# because it must try every position where the pattern may begin. 12 open places cost 8 ns a character, 30 cost 118, and
+# 1,000 cost 960.
 NS_NUMBER = 2.0
 NS_TEXT = 4.0
 NS_NUMBERS_OF_TWO_KINDS = 10.0
 NS_IN = 25.0
 NS_LIKE = 110.0
 OPEN_PLACES_FREE = 12
-NS_OPEN_PLACE = 4.0 * 64  # of a text of so many characters
+NS_OPEN_PLACE = 4.0 * 64  # of a text of 64 characters
 NS_OPEN_PLACES = 1_000.0 * 64
 
 Columns = Mapping[str, Values]
-Mask = Callable[[Columns], Truths]  # of columns; true, false or null for each row
+Mask = Callable[[Columns], Truths]  # takes columns; returns true, false or null for each row
 
 _TOKEN = re.compile(
     r"""\s*(?:
@@ -88,7 +88,7 @@ _GIVE = {
 
 @dataclass(frozen=True)
 class Token:
-    """A word of an expression and where it stands; `word` is a keyword in small letters, a sign, or empty."""
+    """A word of an expression and its position. `word` is a keyword in lower case, a sign, or empty."""
 
     kind: str
     written: str
@@ -98,7 +98,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Literal:
-    """A value that an expression gives."""
+    """A value written in an expression."""
 
     value: bool | str | Number
     written: str
@@ -114,9 +114,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Condition:
-    """An expression that was read: the columns it asks for, and what it says of rows that have them.
+    """A parsed expression: the columns it uses, and the mask that says which rows satisfy it.
 
-    `cost` is about how many nanoseconds a row it takes; `terms` are its comparisons.
+    `cost` is its estimated time in nanoseconds a row. `terms` is its number of comparisons.
     """
 
     columns: frozenset[str]
@@ -126,7 +126,7 @@ class Condition:
 
 
 def parse(text: str, kinds: Mapping[str, pa.DataType]) -> Condition:
-    """Read an expression over columns of these kinds. Raises UsageError, in one sentence, for what cannot be asked."""
+    """Parse an expression over columns of these kinds. Raises UsageError, in one sentence, if it is not valid."""
     if not isinstance(text, str):
         raise UsageError(f"where is {text!r}: give an expression as text, such as \"label = 'cat'\"")
     try:
@@ -141,7 +141,7 @@ def parse(text: str, kinds: Mapping[str, pa.DataType]) -> Condition:
 
 
 def _answerable(mask: Mask) -> Mask:
-    """The mask, whatever pyarrow finds wrong with what was asked being said as such."""
+    """The mask, with errors of pyarrow (except ArrowMemoryError) raised as UsageError."""
 
     def asked(columns: Columns) -> Truths:
         try:
@@ -160,7 +160,7 @@ def _shown(text: str) -> str:
 
 
 class _Reader:
-    """Reads tokens from left to right; each method reads what the grammar calls so."""
+    """Reads tokens from left to right. Each method reads the part of the grammar that has its name."""
 
     def __init__(self, text: str, kinds: Mapping[str, pa.DataType]) -> None:
         self._text = text
@@ -274,7 +274,7 @@ class _Reader:
         return self._term(_cost_of_like(pattern), lambda columns: pc.match_like(columns[column.name], pattern))
 
     def _term(self, cost: float, mask: Mask) -> Mask:
-        """A comparison, before which the deadline is looked at."""
+        """The mask of one comparison, which first checks the deadline. Adds to `cost` and `terms`."""
         self.terms += 1
         self.cost += cost
 
@@ -329,7 +329,7 @@ class _Reader:
             self.expected(word)
 
     def expected(self, what: str) -> NoReturn:
-        """Raises UsageError: something else stands where this must be."""
+        """Raise UsageError: the next token is not what must be here."""
         if self.next is None:
             raise UsageError(f"where ends where {what} must be: {_shown(self._text) or 'it is empty'}")
         there = f"{_shown(self.next.written)} at character {self.next.at + 1}"
@@ -371,7 +371,7 @@ def _inverted_if(invert: bool, truths: Truths) -> Truths:
 
 
 def _cost_of_like(pattern: str) -> float:
-    """Nanoseconds a row of a pattern."""
+    """The cost of a LIKE pattern in nanoseconds a row."""
     _, _, behind = pattern.partition("%")
     open_places = behind.count("_")
     if open_places <= OPEN_PLACES_FREE:
@@ -380,7 +380,7 @@ def _cost_of_like(pattern: str) -> float:
 
 
 def _comparable(column: Column, literal: Literal) -> pa.Scalar | Number:
-    """A value as one to compare a column with: a number, or one of its kind."""
+    """A literal in the form in which it is compared with a column: a number, or a scalar of the column's kind."""
     value, kind = literal.value, column.kind
     try:
         if pa.types.is_boolean(kind) and isinstance(value, bool):

@@ -1,7 +1,7 @@
-"""Leave-one-out: the neighbours of stored entries among the others, those of the very same bytes left out.
+"""Leave-one-out: the neighbours of stored entries, without the entry itself and without its copies.
 
-The same image stored twice would answer for itself. Two entries are copies when the sha256 of their files is one.
-Copies have one vector but for rounding, so only neighbours that are nearly as near as can be are looked up.
+An image stored twice would answer for itself. Two entries are copies if their files have the same sha256.
+Copies have the same vector except for rounding, so digests are looked up only for neighbours at nearly full similarity.
 
 Shapes: Q queries, K neighbours, D dimensions.
 """
@@ -11,10 +11,10 @@ import numpy as np
 from pipeline.index.search.live_entries import LiveEntries, Restrictions, Retrieved
 from pipeline.store.lookup.digests import Digests
 
-# Vectors are rounded to float16 and may have been computed on another device, or in bfloat16, which is let in only
-# where 99 of 100 keep a cosine of 0.999: copies are nearer than this, and only what is nearer is looked up.
+# Vectors are rounded to float16. Another device may have computed them, or bfloat16, which is accepted only if 99 of
+# 100 vectors keep a cosine of 0.999. So copies are nearer than this, and only nearer neighbours are looked up.
 COPY_SIMILARITY = 0.99
-CELLS_AT_ONCE = 1 << 22  # queries x neighbours searched for at a time where there are many copies
+CELLS_AT_ONCE = 1 << 22  # queries x neighbours per search, if there are many copies
 SPARE = 8
 
 
@@ -27,12 +27,12 @@ def search_others(
     own_digests_Q: np.ndarray | None = None,
     restrictions: Restrictions = Restrictions("labelled"),
 ) -> Retrieved:
-    """The k nearest entries of each query (float32 [Q, D]) but the entry it was (ids int64 [Q]) and copies of that.
+    """The k nearest entries of each query (float32 [Q, D]), without its own entry (ids int64 [Q]) and copies of it.
 
-    `own_digests_Q` are the digests of the queries' own entries where these are not among `digests`. Queries with copies
-    among their neighbours are asked again for more, once for all that are copies of each other, until k others are
-    found or the memory runs out. Reads the sha256 of entries nearer than COPY_SIMILARITY and of none else. Raises
-    DamagedFile.
+    `own_digests_Q` holds the digests of the queries' own entries, if these are not among `digests`. A query with copies
+    among its neighbours is searched again for more neighbours, until k others are found or no entries are left.
+    Queries that are copies of each other share this search. Among neighbours, the sha256 is read only of those nearer
+    than COPY_SIMILARITY and of those scored by codes. Raises DamagedFile.
     """
     own = Restrictions(restrictions.scope, restrictions.exclude, own_Q, restrictions.assume)
     found = live.search(vectors_QD, k, own)
@@ -45,7 +45,7 @@ def search_others(
     again, given, counts = suspects_Q[counts > 0], given[counts > 0], counts[counts > 0]
     if not len(again):
         return found
-    _, first, places = np.unique(given, return_index=True, return_inverse=True)  # copies of each other, asked once
+    _, first, places = np.unique(given, return_index=True, return_inverse=True)  # copies of each other share one search
     most = np.zeros(len(first), np.int64)
     np.maximum.at(most, places, counts)
     replaced = _searched_again(live, digests, vectors_QD[again[first]], given[first], most, k, restrictions)
@@ -68,7 +68,7 @@ def _searched_again(
     k: int,
     restrictions: Restrictions,
 ) -> Retrieved:
-    """The k nearest of each query but copies of it, of which at least `counts_Q` are known to be near."""
+    """The k nearest of each query without its copies. At least `counts_Q` copies are known to be near."""
     result = Retrieved(
         np.full((len(vectors_QD), k), -np.inf, np.float32),
         np.full((len(vectors_QD), k), -1, np.int64),
@@ -97,14 +97,14 @@ def _searched_again(
 
 
 def _suspected(live: LiveEntries, found: Retrieved) -> np.ndarray:
-    """Neighbours so near that they may be copies, bool [Q, K]; of blocks scored by codes alone, all of them."""
+    """Which neighbours may be copies, bool [Q, K]: the very near ones, and all in blocks scored by codes alone."""
     coarse = np.array([block.vectors_ND is None for block in live.blocks] or [False])
     near: np.ndarray = (found.similarities_QK >= COPY_SIMILARITY) | coarse[found.blocks_QK]
     return near & (found.ids_QK >= 0)
 
 
 def copies_among(live: LiveEntries, digests: Digests, found: Retrieved, digests_Q: np.ndarray) -> np.ndarray:
-    """Which neighbours hold the very bytes of their query (digests uint64 [Q]), bool [Q, K]. Raises DamagedFile."""
+    """Which neighbours have the same bytes as their query (digests uint64 [Q]), bool [Q, K]. Raises DamagedFile."""
     suspected = _suspected(live, found)
     copies = np.zeros(suspected.shape, bool)
     copies[suspected] = digests.of(found.ids_QK[suspected]) == digests_Q[np.nonzero(suspected)[0]]
@@ -117,6 +117,6 @@ def _rows(found: Retrieved, queries: np.ndarray) -> Retrieved:
 
 
 def _padded(values_QK: np.ndarray, width: int) -> np.ndarray:
-    """A copy with at least so many columns, what is added standing for no neighbour."""
+    """A copy with `width` columns. The added cells mean "no neighbour"."""
     nothing = -np.inf if values_QK.dtype == np.float32 else -1
     return np.pad(values_QK, ((0, 0), (0, width - values_QK.shape[1])), constant_values=nothing)

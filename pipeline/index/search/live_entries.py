@@ -1,7 +1,7 @@
-"""Search over all that is live in one version: shards through their indexes, fresh entries exactly, merged.
+"""Search over all live entries of one version: shards through their indexes, fresh entries exactly, results merged.
 
-Shapes: Q queries, K neighbours, D dimensions. Similarities are inner products of unit vectors, scored in float64 from
-the stored float16 and rounded to float32; equal similarities are ordered by id.
+Shapes: Q queries, K neighbours, D dimensions. Similarities are inner products of unit vectors, computed in float64 from
+the stored float16 and rounded to float32. Equal similarities are ordered by id.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.deadline import look
-from pipeline.decisions.neighbor_table import given
+from pipeline.decisions.neighbor_table import values_by_id
 from pipeline.errors import UnknownName
 from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder, Scope
 from pipeline.index.search.exact import CACHED_ROWS, ExactFinder, similarities
@@ -26,16 +26,16 @@ from pipeline.store.log.state import State
 from pipeline.store.storage.interface import Storage
 
 QUERIES_AT_ONCE = 1_024
-WHERES_BYTES = 256 << 20  # of expressions whose entries stay known: masks, and what is made to search through them
-FEW_ROWS = 4_096  # gathered in 15 ms at 384 dimensions, and then searched faster than any index could be so widely
-ROUNDING = 2.0**-23  # of similarities to float32, in which they are compared
+WHERES_BYTES = 256 << 20  # of cached results of expressions: masks, and the finders over them
+FEW_ROWS = 4_096  # gathered in 15 ms at 384 dimensions, then searched faster than an index that must go so far
+ROUNDING = 2.0**-23  # of similarities to float32, the type in which they are compared
 
 
 @dataclass(frozen=True)
 class Retrieved:
     """Neighbours in order: similarities float32, ids int64, codes int32, blocks and rows int64, all [Q, K].
 
-    Where a query has fewer than K neighbours the rest holds similarity -inf, id -1 and code -1.
+    If a query has fewer than K neighbours, the remaining cells hold similarity -inf, id -1 and code -1.
     """
 
     similarities_QK: np.ndarray
@@ -47,10 +47,10 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Restrictions:
-    """What a search leaves out or sees otherwise; nothing stored changes.
+    """What one search leaves out or changes. Stored data does not change.
 
-    `exclude` are ids that take up no rank. `own_Q` is one id a query, left out for that query only (leave-one-out).
-    `assume` gives ids another label code for this question.
+    `exclude` are ids that take no rank. `own_Q` is one id per query, left out for that query only (leave-one-out).
+    `assume` gives ids another label code for this search.
     """
 
     scope: Scope = "live"
@@ -60,10 +60,10 @@ class Restrictions:
 
 
 class LiveEntries:
-    """Everything that can be found in one version of a memory, or the part of it that satisfies `where`.
+    """All live entries of one version of a memory, or those of them that satisfy `where`.
 
-    Open with `LiveEntries.open`. `whole` is all of it; `damaged` says of each shard that could not be opened, and whose
-    entries are missing here, what is wrong with it.
+    Open with `LiveEntries.open`. `whole` has all live entries. `damaged` has the error of each shard that could not be
+    opened. The entries of such a shard are missing here.
     """
 
     def __init__(
@@ -89,16 +89,16 @@ class LiveEntries:
         self._opened = opened or OpenedBlocks()
         self._label_sets: dict[str, LiveEntries] = {}
         self._satisfying = Recent[LiveEntries](WHERES_BYTES)
-        self._num_live: int | None = None  # counted once, for every decision asks
+        self._num_live: int | None = None  # counted once, because every decision needs it
         self._label_counts: np.ndarray | None = None
 
     @classmethod
     def open(
         cls, storage: Storage, state: State, before: "LiveEntries | None" = None, share: Share = ALL
     ) -> "LiveEntries":
-        """Map the shards that are whole and read the fresh entries of a share, but for what `before` has read.
+        """Map the intact shards and read the fresh entries of a share. What `before` has already read is reused.
 
-        Raises DamagedFile where entries that are not in a shard cannot be read.
+        Raises DamagedFile if entries that are not in a shard cannot be read.
         """
         opened = open_blocks(storage, state, before._opened if before is not None else None, share)
         dimension = state.identity.dimension if state.identity else 0
@@ -120,9 +120,9 @@ class LiveEntries:
     def satisfying(
         self, storage: Storage, state: State, where: str, assume: Mapping[int, str] = MappingProxyType({})
     ) -> "LiveEntries":
-        """The entries that meet an expression (filter_expression.py): no others can be neighbours, or count.
+        """The entries that satisfy an expression (filter_expression.py). Other entries cannot be neighbours or count.
 
-        With `assume` some entries are taken to have another label. Raises UsageError or DamagedFile.
+        `assume` gives some entries another label in the expression. Raises UsageError or DamagedFile.
         """
         condition = parse(where, kinds_of_columns(state))
         key = (where, *sorted(assume.items())) if "label" in condition.columns else (where,)
@@ -143,7 +143,7 @@ class LiveEntries:
 
     @property
     def own_labels(self) -> pa.Table:
-        """What the version says of labels over those stored: rows of the overlay, oldest first."""
+        """Labels that the version sets over the stored ones: rows of the overlay, oldest first."""
         return self._opened.overlay.own_labels
 
     def __len__(self) -> int:
@@ -152,7 +152,7 @@ class LiveEntries:
         return self._num_live
 
     def label_counts(self) -> np.ndarray:
-        """Live entries of each label, int64 [C], in the order of `labels`; not to be written to."""
+        """Number of live entries of each label, int64 [C], in the order of `labels`. Callers must not write to it."""
         if self._label_counts is None:
             counts = np.zeros(len(self.labels), np.int64)
             for block in self.blocks:
@@ -162,7 +162,7 @@ class LiveEntries:
         return self._label_counts
 
     def dataset_counts(self) -> dict[str, int]:
-        """Live entries of each dataset that has any."""
+        """Number of live entries of each dataset that has any."""
         counts: dict[str, int] = {}
         for block in self.blocks:
             for pair in pc.value_counts(block.datasets.filter(pa.array(block.live_N))).to_pylist():
@@ -175,13 +175,13 @@ class LiveEntries:
         return np.concatenate([b.ids_N[m] for b, m in zip(self.blocks, masks, strict=True)] or [np.empty(0, np.int64)])
 
     def unknown(self, ids: Iterable[int]) -> int | None:
-        """The first of these ids that is no live entry, or None."""
-        given = [int(entry_id) for entry_id in ids]
-        for entry_id in given:
+        """The first of these ids that is not a live entry, or None."""
+        wanted = [int(entry_id) for entry_id in ids]
+        for entry_id in wanted:
             if not 0 <= entry_id < 1 << 63:
                 return entry_id
-        known = self.hold(np.array(given, np.int64))
-        return None if known.all() else given[int(known.argmin())]
+        known = self.hold(np.array(wanted, np.int64))
+        return None if known.all() else wanted[int(known.argmin())]
 
     def hold(self, ids: np.ndarray) -> np.ndarray:
         """Which of some ids (int64 [N]) are live entries, bool [N]."""
@@ -203,7 +203,7 @@ class LiveEntries:
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def was_stored_as(self, entry_id: int, label: str | None, dataset: str) -> bool:
-        """Whether an entry was stored with this label (None: none) and in this dataset, whatever it is called now."""
+        """Whether an entry was stored with this label (None: no label) and dataset, whatever its label is now."""
         for block in self._opened.stored.values():
             for row in block.rows_of(np.array([entry_id], np.int64)):
                 code = int(block.codes_N[row])
@@ -231,19 +231,19 @@ class LiveEntries:
         return vectors_ND
 
     def codes_of(self, ids: np.ndarray) -> np.ndarray:
-        """Label codes of live entries, int32 [N], in the order of `ids`; -1 for none."""
+        """Label codes of live entries, int32 [N], in the order of `ids`; -1 for no label."""
         codes_N = np.full(len(ids), -1, np.int32)
         for block, positions, rows in self._located(ids):
             codes_N[positions] = block.codes_N[rows]
         return codes_N
 
     def _located(self, ids: np.ndarray) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
-        """For each block, the positions in `ids` of the entries it holds and their rows in it."""
+        """For each block: the positions in `ids` of the entries that it holds, and their rows in the block."""
         for block in self.blocks:
             yield block, *block.located(ids)
 
     def search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Retrieved:
-        """The k nearest live entries of each query (float32 [Q, D] of unit length) that the restrictions leave."""
+        """The k nearest live entries of each query (float32 [Q, D] of unit length) under the restrictions."""
         pieces = [
             self._search(queries_QD[start : start + QUERIES_AT_ONCE], k, _slice(restrictions, start))
             for start in range(0, max(len(queries_QD), 1), QUERIES_AT_ONCE)
@@ -292,12 +292,12 @@ class LiveEntries:
             np.take_along_axis(a, order, axis=1) for a in (similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK)
         )
         if restrictions.assume:
-            codes_QK = given(ids_QK, restrictions.assume, codes_QK)
+            codes_QK = values_by_id(ids_QK, restrictions.assume, codes_QK)
         return similarities_QK, ids_QK, codes_QK.astype(np.int32), blocks_QK, rows_QK
 
 
 def _without(candidates: Candidates, block: Block, excluded_rows: np.ndarray, own_Q: np.ndarray | None) -> Candidates:
-    """The candidates but for excluded rows and each query's own entry."""
+    """The candidates without excluded rows and without each query's own entry."""
     if not len(excluded_rows) and own_Q is None:
         return candidates
     rows_QK = candidates.rows_QK
@@ -312,9 +312,9 @@ def _without(candidates: Candidates, block: Block, excluded_rows: np.ndarray, ow
 
 
 def _promising(found: Sequence[Candidates], k: int) -> list[np.ndarray]:
-    """The candidate rows of each block that can be among the k nearest over all blocks, as far to the left as they go.
+    """Per block, the candidate rows that can still be in the global top k, -1 elsewhere; no empty columns at the end.
 
-    Where similarities are known but for a small error, a candidate below the k-th best of all need not be scored again.
+    If similarities are known up to a small error, a candidate below the k-th best of all needs no second scoring.
     """
     if sum(candidates.rows_QK.shape[1] for candidates in found) <= k:
         return [candidates.rows_QK for candidates in found]
@@ -330,7 +330,7 @@ def _promising(found: Sequence[Candidates], k: int) -> list[np.ndarray]:
 
 
 def _finder(block: Block, restrictions: Restrictions) -> Finder:
-    """The block's finder; an entry without a label that is assumed to have one must be found too."""
+    """The block's finder. It must also find entries without a label if `assume` gives them one."""
     if restrictions.assume and restrictions.scope == "labelled":
         assumed = block.rows_of(np.array(sorted(restrictions.assume), np.int64))
         if (block.codes_N[assumed] < 0).any():
@@ -341,17 +341,17 @@ def _finder(block: Block, restrictions: Restrictions) -> Finder:
 
 
 def _bytes_of(live: LiveEntries) -> int:
-    """About what the entries that satisfy an expression take: masks, and finders over them, which may hold vectors."""
+    """Estimated bytes of the entries that satisfy an expression: masks, and finders, which may hold vectors."""
     num_bytes = 1_024
     for block in live.blocks:
         rows = int(block.live_N.sum())
         vectors = rows * live.dimension * 4 if rows <= CACHED_ROWS else 0
-        num_bytes += len(block.live_N) + 2 * (rows * 8 + len(block.live_N) // 8 + vectors)  # of all, and the labelled
+        num_bytes += len(block.live_N) + 2 * (rows * 8 + len(block.live_N) // 8 + vectors)  # over all, and labelled
     return num_bytes
 
 
 def _exact_over_few(block: Block) -> MakeFinder:
-    """How to search some rows of a block: a few exactly, for an index would look through most of itself for them."""
+    """Makes finders over rows of a block. A few rows are searched exactly: an index would search most of itself."""
 
     def make_finder(rows_N: np.ndarray) -> Finder:
         if block.vectors_ND is not None and len(rows_N) <= FEW_ROWS:

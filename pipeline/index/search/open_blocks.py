@@ -1,8 +1,8 @@
-"""Opening what is live in one version as blocks, keeping whatever an earlier version had in common with it.
+"""Opens the live entries of one version as blocks, and reuses the blocks that an earlier version shares with it.
 
-What is stored never changes under its name, so a block of stored rows is read once. What a version says of them since
-(tombstones, other labels) is laid over them, and only where it changed. So a reader that follows the versions of a
-growing memory reads what was added, not what was there.
+A stored file never changes under its name, so a block of stored rows is read once. Later changes of a version
+(tombstones, other labels) form an overlay over these rows. The overlay is applied again only if it changed. So a reader
+that follows the versions of a growing memory reads only what was added.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ from pipeline.store.tables.labels import OwnLabels, newest_labels, read_label_ma
 from pipeline.store.tables.schemas import LABELS, embedding_matrix, read_table
 from pipeline.store.tables.tombstones import read_tombstones
 
-# Fresh files are read together until they have this many rows. A group that is full stays as it is while files come
-# after it; the last, which does not, is read anew with each of them.
+# Fresh files are combined into one block until they have this many rows. A full block stays as it is when files are
+# added. The last block, which is not full, is built again with each added file.
 GROUP_ROWS = 4_096
 
 _COLUMNS = ("id", "uri", "label", "dataset", "embedding")
@@ -35,7 +35,7 @@ _Key = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Overlay:
-    """What a version says of the stored rows: forgotten ids int64 [N] ascending, and rows of other labels."""
+    """What a version changes in the stored rows: forgotten ids (int64 [N], ascending), and rows with other labels."""
 
     tombstones: tuple[FileRef, ...]
     labels: tuple[FileRef, ...]
@@ -64,10 +64,10 @@ ALL = Share(0, 1)
 class OpenedBlocks:
     """The blocks of one version.
 
-    `codes` numbers the labels and only ever grows. `stored` are the blocks as stored and `laid` those with the overlay,
-    by what they were read from; `num_shards` are those of an index that could be opened, `damaged` says why others
-    could not; `tables` are the files of the last fresh block, to which others may come, and
-    `pending_table` the rows of `pending`, single adds that no file holds yet.
+    `codes` numbers the labels and only grows. `stored` has the blocks as stored, and `laid` the same blocks with the
+    overlay. Their keys name what the blocks were read from. `num_shards` is the number of shards that could be opened,
+    and `damaged` has the error of each other shard. `tables` are the files of the last fresh block, to which files may
+    be added. `pending_table` has the rows of `pending`: single adds that no file holds yet.
     """
 
     codes: dict[str, int] = field(default_factory=dict)
@@ -86,11 +86,9 @@ class OpenedBlocks:
 
 
 def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = None, share: Share = ALL) -> OpenedBlocks:
-    """The blocks of a version: its shards, then its fresh entries. A shard that is damaged is left out, and named.
+    """The blocks of a version: its shards, then its fresh entries. A damaged shard is left out and listed in `damaged`.
 
-    `before` must have been of the same share.
-
-    Raises DamagedFile for anything else that is.
+    `before` must be of the same share. Raises DamagedFile if another file is damaged.
     """
     before = before or OpenedBlocks()
     opened = OpenedBlocks(codes=dict(before.codes), overlay=_overlay(storage, state, before.overlay))
@@ -137,7 +135,7 @@ def in_label_set(
 ) -> tuple[list[Block], list[str]]:
     """The blocks with the labels of a label set, and those labels in the order of their codes.
 
-    An entry's own label in the set comes before what the map makes of its label as stored. Raises DamagedFile.
+    An entry's own label in the set takes precedence over its stored label as mapped. Raises DamagedFile.
     """
     mapped = read_label_map(storage, map_file) if map_file is not None else {}
     codes: dict[str, int] = {}
@@ -170,7 +168,7 @@ def _overlay(storage: Storage, state: State, before: Overlay) -> Overlay:
 
 
 def _lay_over(opened: OpenedBlocks, before: OpenedBlocks) -> None:
-    """Lay the overlay over the stored blocks, but for those that have it from before."""
+    """Apply the overlay to the stored blocks. Blocks that already have this overlay are reused from `before`."""
     unchanged = opened.overlay.same_as(before.overlay)
     own: OwnLabels | None = None
     for key, block in opened.stored.items():
@@ -198,7 +196,7 @@ def _laid_over(
 
 
 def _give(codes_N: np.ndarray, block: Block, own: OwnLabels, codes: dict[str, int]) -> None:
-    """Write the codes of entries' own labels into `codes_N`, giving new labels the next codes."""
+    """Write the codes of entries' own labels into `codes_N`. New labels get the next codes."""
     positions, rows = block.located(own.ids_N)
     names = own.labels.take(pa.array(positions)).to_pylist()
     codes_N[rows] = [codes.setdefault(name, len(codes)) if name is not None else -1 for name in names]
@@ -223,7 +221,7 @@ def _read(storage: Storage, file: RowsFile, known: Mapping[str, pa.Table]) -> pa
 
 
 def _pending_table(pending: tuple[Single, ...], identity: Identity, before: OpenedBlocks) -> pa.Table:
-    """The rows of single adds that no file holds, those known before not decoded again."""
+    """The rows of single adds that no file holds yet. Rows that `before` has are not decoded again."""
     known = before.pending if pending[: len(before.pending)] == before.pending else ()
     added = pending[len(known) :]
     tables = [before.pending_table] if known and before.pending_table is not None else []

@@ -1,7 +1,7 @@
-"""FAISS search parameters per call, from the notation FAISS and autofaiss use ("nprobe=16,efSearch=32,ht=2048").
+"""FAISS search parameters per call, in the notation of FAISS and autofaiss ("nprobe=16,efSearch=32,ht=2048").
 
-To it comes `rerank`: how many candidates of an index of codes are scored again from the stored vectors for k = 10.
-Nothing is set on an index, which several threads may be searching.
+This module adds `rerank`: how many candidates of an index of codes are scored again from the stored vectors for k = 10.
+Parameters are never set on an index, because several threads may search it at the same time.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import faiss
 
-FURTHER_AT_MOST = 32.0  # times the lists, or the graph, that are looked at for masked rows
+FURTHER_AT_MOST = 32.0  # times as many lists, or as much of the graph, are searched if rows are masked
 
 
 def parse(parameters: str) -> dict[str, int]:
@@ -18,17 +18,17 @@ def parse(parameters: str) -> dict[str, int]:
 
 
 def to_text(values: dict[str, int]) -> str:
-    """The inverse of `parsed`."""
+    """The inverse of `parse`."""
     return ",".join(f"{name}={value}" for name, value in values.items())
 
 
 def search_parameters(
     index: faiss.Index, values: dict[str, int], selector: faiss.IDSelector | None
 ) -> faiss.SearchParameters:
-    """Parameters for one call on this index; the caller keeps `selector` alive during it.
+    """Parameters for one call on this index. The caller must keep `selector` alive during the call.
 
-    `ht`, which autofaiss adds for product quantizers, is left out: its 2048 is no less than their code size in bits,
-    and FAISS takes that as "no polysemous filtering" (ParameterSpace::set_index_parameter).
+    `ht`, which autofaiss adds for product quantizers, is left out. Its value 2048 is at least their code size in bits,
+    and FAISS reads that as "no polysemous filtering" (ParameterSpace::set_index_parameter).
     """
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
@@ -46,9 +46,9 @@ def search_parameters(
 
 
 def searchable(index: faiss.Index) -> bool:
-    """Whether this kind of index takes a selector of rows with each call, on which forgetting rests.
+    """Whether this kind of index accepts a selector of rows with each call. Forgetting depends on the selector.
 
-    IndexIDMap over IndexRefine, for one, ignores it and returns forgotten rows.
+    For example, IndexIDMap over IndexRefine ignores it and returns forgotten rows.
     """
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
@@ -57,16 +57,16 @@ def searchable(index: faiss.Index) -> bool:
 
 
 def code_vectors_themselves(index: faiss.Index) -> None:
-    """Let an untrained inverted file of float16 codes keep vectors, not what is left of them beside a centroid.
+    """Make an untrained inverted file of float16 codes store vectors, not their residuals to a centroid.
 
-    Vectors are stored as float16, so that such codes lose nothing and cost half of what float32 does.
+    Vectors are stored as float16, so such codes lose nothing and cost half of float32.
     """
     if _is_float16(index):
         index.by_residual = False
 
 
 def keeps_vectors(index: faiss.Index) -> bool:
-    """Whether this kind of index compares with the vectors themselves, so that what it says of them is exact."""
+    """Whether this kind of index compares with the vectors themselves, so that its similarities are exact."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexIVFFlat | faiss.IndexHNSWFlat):
         return True
@@ -79,7 +79,7 @@ def _is_float16(index: faiss.Index) -> bool:
 
 
 def widest(index: faiss.Index) -> dict[str, int]:
-    """The parameter that trades speed for recall, at its largest useful value; empty where there is none."""
+    """The parameter that trades speed for recall, at its largest useful value; empty if there is none."""
     index = faiss.downcast_index(index)
     if isinstance(index, faiss.IndexPreTransform):
         return widest(index.index)
@@ -91,11 +91,11 @@ def widest(index: faiss.Index) -> dict[str, int]:
 
 
 def for_share(index: faiss.Index, values: dict[str, int], share: float) -> dict[str, int]:
-    """Values for a search among a share of the rows (above 0, at most 1), which has to go further for as many of them.
+    """Parameters to search only a fraction of the rows (`share`, above 0, at most 1). Such a search must go further.
 
-    Where rows are masked at random the k nearest others lie in more lists, though not in 1 / share times as many: with
-    1 / sqrt(share) times as many recall@10 rose from .970 to .983 at one half, to .995 at a tenth and .998 at 3% of
-    300,000 rows, and fell to .966, .930 and .879 with no more.
+    If rows are masked at random, the k nearest others lie in more lists, but not in 1 / share times as many. With
+    1 / sqrt(share) times as many lists, recall@10 rose from .970 to .983 at one half, to .995 at a tenth and to .998 at
+    3% of 300,000 rows. Without more lists it fell to .966, .930 and .879.
     """
     further = min(share**-0.5, FURTHER_AT_MOST)
     widest_values = widest(index)
@@ -104,12 +104,12 @@ def for_share(index: faiss.Index, values: dict[str, int], share: float) -> dict[
 
 
 def widest_of(values: Sequence[dict[str, int]]) -> dict[str, int]:
-    """The largest of each parameter."""
+    """The largest value of each parameter."""
     return {name: max(each.get(name, 0) for each in values) for name in values[0]}
 
 
 def widen(index: faiss.Index, values: dict[str, int], factor: float = 2.0) -> dict[str, int] | None:
-    """Values that search so many times as far, or None when these already go as far as they can."""
+    """Values that search `factor` times as far, or None if these already search as far as possible."""
     limits = widest(index)
     grown = {name: min(math.ceil(max(values.get(name, 1), 1) * factor), limit) for name, limit in limits.items()}
     if "efSearch" in values and "nprobe" in grown:

@@ -1,4 +1,4 @@
-"""Labelled entries drawn evenly from the classes: always the same ones, however the entries are parted."""
+"""A sample of labelled entries, even over the classes. It is the same however the entries are split."""
 
 import hashlib
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from pipeline.index.search.blocks import Block
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.store.lookup.digests import Digests
 
-QUERIES = 2_000  # entries asked to choose a balance, and classes they are drawn from
+QUERIES = 2_000  # entries queried to choose a balance, and the most classes they are drawn from
 SCRAMBLING = np.uint64(0x9E3779B97F4A7C15)  # 2 ** 64 / golden ratio: Fibonacci hashing (Knuth, TAOCP 3, 6.4)
 ROWS_AT_ONCE = 1 << 20
 LARGEST = np.uint64(2**64 - 1)
@@ -18,9 +18,9 @@ LARGEST = np.uint64(2**64 - 1)
 
 @dataclass(frozen=True)
 class Sample:
-    """Entries by which a balance is chosen: ids int64 [N], label codes int32 [N], vectors float16 [N, D].
+    """Entries used to choose a balance: ids int64 [N], label codes int32 [N], vectors float16 [N, D].
 
-    `digests_N` (uint64) tell which bytes each holds; None where that is still to be looked up.
+    `digests_N` (uint64) identifies the bytes of each entry. It is None if the digests are not looked up yet.
     """
 
     ids_N: np.ndarray
@@ -29,11 +29,11 @@ class Sample:
     digests_N: np.ndarray | None = None
 
     def least(self, each: int) -> "Sample":
-        """Of each class those entries whose scrambled ids are least: the same however the entries are parted."""
+        """The `each` entries of each class with the smallest scrambled ids: the same however the entries are split."""
         scrambled_N = self.ids_N.astype(np.uint64) * SCRAMBLING
         order_N = np.lexsort((scrambled_N, self.codes_N))
         codes_N = self.codes_N[order_N]
-        starts = np.searchsorted(codes_N, codes_N)  # where the class of each begins
+        starts = np.searchsorted(codes_N, codes_N)  # for each entry, where its class begins
         return self._rows(order_N[np.arange(len(codes_N)) - starts < each])
 
     def of(self, codes: np.ndarray) -> "Sample":
@@ -46,15 +46,16 @@ class Sample:
 
 
 def each_of(counts_C: np.ndarray) -> int:
-    """How many entries of each class are asked to choose a balance; counts int64 [C]."""
+    """How many entries of each class are queried to choose a balance; counts int64 [C]."""
     return max(QUERIES // max(int((counts_C > 0).sum()), 1), 1)
 
 
 def asked_classes(labels: Sequence[str], counts_C: np.ndarray) -> np.ndarray:
-    """The codes, int64 ascending, of the classes to draw from: those with entries, and of very many some.
+    """The codes (int64, ascending) of the classes to draw from: all classes with entries, at most QUERIES.
 
-    Of more than QUERIES those whose names have the least hashes, so that every process draws from the same ones,
-    whatever their codes there; whoever has a part of the classes finds those of them that it has.
+    If there are more than QUERIES, the classes whose names have the smallest hashes are chosen. So every process draws
+    from the same classes, whatever their codes are there. A process with only some of the classes still finds all of
+    the chosen classes that it has.
     """
     codes = np.flatnonzero(counts_C)
     if len(codes) <= QUERIES:
@@ -64,16 +65,16 @@ def asked_classes(labels: Sequence[str], counts_C: np.ndarray) -> np.ndarray:
 
 
 def draw(live: LiveEntries, each: int, digests: Digests | None = None) -> Sample:
-    """Up to so many labelled entries of each class asked, always the same ones, with their digests where given.
+    """Up to `each` labelled entries of each class to draw from, always the same. Has digests if `digests` is given.
 
-    Passes once over the ids and label codes that are in memory, as counting the labels does: 13 bytes a row are read
-    and next to nothing is kept, for an id is looked at closer only if it is scrambled into the share of its class.
+    Passes once over the ids and label codes in memory, as counting the labels does. It reads 13 bytes a row and stores
+    very little: it examines an id further only if the scrambled id is within the fraction drawn from its class.
     """
     counts_C = live.label_counts()
     wanted = asked_classes(live.labels, counts_C)
     enough_C = np.zeros(len(counts_C), np.int64)
     enough_C[wanted] = np.minimum(counts_C[wanted], each)
-    slack = each + 6 * int(each**0.5) + 20  # of six standard deviations: a second pass is next to never needed
+    slack = each + 6 * int(each**0.5) + 20  # six standard deviations more: a second pass is almost never needed
     limits_C = np.zeros(len(counts_C), np.uint64)
     shares = slack / np.maximum(counts_C[wanted], 1)
     limits_C[wanted] = np.where(shares < 1, np.minimum(shares, 0.999) * 2.0**64, 0).astype(np.uint64)
@@ -91,7 +92,7 @@ def draw(live: LiveEntries, each: int, digests: Digests | None = None) -> Sample
 
 def _below(blocks: Sequence[Block], limits_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Ids int64 [N] and codes int32 [N] of the live labelled entries whose scrambled ids are within their limits."""
-    limits = np.append(limits_C, np.uint64(0))  # the last is that of the code -1, which no label has
+    limits = np.append(limits_C, np.uint64(0))  # the last limit is for the code -1 (no label)
     ids, codes = [np.empty(0, np.int64)], [np.empty(0, np.int32)]
     for block in blocks:
         for start in range(0, len(block.ids_N), ROWS_AT_ONCE):

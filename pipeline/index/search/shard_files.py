@@ -1,10 +1,10 @@
-"""A shard on disk: dense rows in the order of their ids, side arrays beside the FAISS index, all memory-mapped.
+"""A shard on disk: dense rows in the order of their ids. Side arrays and a FAISS index, all memory-mapped.
 
 ids.npy        int64 [N]       row -> entry id
-labels.npy     int32 [N]       row -> code into the vocabulary kept in entries.arrow's metadata, -1 for none
-vectors.f16    float16 [N, D]  raw, row-major, mapped by FAISS to score candidates again; absent with `--refine none`
+labels.npy     int32 [N]       row -> code into the vocabulary in entries.arrow's metadata, -1 for no label
+vectors.f16    float16 [N, D]  raw, row-major; FAISS maps it to score candidates again; absent with `--refine none`
 entries.arrow  Arrow IPC: uri, dataset and kept columns of each row
-index.faiss    FAISS ids are row numbers; absent for the key Flat, which searches vectors.f16 itself
+index.faiss    FAISS ids are row numbers; absent for the key Flat, which searches vectors.f16 directly
 """
 
 import contextlib
@@ -28,22 +28,22 @@ from pipeline.index.search.soundness import check_index, read_index
 from pipeline.resources import available_bytes
 from pipeline.store.layout import ENTRIES_FILE, FAISS_FILE, IDS_FILE, LABELS_FILE, VECTORS_FILE
 from pipeline.store.log.records import Index, Shard
-from pipeline.store.storage.file_refs import FileRef, RowsFile, checked_path, describe, reading, unaltered_path
+from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, describe, reading, unaltered_path
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.embedding_rows import read_embeddings
 from pipeline.store.tables.kept_columns import FIXED, kept_after, union, with_columns
 from pipeline.store.tables.schemas import embedding_matrix, read_table
 
-SHARE_READ_AHEAD = 0.5  # of the memory that is available
+SHARE_READ_AHEAD = 0.5  # of the available memory
 READERS = 4  # files read and hashed at a time, at most
 ROWS_COPIED = 65_536  # vectors converted or copied at a time
 
 _LABELS = b"visual_memory.labels"
-_TOLD = ("uri", "dataset")  # of every entry; kept columns come after
+_TOLD = ("uri", "dataset")  # columns of every entry; kept columns follow
 
 
 class SideFiles(BaseModel):
-    """The files of a shard but for its FAISS index."""
+    """The files of a shard, except its FAISS index."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -58,7 +58,7 @@ class SideFiles(BaseModel):
 
 
 def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], forgotten: np.ndarray) -> SideFiles:
-    """Gather the live rows of some entries files into the side files of a shard, one file at a time."""
+    """Write the live rows of some entries files to the side files of a shard. Reads one entries file at a time."""
     ids, labels, told = [], [], []
     with storage.publishing(f"{folder}{VECTORS_FILE}") as local:
         with local.open("wb") as stream:
@@ -90,7 +90,7 @@ def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], f
 
 def mapped_vectors(storage: Storage, vectors: FileRef, dimension: int, *, hashed: bool = True) -> np.ndarray:
     """The vectors of a shard, float16 [N, D], memory-mapped. Raises DamagedFile."""
-    local = (unaltered_path if hashed else checked_path)(storage, vectors)
+    local = (unaltered_path if hashed else check_path)(storage, vectors)
     with reading(storage.uri, vectors.path):
         if vectors.num_bytes != vectors.rows * dimension * np.dtype(np.float16).itemsize:
             raise ValueError(f"it does not hold {vectors.rows:,} vectors of {dimension} dimensions")
@@ -100,7 +100,7 @@ def mapped_vectors(storage: Storage, vectors: FileRef, dimension: int, *, hashed
 
 
 def write_vectors(storage: Storage, path: str, vectors_ND: np.ndarray, rows: np.ndarray) -> FileRef:
-    """Publish some rows of a matrix of vectors, as they are, a bounded number at a time."""
+    """Publish some rows of a matrix of vectors, unchanged. Copies a bounded number of rows at a time."""
     with storage.publishing(path) as local:
         with local.open("wb") as stream:
             for start in range(0, len(rows), ROWS_COPIED):
@@ -113,17 +113,17 @@ def write_faiss(storage: Storage, path: str, index: faiss.Index) -> FileRef:
     with storage.publishing(path) as local:
         try:
             faiss.write_index(index, str(local))
-        except RuntimeError as error:  # FAISS knows no other; what it says ends with the reason
+        except RuntimeError as error:  # the only error of FAISS; its message ends with the reason
             raise OSError(f"{path} could not be written: {str(error).rpartition(':')[2].strip()}") from error
         return describe(path, local, index.ntotal)
 
 
 def read_faiss(storage: Storage, file: FileRef, *, mapped: bool = True, hashed: bool = True) -> faiss.Index:
-    """Map a published FAISS index, or load it where that is asked for or its kind cannot be mapped.
+    """Map a published FAISS index. Load it into memory if not `mapped`, or if its kind cannot be mapped.
 
-    Raises DamagedFile, also where a search in it would not stay within it.
+    Raises DamagedFile, also if a search would read outside the index.
     """
-    local = (unaltered_path if hashed else checked_path)(storage, file)
+    local = (unaltered_path if hashed else check_path)(storage, file)
     with reading(storage.uri, file.path):
         index = read_index(local, mapped=mapped)
         check_index(index, file.rows)
@@ -140,10 +140,11 @@ def open_shard(
     *,
     hashed: bool = True,
 ) -> Block:
-    """A shard as a block. Labels new to the vocabulary `codes` are added to it. Raises DamagedFile.
+    """A shard as a block. Labels that are new are added to the vocabulary `codes`. Raises DamagedFile.
 
-    `files` are the entries files it was made of, in which its vectors are looked up where it keeps none. Every byte of
-    its files is `hashed`, once in a process; or else those of its vectors and of its index are not.
+    `files` are the entries files that the shard was built from. Vectors are read from them if the shard stores none.
+    If `hashed`, every byte of the shard's files is hashed, once per process. Otherwise the vectors and the index are
+    not hashed.
     """
     ids_N = _read_array(storage, shard.ids, np.int64)
     local_codes = _read_array(storage, shard.labels, np.int32)
@@ -173,17 +174,17 @@ def open_shard(
 
 
 def read_ahead(storage: Storage, shards: Sequence[Shard]) -> bool:
-    """Read and hash the files of shards once, into the system's page cache, where there is room: whether there was.
+    """Read and hash the files of shards once, into the system's page cache, if they fit. Returns whether they fit.
 
-    They are mapped and searched at random, so that from a cold disk each question would wait for thousands of pages;
-    and what is altered is found before it is used. POSIX_FADV_WILLNEED reads no more than the device's own readahead.
+    The files are mapped and searched at random. From a cold disk, each question would wait for thousands of pages.
+    Altered files are found before they are used. POSIX_FADV_WILLNEED reads no more than the device's own readahead.
     """
     files = [f for s in shards for f in (s.index, s.ids, s.labels, s.vectors, s.entries) if f is not None]
     if sum(file.num_bytes for file in files) > available_bytes() * SHARE_READ_AHEAD:
         return False
 
     def read(file: FileRef) -> None:
-        with contextlib.suppress(DamagedFile):  # of which `open_shard` tells
+        with contextlib.suppress(DamagedFile):  # `open_shard` reports it
             unaltered_path(storage, file)
 
     if files:
@@ -222,7 +223,7 @@ def _finder_maker(
 
 
 class _Watched(ApproximateFinder):
-    """A finder in a file: what goes wrong in a search is damage of the file."""
+    """A finder in a file. An error in a search is reported as damage of the file."""
 
     def __init__(
         self,
@@ -258,7 +259,7 @@ def _write_ipc(storage: Storage, path: str, table: pa.Table) -> FileRef:
 def _read_array(storage: Storage, file: FileRef, dtype: type[np.generic]) -> np.ndarray:
     local = unaltered_path(storage, file)
     with reading(storage.uri, file.path):
-        mapped: Literal["r"] | None = "r" if file.rows else None  # no bytes cannot be mapped
+        mapped: Literal["r"] | None = "r" if file.rows else None  # an empty file cannot be mapped
         array: np.ndarray = np.load(local, mmap_mode=mapped, allow_pickle=False)
         if (array.dtype, array.shape) != (dtype, (file.rows,)):
             raise ValueError(f"it holds {array.dtype} {list(array.shape)} where {file.rows:,} numbers were written")
@@ -266,7 +267,7 @@ def _read_array(storage: Storage, file: FileRef, dtype: type[np.generic]) -> np.
 
 
 def _read_entries(storage: Storage, file: FileRef) -> tuple[pa.Table, list[str]]:
-    """What is told of the rows, mapped, each value of it validated; and the names of the labels."""
+    """The uri, dataset and kept columns of the rows (mapped, every value validated), and the names of the labels."""
     local = unaltered_path(storage, file)
     with reading(storage.uri, file.path):
         table = pa.ipc.open_file(pa.memory_map(str(local))).read_all()
@@ -275,7 +276,7 @@ def _read_entries(storage: Storage, file: FileRef) -> tuple[pa.Table, list[str]]
         if any(table.schema.field(name).type != pa.string() or table[name].null_count for name in _TOLD):
             raise ValueError("it has rows without a uri or a dataset")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("its labels are no names")  # of the file's contents
+            raise ValueError("its labels are no names")  # a fault of the contents of the file
     return table, names
 
 
@@ -288,10 +289,10 @@ def without_entries(
     erased: np.ndarray,
     files: Sequence[RowsFile],
 ) -> Shard | None:
-    """Write a shard anew below `folder` without some entries (ids int64 [N]); None when no row is left.
+    """Rewrite a shard below `folder` without some entries (ids int64 [N]). Returns None if no row is left.
 
-    `files` are entries files that hold what stays, in which its vectors are looked up where the shard keeps none.
-    The trained quantizer is the same; labels that only erased entries had are gone. Raises DamagedFile.
+    `files` are entries files that hold the remaining entries. Vectors are read from them if the shard stores none.
+    The trained quantizer does not change. Labels that only erased entries had are removed. Raises DamagedFile.
     """
     ids_N = _read_array(storage, shard.ids, np.int64)
     kept_N = np.flatnonzero(~np.isin(ids_N, erased))
@@ -329,6 +330,6 @@ def shard_ids(storage: Storage, shard: Shard) -> np.ndarray:
 
 
 def _renumbered(codes_N: np.ndarray, used: np.ndarray) -> np.ndarray:
-    """Label codes int32 [N] as positions in the codes in use (ascending); -1 stays."""
+    """Label codes int32 [N] as positions in the codes in use (ascending); -1 stays -1."""
     positions: np.ndarray = np.where(codes_N >= 0, np.searchsorted(used, codes_N), -1).astype(np.int32)
     return positions

@@ -1,8 +1,8 @@
-"""Opening a FAISS index that anybody may have written: nothing it says of itself is believed.
+"""Opens a FAISS index from an untrusted file: no size or row number in the file is trusted.
 
-FAISS checks most of what it reads. What it leaves to its caller is looked at here, before the first search: how much
-may be asked of memory, and whether lists and graph point at rows there are. A row beyond the last would be read from
-memory that is not the index's.
+FAISS checks most of what it reads. This module checks the rest before the first search: how much memory the file may
+request, and whether lists and graph point only at existing rows. A row beyond the last would be read from memory
+outside the index.
 """
 
 import threading
@@ -13,17 +13,18 @@ import numpy as np
 
 _reading = threading.Lock()  # the limits of FAISS hold for the whole process
 
-# FAISS holds the table of a product quantizer, which is no part of the file, against the same limit: 1,024 bytes for
-# each number of a centroid at most, which takes 4 in the file. It makes none of more than 2 GiB.
+# FAISS applies the same limit to the table of a product quantizer, although the table is not part of the file. The
+# table takes at most 1,024 bytes for each number of a centroid, which takes 4 bytes in the file. FAISS makes no table
+# of more than 2 GiB.
 TABLE_FACTOR = 256
 TABLE_BYTES = 2 << 30
 
 
 def read_index(local: Path, *, mapped: bool) -> faiss.Index:
-    """A FAISS index from a file, mapped where its kind can be; nothing in it may be longer than the file.
+    """A FAISS index from a file, mapped if its kind allows it. Nothing in it may be longer than the file.
 
-    With a product quantizer's table what follows it may say 2 GiB more. Raises RuntimeError, MemoryError or whatever
-    else FAISS does.
+    If there is a product quantizer's table, what follows it may claim 2 GiB more. Raises RuntimeError, MemoryError or
+    any other error of FAISS.
     """
     num_bytes = max(local.stat().st_size, 1)
     flags = faiss.IO_FLAG_MMAP_IFC if mapped else 0
@@ -48,10 +49,10 @@ def _read_within(local: Path, flags: int, most_bytes: int) -> faiss.Index:
 
 
 def check_index(index: faiss.Index, rows: int) -> None:
-    """See that a search in an index of so many rows stays within it. Raises ValueError.
+    """Check that a search in an index of so many rows stays within the index. Raises ValueError.
 
-    Reads the row numbers, 8 bytes a row, and of a graph its links, 4 bytes each. Of kinds that are met nowhere here,
-    which a key may name all the same, nothing but the number of rows is looked at: their bytes are hashed.
+    Reads the row numbers (8 bytes a row) and the links of a graph (4 bytes each). A key may also name kinds of index
+    that are not used here. Only their number of rows is checked, because their bytes are hashed.
     """
     if index.ntotal != rows:
         raise ValueError(f"it holds {index.ntotal:,} vectors where {rows:,} were written")
@@ -89,7 +90,7 @@ def _check_lists(index: faiss.IndexIVF) -> None:
     lists = faiss.downcast_InvertedLists(index.invlists)
     if not index.nlist == lists.nlist == index.quantizer.ntotal or index.quantizer.d != index.d:
         raise ValueError(f"it has {lists.nlist:,} lists and {index.quantizer.ntotal:,} centroids")
-    if isinstance(lists, faiss.BlockInvertedLists):  # of fast scan, which interleaves the codes of a block
+    if isinstance(lists, faiss.BlockInvertedLists):  # for fast scan, which interleaves the codes of a block
         whole = isinstance(index, faiss.IndexIVFFastScan) and index.bbs == lists.n_per_block > 0
         fits = whole and lists.block_size == index.bbs * index.M2 // 2
     else:
