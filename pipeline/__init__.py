@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.errors import IdentityMismatch as IdentityMismatch
     from pipeline.errors import IndexBuildError as IndexBuildError
     from pipeline.errors import MemoryMissing as MemoryMissing
+    from pipeline.errors import MissingExtra as MissingExtra
     from pipeline.errors import MissingFile as MissingFile
     from pipeline.errors import NotPermitted as NotPermitted
     from pipeline.errors import Overloaded as Overloaded
@@ -77,6 +78,7 @@ _WHERE = {
         "IdentityMismatch",
         "IndexBuildError",
         "MemoryMissing",
+        "MissingExtra",
         "MissingFile",
         "NotPermitted",
         "Overloaded",
@@ -122,6 +124,7 @@ __all__ = [
     "IndexBuildError",
     "IndexOptions",
     "MemoryMissing",
+    "MissingExtra",
     "MissingFile",
     "Neighbor",
     "NotPermitted",

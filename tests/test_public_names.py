@@ -34,6 +34,7 @@ NAMES = {
     "IndexBuildError",
     "IndexOptions",
     "MemoryMissing",
+    "MissingExtra",
     "MissingFile",
     "Neighbor",
     "NotPermitted",
