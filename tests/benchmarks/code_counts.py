@@ -8,6 +8,7 @@
 - wide: functions of more than 8 parameters outside of jobs/;
 - long: files of more than 300 lines;
 - rooms, arrows, flat: folders with modules, pairs of them of which one imports from the other, most modules in one;
+- arrows_above: the same pairs, of the folders directly below pipeline/;
 - words: definitions (modules, classes, functions) whose whole name is an overloaded word.
 """
 
@@ -93,6 +94,10 @@ def arrows(root: Path, modules: list[Module]) -> set[tuple[str, str]]:
     return made
 
 
+def first_floor(room: str) -> str:
+    return ".".join(room.split(".")[:2])
+
+
 def counts(root: Path) -> dict:
     files = sorted((root / "pipeline").rglob("*.py"))
     modules = [(path, ast.parse(path.read_text())) for path in files]
@@ -110,7 +115,8 @@ def counts(root: Path) -> dict:
         "path_files": len(path_files),
         "long": sum(len(path.read_text().splitlines()) > 300 for path in files),
         "rooms": len(per_folder),
-        "arrows": len(arrows(root, modules)),
+        "arrows": len(made := arrows(root, modules)),
+        "arrows_above": len({(a, b) for a, b in (map(first_floor, pair) for pair in made) if a != b}),
         "flat": max(per_folder.values()),
         "words": {word: said[word] for word in WORDS if said[word]},
         "where": where | {"path_files": path_files},
