@@ -236,13 +236,13 @@ def correct(
 
 def _by_uri(live: LiveEntries, labels: Mapping[str, str], file: str | Path, memory_uri: str) -> dict[int, str]:
     """The wanted label of each live entry with one of these uris, by id. A uri may also be a path as in a shell."""
-    found = _found(live, list(labels))
+    found = _ids_by_uri(live, list(labels))
     paths = {
         uri: uri_of_path(os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
         for uri in labels
         if uri not in found
     }
-    found_by_path = _found(live, list(dict.fromkeys(paths.values())))
+    found_by_path = _ids_by_uri(live, list(dict.fromkeys(paths.values())))
     wanted: dict[int, str] = {}
     for uri, label in labels.items():
         ids = found.get(uri) or found_by_path.get(paths.get(uri, ""), [])
@@ -253,7 +253,7 @@ def _by_uri(live: LiveEntries, labels: Mapping[str, str], file: str | Path, memo
     return wanted
 
 
-def _found(live: LiveEntries, uris: Sequence[str]) -> dict[str, list[int]]:
+def _ids_by_uri(live: LiveEntries, uris: Sequence[str]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     for position, entry_id in zip(*(array.tolist() for array in live.with_uris(uris)), strict=True):
         found.setdefault(uris[position], []).append(entry_id)

@@ -61,11 +61,11 @@ class EmbeddedPart:
     @property
     def unlabelled(self) -> Counter[str]:
         """Counts of the container's images that are not rejected and have no label, by reason."""
-        items = (self.items[row] for row in self.kept if self.notes)
+        items = (self.items[row] for row in self.accepted if self.notes)
         return Counter(item.no_label for item in items if item.label is None and item.no_label)
 
     @property
-    def kept(self) -> list[int]:
+    def accepted(self) -> list[int]:
         """The rows of images that are not rejected."""
         return [row for row, image in enumerate(self.images) if isinstance(image, ImageFacts)]
 
@@ -203,14 +203,14 @@ class PartEmbedder:
 
     def _without_duplicates(self, embedded: EmbeddedPart) -> tuple[EmbeddedPart, int]:
         """Reject images whose bytes the memory held when the add was planned; return the part and their number."""
-        kept = embedded.kept
-        if self._reservation.held is None or not kept:
+        accepted = embedded.accepted
+        if self._reservation.held is None or not accepted:
             return embedded, 0
         self._held = self._held or FrozenDigests(self._storage, self._reservation.held)
         facts = [image for image in embedded.images if isinstance(image, ImageFacts)]
         holders = self._held.holders(digests_in(pa.array([image.sha256 for image in facts], pa.string())))
         images = list(embedded.images)
-        for row, holder in zip(kept, holders.tolist(), strict=True):
+        for row, holder in zip(accepted, holders.tolist(), strict=True):
             if holder >= 0:
                 images[row] = Rejected(DUPLICATE, f"the memory holds these bytes already, as entry {holder}")
         return replace(embedded, images=images), int((holders >= 0).sum())
@@ -277,20 +277,20 @@ class PartEmbedder:
             yield Item(uri, label, TOO_LARGE if (num_bytes or 0) > MAX_FILE_BYTES else None, values)
 
     def _entries(self, embedded: EmbeddedPart) -> pa.Table:
-        kept = embedded.kept
+        accepted = embedded.accepted
         facts = [image for image in embedded.images if isinstance(image, ImageFacts)]
         return pa.table(
             [
-                pa.array(embedded.ids_N[kept]),
-                pa.array([embedded.items[row].uri for row in kept], pa.string()),
-                pa.array([embedded.items[row].label for row in kept], pa.string()),
-                pa.array([self._reservation.dataset] * len(kept), pa.string()),
-                embedding_column(embedded.vectors_ND[kept].astype(np.float16)),
+                pa.array(embedded.ids_N[accepted]),
+                pa.array([embedded.items[row].uri for row in accepted], pa.string()),
+                pa.array([embedded.items[row].label for row in accepted], pa.string()),
+                pa.array([self._reservation.dataset] * len(accepted), pa.string()),
+                embedding_column(embedded.vectors_ND[accepted].astype(np.float16)),
                 pa.array([image.sha256 for image in facts], pa.string()),
                 pa.array([image.width for image in facts], pa.int32()),
                 pa.array([image.height for image in facts], pa.int32()),
                 *(
-                    pa.array([embedded.items[row].kept[at] for row in kept], column.kind)
+                    pa.array([embedded.items[row].kept[at] for row in accepted], column.kind)
                     for at, column in enumerate(self._reservation.kept)
                 ),
             ],
@@ -307,7 +307,7 @@ class PartEmbedder:
 
     def _offsets(self, embedded: EmbeddedPart) -> pa.Table:
         """The offsets of images in their archive. Image files and images of other containers have no row."""
-        spans = [(row, embedded.items[row].span) for row in embedded.kept]
+        spans = [(row, embedded.items[row].span) for row in embedded.accepted]
         known = [(row, *span) for row, span in spans if span is not None]
         ids_N = embedded.ids_N[[row for row, *_ in known]]
         offsets = [pa.array([each[at] for each in known], pa.int64()) for at in (1, 2)]

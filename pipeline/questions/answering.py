@@ -155,7 +155,7 @@ def check_what_ifs(live: LiveEntries, question: Question) -> None:
     """Raises UnknownName if a what-if option names an id that is no live entry."""
     named = np.array(question.named_ids, object)
     inside = np.array([int(entry_id) for entry_id in named if 0 <= int(entry_id) < 1 << 63], np.int64)
-    check_named(question, frozenset(inside[live.whole.hold(inside)].tolist()))
+    check_named(question, frozenset(inside[live.whole.contains(inside)].tolist()))
 
 
 def check_named(question: Question, known: Collection[int]) -> None:
@@ -369,7 +369,7 @@ def _assumed_labels(live: LiveEntries, assume: Mapping[int, str]) -> tuple[tuple
     all_codes = {label: len(live.labels) + at for at, label in enumerate(new)}
     codes = {i: all_codes[label] if label in all_codes else live.label_codes[label] for i, label in assume.items()}
     ids_N = np.array(list(codes), np.int64)
-    ids_N = ids_N[live.hold(ids_N)]
+    ids_N = ids_N[live.contains(ids_N)]
     before = live.codes_of(ids_N)
     np.subtract.at(counts, before[before >= 0], 1)
     np.add.at(counts, [codes[entry_id] for entry_id in ids_N.tolist()], 1)

@@ -169,15 +169,15 @@ class _Decider:
         """Decide about one part and publish it."""
         stages = Stages()
         embedded = self._embedder.embed(part, stages)
-        kept = embedded.kept
-        uris = [embedded.items[row].uri for row in kept]
+        accepted = embedded.accepted
+        uris = [embedded.items[row].uri for row in accepted]
         began = time.perf_counter()
         decisions = [
             decision
-            for start in range(0, len(kept), DECIDED_AT_ONCE)
+            for start in range(0, len(accepted), DECIDED_AT_ONCE)
             for decision in answering.classify(
                 self._live,
-                embedded.vectors_ND[kept[start : start + DECIDED_AT_ONCE]],
+                embedded.vectors_ND[accepted[start : start + DECIDED_AT_ONCE]],
                 uris[start : start + DECIDED_AT_ONCE],
                 self._work.question,
                 self._work.version,
@@ -186,7 +186,7 @@ class _Decider:
         stages.model += time.perf_counter() - began
         rows = [
             {"id": int(embedded.ids_N[row]), "source_label": embedded.items[row].label, **_columns(decision)}
-            for row, decision in zip(kept, decisions, strict=True)
+            for row, decision in zip(accepted, decisions, strict=True)
         ]
         tables = {"decisions": pa.Table.from_pylist(rows, schema=DECISIONS), "rejected": embedded.rejected()}
         began = time.perf_counter()

@@ -36,7 +36,7 @@ def rgb_of_bitfields(data: bytes) -> Image.Image:
     step = max(1, _PIXELS_AT_ONCE // width)
     for top in range(0, abs(height), step):
         values_HW = np.ascontiguousarray(rows[top : top + step]).view(f"<u{bits // 8}").astype(np.uint32)
-        red, green, blue, alpha = (_share(values_HW, mask) for mask in masks)
+        red, green, blue, alpha = (_fraction(values_HW, mask) for mask in masks)
         colours = np.stack([red, green, blue], axis=2)
         if masks[3]:
             colours = colours * alpha[:, :, None] + 1.0 - alpha[:, :, None]
@@ -63,7 +63,7 @@ def _masks(data: bytes) -> tuple[int, ...]:
     return masks if header >= 56 or compression == _BITFIELDS[1] else (*masks[:3], 0)
 
 
-def _share(values_HW: np.ndarray, mask: int) -> np.ndarray:
+def _fraction(values_HW: np.ndarray, mask: int) -> np.ndarray:
     """float64 [H, W] from 0 to 1: a channel of uint32 pixels as a fraction of its largest value."""
     if not mask:
         return np.zeros(values_HW.shape)

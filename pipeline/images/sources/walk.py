@@ -57,7 +57,7 @@ def one_file(uri: str) -> SourceFile | None:
     """A file that lies outside of the source; None if it does not exist."""
     if not is_remote(uri):
         path = path_of_uri(uri)
-        return _found(path, path) if os.path.isfile(path) else None
+        return _source_file(path, path) if os.path.isfile(path) else None
     files, path = file_system(uri)
     try:
         return _key(uri.partition("://")[0], path, path, retrying(lambda: files.info(path), uri))
@@ -79,12 +79,12 @@ def _local(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
         raise SourceError(f"{root} cannot be read ({error.strerror}): check the path, and the rights to it") from error
     if is_file:
         folder = os.path.basename(os.path.dirname(root))
-        file = _found(root, f"{folder}/{os.path.basename(root)}" if folder else os.path.basename(root))
+        file = _source_file(root, f"{folder}/{os.path.basename(root)}" if folder else os.path.basename(root))
         return Walk(uri_of_path(root), folder, True, iter([file]))
     return Walk(uri_of_path(root), os.path.basename(root), False, _walk(root, exclusion, passed))
 
 
-def _found(path: str, below: str) -> SourceFile:
+def _source_file(path: str, below: str) -> SourceFile:
     try:
         status = os.stat(path)
     except OSError:  # a broken link is listed, and rejected with its reason
@@ -118,7 +118,7 @@ def _walk(root: str, exclusion: Exclusion, passed: PassedOver) -> Iterator[Sourc
             if name.endswith("/"):
                 yield from walked(path, f"{inside}/")
             else:
-                yield _found(path, inside)
+                yield _source_file(path, inside)
 
     return walked(root, "")
 

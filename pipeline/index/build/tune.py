@@ -82,9 +82,9 @@ class RecallEvaluator:
 
     def _recall(self, finder: ApproximateFinder, k: int, queries: int) -> float:
         found_QK = self._others(finder.find(self._queries_QD[:queries], k + self._copies), k)
-        return self._share(found_QK)
+        return self._fraction(found_QK)
 
-    def _share(self, found_QK: np.ndarray) -> float:
+    def _fraction(self, found_QK: np.ndarray) -> float:
         """recall@K of the first queries, from the similarities of the rows found (descending)."""
         queries, k = found_QK.shape
         exact_QK = self._exact_QK[:queries, :k]

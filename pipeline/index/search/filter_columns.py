@@ -57,7 +57,7 @@ def masks(
     step = max(int(NS_AT_ONCE / condition.cost), MIN_ROWS)
     for block in blocks:
         look()
-        kept = _kept(storage, state, block, sorted(condition.columns - OWN.keys()))
+        kept = _kept_columns(storage, state, block, sorted(condition.columns - OWN.keys()))
         columns: dict[str, Values] = {name: _comparable(column, kinds[name]) for name, column in kept.items()}
         columns |= {"id": pa.chunked_array([block.ids_N], pa.int64()), "uri": block.uris, "dataset": block.datasets}
         if "label" in condition.columns:
@@ -74,7 +74,7 @@ def nanoseconds(condition: Condition, num_rows: int) -> float:
     return (condition.cost + NS_LABEL * ("label" in condition.columns)) * num_rows
 
 
-def _kept(storage: Storage, state: State, block: Block, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
+def _kept_columns(storage: Storage, state: State, block: Block, names: Sequence[str]) -> dict[str, pa.ChunkedArray]:
     missing = [name for name in names if name not in block.kept]
     if missing:
         block.kept |= read_kept_columns(storage, state, block.ids_N, missing)

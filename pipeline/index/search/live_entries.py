@@ -180,10 +180,10 @@ class LiveEntries:
         for entry_id in wanted:
             if not 0 <= entry_id < 1 << 63:
                 return entry_id
-        known = self.hold(np.array(wanted, np.int64))
+        known = self.contains(np.array(wanted, np.int64))
         return None if known.all() else wanted[int(known.argmin())]
 
-    def hold(self, ids: np.ndarray) -> np.ndarray:
+    def contains(self, ids: np.ndarray) -> np.ndarray:
         """Which of some ids (int64 [N]) are live entries, bool [N]."""
         known = np.zeros(len(ids), bool)
         for block, positions, rows in self._located(ids):

@@ -178,7 +178,9 @@ class _Opened:
             raise
         return live
 
-    def standing(self, live: LiveEntries, subject: Subject) -> tuple[LabelStatistics, np.ndarray, dict[int, int]]:
+    def label_statistics(
+        self, live: LiveEntries, subject: Subject
+    ) -> tuple[LabelStatistics, np.ndarray, dict[int, int]]:
         """The label statistics, a translation of the process's codes (int32 [C + 1]), and the codes of assumed labels.
 
         Labels are sorted by name, so that codes mean the same in another replica, which met the labels in another
@@ -250,7 +252,7 @@ class Group:
         """Up to `each` entries of each label, for choosing a balance. Codes are those of `standing`."""
         opened = self._version(subject.version, subject.nonce)
         live = opened.about(subject)
-        _, translation, _ = opened.standing(live, subject)
+        _, translation, _ = opened.label_statistics(live, subject)
         sample = self._unaltered(lambda: draw(live, each, opened.digests))
         return replace(sample, codes_N=translation[sample.codes_N])
 
@@ -261,7 +263,7 @@ class Group:
     def _entry(self, opened: _Opened, entry_id: int) -> Entry | None:
         live = opened.live
         ids = np.array([entry_id], np.int64)
-        if not live.hold(ids).all():
+        if not live.contains(ids).all():
             return None
         [(block, row)] = [(block, int(row)) for block in live.blocks for row in block.rows_of(ids)]
         code, uri = int(block.codes_N[row]), block.uris[row].as_py()
@@ -311,7 +313,7 @@ class Group:
         first = asked[0]
         opened = self._version(first.subject.version, first.subject.nonce)
         live = opened.about(first.subject)
-        standing, translation, assumed = opened.standing(live, first.subject)
+        standing, translation, assumed = opened.label_statistics(live, first.subject)
         restrictions = Restrictions(first.scope, frozenset(first.exclude), None, assumed)
         vectors_QD = np.concatenate([one.vectors_QD for one in asked])
         if first.own_Q is None:
@@ -320,19 +322,19 @@ class Group:
             own = first.own_Q, first.own_digests_Q
             retrieved = search_others(live, opened.digests, vectors_QD, first.k, *own, restrictions)
         found = answering.neighbor_table(live, retrieved)
-        kept = self._kept(opened.state, found) if first.scope == "live" and opened.state.kept else None
+        kept = self._kept_values(opened.state, found) if first.scope == "live" and opened.state.kept else None
         found = replace(found, codes_QK=translation[found.codes_QK], kept=kept)
         answers, start = [], 0
         for one in asked:
             rows = slice(start, start + len(one.vectors_QD))
             start = rows.stop
             named = np.array(one.named, np.int64)
-            known = frozenset(named[live.whole.hold(named)].tolist()) if len(named) else frozenset()
+            known = frozenset(named[live.whole.contains(named)].tolist()) if len(named) else frozenset()
             said = standing if one.standing else None
             answers.append(Answer(found.rows(rows), said, known, live.num_shards, self._current))
         return answers
 
-    def _kept(self, state: State, found: NeighborTable) -> list[list[KeptValues]]:
+    def _kept_values(self, state: State, found: NeighborTable) -> list[list[KeptValues]]:
         """The kept columns of the entries that were found."""
         ids = sorted({*found.ids_QK[found.ids_QK >= 0].tolist()})
         values = read_kept(self._storage, state, ids)

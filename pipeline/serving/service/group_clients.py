@@ -185,7 +185,7 @@ class Members:
         future.cancel()
         return None
 
-    async def standing(self, subject: Subject, present: Sequence[tuple[Member, Answer]]) -> _Joined:
+    async def label_statistics(self, subject: Subject, present: Sequence[tuple[Member, Answer]]) -> _Joined:
         """The label statistics over all groups, and for each answering group the translation of its codes.
 
         Raises Overloaded.

@@ -468,7 +468,7 @@ class Service:
                 f"{missing} of {len(self._members.all)} groups and {total - shards} of {total} shards are missing, and "
                 "all were required: ask again later, or take a partial answer"
             )
-        standing, translations = await self._members.standing(asked.subject, present)
+        standing, translations = await self._members.label_statistics(asked.subject, present)
         parts = [
             replace(answer.found, codes_QK=translation[answer.found.codes_QK])
             for (_, answer), translation in zip(present, translations, strict=True)

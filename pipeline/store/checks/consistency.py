@@ -102,7 +102,7 @@ class Consistency:
                 yield from self._singles(state, segment)
             elif self._is_new(segment, state.packs):
                 yield from self._segment(state, segment)
-                yield from self._kept(state, segment)
+                yield from self._check_kept(state, segment)
 
     def _singles(self, state: State, segment: Segment) -> Iterator[str]:
         pending = sum(split_id(single.id)[0] == segment.number for single in state.pending)
@@ -161,7 +161,7 @@ class Consistency:
             if found is not None and not np.isin(found, entries).all():
                 yield f"keeps {kind} in segment {segment.number} of what is no entry"
 
-    def _kept(self, state: State, segment: Segment) -> Iterator[str]:
+    def _check_kept(self, state: State, segment: Segment) -> Iterator[str]:
         """Check that every file with entries of a segment has its kept columns, in their type or as strings."""
         files = [file for file in _files_of(state, segment) if file.path in self._facts] if segment.kept else []
         for file in files:

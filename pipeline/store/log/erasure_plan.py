@@ -96,10 +96,10 @@ class ErasurePlan(BaseModel):
         return state.model_copy(
             update={
                 "segments": tuple(self._segment(segment, lost) for segment in state.segments),
-                "packs": self._kept(state.packs),
+                "packs": self._left(state.packs),
                 "pending": tuple(single for single in state.pending if single.id not in self.ids),
-                "tombstones": self._kept(state.tombstones),
-                "labels": self._kept(state.labels),
+                "tombstones": self._left(state.tombstones),
+                "labels": self._left(state.labels),
                 "label_sets": tuple(self._label_set(label_set) for label_set in state.label_sets),
                 "index": self._index(state.index),
             }
@@ -154,13 +154,13 @@ class ErasurePlan(BaseModel):
                 kept = tuple(single for single in action.entries if single.id not in self.ids)
                 return action.model_copy(update={"entries": kept})  # may be empty: `next_row` still counts
             case FoldSingles():
-                folded = {name: self._kept(getattr(action, name)) for name in ("files", "thumbnails", "offsets")}
+                folded = {name: self._left(getattr(action, name)) for name in ("files", "thumbnails", "offsets")}
                 return action.model_copy(update=folded)
             case Forget():
-                kept_files = self._kept([action.tombstones])
+                kept_files = self._left([action.tombstones])
                 return action.model_copy(update={"tombstones": kept_files[0]}) if kept_files else None
             case Relabel():
-                kept_files = self._kept([action.labels])
+                kept_files = self._left([action.labels])
                 if not kept_files:
                     return None
                 lost_rows = 0 if action.folds else len(self._lost([action.labels]))
@@ -178,7 +178,7 @@ class ErasurePlan(BaseModel):
     def _lost(self, files: Iterable[FileRef]) -> list[int]:
         return [entry_id for file in files if file.path in self.files for entry_id in self.files[file.path].ids]
 
-    def _kept(self, files: Sequence[File]) -> tuple[File, ...]:
+    def _left(self, files: Sequence[File]) -> tuple[File, ...]:
         kept: list[File] = []
         for file in files:
             now = self.files[file.path].by if file.path in self.files else file
@@ -190,7 +190,7 @@ class ErasurePlan(BaseModel):
         """The segment without erased entries; `lost` are the erased ids among the entries of the state or action."""
         entries = segment.num_entries - sum(split_id(entry_id)[0] == segment.number for entry_id in lost)
         rejected = segment.num_rejected - len(self._lost(segment.rejected))
-        plan = self._kept([segment.plan]) if segment.plan else ()
+        plan = self._left([segment.plan]) if segment.plan else ()
         return segment.model_copy(
             update={
                 "source": self.source(segment.source),
@@ -198,15 +198,15 @@ class ErasurePlan(BaseModel):
                 "num_entries": entries,
                 "num_rejected": rejected,
                 "plan": plan[0] if plan else None,
-                "entries": self._kept(segment.entries),
-                "rejected": self._kept(segment.rejected),
-                "thumbnails": self._kept(segment.thumbnails),
-                "offsets": self._kept(segment.offsets),
+                "entries": self._left(segment.entries),
+                "rejected": self._left(segment.rejected),
+                "thumbnails": self._left(segment.thumbnails),
+                "offsets": self._left(segment.offsets),
             }
         )
 
     def _label_set(self, label_set: LabelSet) -> LabelSet:
-        kept = self._kept([label_set.map]) if label_set.map else ()
+        kept = self._left([label_set.map]) if label_set.map else ()
         return label_set.model_copy(update={"map": kept[0] if kept else None})
 
     def _index(self, index: Index | None) -> Index | None:
