@@ -116,8 +116,7 @@ def add_vectors(
                 }
             )
             pq.write_table(table, Path(folder) / f"{start:08d}.parquet")
-        VisualMemory(log.storage.uri).add(folder, labels="column:label", dataset=dataset)
-    return log.latest()
+        return VisualMemory(log.storage.uri).add(folder, labels="column:label", dataset=dataset).state
 
 
 @pytest.fixture
