@@ -21,7 +21,7 @@ from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
 
 if TYPE_CHECKING:
-    from pipeline.questions.answering import Evaluation
+    from pipeline.questions.evaluation import Evaluation
 
 
 def evaluate(

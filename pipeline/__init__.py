@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from pipeline.index.build.capacity import CapacityPlan as CapacityPlan
     from pipeline.index.build.plan import IndexOptions as IndexOptions
     from pipeline.progress import Progress as Progress
-    from pipeline.questions.answering import Evaluation as Evaluation
     from pipeline.questions.bulk import BulkReport as BulkReport
+    from pipeline.questions.evaluation import Evaluation as Evaluation
     from pipeline.serving.client import Client as Client
     from pipeline.store.checks.verify import Verification as Verification
     from pipeline.store.log.history import VersionSummary as VersionSummary
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _WHERE = {
-    "pipeline.questions.answering": ["Evaluation"],
+    "pipeline.questions.evaluation": ["Evaluation"],
     "pipeline.questions.bulk": ["BulkReport"],
     "pipeline.decisions.decision": ["Decision", "Neighbor"],
     "pipeline.decisions.question": ["Question"],

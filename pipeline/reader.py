@@ -30,7 +30,8 @@ from pipeline.index.build.key_choice import Table, read_table_of
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.questions import answering
+from pipeline.questions import answering, evaluation
+from pipeline.questions.balance import best_balance
 from pipeline.questions.page import write_page
 from pipeline.questions.snapshot import Snapshot
 from pipeline.resources import available_cpus
@@ -394,7 +395,7 @@ class Reader:
         if asked.balance == "auto":  # measured once, not for each part, nor again when the job goes on
             begun = begun_balance(str(out))
             if begun is None:
-                begun = answering.best_balance(live, asked.k, asked.rule, self._digests(state))
+                begun = best_balance(live, asked.k, asked.rule, self._digests(state))
             asked = asked.balanced_by(begun)
         listing = list_source(
             str(source), Labels(labels), (), ImageChoice(tuple(exclude_files), image_extension), on_progress
@@ -494,14 +495,12 @@ class Reader:
         *,
         ks: Sequence[int] = DEFAULT_KS,
         votings: Sequence[Voting] = VOTINGS,
-        balance: float | Literal["auto"] = 0.0,
-        label_set: str | None = None,
-        where: str | None = None,
         labels: str = "folder",
         exclude_files: Sequence[str] = (),
         image_extension: str | None = None,
         on_progress: OnProgress = ignore_progress,
-    ) -> answering.Evaluation:
+        **options: Unpack[evaluation.EvaluationOptions],
+    ) -> evaluation.Evaluation:
         """Measure accuracy on a labelled source, which the memory need not hold. Stores nothing.
 
         All images are embedded, and their vectors are held in memory. All scores come from one version.
@@ -510,15 +509,15 @@ class Reader:
             source: Folder, prefix or file of labelled images, archives, tables or vectors (docs/sources.md).
             ks: Numbers of neighbours to score, each 1 to 10,000. One search serves all of them.
             votings: Votings to score; the default is all four.
-            balance: Power of class sizes that votes are divided by, 0 to 10; 0 means no balance. "auto" measures the
-                best one in leave-one-out, for the first voting and the largest k.
-            label_set: Score in this label set; None scores labels as stored. The set's map translates labels of the
-                source. Images with a label of the memory that the set lacks are skipped.
-            where: Only entries that satisfy this expression vote; None lets all vote. All images are asked about.
             labels: Where the true labels come from: "folder", "parent", "column:NAME" or "file:PATH".
             exclude_files: Patterns, as in .gitignore, of files to pass over.
             image_extension: Ending of the images to take from archives with several images a sample; None takes all.
             on_progress: Called with a Progress during the work; by default progress is ignored.
+            **options: balance: Power of class sizes that votes are divided by, 0 to 10; the default 0 means none.
+                "auto" measures the best one in leave-one-out, for the first voting and the largest k.
+                label_set: Score in this label set; None scores labels as stored. The set's map translates labels of
+                the source. Images with a label of the memory that the set lacks are skipped.
+                where: Only entries that satisfy this expression vote; None lets all vote. All images are asked about.
 
         Returns:
             Accuracy in percent for each voting and k. A label that the memory does not know counts as wrong.
@@ -544,6 +543,9 @@ class Reader:
 
         check_list("ks", ks)
         check_list("votings", votings)
+        if unknown := set(options) - set(evaluation.EvaluationOptions.__annotations__):
+            raise TypeError(f"evaluate() got an unexpected keyword argument '{min(unknown)}'")
+        balance, label_set, where = options.get("balance", 0.0), options.get("label_set"), options.get("where")
         snapshot = self._snapshot(label_set, where)
         state, live = snapshot.state, snapshot.live
         self._check_labelled(live)
@@ -578,11 +580,11 @@ class Reader:
         asked = [(vectors[row], str(truths[row])) for row in known]
         if not asked:
             raise SourceError(f"none of the {done:,} images of {source} could be read with a label: mend the files")
-        found = answering.evaluate(
+        found = evaluation.evaluate(
             live,
             np.stack([vector for vector, _ in asked]),
             [truth for _, truth in asked],
-            answering.Scoring(ks, votings, rule, auto_balance=balance == "auto"),
+            evaluation.Scoring(ks, votings, rule, auto_balance=balance == "auto"),
             state.version,
             self._digests(state),
             asked_digests_Q=digests_in(pa.array([sha256s[row] for row in known], pa.string())),
@@ -598,7 +600,7 @@ class Reader:
         balance: float | Literal["auto"] = 0.0,
         label_set: str | None = None,
         where: str | None = None,
-    ) -> answering.Evaluation:
+    ) -> evaluation.Evaluation:
         """Measure accuracy on the memory itself: each labelled entry is asked about without itself.
 
         Entries with the same bytes as the one asked about are left out with it. Costs one search for each labelled
@@ -629,9 +631,9 @@ class Reader:
         snapshot = self._snapshot(label_set, where)
         state, live = snapshot.state, snapshot.live
         digests = self._digests(state)
-        tau = answering.best_balance(live, max(ks), VotingRule(votings[0]), digests) if balance == "auto" else balance
+        tau = best_balance(live, max(ks), VotingRule(votings[0]), digests) if balance == "auto" else balance
         rule = _rule(votings[0], tau)
-        return answering.evaluate_leave_one_out(live, ks, rule, state.version, digests, votings)
+        return evaluation.evaluate_leave_one_out(live, ks, rule, state.version, digests, votings)
 
     def history(self, limit: int | None = None) -> list[VersionSummary]:
         """List the versions that can be read, with what each did.
@@ -815,7 +817,7 @@ class Reader:
         [file] = [label_set.map for label_set in state.label_sets if label_set.name == name]
         mapped = read_label_map(self.log.storage, file) if file is not None else {}
         live = live.whole  # a class of which no entry may vote is asked about all the same
-        truths = answering.truths_in_label_set(labels, self._opened(state), live, mapped)
+        truths = evaluation.truths_in_label_set(labels, self._opened(state), live, mapped)
         if not any(truth is not None for truth in truths):
             known = [label for label, count in zip(live.labels, live.label_counts(), strict=True) if count]
             raise SourceError(

@@ -140,3 +140,8 @@ def test_every_answer_of_the_store_is_lost(
     other.add(image)
     assert decided.decided == other.classify_source(digits / "ask", tmp_path / "others").decided == 50
     assert other.search([image], k=100) == memory.search([image], k=100)
+
+
+def test_an_evaluation_knows_its_options(digits_memory: VisualMemory, digits: Path) -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'wher'"):
+        digits_memory.evaluate(digits / "ask", wher="id > 3")  # type: ignore[call-arg]

@@ -32,6 +32,7 @@ from pipeline.index.search.filter_expression import parse
 from pipeline.index.search.sampling import Sample, asked_classes, each_of
 from pipeline.plain_log import plain_logger
 from pipeline.questions import answering
+from pipeline.questions.balance import balance_by
 from pipeline.serving.access import request_id
 from pipeline.serving.service.admission import Room
 from pipeline.serving.service.aside import Aside, Result
@@ -525,7 +526,7 @@ class Service:
         found = gathered.found
         counts_C = gathered.standing.counts_C
         balance = await self.aside.run(
-            lambda: answering.balance_by(sample, found.similarities_QK, found.codes_QK, counts_C, about.rule, about.k)
+            lambda: balance_by(sample, found.similarities_QK, found.codes_QK, counts_C, about.rule, about.k)
         )
         if len(self._balances) >= BALANCES_KEPT:
             self._balances.pop(next(iter(self._balances)))
