@@ -30,9 +30,19 @@ set_defaults()  # before any test imports Ray, as the command line does
 ENCODER = "tf_efficientnet_lite0"
 IMAGE_SIZE = 64
 
-# Rooms whose tests are quick, but for those that use one of these fixtures.
+# Rooms whose tests are quick, but for those that use one of these fixtures, and those of some files.
 QUICK_ROOMS = {"decisions", "images", "index", "store", "old_release"}
 COSTLY_FIXTURES = {"s3", "weights", "encoder", "digits", "digits_memory"}
+QUICK_OF_INDEX = {"test_exact.py", "test_others.py", "test_search.py", "test_where_exactly.py"}
+COSTLY_FILES = {
+    "test_columns.py",
+    "test_parquet_bombs.py",
+    "test_parquet_rows.py",
+    "test_permissions.py",
+    "test_pixels_as_imagemagick.py",
+    "test_storage.py",
+    "test_untrusted.py",
+}
 
 MakeMemory = Callable[..., VisualMemory]
 
@@ -43,6 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         room = item.path.relative_to(Path(__file__).parent).parts[0]
         needs = set(getattr(item, "fixturenames", ()))
         marked = {mark.name for mark in item.iter_markers()}
+        name = item.path.name
+        if name in COSTLY_FILES or (room == "index" and name not in QUICK_OF_INDEX):
+            continue
         if room in QUICK_ROOMS and not needs & COSTLY_FIXTURES and not marked & {"slow", "nightly", "gpu"}:
             item.add_marker(pytest.mark.quick)
 

@@ -78,6 +78,7 @@ def write(encoder: Encoder, uri: str, operations: list[dict], journal: str) -> N
 
 def limit_files(num_bytes: int) -> None:
     """Let no file grow beyond a size, as a disk that fills: the write that would is cut off there, and fails."""
+    sys.dont_write_bytecode = True  # a module cut short by the limit would be imported by the next process
     resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, resource.RLIM_INFINITY))
 
 

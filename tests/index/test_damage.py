@@ -19,6 +19,7 @@ OPTIONS = IndexOptions(key="IVF16,SQ8", shard_rows=1_024, target_recall=0.5)
 FILLED = """
 import resource, signal, sys
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sys.dont_write_bytecode = True  # a module cut short by the limit would be imported by the next process
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), int(sys.argv[1])))
 sys.argv = ["visual-memory", "index", sys.argv[2], "--key", "IVF16,SQ8", "--shard-rows", "1024"]
 from jobs.cli import main
