@@ -28,7 +28,8 @@ NOWHERE = "http://127.0.0.9:9"
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
     """Run `submit`: exit status, stdout, stderr."""
-    for name in ("RAY_ADDRESS", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS"):
+    # As a user has it: conftest sets the mode and the token of the tests' own Ray.
+    for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_API_SERVER_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 
     def run_submit(*arguments: object) -> tuple[int, str, str]:
