@@ -1,5 +1,6 @@
 """The base class of reports that can be converted to Arrow and pandas tables."""
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -8,12 +9,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-class Tabular:
-    """A report with rows. A subclass defines the rows in `_rows`."""
+class Tabular(ABC):
+    """A report with rows, which a subclass gives in `_rows`."""
 
+    @abstractmethod
     def _rows(self) -> list[dict[str, Any]]:
-        """The rows in order, all with the same column names."""
-        raise NotImplementedError
+        """The rows in order, all with the same names."""
 
     def to_arrow(self) -> pa.Table:
         """The rows as an Arrow table. The table has no columns if there are no rows."""
