@@ -125,9 +125,7 @@ class Remember:
         decoding: Decoding | None = None,
     ) -> "PartEmbedder":
         def load() -> "Encoder":
-            opened = encoder or open_encoder(self.storage, self.reservation.identity)
-            opened.use_cores(num_cpus)
-            return opened
+            return encoder or open_encoder(self.storage, self.reservation.identity)
 
         return PartEmbedder(self.storage, self.reservation, num_cpus, load, node, decoding)
 
@@ -153,6 +151,7 @@ class PartEmbedder:
         self._decoding = decoding or Threads(num_cpus)
         self._node = node
         self._load = load
+        self._num_cpus = num_cpus
         self._encoder: Encoder | None = None
         self._numerics_settled = reservation.precision == "float32"
         self._held: FrozenDigests | None = None
@@ -237,7 +236,10 @@ class PartEmbedder:
 
     def _settled_encoder(self, part: int) -> "Encoder":
         """The encoder in the precision recorded for the segment; if none is recorded, measure on the part's images."""
-        encoder = self._encoder = self._encoder or self._load()
+        encoder = self._encoder or self._load()
+        if self._encoder is None:
+            encoder.use_cores(self._num_cpus)
+        self._encoder = encoder
         if self._numerics_settled:
             return encoder
         if not needs_measuring(self._storage, self._reservation, encoder):
