@@ -257,6 +257,23 @@ def test_what_nobody_waits_for_ends_and_what_takes_too_long_is_told(
         assert "retry-after" in answer.headers
 
 
+@pytest.mark.parametrize("seconds", [0.1, 60.0], ids=["the thread's clock", "the request's clock"])
+def test_a_late_picture_is_told_alike_by_either_clock_and_a_thumbnail_takes_its_place(
+    memory: VisualMemory, folder: Path, tmp_path: Path, weights: str, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(pictures, "Bound", lambda num_bytes, _: made.Bound(num_bytes, seconds))
+    limits = Limits(timeout_seconds=0.5)
+    with slow(monkeypatch), served(memory.uri, limits=limits) as server:
+        answer = server.http.get(f"/v1/entries/{ids_of(memory)[NAMES[1]]}/image")
+        assert (answer.status_code, "within 0.5 s" in answer.json()["detail"]) == (503, True)
+    kept = VisualMemory(tmp_path / "kept")
+    options = {"encoder": ENCODER, "weights": weights, "weights_order": "positional", "image_size": IMAGE_SIZE}
+    kept.add(folder, label="a", thumbnails=True, **options)
+    with slow(monkeypatch), served(kept.uri, limits=limits) as server:
+        answer = server.http.get(f"/v1/entries/{ids_of(kept)[NAMES[1]]}/image")
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+
+
 def test_more_pictures_than_can_be_made_are_refused(memory: VisualMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = ids_of(memory)[NAMES[1]]
     monkeypatch.setattr(pictures, "UNDER_WAY", 3)

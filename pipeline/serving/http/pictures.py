@@ -37,7 +37,7 @@ class Pictures:
         """A JPEG of an entry: from its source if that still has the same bytes, otherwise the thumbnail.
 
         None if there is neither. Reading stops once `gone` ends, for then the client has left. Raises Overloaded,
-        ClientDisconnect, and Unavailable if it takes too long.
+        ClientDisconnect, and Unavailable if it takes too long and there is no thumbnail.
         """
         seconds = self._limits.timeout_seconds
         bound = Bound(READ_BYTES, seconds)
@@ -51,7 +51,7 @@ class Pictures:
             if left.done():
                 left.result()  # raises if the client sent too much instead of leaving
                 raise ClientDisconnect
-            raise Unavailable(f"the picture was not made within {seconds:g} s: ask again later")
+            return self._late(entry)
         finally:
             bound.give_up()
             if left.done() and not left.cancelled():
@@ -82,7 +82,13 @@ class Pictures:
                 max_pixels=self._limits.image_pixels,
             )
         except Rejected:  # the reason is not sent to the client: it may name files of this machine
-            return entry.thumbnail
+            return self._late(entry) if bound.seconds_left <= 0 else entry.thumbnail
         finally:
             with self._counting:
                 self._under_way -= 1
+
+    def _late(self, entry: Entry) -> bytes:
+        """The thumbnail, when the time for a picture is over. Without one the source may still give it later."""
+        if entry.thumbnail is None:
+            raise Unavailable(f"the picture was not made within {self._limits.timeout_seconds:g} s: ask again later")
+        return entry.thumbnail
