@@ -37,10 +37,12 @@ from pipeline.questions.snapshot import Snapshot
 from pipeline.resources import available_cpus
 from pipeline.runner import RunnerName, runner_of
 from pipeline.store.log.history import VersionSummary, history
+from pipeline.store.log.label_counts import by_dataset, by_label
 from pipeline.store.log.state import State
 from pipeline.store.log.steady import steady
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.digests import Digests, digests_in
+from pipeline.store.lookup.entry_lookup import EntryLookup, num_live_fresh
 from pipeline.store.segments.first_add import has_begun
 from pipeline.store.storage.open_storage import open_storage
 from pipeline.store.tables.labels import read_label_map
@@ -676,36 +678,41 @@ class Reader:
         """
         started = [] if self._at is not None else self._under_way()
         if self._at is None and self.log.newest() is None and has_begun(self.log.storage):
-            state = State()
-            live = LiveEntries.open(self.log.storage, state)
+            described = self._described(State(), EntryLookup(self.log.storage, State()))
         else:
-            snapshot = self._snapshot(whole=True)
-            state, live = snapshot.state, snapshot.live
-        counts = live.label_counts()
-        index = state.index
+            described = self._looked_up(self._described)
+        return described | {"under_way": [add.to_json() for add in started]}
+
+    def _described(self, state: State, lookup: EntryLookup) -> dict:
+        """The contents of a version as a JSON object for `status`."""
+        counts, index = lookup.counts(), state.index
+        labels = by_label(counts)
         return {
             "uri": self.uri,
             "version": state.version,
-            "entries": len(live),
-            "fresh": sum(int(block.live_N.sum()) for block in live.blocks[live.num_shards :]),
-            "forgotten": state.num_entries - len(live),
+            "entries": state.num_live,
+            "fresh": num_live_fresh(self.log.storage, state),
+            "forgotten": state.num_entries - state.num_live,
             "planned": sum(segment.planned for segment in state.segments),
             "rejected": sum(segment.num_rejected for segment in state.segments),
-            "under_way": [add.to_json() for add in started],
-            "shards": live.num_shards,
-            "dimension": live.dimension,
+            "under_way": [],
+            "shards": len(index.shards) if index else 0,
+            "dimension": state.identity.dimension if state.identity else 0,
             "encoder": state.identity.encoder if state.identity else None,
             "identity": state.identity.model_dump(mode="json") if state.identity else None,
-            "datasets": live.dataset_counts(),
+            "datasets": by_dataset(counts),
             "kept": {column.name: column.type for column in state.kept},
-            "labels": int((counts > 0).sum()),
+            "labels": len(labels),
             "label_sets": {
-                name: int((live.in_label_set(self.log.storage, state, name).label_counts() > 0).sum())
-                for name in sorted(label_set.name for label_set in state.label_sets)
+                name: lookup.num_labels(name) for name in sorted(label_set.name for label_set in state.label_sets)
             },
-            "entries_by_label": {name: int(n) for name, n in sorted(zip(live.labels, counts, strict=True)) if n},
+            "entries_by_label": labels,
             "index": index.to_json() if index else None,
         }
+
+    def _looked_up(self, read: Callable[[State, EntryLookup], Result]) -> Result:
+        """The result of `read` for the version that is read, from its files, without an open index."""
+        return steady(self.state, lambda state: read(state, EntryLookup(self.log.storage, state)))
 
     def _under_way(self) -> "list[UnderWay]":
         """Adds that are not committed, running or not."""

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.edits import forget as forgetting
@@ -37,9 +36,11 @@ from pipeline.progress import OnProgress, ignore_progress
 from pipeline.questions import answering
 from pipeline.reader import Reader, check_list
 from pipeline.runner import RunnerName, runner_of
+from pipeline.store.log.label_counts import by_dataset, by_label, most_first, num_unlabelled
 from pipeline.store.log.records import Segment
 from pipeline.store.log.state import State
 from pipeline.store.lookup.digests import digests_in
+from pipeline.store.lookup.entry_lookup import EntryLookup
 from pipeline.store.segments.part_marks import DUPLICATE
 from pipeline.store.segments.reservations import Precision
 from pipeline.store.storage.open_storage import open_storage
@@ -469,9 +470,9 @@ class VisualMemory(Reader):
             before = self.log.latest()
             chosen = forgetting.select(Catalogue(self.log, before), selection, self.uri)
         else:
-            snapshot = self._snapshot(whole=True)
-            before = snapshot.state
-            chosen = forgetting.select(snapshot.live, selection, self.uri)
+            before, chosen = self._looked_up(
+                lambda state, lookup: (state, forgetting.select(lookup, selection, self.uri))
+            )
         facts, erasure = None, None
         if erase:
             facts, erasure = erase_entries(self.log, chosen, command, on_progress)
@@ -507,7 +508,7 @@ class VisualMemory(Reader):
     ) -> forgetting.ForgetPlan:
         """Tell what `forget` would do. Changes nothing.
 
-        Reads the names of all entries, and no vectors.
+        Reads what `forget` reads to choose: with ids the names of these entries alone, else the names of all entries.
 
         Args:
             ids: Ids of entries.
@@ -531,15 +532,22 @@ class VisualMemory(Reader):
 
         self._writable()
         selection = _selection(ids, uris, labels, datasets, file)
-        snapshot = self._snapshot(whole=True)
-        state, live = snapshot.state, snapshot.live
-        catalogue = Catalogue(self.log, state)
-        chosen = forgetting.select(catalogue if erase else live, selection, self.uri)
-        by_label, by_dataset = catalogue.counts_of(chosen)
-        unlabelled = by_label.pop(None, 0)
-        forgotten = int(np.isin(chosen, live.live_ids()).sum())
-        named = {str(label): entries for label, entries in by_label.items()}
-        return forgetting.ForgetPlan(len(chosen), forgotten, named, unlabelled, by_dataset, erase, state.version)
+
+        def plan(state: State, lookup: EntryLookup) -> forgetting.ForgetPlan:
+            names: forgetting.Nameable = Catalogue(self.log, state) if erase else lookup
+            chosen = forgetting.select(names, selection, self.uri)
+            counts = names.counts_of(chosen)
+            return forgetting.ForgetPlan(
+                entries=len(chosen),
+                forgotten=int(lookup.contains(chosen).sum()),
+                labels=most_first(by_label(counts)),
+                unlabelled=num_unlabelled(counts),
+                datasets=most_first(by_dataset(counts)),
+                erase=erase,
+                version=state.version,
+            )
+
+        return self._looked_up(plan)
 
     @explain_conflicts
     def relabel(
@@ -586,13 +594,7 @@ class VisualMemory(Reader):
         check_list("ids", ids)
         given = None if label is None else str(label)
         correction = relabelling.Correction(ids, given, file, label_set, map)
-        snapshot = self._snapshot(whole=True)
-        state, live = snapshot.state, snapshot.live
-        live, report = relabelling.correct(self.log, state, live, correction, command)
-        newest = self.log.latest()
-        if newest.version == report.version:
-            self._live = (newest, live)
-        return report
+        return self._looked_up(lambda state, _: relabelling.correct(self.log, state, correction, command))
 
     def verify(
         self, *, clean: bool = False, command: str = "verify --clean", on_progress: OnProgress = ignore_progress
@@ -830,13 +832,16 @@ class VisualMemory(Reader):
     def _segment_of(self, plan: "AddPlan") -> Segment | None:
         """The segment that holds the one image of a plan, added with the same dataset and label, if any does."""
         [image] = plan.listing.images.to_pylist()
-        snapshot = self._snapshot(whole=True)
-        state, live = snapshot.state, snapshot.live
-        for entry_id in live.matching(uri=image["uri"]):
-            if live.was_stored_as(entry_id, image["label"], plan.dataset):
-                number, _, _ = split_id(int(entry_id))
-                return next(segment for segment in state.segments if segment.number == number)
-        return None
+
+        def find(state: State, lookup: EntryLookup) -> Segment | None:
+            ids_N = lookup.matching(uri=image["uri"])
+            for row in lookup.fields(ids_N, ["label", "dataset"]).to_pylist():
+                if (row["label"], row["dataset"]) == (image["label"], plan.dataset):
+                    number, _, _ = split_id(row["id"])
+                    return next(segment for segment in state.segments if segment.number == number)
+            return None
+
+        return self._looked_up(find)
 
     def _indexed(self, state: State, command: str, on_progress: OnProgress) -> tuple[State, str | None]:
         """The state with its fresh entries indexed where they are many, and why they are not if that failed."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import pyarrow as pa
 
 from pipeline.decisions.small_classes import SmallClass
+from pipeline.edits.added_counts import counts_of_segment, publish_counts
 from pipeline.edits.duplicates import find_duplicates, find_small_classes
 from pipeline.edits.label_report import gather_notes, label_report
 from pipeline.embeddings.compatibility import refuse_mix, settle_identity
@@ -37,7 +38,7 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.runner import Runner
 from pipeline.store.layout import ENCODER, FOLDERS, SEGMENTS, VERSIONS, segment_folder
 from pipeline.store.log.records import Segment
-from pipeline.store.log.state import AddSegment, SetIdentity, State
+from pipeline.store.log.state import AddSegment, Counts, SetIdentity, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.frozen_digests import freeze_digests
 from pipeline.store.segments.part_marks import PartMark, read_marks
@@ -58,7 +59,7 @@ from pipeline.store.storage.leases import Lease, live_leases, read_leases
 from pipeline.store.tables import ids
 from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.schemas import read_table
-from pipeline.store.tables.tombstones import read_tombstones
+from pipeline.store.tables.tombstones import Tombstones
 from pipeline.tabular import Tabular
 
 if TYPE_CHECKING:
@@ -370,11 +371,18 @@ def _added(
             f"{rejects[0].reason}), so nothing was added: mend the files and run the command again"
         )
     same = [s.number for s in state.segments if s.fingerprint == plan.spec.fingerprint] if state else []
-    actions: list[AddSegment | SetIdentity] = [AddSegment(segment=segment, beside=tuple(same))]
-    if state is None or state.identity is None:
-        actions.insert(0, SetIdentity(identity=identity, weights=weights))
+    own = [] if state is not None and state.identity is not None else [SetIdentity(identity=identity, weights=weights)]
+    added = counts_of_segment(storage, segment)
+    counts: Counts | None = None
+
+    def prepare(version: int, now: State) -> list[AddSegment | SetIdentity]:
+        nonlocal counts
+        storage.delete([counts.file.path] if counts else [])  # of an attempt that lost a race
+        counts = publish_counts(storage, lease, version, now, added)
+        return [*own, AddSegment(segment=segment, beside=tuple(same), counts=counts)]
+
     found = find_duplicates(storage, state if plan.options.duplicates == "keep" else None, segment.entries)
-    committed = log.commit(state or State(), command, lambda _number, _state: actions, lease)
+    committed = log.commit(state or State(), command, prepare, lease)
     if reservation.held is not None:
         storage.delete([reservation.held.path])  # the digests are no longer needed
     return AddReport(
@@ -393,7 +401,7 @@ def _added(
         duplicates=found.held if plan.options.duplicates == "keep" else left_out,
         duplicates_within=found.within,
         left_out=left_out,
-        small_classes=find_small_classes(storage, committed, segment.entries),
+        small_classes=find_small_classes(storage, committed, added),
     )
 
 
@@ -504,10 +512,10 @@ def _already_there(log: VersionLog, state: State | None, fingerprint: str) -> Se
     """The committed segment of this fingerprint; None if there is none, or if all its entries were forgotten."""
     if state is None:
         return None
-    forgotten = read_tombstones(log.storage, state.tombstones)
+    tombstones = Tombstones(log.storage, state.tombstones)
     for segment in state.segments:
         if segment.fingerprint == fingerprint:
-            gone = ((forgotten >> 39) == segment.number).sum()
+            gone = len(tombstones.between(ids.first_id(segment.number, 0), ids.first_id(segment.number + 1, 0) - 1))
             if gone < segment.num_entries or not segment.num_entries:  # no entries: all were duplicates
                 return segment
     return None

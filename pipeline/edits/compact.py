@@ -117,6 +117,7 @@ class _Packed:
             and files_of_singles(now) == files_of_singles(self.base)
             and files_beside_singles(now) == files_beside_singles(self.base)
             and now.index == self.base.index
+            and (self.fold is None or now.counts == self.base.counts)
             and now.pending[: len(self.base.pending)] == self.base.pending
             and now.tombstones[: len(self.base.tombstones)] == self.base.tombstones
             and now.labels[: len(self.base.labels)] == self.base.labels

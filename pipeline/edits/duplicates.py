@@ -4,24 +4,21 @@ Both checks run after the images are embedded, on columns of the entries files. 
 costs little compared with the add.
 """
 
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.errors import VisualMemoryError
 from pipeline.plain_log import plain_logger
+from pipeline.store.log.label_counts import by_label
 from pipeline.store.log.state import State
 from pipeline.store.lookup.digests import digests_in, live_rows
+from pipeline.store.lookup.entry_lookup import EntryLookup
 from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.labels import newest_labels, read_label_rows
 from pipeline.store.tables.parquet_columns import read_columns_of
-from pipeline.store.tables.tombstones import read_tombstones
 
 # A memory of up to so many entries is read after every add: about a second from a local disk.
 LOOKED_THROUGH = 2_000_000
@@ -79,45 +76,15 @@ def find_duplicates(storage: Storage, before: State | None, added: tuple[RowsFil
     return Duplicates(int(numbers[held].sum()), within)
 
 
-def find_small_classes(storage: Storage, state: State, added: tuple[RowsFile, ...]) -> tuple[SmallClass, ...]:
-    """The added classes that larger classes of the memory outvote. Empty if the memory is too large to be read.
+def find_small_classes(storage: Storage, state: State, added: pa.Table) -> tuple[SmallClass, ...]:
+    """The added classes that larger classes of the memory outvote; `added` are the counts of the added entries.
 
-    It reads ids and labels of every entry, which are encoded as a dictionary: 0.2 s of CPU for a million. If some of
-    them cannot be read, the result is empty: the add is already committed.
+    Reads the counts of the version. If they cannot be read, the result is empty: the add is already committed.
     """
-    if not is_looked_for(state, sum(file.rows for file in added)):
-        return ()
+    ours = by_label(added)
     try:
-        return _small_classes(storage, state, added)
+        counts = by_label(EntryLookup(storage, state).counts()) if ours else {}
     except VisualMemoryError as error:
         logger.warning("%s; whether classes are small beside others was not looked for", error)
         return ()
-
-
-def _small_classes(storage: Storage, state: State, added: tuple[RowsFile, ...]) -> tuple[SmallClass, ...]:
-    ours: Counter[str] = Counter()
-    for table in read_columns_of(storage, added, ["label"]):
-        ours.update(_counts(table["label"]))
-    if not ours:
-        return ()
-    counts: Counter[str] = Counter()
-    for labels in _live_labels(storage, state):
-        counts.update(_counts(labels))
     return tuple(small for small in small_classes(counts) if small.label in ours)
-
-
-def _counts(labels: pa.Array | pa.ChunkedArray) -> dict[str, int]:
-    pairs = pc.value_counts(labels).to_pylist()
-    return {pair["values"]: pair["counts"] for pair in pairs if pair["values"] is not None}
-
-
-def _live_labels(storage: Storage, state: State) -> Iterator[pa.Array | pa.ChunkedArray]:
-    """The current labels of the live entries, one file after another."""
-    forgotten = read_tombstones(storage, state.tombstones)
-    own = newest_labels(read_label_rows(storage, state.labels), None)
-    passed = np.union1d(forgotten, own.ids_N)
-    for table in read_columns_of(storage, state.entries_files(), ["id", "label"]):
-        yield table["label"].filter(pa.array(~np.isin(table["id"].to_numpy(), passed)))
-    pending = pa.array([single.label for single in state.pending], pa.string())
-    yield pending.filter(pa.array(~np.isin([single.id for single in state.pending], passed), pa.bool_()))
-    yield own.labels.filter(pa.array(~np.isin(own.ids_N, forgotten), pa.bool_()))

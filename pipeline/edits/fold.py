@@ -23,7 +23,7 @@ def fold_singles(log: VersionLog, state: State, command: str = "fold single adds
                 "another writer has folded the single adds meanwhile: there is nothing to do",
                 "entries moved",
             )
-        found = files_of_singles(now), fresh_singles(now), files_beside_singles(now)
+        found = files_of_singles(now), fresh_singles(now), files_beside_singles(now), now.counts
         if found != files:  # otherwise files written before a lost race still fit, and later adds stay in their commits
             if not now.pending and len(found[1]) < 2:
                 raise CommitConflict(

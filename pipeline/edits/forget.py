@@ -2,20 +2,24 @@
 
 import difflib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.errors import SourceError, UnknownName, UsageError
 from pipeline.images.labels.label_files import read_names
 from pipeline.images.names.uris import uri_of_path
+from pipeline.store.log.label_counts import changed_counts
 from pipeline.store.log.state import Forget, State
 from pipeline.store.log.version_log import VersionLog
+from pipeline.store.lookup.entry_lookup import EntryLookup
 from pipeline.store.storage.leases import Lease
-from pipeline.store.tables.tombstones import FOLD_EVERY, read_tombstones, write_tombstones
+from pipeline.store.tables.parquet_columns import files_to_merge
+from pipeline.store.tables.tombstones import Tombstones, read_tombstones, write_tombstones
 
 if TYPE_CHECKING:
     from pipeline.edits.erasure.all_versions import Duplicate
@@ -98,15 +102,14 @@ class ForgetPlan:
 class Nameable(Protocol):
     """Entries that can be selected by id, uri, label or dataset."""
 
-    labels: tuple[str, ...]
-
     def unknown(self, ids: Iterable[int]) -> int | None: ...
     def matching(
         self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None
     ) -> np.ndarray: ...
     def with_uris(self, uris: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
-    def label_counts(self) -> np.ndarray: ...
-    def dataset_counts(self) -> dict[str, int]: ...
+    def known_labels(self) -> Sequence[str]: ...
+    def known_datasets(self) -> Sequence[str]: ...
+    def counts_of(self, ids_N: np.ndarray) -> pa.Table: ...
 
 
 def select(live: Nameable, selection: Selection, memory_uri: str) -> np.ndarray:
@@ -119,25 +122,35 @@ def select(live: Nameable, selection: Selection, memory_uri: str) -> np.ndarray:
     found = [np.array(sorted(set(selection.ids)), np.int64)]
     if selection.uris:
         found.append(_with_uris(live, selection.uris, memory_uri))
-    known = [label for label, count in zip(live.labels, live.label_counts(), strict=True) if count]
-    found += [_named(live.matching(label=name), "label", name, known, memory_uri) for name in selection.labels]
-    datasets = list(live.dataset_counts()) if selection.datasets else []
-    found += [_named(live.matching(dataset=name), "dataset", name, datasets, memory_uri) for name in selection.datasets]
+    found += [
+        _named(live.matching(label=name), "label", name, live.known_labels, memory_uri) for name in selection.labels
+    ]
+    found += [
+        _named(live.matching(dataset=name), "dataset", name, live.known_datasets, memory_uri)
+        for name in selection.datasets
+    ]
     return np.unique(np.concatenate(found))
 
 
 def forget(log: VersionLog, state: State, ids: np.ndarray, command: str) -> tuple[State, int]:
-    """Commit tombstones for these ids (int64 [N]); return the state and how many of them were live before."""
+    """Commit tombstones for these ids (int64 [N]); return the state and how many of them were live before.
+
+    Reads the datasets and labels of these entries alone, and last files of tombstones with no more ids than it writes.
+    """
     newly = 0
 
     def prepare(version: int, state: State) -> list[Forget]:
         nonlocal newly
-        forgotten = read_tombstones(log.storage, state.tombstones)
-        fresh = np.setdiff1d(ids, forgotten)
-        folds = len(state.tombstones) >= FOLD_EVERY - 1
-        tombstones = write_tombstones(log.storage, lease, version, np.union1d(fresh, forgotten) if folds else fresh)
-        newly = len(fresh)
-        return [Forget(tombstones=tombstones, forgotten=newly, folds=folds)]
+        known = Tombstones(log.storage, state.tombstones)
+        fresh_N = ids[~known.contains(ids)]
+        newly = len(fresh_N)
+        changes = EntryLookup(log.storage, state).counts_of(fresh_N, -1) if state.known_counts is not None else None
+        counts = changed_counts(log.storage, lease, version, state, changes) if changes is not None else None
+        merged = files_to_merge(state.tombstones, newly)
+        written_N = np.union1d(fresh_N, read_tombstones(log.storage, merged))
+        tombstones = write_tombstones(log.storage, lease, version, written_N)
+        replaces = tuple(file.path for file in merged)
+        return [Forget(tombstones=tombstones, forgotten=newly, replaces=replaces, counts=counts)]
 
     with Lease(log.storage, "forget") as lease:
         state = log.commit(state, command, prepare, lease)
@@ -178,7 +191,9 @@ def _with_uris(live: Nameable, given: Sequence[str], memory_uri: str) -> np.ndar
     return np.concatenate([ids_N, ids_M])
 
 
-def _named(matched: np.ndarray, kind: str, name: str, known: Sequence[str], memory_uri: str) -> np.ndarray:
+def _named(
+    matched: np.ndarray, kind: str, name: str, known: Callable[[], Sequence[str]], memory_uri: str
+) -> np.ndarray:
     if not len(matched):
-        raise unknown_name(kind, name, known, memory_uri)
+        raise unknown_name(kind, name, known(), memory_uri)
     return matched

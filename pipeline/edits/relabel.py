@@ -6,7 +6,8 @@ translates its label as stored. The own label stays when the map is replaced.
 
 import operator
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ import pyarrow as pa
 from pipeline.errors import UnknownName, UsageError
 from pipeline.images.labels.label_files import given_label, put, read_entry_labels, read_map
 from pipeline.images.names.uris import uri_of_path
-from pipeline.index.search.live_entries import LiveEntries
+from pipeline.store.log.label_counts import by_label, changed_counts
 from pipeline.store.log.records import LabelSet
-from pipeline.store.log.state import Relabel, SetLabelSet, State
+from pipeline.store.log.state import Relabel, SetLabelSet, State, file_refs
 from pipeline.store.log.version_log import VersionLog
+from pipeline.store.lookup.entry_lookup import EntryLookup
 from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.counts import added, counted
 from pipeline.store.tables.labels import (
     label_rows,
     newest_labels,
     newest_rows,
     read_label_map,
+    read_label_rows,
     write_label_map,
     write_labels,
 )
-from pipeline.store.tables.tombstones import FOLD_EVERY
+from pipeline.store.tables.parquet_columns import files_to_merge
 
 WAYS = "give `ids` with `label`, `file`, or `label_set` with `map`"
 
@@ -113,7 +117,7 @@ class RelabelReport:
         return fields
 
 
-def select(live: LiveEntries, correction: Correction, memory_uri: str) -> dict[int, str]:
+def select(lookup: EntryLookup, correction: Correction, memory_uri: str) -> dict[int, str]:
     """The wanted label of each named live entry, by id. Raises UnknownName if a name matches none, or SourceError."""
     if correction.file is None:
         label = given_label(correction.label or "") or ""
@@ -123,8 +127,8 @@ def select(live: LiveEntries, correction: Correction, memory_uri: str) -> dict[i
         wanted, by_uri = read_entry_labels(correction.file)
         named = f" that {correction.file} names"
         if by_uri:
-            return _by_uri(live, by_uri, correction.file, memory_uri)
-    unknown = live.unknown(wanted)
+            return _by_uri(lookup, by_uri, correction.file, memory_uri)
+    unknown = lookup.unknown(wanted)
     if unknown is not None:
         raise UnknownName(
             f"the memory at {memory_uri} has no entry with id {unknown}{named}: `search` and `classify --json` show ids"
@@ -133,62 +137,68 @@ def select(live: LiveEntries, correction: Correction, memory_uri: str) -> dict[i
 
 
 def relabel(
-    log: VersionLog, state: State, live: LiveEntries, wanted: Mapping[int, str], label_set: str | None, command: str
+    log: VersionLog, state: State, wanted: Mapping[int, str], label_set: str | None, command: str
 ) -> tuple[State, int]:
     """Commit these labels; return the state and how many entries have another label than before.
 
     Nothing is committed if every entry has the wanted label already; in a label set it must be the entry's own label.
+    Reads the labels of these entries alone, and last files of labels with no more rows than it writes.
     """
     ids_N = np.array(sorted(wanted), np.int64)
     labels_N = np.array([wanted[entry_id] for entry_id in ids_N.tolist()], object)
-    seen, relabelled = live, 0
+    relabelled = 0
     written: list[Relabel] = []
 
     def prepare(version: int, at: State) -> list[Relabel]:
-        nonlocal seen, relabelled
-        log.storage.delete(action.labels.path for action in written)
-        left_N = np.ones(len(ids_N), bool)
-        if at.version != state.version:  # another writer may have forgotten or relabelled some entries
-            seen = LiveEntries.open(log.storage, at, seen)
-            left_N = np.isin(ids_N, seen.live_ids())
-        relabelled = int((left_N & (_labels_now(log, at, seen, ids_N, label_set) != labels_N)).sum())
-        new_N = left_N & (_own_labels(seen, ids_N, label_set) != labels_N)
-        rows = label_rows(ids_N[new_N], labels_N[new_N].tolist(), label_set)
-        folds = len(at.labels) >= FOLD_EVERY - 1
-        if folds:
-            rows = newest_rows(pa.concat_tables([seen.own_labels, rows]))
-        file = write_labels(log.storage, lease, version, rows)
-        written[:] = [Relabel(labels=file, relabelled=relabelled, label_set=label_set, folds=folds)]
+        nonlocal relabelled
+        log.storage.delete(file.path for action in written for file in file_refs(action))
+        lookup = EntryLookup(log.storage, at)
+        left_N = lookup.contains(ids_N)  # another writer may have forgotten some entries
+        before_N = _labels_now(lookup, ids_N[left_N], label_set)
+        relabelled = int((before_N != labels_N[left_N]).sum())
+        new_N = left_N.copy()
+        new_N[left_N] = _own_labels(lookup, ids_N[left_N], label_set) != labels_N[left_N]
+        merged = files_to_merge(at.labels, int(new_N.sum()))
+        rows = [read_label_rows(log.storage, merged), label_rows(ids_N[new_N], labels_N[new_N].tolist(), label_set)]
+        counts = None
+        if label_set is None and at.known_counts is not None:
+            changes = _changes(lookup, ids_N[new_N], labels_N[new_N])
+            counts = changed_counts(log.storage, lease, version, at, changes)
+        file = write_labels(log.storage, lease, version, newest_rows(pa.concat_tables(rows)))
+        replaces = tuple(file.path for file in merged)
+        written[:] = [
+            Relabel(labels=file, relabelled=relabelled, label_set=label_set, replaces=replaces, counts=counts)
+        ]
         return written
 
-    if (_own_labels(live, ids_N, label_set) == labels_N).all():
+    if (_own_labels(EntryLookup(log.storage, state), ids_N, label_set) == labels_N).all():
         return state, 0
     with Lease(log.storage, "relabel") as lease:
         return log.commit(state, command, prepare, lease), relabelled
 
 
 def set_label_set(
-    log: VersionLog, state: State, live: LiveEntries, name: str, names: Mapping[str, str], command: str
+    log: VersionLog, state: State, name: str, names: Mapping[str, str], command: str
 ) -> tuple[State, int]:
     """Commit the map of a label set; return the state and how many entries have another label in it than before.
 
-    Nothing is committed if the set has the same map already.
+    Nothing is committed if the set has the same map already. Reads the counts of labels, and the labels of the entries
+    that have a label of their own in the set.
     """
     if _map_of(log, state, name) == names:
         return state, 0
-    seen, relabelled = live, 0
+    relabelled = 0
     written: list[SetLabelSet] = []
 
     def prepare(version: int, at: State) -> list[SetLabelSet]:
-        nonlocal seen, relabelled
+        nonlocal relabelled
         log.storage.delete(action.label_set.map.path for action in written if action.label_set.map)
-        if at.version != state.version:
-            seen = LiveEntries.open(log.storage, at, seen)
         before = _map_of(log, at, name) or {}
-        other = [code for code, label in enumerate(seen.labels) if before.get(label) != names.get(label)]
-        ids_N = seen.live_ids()
-        own_N = newest_labels(seen.own_labels, name).ids_N
-        relabelled = int((np.isin(seen.codes_of(ids_N), other) & ~np.isin(ids_N, own_N)).sum())
+        lookup = EntryLookup(log.storage, at)
+        own_N = newest_labels(read_label_rows(log.storage, at.labels), name).ids_N
+        stay = Counter(lookup.labels(own_N[lookup.contains(own_N)]).to_pylist())
+        counts = by_label(lookup.counts())
+        relabelled = sum(n - stay[label] for label, n in counts.items() if before.get(label) != names.get(label))
         file = write_label_map(log.storage, lease, version, names)
         written[:] = [SetLabelSet(label_set=LabelSet(name=name, map=file))]
         return written
@@ -197,52 +207,46 @@ def set_label_set(
         return log.commit(state, command, prepare, lease), relabelled
 
 
-def coverage_of(live: LiveEntries, names: Mapping[str, str]) -> MapCoverage:
-    """Compare a map with the stored labels of the live entries."""
-    known = {label for label, count in zip(live.labels, live.label_counts(), strict=True) if count}
+def coverage_of(labels: Iterable[str], names: Mapping[str, str]) -> MapCoverage:
+    """Compare a map with the labels of live entries."""
+    known = set(labels)
     return MapCoverage(len(known & set(names)), tuple(sorted(known - set(names))), tuple(sorted(set(names) - known)))
 
 
-def correct(
-    log: VersionLog, state: State, live: LiveEntries, correction: Correction, command: str
-) -> tuple[LiveEntries, RelabelReport]:
-    """Carry out a correction; return the live entries after it, and the report.
-
-    Raises UnknownName, SourceError or CommitConflict; nothing is changed then.
-    """
+def correct(log: VersionLog, state: State, correction: Correction, command: str) -> RelabelReport:
+    """Carry out a correction. Raises UnknownName, SourceError or CommitConflict; nothing is changed then."""
     name = given_label(correction.label_set) if correction.label_set is not None else None
+    lookup = EntryLookup(log.storage, state)
     coverage = None
     if correction.map is not None and name is not None:
         names = read_map(correction.map)
-        coverage = coverage_of(live, names)
-        after, relabelled = set_label_set(log, state, live, name, names, command)
+        coverage = coverage_of(lookup.known_labels(), names)
+        after, relabelled = set_label_set(log, state, name, names, command)
         asked = 0
     else:
-        wanted = select(live, correction, log.storage.uri)
+        wanted = select(lookup, correction, log.storage.uri)
         asked = len(wanted)
-        after, relabelled = relabel(log, state, live, wanted, name, command)
-    live = LiveEntries.open(log.storage, after, live)
-    seen = live if name is None else live.in_label_set(log.storage, after, name)
-    return live, RelabelReport(
+        after, relabelled = relabel(log, state, wanted, name, command)
+    return RelabelReport(
         relabelled=relabelled,
         unchanged=max(asked - relabelled, 0),
         version=after.version,
         committed=after.version != state.version,
         label_set=name,
-        labels=int((seen.label_counts() > 0).sum()),
+        labels=EntryLookup(log.storage, after).num_labels(name),
         coverage=coverage,
     )
 
 
-def _by_uri(live: LiveEntries, labels: Mapping[str, str], file: str | Path, memory_uri: str) -> dict[int, str]:
+def _by_uri(lookup: EntryLookup, labels: Mapping[str, str], file: str | Path, memory_uri: str) -> dict[int, str]:
     """The wanted label of each live entry with one of these uris, by id. A uri may also be a path as in a shell."""
-    found = _ids_by_uri(live, list(labels))
+    found = _ids_by_uri(lookup, list(labels))
     paths = {
         uri: uri_of_path(os.path.abspath(os.path.expanduser(uri.removeprefix("file://"))))
         for uri in labels
         if uri not in found
     }
-    found_by_path = _ids_by_uri(live, list(dict.fromkeys(paths.values())))
+    found_by_path = _ids_by_uri(lookup, list(dict.fromkeys(paths.values()))) if paths else {}
     wanted: dict[int, str] = {}
     for uri, label in labels.items():
         ids = found.get(uri) or found_by_path.get(paths.get(uri, ""), [])
@@ -253,9 +257,9 @@ def _by_uri(live: LiveEntries, labels: Mapping[str, str], file: str | Path, memo
     return wanted
 
 
-def _ids_by_uri(live: LiveEntries, uris: Sequence[str]) -> dict[str, list[int]]:
+def _ids_by_uri(lookup: EntryLookup, uris: Sequence[str]) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
-    for position, entry_id in zip(*(array.tolist() for array in live.with_uris(uris)), strict=True):
+    for position, entry_id in zip(*(array.tolist() for array in lookup.with_uris(uris)), strict=True):
         found.setdefault(uris[position], []).append(entry_id)
     return found
 
@@ -266,26 +270,22 @@ def _map_of(log: VersionLog, state: State, name: str) -> dict[str, str] | None:
     return read_label_map(log.storage, file) if file is not None else None
 
 
-def _labels_now(
-    log: VersionLog, state: State, live: LiveEntries, ids_N: np.ndarray, label_set: str | None
-) -> np.ndarray:
+def _labels_now(lookup: EntryLookup, ids_N: np.ndarray, label_set: str | None) -> np.ndarray:
     """The labels of live entries in a label set, object [N] (None: no label)."""
     if label_set is None:
-        return _names(live, ids_N)
-    if label_set not in {known.name for known in state.label_sets}:
-        return np.full(len(ids_N), None, object)
-    return _names(live.in_label_set(log.storage, state, label_set), ids_N)
+        return np.array(lookup.labels(ids_N).to_pylist(), object)
+    return np.array(lookup.labels_in(label_set, ids_N), object)
 
 
-def _own_labels(live: LiveEntries, ids_N: np.ndarray, label_set: str | None) -> np.ndarray:
+def _own_labels(lookup: EntryLookup, ids_N: np.ndarray, label_set: str | None) -> np.ndarray:
     """The entries' own labels in a label set, without its map: object [N] (None: no own label)."""
     if label_set is None:
-        return _names(live, ids_N)
-    own = newest_labels(live.own_labels, label_set)
-    names = dict(zip(own.ids_N.tolist(), own.labels.to_pylist(), strict=True))
-    return np.array([names.get(entry_id) for entry_id in ids_N.tolist()], object)
+        return np.array(lookup.labels(ids_N).to_pylist(), object)
+    own = lookup.own_labels(ids_N, label_set)
+    return np.array([own.get(entry_id) for entry_id in ids_N.tolist()], object)
 
 
-def _names(live: LiveEntries, ids_N: np.ndarray) -> np.ndarray:
-    labels_N: np.ndarray = np.array([*live.labels, None], object)[live.codes_of(ids_N)]
-    return labels_N
+def _changes(lookup: EntryLookup, ids_N: np.ndarray, labels_N: np.ndarray) -> pa.Table:
+    """The changes of counts by new labels (object [N]) for some live entries."""
+    datasets = lookup.fields(ids_N, ["dataset"])["dataset"]
+    return added([lookup.counts_of(ids_N, -1), counted(datasets, pa.array(labels_N.tolist(), pa.string()))])

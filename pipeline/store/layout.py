@@ -17,13 +17,16 @@ PACKS = "packs"
 INDEX = "index"
 TOMBSTONES_FOLDER = "tombstones"
 LABELS_FOLDER = "labels"
+COUNTS_FOLDER = "counts"
 LEASES = "leases"
 ERASURES = "erasures"
 
 # The top folders of a memory. Anything else in its folder belongs to somebody else, and is left alone.
-FOLDERS = frozenset({VERSIONS, ENCODER, SEGMENTS, PACKS, INDEX, TOMBSTONES_FOLDER, LABELS_FOLDER, LEASES, ERASURES})
+FOLDERS = frozenset(
+    {VERSIONS, ENCODER, SEGMENTS, PACKS, INDEX, TOMBSTONES_FOLDER, LABELS_FOLDER, COUNTS_FOLDER, LEASES, ERASURES}
+)
 # The folders of the files that a version may name. This release never writes a version that names any other place.
-NAMED = frozenset({ENCODER, SEGMENTS, PACKS, INDEX, TOMBSTONES_FOLDER, LABELS_FOLDER})
+NAMED = frozenset({ENCODER, SEGMENTS, PACKS, INDEX, TOMBSTONES_FOLDER, LABELS_FOLDER, COUNTS_FOLDER})
 
 HINT = f"{VERSIONS}/latest"
 UNFINISHED_COPY = "copying.json"  # marks an unfinished copy, which is not a memory yet
@@ -57,6 +60,7 @@ Kind = Literal[
     "tombstones",
     "labels",
     "map",
+    "counts",
     "shard ids",
     "shard labels",
     "shard vectors",
@@ -79,7 +83,10 @@ _OF_A_SHARD: dict[str, Kind] = {
 
 # A file that identifies its surroundings, and the folders of tables beside it: of a memory, and of a job's output.
 OURS = (
-    (re.compile(rf"{VERSIONS}/\d{{20}}\.json$"), (SEGMENTS, PACKS, TOMBSTONES_FOLDER, LABELS_FOLDER, INDEX)),
+    (
+        re.compile(rf"{VERSIONS}/\d{{20}}\.json$"),
+        (SEGMENTS, PACKS, TOMBSTONES_FOLDER, LABELS_FOLDER, COUNTS_FOLDER, INDEX),
+    ),
     (re.compile(re.escape(JOB) + "$"), FOLDERS_OF_A_JOB),
 )
 
@@ -337,6 +344,8 @@ def kind_of(path: str) -> Kind:
         return "map" if path.endswith(_MAP) else "labels"
     if top == TOMBSTONES_FOLDER:
         return "tombstones"
+    if top == COUNTS_FOLDER:
+        return "counts"
     if top == INDEX:
         return _OF_A_SHARD.get(name, "other")
     return "other"

@@ -15,11 +15,11 @@ from pipeline.errors import CommitConflict, SourceError, UnknownName, UsageError
 from pipeline.index.build.plan import IndexOptions
 from pipeline.store.log.state import SetState
 from pipeline.store.tables.labels import read_label_rows
-from pipeline.store.tables.tombstones import FOLD_EVERY
 from tests.conftest import ENCODER, IMAGE_SIZE, MakeMemory, add_vectors, unit
 
 ANIMALS = ["cat", "dog", "eel", "fly"] * 30
 BIGGER = {"cat": "mammal", "dog": "mammal", "eel": "other", "fly": "other"}
+TURNS = 69
 
 
 def vectors(seed: int = 0, num_rows: int = 120) -> np.ndarray:
@@ -163,19 +163,19 @@ def test_every_entry_of_a_uri_and_paths_as_the_shell_has_them(
 def test_many_relabels_are_folded(memory: VisualMemory, ids: list[int]) -> None:
     memory.relabel(label_set="size", map={"cat": "small", "dog": "large"})
     reader = VisualMemory(memory.uri)
-    for turn in range(FOLD_EVERY + 5):
+    for turn in range(TURNS):
         memory.relabel(ids=[ids[turn % 7]], label=f"turn {turn}")
         memory.relabel(ids=[ids[turn % 5]], label=f"size {turn}", label_set="size")
         reader.status()
     state = memory.state()
-    assert len(state.labels) < FOLD_EVERY
-    rows = read_label_rows(memory.log.storage, state.labels[:1])
-    assert rows.num_rows <= 12  # of each id and set, the newest
+    assert len(state.labels) <= 5, "one file for each doubling of the rows"
+    for file in state.labels:
+        assert read_label_rows(memory.log.storage, [file]).num_rows <= 12  # of each id and set, the newest
     for seen in (memory, reader, VisualMemory(memory.uri)):
         live, sizes = seen.live(), seen.live().in_label_set(memory.log.storage, state, "size")
-        expected = [max(turn for turn in range(FOLD_EVERY + 5) if turn % 7 == row) for row in range(7)]
+        expected = [max(turn for turn in range(TURNS) if turn % 7 == row) for row in range(7)]
         assert [live.labels[code] for code in live.codes_of(np.array(ids[:7]))] == [f"turn {n}" for n in expected]
-        expected = [max(turn for turn in range(FOLD_EVERY + 5) if turn % 5 == row) for row in range(5)]
+        expected = [max(turn for turn in range(TURNS) if turn % 5 == row) for row in range(5)]
         assert [sizes.labels[code] for code in sizes.codes_of(np.array(ids[:5]))] == [f"size {n}" for n in expected]
 
 
@@ -204,7 +204,7 @@ def test_racing_writers_lose_nothing(memory: VisualMemory, ids: list[int]) -> No
     for commit, _ in memory.log.states():  # what lost a race left nothing behind
         for action in commit.actions:
             assert getattr(action, "relabelled", 1) <= 2
-    named = {file.path for file in memory.state().labels}
+    named = {file.path for _, state in memory.log.states() for file in state.labels}
     assert {str(path.relative_to(memory.uri)) for path in Path(memory.uri).glob("labels/*")} == named
     assert list(Path(memory.uri).glob("leases/*")) == []
 

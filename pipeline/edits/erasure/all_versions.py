@@ -12,6 +12,7 @@ from pipeline.store.checks.inventory import Inventory
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.file_refs import FileRef, RowsFile
+from pipeline.store.tables.counts import counted
 from pipeline.store.tables.kept_columns import FIXED, as_text
 from pipeline.store.tables.labels import newest_labels, read_label_rows
 from pipeline.store.tables.schemas import embedding_matrix, read_table
@@ -96,7 +97,6 @@ class Catalogue:
         here = np.isin(own.ids_N, self._ids_N)
         names[np.searchsorted(self._ids_N, own.ids_N[here])] = own.labels.filter(pa.array(here)).to_pylist()
         self._names = pa.array(names.tolist(), pa.string())
-        self.labels = tuple(sorted(set(self._names.drop_null().to_pylist())))
 
     def unknown(self, ids: Iterable[int]) -> int | None:
         """The first of these ids that no version holds, or None."""
@@ -115,24 +115,18 @@ class Catalogue:
         at_N = pc.fill_null(pc.index_in(self._uris, value_set=pa.array(uris, pa.string())), -1).to_numpy()
         return at_N[at_N >= 0].astype(np.int64), self._ids_N[at_N >= 0]
 
-    def label_counts(self) -> np.ndarray:
-        """The number of entries of each label, int64 [C], in the order of `labels`."""
-        counts = {pair["values"]: pair["counts"] for pair in pc.value_counts(self._names).to_pylist()}
-        return np.array([counts[label] for label in self.labels], np.int64)
+    def known_labels(self) -> list[str]:
+        """The labels that entries have, ascending."""
+        return sorted(pc.unique(self._names.drop_null()).to_pylist())
 
-    def dataset_counts(self) -> dict[str, int]:
-        """The number of entries of each dataset."""
-        return _counts(self._datasets)
+    def known_datasets(self) -> list[str]:
+        """The datasets that entries have, ascending."""
+        return sorted(pc.unique(self._datasets).to_pylist())
 
-    def counts_of(self, ids: np.ndarray) -> tuple[dict[str | None, int], dict[str, int]]:
-        """Counts of these entries (ids int64 [N]) by label (None: no label) and by dataset, the largest first."""
-        chosen = pa.array(np.isin(self._ids_N, ids))
-        return _counts(self._names.filter(chosen)), _counts(self._datasets.filter(chosen))
-
-
-def _counts(column: pa.Array) -> dict:
-    pairs = pc.value_counts(column).to_pylist()
-    return {pair["values"]: pair["counts"] for pair in sorted(pairs, key=lambda pair: -pair["counts"])}
+    def counts_of(self, ids_N: np.ndarray) -> pa.Table:
+        """Rows of counts of these entries (`ids_N`: int64 [N]), by dataset and label."""
+        chosen = pa.array(np.isin(self._ids_N, ids_N))
+        return counted(self._datasets.filter(chosen), self._names.filter(chosen))
 
 
 _TYPES = {"id": pa.int64(), "uri": pa.string(), "label": pa.string(), "dataset": pa.string()}

@@ -31,11 +31,14 @@ from pipeline.store.layout import (
     rewritten_shard_folder,
 )
 from pipeline.store.log.erasure_plan import ErasurePlan, Rewritten
+from pipeline.store.log.label_counts import count_singles
 from pipeline.store.log.records import Index, Shard
 from pipeline.store.log.state import SetState, State, file_refs
 from pipeline.store.log.version_log import VersionLog
+from pipeline.store.lookup.entry_lookup import EntryLookup
 from pipeline.store.storage.file_refs import FileRef, RowsFile, describe
 from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.counts import added, read_counts, write_counts
 from pipeline.store.tables.schemas import read_table, write_rows, write_table
 
 WITH_IDS: tuple[Kind, ...] = ("entries", "plan", "rejected", "thumbnails", "offsets", "tombstones", "labels")
@@ -120,6 +123,7 @@ class _Eraser:
         self.index_dropped = False
         self.is_prepared = False
         self.forgotten = 0
+        self._counted: FileRef | None = None
 
     def gather(self, state: State) -> None:
         """Read the fields of the entries, and find which of their uris no other entry has."""
@@ -148,16 +152,29 @@ class _Eraser:
         self._give_up_indexes(now)
         self._rewrite_shards(now)
         self._storage.replace(self.plan.path, self.plan.model_dump_json().encode())
-        erased = self.plan.state(now)
+        erased = self.plan.state(now).model_copy(update={"counts": self._counts(now)})
         self.forgotten = now.num_live - erased.num_live
         erasures = (*now.erasures, self.plan.nonce)
         self.is_prepared = True
         return erased.model_copy(update={"rewrites": now.rewrites + 1, "erasures": erasures})
 
+    def _counts(self, now: State) -> tuple[FileRef, ...] | None:
+        """New counts without the erased entries, and without labels that only these had; None if `now` has none."""
+        if now.known_counts is None:
+            return None
+        if self._counted is not None:  # of an attempt that lost a race
+            self._storage.delete([self._counted.path])
+        lookup = EntryLookup(self._storage, now)
+        lost = count_singles([single for single in now.pending if single.id in self.plan.ids])  # counted as pending
+        live = lookup.counts_of(self._ids_N[lookup.contains(self._ids_N)], -1)
+        rows = added([read_counts(self._storage, now.known_counts), lost, live])
+        self._counted = write_counts(self._storage, self._lease, now.version, rows)
+        return (self._counted,)
+
     def give_up(self) -> None:
         """Remove the files written for an erasure that was not committed."""
         shards = [file for shard in self.plan.shards.values() for file in file_refs(shard)]
-        written = [*(rewritten.by for rewritten in self.plan.files.values()), *shards]
+        written = [*(rewritten.by for rewritten in self.plan.files.values()), *shards, self._counted]
         paths = {file.path for file in written if file is not None and self._lease.nonce in file.path}
         with contextlib.suppress(VisualMemoryError, OSError):  # files that remain are garbage
             self._storage.delete([self.plan.path, *sorted(paths)])

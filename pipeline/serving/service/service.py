@@ -40,10 +40,9 @@ from pipeline.serving.service.following import Following
 from pipeline.serving.service.group import MANY_QUERIES, Asked, Edition, Entry, Looked, Subject
 from pipeline.serving.service.group_clients import CALLERS_FAULT, GroupClient, Members
 from pipeline.serving.service.image_queue import EncoderClient, ImageQueue
-from pipeline.store.log.records import shards_of
 from pipeline.store.log.state import State
+from pipeline.store.lookup.entry_lookup import num_live_fresh
 from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.tombstones import read_tombstones
 
 BALANCES_KEPT = 64
 MAX_K_OF_AUTO = 500  # neighbours of each of the up to 2,000 queries that choose a balance
@@ -376,7 +375,9 @@ class Service:
         identity = state.identity
         async with self._counting:  # counted once a version, for all callers
             if self._fresh is None or self._fresh[0] != state.version:
-                counting = asyncio.get_running_loop().run_in_executor(self._counter, live_fresh, self._storage, state)
+                counting = asyncio.get_running_loop().run_in_executor(
+                    self._counter, num_live_fresh, self._storage, state
+                )
                 self._fresh = state.version, await counting
             fresh = self._fresh[1]
         return {
@@ -532,14 +533,6 @@ class Service:
             self._balances.pop(next(iter(self._balances)))
         self._balances[key] = balance
         return balance
-
-
-def live_fresh(storage: Storage, state: State) -> int:
-    """The number of fresh entries (no shard covers them) that are live."""
-    if state.index is None:
-        return state.num_live
-    forgotten_N = read_tombstones(storage, state.tombstones)
-    return state.num_fresh - int((shards_of(forgotten_N, state.index) < 0).sum())
 
 
 def _about(name: str, error: VisualMemoryError) -> VisualMemoryError:

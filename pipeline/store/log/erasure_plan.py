@@ -100,6 +100,7 @@ class ErasurePlan(BaseModel):
                 "pending": tuple(single for single in state.pending if single.id not in self.ids),
                 "tombstones": self._left(state.tombstones),
                 "labels": self._left(state.labels),
+                "counts": None,  # they count erased entries, by labels that may be of these alone
                 "label_sets": tuple(self._label_set(label_set) for label_set in state.label_sets),
                 "index": self._index(state.index),
             }
@@ -144,28 +145,32 @@ class ErasurePlan(BaseModel):
         """A segment's source, redacted if it is an erased image itself."""
         return REDACTED if source in self.uris else source
 
-    def _action(self, action: Action) -> Action | None:  # noqa: PLR0911  # one return an action
+    def _action(self, action: Action) -> Action | None:  # noqa: C901, PLR0911  # one case an action
         """The redacted action, or None if nothing of it is left."""
         match action:
             case AddSegment():
                 lost = self._lost(action.segment.entries)
-                return action.model_copy(update={"segment": self._segment(action.segment, lost)})
+                return action.model_copy(update={"segment": self._segment(action.segment, lost), "counts": None})
             case AddSingles():
                 kept = tuple(single for single in action.entries if single.id not in self.ids)
                 return action.model_copy(update={"entries": kept})  # may be empty: `next_row` still counts
             case FoldSingles():
                 folded = {name: self._left(getattr(action, name)) for name in ("files", "thumbnails", "offsets")}
-                return action.model_copy(update=folded)
+                return action.model_copy(update=folded | {"counts": None})
             case Forget():
                 kept_files = self._left([action.tombstones])
-                return action.model_copy(update={"tombstones": kept_files[0]}) if kept_files else None
+                if not kept_files:
+                    return None
+                replaces = self._replaced(action.replaces)
+                return action.model_copy(update={"tombstones": kept_files[0], "replaces": replaces, "counts": None})
             case Relabel():
                 kept_files = self._left([action.labels])
                 if not kept_files:
                     return None
-                lost_rows = 0 if action.folds else len(self._lost([action.labels]))
+                lost_rows = 0 if action.folds or action.replaces else len(self._lost([action.labels]))
                 relabelled = min(action.relabelled - lost_rows, kept_files[0].rows)
-                return action.model_copy(update={"labels": kept_files[0], "relabelled": relabelled})
+                changes = {"labels": kept_files[0], "relabelled": relabelled, "counts": None}
+                return action.model_copy(update=changes | {"replaces": self._replaced(action.replaces)})
             case SetLabelSet():
                 return action.model_copy(update={"label_set": self._label_set(action.label_set)})
             case SetIndex():
@@ -185,6 +190,11 @@ class ErasurePlan(BaseModel):
             if now is not None:
                 kept.append(now)  # type: ignore[arg-type]  # a replacement has the type of the old file
         return tuple(kept)
+
+    def _replaced(self, paths: Sequence[str]) -> tuple[str, ...]:
+        """The paths that replaced overlay files have now; files without rows that are left are gone."""
+        now = (self.files[path].by if path in self.files else path for path in paths)
+        return tuple(by if isinstance(by, str) else by.path for by in now if by is not None)
 
     def _segment(self, segment: Segment, lost: Sequence[int]) -> Segment:
         """The segment without erased entries; `lost` are the erased ids among the entries of the state or action."""

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.store.layout import folded_path
+from pipeline.store.log.label_counts import changed_counts, count_singles
 from pipeline.store.log.records import Single
 from pipeline.store.log.state import FoldSingles, State
 from pipeline.store.storage.file_refs import RowsFile
@@ -119,7 +120,8 @@ def fold(storage: Storage, lease: Lease, state: State, *, wholly: bool = False) 
         kind: _fold_beside(storage, files, beside[kind], paths(kind))
         for kind, files in files_beside_singles(state).items()
     }
-    return FoldSingles(segment=number, files=(*files[: len(files) - merged], file), **folded)
+    counts = changed_counts(storage, lease, state.version, state, count_singles(state.pending))
+    return FoldSingles(segment=number, files=(*files[: len(files) - merged], file), **folded, counts=counts)
 
 
 def _fold_beside(storage: Storage, files: list[RowsFile], pending: pa.Table, path: str) -> tuple[RowsFile, ...]:

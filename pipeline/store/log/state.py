@@ -16,7 +16,7 @@ from pipeline.store.segments.reservations import SINGLES
 from pipeline.store.storage.file_refs import FileRef, RowsFile
 from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.kept_columns import KeptColumn, union
-from pipeline.store.values import Count, Generation, Nonce, SegmentNumber, VersionNumber
+from pipeline.store.values import Count, Generation, Nonce, PathInside, SegmentNumber, VersionNumber
 
 MAX_BROKEN = 1_000  # after this many later ones, the process of a broken lease no longer runs
 
@@ -29,16 +29,27 @@ class SetIdentity(Record):
     weights: FileRef | None
 
 
+class Counts(Record):
+    """A file of changes to the numbers of live entries by dataset and label.
+
+    With `folds` the file has the numbers themselves, and replaces all earlier files of counts.
+    """
+
+    file: FileRef
+    folds: bool = False
+
+
 class AddSegment(Record):
     """A finished segment becomes part of the memory.
 
     `beside` are the numbers of segments with the same fingerprint that the writer knew of. All of their entries are
-    forgotten.
+    forgotten. `counts` None, here and in other actions, means that an older release or an erasure left them unknown.
     """
 
     action: Literal["add_segment"] = "add_segment"
     segment: Segment
     beside: tuple[SegmentNumber, ...] = ()
+    counts: Counts | None = None
 
 
 class AddSingles(Record):
@@ -62,28 +73,37 @@ class FoldSingles(Record):
     files: tuple[RowsFile, ...]
     thumbnails: tuple[RowsFile, ...] = ()
     offsets: tuple[RowsFile, ...] = ()
+    counts: Counts | None = None
 
 
 class Forget(Record):
     """Tombstones for the ids listed in a file. `forgotten` counts the ids that were live before.
 
-    With `folds` the file also lists every id forgotten before, and replaces all earlier files of tombstones.
+    The file also lists the ids of the files that it `replaces`. With `folds`, which older releases wrote, it replaces
+    all earlier files of tombstones.
     """
 
     action: Literal["forget"] = "forget"
-    tombstones: FileRef
+    tombstones: RowsFile | FileRef
     forgotten: Count
     folds: bool = False
+    replaces: tuple[PathInside, ...] = ()
+    counts: Counts | None = None
 
 
 class Relabel(Record):
-    """New labels for the ids listed in a file; `folds` as in Forget. `label_set` None corrects the stored labels."""
+    """New labels for the ids listed in a file. `label_set` None corrects the stored labels.
+
+    `folds` and `replaces` as in Forget: the file also has the newest rows of the files that it replaces.
+    """
 
     action: Literal["relabel"] = "relabel"
-    labels: FileRef
+    labels: RowsFile | FileRef
     relabelled: Count
     label_set: str | None = None
     folds: bool = False
+    replaces: tuple[PathInside, ...] = ()
+    counts: Counts | None = None
 
 
 class SetLabelSet(Record):
@@ -143,9 +163,11 @@ class State(Record):
     """A memory at one version.
 
     `packs` hold the entries of compacted segments. `pending` are single adds that are not folded into a file yet.
-    `retired` are segments that a rollback removed; their numbers stay used. `rewrites` counts rollbacks and erasures:
-    work prepared before one conflicts after it. `erasures` are the nonces of the erasures whose entries must be removed
-    from older versions. `broken` are the newest leases whose holders were presumed dead.
+    `counts` are files of the numbers of live entries by dataset and label, which add up; entries in `pending` are not
+    in them, and None means that the numbers are unknown. `retired` are segments that a rollback removed; their numbers
+    stay used. `rewrites` counts rollbacks and erasures: work prepared before one conflicts after it. `erasures` are the
+    nonces of the erasures whose entries must be removed from older versions. `broken` are the newest leases whose
+    holders were presumed dead.
     """
 
     version: VersionNumber = 0
@@ -155,8 +177,9 @@ class State(Record):
     packs: tuple[RowsFile, ...] = ()
     singles: Singles | None = None
     pending: tuple[Single, ...] = ()
-    tombstones: tuple[FileRef, ...] = ()
-    labels: tuple[FileRef, ...] = ()
+    tombstones: tuple[RowsFile | FileRef, ...] = ()
+    labels: tuple[RowsFile | FileRef, ...] = ()
+    counts: tuple[FileRef, ...] | None = None
     label_sets: tuple[LabelSet, ...] = ()
     index: Index | None = None
     retired: tuple[SegmentNumber, ...] = ()
@@ -188,24 +211,27 @@ class State(Record):
             case SetIdentity():
                 return {"identity": action.identity, "weights": action.weights}
             case AddSegment():
-                return {"segments": self._with(action.segment)}
+                return {"segments": self._with(action.segment), "counts": self._counts_after(action.counts)}
             case AddSingles():
                 return self._with_singles(action)
             case FoldSingles():
                 folded = [segment for segment in self.segments if segment.number == action.segment]
-                files = {"entries": action.files, "thumbnails": action.thumbnails, "offsets": action.offsets}
-                moved = [self._with(segment.model_copy(update=files)) for segment in folded]
+                moved_to = {"entries": action.files, "thumbnails": action.thumbnails, "offsets": action.offsets}
+                moved = [self._with(segment.model_copy(update=moved_to)) for segment in folded]
                 last = action.files[-1].last_id if action.files else -1  # no file is left if all were erased
                 later = tuple(single for single in self.pending if single.id > last)
-                return {"segments": moved[0] if moved else self.segments, "pending": later}
+                segments = moved[0] if moved else self.segments
+                return {"segments": segments, "pending": later, "counts": self._counts_after(action.counts)}
             case Forget():
-                before = () if action.folds else self.tombstones
-                return {"tombstones": (*before, action.tombstones)}
+                tombstones = (*_left(self.tombstones, action), action.tombstones)
+                return {"tombstones": tombstones, "counts": self._counts_after(action.counts)}
             case Relabel():
                 sets = self.label_sets
                 if action.label_set is not None and action.label_set not in {s.name for s in sets}:
                     sets = (*sets, LabelSet(name=action.label_set))
-                return {"labels": (*(() if action.folds else self.labels), action.labels), "label_sets": sets}
+                files = (*_left(self.labels, action), action.labels)
+                counts = self._counts_after(action.counts) if action.label_set is None else self.counts
+                return {"labels": files, "label_sets": sets, "counts": counts}
             case SetLabelSet():
                 others = tuple(s for s in self.label_sets if s.name != action.label_set.name)
                 return {"label_sets": (*others, action.label_set)}
@@ -215,6 +241,16 @@ class State(Record):
                 return {"broken": (*self.broken, *action.leases)[-MAX_BROKEN:]}
             case SetState():
                 return dict(action.state)
+
+    @property
+    def known_counts(self) -> tuple[FileRef, ...] | None:
+        """`counts`, which are no files for a memory without entries in files; None if the numbers are unknown."""
+        only_pending = self.num_entries == len(self.pending) and not (self.tombstones or self.labels)
+        return () if self.counts is None and only_pending else self.counts
+
+    def _counts_after(self, counts: Counts | None) -> tuple[FileRef, ...] | None:
+        known = () if counts is not None and counts.folds else self.known_counts
+        return None if counts is None or known is None else (*known, counts.file)
 
     def _with(self, segment: Segment) -> tuple[Segment, ...]:
         """The segments with this one added, ordered by number: ids ascend from file to file in any commit order."""
@@ -286,6 +322,11 @@ class State(Record):
     def num_fresh(self) -> int:
         """Entries that no shard covers, forgotten ones included."""
         return sum(file.rows for file in self.fresh_files()) + len(self.pending)
+
+
+def _left(files: tuple[RowsFile | FileRef, ...], action: Forget | Relabel) -> tuple[RowsFile | FileRef, ...]:
+    """The overlay files that stay beside the new one."""
+    return () if action.folds else tuple(file for file in files if file.path not in action.replaces)
 
 
 def _segment_of_singles(number: int, identity: str) -> Segment:

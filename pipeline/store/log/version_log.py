@@ -47,7 +47,6 @@ from pipeline.store.segments.first_add import unfinished_first_add
 from pipeline.store.storage.file_refs import check_places
 from pipeline.store.storage.interface import AlreadyExists, Storage, missing_file
 from pipeline.store.storage.leases import Lease
-from pipeline.store.tables.schemas import FORMAT
 from pipeline.store.values import MAX_VERSION, Balance, Hexadecimal, VersionNumber
 
 CHECKPOINT_EVERY = 100
@@ -58,6 +57,8 @@ READ_AHEAD = 32  # commits read in parallel: over a network this takes as long a
 
 # A commit's file begins with its format, its version and its nonce of 16 digits.
 HEAD_BYTES = 512
+FORMAT = 2  # of version files: 2 has counts, and overlay files that replace some of the earlier ones
+FORMATS_READ = (1, 2)
 _NONCE = re.compile(rb'"nonce": ?"([0-9a-f]{1,64})"')
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -442,7 +443,7 @@ class VersionLog:
             written = _Written.model_validate_json(data).format
         except ValueError as error:
             raise self._damaged(path) from error
-        if written != FORMAT:
+        if written not in FORMATS_READ:
             raise FormatError(
                 f"the memory at {self.storage.uri} is in format {written} and this release reads format {FORMAT}: "
                 "use the release of visual-memory that wrote it",

@@ -11,7 +11,8 @@ from pipeline.store.log.state import State
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.ids import split_id
 from pipeline.store.tables.kept_columns import as_type
-from pipeline.store.tables.schemas import read_rows, read_table
+from pipeline.store.tables.parquet_columns import read_rows
+from pipeline.store.tables.schemas import read_table
 
 KeptValue = bool | int | float | str | None
 

@@ -13,7 +13,8 @@ from pipeline.store.log.state import State
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.ids import split_id
-from pipeline.store.tables.schemas import ROW_GROUP_ROWS, read_rows, read_table
+from pipeline.store.tables.parquet_columns import read_rows
+from pipeline.store.tables.schemas import ROW_GROUP_ROWS, read_table
 
 IMAGE_CONTAINERS = ("tar", "parquet")
 

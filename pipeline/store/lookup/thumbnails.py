@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pipeline.store.log.single_adds import thumbnails_of_singles
 from pipeline.store.log.state import State
 from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.schemas import read_rows
+from pipeline.store.tables.parquet_columns import read_rows
 
 
 def read_thumbnails(storage: Storage, state: State, ids: Sequence[int]) -> dict[int, bytes]:

@@ -7,11 +7,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.recent import Recent
 from pipeline.store.layout import LABELS_FOLDER, map_path, overlay_path
-from pipeline.store.storage.file_refs import FileRef, describe
+from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import Lease
-from pipeline.store.tables.schemas import LABEL_MAP, LABELS, read_table, write_table
+from pipeline.store.tables.parquet_columns import READ_WHOLE, id_range, read_rows
+from pipeline.store.tables.schemas import LABEL_MAP, LABELS, read_table, write_rows, write_without_rows
+
+CACHED_BYTES = 128 << 20  # of overlay files in memory, the last used
+
+_read = Recent[pa.Table](CACHED_BYTES)
 
 
 @dataclass(frozen=True)
@@ -29,16 +35,39 @@ def label_rows(ids_N: np.ndarray, labels: Sequence[str | None], label_set: str |
 
 
 def write_labels(storage: Storage, lease: Lease, version: int, rows: pa.Table) -> FileRef:
-    """Publish the labels that a version is about to give."""
+    """Publish the labels that a version is about to give, ordered by id; of two rows with one id the later counts."""
     path = overlay_path(LABELS_FOLDER, version, lease.nonce)
-    with storage.publishing(path) as local:
-        write_table(rows, local)
-        return describe(path, local, rows.num_rows)
+    if not rows.num_rows:
+        return write_without_rows(storage, path, rows)
+    order_N = np.argsort(rows.column("id").to_numpy(), kind="stable")
+    return write_rows(storage, path, rows.take(pa.array(order_N)))
 
 
 def read_label_rows(storage: Storage, files: Sequence[FileRef]) -> pa.Table:
     """The rows of some overlay files, in the given order. Raises DamagedFile."""
     return pa.concat_tables([LABELS.empty_table(), *(read_table(storage, file) for file in files)])
+
+
+def own_labels_of(storage: Storage, files: Sequence[FileRef], ids_N: np.ndarray, label_set: str | None) -> OwnLabels:
+    """The own labels of some entries in a label set: of ids that have one. `files` are the overlay, oldest first.
+
+    Reads the row groups that may hold the ids, of the files whose range of ids they are in. Raises DamagedFile.
+    """
+    tables = [LABELS.empty_table()]
+    for file in files:
+        first, last = id_range(file)
+        asked_N = ids_N[(ids_N >= first) & (ids_N <= last)] if len(ids_N) else ids_N
+        if len(asked_N) and file.rows:
+            tables.append(_rows_of(storage, file, asked_N))
+    return newest_labels(pa.concat_tables(tables), label_set)
+
+
+def _rows_of(storage: Storage, file: FileRef, ids_N: np.ndarray) -> pa.Table:
+    if file.rows > READ_WHOLE and len(ids_N) < READ_WHOLE:
+        return read_rows(storage, file, ids_N, LABELS.names)
+    key = storage.uri, file.path, file.sha256
+    table = _read.get_or_make(key, lambda: read_table(storage, file), lambda table: table.nbytes + 1_024)
+    return table.filter(pc.is_in(table["id"], pa.array(ids_N)))
 
 
 def newest_labels(rows: pa.Table, label_set: str | None) -> OwnLabels:
@@ -61,10 +90,8 @@ def newest_rows(rows: pa.Table) -> pa.Table:
 
 def write_label_map(storage: Storage, lease: Lease, version: int, names: Mapping[str, str]) -> FileRef:
     """Publish the map of a label set: from stored labels to labels of the set."""
-    path = map_path(version, lease.nonce)
-    with storage.publishing(path) as local:
-        write_table(pa.table([pa.array(names.keys()), pa.array(names.values())], schema=LABEL_MAP), local)
-        return describe(path, local, len(names))
+    table = pa.table([pa.array(names.keys()), pa.array(names.values())], schema=LABEL_MAP)
+    return write_without_rows(storage, map_path(version, lease.nonce), table)
 
 
 def read_label_map(storage: Storage, file: FileRef) -> dict[str, str]:

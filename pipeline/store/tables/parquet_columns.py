@@ -1,18 +1,28 @@
-"""Reads single columns of Parquet files of a memory. Embeddings are nine tenths of an entries file."""
+"""Reads single columns and rows of Parquet files of a memory. Embeddings are nine tenths of an entries file."""
 
+import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
-from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, reading
 from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.schemas import read_parquet, read_table
+from pipeline.store.tables.schemas import check_rows
 
 READERS = 8  # files of an object store read in parallel: most of the time is waiting
 WHOLE_BYTES = 1 << 20  # a file up to this size is faster in one request than its footer and columns in four
 FILES_AHEAD = 64  # files read ahead of the caller
+Overlay = TypeVar("Overlay", bound=FileRef)
+
+READ_WHOLE = 65_536  # rows of an overlay file; a larger one is read by row group where few ids are asked for
+MAX_ID = (1 << 63) - 1
 
 
 def read_columns(storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.Table:
@@ -21,13 +31,88 @@ def read_columns(storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.
     From an object store, the footer and these columns are fetched in a few requests. A file on this machine is read in
     place. Raises DamagedFile, or what the storage raises.
     """
+    with _opened(storage, file) as parquet:
+        return _validated(parquet.read(columns=list(columns)))
+
+
+def read_rows(storage: Storage, file: FileRef, ids: Sequence[int] | np.ndarray, columns: Sequence[str]) -> pa.Table:
+    """The rows of some ids, each at most once, in the order of the file.
+
+    Only row groups that may hold one of the ids are read: from an object store the footer and the columns of these
+    groups, each in one request. `columns` must include `id`. Raises DamagedFile.
+    """
+    wanted_N = np.unique(np.asarray(ids, np.int64))
+    with _opened(storage, file) as parquet:
+        groups = [g for g in range(parquet.num_row_groups) if _may_hold(parquet, g, wanted_N)]
+        table = _validated(parquet.read_row_groups(groups, columns=list(columns)))
+    return table.filter(pc.is_in(table.column("id"), pa.array(wanted_N)))
+
+
+def read_id_range(storage: Storage, file: FileRef, first: int, last: int) -> np.ndarray:
+    """The ids of a file within an inclusive range, in the order of the file, int64 [N]. Reads as `read_rows` does."""
+    with _opened(storage, file) as parquet:
+        groups = [g for g in range(parquet.num_row_groups) if _overlaps(parquet, g, first, last)]
+        ids_N: np.ndarray = _validated(parquet.read_row_groups(groups, columns=["id"])).column("id").to_numpy()
+    held: np.ndarray = ids_N[(ids_N >= first) & (ids_N <= last)]
+    return held
+
+
+@contextlib.contextmanager
+def _opened(storage: Storage, file: FileRef) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a memory: on this machine in place, from an object store by ranges, or whole if it is small."""
+    source: Path | pa.NativeFile
     if "://" not in storage.uri:
-        return read_table(storage, file, columns, hashed=False)
-    if file.num_bytes <= WHOLE_BYTES:
-        stream = pa.BufferReader(storage.read(file.path))
+        source = check_path(storage, file)
+    elif file.num_bytes <= WHOLE_BYTES:
+        source = pa.BufferReader(storage.read(file.path))
     else:
-        stream = pa.PythonFile(_Ranges(storage, file), mode="r")
-    return read_parquet(stream, storage, file, list(columns))
+        source = pa.PythonFile(_Ranges(storage, file), mode="r")
+    options = {"page_checksum_verification": True, "pre_buffer": "://" in storage.uri}
+    with reading(storage.uri, file.path), pq.ParquetFile(source, **options) as parquet:
+        check_rows(parquet, file)
+        yield parquet
+
+
+def _validated(table: pa.Table) -> pa.Table:
+    table.validate(full=True)  # finds strings that are not UTF-8, which Parquet's reader does not check
+    return table
+
+
+def _may_hold(parquet: pq.ParquetFile, group: int, wanted_N: np.ndarray) -> bool:
+    """Whether a row group may hold one of the ids (ascending), by its statistics."""
+    first, last = _range_of(parquet, group)
+    at = np.searchsorted(wanted_N, first)
+    return bool(at < len(wanted_N) and wanted_N[at] <= last)
+
+
+def _overlaps(parquet: pq.ParquetFile, group: int, first: int, last: int) -> bool:
+    begin, end = _range_of(parquet, group)
+    return begin <= last and end >= first
+
+
+def _range_of(parquet: pq.ParquetFile, group: int) -> tuple[int, int]:
+    """The lowest and the highest id of a row group; all ids if it has no statistics."""
+    of_id = parquet.metadata.row_group(group).column(parquet.schema_arrow.get_field_index("id")).statistics
+    return (of_id.min, of_id.max) if of_id is not None and of_id.has_min_max else (0, MAX_ID)
+
+
+def id_range(file: FileRef) -> tuple[int, int]:
+    """The inclusive range of the ids in a file; all ids if it is not recorded, as by older releases."""
+    return (file.first_id, file.last_id) if isinstance(file, RowsFile) else (0, MAX_ID)
+
+
+def files_to_merge(files: Sequence[Overlay], added: int) -> list[Overlay]:
+    """The last overlay files to write again with `added` rows: each has no more rows than those gathered before it.
+
+    So there is one file for each doubling of the rows, and a row is written again once for each doubling.
+    """
+    merged: list[Overlay] = []
+    for file in reversed(files):
+        if file.rows > added:
+            break
+        merged.append(file)
+        added += file.rows
+    return merged[::-1]
 
 
 def read_columns_of(storage: Storage, files: Sequence[FileRef], columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -6,13 +6,11 @@ reads eight times faster than with pyarrow's defaults (docs/formats.md has the f
 compress anyway.
 """
 
-import bisect
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, describe, reading, unaltered_path
@@ -74,6 +72,13 @@ LABELS = pa.schema(
 )
 LABEL_MAP = pa.schema(
     [pa.field("label", pa.string(), nullable=False), pa.field("mapped", pa.string(), nullable=False)],
+)
+COUNTS = pa.schema(  # numbers of live entries, or changes of them
+    [
+        pa.field("dataset", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("count", pa.int64(), nullable=False),
+    ]
 )
 TOMBSTONES = pa.schema([pa.field("id", pa.int64(), nullable=False)])
 
@@ -141,6 +146,13 @@ def open_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
     )
 
 
+def write_without_rows(storage: Storage, path: str, table: pa.Table) -> FileRef:
+    """Publish a table that has no ids, or no rows."""
+    with storage.publishing(path) as local:
+        write_table(table, local)
+        return describe(path, local, table.num_rows)
+
+
 def write_rows(storage: Storage, path: str, table: pa.Table) -> RowsFile:
     """Publish rows with ids. The rows must be ordered by id, and there must be at least one."""
     with storage.publishing(path) as local:
@@ -168,52 +180,16 @@ def read_table(
     hashed = row_group is None if hashed is None else hashed
     local = (unaltered_path if hashed else check_path)(storage, file)
     with reading(storage.uri, file.path), pq.ParquetFile(local, page_checksum_verification=True) as parquet:
-        return _rows_of(parquet, file, columns, row_group)
+        check_rows(parquet, file)
+        if row_group is not None:
+            table = parquet.read_row_group(row_group, columns=columns)
+        else:
+            table = parquet.read(columns=columns)
+        table.validate(full=True)  # finds strings that are not UTF-8, which Parquet's reader does not check
+        return table
 
 
-def read_parquet(stream: pa.NativeFile, storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.Table:
-    """Columns of a file of a memory, read from a stream of its bytes; otherwise like `read_table`."""
-    options = {"page_checksum_verification": True, "pre_buffer": True}
-    with reading(storage.uri, file.path), pq.ParquetFile(stream, **options) as parquet:
-        return _rows_of(parquet, file, columns, None)
-
-
-def _rows_of(parquet: pq.ParquetFile, file: FileRef, columns: Sequence[str] | None, row_group: int | None) -> pa.Table:
-    """The requested rows and columns of a file, with every value validated. Raises Arrow's errors or ValueError."""
-    _check_rows(parquet, file)
-    if row_group is not None:
-        table = parquet.read_row_group(row_group, columns=columns)
-    else:
-        table = parquet.read(columns=columns)
-    table.validate(full=True)  # finds strings that are not UTF-8, which Parquet's reader does not check
-    return table
-
-
-def _check_rows(parquet: pq.ParquetFile, file: FileRef) -> None:
+def check_rows(parquet: pq.ParquetFile, file: FileRef) -> None:
+    """Raises ValueError if an opened file has another number of rows than was written."""
     if parquet.metadata.num_rows != file.rows:
         raise ValueError(f"it has {parquet.metadata.num_rows:,} rows where {file.rows:,} were written")
-
-
-def read_rows(storage: Storage, file: RowsFile, ids: Sequence[int], columns: Sequence[str]) -> pa.Table:
-    """The rows of some ids, each at most once. Only row groups that may hold one of the ids are decoded.
-
-    `columns` must include `id`. Raises DamagedFile.
-    """
-    local = check_path(storage, file)
-    wanted = sorted(entry_id for entry_id in ids if file.first_id <= entry_id <= file.last_id)
-    with reading(storage.uri, file.path), pq.ParquetFile(local, page_checksum_verification=True) as parquet:
-        _check_rows(parquet, file)
-        groups = [group for group in range(parquet.num_row_groups) if _may_hold(parquet, group, wanted)]
-        table = parquet.read_row_groups(groups, columns=columns)
-        table.validate(full=True)
-    return table.filter(pc.is_in(table.column("id"), pa.array(wanted, pa.int64())))
-
-
-def _may_hold(parquet: pq.ParquetFile, group: int, wanted: Sequence[int]) -> bool:
-    """Whether a row group may hold one of the ids (ascending), by its statistics; True if it has no statistics."""
-    footer = parquet.metadata.row_group(group)
-    of_id = footer.column(parquet.schema_arrow.get_field_index("id")).statistics
-    if of_id is None or not of_id.has_min_max:
-        return True
-    at = bisect.bisect_left(wanted, of_id.min)
-    return at < len(wanted) and wanted[at] <= of_id.max

@@ -1,0 +1,218 @@
+"""Finds the live entries of a version by id, uri, label or dataset, in the files that hold them. Opens no index.
+
+A question about ids reads the row groups that may hold them: from an object store a footer, and the named columns of
+one row group for each file. A question about names reads one or two columns of all entries files.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import DamagedFile
+from pipeline.store.log.label_counts import by_dataset, by_label, count_singles
+from pipeline.store.log.state import State
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.counts import added, counted, read_counts
+from pipeline.store.tables.labels import newest_labels, own_labels_of, read_label_map, read_label_rows
+from pipeline.store.tables.parquet_columns import read_columns_of, read_rows
+from pipeline.store.tables.tombstones import Tombstones
+
+_NONE = np.empty(0, np.int64)
+
+
+class EntryLookup:
+    """The entries of a version, by name. Every method raises DamagedFile if a file that it reads is damaged."""
+
+    def __init__(self, storage: Storage, state: State) -> None:
+        self._storage = storage
+        self._state = state
+        self._files = state.entries_files()
+        self._first_F = np.array([file.first_id for file in self._files], np.int64)
+        self._last_F = np.array([file.last_id for file in self._files], np.int64)
+        self._pending = {single.id: single for single in state.pending}
+        self._tombstones = Tombstones(storage, state.tombstones)
+
+    def unknown(self, ids: Iterable[int]) -> int | None:
+        """The first of these ids that is not a live entry, or None."""
+        wanted = [int(entry_id) for entry_id in ids]
+        for entry_id in wanted:
+            if not 0 <= entry_id < 1 << 63:
+                return entry_id
+        known_N = self.contains(np.array(wanted, np.int64))
+        return None if known_N.all() else wanted[int(known_N.argmin())]
+
+    def contains(self, ids_N: np.ndarray) -> np.ndarray:
+        """Which of some ids (int64 [N]) are live entries, bool [N]."""
+        known_N = np.isin(ids_N, [*self._pending])
+        asked_N = ids_N[~known_N]
+        there = [_NONE]
+        for number, held_N in self._held_by(asked_N):
+            file = self._files[number]
+            if file.rows == file.last_id - file.first_id + 1:  # no id is missing in between
+                there.append(held_N)
+            else:
+                there.append(read_rows(self._storage, file, held_N, ["id"]).column("id").to_numpy())
+        known_N |= np.isin(ids_N, np.concatenate(there))
+        if known_N.any():
+            known_N[known_N] = ~self._tombstones.contains(ids_N[known_N])
+        return known_N
+
+    def fields(self, ids_N: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """Stored columns of some entries, forgotten ones included, in the order of `ids_N` (int64 [N]).
+
+        The column `id` comes first. Raises DamagedFile also for an id that no file holds.
+        """
+        names = ["id", *columns]
+        singles = [self._pending[entry_id] for entry_id in ids_N.tolist() if entry_id in self._pending]
+        tables = [pa.table({name: [getattr(single, name) for single in singles] for name in names})] if singles else []
+        in_files_N = ids_N[~np.isin(ids_N, [*self._pending])] if self._pending else ids_N
+        for number, held_N in self._held_by(in_files_N):
+            tables.append(read_rows(self._storage, self._files[number], held_N, names).replace_schema_metadata())
+        table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({n: [] for n in names})
+        at = pc.index_in(pa.array(ids_N, pa.int64()), value_set=table["id"].cast(pa.int64()).combine_chunks())
+        if at.null_count:
+            missing = ids_N[at.is_null().to_numpy(zero_copy_only=False)][0]
+            raise DamagedFile(f"entry {missing} of the memory at {self._storage.uri} is in no file: run `verify`")
+        return table.take(at)
+
+    def labels(self, ids_N: np.ndarray) -> pa.Array:
+        """The labels that some entries have now (null: none), in the order of `ids_N` (int64 [N])."""
+        return self._relabelled(ids_N, self.fields(ids_N, ["label"])["label"])
+
+    def own_labels(self, ids_N: np.ndarray, label_set: str) -> Mapping[int, str | None]:
+        """The labels in a label set that some entries have of their own, without its map, by id."""
+        own = own_labels_of(self._storage, self._state.labels, ids_N, label_set)
+        return dict(zip(own.ids_N.tolist(), own.labels.to_pylist(), strict=True))
+
+    def labels_in(self, label_set: str, ids_N: np.ndarray) -> list[str | None]:
+        """The labels that some entries have in a label set, in the order of `ids_N` (int64 [N]); None: no label."""
+        mapped, own = self._map_of(label_set), self.own_labels(ids_N, label_set)
+        stored = self.labels(ids_N).to_pylist()
+        return [own.get(i, mapped.get(label or "")) for i, label in zip(ids_N.tolist(), stored, strict=True)]
+
+    def counts_of(self, ids_N: np.ndarray, sign: int = 1) -> pa.Table:
+        """Rows of counts of some entries, by dataset and by the label they have now, multiplied by `sign`."""
+        table = self.fields(ids_N, ["dataset", "label"])
+        return counted(table["dataset"], self._relabelled(ids_N, table["label"]), sign)
+
+    def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
+        """Ids of the live entries with this uri, label or dataset (one of them), int64 [N] ascending."""
+        name, wanted = (
+            ("uri", uri) if uri is not None else ("label", label) if label is not None else ("dataset", dataset)
+        )
+        found = [_NONE]
+        for table in self._scanned([name]):
+            ids_N = table["id"].to_numpy()
+            column = self._relabelled(ids_N, table["label"]) if name == "label" else table[name]
+            found.append(ids_N[pc.fill_null(pc.equal(column, wanted), False).to_numpy(zero_copy_only=False)])
+        return np.sort(np.concatenate(found))
+
+    def with_uris(self, uris: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The live entries with any of these uris, in one pass: positions in `uris` and ids, int64 [N] each."""
+        wanted = pa.array(uris, pa.string())
+        positions, ids = [_NONE], [_NONE]
+        for table in self._scanned(["uri"]):
+            at = pc.index_in(table["uri"], value_set=wanted)
+            rows = np.flatnonzero(at.is_valid().to_numpy())
+            positions.append(at.take(pa.array(rows)).to_numpy().astype(np.int64))
+            ids.append(table["id"].to_numpy()[rows])
+        return np.concatenate(positions), np.concatenate(ids)
+
+    def known_labels(self) -> list[str]:
+        """The labels that live entries have, ascending."""
+        return [*by_label(self.counts())]
+
+    def known_datasets(self) -> list[str]:
+        """The datasets that live entries have, ascending."""
+        return [*by_dataset(self.counts())]
+
+    def counts(self) -> pa.Table:
+        """The numbers of live entries by dataset and label, as rows of counts.
+
+        Reads the files of counts of the version: a row for each dataset and label, and for each change since they were
+        folded. A version of an older release, or one that an erasure has redacted, has none: then the columns `id`,
+        `label` and `dataset` of all entries are read.
+        """
+        files = self._state.known_counts
+        if files is not None:
+            return added([read_counts(self._storage, files), count_singles(self._state.pending)])
+        return added(
+            counted(table["dataset"], self._relabelled(table["id"].to_numpy(), table["label"]))
+            for table in self._scanned(["label", "dataset"])
+        )
+
+    def num_labels(self, label_set: str | None = None) -> int:
+        """The number of labels that live entries have in a label set (None: as stored), which the version has.
+
+        Besides the counts, reads the labels of all entries that have a label of their own in the set.
+        """
+        if label_set is None:
+            return len(by_label(self.counts()))
+        mapped = self._map_of(label_set)
+        counts = Counter[str]()
+        for label, number in by_label(self.counts()).items():
+            counts[mapped.get(label, "")] += number
+        own = newest_labels(read_label_rows(self._storage, self._state.labels), label_set)
+        live_N = self.contains(own.ids_N)
+        counts.subtract(mapped.get(label, "") for label in self.labels(own.ids_N[live_N]).to_pylist())
+        counts.update(label for label in own.labels.filter(pa.array(live_N)).to_pylist() if label is not None)
+        return sum(number > 0 for label, number in counts.items() if label)
+
+    def _relabelled(self, ids_N: np.ndarray, stored: pa.ChunkedArray | pa.Array) -> pa.Array:
+        """The labels that entries have now, from their labels as stored."""
+        labels = stored.combine_chunks() if isinstance(stored, pa.ChunkedArray) else stored
+        labels = labels.cast(pa.string())
+        own = own_labels_of(self._storage, self._state.labels, ids_N, None)
+        if not len(own.ids_N):
+            return labels
+        at = pc.index_in(pa.array(ids_N, pa.int64()), value_set=pa.array(own.ids_N))
+        return pc.if_else(pc.is_valid(at), own.labels.take(at), labels)
+
+    def _map_of(self, label_set: str) -> Mapping[str, str]:
+        """The map of a label set; empty if it has none, or the version has no such set."""
+        files = [known.map for known in self._state.label_sets if known.name == label_set]
+        return read_label_map(self._storage, files[0]) if files and files[0] is not None else {}
+
+    def _held_by(self, ids_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """The files that may hold some of the ids: the position of each, and those ids, ascending."""
+        sorted_N = np.unique(ids_N)
+        start_F = np.searchsorted(sorted_N, self._first_F)
+        stop_F = np.searchsorted(sorted_N, self._last_F, side="right")
+        for number in np.flatnonzero(start_F < stop_F).tolist():
+            yield number, sorted_N[start_F[number] : stop_F[number]]
+
+    def _scanned(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The columns `id` and `columns` of the live entries, one table for each file, then of pending single adds."""
+        names = ["id", *columns]
+        tables = read_columns_of(self._storage, self._files, names)
+        for file, table in zip(self._files, tables, strict=True):
+            yield self._live(table, self._tombstones.between(file.first_id, file.last_id))
+        if self._pending:
+            singles = self._pending.values()
+            table = pa.table({name: pa.array([getattr(single, name) for single in singles]) for name in names})
+            yield self._live(table, self._tombstones.between(min(self._pending), max(self._pending)))
+
+    @staticmethod
+    def _live(table: pa.Table, forgotten_N: np.ndarray) -> pa.Table:
+        if not len(forgotten_N):
+            return table
+        return table.filter(pa.array(~np.isin(table["id"].to_numpy(), forgotten_N)))
+
+
+def num_live_fresh(storage: Storage, state: State) -> int:
+    """The number of live entries that no shard covers. Reads the tombstones among them. Raises DamagedFile."""
+    if state.index is None:
+        return state.num_live
+    spans: list[tuple[int, int]] = []
+    fresh, before = {file.path for file in state.fresh_files()}, False
+    for file in state.entries_files():
+        if file.path in fresh:
+            spans[len(spans) - before :] = [(spans[-1][0] if before else file.first_id, file.last_id)]
+        before = file.path in fresh
+    if state.pending:
+        spans.append((state.pending[0].id, state.pending[-1].id))
+    tombstones = Tombstones(storage, state.tombstones)
+    return state.num_fresh - sum(len(tombstones.between(*span)) for span in spans)

@@ -1,0 +1,55 @@
+"""Counts: the numbers of live entries by dataset and label, as files of changes that add up.
+
+A commit that adds, forgets or relabels entries writes one small file. From time to time the next file repeats the sums
+and replaces all earlier ones.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.recent import Recent
+from pipeline.store.layout import COUNTS_FOLDER, overlay_path
+from pipeline.store.storage.file_refs import FileRef
+from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.schemas import COUNTS, read_table, write_without_rows
+
+FOLD_EVERY = 16  # files; each is read by whoever asks for counts
+CACHED_BYTES = 64 << 20
+
+_read = Recent[pa.Table](CACHED_BYTES)
+
+
+def counted(datasets: pa.ChunkedArray | pa.Array, labels: pa.ChunkedArray | pa.Array, sign: int = 1) -> pa.Table:
+    """Rows of counts for entries with these datasets and labels, multiplied by `sign`."""
+    ones = pa.array(np.full(len(labels), sign, np.int64))
+    return added([pa.table({"dataset": datasets.cast(pa.string()), "label": labels.cast(pa.string()), "count": ones})])
+
+
+def added(tables: Iterable[pa.Table]) -> pa.Table:
+    """The sums of some rows of counts, by dataset and label; sums of zero are left out."""
+    found = [table.select(COUNTS.names) for table in tables]
+    if not found:
+        return COUNTS.empty_table()
+    summed = pa.concat_tables(found).group_by(["dataset", "label"]).aggregate([("count", "sum")])
+    summed = summed.rename_columns([name.replace("count_sum", "count") for name in summed.column_names])
+    summed = summed.select(COUNTS.names).filter(pc.not_equal(summed["count"], 0))
+    return summed.sort_by([("dataset", "ascending"), ("label", "ascending")]).cast(COUNTS)
+
+
+def write_counts(storage: Storage, lease: Lease, version: int, table: pa.Table) -> FileRef:
+    """Publish rows of counts."""
+    return write_without_rows(storage, overlay_path(COUNTS_FOLDER, version, lease.nonce), table)
+
+
+def read_counts(storage: Storage, files: Sequence[FileRef]) -> pa.Table:
+    """The sums of the counts in some files. Reads each file once in a process. Raises DamagedFile."""
+    return added(_file(storage, file) for file in files)
+
+
+def _file(storage: Storage, file: FileRef) -> pa.Table:
+    key = storage.uri, file.path, file.sha256
+    return _read.get_or_make(key, lambda: read_table(storage, file), lambda table: table.nbytes + 1_024)
