@@ -41,10 +41,11 @@ from pipeline.store.log.label_counts import by_dataset, by_label
 from pipeline.store.log.state import State
 from pipeline.store.log.steady import steady
 from pipeline.store.log.version_log import VersionLog
-from pipeline.store.lookup.digests import Digests, digests_in
+from pipeline.store.lookup.digests import Digests
 from pipeline.store.lookup.entry_lookup import EntryLookup, num_live_fresh
 from pipeline.store.segments.first_add import has_begun
 from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.digest_files import digests_in
 from pipeline.store.tables.labels import read_label_map
 
 if TYPE_CHECKING:

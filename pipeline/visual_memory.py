@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from pipeline.edits import forget as forgetting
 from pipeline.edits import relabel as relabelling
 from pipeline.edits.compact import CompactReport, compact
@@ -30,7 +28,6 @@ from pipeline.errors import CommitConflict, IndexBuildError, UsageError
 from pipeline.images.names.uris import path_of_uri, uri_of
 from pipeline.index.build.builder import build_index
 from pipeline.index.build.plan import IndexOptions, IndexPlan, choose_key, plan_index
-from pipeline.index.search.leave_one_out import copies_among
 from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.questions import answering
@@ -39,7 +36,6 @@ from pipeline.runner import RunnerName, runner_of
 from pipeline.store.log.label_counts import by_dataset, by_label, most_first, num_unlabelled
 from pipeline.store.log.records import Segment
 from pipeline.store.log.state import State
-from pipeline.store.lookup.digests import digests_in
 from pipeline.store.lookup.entry_lookup import EntryLookup
 from pipeline.store.segments.part_marks import DUPLICATE
 from pipeline.store.segments.reservations import Precision
@@ -816,18 +812,9 @@ class VisualMemory(Reader):
         return AddReport(split_id(entry_id)[0], 1, 1, (), after, seconds, duplicates=held, census=plan.listing.census)
 
     def _holder_of(self, entry: "NewEntry") -> int | None:
-        """An entry that holds the bytes of an image about to be added, or None.
-
-        Copies have next to the same vector, so that only the nearest entries are looked up: one search, and a file.
-        """
-        snapshot = self._snapshot()
-        state, live = snapshot.state, snapshot.live
-        if not live.blocks:
-            return None
-        found = live.search(entry.vector_D[None], COPIES_LOOKED_UP)
-        own = digests_in(pa.array([entry.sha256], pa.string()))
-        copies = found.ids_QK[copies_among(live, self._digests(state), found, own)]
-        return int(copies.min()) if len(copies) else None
+        """An entry that holds the bytes of an image about to be added, or None."""
+        ids = self._looked_up(lambda _, lookup: lookup.with_sha256s([entry.sha256])[1])
+        return int(ids.min()) if len(ids) else None
 
     def _segment_of(self, plan: "AddPlan") -> Segment | None:
         """The segment that holds the one image of a plan, added with the same dataset and label, if any does."""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import pyarrow as pa
 
 from pipeline.decisions.small_classes import SmallClass
-from pipeline.edits.added_counts import counts_of_segment, publish_counts
 from pipeline.edits.duplicates import find_duplicates, find_small_classes
 from pipeline.edits.label_report import gather_notes, label_report
+from pipeline.edits.segment_sides import publish_counts, with_sides
 from pipeline.embeddings.compatibility import refuse_mix, settle_identity
 from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.embeddings.parts import Remember
@@ -372,7 +372,7 @@ def _added(
         )
     same = [s.number for s in state.segments if s.fingerprint == plan.spec.fingerprint] if state else []
     own = [] if state is not None and state.identity is not None else [SetIdentity(identity=identity, weights=weights)]
-    added = counts_of_segment(storage, segment)
+    segment, added = with_sides(storage, lease, segment)
     counts: Counts | None = None
 
     def prepare(version: int, now: State) -> list[AddSegment | SetIdentity]:

@@ -14,10 +14,11 @@ from pipeline.errors import VisualMemoryError
 from pipeline.plain_log import plain_logger
 from pipeline.store.log.label_counts import by_label
 from pipeline.store.log.state import State
-from pipeline.store.lookup.digests import digests_in, live_rows
+from pipeline.store.lookup.digests import live_rows
 from pipeline.store.lookup.entry_lookup import EntryLookup
 from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.digest_files import digests_in
 from pipeline.store.tables.parquet_columns import read_columns_of
 
 # A memory of up to so many entries is read after every add: about a second from a local disk.

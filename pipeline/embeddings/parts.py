@@ -28,11 +28,11 @@ from pipeline.images.containers.notes import ContainerNotes
 from pipeline.images.decoding.decode import MAX_FILE_BYTES, Rejected
 from pipeline.images.labels.labels import Labels
 from pipeline.resources import available_cpus
-from pipeline.store.lookup.digests import digests_in
 from pipeline.store.lookup.frozen_digests import FrozenDigests
 from pipeline.store.segments.part_marks import DUPLICATE, PartMark, PartWork, publish_part
 from pipeline.store.segments.reservations import Reservation, read_container, read_numerics, read_plan
 from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.digest_files import digests_in
 from pipeline.store.tables.ids import MAX_ROWS, part_ids
 from pipeline.store.tables.kept_columns import rows_of
 from pipeline.store.tables.schemas import OFFSETS, PLAN, REJECTED, THUMBNAILS, embedding_column, entries_schema

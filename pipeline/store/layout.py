@@ -57,6 +57,7 @@ Kind = Literal[
     "rejected",
     "thumbnails",
     "offsets",
+    "digests",
     "tombstones",
     "labels",
     "map",
@@ -73,6 +74,7 @@ _OF_A_SEGMENT: dict[str, Kind] = {
     "rejected": "rejected",
     "thumbnails": "thumbnails",
     "offsets": "offsets",
+    "digests": "digests",
 }
 _OF_A_SHARD: dict[str, Kind] = {
     IDS_FILE: "shard ids",
@@ -225,6 +227,11 @@ def packed_path(number: int | None, version: int, first_id: int, nonce: str) -> 
 def rewritten_path(path: str, nonce: str, number: int) -> str:
     """The file that an erasure writes in the place of a file of rows; `number` counts its rewritten files."""
     return f"{path.rpartition('/')[0]}/{nonce}-{number:06d}.parquet"
+
+
+def digests_path(number: int, of: str, file: int, nonce: str) -> str:
+    """A file of the digests of a segment's uris, or sha256s, and the ids that have them."""
+    return f"{segment_folder(number)}digests/{of}-{file:06d}-{nonce}.parquet"
 
 
 # Overlays, the encoder, leases and erasures

@@ -36,12 +36,13 @@ from pipeline.store.log.records import Index, Shard
 from pipeline.store.log.state import SetState, State, file_refs
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.entry_lookup import EntryLookup
-from pipeline.store.storage.file_refs import FileRef, RowsFile, describe
+from pipeline.store.storage.file_refs import DigestsFile, FileRef, RowsFile, describe
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.counts import added, read_counts, write_counts
+from pipeline.store.tables.digest_files import digests_in, digests_of_uris, write_digests
 from pipeline.store.tables.schemas import read_table, write_rows, write_table
 
-WITH_IDS: tuple[Kind, ...] = ("entries", "plan", "rejected", "thumbnails", "offsets", "tombstones", "labels")
+WITH_IDS: tuple[Kind, ...] = ("entries", "plan", "rejected", "thumbnails", "offsets", "digests", "tombstones", "labels")
 
 
 @dataclass(frozen=True)
@@ -199,6 +200,8 @@ class _Eraser:
 
     def _rewritten(self, file: FileRef) -> Rewritten | None:
         """Write the file without the erased rows; None if it holds none of them."""
+        if isinstance(file, DigestsFile):
+            return self._digests_rewritten(file)
         kind = kind_of(file.path)
         by_uri = kind in ("plan", "rejected") and self.plan.uris
         if not by_uri and not may_hold(file, self._ids_N):
@@ -217,6 +220,20 @@ class _Eraser:
             path = rewritten_path(file.path, self._lease.nonce, len(self.plan.files))
             by = self._written(path, kept, with_ids=isinstance(file, RowsFile))
         return Rewritten(by=by, ids=tuple(lost.to_pylist()))
+
+    def _digests_rewritten(self, file: DigestsFile) -> Rewritten | None:
+        """Write a file of digests without the erased rows; None if it holds none of them."""
+        digests_N = np.concatenate([digests_of_uris(self.facts.uris), digests_in(pa.array(self.facts.hashes))])
+        if not ((digests_N >= file.first) & (digests_N <= file.last)).any():
+            return None
+        table = read_table(self._storage, file)
+        gone = pc.is_in(table.column("id"), self._ids)
+        if not pc.any(gone).as_py():
+            return None
+        left = table.filter(pc.invert(gone))
+        path = rewritten_path(file.path, self._lease.nonce, len(self.plan.files))
+        by = write_digests(self._storage, path, left) if left.num_rows else None
+        return Rewritten(by=by, ids=tuple(table.column("id").filter(gone).to_pylist()))
 
     def _written(self, path: str, table: pa.Table, *, with_ids: bool) -> FileRef:
         if with_ids:

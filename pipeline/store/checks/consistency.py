@@ -60,6 +60,7 @@ class Consistency:
         if len(missing):
             yield f"forgets {len(missing):,} ids that are no entries, the first {missing[0]}"
         yield from self._labels(state, before)
+        yield from self._counts(state)
         if state.index is not None:
             moved = state.segments is not before.segments or state.packs is not before.packs
             yield from self._index(state, state.index, wholly, moved)
@@ -154,12 +155,28 @@ class Consistency:
             yield f"has other entries and rejected images in {name} than were planned"
         yield from self._beside(segment, entries)
 
+    def _digests(self, segment: Segment, entries: np.ndarray) -> Iterator[str]:
+        """Check that every entry of a segment is found by digests, if any is."""
+        for kind, files in (("uri", segment.uris), ("hash", segment.sha256s)):
+            found = self._all(files)
+            if files and found is not None and not np.array_equal(np.sort(found), np.sort(entries)):
+                yield f"does not find every entry of segment {segment.number} by its {kind}"
+
+    def _counts(self, state: State) -> Iterator[str]:
+        """Check that the counts of a version add up to its live entries."""
+        facts = [self._facts.get(file.path) for file in state.counts or ()]
+        if state.counts is not None and None not in facts:
+            counted = sum(known.total for known in facts if known is not None) + len(state.pending)
+            if counted != state.num_live:
+                yield f"counts {counted:,} live entries by label where {state.num_live:,} are live"
+
     def _beside(self, segment: Segment, entries: np.ndarray) -> Iterator[str]:
         """Check that thumbnails and offsets of a segment have only ids of its entries."""
         for kind, files in _beside_entries(segment):
             found = self._all(files)
             if found is not None and not np.isin(found, entries).all():
                 yield f"keeps {kind} in segment {segment.number} of what is no entry"
+        yield from self._digests(segment, entries)
 
     def _check_kept(self, state: State, segment: Segment) -> Iterator[str]:
         """Check that every file with entries of a segment has its kept columns, in their type or as strings."""

@@ -24,10 +24,12 @@ from pipeline.store.checks.findings import Finding, damage, not_looked_at
 from pipeline.store.checks.inventory import Inventory
 from pipeline.store.checks.row_checks import PlanRows, ShardSides
 from pipeline.store.layout import Kind, kind_of
-from pipeline.store.storage.file_refs import UNREADABLE, FileRef, RowsFile
+from pipeline.store.storage.file_refs import UNREADABLE, DigestsFile, FileRef, RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.kept_columns import KeptColumn, kept_in
 from pipeline.store.tables.schemas import (
+    COUNTS,
+    DIGESTS,
     LABEL_MAP,
     LABELS,
     OFFSETS,
@@ -49,10 +51,13 @@ _SCHEMAS = {
     "rejected": REJECTED,
     "thumbnails": THUMBNAILS,
     "offsets": OFFSETS,
+    "digests": DIGESTS,
+    "counts": COUNTS,
     "tombstones": TOMBSTONES,
     "labels": LABELS,
     "map": LABEL_MAP,
 }
+_NONE = np.empty(0, np.int64)
 _OF_THE_IDENTITY = {"entries", "shard vectors"}  # the check of these needs the encoder's identity
 
 
@@ -60,12 +65,14 @@ _OF_THE_IDENTITY = {"entries", "shard vectors"}  # the check of these needs the 
 class FileFacts:
     """The contents of an undamaged file that other checks need.
 
-    `label_sets` are the label sets in a file of labels, `kept` the kept columns in a file of entries.
+    `label_sets` are the label sets in a file of labels, `kept` the kept columns in a file of entries, and `total` is
+    the sum of a file of counts.
     """
 
     ids_N: np.ndarray
     label_sets: frozenset[str | None] = frozenset()
     kept: tuple[KeptColumn, ...] = ()
+    total: int = 0
 
 
 class Contents:
@@ -147,7 +154,9 @@ class Contents:
                 yield "has other columns than such a file has"
                 return
             rows = parquet.metadata.num_rows
-            if kind == "map":
+            if kind in ("counts", "digests"):
+                yield from self._read_side_table(file, kind, parquet.read())
+            elif kind == "map":
                 labels = parquet.read(["label"])["label"]
                 if pc.count_distinct(labels).as_py() != rows:
                     yield "maps a label twice"
@@ -164,6 +173,18 @@ class Contents:
                 self.facts[file.path] = FileFacts(ids_N, frozenset(names))
         if rows != file.rows:
             yield f"has {rows:,} rows where versions tell of {file.rows:,}"
+
+    def _read_side_table(self, file: FileRef, kind: str, rows: pa.Table) -> Iterator[str]:
+        rows.validate(full=True)
+        if kind == "counts":
+            self.facts[file.path] = FileFacts(_NONE, total=pc.sum(rows["count"]).as_py() or 0)
+            return
+        digests_N = rows["digest"].to_numpy()
+        if len(digests_N) > 1 and (digests_N[1:] < digests_N[:-1]).any():
+            yield "has digests that do not ascend"
+        elif isinstance(file, DigestsFile) and [*digests_N[:1], *digests_N[-1:]] != [file.first, file.last]:
+            yield "has other digests than versions tell of"
+        self.facts[file.path] = FileFacts(np.sort(rows["id"].to_numpy()))
 
     def _read_entries(self, file: FileRef, data: pa.Buffer) -> Iterator[Finding]:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:

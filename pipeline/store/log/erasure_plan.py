@@ -31,7 +31,7 @@ from pipeline.store.log.state import (
     file_refs,
 )
 from pipeline.store.log.version_log import Commit
-from pipeline.store.storage.file_refs import FileRef, RowsFile
+from pipeline.store.storage.file_refs import DigestsFile, FileRef, RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.ids import split_id
 from pipeline.store.values import EntryId, Hexadecimal, PathInside
@@ -42,7 +42,7 @@ _ID = re.compile(r"(?<!\d)\d[\d_]{8,40}")  # int() accepts underscores between d
 _WORD = re.compile(r"""(?:[^\s'"\\]|'[^']*'|"(?:\\.|[^"\\])*"|\\.|['"\\])+""")  # a shell word, with its quotes
 _FROM_HERE = re.compile(r"(?:~[^/]*/)?(?:\.\./)*")  # the prefix of a relative path
 
-File = TypeVar("File", FileRef, RowsFile)
+File = TypeVar("File", FileRef, RowsFile, DigestsFile)
 
 
 def refuse_unfinished(storage: Storage) -> None:
@@ -60,7 +60,7 @@ class Rewritten(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    by: RowsFile | FileRef | None
+    by: RowsFile | DigestsFile | FileRef | None
     ids: tuple[EntryId, ...]
 
 
@@ -212,6 +212,8 @@ class ErasurePlan(BaseModel):
                 "rejected": self._left(segment.rejected),
                 "thumbnails": self._left(segment.thumbnails),
                 "offsets": self._left(segment.offsets),
+                "uris": self._left(segment.uris),
+                "sha256s": self._left(segment.sha256s),
             }
         )
 

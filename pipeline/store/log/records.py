@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.store.storage.file_refs import FileRef, RowsFile
+from pipeline.store.storage.file_refs import DigestsFile, FileRef, RowsFile
 from pipeline.store.tables.kept_columns import KeptColumn
 from pipeline.store.values import Count, EntryId, Finite, Generation, SegmentNumber, Sha256
 
@@ -30,7 +30,8 @@ class Segment(Record):
     after the entries were compacted into packs. The segment of single adds has no plan, and grows. `containers` lists
     the containers of the source, whose images are not planned one by one; each is one part, from part
     `containers_from` on. `kept` are the kept columns of the entries. `offsets` has the positions of images in
-    archives; for single adds it lists the images that were read at their uri.
+    archives; for single adds it lists the images that were read at their uri. `uris` and `sha256s` find its entries by
+    digests of these; both are empty for single adds, and for segments of older releases.
     """
 
     number: SegmentNumber
@@ -49,6 +50,8 @@ class Segment(Record):
     containers: FileRef | None = None
     containers_from: Count | None = None
     kept: tuple[KeptColumn, ...] = ()
+    uris: tuple[DigestsFile, ...] = ()
+    sha256s: tuple[DigestsFile, ...] = ()
 
 
 class Single(Record):

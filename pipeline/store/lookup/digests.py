@@ -9,24 +9,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import DamagedFile
 from pipeline.store.log.state import State
 from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.digest_files import digests_in
 from pipeline.store.tables.parquet_columns import read_columns, read_columns_of
 from pipeline.store.tables.tombstones import read_tombstones
-
-HEX_DIGITS = 16  # of the 64 of a sha256
-
-
-def digests_in(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """The digests (uint64 [N]) of a column of hexadecimal sha256."""
-    short = pc.utf8_slice_codeunits(column, 0, HEX_DIGITS)
-    chunks = short.chunks if isinstance(short, pa.ChunkedArray) else [short]
-    texts = "".join("".join(chunk.to_pylist()) for chunk in chunks)
-    return np.frombuffer(bytes.fromhex(texts), ">u8").astype(np.uint64)
 
 
 class Digests:

@@ -14,8 +14,11 @@ import pyarrow.compute as pc
 from pipeline.errors import DamagedFile
 from pipeline.store.log.label_counts import by_dataset, by_label, count_singles
 from pipeline.store.log.state import State
+from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.counts import added, counted, read_counts
+from pipeline.store.tables.digest_files import DigestOf, digests_in, digests_of_uris, ids_with
+from pipeline.store.tables.ids import SEGMENT_SHIFT
 from pipeline.store.tables.labels import newest_labels, own_labels_of, read_label_map, read_label_rows
 from pipeline.store.tables.parquet_columns import read_columns_of, read_rows
 from pipeline.store.tables.tombstones import Tombstones
@@ -100,26 +103,51 @@ class EntryLookup:
 
     def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
         """Ids of the live entries with this uri, label or dataset (one of them), int64 [N] ascending."""
-        name, wanted = (
-            ("uri", uri) if uri is not None else ("label", label) if label is not None else ("dataset", dataset)
-        )
+        if uri is not None:
+            return np.sort(self.with_uris([uri])[1])
+        name, wanted = ("label", label) if label is not None else ("dataset", dataset)
         found = [_NONE]
-        for table in self._scanned([name]):
+        for table in self._scanned([name], self._files):
             ids_N = table["id"].to_numpy()
             column = self._relabelled(ids_N, table["label"]) if name == "label" else table[name]
             found.append(ids_N[pc.fill_null(pc.equal(column, wanted), False).to_numpy(zero_copy_only=False)])
         return np.sort(np.concatenate(found))
 
     def with_uris(self, uris: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The live entries with any of these uris, in one pass: positions in `uris` and ids, int64 [N] each."""
-        wanted = pa.array(uris, pa.string())
+        """The live entries with any of these uris: positions in `uris` and ids, int64 [N] each, in no order.
+
+        Costs a footer and a row group for each segment and uri, and as much for each entry found. Single adds, and
+        segments of older releases, have no digests: the uris of their entries are read.
+        """
+        return self._with("uri", uris, digests_of_uris(uris))
+
+    def with_sha256s(self, sha256s: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The live entries whose image files have these hashes: positions in `sha256s` and ids, as `with_uris`."""
+        return self._with("sha256", sha256s, digests_in(pa.array(sha256s, pa.string())))
+
+    def _with(self, of: DigestOf, names: Sequence[str], digests_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        wanted = pa.array(names, pa.string())
+        files_of = {s.number: s.uris if of == "uri" else s.sha256s for s in self._state.segments}
+        ids_N = ids_with(self._storage, (file for files in files_of.values() for file in files), digests_N)
+        ids_N = ids_N[self.contains(ids_N)]
+        scanned = [number for number, files in files_of.items() if not files]
+        tables = [self.fields(ids_N, [of]), *self._scanned([of], self._files_of(scanned))]
         positions, ids = [_NONE], [_NONE]
-        for table in self._scanned(["uri"]):
-            at = pc.index_in(table["uri"], value_set=wanted)
-            rows = np.flatnonzero(at.is_valid().to_numpy())
-            positions.append(at.take(pa.array(rows)).to_numpy().astype(np.int64))
-            ids.append(table["id"].to_numpy()[rows])
+        for number, table in enumerate(tables):
+            at = pc.index_in(table[of], value_set=wanted)
+            rows_N = np.flatnonzero(at.is_valid().to_numpy())
+            held_N = table["id"].to_numpy()[rows_N]
+            new = np.isin(held_N >> SEGMENT_SHIFT, scanned) if number else slice(None)
+            positions.append(at.take(pa.array(rows_N)).to_numpy().astype(np.int64)[new])
+            ids.append(held_N[new])
         return np.concatenate(positions), np.concatenate(ids)
+
+    def _files_of(self, segments: Sequence[int]) -> list[RowsFile]:
+        """The files that may hold entries of these segments."""
+        numbers = np.array(sorted(segments), np.int64)
+        first_F, last_F = self._first_F >> SEGMENT_SHIFT, self._last_F >> SEGMENT_SHIFT
+        held_F = np.searchsorted(numbers, first_F) < np.searchsorted(numbers, last_F, side="right")
+        return [self._files[number] for number in np.flatnonzero(held_F).tolist()]
 
     def known_labels(self) -> list[str]:
         """The labels that live entries have, ascending."""
@@ -141,7 +169,7 @@ class EntryLookup:
             return added([read_counts(self._storage, files), count_singles(self._state.pending)])
         return added(
             counted(table["dataset"], self._relabelled(table["id"].to_numpy(), table["label"]))
-            for table in self._scanned(["label", "dataset"])
+            for table in self._scanned(["label", "dataset"], self._files)
         )
 
     def num_labels(self, label_set: str | None = None) -> int:
@@ -184,11 +212,10 @@ class EntryLookup:
         for number in np.flatnonzero(start_F < stop_F).tolist():
             yield number, sorted_N[start_F[number] : stop_F[number]]
 
-    def _scanned(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """The columns `id` and `columns` of the live entries, one table for each file, then of pending single adds."""
+    def _scanned(self, columns: Sequence[str], files: Sequence[RowsFile]) -> Iterator[pa.Table]:
+        """The columns `id` and `columns` of the live entries in some files, then of pending single adds."""
         names = ["id", *columns]
-        tables = read_columns_of(self._storage, self._files, names)
-        for file, table in zip(self._files, tables, strict=True):
+        for file, table in zip(files, read_columns_of(self._storage, files, names), strict=True):
             yield self._live(table, self._tombstones.between(file.first_id, file.last_id))
         if self._pending:
             singles = self._pending.values()

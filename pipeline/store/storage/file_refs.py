@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import DamagedFile
 from pipeline.store.layout import NAMED, way_out
 from pipeline.store.storage.interface import Storage, missing_file
-from pipeline.store.values import Count, EntryId, PathInside, Sha256
+from pipeline.store.values import Count, Digest, EntryId, PathInside, Sha256
 
 HASHES_KEPT = 65_536  # of files, about 200 bytes each
 RACY_NS = 50_000_000  # file system clocks tick every 1 to 10 ms: two changes in one tick have the same time
@@ -59,6 +59,13 @@ class RowsFile(FileRef):
 
     first_id: EntryId
     last_id: EntryId
+
+
+class DigestsFile(FileRef):
+    """A Parquet file of digests and ids, ordered by digest, all digests within [first, last]."""
+
+    first: Digest
+    last: Digest
 
 
 def describe(path: str, local: Path, rows: int = 0) -> FileRef:

@@ -12,6 +12,8 @@ MAX_SEGMENTS = 1 << 24
 MAX_PARTS = 1 << 19
 MAX_ROWS = 1 << 20
 
+SEGMENT_SHIFT = 39  # bits of an id below its segment's number
+
 MIN_PART_ROWS = 128
 MAX_PART_ROWS = 16_384
 PARTS_AIMED_AT = 128

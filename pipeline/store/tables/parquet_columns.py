@@ -35,17 +35,20 @@ def read_columns(storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.
         return _validated(parquet.read(columns=list(columns)))
 
 
-def read_rows(storage: Storage, file: FileRef, ids: Sequence[int] | np.ndarray, columns: Sequence[str]) -> pa.Table:
-    """The rows of some ids, each at most once, in the order of the file.
+def read_rows(
+    storage: Storage, file: FileRef, ids: Sequence[int] | np.ndarray, columns: Sequence[str], *, key: str = "id"
+) -> pa.Table:
+    """The rows of some ids, in the order of the file; ids that the file does not have are left out.
 
     Only row groups that may hold one of the ids are read: from an object store the footer and the columns of these
-    groups, each in one request. `columns` must include `id`. Raises DamagedFile.
+    groups, each in one request. `columns` must include the column `key`, which `ids` are compared with. Raises
+    DamagedFile.
     """
-    wanted_N = np.unique(np.asarray(ids, np.int64))
+    wanted_N = np.unique(np.asarray(ids) if len(ids) else np.empty(0, np.int64))
     with _opened(storage, file) as parquet:
-        groups = [g for g in range(parquet.num_row_groups) if _may_hold(parquet, g, wanted_N)]
+        groups = [g for g in range(parquet.num_row_groups) if _may_hold(parquet, g, key, wanted_N)]
         table = _validated(parquet.read_row_groups(groups, columns=list(columns)))
-    return table.filter(pc.is_in(table.column("id"), pa.array(wanted_N)))
+    return table.filter(pc.is_in(table.column(key), pa.array(wanted_N, table.schema.field(key).type)))
 
 
 def read_id_range(storage: Storage, file: FileRef, first: int, last: int) -> np.ndarray:
@@ -78,22 +81,22 @@ def _validated(table: pa.Table) -> pa.Table:
     return table
 
 
-def _may_hold(parquet: pq.ParquetFile, group: int, wanted_N: np.ndarray) -> bool:
-    """Whether a row group may hold one of the ids (ascending), by its statistics."""
-    first, last = _range_of(parquet, group)
+def _may_hold(parquet: pq.ParquetFile, group: int, key: str, wanted_N: np.ndarray) -> bool:
+    """Whether a row group may hold one of the values of `key` (ascending), by its statistics."""
+    first, last = _range_of(parquet, group, key)
     at = np.searchsorted(wanted_N, first)
     return bool(at < len(wanted_N) and wanted_N[at] <= last)
 
 
 def _overlaps(parquet: pq.ParquetFile, group: int, first: int, last: int) -> bool:
-    begin, end = _range_of(parquet, group)
+    begin, end = _range_of(parquet, group, "id")
     return begin <= last and end >= first
 
 
-def _range_of(parquet: pq.ParquetFile, group: int) -> tuple[int, int]:
-    """The lowest and the highest id of a row group; all ids if it has no statistics."""
-    of_id = parquet.metadata.row_group(group).column(parquet.schema_arrow.get_field_index("id")).statistics
-    return (of_id.min, of_id.max) if of_id is not None and of_id.has_min_max else (0, MAX_ID)
+def _range_of(parquet: pq.ParquetFile, group: int, key: str) -> tuple[int, int]:
+    """The lowest and the highest value of a column of a row group; all ids if it has no statistics."""
+    of_key = parquet.metadata.row_group(group).column(parquet.schema_arrow.get_field_index(key)).statistics
+    return (of_key.min, of_key.max) if of_key is not None and of_key.has_min_max else (0, MAX_ID)
 
 
 def id_range(file: FileRef) -> tuple[int, int]:

@@ -73,6 +73,9 @@ LABELS = pa.schema(
 LABEL_MAP = pa.schema(
     [pa.field("label", pa.string(), nullable=False), pa.field("mapped", pa.string(), nullable=False)],
 )
+DIGESTS = pa.schema(  # ordered by digest, so that an entry is found by its uri or its bytes
+    [pa.field("digest", pa.uint64(), nullable=False), pa.field("id", pa.int64(), nullable=False)],
+)
 COUNTS = pa.schema(  # numbers of live entries, or changes of them
     [
         pa.field("dataset", pa.string(), nullable=False),
