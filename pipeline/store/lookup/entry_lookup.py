@@ -24,6 +24,7 @@ from pipeline.store.tables.parquet_columns import read_columns_of, read_rows
 from pipeline.store.tables.tombstones import Tombstones
 
 _NONE = np.empty(0, np.int64)
+_TYPES = {"id": pa.int64(), "width": pa.int32(), "height": pa.int32()}  # of stored columns; the others are strings
 
 
 class EntryLookup:
@@ -70,12 +71,13 @@ class EntryLookup:
         """
         names = ["id", *columns]
         singles = [self._pending[entry_id] for entry_id in ids_N.tolist() if entry_id in self._pending]
-        tables = [pa.table({name: [getattr(single, name) for single in singles] for name in names})] if singles else []
+        schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in names])
+        tables = [pa.table({name: [getattr(single, name) for single in singles] for name in names}, schema=schema)]
         in_files_N = ids_N[~np.isin(ids_N, [*self._pending])] if self._pending else ids_N
         for number, held_N in self._held_by(in_files_N):
-            tables.append(read_rows(self._storage, self._files[number], held_N, names).replace_schema_metadata())
-        table = pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({n: [] for n in names})
-        at = pc.index_in(pa.array(ids_N, pa.int64()), value_set=table["id"].cast(pa.int64()).combine_chunks())
+            tables.append(read_rows(self._storage, self._files[number], held_N, names).cast(schema))
+        table = pa.concat_tables(tables)
+        at = pc.index_in(pa.array(ids_N, pa.int64()), value_set=table["id"].combine_chunks())
         if at.null_count:
             missing = ids_N[at.is_null().to_numpy(zero_copy_only=False)][0]
             raise DamagedFile(f"entry {missing} of the memory at {self._storage.uri} is in no file: run `verify`")
