@@ -117,10 +117,7 @@ class _Packed:
             and files_of_singles(now) == files_of_singles(self.base)
             and files_beside_singles(now) == files_beside_singles(self.base)
             and now.index == self.base.index
-            and (self.fold is None or now.counts == self.base.counts)
             and now.pending[: len(self.base.pending)] == self.base.pending
-            and now.tombstones[: len(self.base.tombstones)] == self.base.tombstones
-            and now.labels[: len(self.base.labels)] == self.base.labels
         )
 
     def applied(self, now: State) -> State:
@@ -130,10 +127,10 @@ class _Packed:
         for pack in self.packs:
             now = _with_pack(now, pack)
         changes: dict[str, object] = {}
-        if self.tombstones is not None:
-            changes["tombstones"] = (self.tombstones, *now.tombstones[len(self.base.tombstones) :])
-        if self.labels is not None:
-            changes["labels"] = (self.labels, *now.labels[len(self.base.labels) :])
+        for name in ("tombstones", "labels"):  # a writer may have merged some of these files with its own
+            merged, before, files = getattr(self, name), getattr(self.base, name), getattr(now, name)
+            if merged is not None and files[: len(before)] == before:
+                changes[name] = (merged, *files[len(before) :])
         return now.model_copy(update=changes)
 
 
@@ -147,7 +144,7 @@ class _Packer:
     def pack(self, state: State) -> None:
         """Write the files of `packed`; packs written before are used again if the state still needs them."""
         known = {pack.paths: pack for pack in self.packed.packs} if self.packed else {}
-        folded = fold(self.storage, self.lease, state) if state.pending else None
+        folded = fold(self.storage, self.lease, state, folds_counts=False) if state.pending else None
         after = state.after(folded) if folded is not None else state
         groups = _groups(self.storage, after)
         packs = []
