@@ -153,11 +153,13 @@ class _Eraser:
         self._give_up_indexes(now)
         self._rewrite_shards(now)
         self._storage.replace(self.plan.path, self.plan.model_dump_json().encode())
-        erased = self.plan.state(now).model_copy(update={"counts": self._counts(now)})
+        erased = self.plan.state(now)
         self.forgotten = now.num_live - erased.num_live
         erasures = (*now.erasures, self.plan.nonce)
         self.is_prepared = True
-        return erased.model_copy(update={"rewrites": now.rewrites + 1, "erasures": erasures})
+        return erased.model_copy(
+            update={"rewrites": now.rewrites + 1, "erasures": erasures, "counts": self._counts(now)}
+        )
 
     def _counts(self, now: State) -> tuple[FileRef, ...] | None:
         """New counts without the erased entries, and without labels that only these had; None if `now` has none."""

@@ -100,7 +100,8 @@ class ErasurePlan(BaseModel):
                 "pending": tuple(single for single in state.pending if single.id not in self.ids),
                 "tombstones": self._left(state.tombstones),
                 "labels": self._left(state.labels),
-                "counts": None,  # they count erased entries, by labels that may be of these alone
+                # Counts of a version before the erasure count erased entries, by labels that may be of these alone.
+                "counts": state.counts if self.nonce in state.erasures else None,
                 "label_sets": tuple(self._label_set(label_set) for label_set in state.label_sets),
                 "index": self._index(state.index),
             }
@@ -110,8 +111,9 @@ class ErasurePlan(BaseModel):
         """The redacted commit, and the redacted state after it; `before` is the redacted state before it."""
         actions: list[Action] = []
         after = before
+        uncounted = {} if self.nonce in before.erasures else {"counts": None}
         for action in commit.actions:
-            redacted = self._action(action)
+            redacted = self._action(action, uncounted)
             if redacted is None and isinstance(action, Relabel):
                 redacted = _label_set_made(action, after)
             if redacted is None:
@@ -145,32 +147,34 @@ class ErasurePlan(BaseModel):
         """A segment's source, redacted if it is an erased image itself."""
         return REDACTED if source in self.uris else source
 
-    def _action(self, action: Action) -> Action | None:  # noqa: C901, PLR0911  # one case an action
-        """The redacted action, or None if nothing of it is left."""
+    def _action(  # noqa: C901, PLR0911  # one case an action
+        self, action: Action, uncounted: Mapping[str, None]
+    ) -> Action | None:
+        """The redacted action, or None if nothing of it is left. `uncounted` are the changes that remove counts."""
         match action:
             case AddSegment():
                 lost = self._lost(action.segment.entries)
-                return action.model_copy(update={"segment": self._segment(action.segment, lost), "counts": None})
+                return action.model_copy(update={"segment": self._segment(action.segment, lost), **uncounted})
             case AddSingles():
                 kept = tuple(single for single in action.entries if single.id not in self.ids)
                 return action.model_copy(update={"entries": kept})  # may be empty: `next_row` still counts
             case FoldSingles():
                 folded = {name: self._left(getattr(action, name)) for name in ("files", "thumbnails", "offsets")}
-                return action.model_copy(update=folded | {"counts": None})
+                return action.model_copy(update={**folded, **uncounted})
             case Forget():
                 kept_files = self._left([action.tombstones])
                 if not kept_files:
                     return None
                 replaces = self._replaced(action.replaces)
-                return action.model_copy(update={"tombstones": kept_files[0], "replaces": replaces, "counts": None})
+                return action.model_copy(update={"tombstones": kept_files[0], "replaces": replaces, **uncounted})
             case Relabel():
                 kept_files = self._left([action.labels])
                 if not kept_files:
                     return None
                 lost_rows = 0 if action.folds or action.replaces else len(self._lost([action.labels]))
                 relabelled = min(action.relabelled - lost_rows, kept_files[0].rows)
-                changes = {"labels": kept_files[0], "relabelled": relabelled, "counts": None}
-                return action.model_copy(update=changes | {"replaces": self._replaced(action.replaces)})
+                changes = {"labels": kept_files[0], "relabelled": relabelled, **uncounted}
+                return action.model_copy(update={**changes, "replaces": self._replaced(action.replaces)})
             case SetLabelSet():
                 return action.model_copy(update={"label_set": self._label_set(action.label_set)})
             case SetIndex():
