@@ -15,17 +15,18 @@ from tests.store.seaweed import SeaweedFS
 ACCESS_DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 Judge = Callable[[str, str, int], int | Literal["cut"] | None]
+Seen = Callable[[str, str, int, int], None]  # method, path, bytes of the request's body and of the answer's
 
 
 class Proxy(ThreadingHTTPServer):
     """Stands before the server; `judge` turns its answer's status into another, into None (no answer at all) or "cut"
-    (an answer that breaks off midway).
+    (an answer that breaks off midway). `seen` is told of each request.
     """
 
     daemon_threads = True
 
-    def __init__(self, behind: str, judge: Judge) -> None:
-        self.behind, self.judge = behind.removeprefix("http://"), judge
+    def __init__(self, behind: str, judge: Judge, seen: Seen = lambda *_: None) -> None:
+        self.behind, self.judge, self.seen = behind.removeprefix("http://"), judge, seen
         super().__init__(("127.0.0.1", 0), ProxyHandler)
         self.endpoint = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -45,6 +46,7 @@ class ProxyHandler(BaseHTTPRequestHandler):
         answer = server.getresponse()
         content = answer.read()
         server.close()
+        self.server.seen(self.command, self.path, len(body), len(content))
         status = self.server.judge(self.command, self.path, answer.status)
         if status is None:
             self.close_connection = True
