@@ -1,6 +1,8 @@
-"""Reads single columns of Parquet files of a memory. Embeddings are nine tenths of an entries file."""
+"""Reads single columns or row groups of Parquet files of a memory, without the rest of the file.
 
-import io
+Embeddings are nine tenths of an entries file.
+"""
+
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,6 +10,7 @@ import pyarrow as pa
 
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.parquet_ranges import footer_of, stream_of
 from pipeline.store.tables.schemas import read_parquet, read_table
 
 READERS = 8  # files of an object store read in parallel: most of the time is waiting
@@ -24,10 +27,32 @@ def read_columns(storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.
     if "://" not in storage.uri:
         return read_table(storage, file, columns, hashed=False)
     if file.num_bytes <= WHOLE_BYTES:
-        stream = pa.BufferReader(storage.read(file.path))
-    else:
-        stream = pa.PythonFile(_Ranges(storage, file), mode="r")
-    return read_parquet(stream, storage, file, list(columns))
+        return read_parquet(pa.BufferReader(storage.read(file.path)), storage, file, columns)
+    return read_parquet(stream_of(storage, file), storage, file, columns, footer=footer_of(storage, file))
+
+
+def read_row_group(storage: Storage, file: FileRef, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """One row group of a Parquet file, or columns of it, with the checksum of every page checked.
+
+    It takes one range for a whole row group, which lies in one piece, and one or two for the footer if this process has
+    not read it lately. Raises DamagedFile, or what the storage raises.
+    """
+    return read_parquet(stream_of(storage, file), storage, file, columns, group, footer_of(storage, file))
+
+
+def read_row_groups(storage: Storage, file: FileRef, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Columns of a Parquet file, one table for each row group, in order. Those of an object store are read in parallel.
+
+    It holds FILES_AHEAD row groups at most, whatever the size of the file. Raises what `read_row_group` raises.
+    """
+    groups = footer_of(storage, file).num_row_groups
+    if "://" not in storage.uri:
+        yield from (read_row_group(storage, file, group, columns) for group in range(groups))
+        return
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, groups, FILES_AHEAD):
+            some = range(start, min(start + FILES_AHEAD, groups))
+            yield from pool.map(lambda group: read_row_group(storage, file, group, columns), some)
 
 
 def read_columns_of(storage: Storage, files: Sequence[FileRef], columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -39,33 +64,3 @@ def read_columns_of(storage: Storage, files: Sequence[FileRef], columns: Sequenc
         for start in range(0, len(files), FILES_AHEAD):
             some = files[start : start + FILES_AHEAD]
             yield from pool.map(lambda file: read_columns(storage, file, columns), some)
-
-
-class _Ranges(io.RawIOBase):
-    """A file object for Arrow over a file of a storage; each read is a range request."""
-
-    def __init__(self, storage: Storage, file: FileRef) -> None:
-        self._storage = storage
-        self._file = file
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.num_bytes}[whence]
-        self._at = start + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        end = self._file.num_bytes
-        stop = end if size is None or size < 0 else min(self._at + size, end)
-        data = self._storage.read_range(self._file.path, self._at, stop) if stop > self._at else b""
-        self._at += len(data)
-        return data

@@ -171,11 +171,22 @@ def read_table(
         return _rows_of(parquet, file, columns, row_group)
 
 
-def read_parquet(stream: pa.NativeFile, storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.Table:
-    """Columns of a file of a memory, read from a stream of its bytes; otherwise like `read_table`."""
-    options = {"page_checksum_verification": True, "pre_buffer": True}
+def read_parquet(
+    stream: pa.NativeFile,
+    storage: Storage,
+    file: FileRef,
+    columns: Sequence[str] | None = None,
+    row_group: int | None = None,
+    footer: pq.FileMetaData | None = None,
+) -> pa.Table:
+    """Rows of a file of a memory, read from a stream of its bytes; otherwise like `read_table`.
+
+    `footer` is the file's footer if it is known already: then it is not read again.
+    """
+    options = {"metadata": footer, "page_checksum_verification": True, "pre_buffer": True}
+    names = None if columns is None else [*columns]
     with reading(storage.uri, file.path), pq.ParquetFile(stream, **options) as parquet:
-        return _rows_of(parquet, file, columns, None)
+        return _rows_of(parquet, file, names, row_group)
 
 
 def _rows_of(parquet: pq.ParquetFile, file: FileRef, columns: Sequence[str] | None, row_group: int | None) -> pa.Table:
