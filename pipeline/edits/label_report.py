@@ -13,7 +13,7 @@ from pipeline.images.sources.listing import Listing
 from pipeline.store.log.records import Segment
 from pipeline.store.segments.part_marks import PartMark
 from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.schemas import read_table
+from pipeline.store.tables.parquet_columns import read_columns_of
 
 COUNTED_FILES = 256  # entries files whose labels are counted: 4 million images, a second on a disk
 
@@ -31,8 +31,8 @@ def label_report(storage: Storage, listing: Listing, segment: Segment, marks: Co
         files = segment.entries[:COUNTED_FILES]
         counts: Counter[str] = Counter()
         without = 0
-        for file in files:
-            for pair in pc.value_counts(read_table(storage, file, ["label"]).column("label")).to_pylist():
+        for table in read_columns_of(storage, files, ["label"]):
+            for pair in pc.value_counts(table["label"]).to_pylist():
                 if pair["values"] is None:
                     without += pair["counts"]
                 else:

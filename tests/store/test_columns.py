@@ -8,13 +8,23 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.errors import DamagedFile
+from pipeline.recent import Recent
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.digests import live_rows
+from pipeline.store.storage.file_refs import describe
 from pipeline.store.storage.object_store import ObjectStorage
 from pipeline.store.storage.open_storage import open_storage
-from pipeline.store.tables.parquet_columns import FILES_AHEAD, read_columns, read_columns_of
-from pipeline.store.tables.schemas import embedding_column, read_table, write_rows
+from pipeline.store.tables import parquet_ranges
+from pipeline.store.tables.parquet_columns import (
+    FILES_AHEAD,
+    read_columns,
+    read_columns_of,
+    read_row_group,
+    read_row_groups,
+)
+from pipeline.store.tables.schemas import embedding_column, read_table, write_rows, write_table
 from tests.conftest import add_vectors, sha256_of, unit
+from tests.store.counting import CountingStorage
 from tests.store.seaweed import SeaweedFS
 
 
@@ -89,3 +99,51 @@ def test_duplicates_are_left_out_of_a_memory_in_a_bucket(s3: SeaweedFS, tmp_path
     assert (report.entries, report.duplicates) == (200, 100)
     assert memory.verify().sound
     assert memory.add(tmp_path / "second", dataset="again").duplicates == 300
+
+
+def test_one_of_128_row_groups_costs_its_own_bytes(uri: str) -> None:
+    rows = 2_000
+    images = pa.table(
+        {
+            "uri": [f"s3://bucket/images/photo-{row * 7_919 % 1_000_003:09d}.jpg" for row in range(128 * rows)],
+            "label": [f"class-{row % 7}" for row in range(128 * rows)],
+        }
+    )
+    storage = CountingStorage(open_storage(uri))
+    with storage.publishing("plan/plan.parquet") as local:
+        write_table(images, local, row_group_rows=rows)
+        file = describe("plan/plan.parquet", local, images.num_rows)
+    storage.counts.reset()
+    for group in (0, 77, 127):
+        found = read_row_group(storage, file, group)
+        assert found.equals(images.slice(group * rows, rows))
+    footer = parquet_ranges.footer_of(storage, file).serialized_size  # fetched once
+    assert storage.counts.bytes_fetched < 3.5 / 128 * file.num_bytes + footer + 100
+    assert storage.counts.requests == {"read_range": 5}
+    storage.counts.reset()
+    assert pa.concat_tables(read_row_groups(storage, file, ["uri"])).equals(images.select(["uri"]))
+    assert storage.counts.requests == {"read_range": 128}
+
+
+def test_footers_in_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_ranges, "_footers", Recent(5_000 * parquet_ranges.BYTES_IN_RAM))
+    storage = open_storage(str(tmp_path))
+    for number in range(40):
+        file = write_rows(storage, f"entries/{number}.parquet", pa.table({"id": [number], "sha256": ["0" * 64]}))
+        assert read_row_group(storage, file, 0)["id"].to_pylist() == [number]
+    assert 1 < len(parquet_ranges._footers) < 20
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "gone", "empty"])
+def test_a_damaged_row_group_is_named(uri: str, damage: str) -> None:
+    storage = open_storage(uri)
+    file = write_rows(storage, "entries/a.parquet", pa.table({"id": np.arange(50_000), "sha256": ["0" * 64] * 50_000}))
+    data = bytearray(storage.read(file.path))
+    if damage == "altered":
+        data[100] ^= 0xFF
+    if damage == "gone":
+        storage.delete([file.path])
+    else:
+        storage.replace(file.path, {"cut": bytes(data[:-10]), "altered": bytes(data), "empty": b""}[damage])
+    with pytest.raises(DamagedFile, match=file.path):
+        read_row_group(open_storage(uri), file, 0)

@@ -9,12 +9,17 @@ import pytest
 
 from pipeline.errors import DamagedFile
 from pipeline.store.segments import part_marks, reservations
+from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage
-from pipeline.store.tables.schemas import REJECTED, embedding_column, entries_schema
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.schemas import CONTAINERS, REJECTED, embedding_column, entries_schema
 from tests.conftest import identity_of
+from tests.store.counting import CountingStorage
 
 IDENTITY = identity_of(4)
+
+Marks = dict[int, part_marks.PartMark]
 
 
 def images(num_rows: int) -> pa.Table:
@@ -28,7 +33,7 @@ def images(num_rows: int) -> pa.Table:
     )
 
 
-def reserve(storage: LocalStorage, num_rows: int = 300, fingerprint: str = "f") -> reservations.Reservation:
+def reserve(storage: Storage, num_rows: int = 300, fingerprint: str = "f") -> reservations.Reservation:
     with Lease(storage, "test") as lease:
         spec = reservations.SegmentSpec(fingerprint=fingerprint, source="/", dataset="d", identity=IDENTITY)
         return reservations.reserve(storage, spec, images(num_rows), lease=lease)
@@ -106,3 +111,61 @@ def test_a_damaged_mark_is_named(tmp_path: Path) -> None:
     storage.create(f"segments/{reservation.number:08d}/done/000000.json", b"{")
     with pytest.raises(DamagedFile, match=r"done/000000\.json.*run the same `add` again"):
         part_marks.read_marks(storage, reservation)
+
+
+def finished(
+    storage: Storage, num_rows: int = 1_280
+) -> tuple[reservations.Reservation, dict[int, part_marks.PartMark]]:
+    """A segment whose parts are all done, and their marks."""
+    reservation = reserve(storage, num_rows)
+    marks = {}
+    for part in range(reservation.num_parts):
+        plan = reservations.read_plan(storage, reservation, part)
+        entries = entries_of(plan.slice(1), 0.5)
+        rejected = pa.table([plan["id"][:1], plan["uri"][:1], pa.array(["read"]), pa.array(["no"])], schema=REJECTED)
+        marks[part] = part_marks.publish_part(storage, reservation, part, entries, rejected)
+    return reservation, marks
+
+
+@pytest.mark.parametrize("kind", ["local", "s3"])
+def test_marks_are_checked_without_reading_a_file_of_a_part(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    uri = str(tmp_path) if kind == "local" else request.getfixturevalue("s3").uri()
+    reservation, marks = finished(open_storage(uri))
+    storage = CountingStorage(open_storage(uri))
+    assert part_marks.read_marks(storage, reservation) == marks
+    assert storage.counts.requests == {"list": 1, "read": 10, "walk": 2}
+    assert storage.counts.fetched_of("/done/") == storage.counts.bytes_fetched
+
+
+@pytest.mark.parametrize("kind", ["entries", "rejected"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "longer"])
+@pytest.mark.parametrize("place", ["local", "s3"])
+def test_a_finished_part_without_its_bytes_is_noticed(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str, damage: str, place: str
+) -> None:
+    storage = open_storage(str(tmp_path) if place == "local" else request.getfixturevalue("s3").uri())
+    reservation, marks = finished(storage, 300)
+    file = getattr(marks[1], kind)
+    data = storage.read(file.path)
+    if damage == "missing":
+        storage.delete([file.path])
+    else:
+        storage.replace(file.path, data[:-1] if damage == "cut" else data + b"x")
+    with pytest.raises(DamagedFile, match=r"done/000001\.json.*run the same `add` again"):
+        part_marks.read_marks(storage, reservation)
+
+
+def test_a_list_of_containers_is_read_once_for_neighbouring_parts(tmp_path: Path) -> None:
+    storage = CountingStorage(LocalStorage(tmp_path))
+    rows = [{"uri": f"/{number:05d}.tar", "kind": "tar"} for number in range(40_000)]
+    containers = pa.Table.from_pylist(rows, schema=CONTAINERS)
+    with Lease(storage, "test") as lease:
+        spec = reservations.SegmentSpec(fingerprint="f", source="/", dataset="d", identity=IDENTITY)
+        reservation = reservations.reserve(storage, spec, images(300), containers, lease=lease)
+    storage.counts.reset()
+    for row in (0, 1, 16_383, 16_384, 39_999):
+        found = reservations.read_container(storage, reservation, reservation.containers_from + row)
+        assert found["uri"] == f"/{row:05d}.tar"
+    assert storage.counts.requests == {"read_range": 1 + 3}  # the footer, and each row group once

@@ -5,15 +5,16 @@ A part with a mark is done. Several workers may do the same part; the first mark
 
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import DamagedFile
 from pipeline.store.layout import (
+    folder_of,
     mark_path,
     marks_folder,
     part_of_mark,
@@ -21,19 +22,21 @@ from pipeline.store.layout import (
     split_rows,
 )
 from pipeline.store.segments.reservations import Reservation, check_folder, damaged_reservation
-from pipeline.store.storage.file_refs import RowsFile, check_path
+from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import AlreadyExists, Storage
 from pipeline.store.tables import ids
+from pipeline.store.tables.parquet_columns import read_columns
 from pipeline.store.tables.schemas import (
     FORMAT,
     OFFSETS,
     REJECTED,
     THUMBNAILS,
     entries_schema,
-    read_table,
     write_rows,
 )
 from pipeline.store.values import Count, Finite, Hexadecimal
+
+READ_AT_ONCE = 16  # completion marks: most of the time is waiting for the store
 
 DUPLICATE = "duplicate"  # the `stage` of images that are rejected because the memory already holds their bytes
 
@@ -85,24 +88,27 @@ def uncounted_parts(storage: Storage, reservation: Reservation) -> set[int]:
     """
     if reservation.containers is None:
         return set()
-    counts = read_table(storage, reservation.containers, ["images"]).column("images")
+    counts = read_columns(storage, reservation.containers, ["images"]).column("images")
     rows = pc.indices_nonzero(counts.is_null()).to_pylist()
     return {reservation.containers_from + row for row in rows}
 
 
 def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark]:
-    """The marks of the finished parts, by part. Raises DamagedFile if a mark or one of its files is damaged."""
-    marks = {}
-    for path in marks_of(storage, reservation):
-        mark = read_mark(storage, path)
-        for file in mark.files:
-            if file is not None:
-                try:
-                    check_path(storage, file)
-                except DamagedFile as error:
-                    raise damaged_reservation(storage, path) from error
-        marks[mark.part] = mark
-    return marks
+    """The marks of the finished parts, by part.
+
+    It costs a request of about 1 KB for each mark, and a listing of each folder that the marks name, with the sizes of
+    1,000 files in a request. No file of a part is read. Raises DamagedFile if a mark is damaged, or if one of its files
+    is missing or has another length than published.
+    """
+    paths = marks_of(storage, reservation)
+    marks = read_marks_at(storage, paths)
+    sizes: dict[str, int] = {}
+    for folder in sorted({folder_of(file.path) for mark in marks for file in mark.files if file}):
+        sizes |= storage.walk(folder)
+    for path, mark in zip(paths, marks, strict=True):
+        if any(file is not None and sizes.get(file.path) != file.num_bytes for file in mark.files):
+            raise damaged_reservation(storage, path)
+    return {mark.part: mark for mark in marks}
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,12 @@ def marks_of(storage: Storage, reservation: Reservation) -> list[str]:
     """The paths of the existing completion marks."""
     folder = marks_folder(reservation.folder)
     return [f"{folder}{name}" for name in storage.list(folder) if part_of_mark(name) is not None]
+
+
+def read_marks_at(storage: Storage, paths: Iterable[str]) -> list[PartMark]:
+    """Read completion marks, several at once, in the order of their paths. Raises DamagedFile."""
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        return list(pool.map(lambda path: read_mark(storage, path), paths))
 
 
 def read_mark(storage: Storage, path: str) -> PartMark:

@@ -1,7 +1,6 @@
 """The progress of adds that are not committed: running, stopped, or killed. Their finished parts are stored."""
 
 from collections.abc import Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -10,8 +9,6 @@ from pipeline.store.layout import SEGMENTS, segment_folder
 from pipeline.store.segments import part_marks, reservations
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import LeaseRecord, live_leases, read_leases
-
-READ_AT_ONCE = 16
 
 ADDING = "add "  # the prefix of `work` in an add's lease; the source follows
 
@@ -82,10 +79,7 @@ def _is_planning(record: LeaseRecord) -> bool:
 
 
 def _progress(storage: Storage, reservation: reservations.Reservation, *, running: bool) -> UnderWay:
-    with ThreadPoolExecutor(READ_AT_ONCE) as pool:  # most of the time is waiting for the store
-        marks = list(
-            pool.map(lambda path: part_marks.read_mark(storage, path), part_marks.marks_of(storage, reservation))
-        )
+    marks = part_marks.read_marks_at(storage, part_marks.marks_of(storage, reservation))
     done = sum(mark.planned for mark in marks)
     in_containers = [mark for mark in marks if mark.part >= reservation.containers_from]
     planned = reservation.num_images(sum(mark.planned for mark in in_containers))

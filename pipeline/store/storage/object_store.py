@@ -34,7 +34,7 @@ Answer = TypeVar("Answer")
 PROBE = ".probe"
 
 BULK = 1_000  # the most keys in one DeleteObjects request
-EMPTY = {"InvalidRange", "416"}  # the error codes for a range of an empty file
+BEYOND = {"InvalidRange", "416"}  # the error codes for a range that begins at the end of the file or beyond
 MAX_RACES = 6  # attempts of a conditional put that S3 answers with a conflict
 MAX_FETCHES = 3  # attempts of a download that broke off midway; neither botocore nor s3fs retries it
 
@@ -87,7 +87,7 @@ class ObjectStorage:
             try:
                 data = self._asked_again(lambda: bytes(self._files.cat_file(key, **bounds, **one_request)))
             except Exception as error:
-                if code_of(error) not in EMPTY and getattr(error, "code", None) != 416:
+                if not _is_beyond(error):
                     raise
                 return self._asked_again(lambda: bytes(self._files.cat_file(key, **one_request)))  # an empty file
             check_length(self.uri, path, len(data))
@@ -97,7 +97,12 @@ class ObjectStorage:
         one_request = {"max_concurrency": 1} if self._scheme == "s3" else {}
         with self._asking("read", path):
             key = self._key(path)
-            return self._asked_again(lambda: bytes(self._files.cat_file(key, start=start, end=stop, **one_request)))
+            try:
+                return self._asked_again(lambda: bytes(self._files.cat_file(key, start=start, end=stop, **one_request)))
+            except Exception as error:
+                if _is_beyond(error):
+                    return b""
+                raise
 
     def create(self, path: str, data: bytes) -> None:
         self._require_exclusive_creation()
@@ -340,6 +345,11 @@ class ObjectStorage:
             if isinstance(error, FileNotFoundError) and code_of(error) != "NoSuchBucket" and doing == "read":
                 raise missing_file(self.uri, path) from error
             raise refusal(error, self.uri, doing, path) from error
+
+
+def _is_beyond(error: Exception) -> bool:
+    """Whether the store answered that a file ends before the range asked for."""
+    return code_of(error) in BEYOND or getattr(error, "code", None) == 416
 
 
 def _is_file(path: str) -> bool:

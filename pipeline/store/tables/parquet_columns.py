@@ -1,7 +1,9 @@
-"""Reads single columns and rows of Parquet files of a memory. Embeddings are nine tenths of an entries file."""
+"""Reads single columns, rows or row groups of Parquet files of a memory, without the rest of the file.
+
+Embeddings are nine tenths of an entries file.
+"""
 
 import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +16,7 @@ import pyarrow.parquet as pq
 
 from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, reading
 from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.parquet_ranges import footer_of, stream_of
 from pipeline.store.tables.schemas import check_rows
 
 READERS = 8  # files of an object store read in parallel: most of the time is waiting
@@ -63,14 +66,22 @@ def read_id_range(storage: Storage, file: FileRef, first: int, last: int) -> np.
 @contextlib.contextmanager
 def _opened(storage: Storage, file: FileRef) -> Iterator[pq.ParquetFile]:
     """A Parquet file of a memory: on this machine in place, from an object store by ranges, or whole if it is small."""
-    source: Path | pa.NativeFile
     if "://" not in storage.uri:
-        source = check_path(storage, file)
+        opened = _parquet(storage, file, check_path(storage, file), None)
     elif file.num_bytes <= WHOLE_BYTES:
-        source = pa.BufferReader(storage.read(file.path))
+        opened = _parquet(storage, file, pa.BufferReader(storage.read(file.path)), None)
     else:
-        source = pa.PythonFile(_Ranges(storage, file), mode="r")
-    options = {"page_checksum_verification": True, "pre_buffer": "://" in storage.uri}
+        opened = _parquet(storage, file, stream_of(storage, file), footer_of(storage, file))
+    with opened as parquet:
+        yield parquet
+
+
+@contextlib.contextmanager
+def _parquet(
+    storage: Storage, file: FileRef, source: Path | pa.NativeFile, footer: pq.FileMetaData | None
+) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a memory. Errors over its contents, while it is open, become DamagedFile."""
+    options = {"metadata": footer, "page_checksum_verification": True, "pre_buffer": not isinstance(source, Path)}
     with reading(storage.uri, file.path), pq.ParquetFile(source, **options) as parquet:
         check_rows(parquet, file)
         yield parquet
@@ -118,6 +129,31 @@ def files_to_merge(files: Sequence[Overlay], added: int) -> list[Overlay]:
     return merged[::-1]
 
 
+def read_row_group(storage: Storage, file: FileRef, group: int, columns: Sequence[str] | None = None) -> pa.Table:
+    """One row group of a Parquet file, or columns of it, with the checksum of every page checked.
+
+    It takes one range for a whole row group, which lies in one piece, and one or two for the footer if this process has
+    not read it lately. Raises DamagedFile, or what the storage raises.
+    """
+    with _parquet(storage, file, stream_of(storage, file), footer_of(storage, file)) as parquet:
+        return _validated(parquet.read_row_group(group, columns=None if columns is None else [*columns]))
+
+
+def read_row_groups(storage: Storage, file: FileRef, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Columns of a Parquet file, one table for each row group, in order. Those of an object store are read in parallel.
+
+    It holds FILES_AHEAD row groups at most, whatever the size of the file. Raises what `read_row_group` raises.
+    """
+    groups = footer_of(storage, file).num_row_groups
+    if "://" not in storage.uri:
+        yield from (read_row_group(storage, file, group, columns) for group in range(groups))
+        return
+    with ThreadPoolExecutor(READERS) as pool:
+        for start in range(0, groups, FILES_AHEAD):
+            some = range(start, min(start + FILES_AHEAD, groups))
+            yield from pool.map(lambda group: read_row_group(storage, file, group, columns), some)
+
+
 def read_columns_of(storage: Storage, files: Sequence[FileRef], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Columns of many files, one table for each file, in order. Files of an object store are read in parallel."""
     if "://" not in storage.uri:
@@ -127,33 +163,3 @@ def read_columns_of(storage: Storage, files: Sequence[FileRef], columns: Sequenc
         for start in range(0, len(files), FILES_AHEAD):
             some = files[start : start + FILES_AHEAD]
             yield from pool.map(lambda file: read_columns(storage, file, columns), some)
-
-
-class _Ranges(io.RawIOBase):
-    """A file object for Arrow over a file of a storage; each read is a range request."""
-
-    def __init__(self, storage: Storage, file: FileRef) -> None:
-        self._storage = storage
-        self._file = file
-        self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._file.num_bytes}[whence]
-        self._at = start + offset
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def read(self, size: int | None = -1) -> bytes:
-        end = self._file.num_bytes
-        stop = end if size is None or size < 0 else min(self._at + size, end)
-        data = self._storage.read_range(self._file.path, self._at, stop) if stop > self._at else b""
-        self._at += len(data)
-        return data
