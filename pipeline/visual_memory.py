@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
 from pipeline.edits import forget as forgetting
@@ -537,7 +536,7 @@ class VisualMemory(Reader):
         chosen = forgetting.select(catalogue if erase else live, selection, self.uri)
         by_label, by_dataset = catalogue.counts_of(chosen)
         unlabelled = by_label.pop(None, 0)
-        forgotten = int(np.isin(chosen, live.live_ids()).sum())
+        forgotten = int(live.contains(chosen).sum())
         named = {str(label): entries for label, entries in by_label.items()}
         return forgetting.ForgetPlan(len(chosen), forgotten, named, unlabelled, by_dataset, erase, state.version)
 

@@ -19,6 +19,7 @@ from pipeline.store.log.state import State
 from pipeline.store.lookup.digests import digests_in, live_rows
 from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.ids import is_in
 from pipeline.store.tables.labels import newest_labels, read_label_rows
 from pipeline.store.tables.parquet_columns import read_columns_of
 from pipeline.store.tables.tombstones import read_tombstones
@@ -117,7 +118,7 @@ def _live_labels(storage: Storage, state: State) -> Iterator[pa.Array | pa.Chunk
     own = newest_labels(read_label_rows(storage, state.labels), None)
     passed = np.union1d(forgotten, own.ids_N)
     for table in read_columns_of(storage, state.entries_files(), ["id", "label"]):
-        yield table["label"].filter(pa.array(~np.isin(table["id"].to_numpy(), passed)))
+        yield table["label"].filter(pa.array(~is_in(table["id"].to_numpy(), passed)))
     pending = pa.array([single.label for single in state.pending], pa.string())
-    yield pending.filter(pa.array(~np.isin([single.id for single in state.pending], passed), pa.bool_()))
-    yield own.labels.filter(pa.array(~np.isin(own.ids_N, forgotten), pa.bool_()))
+    yield pending.filter(pa.array(~is_in(np.array([single.id for single in state.pending], np.int64), passed)))
+    yield own.labels.filter(pa.array(~is_in(own.ids_N, forgotten)))

@@ -22,6 +22,7 @@ from pipeline.store.log.records import LabelSet
 from pipeline.store.log.state import Relabel, SetLabelSet, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.ids import is_in
 from pipeline.store.tables.labels import (
     label_rows,
     newest_labels,
@@ -150,7 +151,7 @@ def relabel(
         left_N = np.ones(len(ids_N), bool)
         if at.version != state.version:  # another writer may have forgotten or relabelled some entries
             seen = LiveEntries.open(log.storage, at, seen)
-            left_N = np.isin(ids_N, seen.live_ids())
+            left_N = seen.contains(ids_N)
         relabelled = int((left_N & (_labels_now(log, at, seen, ids_N, label_set) != labels_N)).sum())
         new_N = left_N & (_own_labels(seen, ids_N, label_set) != labels_N)
         rows = label_rows(ids_N[new_N], labels_N[new_N].tolist(), label_set)
@@ -188,7 +189,7 @@ def set_label_set(
         other = [code for code, label in enumerate(seen.labels) if before.get(label) != names.get(label)]
         ids_N = seen.live_ids()
         own_N = newest_labels(seen.own_labels, name).ids_N
-        relabelled = int((np.isin(seen.codes_of(ids_N), other) & ~np.isin(ids_N, own_N)).sum())
+        relabelled = int((np.isin(seen.codes_of(ids_N), other) & ~is_in(ids_N, own_N)).sum())
         file = write_label_map(log.storage, lease, version, names)
         written[:] = [SetLabelSet(label_set=LabelSet(name=name, map=file))]
         return written

@@ -36,6 +36,7 @@ from pipeline.store.log.state import SetState, State, file_refs
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.file_refs import FileRef, RowsFile, describe
 from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.ids import is_in
 from pipeline.store.tables.schemas import read_table, write_rows, write_table
 
 WITH_IDS: tuple[Kind, ...] = ("entries", "plan", "rejected", "thumbnails", "offsets", "tombstones", "labels")
@@ -225,7 +226,7 @@ class _Eraser:
         for path, shard in self._all.shards.items():
             if path in self.plan.shards or path in self.plan.stale or path in self._seen:
                 continue
-            if not np.isin(shard_ids(self._storage, shard), self._ids_N).any():
+            if not is_in(shard_ids(self._storage, shard), self._ids_N).any():
                 self._seen.add(path)
             elif path in current and now.index is not None:
                 self.plan.shards[path] = self._shard_anew(now.index, shard, now)

@@ -12,6 +12,8 @@ from typing import Literal, Protocol
 import numpy as np
 import pyarrow as pa
 
+from pipeline.store.tables.ids import in_common
+
 Scope = Literal["live", "labelled"]
 
 
@@ -107,12 +109,13 @@ class Block:
             self._finders = {scope: f for scope, f in other._finders.items() if scope == "live" or same_labelled}
 
     def located(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of `ids` this block holds, including forgotten ones: their positions in `ids`, and their rows."""
-        at = np.searchsorted(self.ids_N, ids)
-        inside = at < len(self.ids_N)
-        inside[inside] = self.ids_N[at[inside]] == ids[inside]
-        return np.flatnonzero(inside), at[inside]
+        """Which of `ids` (ascending) this block holds, including forgotten ones: positions in `ids`, and rows.
+
+        The cost is at most that of the block's rows, and none for ids outside of the block's range.
+        """
+        rows, positions = in_common(self.ids_N, ids)
+        return positions, rows
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of those of `ids` that this block holds, including forgotten ones."""
+        """The rows of those of `ids` (ascending) that this block holds, including forgotten ones."""
         return self.located(ids)[1]

@@ -97,9 +97,10 @@ def _labels(block: Block, labels: Sequence[str], assume: Mapping[int, str]) -> p
     new = sorted(set(assume.values()))
     names = [*labels, *new]
     codes_N = block.codes_N
-    positions, rows = block.located(np.array(list(assume), np.int64))
+    ids = sorted(assume)
+    positions, rows = block.located(np.array(ids, np.int64))
     if len(rows):
-        assumed = list(assume.values())
+        assumed = [assume[entry_id] for entry_id in ids]
         codes = {label: len(labels) + at for at, label in enumerate(new)}
         codes_N = codes_N.copy()
         codes_N[rows] = [codes[assumed[position]] for position in positions]

@@ -193,9 +193,10 @@ class LiveEntries:
     def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
         """Ids of the live entries with this uri, label or dataset (one of them), int64 [N]."""
         found = []
+        code = self.label_codes.get(label, -2) if label is not None else -2
         for block in self.blocks:
             if label is not None:
-                mask = block.codes_N == (self.labels.index(label) if label in self.labels else -2)
+                mask = block.codes_N == code
             else:
                 column, wanted = (block.uris, uri) if uri is not None else (block.datasets, dataset)
                 mask = pc.equal(column, wanted).to_numpy()
@@ -238,9 +239,15 @@ class LiveEntries:
         return codes_N
 
     def _located(self, ids: np.ndarray) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
-        """For each block: the positions in `ids` of the entries that it holds, and their rows in the block."""
+        """For each block: the positions in `ids` of the entries that it holds, and their rows in the block.
+
+        The ids are sorted once, and each block looks only at those in its range.
+        """
+        order = None if (ids[1:] >= ids[:-1]).all() else np.argsort(ids, kind="stable")
+        ascending = ids if order is None else ids[order]
         for block in self.blocks:
-            yield block, *block.located(ids)
+            positions, rows = block.located(ascending)
+            yield block, positions if order is None else order[positions], rows
 
     def search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Retrieved:
         """The k nearest live entries of each query (float32 [Q, D] of unit length) under the restrictions."""
