@@ -49,6 +49,11 @@ class Recent(Generic[Value]):
             while self._bytes > self._max_bytes and len(self._kept) > 1:
                 self._bytes -= self._kept.pop(next(iter(self._kept)))[1]
 
+    def items(self) -> list[tuple[Hashable, Value, int]]:
+        """The keys with their values and sizes, the last used last."""
+        with self._lock:
+            return [(key, value, num_bytes) for key, (value, num_bytes) in self._kept.items()]
+
     def clear(self) -> None:
         """Remove all values."""
         with self._lock:

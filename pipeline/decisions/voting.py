@@ -90,20 +90,24 @@ def count_votes(
 
     `codes_QK` are class codes in [0, C), or -1 if there is no neighbour; missing neighbours come last.
     `class_counts_C` has the number of live entries of each class, used for balance. In a tie, the class that reached
-    the winning weight first in rank order wins.
+    the winning weight first in rank order wins. The cost depends on the neighbours, not on the number of classes.
     """
     present_QK = codes_QK >= 0
     weights_QK = neighbor_weights(similarities_QK, present_QK, rule)
     if reliabilities_QK is not None:
         weights_QK = weights_QK * reliabilities_QK
     num_classes = len(class_counts_C)
-    per_class_C = np.maximum(class_counts_C, 1).astype(np.float64) ** rule.balance
-    balanced_QK = weights_QK / per_class_C[np.maximum(codes_QK, 0)] if num_classes else weights_QK
+    if num_classes and rule.balance:
+        counts_QK = class_counts_C[np.maximum(codes_QK, 0)]
+        sizes_QK = np.maximum(counts_QK, 1).astype(np.float64) ** rule.balance  # of the classes that occur
+    else:
+        sizes_QK = np.ones(codes_QK.shape)
+    balanced_QK = weights_QK / sizes_QK
     pieces: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     step = max(NEIGHBORS_AT_ONCE // max(codes_QK.shape[1], 1), 1)
     for start in range(0, max(len(codes_QK), 1), step):
         rows = slice(start, start + step)
-        pieces.append(_winners(weights_QK[rows], codes_QK[rows], per_class_C))
+        pieces.append(_winners(weights_QK[rows], codes_QK[rows], sizes_QK[rows], num_classes))
     winners_Q, confidences_Q, margins_Q = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
     totals_Q = balanced_QK.sum(axis=1, keepdims=True)
     shares_QK = np.divide(balanced_QK, totals_Q, out=np.zeros_like(balanced_QK), where=totals_Q > 0)
@@ -111,15 +115,15 @@ def count_votes(
 
 
 def _winners(
-    weights_QK: np.ndarray, codes_QK: np.ndarray, per_class_C: np.ndarray
+    weights_QK: np.ndarray, codes_QK: np.ndarray, sizes_QK: np.ndarray, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Winners, confidences and margins. The cost depends on the classes of the neighbours, not on all C classes.
+    """Winners, confidences and margins. `sizes_QK` divides the sum of each neighbour's class (balance).
 
     A cell is a pair of a query and a class with a vote in it. There are M cells; the cells of a query are adjacent.
     """
-    num_queries, num_classes = len(codes_QK), len(per_class_C)
+    num_queries = len(codes_QK)
     if num_queries == 1 and codes_QK.shape[1] <= FEW_NEIGHBORS:
-        winner, confidence, margin = _winner(weights_QK[0].tolist(), codes_QK[0].tolist(), per_class_C)
+        winner, confidence, margin = _winner(weights_QK[0].tolist(), codes_QK[0].tolist(), sizes_QK[0].tolist())
         return np.array([winner]), np.array([confidence]), np.array([margin])
     winners_Q, confidences_Q, margins_Q = np.full(num_queries, -1), np.zeros(num_queries), np.zeros(num_queries)
     voting_QK = (codes_QK >= 0) & (weights_QK > 0)
@@ -127,8 +131,8 @@ def _winners(
     if not num_classes or not len(queries):
         return winners_Q, confidences_Q, margins_Q
     codes = codes_QK[queries, ranks].astype(np.int64)
-    keys_M, cells = np.unique(queries * num_classes + codes, return_inverse=True)
-    sums_M = np.bincount(cells, weights_QK[queries, ranks]) / per_class_C[keys_M % num_classes]
+    keys_M, firsts, cells = np.unique(queries * num_classes + codes, return_index=True, return_inverse=True)
+    sums_M = np.bincount(cells, weights_QK[queries, ranks]) / sizes_QK[queries, ranks][firsts]
     # A class reaches its sum with its last voting neighbour. Of equal sums, the sum that was reached first wins.
     reached_M = np.zeros(len(keys_M), np.int64)
     reached_M[cells] = ranks
@@ -149,7 +153,7 @@ def _winners(
     return winners_Q, confidences_Q, margins_Q
 
 
-def _winner(weights_K: Sequence[float], codes_K: Sequence[int], per_class_C: np.ndarray) -> tuple[int, float, float]:
+def _winner(weights_K: Sequence[float], codes_K: Sequence[int], sizes_K: Sequence[float]) -> tuple[int, float, float]:
     """Exactly the result of `_winners` for one query, but faster: with few neighbours NumPy calls are all the cost."""
     sums: dict[int, float] = {}
     reached: dict[int, int] = {}
@@ -159,7 +163,7 @@ def _winner(weights_K: Sequence[float], codes_K: Sequence[int], per_class_C: np.
             reached[code] = rank
     if not sums:
         return -1, 0.0, 0.0
-    sums = {code: total / float(per_class_C[code]) for code, total in sums.items()}
+    sums = {code: total / sizes_K[reached[code]] for code, total in sums.items()}
     best = max(sums.values())
     winner = min((code for code, total in sums.items() if total == best), key=reached.__getitem__)
     runner_up = max((total for code, total in sums.items() if code != winner), default=0.0)

@@ -28,6 +28,7 @@ from pipeline.store.log.single_adds import table_of_singles
 from pipeline.store.log.state import State
 from pipeline.store.storage.file_refs import RowsFile, check_path
 from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.ids import is_in
 from pipeline.store.tables.kept_columns import with_columns
 from pipeline.store.tables.labels import OwnLabels, newest_labels, read_label_rows
 from pipeline.store.tables.schemas import embedding_matrix, entries_schema, open_writer
@@ -137,15 +138,14 @@ def _row_groups(storage: Storage, file: RowsFile) -> Iterator[pa.Table]:
 def _as_now(table: pa.Table, forgotten: np.ndarray, own: OwnLabels) -> pa.Table:
     """The rows without forgotten entries, and with corrected labels."""
     ids_N = table.column("id").to_numpy()
-    live_N = ~np.isin(ids_N, forgotten)
+    live_N = ~is_in(ids_N, forgotten)
     if not live_N.all():
         table, ids_N = table.filter(pa.array(live_N)), ids_N[live_N]
-    at_N = np.searchsorted(own.ids_N, ids_N)
-    at_N[at_N == len(own.ids_N)] = 0
-    corrected_N = own.ids_N[at_N] == ids_N if len(own.ids_N) else np.zeros(len(ids_N), bool)
+    corrected_N = is_in(ids_N, own.ids_N)
     if not corrected_N.any():
         return table
-    said = own.labels.take(pa.array(np.where(corrected_N, at_N, 0)))
+    at_N = np.where(corrected_N, np.searchsorted(own.ids_N, ids_N), 0)
+    said = own.labels.take(pa.array(at_N))
     labels = pc.if_else(pa.array(corrected_N), said, table.column("label").combine_chunks())
     return table.set_column(table.schema.get_field_index("label"), table.schema.field("label"), labels)
 

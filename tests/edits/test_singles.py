@@ -588,6 +588,11 @@ def test_following_is_opening_anew(
         for label_set in state.label_sets:
             views = [live.in_label_set(log.storage, state, label_set.name) for live in (followed, anew)]
             assert told(views[0], queries_QD) == told(views[1], queries_QD)
+            views = [live.satisfying(log.storage, state, "label != 'r1' or id < 7") for live in views]
+            assert told(views[0], queries_QD) == told(views[1], queries_QD)
+        for where in ("label in ('l1', 'r2', 'a')", "uri like '%1.png'"):
+            views = [live.satisfying(log.storage, state, where) for live in (followed, anew)]
+            assert told(views[0], queries_QD) == told(views[1], queries_QD)
     assert_sound(memory)
 
 

@@ -40,6 +40,7 @@ from pipeline.store.storage.file_refs import DigestsFile, FileRef, RowsFile, des
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.counts import added, read_counts, write_counts
 from pipeline.store.tables.digest_files import digests_in, digests_of_uris, write_digests
+from pipeline.store.tables.ids import is_in
 from pipeline.store.tables.schemas import read_table, write_rows, write_table
 
 WITH_IDS: tuple[Kind, ...] = ("entries", "plan", "rejected", "thumbnails", "offsets", "digests", "tombstones", "labels")
@@ -261,7 +262,7 @@ class _Eraser:
         for path, shard in self._all.shards.items():
             if path in self.plan.shards or path in self.plan.stale or path in self._seen:
                 continue
-            if not np.isin(shard_ids(self._storage, shard), self._ids_N).any():
+            if not is_in(shard_ids(self._storage, shard), self._ids_N).any():
                 self._seen.add(path)
             elif path in current and now.index is not None:
                 self.plan.shards[path] = self._shard_anew(now.index, shard, now)

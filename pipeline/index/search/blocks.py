@@ -6,13 +6,19 @@ Rows are in the order of their ids. Label codes point into a vocabulary shared b
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.store.tables.ids import in_common
 
 Scope = Literal["live", "labelled"]
+
+COUNTED_DENSELY = 8  # codes a row: with more, counting by sorting costs less than an array of all codes
 
 
 @dataclass(frozen=True)
@@ -90,29 +96,63 @@ class Block:
         """A finder over an occasional selection of rows. It is not cached."""
         return self.make_finder(rows_N=np.flatnonzero(mask_N))
 
+    def under(self, live_N: np.ndarray, codes_N: np.ndarray) -> "Block":
+        """The same rows under another overlay: this block if nothing changes. Finders of the same rows are kept."""
+        if live_N is self.live_N and codes_N is self.codes_N:
+            return self
+        block = self._with(live_N=live_N, codes_N=codes_N)
+        if np.array_equal(live_N, self.live_N):
+            same_labelled = np.array_equal(codes_N < 0, self.codes_N < 0)
+            block._finders = {scope: f for scope, f in self._finders.items() if scope == "live" or same_labelled}
+        return block
+
     def with_codes(self, codes_N: np.ndarray) -> "Block":
         """The same rows under other labels."""
-        block = replace(self, codes_N=codes_N)
-        block.keep_finders(self)
-        return block
+        return self.under(self.live_N, codes_N)
 
     def only(self, mask_N: np.ndarray, make_finder: MakeFinder) -> "Block":
         """The same rows. Rows outside the mask are no longer found."""
-        return replace(self, live_N=self.live_N & mask_N, make_finder=make_finder)
+        return self._with(live_N=self.live_N & mask_N, make_finder=make_finder)
 
-    def keep_finders(self, other: "Block") -> None:
-        """Take over the finders made for another overlay on these rows, if they find the same rows."""
-        if np.array_equal(self.live_N, other.live_N):
-            same_labelled = np.array_equal(self.codes_N < 0, other.codes_N < 0)
-            self._finders = {scope: f for scope, f in other._finders.items() if scope == "live" or same_labelled}
+    def _with(self, **changes: Any) -> "Block":
+        """A block of the same ids, whose order is known."""
+        block = object.__new__(type(self))
+        for each in fields(self):
+            setattr(block, each.name, changes.get(each.name, getattr(self, each.name)))
+        block._finders = {}
+        return block
+
+    # Counts of the live rows, made once. A block stays the same object while no version changes it.
+
+    @cached_property
+    def num_live(self) -> int:
+        """Number of live rows."""
+        return int(self.live_N.sum())
+
+    @cached_property
+    def label_counts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The label codes of the live rows (ascending), and the number of live rows of each, int64 [C]."""
+        codes = self.codes_N[self.live_N & (self.codes_N >= 0)]
+        if len(codes) and int(codes.max()) < COUNTED_DENSELY * len(codes):
+            counts_C = np.bincount(codes)
+            return np.flatnonzero(counts_C), counts_C[counts_C > 0]
+        found, counts = np.unique(codes, return_counts=True)
+        return found.astype(np.int64), counts
+
+    @cached_property
+    def dataset_counts(self) -> dict[str, int]:
+        """Number of live rows of each dataset that has any."""
+        pairs = pc.value_counts(self.datasets.filter(pa.array(self.live_N))).to_pylist()
+        return {pair["values"]: pair["counts"] for pair in pairs}
 
     def located(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Which of `ids` this block holds, including forgotten ones: their positions in `ids`, and their rows."""
-        at = np.searchsorted(self.ids_N, ids)
-        inside = at < len(self.ids_N)
-        inside[inside] = self.ids_N[at[inside]] == ids[inside]
-        return np.flatnonzero(inside), at[inside]
+        """Which of `ids` (ascending) this block holds, including forgotten ones: positions in `ids`, and rows.
+
+        The cost is at most that of the block's rows, and none for ids outside of the block's range.
+        """
+        rows, positions = in_common(self.ids_N, ids)
+        return positions, rows
 
     def rows_of(self, ids: np.ndarray) -> np.ndarray:
-        """The rows of those of `ids` that this block holds, including forgotten ones."""
+        """The rows of those of `ids` (ascending) that this block holds, including forgotten ones."""
         return self.located(ids)[1]

@@ -44,14 +44,15 @@ def masks(
     storage: Storage,
     state: State,
     blocks: Sequence[Block],
-    labels: Sequence[str],
+    labels: pa.Array,
     condition: Condition,
     assume: Mapping[int, str],
 ) -> Iterable[np.ndarray]:
     """For each block, which of its rows satisfy a condition, bool [N]. Null counts as false. Raises DamagedFile.
 
-    The label is the one that the entry has in this question: from the requested label set, or assumed. The deadline is
-    checked every NS_AT_ONCE. Raises TooLate when it is over, and UsageError if the condition cannot be evaluated.
+    `labels` are the names of label codes. The label is the one that the entry has in this question: from the requested
+    label set, or assumed. The deadline is checked every NS_AT_ONCE. Raises TooLate when it is over, and UsageError if
+    the condition cannot be evaluated.
     """
     kinds = kinds_of_columns(state)
     step = max(int(NS_AT_ONCE / condition.cost), MIN_ROWS)
@@ -93,14 +94,15 @@ def _comparable(column: pa.ChunkedArray, kind: pa.DataType) -> Values:
     return column
 
 
-def _labels(block: Block, labels: Sequence[str], assume: Mapping[int, str]) -> pa.ChunkedArray:
+def _labels(block: Block, labels: pa.Array, assume: Mapping[int, str]) -> pa.ChunkedArray:
     new = sorted(set(assume.values()))
-    names = [*labels, *new]
+    names = pa.concat_arrays([labels, pa.array(new, pa.string())]) if new else labels
     codes_N = block.codes_N
-    positions, rows = block.located(np.array(list(assume), np.int64))
+    ids = sorted(assume)
+    positions, rows = block.located(np.array(ids, np.int64))
     if len(rows):
-        assumed = list(assume.values())
+        assumed = [assume[entry_id] for entry_id in ids]
         codes = {label: len(labels) + at for at, label in enumerate(new)}
         codes_N = codes_N.copy()
         codes_N[rows] = [codes[assumed[position]] for position in positions]
-    return pa.chunked_array([pa.array(names, pa.string()).take(pa.array(codes_N, mask=codes_N < 0))])
+    return pa.chunked_array([names.take(pa.array(codes_N, mask=codes_N < 0))])

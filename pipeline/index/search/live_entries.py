@@ -20,13 +20,20 @@ from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder, 
 from pipeline.index.search.exact import CACHED_ROWS, ExactFinder, similarities
 from pipeline.index.search.filter_columns import kinds_of_columns, masks
 from pipeline.index.search.filter_expression import parse
-from pipeline.index.search.open_blocks import ALL, OpenedBlocks, Share, in_label_set, open_blocks
+from pipeline.index.search.open_blocks import (
+    ALL,
+    LabelSetBlocks,
+    OpenedBlocks,
+    Share,
+    in_label_set,
+    open_blocks,
+)
 from pipeline.recent import Recent
 from pipeline.store.log.state import State
 from pipeline.store.storage.interface import Storage
 
 QUERIES_AT_ONCE = 1_024
-WHERES_BYTES = 256 << 20  # of cached results of expressions: masks, and the finders over them
+WHERES_BYTES = 128 << 20  # of cached results of expressions (masks, and the finders over them): whole, and by block
 FEW_ROWS = 4_096  # gathered in 15 ms at 384 dimensions, then searched faster than an index that must go so far
 ROUNDING = 2.0**-23  # of similarities to float32, the type in which they are compared
 
@@ -59,6 +66,14 @@ class Restrictions:
     assume: Mapping[int, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Restricted:
+    """A block, and those of its rows that satisfy an expression. Holding the block keeps its `id` from being reused."""
+
+    block: Block
+    rows: Block
+
+
 class LiveEntries:
     """All live entries of one version of a memory, or those of them that satisfy `where`.
 
@@ -88,8 +103,9 @@ class LiveEntries:
         self.shards_total = num_shards + len(self.damaged)
         self._opened = opened or OpenedBlocks()
         self._label_sets: dict[str, LiveEntries] = {}
+        self._label_set_blocks: dict[str, LabelSetBlocks] = {}  # of this version, or of an earlier one
         self._satisfying = Recent[LiveEntries](WHERES_BYTES)
-        self._num_live: int | None = None  # counted once, because every decision needs it
+        self._restricted = Recent[_Restricted](WHERES_BYTES)
         self._label_counts: np.ndarray | None = None
 
     @classmethod
@@ -102,7 +118,19 @@ class LiveEntries:
         """
         opened = open_blocks(storage, state, before._opened if before is not None else None, share)
         dimension = state.identity.dimension if state.identity else 0
-        return cls(dimension, list(opened.codes), opened.blocks, opened.num_shards, opened)
+        live = cls(dimension, list(opened.codes), opened.blocks, opened.num_shards, opened)
+        if before is not None:
+            live._keep_from(before)
+        return live
+
+    def _keep_from(self, before: "LiveEntries") -> None:
+        """Take over what another version knows about blocks that this version has too, and nothing of other blocks."""
+        self._label_set_blocks = {name: of.left_in(self._opened) for name, of in before._label_set_blocks.items()}
+        views = [self.blocks, *(of.blocks for of in self._label_set_blocks.values())]
+        there = {id(block) for blocks in views for block in blocks}
+        for key, restricted, num_bytes in before._restricted.items():
+            if id(restricted.block) in there:
+                self._restricted.put(key, restricted, num_bytes)
 
     def in_label_set(self, storage: Storage, state: State, name: str) -> "LiveEntries":
         """The same entries under the labels of a label set of the version. Raises UnknownName or DamagedFile."""
@@ -111,9 +139,11 @@ class LiveEntries:
             if name not in maps:
                 hint = f"it has {', '.join(sorted(maps))}" if maps else "it has none: `relabel --label-set` makes one"
                 raise UnknownName(f"the memory at {storage.uri} has no label set '{name}': {hint}")
-            blocks, labels = in_label_set(storage, self._opened, maps[name], name)
-            found = LiveEntries(self.dimension, labels, blocks, self.num_shards, label_set=name)
+            of = in_label_set(storage, self._opened, maps[name], name, self._label_set_blocks.get(name))
+            found = LiveEntries(self.dimension, list(of.codes), of.blocks, self.num_shards, label_set=name)
             found.damaged, found.shards_total = self.damaged, self.shards_total
+            found._restricted = self._restricted
+            self._label_set_blocks[name] = of
             self._label_sets[name] = found
         return self._label_sets[name]
 
@@ -122,24 +152,43 @@ class LiveEntries:
     ) -> "LiveEntries":
         """The entries that satisfy an expression (filter_expression.py). Other entries cannot be neighbours or count.
 
-        `assume` gives some entries another label in the expression. Raises UsageError or DamagedFile.
+        `assume` gives some entries another label in the expression. Raises UsageError or DamagedFile. Passes over the
+        rows of the blocks for which the expression was not asked before, in this version or an earlier one.
         """
-        condition = parse(where, kinds_of_columns(state))
-        key = (where, *sorted(assume.items())) if "label" in condition.columns else (where,)
+        kinds = kinds_of_columns(state)
+        condition = parse(where, kinds)
+        assumed = tuple(sorted(assume.items())) if "label" in condition.columns else ()
+        key = (where, *((name, str(kinds[name])) for name in sorted(condition.columns)), *assumed)
 
         def satisfy() -> LiveEntries:
-            found = zip(self.blocks, masks(storage, state, self.blocks, self.labels, condition, assume), strict=True)
-            blocks = [block.only(mask_N, _exact_over_few(block)) for block, mask_N in found]
+            known = [self._restricted.get((id(block), *key)) for block in self.blocks]
+            new = [block for block, restricted in zip(self.blocks, known, strict=True) if restricted is None]
+            found = iter(masks(storage, state, new, self.label_names, condition, assume) if new else ())
+            blocks = []
+            for block, restricted in zip(self.blocks, known, strict=True):
+                if restricted is not None:
+                    blocks.append(restricted.rows)
+                    continue
+                rows = block.only(next(found), _exact_over_few(block))
+                self._restricted.put((id(block), *key), _Restricted(block, rows), _bytes_of(rows, self.dimension))
+                blocks.append(rows)
             return LiveEntries(
                 self.dimension, self.labels, blocks, self.num_shards, self._opened, self.label_set, where, self
             )
 
-        return self._satisfying.get_or_make(key, satisfy, _bytes_of)
+        return self._satisfying.get_or_make(
+            key, satisfy, lambda live: 1_024 + sum(_bytes_of(block, live.dimension) for block in live.blocks)
+        )
 
     @cached_property
     def label_codes(self) -> Mapping[str, int]:
         """The codes of the labels, by their names."""
         return {label: code for code, label in enumerate(self.labels)}
+
+    @cached_property
+    def label_names(self) -> pa.Array:
+        """The labels as an Arrow array, made once: blocks take the names of their rows from it."""
+        return pa.array(self.labels, pa.string())
 
     @property
     def own_labels(self) -> pa.Table:
@@ -147,26 +196,31 @@ class LiveEntries:
         return self._opened.overlay.own_labels
 
     def __len__(self) -> int:
-        if self._num_live is None:
-            self._num_live = sum(int(block.live_N.sum()) for block in self.blocks)
         return self._num_live
 
+    @cached_property
+    def _num_live(self) -> int:
+        return sum(block.num_live for block in self.blocks)
+
     def label_counts(self) -> np.ndarray:
-        """Number of live entries of each label, int64 [C], in the order of `labels`. Callers must not write to it."""
+        """Number of live entries of each label, int64 [C], in the order of `labels`. Callers must not write to it.
+
+        Only the rows of blocks that were not counted before, in this version or an earlier one, are passed over.
+        """
         if self._label_counts is None:
             counts = np.zeros(len(self.labels), np.int64)
             for block in self.blocks:
-                codes = block.codes_N[block.live_N]
-                counts += np.bincount(codes[codes >= 0], minlength=len(self.labels))
+                codes, of_block = block.label_counts
+                counts[codes] += of_block
             self._label_counts = counts
         return self._label_counts
 
     def dataset_counts(self) -> dict[str, int]:
-        """Number of live entries of each dataset that has any."""
+        """Number of live entries of each dataset that has any. Counts as `label_counts` does."""
         counts: dict[str, int] = {}
         for block in self.blocks:
-            for pair in pc.value_counts(block.datasets.filter(pa.array(block.live_N))).to_pylist():
-                counts[pair["values"]] = counts.get(pair["values"], 0) + pair["counts"]
+            for dataset, count in block.dataset_counts.items():
+                counts[dataset] = counts.get(dataset, 0) + count
         return dict(sorted(counts.items()))
 
     def live_ids(self, *, labelled: bool = False) -> np.ndarray:
@@ -193,9 +247,10 @@ class LiveEntries:
     def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
         """Ids of the live entries with this uri, label or dataset (one of them), int64 [N]."""
         found = []
+        code = self.label_codes.get(label, -2) if label is not None else -2
         for block in self.blocks:
             if label is not None:
-                mask = block.codes_N == (self.labels.index(label) if label in self.labels else -2)
+                mask = block.codes_N == code
             else:
                 column, wanted = (block.uris, uri) if uri is not None else (block.datasets, dataset)
                 mask = pc.equal(column, wanted).to_numpy()
@@ -238,9 +293,15 @@ class LiveEntries:
         return codes_N
 
     def _located(self, ids: np.ndarray) -> Iterator[tuple[Block, np.ndarray, np.ndarray]]:
-        """For each block: the positions in `ids` of the entries that it holds, and their rows in the block."""
+        """For each block: the positions in `ids` of the entries that it holds, and their rows in the block.
+
+        The ids are sorted once, and each block looks only at those in its range.
+        """
+        order = None if (ids[1:] >= ids[:-1]).all() else np.argsort(ids, kind="stable")
+        ascending = ids if order is None else ids[order]
         for block in self.blocks:
-            yield block, *block.located(ids)
+            positions, rows = block.located(ascending)
+            yield block, positions if order is None else order[positions], rows
 
     def search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Retrieved:
         """The k nearest live entries of each query (float32 [Q, D] of unit length) under the restrictions."""
@@ -340,14 +401,11 @@ def _finder(block: Block, restrictions: Restrictions) -> Finder:
     return block.finder(restrictions.scope)
 
 
-def _bytes_of(live: LiveEntries) -> int:
-    """Estimated bytes of the entries that satisfy an expression: masks, and finders, which may hold vectors."""
-    num_bytes = 1_024
-    for block in live.blocks:
-        rows = int(block.live_N.sum())
-        vectors = rows * live.dimension * 4 if rows <= CACHED_ROWS else 0
-        num_bytes += len(block.live_N) + 2 * (rows * 8 + len(block.live_N) // 8 + vectors)  # over all, and labelled
-    return num_bytes
+def _bytes_of(block: Block, dimension: int) -> int:
+    """Estimated bytes of the rows that satisfy an expression: a mask, and finders, which may hold vectors."""
+    vectors = block.num_live * dimension * 4 if block.num_live <= CACHED_ROWS else 0
+    finder = block.num_live * 8 + len(block.live_N) // 8 + vectors
+    return 512 + len(block.live_N) + 2 * finder  # over all, and over those with a label
 
 
 def _exact_over_few(block: Block) -> MakeFinder:

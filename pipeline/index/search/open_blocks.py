@@ -1,10 +1,12 @@
 """Opens the live entries of one version as blocks, and reuses the blocks that an earlier version shares with it.
 
 A stored file never changes under its name, so a block of stored rows is read once. Later changes of a version
-(tombstones, other labels) form an overlay over these rows. The overlay is applied again only if it changed. So a reader
-that follows the versions of a growing memory reads only what was added.
+(tombstones, other labels) form an overlay over these rows. It is applied again only to the blocks in which it changed,
+and the other blocks stay the same objects, with what was found out about them. So a reader that follows the versions of
+a growing memory does only what was added.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +16,7 @@ import pyarrow as pa
 from pipeline.errors import DamagedFile
 from pipeline.index.search.blocks import Block
 from pipeline.index.search.exact import ExactFinder
+from pipeline.index.search.overlay import Overlay, OwnLayers
 from pipeline.index.search.shard_files import files_covered, open_shard, read_ahead
 from pipeline.store.log.records import Single
 from pipeline.store.log.single_adds import table_of_singles
@@ -21,9 +24,8 @@ from pipeline.store.log.state import State
 from pipeline.store.storage.file_refs import FileRef, RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.identity import Identity
-from pipeline.store.tables.labels import OwnLabels, newest_labels, read_label_map, read_label_rows
-from pipeline.store.tables.schemas import LABELS, embedding_matrix, read_table
-from pipeline.store.tables.tombstones import read_tombstones
+from pipeline.store.tables.labels import read_label_map
+from pipeline.store.tables.schemas import embedding_matrix, read_table
 
 # Fresh files are combined into one block until they have this many rows. A full block stays as it is when files are
 # added. The last block, which is not full, is built again with each added file.
@@ -31,19 +33,6 @@ GROUP_ROWS = 4_096
 
 _COLUMNS = ("id", "uri", "label", "dataset", "embedding")
 _Key = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Overlay:
-    """What a version changes in the stored rows: forgotten ids (int64 [N], ascending), and rows with other labels."""
-
-    tombstones: tuple[FileRef, ...]
-    labels: tuple[FileRef, ...]
-    forgotten: np.ndarray
-    own_labels: pa.Table
-
-    def same_as(self, other: "Overlay") -> bool:
-        return (self.tombstones, self.labels) == (other.tombstones, other.labels)
 
 
 @dataclass(frozen=True)
@@ -73,7 +62,7 @@ class OpenedBlocks:
     codes: dict[str, int] = field(default_factory=dict)
     stored: dict[_Key, Block] = field(default_factory=dict)
     tables: dict[str, pa.Table] = field(default_factory=dict)
-    overlay: Overlay = field(default_factory=lambda: Overlay((), (), np.empty(0, np.int64), LABELS.empty_table()))
+    overlay: Overlay = field(default_factory=Overlay)
     laid: dict[_Key, Block] = field(default_factory=dict)
     num_shards: int = 0
     damaged: tuple[DamagedFile, ...] = ()
@@ -91,7 +80,7 @@ def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = No
     `before` must be of the same share. Raises DamagedFile if another file is damaged.
     """
     before = before or OpenedBlocks()
-    opened = OpenedBlocks(codes=dict(before.codes), overlay=_overlay(storage, state, before.overlay))
+    opened = OpenedBlocks(codes=dict(before.codes), overlay=before.overlay.grown(storage, state))
     dimension = state.identity.dimension if state.identity else 0
     if state.index is not None:
         files = state.entries_files()
@@ -130,76 +119,118 @@ def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = No
     return opened
 
 
-def in_label_set(
-    storage: Storage, opened: OpenedBlocks, map_file: FileRef | None, name: str
-) -> tuple[list[Block], list[str]]:
-    """The blocks with the labels of a label set, and those labels in the order of their codes.
+@dataclass
+class LabelSetBlocks:
+    """The blocks of a version with the labels of a label set. A later version reuses those whose labels are the same.
 
-    An entry's own label in the set takes precedence over its stored label as mapped. Raises DamagedFile.
+    `codes` numbers the labels of the set and only grows. `translation` (int32 [C + 1]) has the code of each stored
+    label, -1 for none, and -1 at its end. `of` has each block of the version, and the same rows under the labels of the
+    set.
     """
-    mapped = read_label_map(storage, map_file) if map_file is not None else {}
-    codes: dict[str, int] = {}
-    translation = np.full(len(opened.codes) + 1, -1, np.int32)
-    for label, code in opened.codes.items():
-        if label in mapped:
-            translation[code] = codes.setdefault(mapped[label], len(codes))
-    own = newest_labels(opened.overlay.own_labels, name)
-    blocks = []
-    for block in opened.blocks:
+
+    map: FileRef | None
+    overlay: Overlay
+    codes: dict[str, int] = field(default_factory=dict)
+    translation: np.ndarray = field(default_factory=lambda: np.full(1, -1, np.int32))
+    of: dict[_Key, tuple[Block, Block]] = field(default_factory=dict)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [block for _, block in self.of.values()]
+
+    def left_in(self, opened: OpenedBlocks) -> "LabelSetBlocks":
+        """Without the blocks that another version does not have, so that they are not held any longer."""
+        left = {key: pair for key, pair in self.of.items() if key in opened.laid}
+        return replace(self, of=left)
+
+
+def in_label_set(
+    storage: Storage, opened: OpenedBlocks, map_file: FileRef | None, name: str, before: LabelSetBlocks | None = None
+) -> LabelSetBlocks:
+    """The blocks with the labels of a label set.
+
+    An entry's own label in the set takes precedence over its stored label as mapped. Only blocks are translated that
+    differ from those of `before`, an earlier version with the same map. Raises DamagedFile.
+    """
+    if before is None or before.map != map_file:
+        before = LabelSetBlocks(map_file, Overlay())
+    codes = dict(before.codes)
+    translation = _translation(storage, opened.codes, map_file, codes, before.translation)
+    found = LabelSetBlocks(map_file, opened.overlay, codes, translation)
+    own = opened.overlay.own(name)
+    relabelled = opened.overlay.relabelled_since(before.overlay, name)
+    for key, block in opened.laid.items():
+        base, known = before.of.get(key, (None, None))
+        if base is not None and known is not None and not len(block.rows_of(relabelled)):
+            if base is block:
+                found.of[key] = base, known
+                continue
+            if base.codes_N is block.codes_N:
+                found.of[key] = block, block.with_codes(known.codes_N)
+                continue
         codes_N = translation[block.codes_N]
         _give(codes_N, block, own, codes)
-        blocks.append(block.with_codes(codes_N))
-    return blocks, list(codes)
+        found.of[key] = block, block.with_codes(codes_N)
+    return found
 
 
-def _overlay(storage: Storage, state: State, before: Overlay) -> Overlay:
-    forgotten, own_labels = before.forgotten, before.own_labels
-    if state.tombstones != before.tombstones:
-        known = state.tombstones[: len(before.tombstones)] == before.tombstones
-        added = state.tombstones[len(before.tombstones) :] if known else state.tombstones
-        read = read_tombstones(storage, added)
-        forgotten = np.union1d(before.forgotten, read) if known else read
-    if state.labels != before.labels:
-        known = state.labels[: len(before.labels)] == before.labels
-        added = state.labels[len(before.labels) :] if known else state.labels
-        own_labels = read_label_rows(storage, added)
-        own_labels = pa.concat_tables([before.own_labels, own_labels]) if known else own_labels
-    return Overlay(state.tombstones, state.labels, forgotten, own_labels)
+def _translation(
+    storage: Storage, stored: Mapping[str, int], map_file: FileRef | None, codes: dict[str, int], known: np.ndarray
+) -> np.ndarray:
+    """The codes in a label set of all stored labels. Those of the first labels are known: the map is read for others.
+
+    Labels of the set that are new get the next `codes`.
+    """
+    if len(known) > len(stored):
+        return known
+    mapped = read_label_map(storage, map_file) if map_file is not None else {}
+    translation = np.full(len(stored) + 1, -1, np.int32)
+    translation[: len(known) - 1] = known[:-1]
+    for label, code in itertools.islice(stored.items(), len(known) - 1, None):
+        if label in mapped:
+            translation[code] = codes.setdefault(mapped[label], len(codes))
+    return translation
 
 
 def _lay_over(opened: OpenedBlocks, before: OpenedBlocks) -> None:
-    """Apply the overlay to the stored blocks. Blocks that already have this overlay are reused from `before`."""
-    unchanged = opened.overlay.same_as(before.overlay)
-    own: OwnLabels | None = None
+    """Apply the overlay to the stored blocks. Blocks in which it changes nothing are reused from `before`."""
+    own = opened.overlay.own(None)
+    relabelled = opened.overlay.relabelled_since(before.overlay, None)
     for key, block in opened.stored.items():
         known = before.laid.get(key) if before.stored.get(key) is block else None
-        if known is not None and unchanged:
-            opened.laid[key] = known
-            continue
-        own = own or newest_labels(opened.overlay.own_labels, None)
-        opened.laid[key] = _laid_over(block, opened.overlay.forgotten, own, opened.codes, known)
+        live_N, codes_N = (known or block).live_N, (known or block).codes_N
+        if known is None or len(block.rows_of(opened.overlay.changed)):
+            live_N = _live(block, opened.overlay.forgotten)
+        if known is None or len(block.rows_of(relabelled)):
+            codes_N = _relabelled(block, own, opened.codes)
+        opened.laid[key] = (known or block).under(live_N, codes_N)
 
 
-def _laid_over(
-    block: Block, forgotten: np.ndarray, own: OwnLabels, codes: dict[str, int], known: Block | None
-) -> Block:
-    live_N = np.ones(len(block.ids_N), bool)
-    live_N[block.rows_of(forgotten)] = False
-    codes_N = block.codes_N
-    if len(block.rows_of(own.ids_N)):
-        codes_N = codes_N.copy()
-        _give(codes_N, block, own, codes)
-    laid = replace(block, codes_N=codes_N, live_N=live_N)
-    if known is not None:
-        laid.keep_finders(known)
-    return laid
+def _live(block: Block, forgotten: np.ndarray) -> np.ndarray:
+    """The mask of the rows that are not forgotten: that of the block if all are its live rows."""
+    rows = block.rows_of(forgotten)
+    if not len(rows):
+        return block.live_N
+    live_N = block.live_N.copy()
+    live_N[rows] = False
+    return live_N
 
 
-def _give(codes_N: np.ndarray, block: Block, own: OwnLabels, codes: dict[str, int]) -> None:
-    """Write the codes of entries' own labels into `codes_N`. New labels get the next codes."""
-    positions, rows = block.located(own.ids_N)
-    names = own.labels.take(pa.array(positions)).to_pylist()
+def _relabelled(block: Block, own: OwnLayers, codes: dict[str, int]) -> np.ndarray:
+    """The codes of the rows with the entries' own labels: those of the block if it has no such entry."""
+    codes_N = block.codes_N.copy()
+    return codes_N if _give(codes_N, block, own, codes) else block.codes_N
+
+
+def _give(codes_N: np.ndarray, block: Block, own: OwnLayers, codes: dict[str, int]) -> int:
+    """Write the codes of entries' own labels into `codes_N`; returns how many. New labels get the next codes."""
+    if not len(block.ids_N):
+        return 0
+    near = own.of(int(block.ids_N[0]), int(block.ids_N[-1]))
+    positions, rows = block.located(near.ids_N)
+    names = near.labels.take(pa.array(positions)).to_pylist()
     codes_N[rows] = [codes.setdefault(name, len(codes)) if name is not None else -1 for name in names]
+    return len(rows)
 
 
 def _groups(files: Sequence[RowsFile]) -> list[list[RowsFile]]:

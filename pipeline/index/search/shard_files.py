@@ -31,6 +31,7 @@ from pipeline.store.log.records import Index, Shard
 from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, describe, reading, unaltered_path
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.embedding_rows import read_embeddings
+from pipeline.store.tables.ids import is_in
 from pipeline.store.tables.kept_columns import FIXED, kept_after, union, with_columns
 from pipeline.store.tables.schemas import embedding_matrix, read_table
 
@@ -64,7 +65,7 @@ def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], f
         with local.open("wb") as stream:
             for file in files:
                 table = read_table(storage, file)
-                alive = ~np.isin(table.column("id").to_numpy(), forgotten)
+                alive = ~is_in(table.column("id").to_numpy(), forgotten)
                 table = table.filter(pa.array(alive))
                 stream.write(np.ascontiguousarray(embedding_matrix(table.column("embedding"))).data)
                 ids.append(table.column("id").to_numpy())
@@ -295,7 +296,7 @@ def without_entries(
     The trained quantizer does not change. Labels that only erased entries had are removed. Raises DamagedFile.
     """
     ids_N = _read_array(storage, shard.ids, np.int64)
-    kept_N = np.flatnonzero(~np.isin(ids_N, erased))
+    kept_N = np.flatnonzero(~is_in(ids_N, np.sort(erased)))
     if not len(kept_N):
         return None
     table, names = _read_entries(storage, shard.entries)

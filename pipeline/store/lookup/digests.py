@@ -15,6 +15,7 @@ from pipeline.store.log.state import State
 from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.digest_files import digests_in
+from pipeline.store.tables.ids import in_common, is_in
 from pipeline.store.tables.parquet_columns import read_columns, read_columns_of
 from pipeline.store.tables.tombstones import read_tombstones
 
@@ -68,11 +69,9 @@ class Digests:
     @staticmethod
     def _look_up(wanted: np.ndarray, rows: tuple[np.ndarray, np.ndarray], found: np.ndarray, known: np.ndarray) -> None:
         ids_N, digests_N = rows
-        if not len(ids_N):
-            return
-        at = np.minimum(np.searchsorted(ids_N, wanted), len(ids_N) - 1)
-        here = (ids_N[at] == wanted) & ~known
-        found[here], known[here] = digests_N[at[here]], True
+        at, here = in_common(ids_N, wanted)
+        new = ~known[here]
+        found[here[new]], known[here[new]] = digests_N[at[new]], True
 
 
 def live_rows(storage: Storage, state: State) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -80,9 +79,9 @@ def live_rows(storage: Storage, state: State) -> Iterator[tuple[np.ndarray, np.n
     forgotten = read_tombstones(storage, state.tombstones)
     for table in read_columns_of(storage, state.entries_files(), ["id", "sha256"]):
         ids_N = table["id"].to_numpy()
-        alive_N = ~np.isin(ids_N, forgotten)
+        alive_N = ~is_in(ids_N, forgotten)
         yield ids_N[alive_N], digests_in(table["sha256"])[alive_N]
     ids_N = np.array([single.id for single in state.pending], np.int64)
-    alive_N = ~np.isin(ids_N, forgotten)
+    alive_N = ~is_in(ids_N, forgotten)
     if len(ids_N):
         yield ids_N[alive_N], digests_in(pa.array([single.sha256 for single in state.pending], pa.string()))[alive_N]

@@ -18,7 +18,7 @@ from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.counts import added, counted, read_counts
 from pipeline.store.tables.digest_files import DigestOf, digests_in, digests_of_uris, ids_with
-from pipeline.store.tables.ids import SEGMENT_SHIFT
+from pipeline.store.tables.ids import SEGMENT_SHIFT, is_in
 from pipeline.store.tables.labels import newest_labels, own_labels_of, read_label_map, read_label_rows
 from pipeline.store.tables.parquet_columns import read_columns_of, read_rows
 from pipeline.store.tables.tombstones import Tombstones
@@ -228,7 +228,7 @@ class EntryLookup:
     def _live(table: pa.Table, forgotten_N: np.ndarray) -> pa.Table:
         if not len(forgotten_N):
             return table
-        return table.filter(pa.array(~np.isin(table["id"].to_numpy(), forgotten_N)))
+        return table.filter(pa.array(~is_in(table["id"].to_numpy(), forgotten_N)))
 
 
 def num_live_fresh(storage: Storage, state: State) -> int:

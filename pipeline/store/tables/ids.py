@@ -44,3 +44,47 @@ def rows_per_part(planned: int) -> int:
     """
     whole_batches = -(-planned // (PARTS_AIMED_AT * ROWS_MULTIPLE)) * ROWS_MULTIPLE
     return min(max(whole_batches, MIN_PART_ROWS), MAX_PART_ROWS)
+
+
+def within(ids_N: np.ndarray, first: int, last: int) -> slice:
+    """Where ascending ids (int64 [N]) lie from `first` to `last`."""
+    return slice(int(np.searchsorted(ids_N, first)), int(np.searchsorted(ids_N, last, "right")))
+
+
+def is_in(ids_N: np.ndarray, known_M: np.ndarray) -> np.ndarray:
+    """Which ids (int64 [N], in any order) are among known ids (int64 [M] ascending), bool [N].
+
+    The known ids are cut to the range of the ids first. So the cost is that of N, however many ids are known elsewhere.
+    """
+    near_K = known_M[within(known_M, ids_N.min(), ids_N.max())] if len(ids_N) else known_M[:0]
+    if not len(near_K):
+        return np.zeros(len(ids_N), bool)
+    at_N = np.minimum(np.searchsorted(near_K, ids_N), len(near_K) - 1)
+    found_N: np.ndarray = near_K[at_N] == ids_N
+    return found_N
+
+
+def in_common(known_N: np.ndarray, ids_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where two lists of ids agree: positions in `known_N` (strictly ascending) and in `ids_M` (ascending), int64 [K].
+
+    Both are cut to the range that they share. Then the shorter one is bisected in the longer one. So ids that lie
+    elsewhere cost nothing.
+    """
+    none = np.empty(0, np.int64)
+    if not len(known_N) or not len(ids_M):
+        return none, none
+    near = within(ids_M, known_N[0], known_N[-1])
+    ids_M = ids_M[near]
+    if not len(ids_M):
+        return none, none
+    there = within(known_N, ids_M[0], ids_M[-1])
+    known_N = known_N[there]
+    if len(ids_M) <= len(known_N):
+        rows_M = np.minimum(np.searchsorted(known_N, ids_M), len(known_N) - 1)
+        positions = np.flatnonzero(known_N[rows_M] == ids_M)
+        return rows_M[positions] + there.start, positions + near.start
+    starts_N, stops_N = np.searchsorted(ids_M, known_N), np.searchsorted(ids_M, known_N, "right")
+    counts_N = stops_N - starts_N  # more than one where an id is repeated
+    rows = np.repeat(np.arange(len(known_N)), counts_N)
+    positions = np.arange(len(rows)) + np.repeat(starts_N - (np.cumsum(counts_N) - counts_N), counts_N)
+    return rows + there.start, positions + near.start
