@@ -133,5 +133,5 @@ def test_another_format_is_named(log: VersionLog) -> None:
     forget(log, State(), 1)
     path = log.storage.local_path(f"versions/{1:020d}.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
-    with pytest.raises(FormatError, match="in format 7 and this release reads format 1"):
+    with pytest.raises(FormatError, match="in format 7 and this release reads format 2"):
         VersionLog(log.storage).latest()

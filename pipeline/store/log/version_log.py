@@ -153,9 +153,7 @@ class VersionLog:
                 self._known, self._known_nonce = newer, newest_nonce or found
                 return newer
             self._known = self._known_nonce = None
-        self._known, self._known_nonce = steady(
-            lambda: self.retained()[-1], lambda newest: (self._folded_to(newest), self._nonce_if_there(newest))
-        )
+        self._known, self._known_nonce = steady(self._listed, self._newest_of)
         return self._known
 
     def nonce_of(self, version: int) -> str:
@@ -188,6 +186,13 @@ class VersionLog:
 
     def retained(self) -> range:
         """The numbers of the retained versions. Raises MemoryMissing or DamagedFile."""
+        return self._listed()[0]
+
+    def _listed(self) -> tuple[range, Sequence[int]]:
+        """The numbers of the retained versions, and of those with a checkpoint, from one listing.
+
+        Raises MemoryMissing or DamagedFile.
+        """
         for attempt in range(MAX_LISTINGS):
             names = self.storage.list(VERSIONS)
             numbers = {number for number in map(commit_number, names) if number is not None}
@@ -196,16 +201,16 @@ class VersionLog:
             lowest = newest = max(numbers)
             while lowest - 1 in numbers:
                 lowest -= 1
+            points = [number for number in map(checkpoint_number, names) if number is not None]
             if lowest == 1:
-                return range(1, newest + 1)
-            points = (number for number in map(checkpoint_number, names) if number is not None)
+                return range(1, newest + 1), points
             starts = [number for number in points if number >= lowest]
             # A listing is not a snapshot. It may lack a commit and yet show later ones, or lack the checkpoint that was
             # written before older versions were dropped. So ask for the commit, or list the folder again.
             if self.storage.exists(commit_path(lowest - 1)) or not (lowest in starts or attempt):
                 continue
             if starts:
-                return range(starts[0], newest + 1)
+                return range(starts[0], newest + 1), points
             break
         self._refuse_unfinished_copy()
         raise DamagedFile(
@@ -387,6 +392,15 @@ class VersionLog:
             return None
         found = _NONCE.search(head)
         return found[1].decode() if found else hashlib.sha256(head).hexdigest()
+
+    def _newest_of(self, listed: tuple[range, Sequence[int]]) -> tuple[State, str | None]:
+        """The state of the newest listed version, and the nonce of its commit."""
+        numbers, points = listed
+        newest = numbers[-1]
+        state, nonce = self._begun_at(max((n for n in points if n <= newest), default=0)), None
+        for commit in self.commits(range(state.version + 1, newest + 1)):
+            state, nonce = self._folded(state, commit), commit.nonce
+        return state, nonce or self._nonce_if_there(newest)
 
     def _folded_to(self, version: int) -> State:
         """The state at a retained version."""

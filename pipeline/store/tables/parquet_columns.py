@@ -21,6 +21,7 @@ from pipeline.store.tables.schemas import check_rows
 
 READERS = 8  # files of an object store read in parallel: most of the time is waiting
 WHOLE_BYTES = 1 << 20  # a file up to this size is faster in one request than its footer and columns in four
+WHOLE_FOR_ROWS = 128 << 10  # the same for a few rows, of which a row group is fetched
 FILES_AHEAD = 64  # files read ahead of the caller
 Overlay = TypeVar("Overlay", bound=FileRef)
 
@@ -48,7 +49,7 @@ def read_rows(
     DamagedFile.
     """
     wanted_N = np.unique(np.asarray(ids) if len(ids) else np.empty(0, np.int64))
-    with _opened(storage, file) as parquet:
+    with _opened(storage, file, WHOLE_FOR_ROWS) as parquet:
         groups = [g for g in range(parquet.num_row_groups) if _may_hold(parquet, g, key, wanted_N)]
         table = _validated(parquet.read_row_groups(groups, columns=list(columns)))
     return table.filter(pc.is_in(table.column(key), pa.array(wanted_N, table.schema.field(key).type)))
@@ -56,7 +57,7 @@ def read_rows(
 
 def read_id_range(storage: Storage, file: FileRef, first: int, last: int) -> np.ndarray:
     """The ids of a file within an inclusive range, in the order of the file, int64 [N]. Reads as `read_rows` does."""
-    with _opened(storage, file) as parquet:
+    with _opened(storage, file, WHOLE_FOR_ROWS) as parquet:
         groups = [g for g in range(parquet.num_row_groups) if _overlaps(parquet, g, first, last)]
         ids_N: np.ndarray = _validated(parquet.read_row_groups(groups, columns=["id"])).column("id").to_numpy()
     held: np.ndarray = ids_N[(ids_N >= first) & (ids_N <= last)]
@@ -64,11 +65,14 @@ def read_id_range(storage: Storage, file: FileRef, first: int, last: int) -> np.
 
 
 @contextlib.contextmanager
-def _opened(storage: Storage, file: FileRef) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of a memory: on this machine in place, from an object store by ranges, or whole if it is small."""
+def _opened(storage: Storage, file: FileRef, whole_bytes: int | None = None) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a memory: on this machine in place, from an object store by ranges, or whole if it is small.
+
+    It is small up to `whole_bytes` (None: WHOLE_BYTES).
+    """
     if "://" not in storage.uri:
         opened = _parquet(storage, file, check_path(storage, file), None)
-    elif file.num_bytes <= WHOLE_BYTES:
+    elif file.num_bytes <= (WHOLE_BYTES if whole_bytes is None else whole_bytes):
         opened = _parquet(storage, file, pa.BufferReader(storage.read(file.path)), None)
     else:
         opened = _parquet(storage, file, stream_of(storage, file), footer_of(storage, file))

@@ -1,0 +1,81 @@
+"""What each verb asks of an object store: requests and bytes, at two sizes ten times apart."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pipeline import VisualMemory
+from pipeline.index.build.plan import IndexOptions
+from pipeline.store.log.version_log import VersionLog
+from pipeline.store.storage.open_storage import open_storage
+from pipeline.store.tables.parquet_columns import WHOLE_FOR_ROWS
+from tests.conftest import add_vectors, unit
+from tests.store.counting import Counts, traffic
+from tests.store.seaweed import SeaweedFS
+
+SIZES = 3_000, 30_000
+DIMENSION = 32
+MB = 1_000_000
+
+# A verb, by its name: what it does to a memory and one of its ids, its most requests and its most bytes fetched. One
+# request in each is for a probe of the store, and three or more are for a lease.
+VERBS: dict[str, tuple[Callable[[VisualMemory, int], object], int, int]] = {
+    "status": (lambda memory, _: memory.status(), 14, MB),
+    "history": (lambda memory, _: memory.history(limit=5), 14, MB),
+    "forget by id": (lambda memory, entry: memory.forget(ids=[entry]), 20, MB),
+    "forget by uri": (lambda memory, entry: memory.forget(uris=[f"/a/{entry & 0xFF}.png"]), 28, MB),
+    "relabel by id": (lambda memory, entry: memory.relabel(ids=[entry], label="new"), 32, MB),
+    "relabel in a set": (lambda memory, entry: memory.relabel(ids=[entry], label="new", label_set="view"), 32, MB),
+}
+
+
+@pytest.fixture(scope="module")
+def memories(s3: SeaweedFS) -> list[str]:
+    """Memories of each size, with an index."""
+    uris = []
+    for size in SIZES:
+        uri = s3.uri()
+        vectors_ND = unit(np.random.default_rng(0).normal(size=(size, DIMENSION)))
+        add_vectors(VersionLog(open_storage(uri)), vectors_ND, [f"class {row % 20}" for row in range(size)])
+        VisualMemory(uri).index(IndexOptions(key="IVF16,Flat", target_recall=0.1))
+        uris.append(uri)
+    return uris
+
+
+def asked(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, uri: str, verb: str, row: int) -> Counts:
+    """What a new process would ask of the store for a verb about the entry in a row."""
+    do, _, _ = VERBS[verb]
+    entry = int(VisualMemory(uri).state().entries_files()[0].first_id) + row
+    with traffic(s3, monkeypatch) as counts:
+        do(VisualMemory(uri), entry)
+    return counts
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_stays_within_its_budget_at_any_size(
+    s3: SeaweedFS, memories: list[str], monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    row = 40 + [*VERBS].index(verb)
+    counts = [asked(s3, monkeypatch, uri, verb, row) for uri in memories]
+    _, requests, num_bytes = VERBS[verb]
+    for seen in counts:
+        assert seen.num_requests <= requests, seen
+        assert seen.bytes_fetched <= num_bytes, seen
+        assert seen.fetched_of("/index/") == 0, "no shard is opened"
+    small, large = counts
+    assert large.num_requests <= small.num_requests + 2, f"{small}\n{large}"
+    beside_the_log = [seen.bytes_fetched - seen.fetched_of("/versions/") for seen in counts]
+    assert beside_the_log[1] <= beside_the_log[0] + WHOLE_FOR_ROWS, "of a larger file a row group"
+
+
+def test_an_image_that_is_added_or_forgotten_opens_nothing(
+    s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, memories: list[str]
+) -> None:
+    before = [VisualMemory(uri).status()["entries"] for uri in memories]
+    for uri in memories:
+        with traffic(s3, monkeypatch) as counts:
+            VisualMemory(uri).forget(labels=["class 7"])
+        assert counts.fetched_of("/index/") == 0
+    after = [VisualMemory(uri).status()["entries"] for uri in memories]
+    assert [a - b for a, b in zip(before, after, strict=True)] == pytest.approx([size / 20 for size in SIZES], abs=3)
