@@ -23,6 +23,7 @@ from pipeline.images.entry_pictures import read_image
 from pipeline.images.labels.labels import Labels
 from pipeline.images.reading import files
 from pipeline.images.sources.listing import list_source
+from pipeline.images.sources.ordering import SortSizes
 from pipeline.store.tables.ids import split_id
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.edits.test_add import rows_of
@@ -380,7 +381,7 @@ def test_what_a_user_writes_for_a_bucket_is_taken_as_it_is(
 
 
 def test_plans_of_any_length_are_listed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.images.sources.listing.BATCH_ROWS", 7)
+    monkeypatch.setattr("pipeline.images.sources.listing.SORT", SortSizes(batch_rows=7))
     names = ["a/b.png", "a.png", "a/b/c.png", "a-b.png", "A.PNG", "b.png", "a/z.jpeg", "é/x.png", "a%/y.png", "a#.png"]
     for name in [*names, *(f"many/{row}.gif" for row in range(40))]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

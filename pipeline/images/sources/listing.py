@@ -1,11 +1,10 @@
 """The listing of a source, made once: ordered tables of image files and of containers with images in them.
 
 The tables are in the order of the uris, which fixes the ids. No image is opened here. A listing of any length takes
-little memory: a long one goes to a temporary file, and its table is memory-mapped.
+little memory: a long one goes to temporary files, and its table is memory-mapped.
 """
 
 import itertools
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,17 +34,19 @@ from pipeline.images.labels.labels import Labels
 from pipeline.images.names.leftovers import Exclusion, PassedOver, first_counts
 from pipeline.images.names.suffixes import endings, kind_of
 from pipeline.images.names.uris import printable
-from pipeline.images.sources.walk import SourceFile, Walk, one_file, walk_source
+from pipeline.images.sources.ordering import SortSizes, in_order
+from pipeline.images.sources.part_limit import PartLimit
+from pipeline.images.sources.source_files import SourceFile, Walk
+from pipeline.images.sources.walk import one_file, walk_source
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.layout import OURS
 from pipeline.store.tables.kept_columns import KeptColumn
 from pipeline.store.tables.schemas import PLAN
 
-BATCH_ROWS = 65_536
 PEEKED_IMAGES = 256
 PEEKED_BYTES = 16 << 20
-TOLD_EVERY = 1_000  # files between two looks at the clock
 TOLD_SECONDS = 0.5  # between two reports of progress
+SORT = SortSizes()
 
 IMAGES = pa.schema(list(PLAN)[1:])  # the segment gives the ids
 _VECTORS = set(VECTOR_KINDS)
@@ -126,18 +127,23 @@ def list_source(
     containers: list[Container] = []
     ours: list[str] = []
 
+    limit = PartLimit(walk.uri)
+
     def images() -> Iterator[SourceFile]:
         for file in _told(walk.files, on_progress):
             kind = kind_of(file.uri)
             if kind == "image":
+                limit.count_image()
                 yield file
             elif kind is None:
                 passed.note_file(file.uri, file.uri)
                 ours.extend(_folders_of_ours(file.uri))
             else:
+                if kind == "tar":
+                    limit.count_containers(1)  # other files may be halves of pairs, or parts of a memory
                 containers.append(Container(file.uri, kind, file.num_bytes, file.modified))
 
-    table = _in_order(_spooled(_batches(images(), labels, walk.name)))
+    table = in_order(_batches(images(), labels, walk.name), IMAGES, SORT, on_progress)
     # A memory, or decisions, below the source are not part of it.
     found = [container for container in containers if not container.uri.startswith(tuple(set(ours)))]
     memories = tuple({folder.rstrip("/").rpartition("/")[0] + "/" for folder in ours})
@@ -149,7 +155,9 @@ def list_source(
         raise _nothing_in(source, walk, passed)
     columns = ColumnsFound(keep)
     found.sort(key=lambda container: container.uri)
-    planned, given, census = plan_containers(found, labels, columns, beside_images=bool(table.num_rows))
+    planned, given, census = plan_containers(
+        found, labels, columns, beside_images=bool(table.num_rows), limit=limit.of_units(), on_progress=on_progress
+    )
     kept = columns.settled(labels.file)
     rows = None
     if (file := labels.read_file()) is not None:
@@ -175,11 +183,11 @@ def list_source(
 
 
 def _told(files: Iterator[SourceFile], on_progress: OnProgress) -> Iterator[SourceFile]:
-    """The files. Their number so far is reported now and then; the total is unknown."""
+    """The files. Their number so far is reported every TOLD_SECONDS; the total is unknown."""
     told = time.monotonic()
     for number, file in enumerate(files, start=1):
         yield file
-        if number % TOLD_EVERY == 0 and (now := time.monotonic()) - told >= TOLD_SECONDS:
+        if (now := time.monotonic()) - told >= TOLD_SECONDS:
             on_progress(Progress("listing", number, None))
             told = now
 
@@ -210,7 +218,7 @@ def items_of(listing: Listing, labels: Labels, notes: ContainerNotes | None = No
     `notes` gets the labels that came late. It is complete after the last image.
     """
     notes = notes if notes is not None else ContainerNotes()
-    for batch in listing.images.select(["uri", "label"]).to_batches(BATCH_ROWS):
+    for batch in listing.images.select(["uri", "label"]).to_batches(SORT.batch_rows):
         yield from itertools.starmap(Item, zip(*(column.to_pylist() for column in batch.columns), strict=True))
     for row in listing.containers.to_pylist():
         if row["kind"] not in _VECTORS:
@@ -294,7 +302,7 @@ def _folders_of_ours(uri: str) -> list[str]:
 
 def _batches(files: Iterator[SourceFile], labels: Labels, name: str) -> Iterator[pa.RecordBatch]:
     source_name = printable(name)
-    while chunk := list(itertools.islice(files, BATCH_ROWS)):
+    for chunk in _chunks(files):
         yield pa.record_batch(
             [
                 pa.array([file.uri for file in chunk], pa.string()),
@@ -306,24 +314,14 @@ def _batches(files: Iterator[SourceFile], labels: Labels, name: str) -> Iterator
         )
 
 
-def _spooled(batches: Iterator[pa.RecordBatch]) -> pa.Table:
-    """A table of the batches: in memory if it is one batch, else mapped from a temporary file without a name."""
-    first = list(itertools.islice(batches, 2))
-    if len(first) < 2:
-        return pa.Table.from_batches(first, schema=IMAGES)
-    with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
-        with pa.ipc.new_file(file.name, IMAGES) as writer:
-            for batch in itertools.chain(first, batches):
-                writer.write_batch(batch)
-        first.clear()
-        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
-
-
-def _in_order(images: pa.Table) -> pa.Table:
-    """The table by ascending uri. Nearly every place lists it in this order already."""
-    last = ""
-    for batch in images.column("uri").chunks:
-        if len(batch) and (batch[0].as_py() < last or pc.any(pc.less(batch[1:], batch[:-1])).as_py()):
-            return images.take(pc.sort_indices(images.column("uri")))
-        last = batch[-1].as_py() if len(batch) else last
-    return images
+def _chunks(files: Iterator[SourceFile]) -> Iterator[list[SourceFile]]:
+    """The files by batches. A batch of some size ends where the uris descend, so that it is sorted in itself."""
+    chunk: list[SourceFile] = []
+    for file in files:
+        is_full = len(chunk) >= SORT.batch_rows
+        if is_full or (len(chunk) > SORT.batch_rows // 16 and file.uri < chunk[-1].uri):
+            yield chunk
+            chunk = []
+        chunk.append(file)
+    if chunk:
+        yield chunk

@@ -42,3 +42,8 @@ def rows_per_part(planned: int) -> int:
     """
     whole_batches = -(-planned // (PARTS_AIMED_AT * ROWS_MULTIPLE)) * ROWS_MULTIPLE
     return min(max(whole_batches, MIN_PART_ROWS), MAX_PART_ROWS)
+
+
+def num_parts(images: int, containers: int) -> int:
+    """The parts of a plan: of image files, `rows_per_part` to a part, and of containers, each a part of its own."""
+    return -(-images // rows_per_part(images)) + containers
