@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.images.sources.listing import IMAGES
+from pipeline.images.sources.gathering import IMAGES
 from pipeline.images.sources.ordering import SortSizes, in_order
 
 TINY = SortSizes(batch_rows=4, run_rows=8, open_runs=2, sampled_every=2)

@@ -115,8 +115,13 @@ def mask_endings(uris: pa.ChunkedArray) -> Counter[str]:
     return found
 
 
-def census_of_files(column: pa.ChunkedArray, labels: Labels, rows: Sequence[int | None] | None) -> LabelCensus:
-    """The census of image files with these labels; `rows` has each image's row in the label file, if there is one."""
+def census_of_files(
+    column: pa.ChunkedArray, labels: Labels, rows: Sequence[int | None] | None, said: str = NO_FOLDER
+) -> LabelCensus:
+    """The census of image files with these labels; `rows` has each image's row in the label file, if there is one.
+
+    `said` is the reason of the source why an image has no label.
+    """
     counts: Counter[str] = Counter()
     for pair in pc.value_counts(column).to_pylist():
         if pair["values"] is not None:
@@ -124,7 +129,7 @@ def census_of_files(column: pa.ChunkedArray, labels: Labels, rows: Sequence[int 
     without = column.null_count
     file = labels.read_file()
     if file is None or rows is None:
-        reason = labels.why_none("", NO_FOLDER)
+        reason = labels.why_none("", said)
         return LabelCensus(counts, Counter({reason: without} if without else {}))
     unlabelled: Counter[str] = Counter()
     for row, label in zip(rows, column.to_pylist(), strict=True):

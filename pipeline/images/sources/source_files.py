@@ -7,12 +7,17 @@ from typing import NamedTuple
 
 
 class SourceFile(NamedTuple):
-    """A file of a source; `below` is its uri relative to the source."""
+    """A file of a source; `below` is its uri relative to the source.
+
+    A list of uris gives `label` and the values of the `kept` columns too.
+    """
 
     uri: str
     below: str
     num_bytes: int | None
     modified: datetime.datetime | None
+    label: str | None = None
+    kept: tuple = ()
 
 
 @dataclass(frozen=True)
