@@ -38,6 +38,7 @@ from pipeline.images.sources.uri_lists import list_at, lists_in
 from pipeline.images.sources.walk import walk_source
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store.tables.kept_columns import KeptColumn
+from pipeline.store.tables.schemas import PLAN
 
 PEEKED_IMAGES = 256
 PEEKED_BYTES = 16 << 20
@@ -128,11 +129,17 @@ def list_source(
         if tables := found.tables_alone(passed):
             uri_list = lists_in(walk.uri, walk.name, tables)
     kept: tuple[KeptColumn, ...] = ()
+    listed: tuple[KeptColumn, ...] = ()
     if uri_list is not None:
         passed = PassedOver()
         names = uri_list.note_columns(columns)
         kept = columns.settled(labels.file)
         listed = tuple(column for column in kept if column.name in names)
+        for column in listed:
+            if column.name in PLAN.names:
+                raise SourceError(
+                    f"the column {column.name} of {uri_list.uri} has the name of one of the plan's: rename it"
+                )
         walk = Walk(uri_list.uri, uri_list.name, False, uri_list.files(labels, listed, exclusion, passed))
         found = gather(walk, labels, passed, on_progress, uri_list, listed)
     table, units = found.images, found.containers_of_source(walk, passed)
@@ -148,12 +155,11 @@ def list_source(
         on_progress=on_progress,
     )
     kept = kept or columns.settled(labels.file)
-    rows = None
+    rows_M = None
     if (file := labels.read_file()) is not None:
-        rows = rows_of_images(table.column("uri").to_pylist(), file, walk.uri)
-        named = pa.array([None if row is None else file.labels[row] for row in rows], pa.string())
-        table = table.set_column(table.schema.get_field_index("label"), "label", named)
-        table = with_label_file(table, rows, file, [one for one in kept if one.name not in table.column_names])
+        rows_M = rows_of_images(table.column("uri"), file, walk.uri)
+        table = table.set_column(table.schema.get_field_index("label"), "label", file.labels.of_rows(rows_M))
+        table = with_label_file(table, rows_M, file, [column for column in kept if column not in listed])
     return Listing(
         walk.uri,
         printable(walk.name) or "root",
@@ -164,7 +170,7 @@ def list_source(
         given,
         choice,
         mask_endings(table.column("uri")),
-        census_of_files(table.column("label"), labels, rows, NO_FOLDER if uri_list is None else NO_LABEL_IN_LIST),
+        census_of_files(table.column("label"), labels, rows_M, NO_FOLDER if uri_list is None else NO_LABEL_IN_LIST),
         census,
         passed,
     )
