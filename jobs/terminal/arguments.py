@@ -112,7 +112,8 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SOURCE",
-        help="Folder or URI with images, tar archives, Parquet files or vectors (.npy); or one of these.",
+        help="Folder or URI with images, tar archives, Parquet files or vectors (.npy); or one of these; or a list of "
+        "uris (CSV, Parquet, or the manifest.json of an S3 Inventory).",
         show_default=False,
     ),
 ]

@@ -158,8 +158,7 @@ class AddPlan:
 
     @property
     def num_parts(self) -> int:
-        files = int(self.listing.images.num_rows)
-        return -(-files // ids.rows_per_part(files)) + int(self.listing.containers.num_rows)
+        return ids.num_parts(int(self.listing.images.num_rows), int(self.listing.containers.num_rows))
 
     def peek(self) -> tuple[str, LabelCensus, ContainerNotes] | None:
         """The result of `listing.peek`: the first images in an archive or table. It may be None."""

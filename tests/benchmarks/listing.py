@@ -16,7 +16,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,12 @@ class MadeUp(AbstractFileSystem):
 
     protocol = "madeup"
 
-    def walk(self, path: str, **_: Any) -> Iterator[tuple[str, dict, dict]]:
-        number = int(path.strip("/"))
-        each = number // CLASSES
-        for label in range(CLASSES):
-            folder = f"{path}/class-{label:04d}"
-            names = (f"{folder}/{image:08d}-photograph.jpg" for image in range(each))
-            yield folder, {}, {name: {"name": name, "size": 110_000, "type": "file"} for name in names}
+    def ls(self, path: str, detail: bool = True, **_: Any) -> list[dict[str, Any]]:
+        number, _, label = path.strip("/").partition("/")
+        if not label:
+            return [{"name": f"{number}/class-{n:04d}", "size": 0, "type": "directory"} for n in range(CLASSES)]
+        names = (f"{number}/{label}/{image:08d}-photograph.jpg" for image in range(int(number) // CLASSES))
+        return [{"name": name, "size": 110_000, "type": "file"} for name in names]
 
 
 def planned(source: str, folder: str) -> dict:

@@ -23,6 +23,7 @@ from pipeline.images.entry_pictures import read_image
 from pipeline.images.labels.labels import Labels
 from pipeline.images.reading import files
 from pipeline.images.sources.listing import list_source
+from pipeline.images.sources.ordering import SortSizes
 from pipeline.store.tables.ids import split_id
 from tests.conftest import ENCODER, IMAGE_SIZE
 from tests.edits.test_add import rows_of
@@ -185,6 +186,28 @@ def test_labels_from_a_file_for_files_and_members(tmp_path: Path, options: dict)
         memory.add(folder, labels="file:nowhere.csv")
     with pytest.raises(UsageError, match="column:NAME"):
         memory.add(folder, labels="columns")
+
+
+def test_a_list_of_uris_is_added_asked_and_decided(tmp_path: Path, options: dict) -> None:
+    folder = write_mixed(tmp_path / "mixed")
+    named = [f"{folder}/loose/cat/1.png", "mixed/loose/dog/a#b ü.png", f"{folder}/tars/1.tar", "mixed/loose/bad.png"]
+    table = {"path": named, "label": ["tom", "rex", None, "tom"], "year": [2024, 2025, None, 2026]}
+    pq.write_table(pa.table(table), tmp_path / "list.parquet")
+    memory = VisualMemory(tmp_path / "memory")
+    report = memory.add(tmp_path / "list.parquet", keep=["year"], **options)
+    assert (report.planned, report.entries, report.rejected) == (5, 4, 1)
+    found = {uri.removeprefix(f"{folder}/"): entry[1:] for uri, entry in entries_of(memory).items()}
+    assert found["loose/cat/1.png"] == ("tom", "list")
+    assert found["loose/dog/a%23b ü.png"] == ("rex", "list")
+    assert found["tars/1.tar#dog/y.png"] == ("dog", "list")
+    [[nearest]] = memory.search([picture(0)], k=1, where="year = 2024")
+    assert nearest.uri.endswith("cat/1.png")
+    assert memory.add(tmp_path / "list.parquet", keep=["year"]).already == report.segment
+    asked = memory.evaluate(tmp_path / "list.parquet", ks=[1], votings=["plurality"])
+    assert (asked.num_queries, asked.accuracy["plurality"][1]) == (4, 100.0)
+    memory.classify_source(tmp_path / "list.parquet", tmp_path / "out", k=1)
+    assert pq.read_table(tmp_path / "out/decisions").num_rows == 4
+    assert not memory.verify().findings
 
 
 def test_a_column_for_labels(tmp_path: Path, options: dict) -> None:
@@ -380,7 +403,7 @@ def test_what_a_user_writes_for_a_bucket_is_taken_as_it_is(
 
 
 def test_plans_of_any_length_are_listed_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.images.sources.listing.BATCH_ROWS", 7)
+    monkeypatch.setattr("pipeline.images.sources.gathering.SORT", SortSizes(batch_rows=7))
     names = ["a/b.png", "a.png", "a/b/c.png", "a-b.png", "A.PNG", "b.png", "a/z.jpeg", "é/x.png", "a%/y.png", "a#.png"]
     for name in [*names, *(f"many/{row}.gif" for row in range(40))]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

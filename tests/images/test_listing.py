@@ -1,13 +1,19 @@
 """The folder source: what counts as an image, what its label is, and in which order it comes."""
 
+import dataclasses
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +22,12 @@ from pipeline.errors import SourceError, UsageError
 from pipeline.images.labels.labels import Labels
 from pipeline.images.names.leftovers import Exclusion, PassedOver
 from pipeline.images.names.uris import path_of_uri, uri_of_path
+from pipeline.images.sources import listing as listing_module
+from pipeline.images.sources import part_limit
 from pipeline.images.sources.listing import list_source
+from pipeline.images.sources.source_files import Walk
 from pipeline.images.sources.walk import walk_source
+from pipeline.store.tables import ids
 
 ROOT = Path(__file__).parents[2]
 
@@ -186,3 +196,88 @@ def test_uris_round_trip_for_any_file_name(name: bytes) -> None:
     uri.encode("utf-8")
     assert "#" not in uri
     assert path_of_uri(uri) == path
+
+
+def counting_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that a listing has drawn from its walk so far."""
+    drawn: list[str] = []
+    real = listing_module.walk_source
+
+    def walk(*arguments: Any) -> Walk:
+        found = real(*arguments)
+        return dataclasses.replace(found, files=(drawn.append(file.below) or file for file in found.files))
+
+    monkeypatch.setattr(listing_module, "walk_source", walk)
+    return drawn
+
+
+def test_too_many_archives_are_told_while_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, *(f"{number:02d}.tar" for number in range(20)))
+    monkeypatch.setattr(ids, "MAX_PARTS", 7)
+    drawn = counting_files(monkeypatch)
+    with pytest.raises(SourceError, match="more than 7 parts .0 image files and 8 archives.*add its folders one after"):
+        list_source(str(tmp_path), Labels())
+    assert len(drawn) == 8
+
+
+def test_too_many_images_are_told_while_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, *(f"{number:03d}.jpg" for number in range(300)))
+    monkeypatch.setattr(ids, "MAX_PARTS", 1)
+    monkeypatch.setattr(part_limit, "FILES_BETWEEN", 50)
+    drawn = counting_files(monkeypatch)
+    with pytest.raises(SourceError, match="more than 1 parts .150 image files and 0 archives"):
+        list_source(str(tmp_path), Labels())
+    assert len(drawn) == 150
+
+
+def test_too_many_slices_are_told_before_all_footers_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(60):
+        table = pa.table({"image": pa.array([b"x", b"y"], pa.binary()), "label": ["a", "b"]})
+        pq.write_table(table, tmp_path / f"{number:02d}.parquet")
+    monkeypatch.setattr(ids, "MAX_PARTS", 59)
+    with pytest.raises(SourceError, match="more than 59 parts"):
+        list_source(str(tmp_path), Labels())
+    monkeypatch.setattr(ids, "MAX_PARTS", 60)
+    assert list_source(str(tmp_path), Labels()).planned == 120
+
+
+SLOW_LISTING = """
+import sys, time, fsspec
+from fsspec.spec import AbstractFileSystem
+from pipeline.images.labels.labels import Labels
+from pipeline.images.sources.listing import list_source
+
+class Slow(AbstractFileSystem):
+    protocol = "slow"
+    async_impl = sys.argv[1] == "16"
+    def ls(self, path, detail=True, **_):
+        if path.count("/") == 0:
+            return [{"name": f"{path}/{n:03d}", "size": 0, "type": "directory"} for n in range(500)]
+        time.sleep(0.2)
+        return [{"name": f"{path}/{n}.jpg", "size": 1, "type": "file"} for n in range(3)]
+
+fsspec.register_implementation("slow", Slow, clobber=True)
+print("begun", flush=True)
+list_source("slow://root", Labels(), on_progress=lambda moment: print(moment.stage, moment.done, flush=True))
+"""
+
+
+@pytest.mark.parametrize("requests", ["1", "16"])
+def test_a_long_listing_is_told_from_the_first_second_and_ends_when_interrupted(requests: str) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW_LISTING, requests],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=ROOT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "begun\n"
+        began = time.monotonic()
+        stage, done = process.stdout.readline().split()
+        assert time.monotonic() - began < 2
+        assert (stage, int(done) > 0) == ("listing", True)
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=5)
+        assert "KeyboardInterrupt" in process.stderr.read()

@@ -6,8 +6,9 @@ groups, a .npy at any row.
 
 import contextlib
 import datetime
+import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import BinaryIO, get_args
@@ -29,6 +30,7 @@ from pipeline.images.labels.samples import is_image
 from pipeline.images.names.leftovers import Exclusion
 from pipeline.images.names.suffixes import Kind
 from pipeline.images.reading.files import open_file
+from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.tables.kept_columns import KeptColumn
 from pipeline.store.tables.schemas import CONTAINERS
 
@@ -38,6 +40,7 @@ SLICE_VECTORS = 16_384  # the same for vectors, which take less work and memory
 # 1,048,576 rows into one row group, which at 768 dimensions would take a worker 5 GB.
 LARGE_VECTORS = 131_072
 FOOTERS_AT_ONCE = 16
+TOLD_SECONDS = 0.5  # between two reports of progress
 HEAD_BLOCK = 1 << 16  # bytes: the head of a .npy is short, and its rows are read in one piece
 MAX_DESCRIBED = 1 << 30  # characters of labels and kept values of one container, in memory until its part is done
 _TOO_MUCH_SAID = Rejected("read", f"the labels and kept values before it have more than {MAX_DESCRIBED:,} characters")
@@ -73,7 +76,13 @@ class GivenVectors:
 
 
 def plan_containers(
-    found: Sequence[Container], labels: Labels, columns: ColumnsFound, *, beside_images: bool = False
+    found: Sequence[Container],
+    labels: Labels,
+    columns: ColumnsFound,
+    *,
+    beside_images: bool = False,
+    limit: Callable[[int], None] = lambda _units: None,
+    on_progress: OnProgress = ignore_progress,
 ) -> tuple[pa.Table, GivenVectors | None, LabelCensus]:
     """The units of work of some containers, as CONTAINERS. Parquet files are cut at row groups, from their footers.
 
@@ -81,10 +90,10 @@ def plan_containers(
 
     A file that has neither images nor vectors, or that is not Parquet, is one unit, which ends as one rejected image.
     Raises SourceError for such a file if no container is usable; for a .npy only if no image files lie beside it.
-    Raises SourceError also for vectors that are cut short or of several dimensions.
+    Raises SourceError also for vectors that are cut short or of several dimensions. `limit` gets the number of units
+    so far, and may raise. Costs the footer of each Parquet file and the head of each .npy, FOOTERS_AT_ONCE at a time.
     """
-    with ThreadPoolExecutor(FOOTERS_AT_ONCE) as pool:
-        cuts = list(pool.map(lambda container: _cut(container, labels, columns), found))
+    cuts = _cuts(found, labels, columns, limit, on_progress)
     usable = any(isinstance(cut, _Cut) for cut in cuts)
     for one, cut in zip(found, cuts, strict=True):
         if isinstance(cut, SourceError) and not usable and not (beside_images and one.kind == "npy"):
@@ -93,6 +102,30 @@ def plan_containers(
     table = pa.Table.from_pylist([vars(unit) for unit in units], schema=CONTAINERS)
     whole = [cut for cut in cuts if isinstance(cut, _Cut)]
     return table, _given([cut.given for cut in whole if cut.given]), _census(whole, labels)
+
+
+def _cuts(
+    found: Sequence[Container],
+    labels: Labels,
+    columns: ColumnsFound,
+    limit: Callable[[int], None],
+    on_progress: OnProgress,
+) -> "list[_Cut | _Unusable]":
+    """How each container is cut. Ends at once if it is interrupted or `limit` raises."""
+    cuts: list[_Cut | _Unusable] = []
+    units, told = 0, time.monotonic()
+    pool = ThreadPoolExecutor(FOOTERS_AT_ONCE, thread_name_prefix="footers")
+    try:
+        for cut in pool.map(lambda container: _cut(container, labels, columns), found):
+            cuts.append(cut)
+            units += len(cut.units) if isinstance(cut, _Cut) else 1
+            limit(units)
+            if (now := time.monotonic()) - told >= TOLD_SECONDS:
+                on_progress(Progress("reading footers", len(cuts), len(found)))
+                told = now
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return cuts
 
 
 @dataclass(frozen=True)

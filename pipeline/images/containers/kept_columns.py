@@ -7,13 +7,14 @@ archives and of other label files are text.
 import functools
 from collections.abc import Sequence
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SourceError, UsageError
 from pipeline.images.containers.parquet import class_names, kept_values
 from pipeline.images.labels.label_files import last_change
-from pipeline.images.labels.label_rows import LabelFile, label_table, plain_name, read_label_file
+from pipeline.images.labels.label_rows import LabelFile, label_table, read_label_file
 from pipeline.images.names.partitions import partition_columns
 from pipeline.store.tables.kept_columns import FIXED, KeptColumn, type_of
 from pipeline.store.tables.schemas import PLAN
@@ -105,13 +106,13 @@ def _common(types: set[str]) -> str:
     return "float64" if types == _NUMBERS else "string"
 
 
-def with_label_file(
-    images: pa.Table, rows: Sequence[int | None], file: LabelFile, kept: Sequence[KeptColumn]
-) -> pa.Table:
-    """Planned images with the kept columns of a label file added; `rows` has each image's row in the file."""
+def with_label_file(images: pa.Table, rows_M: np.ndarray, file: LabelFile, kept: Sequence[KeptColumn]) -> pa.Table:
+    """Planned images with the kept columns of a label file added; `rows_M` has each image's row in the file, or -1."""
+    if not kept:
+        return images
     values, none = _rows(file.path, tuple(kept), last_change(file.path)), (None,) * len(kept)
     there = _kept_table(file.path, tuple(column.name for column in kept), last_change(file.path)).column_names
-    found = [none if row is None else values[row] for row in rows]
+    found = [none if row < 0 else values[row] for row in rows_M.tolist()]
     for at, column in enumerate(kept):
         if column.name in there:
             if column.name in PLAN.names:
@@ -136,9 +137,11 @@ def _rows(path: str, kept: tuple[KeptColumn, ...], change: object) -> list[tuple
     table = _kept_table(path, tuple(column.name for column in kept), change)
     values = [row for batch in table.to_batches() for row in kept_values(batch, kept, table.schema)]
     file = read_label_file(path)
-    for row, name in enumerate(file.names):
-        if values[file.rows[plain_name(name)]] != values[row]:
-            raise SourceError(f"{path} gives '{name}' two rows with other values to keep: leave one of them out")
+    for row, first in file.rows.repeated():
+        if values[first] != values[row]:
+            raise SourceError(
+                f"{path} gives '{file.name_in(row)}' two rows with other values to keep: leave one of them out"
+            )
     return values
 
 

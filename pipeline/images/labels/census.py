@@ -6,14 +6,13 @@ This module uses NumPy and Arrow only, and reads no file of the source.
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.images.labels.label_rows import LabelFile
-from pipeline.images.labels.labels import NO_FOLDER, Labels
+from pipeline.images.labels.labels import EMPTY_ROW, NO_FOLDER, NO_ROW, Labels
 from pipeline.images.labels.samples import mask_ending
 from pipeline.images.names.uris import path_of_uri
 
@@ -115,25 +114,30 @@ def mask_endings(uris: pa.ChunkedArray) -> Counter[str]:
     return found
 
 
-def census_of_files(column: pa.ChunkedArray, labels: Labels, rows: Sequence[int | None] | None) -> LabelCensus:
-    """The census of image files with these labels; `rows` has each image's row in the label file, if there is one."""
+def census_of_files(
+    column: pa.ChunkedArray, labels: Labels, rows_M: np.ndarray | None, said: str = NO_FOLDER
+) -> LabelCensus:
+    """The census of image files with these labels; `rows_M` has each image's row in the label file (-1: none).
+
+    `said` is the reason of the source why an image has no label.
+    """
     counts: Counter[str] = Counter()
     for pair in pc.value_counts(column).to_pylist():
         if pair["values"] is not None:
             counts[pair["values"]] += pair["counts"]
     without = column.null_count
     file = labels.read_file()
-    if file is None or rows is None:
-        reason = labels.why_none("", NO_FOLDER)
+    if file is None or rows_M is None:
+        reason = labels.why_none("", said)
         return LabelCensus(counts, Counter({reason: without} if without else {}))
-    unlabelled: Counter[str] = Counter()
-    for row, label in zip(rows, column.to_pylist(), strict=True):
-        if label is None:
-            unlabelled[labels.why_no_label_in_file(row)] += 1
-    unmatched = _unmatched(file, rows)
-    return LabelCensus(counts, unlabelled, 0, len(file.rows), len(unmatched), tuple(unmatched[:3]))
-
-
-def _unmatched(file: LabelFile, rows: Sequence[int | None]) -> list[str]:
-    matched = {row for row in rows if row is not None}
-    return [file.names[row] for row in file.rows.values() if row not in matched]
+    unnamed = int((rows_M < 0).sum())
+    unlabelled = {NO_ROW: unnamed, EMPTY_ROW: without - unnamed}
+    is_matched_N = np.zeros(len(file.rows), bool)
+    is_matched_N[rows_M[rows_M >= 0]] = True
+    num_names = len(file.rows)
+    for row, _ in file.rows.repeated():  # a name counts once
+        is_matched_N[row] = True
+        num_names -= 1
+    unmatched_N = np.flatnonzero(~is_matched_N)
+    first = tuple(file.name_in(row) for row in unmatched_N[:3].tolist())
+    return LabelCensus(counts, +Counter(unlabelled), 0, num_names, len(unmatched_N), first)

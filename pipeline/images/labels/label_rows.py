@@ -13,11 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import SourceError
 from pipeline.images.labels.label_files import describe_list, last_change, put, read_fields, read_objects, read_rows
 from pipeline.images.labels.label_text import clean_label, text_of, text_of_bytes
+from pipeline.images.labels.name_index import CHUNK_ROWS, LabelColumn, NameIndex
 from pipeline.images.names.uris import path_of_uri, printable
 
 # The first column that exists names the image. `id` is last, because other tools number their rows with it.
@@ -30,17 +32,17 @@ LABEL_COLUMNS = ("label", "labels", "class", "cls", "category", "target")
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A label file: `rows` has the number of each row by the name in it, `labels` the label of each row, or None.
+    """A label file: `rows` finds the first row by the name in it, `labels` has the label of each row, or None.
 
-    `folder` is the path of the file's folder. `table` has all its columns.
+    `folder` is the path of the file's folder, `names` the column of names as they are written. Takes the names in Arrow
+    and 16 bytes for each row.
     """
 
     path: str
     folder: str
-    rows: Mapping[str, int]
-    names: tuple[str, ...]
-    labels: tuple[str | None, ...]
-    table: pa.Table = field(compare=False, repr=False)
+    rows: NameIndex
+    labels: LabelColumn
+    names: pa.ChunkedArray = field(repr=False)
 
     def row_of(self, uri: str, root: str) -> int | None:
         """The row that names the image at a uri, in a source at `root`; None if no row does, or only by a bare name.
@@ -54,6 +56,10 @@ class LabelFile:
         base = plain_name(path_of_uri(uri).rpartition("/")[2])
         row = self.rows.get(base)
         return row if row is not None else self.rows.get(base.rpartition(".")[0])
+
+    def name_in(self, row: int) -> str:
+        """The name in a row, as it is written."""
+        return _text(self.names[row].as_py()) or ""
 
     def label_of(self, uri: str, root: str) -> str | None:
         """The label of the image at a uri; None if no row names it, or its row has no label."""
@@ -70,40 +76,57 @@ def read_label_file(path: str) -> LabelFile:
 def _read(path: str, change: object) -> LabelFile:
     local = os.path.abspath(os.path.expanduser(path.removeprefix("file://")))
     table, name_column, label_column = label_table(path, change)
-    names = _column(table, name_column, path)
-    labels = [clean_label(text and printable(text).strip()) for text in _column(table, label_column, path)]
-    if not names:
+    if not table.num_rows:
         raise SourceError(f"{path} names no image: give a row for each image to be labelled")
-    rows: dict[str, int] = {}
-    said: dict[str, str] = {}
-    for row, (name, label) in enumerate(zip(names, labels, strict=True)):
+    rows = NameIndex(map(plain_name, _names_in(table, name_column, path)), table.column(name_column))
+    labels = LabelColumn(clean_label(text and printable(text).strip()) for text in _column(table, label_column, path))
+    file = LabelFile(path, os.path.dirname(local), rows, labels, table.column(name_column))
+    for row, first in rows.repeated():
+        put({0: labels[first] or ""}, 0, labels[row] or "", f"{name_column} '{file.name_in(row)}'", path)
+    return file
+
+
+def _names_in(table: pa.Table, name_column: str, path: str) -> Iterator[str]:
+    for row, name in enumerate(_column(table, name_column, path)):
         if name is None or not name.strip():
             raise SourceError(f"row {row + 1} of {path} has no {name_column}: give it one or take the row out")
-        plain = plain_name(name)
-        put(said, plain, label or "", f"{name_column} '{name}'", path)
-        rows.setdefault(plain, row)
-    return LabelFile(path, os.path.dirname(local), rows, tuple(str(name) for name in names), tuple(labels), table)
+        yield name
 
 
-def rows_of_images(uris: Sequence[str], file: LabelFile, root: str) -> list[int | None]:
-    """For each image file of a source, the row of a label file that names it; None if no row does.
+def rows_of_images(uris: pa.ChunkedArray, file: LabelFile, root: str) -> np.ndarray:
+    """For each image file of a source, the row of a label file that names it; -1 if no row does (int64 [M]).
 
     A row may name an image by its bare name if only one image has this name. Raises SourceError if several have it.
+    Takes 8 bytes for each image and 9 for each row.
     """
-    rows = [file.row_of(uri, root) for uri in uris]
-    taken = set(rows)
-    by_bare_name: dict[int, int] = {}
-    for at, uri in enumerate(uris):
-        row = file.row_by_bare_name(uri) if rows[at] is None else None
-        if row is None or row in taken:
+    rows_M = np.full(len(uris), -1, np.int64)
+    for at, uri in enumerate(_values(uris)):
+        row = file.row_of(uri, root)
+        if row is not None:
+            rows_M[at] = row
+    is_taken_N = np.zeros(len(file.rows), bool)
+    is_taken_N[rows_M[rows_M >= 0]] = True
+    first_N = np.full(len(file.rows), -1, np.int64)
+    unnamed_M = rows_M < 0
+    for at, uri in enumerate(_values(uris) if unnamed_M.any() else ()):
+        row = file.row_by_bare_name(uri) if unnamed_M[at] else None
+        if row is None or is_taken_N[row]:
             continue
-        first = by_bare_name.setdefault(row, at)
-        if first != at:
+        if first_N[row] < 0:
+            first_N[row] = at
+        else:
+            first = uris[int(first_N[row])].as_py()
             raise SourceError(
-                f"'{file.names[row]}' in {file.path} may be {uris[first]} or {uri}: give the path from the source on"
+                f"'{file.name_in(row)}' in {file.path} may be {first} or {uri}: give the path from the source on"
             )
-        rows[at] = row
-    return rows
+        rows_M[at] = row
+    return rows_M
+
+
+def _values(column: pa.ChunkedArray) -> Iterator[Any]:
+    for chunk in column.chunks:
+        for start in range(0, len(chunk), CHUNK_ROWS):
+            yield from chunk.slice(start, CHUNK_ROWS).to_pylist()
 
 
 @functools.lru_cache(maxsize=1)
@@ -152,18 +175,25 @@ def _texts(values: list[Any]) -> pa.Array:
     return pa.array([text_of(value) for value in values], pa.string())
 
 
-def _column(table: pa.Table, name: str, path: str | Path) -> list[str | None]:
-    """A column of names or labels as texts."""
+def _column(table: pa.Table, name: str, path: str | Path) -> Iterator[str | None]:
+    """A column of names or labels as texts, one after the other. Raises SourceError for what is no text or number."""
     column = table.column(name)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
     if pa.types.is_nested(kind):
         raise SourceError(f"the column {name} of {path} holds {kind}: write one text or number in each row")
-    values = column.cast(kind).to_pylist() if pa.types.is_dictionary(column.type) else column.to_pylist()
-    texts = [text_of_bytes(value) if isinstance(value, bytes) else value for value in values]
-    for row, text in enumerate(texts):
-        if isinstance(text, str) and "\0" in text:
+    values = column.cast(kind) if pa.types.is_dictionary(column.type) else column
+    for row, value in enumerate(_values(values)):
+        if isinstance(value, str | bytes) and "\0" in _decoded(value):
             raise SourceError(f"the {name} in row {row + 1} of {path} holds a NUL character: write it without")
-    return [text_of(text) for text in texts]
+        yield _text(value)
+
+
+def _decoded(value: str | bytes) -> str:
+    return text_of_bytes(value) if isinstance(value, bytes) else value
+
+
+def _text(value: object) -> str | None:
+    return text_of(_decoded(value) if isinstance(value, bytes) else value)
 
 
 def _names(uri: str, root: str, folder: str) -> Iterator[str]:

@@ -17,6 +17,7 @@ FORMS = (
 )
 
 NO_FOLDER = "it lies in no sub-folder, and nothing else names its label"
+NO_LABEL_IN_LIST = "its row in the list of uris names no label"
 NO_ROW = "no row of the label file names it"
 EMPTY_ROW = "its row in the label file has an empty label"
 NOT_ASKED = "labels were not asked for"

@@ -1,12 +1,10 @@
 """The listing of a source, made once: ordered tables of image files and of containers with images in them.
 
 The tables are in the order of the uris, which fixes the ids. No image is opened here. A listing of any length takes
-little memory: a long one goes to a temporary file, and its table is memory-mapped.
+little memory: a long one goes to temporary files, and its table is memory-mapped.
 """
 
 import itertools
-import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -27,27 +25,24 @@ from pipeline.images.containers.container import (
 from pipeline.images.containers.items import Item
 from pipeline.images.containers.kept_columns import ColumnsFound, with_label_file
 from pipeline.images.containers.notes import ContainerNotes
-from pipeline.images.containers.npy_pairs import possible_pairs, unpaired
 from pipeline.images.decoding.decode import Rejected
 from pipeline.images.labels.census import LabelCensus, census_of_files, mask_endings
 from pipeline.images.labels.label_rows import rows_of_images
-from pipeline.images.labels.labels import Labels
+from pipeline.images.labels.labels import NO_FOLDER, NO_LABEL_IN_LIST, Labels
 from pipeline.images.names.leftovers import Exclusion, PassedOver, first_counts
-from pipeline.images.names.suffixes import endings, kind_of
+from pipeline.images.names.suffixes import endings
 from pipeline.images.names.uris import printable
-from pipeline.images.sources.walk import SourceFile, Walk, one_file, walk_source
-from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store.layout import OURS
+from pipeline.images.sources.gathering import SORT, gather
+from pipeline.images.sources.source_files import Walk
+from pipeline.images.sources.uri_lists import list_at, lists_in
+from pipeline.images.sources.walk import walk_source
+from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store.tables.kept_columns import KeptColumn
 from pipeline.store.tables.schemas import PLAN
 
-BATCH_ROWS = 65_536
 PEEKED_IMAGES = 256
 PEEKED_BYTES = 16 << 20
-TOLD_EVERY = 1_000  # files between two looks at the clock
-TOLD_SECONDS = 0.5  # between two reports of progress
 
-IMAGES = pa.schema(list(PLAN)[1:])  # the segment gives the ids
 _VECTORS = set(VECTOR_KINDS)
 
 
@@ -112,76 +107,73 @@ def list_source(
     choice: ImageChoice = ImageChoice(),
     on_progress: OnProgress = ignore_progress,
 ) -> Listing:
-    """List the images and containers under a folder or prefix, or the one file that `source` names.
+    """List the images and containers under a folder or prefix, in the one file that `source` names, or in a uri list.
 
     By default an image's label is the first folder below the source, as in torchvision's ImageFolder. An image directly
     in the source has none, and a single file has the name of its folder as label. Symbolic links are followed, each
     folder once. Hidden files, leftovers of desktops and what `choice` excludes are passed over. A folder that cannot be
-    read is passed over too, and `passed_over` names it. Raises SourceError if the source is missing, unreadable or
-    without an image, or lacks a column to be kept; StorageError if its store cannot be reached.
+    read is passed over too, and `passed_over` names it. Of a list of uris only the rows are read, which give labels.
+
+    Costs a request for each thousand keys, or the rows of the list; the footer of each table of images; 124 bytes of
+    temporary files for each image, and twice that if the source is not listed in order. Raises SourceError if the
+    source is missing, unreadable or without an image, has too many parts, or lacks a column to be kept; StorageError if
+    its store cannot be reached.
     """
     passed = PassedOver()
-    walk = walk_source(source, Exclusion(choice.exclude), passed)
-    labels = replace(labels, root=walk.uri)
-    containers: list[Container] = []
-    ours: list[str] = []
-
-    def images() -> Iterator[SourceFile]:
-        for file in _told(walk.files, on_progress):
-            kind = kind_of(file.uri)
-            if kind == "image":
-                yield file
-            elif kind is None:
-                passed.note_file(file.uri, file.uri)
-                ours.extend(_folders_of_ours(file.uri))
-            else:
-                containers.append(Container(file.uri, kind, file.num_bytes, file.modified))
-
-    table = _in_order(_spooled(_batches(images(), labels, walk.name)))
-    # A memory, or decisions, below the source are not part of it.
-    found = [container for container in containers if not container.uri.startswith(tuple(set(ours)))]
-    memories = tuple({folder.rstrip("/").rpartition("/")[0] + "/" for folder in ours})
-    passed.label_files = [uri for uri in passed.label_files if not uri.startswith(memories)]
-    found, described = _with_pairs(found, walk.uri)
-    for container in set(containers) - set(found) - described:
-        passed.note_file(container.uri)
-    if not table.num_rows and not found:
-        raise _nothing_in(source, walk, passed)
+    exclusion = Exclusion(choice.exclude)
+    walk = walk_source(source, exclusion, passed)
     columns = ColumnsFound(keep)
-    found.sort(key=lambda container: container.uri)
-    planned, given, census = plan_containers(found, labels, columns, beside_images=bool(table.num_rows))
-    kept = columns.settled(labels.file)
-    rows = None
+    uri_list = list_at(walk.uri) if walk.is_file else None
+    if uri_list is None:
+        found = gather(walk, labels, passed, on_progress)
+        if tables := found.tables_alone(passed):
+            uri_list = lists_in(walk.uri, walk.name, tables)
+    kept: tuple[KeptColumn, ...] = ()
+    listed: tuple[KeptColumn, ...] = ()
+    if uri_list is not None:
+        passed = PassedOver()
+        names = uri_list.note_columns(columns)
+        kept = columns.settled(labels.file)
+        listed = tuple(column for column in kept if column.name in names)
+        for column in listed:
+            if column.name in PLAN.names:
+                raise SourceError(
+                    f"the column {column.name} of {uri_list.uri} has the name of one of the plan's: rename it"
+                )
+        walk = Walk(uri_list.uri, uri_list.name, False, uri_list.files(labels, listed, exclusion, passed))
+        found = gather(walk, labels, passed, on_progress, uri_list, listed)
+    table, units = found.images, found.containers_of_source(walk, passed)
+    if not table.num_rows and not units:
+        raise _nothing_in(source, walk, passed)
+    labels = replace(labels, root=walk.uri)
+    planned, given, census = plan_containers(
+        units,
+        labels,
+        columns,
+        beside_images=bool(table.num_rows),
+        limit=found.limit.of_units(),
+        on_progress=on_progress,
+    )
+    kept = kept or columns.settled(labels.file)
+    rows_M = None
     if (file := labels.read_file()) is not None:
-        rows = rows_of_images(table.column("uri").to_pylist(), file, walk.uri)
-        named = pa.array([None if row is None else file.labels[row] for row in rows], pa.string())
-        table = table.set_column(table.schema.get_field_index("label"), "label", named)
-        table = with_label_file(table, rows, file, kept)
-    alone = walk.is_file and table.num_rows == 1
+        rows_M = rows_of_images(table.column("uri"), file, walk.uri)
+        table = table.set_column(table.schema.get_field_index("label"), "label", file.labels.of_rows(rows_M))
+        table = with_label_file(table, rows_M, file, [column for column in kept if column not in listed])
     return Listing(
         walk.uri,
         printable(walk.name) or "root",
         table,
         planned,
-        alone,
+        walk.is_file and table.num_rows == 1,
         kept,
         given,
         choice,
         mask_endings(table.column("uri")),
-        census_of_files(table.column("label"), labels, rows),
+        census_of_files(table.column("label"), labels, rows_M, NO_FOLDER if uri_list is None else NO_LABEL_IN_LIST),
         census,
         passed,
     )
-
-
-def _told(files: Iterator[SourceFile], on_progress: OnProgress) -> Iterator[SourceFile]:
-    """The files. Their number so far is reported now and then; the total is unknown."""
-    told = time.monotonic()
-    for number, file in enumerate(files, start=1):
-        yield file
-        if number % TOLD_EVERY == 0 and (now := time.monotonic()) - told >= TOLD_SECONDS:
-            on_progress(Progress("listing", number, None))
-            told = now
 
 
 def _nothing_in(source: str, walk: Walk, passed: PassedOver) -> SourceError:
@@ -210,7 +202,7 @@ def items_of(listing: Listing, labels: Labels, notes: ContainerNotes | None = No
     `notes` gets the labels that came late. It is complete after the last image.
     """
     notes = notes if notes is not None else ContainerNotes()
-    for batch in listing.images.select(["uri", "label"]).to_batches(BATCH_ROWS):
+    for batch in listing.images.select(["uri", "label"]).to_batches(SORT.batch_rows):
         yield from itertools.starmap(Item, zip(*(column.to_pylist() for column in batch.columns), strict=True))
     for row in listing.containers.to_pylist():
         if row["kind"] not in _VECTORS:
@@ -247,83 +239,3 @@ def peek(listing: Listing, labels: Labels) -> tuple[str, LabelCensus, ContainerN
 def containers_of_vectors(listing: Listing) -> list[Container]:
     """The containers of a source that hold vectors, in order."""
     return [Container(**row) for row in listing.containers.to_pylist() if row["kind"] in _VECTORS]
-
-
-def _with_pairs(containers: list[Container], source: str) -> tuple[list[Container], set[Container]]:
-    """The containers, with each .npy joined to the Parquet file beside it, which is no container of its own then.
-
-    A joined .npy has the size of both files and the later time. The set has the containers as they were before they
-    were joined. Raises SourceError for a .npy of clip-retrieval without its metadata, if others have theirs.
-    """
-    is_passed_over = unpaired(container.uri for container in containers if container.kind == "npy")
-    by_uri = {container.uri: container for container in containers}
-    pairs: dict[str, tuple[Container, str]] = {}
-    for uri, container in by_uri.items():
-        if container.kind != "npy" or is_passed_over(uri):
-            continue
-        for kind, place in possible_pairs(uri):
-            known = by_uri.get(place) or (None if place.startswith(f"{source}/") else one_file(place))
-            if known is not None:
-                num_bytes = (container.num_bytes or 0) + (known.num_bytes or 0)
-                times = [time for time in (container.modified, known.modified) if time is not None]
-                pairs[uri] = (
-                    replace(container, kind=kind, num_bytes=num_bytes, modified=max(times, default=None)),
-                    place,
-                )
-                break
-    described = {place for _, place in pairs.values()}
-    left = [pairs.get(uri, (one, ""))[0] for uri, one in by_uri.items() if uri not in described]
-    found = [one for one in left if not is_passed_over(one.uri)]
-    for one in found:
-        wanted = next((place for kind, place in possible_pairs(one.uri) if kind == "npy+metadata"), None)
-        if one.kind == "npy" and wanted and any(is_passed_over(uri) and "/metadata/" in uri for uri in by_uri):
-            raise SourceError(f"{one.uri} has no metadata at {wanted}, where others have theirs: copy what is missing")
-    described_ones = {by_uri[uri] for uri in described if uri in by_uri}
-    return found, described_ones | {by_uri[uri] for uri in pairs}
-
-
-def _folders_of_ours(uri: str) -> list[str]:
-    """The folders with the tables of a memory, or of decisions, if a file with this uri is a sign of one."""
-    return [
-        f"{uri[: sign.start()]}{folder}/"
-        for pattern, folders in OURS
-        if (sign := pattern.search(uri))
-        for folder in folders
-    ]
-
-
-def _batches(files: Iterator[SourceFile], labels: Labels, name: str) -> Iterator[pa.RecordBatch]:
-    source_name = printable(name)
-    while chunk := list(itertools.islice(files, BATCH_ROWS)):
-        yield pa.record_batch(
-            [
-                pa.array([file.uri for file in chunk], pa.string()),
-                pa.array([labels.of_path(file.uri, file.below, source_name) for file in chunk], pa.string()),
-                pa.array([file.num_bytes for file in chunk], pa.int64()),
-                pa.array([file.modified for file in chunk], pa.timestamp("us", tz="UTC")),
-            ],
-            schema=IMAGES,
-        )
-
-
-def _spooled(batches: Iterator[pa.RecordBatch]) -> pa.Table:
-    """A table of the batches: in memory if it is one batch, else mapped from a temporary file without a name."""
-    first = list(itertools.islice(batches, 2))
-    if len(first) < 2:
-        return pa.Table.from_batches(first, schema=IMAGES)
-    with tempfile.NamedTemporaryFile(suffix=".arrow") as file:
-        with pa.ipc.new_file(file.name, IMAGES) as writer:
-            for batch in itertools.chain(first, batches):
-                writer.write_batch(batch)
-        first.clear()
-        return pa.ipc.open_file(pa.memory_map(file.name)).read_all()
-
-
-def _in_order(images: pa.Table) -> pa.Table:
-    """The table by ascending uri. Nearly every place lists it in this order already."""
-    last = ""
-    for batch in images.column("uri").chunks:
-        if len(batch) and (batch[0].as_py() < last or pc.any(pc.less(batch[1:], batch[:-1])).as_py()):
-            return images.take(pc.sort_indices(images.column("uri")))
-        last = batch[-1].as_py() if len(batch) else last
-    return images

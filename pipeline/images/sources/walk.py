@@ -1,44 +1,23 @@
-"""Every file of a source, in the order of the uris: on this machine, in an object store, or anywhere fsspec reaches.
+"""Every file of a source: on this machine, in an object store, or anywhere fsspec reaches.
 
-A folder that cannot be listed is noted, and the walk goes on; only for the source itself it ends. Leftovers, hidden
-files and what the user excludes are noted and passed over.
+On this machine they come in the order of their uris. A folder that cannot be listed is noted, and the walk goes on;
+only for the source itself it ends. Leftovers, hidden files and what the user excludes are noted and passed over.
 """
 
 import datetime
-import itertools
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
 
-from pipeline.errors import SourceError, StorageError
+from pipeline.errors import SourceError
 from pipeline.images.decoding.decode import Rejected
 from pipeline.images.names.leftovers import Exclusion, PassedOver, leftover_of
 from pipeline.images.names.suffixes import kind_of
-from pipeline.images.names.uris import path_of_uri, uri_of, uri_of_path
+from pipeline.images.names.uris import path_of_uri, uri_of_path
 from pipeline.images.reading.files import file_system, is_remote, retrying
+from pipeline.images.sources.source_files import SourceFile, Walk
+from pipeline.images.sources.stores import file_of_key, walk_store
 from pipeline.store.storage.open_storage import refuse_secrets
-from pipeline.store.storage.store_errors import code_of, explanation
-
-
-class SourceFile(NamedTuple):
-    """A file of a source; `below` is its uri relative to the source."""
-
-    uri: str
-    below: str
-    num_bytes: int | None
-    modified: datetime.datetime | None
-
-
-@dataclass(frozen=True)
-class Walk:
-    """The files of a source at a uri. `name` is the name of its folder, `is_file` whether it is a single file."""
-
-    uri: str
-    name: str
-    is_file: bool
-    files: Iterator[SourceFile]
 
 
 def walk_source(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
@@ -50,7 +29,7 @@ def walk_source(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
     refuse_secrets(source)
     if re.match(r"https?://", source, re.IGNORECASE):
         raise SourceError(f"{source} is on the web, where nothing can be listed: fetch it, and add the folder or file")
-    return _remote(source, exclusion, passed) if is_remote(source) else _local(source, exclusion, passed)
+    return walk_store(source, exclusion, passed) if is_remote(source) else _local(source, exclusion, passed)
 
 
 def one_file(uri: str) -> SourceFile | None:
@@ -60,7 +39,7 @@ def one_file(uri: str) -> SourceFile | None:
         return _source_file(path, path) if os.path.isfile(path) else None
     files, path = file_system(uri)
     try:
-        return _key(uri.partition("://")[0], path, path, retrying(lambda: files.info(path), uri))
+        return file_of_key(uri.partition("://")[0], path, path, retrying(lambda: files.info(path), uri))
     except Rejected:
         return None
 
@@ -146,95 +125,3 @@ def _listed(entry: os.DirEntry, below: str, exclusion: Exclusion, passed: Passed
         passed.excluded += 1
         return None
     return uri_of_path(name)
-
-
-# In an object store, or wherever fsspec leads
-
-
-def _remote(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
-    files, root = file_system(uri_of(source))  # a user's URI is not percent-encoded
-    scheme = source.partition("://")[0].lower()
-    root = root.rstrip("/")
-    pages = _s3_keys(files, root) if "s3" in files.protocol else _walked_keys(files, root, passed)
-    keys = _saying_why(pages, source)
-    first = next(keys, None)
-    name = root.rpartition("/")[2]
-    uri = f"{scheme}://{uri_of_path(root)}"
-    if first is None:
-        try:
-            about = files.info(root)
-        except FileNotFoundError as error:
-            raise SourceError(f"there is nothing at {source}: check the URI") from error
-        except Exception as error:  # every file system of fsspec has an error tree of its own
-            raise StorageError(explanation(error, source, "read", source)) from error
-        if about.get("type") != "file":
-            return Walk(uri, name, False, iter(()))
-        folder = root.rpartition("/")[0].rpartition("/")[2]
-        return Walk(uri, folder, True, iter([_key(scheme, root, f"{folder}/{name}", about)]))
-    start = len(root) + 1
-    last = ""  # the last leftover folder: its keys are adjacent, so it is counted once
-
-    def taken() -> Iterator[SourceFile]:
-        nonlocal last
-        for key, about in itertools.chain([first], keys):
-            below = key[start:]
-            steps = below.split("/")
-            leftover = leftover_of(steps)
-            if leftover is not None:
-                place = "/".join(steps[: steps.index(leftover) + 1])
-                if place != last and (len(steps) > steps.index(leftover) + 1 or kind_of(key) is not None):
-                    passed.note_leftover(leftover)
-                last = place
-            elif exclusion.covers(below):
-                passed.excluded += 1
-            else:
-                yield _key(scheme, key, below, about)
-
-    return Walk(uri, name, False, taken())
-
-
-def _key(scheme: str, key: str, below: str, about: dict[str, Any]) -> SourceFile:
-    modified = about.get("LastModified") or about.get("mtime") or about.get("last_modified") or about.get("updated")
-    if isinstance(modified, str):
-        modified = datetime.datetime.fromisoformat(modified)
-    elif isinstance(modified, int | float):
-        modified = datetime.datetime.fromtimestamp(modified, datetime.UTC)
-    if modified is not None and modified.tzinfo is None:
-        modified = modified.replace(tzinfo=datetime.UTC)
-    size = about.get("Size", about.get("size"))
-    return SourceFile(f"{scheme}://{uri_of_path(key)}", uri_of_path(below), size, modified)
-
-
-def _s3_keys(files: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The keys, page by page. s3fs's own `find` would hold every key in memory."""
-    bucket, _, prefix = root.partition("/")
-    page: dict[str, Any] = {"IsTruncated": True}
-    while page.get("IsTruncated"):
-        token = page.get("NextContinuationToken")
-        more = {"ContinuationToken": token} if token else {}
-        page = files.call_s3("list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/" if prefix else "", **more)
-        for about in page.get("Contents", []):
-            if not about["Key"].endswith("/"):  # consoles make such keys for folders
-                yield f"{bucket}/{about['Key']}", about
-
-
-def _walked_keys(files: Any, root: str, passed: PassedOver) -> Iterator[tuple[str, dict[str, Any]]]:
-    def note(error: OSError) -> None:  # by default fsspec passes over such folders silently
-        if not isinstance(error, FileNotFoundError):
-            passed.unreadable[str(error.filename or root)] = error.strerror or str(error)
-
-    for _, _, found in files.walk(root, detail=True, on_error=note):
-        for about in sorted(found.values(), key=lambda about: str(about["name"])):
-            if not about["name"].endswith("/"):
-                yield about["name"], about
-
-
-def _saying_why(keys: Iterator[tuple[str, dict[str, Any]]], source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    try:
-        yield from keys
-    except FileNotFoundError as error:
-        if code_of(error) == "NoSuchBucket":
-            raise StorageError(explanation(error, source, "list", source)) from error
-        return  # there is nothing of this name
-    except Exception as error:  # every file system of fsspec has an error tree of its own
-        raise StorageError(explanation(error, source, "list", source)) from error

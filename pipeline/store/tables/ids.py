@@ -88,3 +88,8 @@ def in_common(known_N: np.ndarray, ids_M: np.ndarray) -> tuple[np.ndarray, np.nd
     rows = np.repeat(np.arange(len(known_N)), counts_N)
     positions = np.arange(len(rows)) + np.repeat(starts_N - (np.cumsum(counts_N) - counts_N), counts_N)
     return rows + there.start, positions + near.start
+
+
+def num_parts(images: int, containers: int) -> int:
+    """The parts of a plan: of image files, `rows_per_part` to a part, and of containers, each a part of its own."""
+    return -(-images // rows_per_part(images)) + containers
