@@ -7,10 +7,13 @@ Rows are in the order of their ids. Label codes point into a vocabulary shared b
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from pipeline.index.search.quantizer import Coarse
 
 Scope = Literal["live", "labelled"]
 
@@ -35,8 +38,11 @@ class Candidates:
 class Finder(Protocol):
     """Finds candidates among the rows it was made for."""
 
-    def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
-        """At least k candidates for each query (float32 [Q, D] of unit length), if there are so many rows."""
+    def find(self, queries_QD: np.ndarray, k: int, coarse: "Coarse | None" = None) -> Candidates:
+        """At least k candidates for each query (float32 [Q, D] of unit length), if there are so many rows.
+
+        `coarse` is shared by all blocks that are searched for the same queries. It has their nearest lists.
+        """
 
 
 class MakeFinder(Protocol):
