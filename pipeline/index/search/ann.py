@@ -9,7 +9,6 @@ The lists of an inverted file are found by the quantizer that it shares with the
 """
 
 import math
-from collections.abc import Iterator
 
 import faiss
 import numpy as np
@@ -82,15 +81,16 @@ class ApproximateFinder:
         if not width:
             return Candidates.none(len(queries_QD))
         coarse = coarse or Coarse(queries_QD)
-        everything = np.arange(len(queries_QD))
-        similarities_QK, found_QK = self._search(queries_QD, everything, width, self._values, coarse)
-        wider = parameters.widen(self._index, self._values)
-        while wider is not None:
-            short = np.flatnonzero((found_QK[:, : min(k, width)] < 0).any(axis=1))
-            if not len(short):
+        similarities_QK, found_QK = self._search(queries_QD, width, self._values, coarse)
+        values = self._values
+        while (found_QK[:, min(k, width) - 1] < 0).any():  # FAISS gives what it found first
+            wider = parameters.widen(self._index, values)
+            if wider is None:
                 break
-            similarities_QK[short], found_QK[short] = self._search(queries_QD, short, width, wider, coarse)
-            wider = parameters.widen(self._index, wider)
+            values = wider
+            short = np.flatnonzero(found_QK[:, min(k, width) - 1] < 0)
+            some_QD = queries_QD[short]
+            similarities_QK[short], found_QK[short] = self._search(some_QD, width, values, Coarse(some_QD))
         similarities_QK[found_QK < 0] = -np.inf
         by_vectors = self._keeps_vectors or self._refined is not None
         return Candidates(found_QK, similarities_QK, product_error(self._index.d) if by_vectors else math.inf)
@@ -102,28 +102,24 @@ class ApproximateFinder:
         return max(rescored(self._rerank, k), k) if self._is_rescored else k + self._margin
 
     def _search(
-        self, queries_QD: np.ndarray, rows: np.ndarray, width: int, values: dict[str, int], coarse: Coarse
+        self, queries_QD: np.ndarray, width: int, values: dict[str, int], coarse: Coarse
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Candidates of some of the queries: float32 similarities and int64 rows [R, width], -1 for none."""
-        whole = len(rows) == len(queries_QD)
+        """Candidates of the queries of `coarse`: float32 similarities and int64 rows [Q, width], -1 for none."""
+        lists = None
         if self._quantizer is not None:
             num_lists = min(values.get("nprobe", 1), self._quantizer.num_lists)
-            asked = coarse if whole else Coarse(queries_QD[rows])
-            lists = asked.lists(self._quantizer, num_lists, values.get("efSearch"))
-            found = [self._in_lists(lists.of(piece), width, values) for piece in self._pieces(len(rows))]
-        else:
-            some_QD = queries_QD if whole else queries_QD[rows]
-            found = [self._searched(some_QD[piece], width, values) for piece in self._pieces(len(rows))]
+            lists = coarse.lists(self._quantizer, num_lists, values.get("efSearch"))
+        found = []
+        for piece in pieces_of(len(queries_QD)):
+            look()
+            if lists is not None:
+                found.append(self._in_lists(lists.of(piece), width, values))
+            else:
+                found.append(self._searched(queries_QD[piece], width, values))
         if len(found) == 1:
             return found[0]
         similarities_QK, found_QK = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
         return similarities_QK, found_QK
-
-    @staticmethod
-    def _pieces(num_queries: int) -> Iterator[slice]:
-        for piece in pieces_of(num_queries):
-            look()
-            yield piece
 
     def _in_lists(self, lists: Lists, width: int, values: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
         """The result of one call of FAISS over given lists. The call cannot be interrupted."""

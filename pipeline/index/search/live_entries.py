@@ -4,6 +4,7 @@ Shapes: Q queries, K neighbours, D dimensions. Similarities are inner products o
 the stored float16 and rounded to float32. Equal similarities are ordered by id.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -336,7 +337,8 @@ def _promising(found: Sequence[Candidates], k: int) -> list[np.ndarray]:
 
     If similarities are known up to a small error, a candidate below the k-th best of all needs no second scoring.
     """
-    if sum(candidates.rows_QK.shape[1] for candidates in found) <= k:
+    width = sum(candidates.rows_QK.shape[1] for candidates in found)
+    if width <= k or all(math.isinf(candidates.error) for candidates in found):
         return [candidates.rows_QK for candidates in found]
     least_QK = np.concatenate([candidates.similarities_QK - candidates.error for candidates in found], axis=1)
     border_Q = np.partition(least_QK, -k, axis=1)[:, -k] - ROUNDING

@@ -26,7 +26,7 @@ class Lists:
     numbers_QP: np.ndarray
     similarities_QP: np.ndarray
 
-    def of(self, rows: np.ndarray | slice) -> "Lists":
+    def of(self, rows: slice) -> "Lists":
         """The lists of some of the queries."""
         return Lists(self.queries_QD[rows], self.numbers_QP[rows], self.similarities_QP[rows])
 
@@ -162,8 +162,10 @@ def _same_centroids(one: faiss.Index, other: faiss.Index) -> bool:
 
 def pieces_of(num_queries: int) -> list[slice]:
     """The queries of each call of FAISS: all of them, or few under a deadline."""
-    step = max(QUERIES_A_CORE * faiss.omp_get_max_threads(), 1) if is_watched() else max(num_queries, 1)
-    return [slice(start, start + step) for start in range(0, max(num_queries, 1), step)]
+    if num_queries <= QUERIES_A_CORE or not is_watched():
+        return [slice(0, num_queries)]
+    step = QUERIES_A_CORE * max(faiss.omp_get_max_threads(), 1)
+    return [slice(start, start + step) for start in range(0, num_queries, step)]
 
 
 def transform(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:
