@@ -3,7 +3,7 @@
 import faiss
 import numpy as np
 
-from pipeline.index.build.train import transform
+from pipeline.index.search.quantizer import transform
 from pipeline.index.search.shard_files import read_faiss
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage

@@ -10,6 +10,7 @@ from pipeline.errors import DamagedFile, IndexBuildError, UsageError
 from pipeline.index.build.key_candidates import proposals, training_rows
 from pipeline.index.build.plan import IndexOptions
 from pipeline.index.search import parameters
+from pipeline.index.search.quantizer import Quantizer
 from tests.conftest import MakeMemory, add_vectors, unit
 from tests.index.test_search import clustered
 
@@ -108,6 +109,10 @@ def test_the_faiss_file_has_dense_row_ids(make_memory: MakeMemory) -> None:
     assert shard.index is not None
     storage = memory.log.storage
     loaded = faiss.read_index(str(storage.local_path(shard.index.path)))
+    assert loaded.quantizer.ntotal == 0  # the centroids are those of the generation
+    assert index.trained is not None
+    trained = faiss.read_index(str(storage.local_path(index.trained.path)))
+    assert Quantizer(trained).give_to(loaded)
     assert loaded.ntotal == shard.rows == 500
     ids = np.load(storage.local_path(shard.ids.path))
     stored = np.fromfile(storage.local_path(shard.vectors.path), np.float16).reshape(500, 32)

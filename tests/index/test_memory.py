@@ -46,6 +46,7 @@ def test_steps_stay_within_what_they_declare(make_memory: MakeMemory, key: str) 
         key=key,
         target_recall=0.01,
         max_latency_ms=100.0,
+        all_rows=ROWS,
     )
     gathered, took = peak("gather", work)
     assert isinstance(gathered, Gathered)
@@ -54,7 +55,7 @@ def test_steps_stay_within_what_they_declare(make_memory: MakeMemory, key: str) 
     populated, took = peak("populate", work, gathered.side, empty)
     assert isinstance(populated, Populated)
     assert took <= work.memory_bytes(0, populated.index.num_bytes)
-    _, took = peak("measure", work, gathered.side, populated.index, None)
+    _, took = peak("measure", work, [(0, gathered.side, populated.index)], empty, None)
     assert took <= work.memory_bytes(0, populated.index.num_bytes)
 
 

@@ -22,7 +22,6 @@ from pipeline.index.build.plan import IndexOptions, IndexPlan, measured_candidat
 from pipeline.index.build.shard_steps import Gathered, Measured, Populated, ShardWork, files_of, read_mark
 from pipeline.index.build.steps import RunSteps, run_steps_here
 from pipeline.index.build.train import centroid_distance, train_index, train_on
-from pipeline.index.search import parameters
 from pipeline.index.search.shard_files import SideFiles, mapped_vectors, write_faiss
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.layout import (
@@ -45,6 +44,8 @@ from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.ids import split_id
 from pipeline.store.values import Generation, Nonce
+
+MEASURED_SHARDS = 10  # searched together to tune a generation; each is loaded, and all of its vectors are read
 
 Step = TypeVar("Step")
 
@@ -171,6 +172,7 @@ class _Builder:
             target_recall=options.target_recall,
             max_latency_ms=options.max_latency_ms,
             refine=plan.refine,
+            all_rows=plan.rows + sum(shard.rows for shard in self._kept),
         )
         earlier = {generation_of(file.path) for file in self._marked()}
         lease.hold(*sorted(earlier - {self._folder}))
@@ -198,29 +200,30 @@ class _Builder:
     def _filled(self, gathered: dict[int, Gathered], made: _Trained, trained: FileRef) -> Index:
         """The index with all shards. Raises _TooCoarse.
 
-        If no parameters are known yet, the first shard is tuned before the others are populated.
+        Up to MEASURED_SHARDS of the new shards are measured together. If they are not the whole generation, they count
+        as a sample of it.
         """
         filled = [(number, found) for number, found in sorted(gathered.items()) if found.side.rows]
         populated: dict[int, Populated] = {}
-        measured: dict[int, Measured] = {}
-        known = self._old.parameters if self._old else None
         self._progress(Progress("populating", 0, self._plan.rows))
-        for some in (filled[:1], filled[1:]) if known is None else (filled,):
-            for number, found in self._run(self._work.populating(trained, some)):
-                populated[number] = found
-                done = sum(file.rows for place in populated for file in self._plan.shards[place])
-                self._progress(Progress("populating", done, self._plan.rows))
-            if known is None:
-                [(number, first)] = some
-                self._progress(Progress("tuning", 0, len(filled)))
-                measured.update(self._run(self._work.measuring(None, [(number, first, populated[number])])))
-                self._check_reached(made.key, measured, gathered)
-                known = measured[number].parameters
-        self._check_held(sum(found.index.num_bytes for found in populated.values()), made.key)
-        asked = [(number, found, populated[number]) for number, found in filled]
-        written = self._all_measured(asked, made.key, known or "", measured, gathered)
-        shards = [self._shard(n, found, populated.get(n), measured.get(n)) for n, found in sorted(gathered.items())]
-        return self._index(written, made, shards)
+        for number, found in self._run(self._work.populating(trained, filled)):
+            populated[number] = found
+            done = sum(file.rows for place in populated for file in self._plan.shards[place])
+            self._progress(Progress("populating", done, self._plan.rows))
+        held = trained.num_bytes + sum(found.index.num_bytes for found in populated.values())
+        self._check_held(held, made.key)
+        measured: Measured | None = None
+        if filled:
+            self._progress(Progress("tuning", 0, 1))
+            places = np.unique(np.linspace(0, len(filled) - 1, min(len(filled), MEASURED_SHARDS)).round().astype(int))
+            some = [(filled[place][0], filled[place][1], populated[filled[place][0]]) for place in places]
+            known = self._old.parameters if self._old else None
+            [(first, measured)] = self._run(self._work.measuring(trained, known, some))
+            self._progress(Progress("tuning", 1, 1))
+            if not measured.reached:
+                raise _TooCoarse(made.key, measured, gathered[first].side)
+        shards = [self._shard(n, found, populated.get(n), measured) for n, found in sorted(gathered.items())]
+        return self._index(measured.parameters if measured else "", made, shards)
 
     def _choose_finer(self, made: _Trained, short: "_TooCoarse") -> None:
         """Choose the next candidate in place of one that reached the target on the sample but not on a shard.
@@ -295,37 +298,6 @@ class _Builder:
             local.write_text(table.model_dump_json(indent=1))
             return describe(path, local)
 
-    def _all_measured(
-        self,
-        asked: Sequence[tuple[int, Gathered, Populated]],
-        key: str,
-        known: str,
-        measured: dict[int, Measured],
-        gathered: dict[int, Gathered],
-    ) -> str:
-        """Measure every shard not measured yet. Returns the parameters with which all shards reach the target.
-
-        If a shard needs wider parameters than `known`, the shards measured with narrower ones are measured again.
-        """
-        while True:
-            left = [entry for entry in asked if entry[0] not in measured]
-            for number, found in self._run(self._work.measuring(known, left)):
-                measured[number] = found
-                self._progress(Progress("tuning", len(measured), len(asked)))
-                self._check_reached(key, measured, gathered)
-            widest = parameters.widest_of([parameters.parse(found.parameters) for found in measured.values()])
-            known = parameters.to_text(widest)
-            narrower = [n for n, found in measured.items() if parameters.parse(found.parameters) != widest]
-            if not narrower:
-                return known
-            for number in narrower:
-                del measured[number]
-
-    def _check_reached(self, key: str, measured: dict[int, Measured], gathered: dict[int, Gathered]) -> None:
-        for number, found in measured.items():
-            if not found.reached:
-                raise _TooCoarse(key, found, gathered[number].side)
-
     def _too_low(self, key: str, found: Measured, side: SideFiles) -> str:
         """The message that a shard misses the target, and which setting would reach it, as far as can be measured."""
         target = self._options.target_recall
@@ -370,8 +342,8 @@ class _Builder:
             labels=side.labels,
             vectors=side.vectors if self._keeps_vectors(populated) else None,
             entries=side.entries,
-            recall_at_10=measured.quality.recall_at_10 if measured else 1.0,
-            quality=measured.quality if measured else None,
+            recall_at_10=measured.quality.recall_at_10 if measured and populated else 1.0,
+            quality=measured.quality if measured and populated else None,
             centroid_distance=populated.centroid_distance if populated else None,
         )
 

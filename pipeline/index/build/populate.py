@@ -7,7 +7,7 @@ import numpy as np
 from faiss.contrib.ivf_tools import add_preassigned
 
 from pipeline.index.build.gpu import assigned
-from pipeline.index.build.train import transform
+from pipeline.index.search.quantizer import transform
 
 if TYPE_CHECKING:
     from pipeline.index.build.gpu import Device

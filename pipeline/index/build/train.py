@@ -8,6 +8,7 @@ import numpy as np
 from pipeline.index.build.distinct import without_copies
 from pipeline.index.build.gpu import centroids_of
 from pipeline.index.build.key_candidates import empty_index, least_rows
+from pipeline.index.search.quantizer import transform
 
 if TYPE_CHECKING:
     from pipeline.index.build.gpu import Device
@@ -84,15 +85,6 @@ def centroid_distance(index: faiss.Index, vectors_ND: np.ndarray) -> float | Non
     products_N = np.einsum("nd,nd->n", seen_ND, centroids_ND)
     lengths_N = np.linalg.norm(seen_ND, axis=1) * np.linalg.norm(centroids_ND, axis=1)
     return float(1 - (products_N / np.maximum(lengths_N, np.finfo(np.float32).tiny)).mean())
-
-
-def transform(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:
-    """Vectors (float32 [N, D]) after the transformations that come before the inverted lists of an index."""
-    outer = faiss.downcast_index(index)
-    if isinstance(outer, faiss.IndexPreTransform):
-        for step in range(outer.chain.size()):
-            vectors_ND = faiss.downcast_VectorTransform(outer.chain.at(step)).apply(vectors_ND)
-    return vectors_ND
 
 
 def _steps_trained(index: faiss.Index, vectors_ND: np.ndarray) -> np.ndarray:

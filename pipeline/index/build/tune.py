@@ -9,6 +9,7 @@ once.
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import faiss
@@ -17,7 +18,7 @@ from autofaiss.external.optimize import get_optimal_hyperparameters
 
 from pipeline.index.build.distinct import vector_keys
 from pipeline.index.search import parameters
-from pipeline.index.search.ann import RERANK, ApproximateFinder
+from pipeline.index.search.ann import MARGIN, RERANK, ApproximateFinder
 from pipeline.index.search.blocks import Candidates
 from pipeline.index.search.exact import ExactFinder, similarities
 from pipeline.store.log.records import Quality
@@ -71,6 +72,8 @@ class RecallEvaluator:
         exact = ExactFinder(vectors_ND, self._rows_N)
         self._exact_QK = self._others(exact.find(self._queries_QD, self._most + self._copies), self._most)
 
+    reranks: tuple[int, ...] = RERANKS
+
     def recall(
         self, index: faiss.Index, values: dict[str, int], k: int, *, refined: bool, queries: int = MAX_QUERIES
     ) -> float:
@@ -78,11 +81,14 @@ class RecallEvaluator:
         k = min(k, self._most)
         if not k:
             return 1.0
-        return self._recall(self._finder(index, values, refined), k, min(queries, len(self._query_rows)))
+        return self._fraction(self._found(index, values, k, queries, refined=refined))
 
-    def _recall(self, finder: ApproximateFinder, k: int, queries: int) -> float:
-        found_QK = self._others(finder.find(self._queries_QD[:queries], k + self._copies), k)
-        return self._fraction(found_QK)
+    def _found(
+        self, index: faiss.Index, values: dict[str, int], k: int, queries: int, *, refined: bool, margin: int = MARGIN
+    ) -> np.ndarray:
+        """Similarities of the k nearest rows that a search finds for the first queries, descending [Q, k]."""
+        finder = ApproximateFinder(index, values, self._rows_N, self.vectors_ND if refined else None, margin)
+        return self._others(finder.find(self._queries_QD[:queries], k + self._copies), k)
 
     def _fraction(self, found_QK: np.ndarray) -> float:
         """recall@K of the first queries, from the similarities of the rows found (descending)."""
@@ -104,30 +110,28 @@ class RecallEvaluator:
         if k == NEIGHBORS_TUNED:
             return True
         thinned = values | {"rerank": values.get("rerank", RERANK) * k // NEIGHBORS_TUNED + self._copies}
-        vectors_ND = self.vectors_ND if refined else None
-        finder = ApproximateFinder(index, thinned, self._rows_N, vectors_ND, margin=0)
-        return self._recall(finder, k, min(TUNING_QUERIES, len(self._query_rows))) >= target
+        return self._fraction(self._found(index, thinned, k, TUNING_QUERIES, refined=refined, margin=0)) >= target
 
     def seconds_in_batch(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> float:
         """Seconds per query in a batch of many."""
-        finder = self._finder(index, values, refined)
+        find = self._search(index, values, refined)
         queries = self._queries_QD[:TUNING_QUERIES]
-        finder.find(queries, NEIGHBORS_TUNED)  # a warm-up
+        find(queries)  # a warm-up
         batches = []
         for _ in range(TIMED_BATCHES):
             began = time.perf_counter()
-            finder.find(queries, NEIGHBORS_TUNED)
+            find(queries)
             batches.append(time.perf_counter() - began)
         return min(batches) / len(queries)
 
     def seconds_alone(self, index: faiss.Index, values: dict[str, int], *, refined: bool) -> float:
         """Seconds of a single query (median)."""
-        finder = self._finder(index, values, refined)
+        find = self._search(index, values, refined)
         queries = self._queries_QD[:TIMED_QUERIES]
         alone = []
         for row in range(len(queries)):
             began = time.perf_counter()
-            finder.find(queries[row : row + 1], NEIGHBORS_TUNED)
+            find(queries[row : row + 1])
             alone.append(time.perf_counter() - began)
         return float(np.median(alone))
 
@@ -141,8 +145,17 @@ class RecallEvaluator:
         alone = self.seconds_alone(index, values, refined=refined)
         return Quality.measured(at_1, at_10, at_100, alone, together)
 
-    def _finder(self, index: faiss.Index, values: dict[str, int], refined: bool) -> ApproximateFinder:
-        return ApproximateFinder(index, values, self._rows_N, self.vectors_ND if refined else None)
+    def _search(self, index: faiss.Index, values: dict[str, int], refined: bool) -> Callable[[np.ndarray], np.ndarray]:
+        """A search as a memory does it, to be timed: similarities of the candidates of some queries."""
+        finder = ApproximateFinder(index, values, self._rows_N, self.vectors_ND if refined else None)
+
+        def find(queries_QD: np.ndarray) -> np.ndarray:
+            found = finder.find(queries_QD, NEIGHBORS_TUNED)
+            if refined and not math.isfinite(found.error):
+                return similarities(queries_QD, self.vectors_ND, found.rows_QK)
+            return found.similarities_QK
+
+        return find
 
     def _others(self, found: Candidates, k: int) -> np.ndarray:
         """Similarities of the k nearest rows found, without the query itself and its copies, descending [Q, k]."""
@@ -158,7 +171,7 @@ def cheapest_parameters(
     index: faiss.Index, judge: RecallEvaluator, target: float, *, refined: bool
 ) -> dict[str, int] | None:
     """Of the parameters that reach the target, those with the least time per query; None if none reach it."""
-    reranks = RERANKS if refined and not parameters.keeps_vectors(index) else (None,)
+    reranks = judge.reranks if refined and not parameters.keeps_vectors(index) else (None,)
     best: tuple[float, dict[str, int]] | None = None
     values: dict[str, int] | None = None
     for rerank in reranks:
@@ -174,15 +187,25 @@ def cheapest_parameters(
 
 
 def tune_index(
-    index: faiss.Index, key: str, judge: RecallEvaluator, target: float, max_latency_ms: float, *, refined: bool
+    index: faiss.Index,
+    key: str,
+    judge: RecallEvaluator,
+    target: float,
+    max_latency_ms: float,
+    *,
+    refined: bool,
+    by_tuner: bool = True,
 ) -> Tuned | None:
     """Parameters that reach the target, within the latency if possible; None if nothing reaches the target.
 
-    autofaiss sets parameters on the index while it tries them, so `index` must not be in use elsewhere.
+    autofaiss is asked only if `by_tuner`: it times one index, which several shards are not. It sets parameters on the
+    index while it tries them, so `index` must not be in use elsewhere.
     """
     values = cheapest_parameters(index, judge, target, refined=refined)
     if values is None:
         return None
+    if not by_tuner:
+        return Tuned(values, "measured")
     alone_ms = judge.seconds_alone(index, values, refined=refined) * 1e3
     found = autofaiss_parameters(index, key, min(TUNER_MAY_TAKE * alone_ms, max_latency_ms))
     if found is not None:

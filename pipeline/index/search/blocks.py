@@ -8,13 +8,16 @@ Rows are in the order of their ids. Label codes point into a vocabulary shared b
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.store.tables.ids import in_common
+
+if TYPE_CHECKING:
+    from pipeline.index.search.quantizer import Coarse
 
 Scope = Literal["live", "labelled"]
 
@@ -41,8 +44,11 @@ class Candidates:
 class Finder(Protocol):
     """Finds candidates among the rows it was made for."""
 
-    def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
-        """At least k candidates for each query (float32 [Q, D] of unit length), if there are so many rows."""
+    def find(self, queries_QD: np.ndarray, k: int, coarse: "Coarse | None" = None) -> Candidates:
+        """At least k candidates for each query (float32 [Q, D] of unit length), if there are so many rows.
+
+        `coarse` is shared by all blocks that are searched for the same queries. It has their nearest lists.
+        """
 
 
 class MakeFinder(Protocol):

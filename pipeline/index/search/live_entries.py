@@ -4,6 +4,7 @@ Shapes: Q queries, K neighbours, D dimensions. Similarities are inner products o
 the stored float16 and rounded to float32. Equal similarities are ordered by id.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,7 +18,7 @@ from pipeline.deadline import look
 from pipeline.decisions.neighbor_table import values_by_id
 from pipeline.errors import UnknownName
 from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder, Scope
-from pipeline.index.search.exact import CACHED_ROWS, ExactFinder, similarities
+from pipeline.index.search.exact import CACHED_ROWS, ExactFinder, similarities_together
 from pipeline.index.search.filter_columns import kinds_of_columns, masks
 from pipeline.index.search.filter_expression import parse
 from pipeline.index.search.open_blocks import (
@@ -28,6 +29,7 @@ from pipeline.index.search.open_blocks import (
     in_label_set,
     open_blocks,
 )
+from pipeline.index.search.quantizer import Coarse
 from pipeline.recent import Recent
 from pipeline.store.log.state import State
 from pipeline.store.storage.interface import Storage
@@ -316,38 +318,28 @@ class LiveEntries:
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
         exclude = np.array(sorted(restrictions.exclude), np.int64)
         own_Q = restrictions.own_Q
+        coarse = Coarse(queries_QD)
         found: list[Candidates] = []
         for block in self.blocks:
             look()
-            excluded_rows = block.rows_of(exclude)
+            excluded_rows = block.rows_of(exclude) if len(exclude) else exclude
             asked = k + len(excluded_rows) + (own_Q is not None)
-            candidates = _finder(block, restrictions).find(queries_QD, asked)
+            candidates = _finder(block, restrictions).find(queries_QD, asked, coarse)
             found.append(_without(candidates, block, excluded_rows, own_Q))
-        columns = []
-        for number, (block, rows_QK) in enumerate(zip(self.blocks, _promising(found, k), strict=True)):
-            look()
-            if not (rows_QK >= 0).any():
-                continue
-            if block.vectors_ND is not None:
-                similarities_QK = similarities(queries_QD, block.vectors_ND, rows_QK)
-            else:
-                of_codes_QK = found[number].similarities_QK[:, : rows_QK.shape[1]]
-                similarities_QK = np.where(rows_QK >= 0, of_codes_QK, -np.inf).astype(np.float32)
-            columns.append(
-                (
-                    similarities_QK,
-                    np.where(rows_QK >= 0, block.ids_N[rows_QK], -1),
-                    np.where(rows_QK >= 0, block.codes_N[rows_QK], -1),
-                    np.full_like(rows_QK, number),
-                    rows_QK,
-                )
-            )
-        if not columns:
-            empty = np.full((len(queries_QD), 0), -1, np.int64)
-            columns = [(empty.astype(np.float32), empty, empty.astype(np.int32), empty, empty)]
-        similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK = (
-            np.concatenate(arrays, axis=1) for arrays in zip(*columns, strict=True)
-        )
+        rows = _promising(found, k)
+        look()
+        similarities_QK = self._scored(queries_QD, found, rows)
+        rows_QK = np.concatenate([np.empty((len(queries_QD), 0), np.int64), *rows], axis=1)
+        blocks_K = np.repeat(np.arange(len(rows)), [some_QK.shape[1] for some_QK in rows])
+        places_QK = _best(similarities_QK, k)
+        similarities_QK, rows_QK = (np.take_along_axis(a, places_QK, axis=1) for a in (similarities_QK, rows_QK))
+        blocks_QK = blocks_K[places_QK]
+        ids_QK = np.full(rows_QK.shape, -1, np.int64)
+        codes_QK = np.full(rows_QK.shape, -1, np.int32)
+        for number in np.unique(blocks_QK):
+            at = (blocks_QK == number) & (rows_QK >= 0)
+            ids_QK[at] = self.blocks[number].ids_N[rows_QK[at]]
+            codes_QK[at] = self.blocks[number].codes_N[rows_QK[at]]
         order = np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k]
         similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK = (
             np.take_along_axis(a, order, axis=1) for a in (similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK)
@@ -355,6 +347,35 @@ class LiveEntries:
         if restrictions.assume:
             codes_QK = values_by_id(ids_QK, restrictions.assume, codes_QK)
         return similarities_QK, ids_QK, codes_QK.astype(np.int32), blocks_QK, rows_QK
+
+    def _scored(self, queries_QD: np.ndarray, found: Sequence[Candidates], rows: Sequence[np.ndarray]) -> np.ndarray:
+        """Similarities of the candidates of all blocks side by side, from vectors where a block has them, float32."""
+        blocks = list(zip(self.blocks, found, rows, strict=True))
+        pairs = [(block.vectors_ND, some_QK) for block, _, some_QK in blocks if block.vectors_ND is not None]
+        together_QK = similarities_together(queries_QD, pairs)
+        if len(pairs) == len(blocks):
+            return together_QK
+        columns, start = [np.empty((len(queries_QD), 0), np.float32)], 0
+        for block, candidates, some_QK in blocks:
+            width = some_QK.shape[1]
+            if block.vectors_ND is not None:
+                columns.append(together_QK[:, start : start + width])
+                start += width
+            else:
+                columns.append(np.where(some_QK >= 0, candidates.similarities_QK[:, :width], -np.inf))
+        return np.concatenate(columns, axis=1, dtype=np.float32)
+
+
+def _best(similarities_QK: np.ndarray, k: int) -> np.ndarray:
+    """Places of each query's k best similarities and of all that equal the k-th, with others to fill up [Q, K]."""
+    width = similarities_QK.shape[1]
+    if width <= k:
+        return np.broadcast_to(np.arange(width), similarities_QK.shape)
+    border_Q = np.partition(similarities_QK, width - k, axis=1)[:, width - k]
+    most = int((similarities_QK >= border_Q[:, None]).sum(axis=1).max(initial=0))
+    if most == width:
+        return np.broadcast_to(np.arange(width), similarities_QK.shape)
+    return np.argpartition(similarities_QK, width - most, axis=1)[:, width - most :]
 
 
 def _without(candidates: Candidates, block: Block, excluded_rows: np.ndarray, own_Q: np.ndarray | None) -> Candidates:
@@ -377,7 +398,8 @@ def _promising(found: Sequence[Candidates], k: int) -> list[np.ndarray]:
 
     If similarities are known up to a small error, a candidate below the k-th best of all needs no second scoring.
     """
-    if sum(candidates.rows_QK.shape[1] for candidates in found) <= k:
+    width = sum(candidates.rows_QK.shape[1] for candidates in found)
+    if width <= k or all(math.isinf(candidates.error) for candidates in found):
         return [candidates.rows_QK for candidates in found]
     least_QK = np.concatenate([candidates.similarities_QK - candidates.error for candidates in found], axis=1)
     border_Q = np.partition(least_QK, -k, axis=1)[:, -k] - ROUNDING

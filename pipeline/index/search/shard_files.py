@@ -5,14 +5,19 @@ labels.npy     int32 [N]       row -> code into the vocabulary in entries.arrow'
 vectors.f16    float16 [N, D]  raw, row-major; FAISS maps it to score candidates again; absent with `--refine none`
 entries.arrow  Arrow IPC: uri, dataset and kept columns of each row
 index.faiss    FAISS ids are row numbers; absent for the key Flat, which searches vectors.f16 directly
+
+An inverted file is written without its centroids, which are those of the generation (trained.faiss). Releases up to
+0.1 stored them again in each shard. Such a shard is opened as well, and its own centroids are dropped.
 """
 
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
+from weakref import WeakValueDictionary
 
 import faiss
 import numpy as np
@@ -24,6 +29,7 @@ from pipeline.index.search.ann import ApproximateFinder
 from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder
 from pipeline.index.search.exact import ExactFinder
 from pipeline.index.search.parameters import parse
+from pipeline.index.search.quantizer import Coarse, Quantizer, has_centroids, without_centroids
 from pipeline.index.search.soundness import check_index, read_index
 from pipeline.resources import available_bytes
 from pipeline.store.layout import ENTRIES_FILE, FAISS_FILE, IDS_FILE, LABELS_FILE, VECTORS_FILE
@@ -41,6 +47,9 @@ ROWS_COPIED = 65_536  # vectors converted or copied at a time
 
 _LABELS = b"visual_memory.labels"
 _TOLD = ("uri", "dataset")  # columns of every entry; kept columns follow
+
+_quantizers: WeakValueDictionary[tuple[str, str, str | None], Quantizer] = WeakValueDictionary()
+_reading_quantizers = threading.Lock()
 
 
 class SideFiles(BaseModel):
@@ -109,11 +118,12 @@ def write_vectors(storage: Storage, path: str, vectors_ND: np.ndarray, rows: np.
         return describe(path, local, len(rows))
 
 
-def write_faiss(storage: Storage, path: str, index: faiss.Index) -> FileRef:
-    """Publish a FAISS index."""
+def write_faiss(storage: Storage, path: str, index: faiss.Index, *, with_centroids: bool = True) -> FileRef:
+    """Publish a FAISS index. Its centroids are left out unless `with_centroids`."""
     with storage.publishing(path) as local:
         try:
-            faiss.write_index(index, str(local))
+            with contextlib.nullcontext() if with_centroids else without_centroids(index):
+                faiss.write_index(index, str(local))
         except RuntimeError as error:  # the only error of FAISS; its message ends with the reason
             raise OSError(f"{path} could not be written: {str(error).rpartition(':')[2].strip()}") from error
         return describe(path, local, index.ntotal)
@@ -122,6 +132,7 @@ def write_faiss(storage: Storage, path: str, index: faiss.Index) -> FileRef:
 def read_faiss(storage: Storage, file: FileRef, *, mapped: bool = True, hashed: bool = True) -> faiss.Index:
     """Map a published FAISS index. Load it into memory if not `mapped`, or if its kind cannot be mapped.
 
+    An index that was written without its centroids must be given some before it is searched (quantizer.py).
     Raises DamagedFile, also if a search would read outside the index.
     """
     local = (unaltered_path if hashed else check_path)(storage, file)
@@ -158,7 +169,7 @@ def open_shard(
         rows = {len(ids_N), len(local_codes), len(table), len(ids_N) if vectors_ND is None else len(vectors_ND)}
         if rows != {shard.rows}:
             raise ValueError("the files of its shard have not as many rows")
-    make_finder = _finder_maker(storage, shard, index.parameters, vectors_ND, dimension, hashed=hashed)
+    make_finder = _finder_maker(storage, index, shard, vectors_ND, dimension, hashed=hashed)
     translation = np.array([codes.setdefault(name, len(codes)) for name in names] + [-1], np.int32)
     with reading(storage.uri, shard.ids.path):
         return Block(
@@ -200,8 +211,25 @@ def files_covered(shard: Shard, files: Sequence[RowsFile]) -> list[RowsFile]:
     return [f for f in files if any(first <= f.last_id and f.first_id <= last for first, last in shard.covers)]
 
 
+def read_quantizer(storage: Storage, trained: FileRef) -> Quantizer:
+    """The quantizer of a generation. A process reads and hashes it once, and keeps it while it is used.
+
+    Raises DamagedFile.
+    """
+    key = (storage.uri, trained.path, trained.sha256)
+    with _reading_quantizers:
+        quantizer = _quantizers.get(key)
+        if quantizer is None:
+            index = read_faiss(storage, trained)
+            with reading(storage.uri, trained.path):
+                quantizer = _quantizers[key] = Quantizer(index)
+                if quantizer.centroids.ntotal != quantizer.num_lists:
+                    raise ValueError("it has no centroids")
+        return quantizer
+
+
 def _finder_maker(
-    storage: Storage, shard: Shard, parameters: str, vectors_ND: np.ndarray | None, dimension: int, *, hashed: bool
+    storage: Storage, index: Index, shard: Shard, vectors_ND: np.ndarray | None, dimension: int, *, hashed: bool
 ) -> MakeFinder:
     if shard.index is None:
         with reading(storage.uri, shard.ids.path):
@@ -211,16 +239,34 @@ def _finder_maker(
         return lambda rows_N: ExactFinder(exact_ND, rows_N)
     path = shard.index.path
     faiss_index = read_faiss(storage, shard.index, hashed=hashed)
+    quantizer = _given_quantizer(storage, index, faiss_index, path)
     with reading(storage.uri, path):
         if (faiss_index.ntotal, faiss_index.d) != (shard.rows, dimension):
             raise ValueError(f"it holds {faiss_index.ntotal:,} vectors of {faiss_index.d} dimensions")
-        values = parse(parameters)
+        values = parse(index.parameters)
 
     def make_finder(rows_N: np.ndarray) -> Finder:
         with reading(storage.uri, path):
-            return _Watched(storage.uri, path, faiss_index, values, rows_N, vectors_ND)
+            return _Watched(storage.uri, path, faiss_index, values, rows_N, vectors_ND, quantizer)
 
     return make_finder
+
+
+def _given_quantizer(storage: Storage, index: Index, faiss_index: faiss.Index, path: str) -> Quantizer | None:
+    """The quantizer of the generation, given to an inverted file; None if the file keeps its own, or has no lists.
+
+    It keeps its own if the quantizer of the generation is damaged or another one. Raises DamagedFile if it has none.
+    """
+    if faiss.try_extract_index_ivf(faiss_index) is None or index.trained is None:
+        return None
+    try:
+        quantizer = read_quantizer(storage, index.trained)
+    except DamagedFile:
+        if has_centroids(faiss_index):
+            return None
+        raise
+    with reading(storage.uri, path):
+        return quantizer if quantizer.give_to(faiss_index) else None
 
 
 class _Watched(ApproximateFinder):
@@ -234,13 +280,14 @@ class _Watched(ApproximateFinder):
         values: dict[str, int],
         rows_N: np.ndarray,
         vectors_ND: np.ndarray | None,
+        quantizer: Quantizer | None,
     ) -> None:
         self._uri, self._path = uri, path
-        super().__init__(index, values, rows_N, vectors_ND)
+        super().__init__(index, values, rows_N, vectors_ND, quantizer=quantizer)
 
-    def find(self, queries_QD: np.ndarray, k: int) -> Candidates:
+    def find(self, queries_QD: np.ndarray, k: int, coarse: Coarse | None = None) -> Candidates:
         with reading(self._uri, self._path):
-            return super().find(queries_QD, k)
+            return super().find(queries_QD, k, coarse)
 
 
 def _write_array(storage: Storage, path: str, array: np.ndarray) -> FileRef:
@@ -321,7 +368,7 @@ def without_entries(
             else:
                 added_ND = read_embeddings(storage, files, ids_N[rows], dimension)
             populated.add(np.ascontiguousarray(added_ND, np.float32))
-        changes["index"] = write_faiss(storage, f"{folder}{FAISS_FILE}", populated)
+        changes["index"] = write_faiss(storage, f"{folder}{FAISS_FILE}", populated, with_centroids=False)
     return shard.model_copy(update=changes)
 
 

@@ -51,6 +51,7 @@ def _read_within(local: Path, flags: int, most_bytes: int) -> faiss.Index:
 def check_index(index: faiss.Index, rows: int) -> None:
     """Check that a search in an index of so many rows stays within the index. Raises ValueError.
 
+    An inverted file may have no centroids: it is then searched with those of its generation.
     Reads the row numbers (8 bytes a row) and the links of a graph (4 bytes each). A key may also name kinds of index
     that are not used here. Only their number of rows is checked, because their bytes are hashed.
     """
@@ -88,8 +89,9 @@ def _has_its_numbers(step: faiss.LinearTransform) -> bool:
 
 def _check_lists(index: faiss.IndexIVF) -> None:
     lists = faiss.downcast_InvertedLists(index.invlists)
-    if not index.nlist == lists.nlist == index.quantizer.ntotal or index.quantizer.d != index.d:
-        raise ValueError(f"it has {lists.nlist:,} lists and {index.quantizer.ntotal:,} centroids")
+    centroids = index.quantizer.ntotal
+    if index.nlist != lists.nlist or centroids not in (0, index.nlist) or index.quantizer.d != index.d:
+        raise ValueError(f"it has {lists.nlist:,} lists and {centroids:,} centroids")
     if isinstance(lists, faiss.BlockInvertedLists):  # for fast scan, which interleaves the codes of a block
         whole = isinstance(index, faiss.IndexIVFFastScan) and index.bbs == lists.n_per_block > 0
         fits = whole and lists.block_size == index.bbs * index.M2 // 2
@@ -97,7 +99,7 @@ def _check_lists(index: faiss.IndexIVF) -> None:
         fits = index.code_size == lists.code_size
     if not fits:
         raise ValueError("its lists hold codes of another size than it makes")
-    check_index(index.quantizer, index.nlist)
+    check_index(index.quantizer, centroids)
     seen_N = np.zeros(index.ntotal, bool)
     found = 0
     for number in range(index.nlist):
