@@ -467,7 +467,8 @@ class VisualMemory(Reader):
         if erase:
             finish_erasures(self.log)  # what one that was killed has left in older versions is no choice
             before = self.log.latest()
-            chosen = forgetting.select(Catalogue(self.log, before), selection, self.uri)
+            catalogue = Catalogue(self.log, before, labels=selection.labels, datasets=selection.datasets)
+            chosen = forgetting.select(catalogue, selection, self.uri)
         else:
             snapshot = self._snapshot(whole=True)
             before = snapshot.state
@@ -533,7 +534,7 @@ class VisualMemory(Reader):
         selection = _selection(ids, uris, labels, datasets, file)
         snapshot = self._snapshot(whole=True)
         state, live = snapshot.state, snapshot.live
-        catalogue = Catalogue(self.log, state)
+        catalogue = Catalogue(self.log, state, labels=selection.labels, datasets=selection.datasets)
         chosen = forgetting.select(catalogue if erase else live, selection, self.uri)
         by_label, by_dataset = catalogue.counts_of(chosen)
         unlabelled = by_label.pop(None, 0)

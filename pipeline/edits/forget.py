@@ -98,8 +98,8 @@ class ForgetPlan:
 class Nameable(Protocol):
     """Entries that can be selected by id, uri, label or dataset."""
 
-    labels: tuple[str, ...]
-
+    @property
+    def labels(self) -> tuple[str, ...]: ...
     def unknown(self, ids: Iterable[int]) -> int | None: ...
     def matching(
         self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None
@@ -119,7 +119,8 @@ def select(live: Nameable, selection: Selection, memory_uri: str) -> np.ndarray:
     found = [np.array(sorted(set(selection.ids)), np.int64)]
     if selection.uris:
         found.append(_with_uris(live, selection.uris, memory_uri))
-    known = [label for label, count in zip(live.labels, live.label_counts(), strict=True) if count]
+    counted = zip(live.labels, live.label_counts(), strict=True) if selection.labels else ()
+    known = [label for label, count in counted if count]
     found += [_named(live.matching(label=name), "label", name, known, memory_uri) for name in selection.labels]
     datasets = list(live.dataset_counts()) if selection.datasets else []
     found += [_named(live.matching(dataset=name), "dataset", name, datasets, memory_uri) for name in selection.datasets]

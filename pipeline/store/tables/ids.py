@@ -42,3 +42,21 @@ def rows_per_part(planned: int) -> int:
     """
     whole_batches = -(-planned // (PARTS_AIMED_AT * ROWS_MULTIPLE)) * ROWS_MULTIPLE
     return min(max(whole_batches, MIN_PART_ROWS), MAX_PART_ROWS)
+
+
+def within(ids_N: np.ndarray, first: int, last: int) -> slice:
+    """Where ascending ids (int64 [N]) lie from `first` to `last`."""
+    return slice(int(np.searchsorted(ids_N, first)), int(np.searchsorted(ids_N, last, "right")))
+
+
+def is_in(ids_N: np.ndarray, known_M: np.ndarray) -> np.ndarray:
+    """Which ids (int64 [N], in any order) are among known ids (int64 [M] ascending), bool [N].
+
+    The known ids are cut to the range of the ids first. So the cost is that of N, however many ids are known elsewhere.
+    """
+    near_K = known_M[within(known_M, ids_N.min(), ids_N.max())] if len(ids_N) else known_M[:0]
+    if not len(near_K):
+        return np.zeros(len(ids_N), bool)
+    at_N = np.minimum(np.searchsorted(near_K, ids_N), len(near_K) - 1)
+    found_N: np.ndarray = near_K[at_N] == ids_N
+    return found_N

@@ -23,10 +23,8 @@ def read_columns(storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.
     """
     if "://" not in storage.uri:
         return read_table(storage, file, columns, hashed=False)
-    if file.num_bytes <= WHOLE_BYTES:
-        stream = pa.BufferReader(storage.read(file.path))
-    else:
-        stream = pa.PythonFile(_Ranges(storage, file), mode="r")
+    is_small = file.num_bytes <= WHOLE_BYTES
+    stream = pa.BufferReader(storage.read(file.path)) if is_small else stream_of(storage, file)
     return read_parquet(stream, storage, file, list(columns))
 
 
@@ -39,6 +37,11 @@ def read_columns_of(storage: Storage, files: Sequence[FileRef], columns: Sequenc
         for start in range(0, len(files), FILES_AHEAD):
             some = files[start : start + FILES_AHEAD]
             yield from pool.map(lambda file: read_columns(storage, file, columns), some)
+
+
+def stream_of(storage: Storage, file: FileRef) -> pa.NativeFile:
+    """A stream for Arrow over a file of a storage; each read is a range request."""
+    return pa.PythonFile(_Ranges(storage, file), mode="r")
 
 
 class _Ranges(io.RawIOBase):
