@@ -464,7 +464,8 @@ class VisualMemory(Reader):
         if erase:
             finish_erasures(self.log)  # what one that was killed has left in older versions is no choice
             before = self.log.latest()
-            chosen = forgetting.select(Catalogue(self.log, before), selection, self.uri)
+            catalogue = Catalogue(self.log, before, labels=selection.labels, datasets=selection.datasets)
+            chosen = forgetting.select(catalogue, selection, self.uri)
         else:
             before, chosen = self._looked_up(
                 lambda state, lookup: (state, forgetting.select(lookup, selection, self.uri))
@@ -530,7 +531,9 @@ class VisualMemory(Reader):
         selection = _selection(ids, uris, labels, datasets, file)
 
         def plan(state: State, lookup: EntryLookup) -> forgetting.ForgetPlan:
-            names: forgetting.Nameable = Catalogue(self.log, state) if erase else lookup
+            names: forgetting.Nameable = lookup
+            if erase:
+                names = Catalogue(self.log, state, labels=selection.labels, datasets=selection.datasets)
             chosen = forgetting.select(names, selection, self.uri)
             counts = names.counts_of(chosen)
             return forgetting.ForgetPlan(

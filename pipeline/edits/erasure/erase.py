@@ -7,7 +7,9 @@ nothing.
 """
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ import pyarrow.compute as pc
 from pipeline.edits.erasure.all_versions import Duplicate, EntryFacts, facts_of, may_hold
 from pipeline.edits.erasure.byte_search import quantizer_holds
 from pipeline.edits.erasure.redact import finish, finish_erasures
+from pipeline.edits.erasure.values import Values, in_batches
 from pipeline.errors import CommitConflict, VisualMemoryError
 from pipeline.index.search.shard_files import shard_ids, without_entries
 from pipeline.progress import OnProgress, Progress, ignore_progress
@@ -36,12 +39,14 @@ from pipeline.store.log.records import Index, Shard
 from pipeline.store.log.state import SetState, State, file_refs
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.entry_lookup import EntryLookup
-from pipeline.store.storage.file_refs import DigestsFile, FileRef, RowsFile, describe
+from pipeline.store.storage.file_refs import DigestsFile, FileRef
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.counts import added, read_counts, write_counts
 from pipeline.store.tables.digest_files import digests_in, digests_of_uris, write_digests
-from pipeline.store.tables.ids import is_in
-from pipeline.store.tables.schemas import read_table, write_rows, write_table
+from pipeline.store.tables.ids import is_in, within
+from pipeline.store.tables.parquet_columns import read_columns_of
+from pipeline.store.tables.row_groups import chosen_row_groups, write_some_rows
+from pipeline.store.tables.schemas import read_table
 
 WITH_IDS: tuple[Kind, ...] = ("entries", "plan", "rejected", "thumbnails", "offsets", "digests", "tombstones", "labels")
 
@@ -113,13 +118,14 @@ class _Eraser:
         self._lease = lease
         self._progress = on_progress
         self._ids_N = np.unique(ids_N)
-        self._ids = pa.array(self._ids_N)
+        self._ids_in_order = self._ids_N.tolist()
         self._all = Inventory()
         self._seen: set[str] = set()
         self._compared: set[str] = set()
         self._sound: set[str] = set()
         self._uris_of_others: set[str] = set()
-        self.plan = ErasurePlan(nonce=lease.nonce, ids=frozenset(self._ids_N.tolist()), uris=frozenset())
+        self._own: tuple[frozenset[str], Values] | None = None
+        self.plan = ErasurePlan(nonce=lease.nonce, ids=frozenset(self._ids_in_order), uris=frozenset())
         self.facts = EntryFacts(self._ids_N, (), (), (), (), np.empty((0, 0), np.float16))
         self.duplicates: dict[int, Duplicate] = {}
         self.index_dropped = False
@@ -184,16 +190,22 @@ class _Eraser:
             self._storage.delete([self.plan.path, *sorted(paths)])
 
     def _compare(self) -> None:
-        """Find the remaining entries that share a uri or a hash with the erased ones."""
+        """Find the remaining entries that share a uri or a hash with the erased ones.
+
+        Reads three columns of each entries file that was not compared before, some files at a time.
+        """
         uris, hashes = frozenset(self.facts.uris), frozenset(self.facts.hashes)
-        wanted = pa.array(sorted(uris), pa.string()), pa.array(sorted(hashes), pa.string())
+        wanted = Values(uris), Values(hashes)
         found = [(s.id, s.uri, s.sha256) for s in self._all.singles.values() if s.uri in uris or s.sha256 in hashes]
-        for file in self._all.of_kind("entries"):
-            if file.path not in self._compared:
-                table = read_table(self._storage, file, ["id", "uri", "sha256"])
-                same = pc.or_(pc.is_in(table.column("uri"), wanted[0]), pc.is_in(table.column("sha256"), wanted[1]))
-                found += [(row["id"], row["uri"], row["sha256"]) for row in table.filter(same).to_pylist()]
-                self._compared.add(file.path)
+        files = [file for file in self._all.of_kind("entries") if file.path not in self._compared]
+        tables = read_columns_of(self._storage, files, ["id", "uri", "sha256"])
+        done = 0
+        for table in in_batches(tables, max(map(len, wanted))):
+            same = pc.or_(wanted[0].found_in(table.column("uri")), wanted[1].found_in(table.column("sha256")))
+            found += [(row["id"], row["uri"], row["sha256"]) for row in table.filter(same).to_pylist()]
+            done += table.num_rows
+            self._progress(Progress("comparing", done, sum(file.rows for file in files)))
+        self._compared |= {file.path for file in files}
         for entry_id, uri, sha256 in found:
             if entry_id not in self.plan.ids:
                 same_as = [name for name, is_same in (("uri", uri in uris), ("hash", sha256 in hashes)) if is_same]
@@ -202,27 +214,38 @@ class _Eraser:
         self.plan.uris = uris - self._uris_of_others
 
     def _rewritten(self, file: FileRef) -> Rewritten | None:
-        """Write the file without the erased rows; None if it holds none of them."""
+        """Write the file without the erased rows, one row group at a time; None if it holds none of them.
+
+        Plans and rejects are searched for uris too. Only row groups whose statistics allow an erased id or uri are
+        read. From an object store only the columns searched are fetched, unless the file must be written anew.
+        """
         if isinstance(file, DigestsFile):
             return self._digests_rewritten(file)
-        kind = kind_of(file.path)
-        by_uri = kind in ("plan", "rejected") and self.plan.uris
+        by_uri = kind_of(file.path) in ("plan", "rejected") and bool(self.plan.uris)
         if not by_uri and not may_hold(file, self._ids_N):
             return None
-        columns = ["id", "uri"] if by_uri else ["id"]
-        table = read_table(self._storage, file, columns)
-        gone = pc.is_in(table.column("id"), self._ids)
-        if by_uri:
-            gone = pc.or_(gone, pc.is_in(table.column("uri"), pa.array(sorted(self.plan.uris), pa.string())))
-        lost = table.column("id").filter(gone)
-        if not len(lost):
+        own = self._own_uris()
+
+        def gone(table: pa.Table) -> pa.ChunkedArray:
+            gone_N = pa.array(is_in(table.column("id").to_numpy(), self._ids_N))
+            return pc.or_(gone_N, own.found_in(table.column("uri"))) if by_uri else pa.chunked_array([gone_N])
+
+        wanted: dict[str, Sequence[Any]] = {"id": self._ids_in_order}
+        wanted |= {"uri": own.in_order} if by_uri else {}
+        lost: list[int] = []
+        for table in chosen_row_groups(self._storage, file, [*wanted], wanted=wanted):
+            lost += table.column("id").filter(gone(table)).to_pylist()
+        if not lost:
             return None
-        kept = read_table(self._storage, file).filter(pc.invert(gone))
-        by: FileRef | None = None
-        if kept.num_rows:
-            path = rewritten_path(file.path, self._lease.nonce, len(self.plan.files))
-            by = self._written(path, kept, with_ids=isinstance(file, RowsFile))
-        return Rewritten(by=by, ids=tuple(lost.to_pylist()))
+        path = rewritten_path(file.path, self._lease.nonce, len(self.plan.files))
+        by = write_some_rows(self._storage, file, path, lambda table: pc.invert(gone(table)))
+        return Rewritten(by=by, ids=tuple(lost))
+
+    def _own_uris(self) -> Values:
+        """The uris that only erased entries have."""
+        if self._own is None or self._own[0] != self.plan.uris:
+            self._own = self.plan.uris, Values(self.plan.uris)
+        return self._own[1]
 
     def _digests_rewritten(self, file: DigestsFile) -> Rewritten | None:
         """Write a file of digests without the erased rows; None if it holds none of them."""
@@ -230,20 +253,13 @@ class _Eraser:
         if not ((digests_N >= file.first) & (digests_N <= file.last)).any():
             return None
         table = read_table(self._storage, file)
-        gone = pc.is_in(table.column("id"), self._ids)
+        gone = pa.array(is_in(table.column("id").to_numpy(), self._ids_N))
         if not pc.any(gone).as_py():
             return None
         left = table.filter(pc.invert(gone))
         path = rewritten_path(file.path, self._lease.nonce, len(self.plan.files))
         by = write_digests(self._storage, path, left) if left.num_rows else None
         return Rewritten(by=by, ids=tuple(table.column("id").filter(gone).to_pylist()))
-
-    def _written(self, path: str, table: pa.Table, *, with_ids: bool) -> FileRef:
-        if with_ids:
-            return write_rows(self._storage, path, table)
-        with self._storage.publishing(path) as local:
-            write_table(table, local)
-            return describe(path, local, table.num_rows)
 
     def _give_up_indexes(self, now: State) -> None:
         """Give up every index whose trained quantizer holds one of the vectors unchanged."""
@@ -257,12 +273,16 @@ class _Eraser:
                 self._sound.add(file.path)
 
     def _rewrite_shards(self, now: State) -> None:
-        """Rewrite the shards of the index in use that hold erased entries; give up such shards of older indexes."""
+        """Rewrite the shards of the index in use that hold erased entries; give up such shards of older indexes.
+
+        Reads the ids of the shards whose ranges have one of the erased ids.
+        """
         current = {shard.ids.path for shard in now.index.shards} if now.index else set()
         for path, shard in self._all.shards.items():
             if path in self.plan.shards or path in self.plan.stale or path in self._seen:
                 continue
-            if not is_in(shard_ids(self._storage, shard), self._ids_N).any():
+            near = any(len(self._ids_N[within(self._ids_N, *span)]) for span in shard.covers)
+            if not near or not is_in(shard_ids(self._storage, shard), self._ids_N).any():
                 self._seen.add(path)
             elif path in current and now.index is not None:
                 self.plan.shards[path] = self._shard_anew(now.index, shard, now)

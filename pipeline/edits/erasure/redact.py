@@ -8,9 +8,9 @@ import contextlib
 import functools
 from collections.abc import Collection, Iterable, Iterator
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.edits.erasure.values import Values, in_batches
 from pipeline.errors import CommitConflict, DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.checks.garbage import Census, remove_garbage, take_census
@@ -31,7 +31,7 @@ from pipeline.store.segments import reservations
 from pipeline.store.storage.file_refs import check_places
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import Lease, live_leases, read_leases
-from pipeline.store.tables.schemas import read_table
+from pipeline.store.tables.row_groups import chosen_row_groups
 
 
 def finish_erasures(log: VersionLog, command: str = "verify --clean") -> int:
@@ -184,8 +184,9 @@ def _plans(storage: Storage, reservation: reservations.Reservation, uris: Collec
     inside = {uri.partition("#")[0] for uri in uris if "#" in uri}
     for file, wanted in ((reservation.plan, uris), (reservation.containers, inside)):
         if file is not None and wanted:
-            planned = read_table(storage, file, ["uri"]).column("uri")
-            if pc.any(pc.is_in(planned, pa.array(sorted(wanted), pa.string()))).as_py():
+            values = Values(wanted)
+            tables = chosen_row_groups(storage, file, ["uri"])
+            if any(pc.any(values.found_in(table.column("uri"))).as_py() for table in in_batches(tables, len(values))):
                 return True
     return False
 

@@ -30,6 +30,7 @@ from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder
 from pipeline.index.search.exact import ExactFinder
 from pipeline.index.search.parameters import parse
 from pipeline.index.search.quantizer import Coarse, Quantizer, has_centroids, without_centroids
+from pipeline.index.search.remaining_rows import keep_rows
 from pipeline.index.search.soundness import check_index, read_index
 from pipeline.resources import available_bytes
 from pipeline.store.layout import ENTRIES_FILE, FAISS_FILE, IDS_FILE, LABELS_FILE, VECTORS_FILE
@@ -339,11 +340,15 @@ def without_entries(
 ) -> Shard | None:
     """Rewrite a shard below `folder` without some entries (ids int64 [N]). Returns None if no row is left.
 
-    `files` are entries files that hold the remaining entries. Vectors are read from them if the shard stores none.
-    The trained quantizer does not change. Labels that only erased entries had are removed. Raises DamagedFile.
+    The codes of the remaining rows are copied; kinds of index that do not allow it (HNSW) are filled again. `files` are
+    entries files that hold the remaining entries. Their vectors are read only to fill an index again whose shard stores
+    none. The trained quantizer does not change. Labels that only erased entries had are removed.
+
+    Every file of the shard is read and written once; RAM holds its FAISS index. Raises DamagedFile.
     """
     ids_N = _read_array(storage, shard.ids, np.int64)
-    kept_N = np.flatnonzero(~is_in(ids_N, np.sort(erased)))
+    kept = ~is_in(ids_N, np.unique(erased))
+    kept_N = np.flatnonzero(kept)
     if not len(kept_N):
         return None
     table, names = _read_entries(storage, shard.entries)
@@ -355,20 +360,25 @@ def without_entries(
         "rows": len(kept_N),
         "ids": _write_array(storage, f"{folder}{IDS_FILE}", ids_N[kept_N]),
         "labels": _write_array(storage, f"{folder}{LABELS_FILE}", _renumbered(codes_N, used)),
-        "entries": _write_ipc(storage, f"{folder}{ENTRIES_FILE}", table.take(pa.array(kept_N))),
+        "entries": _write_ipc(storage, f"{folder}{ENTRIES_FILE}", table.filter(pa.array(kept))),
     }
     if vectors_ND is not None:
         changes["vectors"] = write_vectors(storage, f"{folder}{VECTORS_FILE}", vectors_ND, kept_N)
     if shard.index is not None and index.trained is not None:
-        populated = read_faiss(storage, index.trained, mapped=False)
-        for start in range(0, len(kept_N), ROWS_COPIED):
-            rows = kept_N[start : start + ROWS_COPIED]
-            if vectors_ND is not None:
-                added_ND = vectors_ND[rows]
-            else:
-                added_ND = read_embeddings(storage, files, ids_N[rows], dimension)
-            populated.add(np.ascontiguousarray(added_ND, np.float32))
-        changes["index"] = write_faiss(storage, f"{folder}{FAISS_FILE}", populated, with_centroids=False)
+        remaining = read_faiss(storage, shard.index, mapped=False)
+        with reading(storage.uri, shard.index.path):
+            if remaining.ntotal != len(ids_N):
+                raise ValueError(f"it holds {remaining.ntotal:,} vectors where its shard has {len(ids_N):,}")
+        if not keep_rows(remaining, kept_N):
+            remaining = read_faiss(storage, index.trained, mapped=False)
+            for start in range(0, len(kept_N), ROWS_COPIED):
+                rows = kept_N[start : start + ROWS_COPIED]
+                if vectors_ND is not None:
+                    added_ND = vectors_ND[rows]
+                else:
+                    added_ND = read_embeddings(storage, files, ids_N[rows], dimension)
+                remaining.add(np.ascontiguousarray(added_ND, np.float32))
+        changes["index"] = write_faiss(storage, f"{folder}{FAISS_FILE}", remaining, with_centroids=False)
     return shard.model_copy(update=changes)
 
 

@@ -1,0 +1,82 @@
+"""Reads and rewrites Parquet files of a memory one row group at a time, so that RAM holds one row group.
+
+A plan is one file however many images a source has: with a billion images it has 13 GB.
+"""
+
+import bisect
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, describe, reading, unaltered_path
+from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.parquet_ranges import footer_of, stream_of
+from pipeline.store.tables.schemas import check_rows, open_writer
+
+
+def chosen_row_groups(
+    storage: Storage,
+    file: FileRef,
+    columns: Sequence[str] | None = None,
+    *,
+    wanted: Mapping[str, Sequence[Any]] | None = None,
+    hashed: bool = False,
+) -> Iterator[pa.Table]:
+    """The rows of a file, one row group after the other, with the checksum of every page checked.
+
+    With `wanted`, row groups are left out whose statistics say that no column in it has any of its values (ascending).
+    From an object store, only the footer and the bytes of `columns` are fetched. With `hashed` the whole file is
+    fetched and hashed first. Raises DamagedFile.
+    """
+    if hashed or "://" not in storage.uri:
+        source, footer = (unaltered_path if hashed else check_path)(storage, file), None
+    else:
+        source, footer = stream_of(storage, file), footer_of(storage, file)
+    options = {"metadata": footer, "page_checksum_verification": True, "pre_buffer": footer is not None}
+    with reading(storage.uri, file.path), pq.ParquetFile(source, **options) as parquet:
+        check_rows(parquet, file)
+        for group in range(parquet.num_row_groups):
+            if wanted is not None and not any(_may_hold(parquet, group, *each) for each in wanted.items()):
+                continue
+            table = parquet.read_row_group(group, columns=columns)
+            table.validate(full=True)  # finds strings that are not UTF-8, which Parquet's reader does not check
+            yield table
+
+
+def _may_hold(parquet: pq.ParquetFile, group: int, column: str, values: Sequence[Any]) -> bool:
+    """Whether a column of a row group may hold one of the values (ascending); True if it has no statistics."""
+    place = parquet.schema_arrow.get_field_index(column)  # the columns before `embedding` have one leaf each
+    known = parquet.metadata.row_group(group).column(place).statistics
+    if known is None or not known.has_min_max:
+        return True
+    at = bisect.bisect_left(values, known.min)
+    return at < len(values) and values[at] <= known.max
+
+
+def write_some_rows(
+    storage: Storage, file: FileRef, path: str, chosen: Callable[[pa.Table], pa.Array]
+) -> FileRef | RowsFile | None:
+    """Publish the rows of a file that `chosen` selects (bool for each row of a row group) as `path`.
+
+    Row groups stay separate; empty ones are left out. The file is fetched and hashed whole. Returns None, and publishes
+    nothing, if no row is selected. The new reference has the type of the old one. Raises DamagedFile.
+    """
+    tables = (table.filter(chosen(table)) for table in chosen_row_groups(storage, file, hashed=True))
+    left = (table for table in tables if table.num_rows)
+    first = next(left, None)
+    if first is None:
+        return None
+    rows, last = 0, first
+    with storage.publishing(path) as local:
+        with open_writer(local, first.schema) as writer:
+            for last in itertools.chain([first], left):
+                writer.write_table(last)
+                rows += last.num_rows
+        written = describe(path, local, rows)
+    if not isinstance(file, RowsFile):
+        return written
+    first_id, last_id = first.column("id")[0].as_py(), last.column("id")[-1].as_py()
+    return RowsFile(**written.model_dump(), first_id=first_id, last_id=last_id)
