@@ -80,7 +80,8 @@ class VisualMemory(Reader):
         """Plan the add of a source: list it and settle the encoder. Writes nothing.
 
         Costs a listing of the source, the footers of its tables, and the loading of the encoder if images are to be
-        embedded.
+        embedded. If an add of the source is unfinished, its frozen plan is taken instead of a listing, unless the
+        options say `refresh`.
 
         Args:
             source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md).
@@ -127,14 +128,16 @@ class VisualMemory(Reader):
         exclude: Sequence[str] = (),
         image_extension: str | None = None,
         duplicates: "OnDuplicates" = "keep",
+        refresh: bool = False,
         runner: RunnerName = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
         """Remember every image of a source, in one commit.
 
         The add is resumable: after a kill, the same call goes on with the same frozen plan and embeds only what is not
-        done. A source that was added before with the same options is not added again. If more than 50,000 entries are
-        then in no index (8,192 if there is an index), an index is built in further commits.
+        done. It does not list the source again, and reads about 1 KB for each finished part. A source that was added
+        before with the same options is not added again. If more than 50,000 entries are then in no index (8,192 if
+        there is an index), an index is built in further commits.
 
         Args:
             source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md).
@@ -157,6 +160,8 @@ class VisualMemory(Reader):
             exclude: Patterns, as in .gitignore, of files to pass over.
             image_extension: Ending of the images to take from archives with several images a sample; None takes all.
             duplicates: "keep" adds images whose bytes the memory holds and counts them, "skip" leaves them out.
+            refresh: List the source again although an add of it is unfinished. What came since is counted; if half of
+                the planned files are gone or changed, the add starts anew.
             runner: "here" embeds in this process, "ray" on the Ray cluster that it is connected to.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
@@ -197,6 +202,7 @@ class VisualMemory(Reader):
             tuple(exclude),
             image_extension,
             duplicates,
+            refresh,
         )
         with self.announced_add(source):
             plan = self.plan_add(source, options, on_progress=on_progress)
