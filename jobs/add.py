@@ -231,6 +231,8 @@ def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> Non
         say(f"went on with {_plan_of(report.planned_at)}")
     if report.index_error:
         note(f"no index was built after the add: {with_options(report.index_error, INDEX_LIMITS)}")
+    if report.index_due:
+        note(report.index_due)
     show_passed_over(report.passed_over)
     failures = [reject for reject in report.rejects if reject.stage != DUPLICATE]
     show_rejects(report.rejected - report.left_out, failures, f"{memory}/segments/{report.segment or 0:08d}")

@@ -664,7 +664,8 @@ class Reader:
 
         Returns:
             A JSON object: counts of entries, labels, shards and rejected images, the encoder, datasets, kept columns,
-            label sets and the index. `under_way` lists the adds, running or stopped.
+            label sets and the index. `under_way` lists the adds, running or stopped. `index_due` says why `index` must
+            be run, None if it need not be.
 
         Raises:
             MemoryMissing: There is no memory here and no add was begun, or there is no version `at`.
@@ -674,6 +675,8 @@ class Reader:
             status = VisualMemory("my.memory").status()
             print(status["version"], status["entries"], status["entries_by_label"])
         """
+        from pipeline.edits.index_growth import index_due
+
         started = [] if self._at is not None else self._under_way()
         if self._at is None and self.log.newest() is None and has_begun(self.log.storage):
             state = State()
@@ -705,6 +708,7 @@ class Reader:
             },
             "entries_by_label": {name: int(n) for name, n in sorted(zip(live.labels, counts, strict=True)) if n},
             "index": index.to_json() if index else None,
+            "index_due": index_due(state),
         }
 
     def _under_way(self) -> "list[UnderWay]":

@@ -171,8 +171,10 @@ class AddReport(Tabular):
     """The result of an add. `rejects` are the first of the `rejected` images.
 
     `resumed` counts the images that an earlier, interrupted run did. If the source was added before, `segment` is None
-    and `already` is its segment. `unplanned` counts the files that appeared after the plan was frozen; they are not in
-    the memory. A large add builds an index afterwards; `index_error` is the reason if that failed.
+    and `already` is its segment. `continued` says whether the frozen plan of an earlier run was used, which was made at
+    `planned_at` (None if an earlier release made it). `unplanned` counts the files that appeared after the plan was
+    frozen; they are not in the memory. It is None if the source was not listed again. A large add builds an index
+    afterwards; `index_error` is the reason if that failed, and `index_due` the reason if it is left to `index`.
 
     `stages` is the time of this run by stage. `numerics` is the precision of the vectors; None if no precision was
     recorded. `census` has the labels of all images. `passed_over` counts other files of the source, including files in
@@ -196,6 +198,7 @@ class AddReport(Tabular):
     already: int | None = None
     unplanned: int | None = 0
     index_error: str | None = None
+    index_due: str | None = None
     stages: Stages = field(default_factory=Stages)
     numerics: Numerics | None = None
     rejected: int = 0
@@ -240,6 +243,7 @@ class AddReport(Tabular):
             "planned_at": self.planned_at.isoformat() if self.planned_at else None,
             "kept": {c.name: c.type for s in self.state.segments if s.number == self.segment for c in s.kept},
             "index_error": self.index_error,
+            "index_due": self.index_due,
             "stages": self.stages.to_json(),
             "bound_by": (self.stages.verdict() or (None,))[0],
             "precision": self.numerics.precision if self.numerics else "float32",
