@@ -32,7 +32,7 @@ from pipeline.index.search.shard_files import (
 from pipeline.store.layout import FAISS_FILE, INDEX, SAMPLE_FILE, shard_folder, step_path
 from pipeline.store.log.records import Quality, Refine
 from pipeline.store.storage.file_refs import FileRef, RowsFile, check_places
-from pipeline.store.storage.interface import AlreadyExists, Storage
+from pipeline.store.storage.interface import AlreadyExists, Storage, released
 from pipeline.store.tables.tombstones import read_tombstones
 
 WIDENED = 1.25  # times as far, if all queries together need more than the tuning queries did
@@ -145,7 +145,14 @@ class ShardWork:
         return self.once(f"populated-{number}", Populated, make)
 
     def measure(self, number: int, side: SideFiles, index: FileRef, known: str | None) -> Measured:
-        """Recall and latency with the `known` parameters, slightly wider ones, or tuned ones if these fail."""
+        """Recall and latency with the `known` parameters, slightly wider ones, or tuned ones if these fail.
+
+        It is the last step on a shard, so the local copies of its vectors and its index are released.
+        """
+        with released(self.storage, index.path, side.vectors.path):
+            return self._measure(number, side, index, known)
+
+    def _measure(self, number: int, side: SideFiles, index: FileRef, known: str | None) -> Measured:
         mapped = read_faiss(self.storage, index)
         vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
         held_out = np.ones(side.rows, bool)
