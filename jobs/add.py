@@ -13,6 +13,8 @@ from jobs.terminal.output import counted, note, print_json, say
 from jobs.terminal.progress import progress
 
 if TYPE_CHECKING:
+    import datetime
+
     from pipeline.edits.add import AddPlan, AddReport, OnDuplicates
     from pipeline.embeddings.encoder_choice import DecodingChoice
     from pipeline.store.segments.reservations import Precision
@@ -88,6 +90,9 @@ def add(
         ),
     ] = "keep",
     max_rejected: MaxRejected = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="List SOURCE again although an add of it was begun and is not finished.")
+    ] = False,
     runner: Runner = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     json: Json = False,
@@ -118,6 +123,7 @@ def add(
                 tuple(exclude or ()),
                 image_extension,
                 cast("OnDuplicates", duplicates),
+                refresh,
             )
             plan = target.plan_add(source, options, on_progress=on_progress)
             if not dry_run:
@@ -163,6 +169,7 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
         "dimension": identity.dimension,
         "embedding_bytes": plan.embedding_bytes,
         "already": plan.already.number if plan.already else None,
+        "continues": plan.frozen.number if plan.frozen else None,
     }
     if json:
         print_json(document)
@@ -172,6 +179,8 @@ def _show_plan(plan: "AddPlan", *, json: bool) -> None:
         return
     uncounted = plan.listing.uncounted
     archives = f" and what is in {counted(uncounted, 'archive')}" if uncounted else ""
+    if plan.frozen is not None:
+        say(f"would go on with unfinished segment {plan.frozen.number} and {_plan_of(plan.frozen.planned_at)}")
     say(
         f"would add {counted(plan.planned, 'image')}{archives} ({plan.listing.num_bytes / 1e6:,.1f} MB) "
         f"as dataset {plan.dataset}, in {counted(plan.num_parts, 'part')}"
@@ -218,16 +227,28 @@ def _show(report: "AddReport", plan: "AddPlan", source: str, memory: str) -> Non
         note(hint(report.small_classes))
     if report.unplanned:
         say(f"{counted(report.unplanned, 'image')} came after this add was begun, not in it: {_NEW_IMAGES}")
+    if report.continued and report.unplanned is None:
+        say(f"went on with {_plan_of(report.planned_at)}")
     if report.index_error:
         note(f"no index was built after the add: {with_options(report.index_error, INDEX_LIMITS)}")
+    if report.index_due:
+        note(report.index_due)
     show_passed_over(report.passed_over)
     failures = [reject for reject in report.rejects if reject.stage != DUPLICATE]
     show_rejects(report.rejected - report.left_out, failures, f"{memory}/segments/{report.segment or 0:08d}")
 
 
+def _plan_of(planned_at: "datetime.datetime | None") -> str:
+    """Which plan an add goes on with, and how to have the source listed again."""
+    when = f" of {planned_at:%Y-%m-%d %H:%M} UTC" if planned_at is not None else ""
+    return f"its plan{when}, without listing the source again: `--refresh` does"
+
+
 def _show_duplicates(report: "AddReport", things: str) -> None:
     """How many images the memory held already, and how many came twice."""
-    some = f"{report.duplicates or 0:,} of these {report.planned:,} {things} were" if report.planned > 1 else "it was"
+    is_partial = report.compared < report.entries and not report.left_out
+    of = f"the {report.compared:,} of this run" if is_partial else f"these {report.planned:,}"
+    some = f"{report.duplicates or 0:,} of {of} {things} were" if report.planned > 1 else "it was"
     held = f"{some} in the memory already, by the bytes"
     if report.left_out:
         say(f"{held}, and left out")

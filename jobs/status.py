@@ -63,8 +63,10 @@ def status(
     say(f"encoder   {found['encoder']}, {found['dimension']} dimensions, {seen}")
     if found["index"] is None:
         say("index     none: every entry is searched exactly")
-        return
-    show_index(found, table, shards=index)
+    else:
+        show_index(found, table, shards=index)
+    if found["index_due"]:
+        say(f"due       {found['index_due']}")
 
 
 def _how_far(add: dict) -> str:

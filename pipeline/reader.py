@@ -667,7 +667,8 @@ class Reader:
 
         Returns:
             A JSON object: counts of entries, labels, shards and rejected images, the encoder, datasets, kept columns,
-            label sets and the index. `under_way` lists the adds, running or stopped.
+            label sets and the index. `under_way` lists the adds, running or stopped. `index_due` says why `index` must
+            be run, None if it need not be.
 
         Raises:
             MemoryMissing: There is no memory here and no add was begun, or there is no version `at`.
@@ -686,6 +687,8 @@ class Reader:
 
     def _described(self, state: State, lookup: EntryLookup) -> dict:
         """The contents of a version as a JSON object for `status`."""
+        from pipeline.edits.index_growth import index_due
+
         counts, index = lookup.counts(), state.index
         labels = by_label(counts)
         return {
@@ -709,6 +712,7 @@ class Reader:
             },
             "entries_by_label": labels,
             "index": index.to_json() if index else None,
+            "index_due": index_due(state),
         }
 
     def _looked_up(self, read: Callable[[State, EntryLookup], Result]) -> Result:

@@ -24,7 +24,7 @@ from pipeline.edits.export import ROWS_PER_FILE, ExportReport, Format, export
 from pipeline.edits.meanwhile import explain_conflicts
 from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.encoder_choice import DecodingChoice, EncoderChoice, WeightsOrder
-from pipeline.errors import CommitConflict, IndexBuildError, UsageError
+from pipeline.errors import CommitConflict, IndexBuildError, UsageError, WorkerError
 from pipeline.images.names.uris import path_of_uri, uri_of
 from pipeline.index.build.builder import build_index
 from pipeline.index.build.plan import IndexOptions, IndexPlan, choose_key, plan_index
@@ -32,7 +32,7 @@ from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.questions import answering
 from pipeline.reader import Reader, check_list
-from pipeline.runner import RunnerName, runner_of
+from pipeline.runner import Here, Runner, RunnerName, runner_of
 from pipeline.store.log.label_counts import by_dataset, by_label, most_first, num_unlabelled
 from pipeline.store.log.records import Segment
 from pipeline.store.log.state import State
@@ -77,7 +77,8 @@ class VisualMemory(Reader):
         """Plan the add of a source: list it and settle the encoder. Writes nothing.
 
         Costs a listing of the source, the footers of its tables, and the loading of the encoder if images are to be
-        embedded.
+        embedded. If an add of the source is unfinished, its frozen plan is taken instead of a listing, unless the
+        options say `refresh`.
 
         Args:
             source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md).
@@ -124,14 +125,16 @@ class VisualMemory(Reader):
         exclude: Sequence[str] = (),
         image_extension: str | None = None,
         duplicates: "OnDuplicates" = "keep",
+        refresh: bool = False,
         runner: RunnerName = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> "AddReport":
         """Remember every image of a source, in one commit.
 
         The add is resumable: after a kill, the same call goes on with the same frozen plan and embeds only what is not
-        done. A source that was added before with the same options is not added again. If more than 50,000 entries are
-        then in no index (8,192 if there is an index), an index is built in further commits.
+        done. It does not list the source again, and reads about 1 KB for each finished part. A source that was added
+        before with the same options is not added again. If more than 50,000 entries are then in no index (8,192 if
+        there is an index), an index is built in further commits.
 
         Args:
             source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md).
@@ -154,12 +157,15 @@ class VisualMemory(Reader):
             exclude: Patterns, as in .gitignore, of files to pass over.
             image_extension: Ending of the images to take from archives with several images a sample; None takes all.
             duplicates: "keep" adds images whose bytes the memory holds and counts them, "skip" leaves them out.
+            refresh: List the source again although an add of it is unfinished. What came since is counted; if half of
+                the planned files are gone or changed, the add starts anew.
             runner: "here" embeds in this process, "ray" on the Ray cluster that it is connected to.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
         Returns:
             Counts of entries, rejected images and duplicates, the first rejected images, and the new state. `segment`
-            is None if nothing was added. `index_error` says why an index was not built.
+            is None if nothing was added. `index_error` says why an index was not built, `index_due` why `index` must be
+            run: there are more than 2,000,000 entries in no index, or it would outgrow 16 GiB.
 
         Raises:
             SourceError: The source is missing or without an image, no image can be read, or too many are rejected.
@@ -194,6 +200,7 @@ class VisualMemory(Reader):
             tuple(exclude),
             image_extension,
             duplicates,
+            refresh,
         )
         with self.announced_add(source):
             plan = self.plan_add(source, options, on_progress=on_progress)
@@ -247,7 +254,8 @@ class VisualMemory(Reader):
 
         Returns:
             Counts of entries, rejected images and duplicates, the first rejected images, and the new state. `segment`
-            is None if nothing was added. `index_error` says why an index was not built.
+            is None if nothing was added. `index_error` says why an index was not built, `index_due` why `index` must be
+            run: there are more than 2,000,000 entries in no index, or it would outgrow 16 GiB.
 
         Raises:
             SourceError: No image can be read; or too many are rejected, and what is done stays for the next call.
@@ -258,6 +266,7 @@ class VisualMemory(Reader):
             UsageError: The runner is unknown.
         """
         from pipeline.edits.add import run
+        from pipeline.edits.index_growth import index_due
 
         state = self.log.newest()
         where = runner_of(runner)
@@ -268,8 +277,8 @@ class VisualMemory(Reader):
         self._encoder = plan.encoder or self._encoder
         if report.segment is None:
             return report
-        after, index_error = self._indexed(report.state, command, on_progress)
-        return replace(report, state=after, index_error=index_error)
+        after, index_error = self._indexed(report.state, command, on_progress, where)
+        return replace(report, state=after, index_error=index_error, index_due=index_due(after))
 
     @explain_conflicts
     def add_images(
@@ -325,7 +334,7 @@ class VisualMemory(Reader):
         none = [None] * len(images)
         entries = embed_singles(encoder, images, uris or none, labels or none, dataset, thumbnails=thumbnails)
         after, ids = add_singles(self.log, self.log.latest(), encoder, entries, command)
-        _, index_error = self._indexed(after, command, ignore_progress)
+        _, index_error = self._indexed(after, command, ignore_progress, Here())
         if index_error:
             logger.warning("no index was built after the add: %s", index_error)
         return ids
@@ -833,16 +842,21 @@ class VisualMemory(Reader):
 
         return self._looked_up(find)
 
-    def _indexed(self, state: State, command: str, on_progress: OnProgress) -> tuple[State, str | None]:
-        """The state with its fresh entries indexed where they are many, and why they are not if that failed."""
+    def _indexed(self, state: State, command: str, on_progress: OnProgress, runner: Runner) -> tuple[State, str | None]:
+        """The state with its fresh entries indexed where they are many, and why they are not if that failed.
+
+        So many that an add does not index them stay as they are.
+        """
         from pipeline.edits import index_growth
 
         limit = max(index_growth.limit(state), self._indexed_from)
         if state.num_entries <= limit or state.num_fresh <= limit or index_growth.is_being_indexed(self.log.storage):
             return state, None
+        if index_growth.index_due(state) is not None:
+            return state, None
         try:
-            state = index_growth.grow_index(self.log, state, command, on_progress)
-        except (CommitConflict, IndexBuildError) as error:  # the images are in the memory all the same
+            state = index_growth.grow_index(self.log, state, command, on_progress, runner.run_steps)
+        except (CommitConflict, IndexBuildError, WorkerError) as error:  # the images are in the memory all the same
             self._indexed_from = state.num_fresh + index_growth.GROWS_FROM
             return state, str(error)
         self._indexed_from = 0

@@ -1,26 +1,24 @@
 """Adds a source: plans it, freezes the plan, embeds its parts, and commits the segment.
 
 `prepare` reads only the listing and the encoder, and writes nothing, so that the plan can be shown first. `run` can be
-killed at any moment: the same command finds the frozen plan by its fingerprint, and embeds only the parts that have no
-completion mark.
+killed at any moment: the same command finds the frozen plan by its fingerprint (frozen_plan.py), without listing the
+source again, and embeds only the parts that have no completion mark.
 """
 
-import hashlib
-import itertools
-import json
+import datetime
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import pyarrow as pa
-
 from pipeline.decisions.small_classes import SmallClass
 from pipeline.edits.duplicates import find_duplicates, find_small_classes
+from pipeline.edits.frozen_plan import Asked, find_frozen_plan
 from pipeline.edits.label_report import gather_notes, label_report
+from pipeline.edits.plan_changes import differences
 from pipeline.edits.segment_sides import publish_counts, with_sides
-from pipeline.embeddings.compatibility import refuse_mix, settle_identity
+from pipeline.embeddings.compatibility import refuse_mix, settle_as_planned, settle_identity
 from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.embeddings.parts import Remember
 from pipeline.embeddings.stages import Stages
@@ -54,11 +52,9 @@ from pipeline.store.segments.reservations import (
     reserve,
 )
 from pipeline.store.storage.file_refs import FileRef
-from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import Lease, live_leases, read_leases
 from pipeline.store.tables import ids
 from pipeline.store.tables.identity import Identity
-from pipeline.store.tables.schemas import read_table
 from pipeline.store.tables.tombstones import Tombstones
 from pipeline.tabular import Tabular
 
@@ -67,10 +63,6 @@ if TYPE_CHECKING:
 
 # An interrupted add continues with its frozen plan if at least this fraction of its files is unchanged.
 STILL_THERE = 0.5
-
-COMPARED_AT_ONCE = 65_536
-
-_FILE_COLUMNS = ["uri", "num_bytes", "modified"]
 
 OnDuplicates = Literal["keep", "skip"]
 
@@ -87,6 +79,7 @@ class AddOptions:
     `label` is one label for all images. `exclude` are patterns in the syntax of .gitignore; matching files are passed
     over. `image_extension` selects the image of a sample in archives with several images per sample, by its ending.
     `duplicates` "skip" rejects images whose bytes the memory holds when the add is planned; "keep" only counts them.
+    `refresh` lists the source again although an unfinished add of it has a frozen plan.
     """
 
     labels: str = "folder"
@@ -100,6 +93,7 @@ class AddOptions:
     exclude: tuple[str, ...] = ()
     image_extension: str | None = None
     duplicates: OnDuplicates = "keep"
+    refresh: bool = False
 
     def __post_init__(self) -> None:
         if self.label is not None and self.labels != "folder":
@@ -124,7 +118,8 @@ class AddPlan:
     """The work that `run` will do.
 
     `already` is the segment that holds this source; None if the source was not added before. `encoder` is None if the
-    add neither embeds images nor stores the weights of a new encoder.
+    add neither embeds images nor stores the weights of a new encoder. `frozen` is the unfinished add whose plan is gone
+    on with; None if the source was listed.
     """
 
     listing: Listing = field(repr=False)
@@ -132,6 +127,7 @@ class AddPlan:
     encoder: "Encoder | None" = field(repr=False)
     options: AddOptions
     already: Segment | None
+    frozen: Reservation | None = None
 
     @property
     def dataset(self) -> str:
@@ -158,7 +154,7 @@ class AddPlan:
 
     @property
     def num_parts(self) -> int:
-        return ids.num_parts(int(self.listing.images.num_rows), int(self.listing.containers.num_rows))
+        return ids.num_parts(self.listing.num_images, int(self.listing.containers.num_rows))
 
     def peek(self) -> tuple[str, LabelCensus, ContainerNotes] | None:
         """The result of `listing.peek`: the first images in an archive or table. It may be None."""
@@ -175,8 +171,10 @@ class AddReport(Tabular):
     """The result of an add. `rejects` are the first of the `rejected` images.
 
     `resumed` counts the images that an earlier, interrupted run did. If the source was added before, `segment` is None
-    and `already` is its segment. `unplanned` counts the files that appeared after the plan was frozen; they are not in
-    the memory. A large add builds an index afterwards; `index_error` is the reason if that failed.
+    and `already` is its segment. `continued` says whether the frozen plan of an earlier run was used, which was made at
+    `planned_at` (None if an earlier release made it). `unplanned` counts the files that appeared after the plan was
+    frozen; they are not in the memory. It is None if the source was not listed again. A large add builds an index
+    afterwards; `index_error` is the reason if that failed, and `index_due` the reason if it is left to `index`.
 
     `stages` is the time of this run by stage. `numerics` is the precision of the vectors; None if no precision was
     recorded. `census` has the labels of all images. `passed_over` counts other files of the source, including files in
@@ -184,7 +182,9 @@ class AddReport(Tabular):
 
     `duplicates` counts the images whose bytes the memory held before; None if the memory was not searched for them
     (edits/duplicates.py). With `--duplicates skip` these images are `left_out` and count as rejected; otherwise they
-    are entries. `duplicates_within` counts the entries that repeat the bytes of another entry of this add.
+    are entries. `duplicates_within` counts the entries that repeat the bytes of another entry of this add. `compared`
+    is the number of entries that both counts are about: all, or those of this run if an interrupted add was continued
+    in an object store, where reading the sha256 of the others is 4% of what was finished (384 dimensions).
     `small_classes` are the classes of this add that larger classes outvote.
     """
 
@@ -196,8 +196,9 @@ class AddReport(Tabular):
     seconds: float
     resumed: int = 0
     already: int | None = None
-    unplanned: int = 0
+    unplanned: int | None = 0
     index_error: str | None = None
+    index_due: str | None = None
     stages: Stages = field(default_factory=Stages)
     numerics: Numerics | None = None
     rejected: int = 0
@@ -208,6 +209,9 @@ class AddReport(Tabular):
     duplicates_within: int = 0
     left_out: int = 0
     small_classes: tuple[SmallClass, ...] = ()
+    continued: bool = False
+    planned_at: datetime.datetime | None = None
+    compared: int = 0
 
     def _rows(self) -> list[dict[str, Any]]:
         """One row for each of the `rejects`."""
@@ -235,8 +239,11 @@ class AddReport(Tabular):
             "resumed": self.resumed,
             "already": self.already,
             "unplanned": self.unplanned,
+            "continued": self.continued,
+            "planned_at": self.planned_at.isoformat() if self.planned_at else None,
             "kept": {c.name: c.type for s in self.state.segments if s.number == self.segment for c in s.kept},
             "index_error": self.index_error,
+            "index_due": self.index_due,
             "stages": self.stages.to_json(),
             "bound_by": (self.stages.verdict() or (None,))[0],
             "precision": self.numerics.precision if self.numerics else "float32",
@@ -244,6 +251,7 @@ class AddReport(Tabular):
             "duplicates": self.duplicates,
             "duplicates_left_out": self.left_out,
             "duplicates_within": self.duplicates_within,
+            "duplicates_compared": self.compared,
             "small_classes": [{"label": small.label, "entries": small.entries} for small in self.small_classes],
             "rejects": self._rows(),
             "skipped": self.passed_over.num_files,
@@ -262,50 +270,69 @@ def prepare(
 ) -> AddPlan:
     """List the source and settle the encoder. Writes nothing.
 
-    `load` returns the memory's own encoder if the caller holds it. Raises SourceError, EncoderError or UsageError.
+    If an add of the same source and options is unfinished, its frozen plan is taken, and nothing is listed, unless the
+    options say `refresh`. `load` returns the memory's own encoder if the caller holds it. Raises SourceError,
+    EncoderError or UsageError.
     """
     if not is_remote(source) and all(os.path.isdir(os.path.join(source, name)) for name in (VERSIONS, SEGMENTS)):
         raise UsageError(f"{source} is a memory, not a source of images: MEMORY comes first, then SOURCE")
-    labels = Labels(options.asked_labels)
-    choice = ImageChoice(options.exclude, options.image_extension)
+    asked = Asked(
+        Labels(options.asked_labels),
+        ImageChoice(options.exclude, options.image_extension),
+        options.dataset,
+        options.thumbnails,
+        options.keep,
+        options.duplicates,
+    )
+    if not options.refresh and (plan := _frozen(log, state, source, options, asked, load, on_progress)) is not None:
+        return plan
     on_progress(Progress("listing", 0, None))
-    listing = list_source(source, labels, options.keep, choice, on_progress)
+    listing = list_source(source, asked.labels, options.keep, asked.choice, on_progress)
     if state is None and not set(log.storage.list("")) <= FOLDERS:
         raise MemoryMissing(
             f"{log.storage.uri} is a folder with other files in it and no memory: "
             "name an empty or new folder for MEMORY (it comes before SOURCE)"
         )
-    dataset = options.dataset if options.dataset is not None else listing.name
-    if not dataset.strip():
+    if not asked.dataset_of(listing.name).strip():
         raise UsageError("`dataset` is empty: give a name, or leave it out to take the folder's")
     on_progress(Progress("loading the encoder", 0, None))
     identity, encoder = settle_identity(log, state, listing, options.encoder, load)
-    about = {
-        "source": listing.uri,
-        "labels": options.asked_labels,
-        "dataset": dataset,
-        "thumbnails": options.thumbnails,
-    }
-    about |= {"labels_sha256": labels.sha256} if labels.file else {}
-    about |= {"keep": sorted(options.keep)} if options.keep else {}
-    about |= {"exclude": sorted(choice.exclude)} if choice.exclude else {}
-    about |= {"image_extension": choice.extension} if choice.extension else {}
-    about |= {"duplicates": options.duplicates} if options.duplicates != "keep" else {}
-    canonical = json.dumps(about | {"identity": identity.fingerprint}, sort_keys=True)
-    fingerprint = hashlib.sha256(canonical.encode()).hexdigest()
+    fingerprint = asked.fingerprint(listing.uri, listing.name, identity)
     spec = SegmentSpec(
         fingerprint=fingerprint,
         source=listing.uri,
-        dataset=dataset,
+        dataset=asked.dataset_of(listing.name),
         identity=identity,
         thumbnails=options.thumbnails,
         labels=options.asked_labels,
         kept=listing.kept,
         precision=options.precision,
-        exclude=choice.exclude,
-        image_extension=choice.extension,
+        exclude=asked.choice.exclude,
+        image_extension=asked.choice.extension,
     )
     return AddPlan(listing, spec, encoder, options, _already_there(log, state, fingerprint))
+
+
+def _frozen(
+    log: VersionLog,
+    state: State | None,
+    source: str,
+    options: AddOptions,
+    asked: Asked,
+    load: "Callable[[], Encoder] | None",
+    on_progress: OnProgress,
+) -> AddPlan | None:
+    """The rest of an unfinished add of this source with these options; None if there is none, or of another encoder."""
+    found = find_frozen_plan(log.storage, source, asked, _used_numbers(state))
+    if found is None or _already_there(log, state, found[1].fingerprint) is not None:
+        return None
+    listing, reservation = found
+    on_progress(Progress("loading the encoder", 0, None))
+    same, encoder = settle_as_planned(log, state, listing, reservation.identity, options.encoder, load)
+    if not same:
+        return None
+    spec = SegmentSpec(**{name: getattr(reservation, name) for name in SegmentSpec.model_fields})
+    return AddPlan(listing, spec, encoder, options, None, reservation)
 
 
 def run(
@@ -327,7 +354,7 @@ def run(
         refuse_mix(storage.uri, state.identity, identity)  # another process may have made the memory since the plan
     already = _already_there(log, state, plan.spec.fingerprint)
     if already is not None and state is not None:
-        new, _ = _differences(storage, plan.listing, already)
+        new = differences(storage, plan.listing, already)[0] if plan.frozen is None else None
         return AddReport(None, plan.planned, 0, (), state, time.monotonic() - began, 0, already.number, new)
     with Lease(storage, f"add {plan.listing.uri}") as lease:
         return _added(log, state, plan, runner, command, on_progress, lease, began)
@@ -346,14 +373,21 @@ def _added(
     identity, storage = plan.identity, log.storage
     lease.hold(f"{ENCODER}/")
     weights = plan.encoder.keep(storage) if plan.encoder is not None else None
-    reservation, unplanned = _reserved(log, state, plan, lease)
+    reservation, unplanned, continued = _reserved(log, state, plan, lease)
     marks = read_marks(storage, reservation)
     tally = Tally(storage, reservation, marks.values(), plan.options.max_rejected, on_progress)
     done_before = tally.done
     left = [part for part in range(reservation.num_parts) if part not in marks]
-    for mark in runner.do_parts(Remember(storage, reservation), left, plan.encoder):
-        marks[mark.part] = mark
-        tally.count(mark)
+    try:
+        for mark in runner.do_parts(Remember(storage, reservation), left, plan.encoder):
+            marks[mark.part] = mark
+            tally.count(mark)
+    except SourceError as error:
+        if plan.frozen is None:
+            raise
+        raise SourceError(
+            f"{error}; if the source has changed since it was listed, `refresh` lists it again"
+        ) from error
     segment = _segment(reservation, marks)
     rejects = read_rejects(storage, segment.rejected)
     if not segment.planned:
@@ -380,7 +414,10 @@ def _added(
         counts = publish_counts(storage, lease, version, now, added)
         return [*own, AddSegment(segment=segment, beside=tuple(same), counts=counts)]
 
-    found = find_duplicates(storage, state if plan.options.duplicates == "keep" else None, segment.entries)
+    compared = segment.entries
+    if done_before and "://" in storage.uri:
+        compared = tuple(entries for part in left if (entries := marks[part].entries) is not None)
+    found = find_duplicates(storage, state if plan.options.duplicates == "keep" else None, compared)
     committed = log.commit(state or State(), command, prepare, lease)
     if reservation.held is not None:
         storage.delete([reservation.held.path])  # the digests are no longer needed
@@ -393,6 +430,8 @@ def _added(
         seconds=time.monotonic() - began,
         resumed=done_before,
         unplanned=unplanned,
+        continued=continued,
+        planned_at=reservation.planned_at,
         stages=tally.stages,
         numerics=read_numerics(storage, reservation),
         rejected=segment.num_rejected,
@@ -400,25 +439,34 @@ def _added(
         duplicates=found.held if plan.options.duplicates == "keep" else left_out,
         duplicates_within=found.within,
         left_out=left_out,
+        compared=sum(file.rows for file in compared),
         small_classes=find_small_classes(storage, committed, added),
     )
 
 
-def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease) -> tuple[Reservation, int]:
-    """The unfinished segment of this source to continue, or a new one; and the number of files that its plan lacks.
+def _reserved(
+    log: VersionLog, state: State | None, plan: AddPlan, lease: Lease
+) -> tuple[Reservation, int | None, bool]:
+    """The segment to fill, the number of files that its plan lacks (None: not looked for), and whether it was begun.
 
-    Raises CommitConflict if another process works on the unfinished segment.
+    It is the unfinished segment of this source, or a new one if half of the files in its plan are gone or changed.
+    Raises CommitConflict if another process works on the unfinished segment, or has just ended or given it up.
     """
-    used = {*(s.number for s in state.segments), *state.retired} if state else set()
-    found = find_unfinished(log.storage, plan.spec.fingerprint, used)
+    found = plan.frozen or find_unfinished(log.storage, plan.spec.fingerprint, _used_numbers(state))
     if found is not None:
         _refuse_held(log, found)
-        new, gone = _differences(log.storage, plan.listing, found)
+        new, gone = differences(log.storage, plan.listing, found) if plan.frozen is None else (None, 0)
         if gone <= (1 - STILL_THERE) * (found.planned + found.num_containers):
             lease.hold(segment_folder(found.number))
             # A clean-up gives a segment up before it reads the leases, so that at least one side sees the other.
-            if not is_given_up(log.storage, found.number):
-                return found, new
+            if found.number not in _used_numbers(log.newest()) and not is_given_up(log.storage, found.number):
+                return found, new, True
+        if plan.frozen is not None:
+            raise CommitConflict(
+                f"the unfinished add of {found.source} was finished or given up by another process just now: "
+                "run the command again",
+                "at work",
+            )
         give_up(log.storage, found.number)
     reservation = reserve(
         log.storage,
@@ -428,7 +476,12 @@ def _reserved(log: VersionLog, state: State | None, plan: AddPlan, lease: Lease)
         lease=lease,
         hold=_holding(log, state) if plan.options.duplicates == "skip" else None,
     )
-    return reservation, 0
+    return reservation, 0, False
+
+
+def _used_numbers(state: State | None) -> set[int]:
+    """The numbers of segments that are committed, or were once."""
+    return {*(segment.number for segment in state.segments), *state.retired} if state else set()
 
 
 def _holding(log: VersionLog, state: State | None) -> Callable[[str], FileRef | None]:
@@ -445,41 +498,6 @@ def _refuse_held(log: VersionLog, reservation: Reservation) -> None:
             "the command again, which goes on where it was",
             "at work",
         )
-
-
-def _differences(storage: Storage, listing: Listing, planned: Reservation | Segment) -> tuple[int, int]:
-    """The number of listed files that are not planned, and of planned files that are gone or changed (size or time)."""
-    new = gone = 0
-    for listed, file in ((listing.images, planned.plan), (listing.containers, planned.containers)):
-        before = read_table(storage, file, _FILE_COLUMNS) if file is not None else listed.slice(0, 0)
-        added, lost = _compared(_files(listed), _files(before))
-        new, gone = new + added, gone + lost
-    return new, gone
-
-
-def _files(table: pa.Table) -> Iterator[tuple[str, object, object]]:
-    """The uri, size and time of each file, once per file, in the order of the table, which is sorted by uri."""
-    rows = (
-        row
-        for batch in table.select(_FILE_COLUMNS).to_batches(COMPARED_AT_ONCE)
-        for row in zip(*(column.to_pylist() for column in batch.columns), strict=True)
-    )
-    return (row for row, _ in itertools.groupby(rows))
-
-
-def _compared(listed: Iterator[tuple], planned: Iterator[tuple]) -> tuple[int, int]:
-    """Two counts from one pass: uris that only `listed` has, and rows of `planned` that are missing or differ there."""
-    new = gone = 0
-    one, other = next(listed, None), next(planned, None)
-    while one is not None or other is not None:
-        if other is None or (one is not None and one[0] < other[0]):
-            new, one = new + 1, next(listed, None)
-        elif one is None or other[0] < one[0]:
-            gone, other = gone + 1, next(planned, None)
-        else:
-            gone += one != other
-            one, other = next(listed, None), next(planned, None)
-    return new, gone
 
 
 def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:

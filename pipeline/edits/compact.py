@@ -19,7 +19,7 @@ from pipeline.store.log.state import FoldSingles, SetState, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.segments import reservations
 from pipeline.store.storage.file_refs import FileRef, RowsFile
-from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.interface import Storage, released
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.ids import split_id
 from pipeline.store.tables.kept_columns import join_entries
@@ -165,7 +165,8 @@ class _Packer:
 
     def _written(self, paths: tuple[str, ...], group: Sequence[RowsFile], version: int) -> _Pack:
         first, last = split_id(group[0].first_id)[0], split_id(group[-1].last_id)[0]
-        table = join_entries([read_table(self.storage, file) for file in group])
+        with released(self.storage, *(file.path for file in group)):
+            table = join_entries([read_table(self.storage, file) for file in group])
         # The path has the version and the first id, so that packs written for different states get different paths.
         path = packed_path(first if first == last else None, version, group[0].first_id, self.lease.nonce)
         return _Pack(paths, write_rows(self.storage, path, table), first if first == last else None)

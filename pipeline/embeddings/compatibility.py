@@ -45,10 +45,51 @@ def settle_identity(
         identity = encoder.identity
     if listing.given is not None:
         check_vectors(listing.given, identity, named=choice.name is not None)
-    if listing.holds_images and encoder is None:
-        _ = identity.pixels  # raises for an identity of given vectors, which has no preprocessing
-        encoder = load() if load is not None and choice.says_nothing else open_encoder(log.storage, identity)
-    return identity, encoder
+    return identity, _encoder_for(log, identity, encoder, listing, choice, load)
+
+
+def settle_as_planned(
+    log: VersionLog,
+    state: State | None,
+    listing: Listing,
+    planned: Identity,
+    choice: EncoderChoice,
+    load: "Callable[[], Encoder] | None" = None,
+) -> "tuple[bool, Encoder | None]":
+    """Whether an unfinished add of identity `planned` is still what is asked for; and its encoder, or None.
+
+    Like `settle_identity`, but the vectors of the source were checked when it was planned. Raises IdentityMismatch or
+    EncoderError.
+    """
+    own = state.identity if state is not None else None
+    identity: Identity | None
+    encoder = None
+    if own is not None:
+        _refuse_other(log.storage.uri, own, choice)
+        identity = own
+    elif planned.is_given and (choice.is_given or choice.says_nothing):
+        identity = planned if choice.name in (None, planned.encoder) else None
+    else:
+        encoder = load_encoder(choice)
+        identity = encoder.identity
+    if identity != planned:
+        return False, None
+    return True, _encoder_for(log, planned, encoder, listing, choice, load)
+
+
+def _encoder_for(
+    log: VersionLog,
+    identity: Identity,
+    loaded: "Encoder | None",
+    listing: Listing,
+    choice: EncoderChoice,
+    load: "Callable[[], Encoder] | None",
+) -> "Encoder | None":
+    """The encoder of an add: the one loaded already, or the memory's own if there are images to embed."""
+    if loaded is not None or not listing.holds_images:
+        return loaded
+    _ = identity.pixels  # raises for an identity of given vectors, which has no preprocessing
+    return load() if load is not None and choice.says_nothing else open_encoder(log.storage, identity)
 
 
 def check_vectors(given: GivenVectors, identity: Identity, *, named: bool = True) -> None:

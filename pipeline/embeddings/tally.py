@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.embeddings.stages import Stages
@@ -12,7 +13,7 @@ from pipeline.progress import OnProgress, Progress
 from pipeline.store.segments.part_marks import DUPLICATE, PartMark, uncounted_parts
 from pipeline.store.segments.reservations import Reservation
 from pipeline.store.storage.file_refs import RowsFile
-from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.interface import Storage, released
 from pipeline.store.tables.schemas import read_table
 
 MAX_REJECTED = 0.05
@@ -31,7 +32,7 @@ class Reject:
 
 def read_rejects(storage: Storage, files: Iterable[RowsFile]) -> tuple[Reject, ...]:
     """The first rejected images in some files, at most REJECTS_REPORTED."""
-    tables = (read_table(storage, file, ["uri", "stage", "reason"]) for file in files)
+    tables = (_rejects_in(storage, file) for file in files)
     rows = (Reject(row["uri"], row["stage"], row["reason"]) for table in tables for row in table.to_pylist())
     return tuple(itertools.islice(rows, REJECTS_REPORTED))
 
@@ -39,10 +40,15 @@ def read_rejects(storage: Storage, files: Iterable[RowsFile]) -> tuple[Reject, .
 def first_failure(storage: Storage, files: Iterable[RowsFile]) -> Reject:
     """The first rejected image in these files that is not a duplicate."""
     for file in files:
-        table = read_table(storage, file, ["uri", "stage", "reason"])
+        table = _rejects_in(storage, file)
         for row in table.filter(pc.not_equal(table["stage"], DUPLICATE)).slice(0, 1).to_pylist():
             return Reject(row["uri"], row["stage"], row["reason"])
     raise AssertionError("there is one among the rejected that are no duplicates")
+
+
+def _rejects_in(storage: Storage, file: RowsFile) -> pa.Table:
+    with released(storage, file.path):
+        return read_table(storage, file, ["uri", "stage", "reason"])
 
 
 def check_max_rejected(share: float | None) -> None:

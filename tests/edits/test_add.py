@@ -276,24 +276,30 @@ def test_a_crash_before_the_first_reservation_does_not_lock_the_memory(
     assert VisualMemory(memory.uri).classify([next((digits / "ask/2").iterdir())], k=1)[0].label == "2"
 
 
-def test_an_interrupted_add_goes_on_with_its_frozen_plan(tmp_path: Path, options: dict) -> None:
+@pytest.mark.parametrize("refresh", [False, True])
+def test_an_interrupted_add_goes_on_with_its_frozen_plan(tmp_path: Path, options: dict, refresh: bool) -> None:
     source = many_pictures(tmp_path / "pictures", 200)
     memory = VisualMemory(tmp_path / "memory")
     interrupted(memory, source, 1, **options)
     (source / "0/new.png").write_bytes(encoded(gradient(), "PNG"))
-    report = memory.add(source, **options)
-    assert (report.segment, report.planned, report.unplanned) == (1, 200, 1)
-    assert memory.add(source).unplanned == 1
+    report = memory.add(source, refresh=refresh, **options)
+    assert (report.segment, report.planned, report.unplanned) == (1, 200, 1 if refresh else None)
+    assert report.continued
+    assert report.planned_at is not None
+    again = memory.add(source)
+    assert (again.unplanned, again.continued, again.planned_at) == (1, False, None)
 
 
-def test_a_plan_whose_images_are_gone_is_given_up(tmp_path: Path, options: dict) -> None:
+def test_a_plan_whose_images_are_gone_is_given_up_when_asked(tmp_path: Path, options: dict) -> None:
     source = many_pictures(tmp_path / "pictures", 200)
     memory = VisualMemory(tmp_path / "memory")
     interrupted(memory, source, 1, **options)
     for path in list(source.rglob("*.png"))[:150]:
         path.unlink()
-    report = memory.add(source, **options)
-    assert (report.segment, report.planned, report.unplanned) == (2, 50, 0)
+    with pytest.raises(SourceError, match=r"were rejected .*no such file.*`refresh` lists it again"):
+        memory.add(source, **options)
+    report = memory.add(source, refresh=True, **options)
+    assert (report.segment, report.planned, report.unplanned, report.continued) == (2, 50, 0, False)
 
 
 @pytest.mark.slow

@@ -76,13 +76,18 @@ class Listing:
         return self.passed_over.num_files
 
     @property
+    def num_images(self) -> int:
+        """The number of image files."""
+        return int(self.images.num_rows)
+
+    @property
     def num_bytes(self) -> int:
         return sum(pc.sum(table.column("num_bytes")).as_py() or 0 for table in (self.images, self.containers))
 
     @property
     def planned(self) -> int:
         """Images known so far: those in archives are counted as they are read."""
-        return int(self.images.num_rows) + (pc.sum(self.containers.column("images")).as_py() or 0)
+        return self.num_images + (pc.sum(self.containers.column("images")).as_py() or 0)
 
     @property
     def uncounted(self) -> int:
@@ -92,7 +97,7 @@ class Listing:
     @property
     def holds_images(self) -> bool:
         """Whether the source has anything to embed."""
-        return bool(self.images.num_rows) or not set(self.containers.column("kind").unique().to_pylist()) <= _VECTORS
+        return bool(self.num_images) or not set(self.containers.column("kind").unique().to_pylist()) <= _VECTORS
 
     @property
     def labels(self) -> list[str]:

@@ -11,7 +11,7 @@ from pipeline.progress import OnProgress, ignore_progress
 from pipeline.store.log.records import Index, Refine
 from pipeline.store.log.state import State
 from pipeline.store.storage.file_refs import RowsFile
-from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.interface import Storage, released
 from pipeline.store.tables.ids import is_in
 from pipeline.store.tables.schemas import embedding_matrix, read_table
 from pipeline.store.tables.tombstones import read_tombstones
@@ -130,7 +130,8 @@ def choose_key(
     wanted = SAMPLE_ROWS / sum(file.rows for file in some)
     pieces = []
     for file in some:
-        table = read_table(storage, file, ["id", "embedding"])
+        with released(storage, file.path):
+            table = read_table(storage, file, ["id", "embedding"])
         alive = np.flatnonzero(~is_in(table.column("id").to_numpy(), forgotten))
         taken = random.permutation(alive)[: int(np.ceil(wanted * len(alive)))]
         pieces.append(embedding_matrix(table.column("embedding"))[np.sort(taken)])

@@ -161,8 +161,14 @@ class ShardWork:
         """Recall and latency with the `known` parameters, slightly wider ones, or tuned ones if these fail.
 
         Recall is that of a search of all these shards over all their rows. The parameters aim higher than the target if
-        the queries are stored rows. Reads every vector of the shards, and their indexes into memory.
+        the queries are stored rows. Reads every vector of the shards, and their indexes into memory. It is the last step
+        on these shards, so the local copies of both are released.
         """
+        paths = [path for _, side, index in shards for path in (index.path, side.vectors.path)]
+        with released(self.storage, *paths):
+            return self._tuned(shards, trained, known)
+
+    def _tuned(self, shards: Sequence[tuple[int, SideFiles, FileRef]], trained: FileRef, known: str | None) -> Measured:
         empty = read_faiss(self.storage, trained, mapped=False)
         quantizer = Quantizer(empty) if faiss.try_extract_index_ivf(empty) is not None else None
         members = [self._member(number, side, index, quantizer) for number, side, index in shards]

@@ -36,7 +36,7 @@ from pipeline.resources import available_bytes
 from pipeline.store.layout import ENTRIES_FILE, FAISS_FILE, IDS_FILE, LABELS_FILE, VECTORS_FILE
 from pipeline.store.log.records import Index, Shard
 from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, describe, reading, unaltered_path
-from pipeline.store.storage.interface import Storage
+from pipeline.store.storage.interface import Storage, released
 from pipeline.store.tables.embedding_rows import read_embeddings
 from pipeline.store.tables.ids import is_in
 from pipeline.store.tables.kept_columns import FIXED, kept_after, union, with_columns
@@ -74,7 +74,8 @@ def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], f
     with storage.publishing(f"{folder}{VECTORS_FILE}") as local:
         with local.open("wb") as stream:
             for file in files:
-                table = read_table(storage, file)
+                with released(storage, file.path):
+                    table = read_table(storage, file)
                 alive = ~is_in(table.column("id").to_numpy(), forgotten)
                 table = table.filter(pa.array(alive))
                 stream.write(np.ascontiguousarray(embedding_matrix(table.column("embedding"))).data)

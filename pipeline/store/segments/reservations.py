@@ -6,9 +6,10 @@ first attempt to finish wins, and the files of every other attempt are garbage.
 """
 
 import contextlib
+import datetime
 import json
 import secrets
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Literal
 
 import pyarrow as pa
@@ -83,6 +84,7 @@ class Reservation(SegmentSpec):
     its images are counted when it is read. `known_inside` is the number of images in containers that is known
     beforehand. `held` is the file of digests that the memory held at planning time, if duplicates are to be left out
     (else None). Like the plan it is written once; unlike the plan it is removed when the segment is committed.
+    `planned_at` is when the source was listed; None if an earlier release did.
     """
 
     format: int = FORMAT
@@ -94,6 +96,7 @@ class Reservation(SegmentSpec):
     num_containers: Count = 0
     known_inside: Count = 0
     held: FileRef | None = None
+    planned_at: datetime.datetime | None = None
 
     @model_validator(mode="after")
     def _inside(self) -> "Reservation":
@@ -162,6 +165,8 @@ def reserve(
         if hold is not None:
             held = hold(held_path(reservation.folder, lease.nonce))
             reservation = reservation.model_copy(update={"held": held})
+        now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+        reservation = reservation.model_copy(update={"planned_at": now})
         try:
             described = reservation.model_dump_json(indent=1).encode()
             create_own(storage, f"{segment_folder(number)}{DESCRIPTION}", described)
@@ -217,15 +222,23 @@ def reserve_for_singles(storage: Storage) -> int:
 
 def find_unfinished(storage: Storage, fingerprint: str, committed: Collection[int]) -> Reservation | None:
     """The newest reserved segment of this fingerprint that is neither committed nor given up; may be None."""
+    found = (each for each in unfinished(storage, committed) if each.fingerprint == fingerprint)
+    return next(found, None)
+
+
+def unfinished(storage: Storage, committed: Collection[int]) -> Iterator[Reservation]:
+    """The reserved segments that are neither committed nor given up, the newest first; without single adds.
+
+    Costs one listing, and three small requests for each of them. Raises DamagedFile.
+    """
     for number in reversed(reserved_numbers(storage)):
         if number in committed or is_given_up(storage, number):
             continue
         if not storage.exists(f"{segment_folder(number)}{DESCRIPTION}"):
             continue  # the process that took the number died before describing it
         reservation = read_reservation(storage, number)
-        if reservation is not None and (reservation.number, reservation.fingerprint) == (number, fingerprint):
-            return reservation
-    return None
+        if reservation is not None and reservation.number == number:
+            yield reservation
 
 
 def reserved_numbers(storage: Storage) -> list[int]:

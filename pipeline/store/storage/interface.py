@@ -6,7 +6,7 @@ This module does not know the meaning of files. No path leads out of the memory:
 """
 
 import contextlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +83,16 @@ class Storage(Protocol):
 
     def noncurrent(self) -> Sequence[str]:
         """Paths with an older state or a delete marker in the store (S3 versioning)."""
+
+
+@contextlib.contextmanager
+def released(storage: Storage, *paths: str) -> Iterator[None]:
+    """Release the local copies of some files at the end, so that a job over many files needs room for few at a time."""
+    try:
+        yield
+    finally:
+        for path in paths:
+            storage.release(path)
 
 
 def create_own(storage: Storage, path: str, data: bytes) -> None:
