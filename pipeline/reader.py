@@ -355,7 +355,7 @@ class Reader:
         kill, the same call goes on and repeats no part that is done.
 
         Args:
-            source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md).
+            source: Folder, prefix or file of images, archives, tables or vectors, or a list of uris (docs/sources.md).
             out: Folder or URI for the results: empty, or with this same job unfinished.
             k: Neighbours that vote, 1 to 10,000.
             voting: How votes are weighted: "plurality", "distance", "softmax" or "rank".

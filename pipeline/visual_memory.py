@@ -81,7 +81,7 @@ class VisualMemory(Reader):
         options say `refresh`.
 
         Args:
-            source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md).
+            source: Folder, prefix or file of images, archives, tables or vectors, or a list of uris (docs/sources.md).
             options: What to add and how; None means the defaults of AddOptions.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
@@ -137,7 +137,7 @@ class VisualMemory(Reader):
         there is an index), an index is built in further commits.
 
         Args:
-            source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md).
+            source: Folder, prefix or file of images, archives, tables or vectors, or a list of uris (docs/sources.md).
             labels: Where labels come from: "folder" (the first folder below the source, or what archives and tables
                 say), "parent" (the folder that holds the image), "none", "column:NAME" or "file:PATH".
             dataset: Name that the entries carry; None takes the name of the source's folder.

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline.images.sources.gathering import IMAGES
 from pipeline.images.sources.ordering import SortSizes, in_order
 
+ROOT = Path(__file__).parents[2]
 TINY = SortSizes(batch_rows=4, run_rows=8, open_runs=2, sampled_every=2)
 
 
@@ -110,6 +111,25 @@ def test_one_uri_a_thousand_times_is_never_held_at_once(monkeypatch: pytest.Monk
     assert largest <= 1_000, "samples, and rows between two bounds"
 
 
+LIMITED = """
+import resource
+from pipeline.errors import StorageError
+from tests.images.test_ordering import IMAGES, in_order, shuffled_beyond_2_gib
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    in_order(shuffled_beyond_2_gib(1_000_000), IMAGES)
+except StorageError as error:
+    print(error)
+"""
+
+
+def test_a_full_temporary_folder_is_told() -> None:
+    """In a process of its own, which may write no file above 1 MiB."""
+    done = subprocess.run([sys.executable, "-c", LIMITED], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "there is no room for the list of the source in" in done.stdout
+    assert "set TMPDIR" in done.stdout
+
+
 LONG = "s3://a-bucket-of-somebody/photographs/of/a/long/path/that/takes/ninety/bytes/in/all/{}/{:010d}.jpg"
 ROWS = 27_000_000
 
@@ -142,8 +162,7 @@ def shuffled_beyond_2_gib(rows: int = ROWS) -> Iterator[pa.RecordBatch]:
 def test_more_than_2_gib_of_uris_in_bounded_memory() -> None:
     """Arrow's own `take` fails there: a column `string` counts its bytes in 32 bits."""
     code = "from tests.images.test_ordering import sort_many; sort_many()"
-    root = Path(__file__).parents[2]
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     megabytes, num_bytes = map(int, done.stdout.split())
     assert num_bytes > 1 << 31

@@ -3,6 +3,7 @@
 They are counted, so that an add can report them.
 """
 
+import bisect
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -114,8 +115,9 @@ class PassedOver:
         """Count a file that gives no images."""
         self.endings[ending_of(name)] += 1
         looks_like_labels = name.lower().endswith((".csv", ".tsv", ".jsonl", ".json"))
-        if uri and looks_like_labels and len(self.label_files) < NAMES_SHOWN:
-            self.label_files.append(uri)
+        if uri and looks_like_labels:  # the first by name, in whatever order they come
+            bisect.insort(self.label_files, uri)
+            del self.label_files[NAMES_SHOWN:]
 
     def note_leftover(self, name: str) -> None:
         """Count a leftover folder or a hidden file. A file is counted without its name."""

@@ -6,6 +6,7 @@ a second file. Both files are memory-mapped and have no name.
 """
 
 import bisect
+import errno
 import itertools
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.errors import StorageError
 from pipeline.progress import OnProgress, Progress, ignore_progress
 
 BATCH_ROWS = 65_536
 _KEY = "uri"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,23 @@ def in_order(
     """A table of the batches by ascending uri; equal uris stay in the order in which they came.
 
     A single batch stays in memory. Otherwise the temporary folder takes the rows once, and once more those of batches
-    that overlap. Memory holds `run_rows` rows at a time, besides pages of the mapped files.
+    that overlap. Memory holds `run_rows` rows at a time, besides pages of the mapped files. Raises StorageError if the
+    temporary folder is full.
     """
+    try:
+        return _in_order(batches, schema, sizes, on_progress)
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise StorageError(
+            f"there is no room for the list of the source in {tempfile.gettempdir()}: make room there, or set TMPDIR "
+            "(some 124 bytes for each image, twice that for a source that is not listed in order)"
+        ) from error
+
+
+def _in_order(
+    batches: Iterator[pa.RecordBatch], schema: pa.Schema, sizes: SortSizes, on_progress: OnProgress
+) -> pa.Table:
     first = [batch for batch in itertools.islice(batches, 2) if batch.num_rows]
     if len(first) < 2:
         rest = next(batches, None)

@@ -127,7 +127,10 @@ class _S3Pages:
             if not one["Key"].endswith("/")  # consoles make such keys for folders
         ]
         folders = [f"{bucket}/{one['Prefix']}" for one in page.get("CommonPrefixes", []) if one["Prefix"] != below]
-        return Page(keys, folders, page.get("NextContinuationToken") if page.get("IsTruncated") else None)
+        following = page.get("NextContinuationToken") if page.get("IsTruncated") else None
+        if page.get("IsTruncated") and not following:  # the rest would be lost
+            raise OSError(f"the store cuts its list of {prefix} off and does not say where it goes on")
+        return Page(keys, folders, following)
 
 
 class _FolderPages:
