@@ -34,7 +34,7 @@ from pipeline.index.search.shard_files import (
 from pipeline.store.layout import FAISS_FILE, INDEX, SAMPLE_FILE, shard_folder, step_path
 from pipeline.store.log.records import Quality, Refine
 from pipeline.store.storage.file_refs import FileRef, RowsFile, check_places
-from pipeline.store.storage.interface import AlreadyExists, Storage
+from pipeline.store.storage.interface import AlreadyExists, Storage, released
 from pipeline.store.tables.tombstones import read_tombstones
 
 # An index tuned to miss .05 on stored rows missed .070 on images held out, which are further from their neighbours.
@@ -161,8 +161,8 @@ class ShardWork:
         """Recall and latency with the `known` parameters, slightly wider ones, or tuned ones if these fail.
 
         Recall is that of a search of all these shards over all their rows. The parameters aim higher than the target if
-        the queries are stored rows. Reads every vector of the shards, and their indexes into memory. It is the last step
-        on these shards, so the local copies of both are released.
+        the queries are stored rows. Reads every vector of the shards, and their indexes into memory. As this is the
+        last step on these shards, the local copies of both are released.
         """
         paths = [path for _, side, index in shards for path in (index.path, side.vectors.path)]
         with released(self.storage, *paths):
