@@ -70,13 +70,15 @@ class LabelStatistics:
     """Counts of live entries, used for balance and for the reasons of abstentions.
 
     `counts_C` (int64) has the number of live entries of each of `labels`. `live` counts all searchable entries, with or
-    without a label. `whole` also counts the entries that do not satisfy `where`.
+    without a label. `whole` also counts the entries that do not satisfy `where`. `vocabulary` is a digest of `labels`;
+    empty if none was made.
     """
 
     labels: tuple[str, ...]
     counts_C: np.ndarray
     live: int
     whole: int
+    vocabulary: str = ""
 
     def why_empty(self, label_set: str | None, where: str | None, *, excluding: bool) -> str:
         """The reason why a decision has no neighbour."""

@@ -31,6 +31,7 @@ def verify_faiss(
         except DamagedFile:
             yield damage(file.path, "cannot be opened by FAISS")
             continue
+        storage.release(file.path)
         if (found.ntotal, found.d) != (file.rows, dimension):
             what = f"holds {found.ntotal:,} vectors of {found.d} dimensions where versions tell of {file.rows:,}"
             yield damage(file.path, f"{what} of {dimension}")

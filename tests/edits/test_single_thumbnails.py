@@ -20,6 +20,7 @@ from pipeline.edits.erasure.all_versions import facts_of
 from pipeline.edits.fold import fold_singles
 from pipeline.store.checks.consistency import Consistency
 from pipeline.store.checks.file_contents import FileFacts
+from pipeline.store.checks.id_runs import IdRuns
 from pipeline.store.checks.inventory import Inventory
 from pipeline.store.log import single_adds as stored_singles
 from pipeline.store.log.state import State
@@ -189,8 +190,8 @@ def test_a_thumbnail_without_an_entry_is_damage(memory: VisualMemory, small_tier
     ids = teach(memory, range(90, 92))
     state = fold_singles(memory.log, memory.log.latest())
     [segment] = [segment for segment in state.segments if segment.thumbnails]
-    facts = {file.path: FileFacts(np.array(ids, np.int64)) for file in segment.entries}
-    facts |= {file.path: FileFacts(np.array([*ids, 7], np.int64)) for file in segment.thumbnails}
+    facts = {file.path: FileFacts(IdRuns.of(np.array(ids, np.int64))) for file in segment.entries}
+    facts |= {file.path: FileFacts(IdRuns.of(np.array([*ids, 7], np.int64))) for file in segment.thumbnails}
     assert any("thumbnails" in what for what in Consistency(facts)._singles(state, segment))
-    facts |= {file.path: FileFacts(np.array(ids, np.int64)) for file in segment.thumbnails}
+    facts |= {file.path: FileFacts(IdRuns.of(np.array(ids, np.int64))) for file in segment.thumbnails}
     assert not any("thumbnails" in what for what in Consistency(facts)._singles(state, segment))

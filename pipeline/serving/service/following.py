@@ -139,7 +139,7 @@ class Following:
                 f"{self._edition.version} goes on answering: the log of the groups says why"
             )
         await self._members.settle(behind.edition)
-        self._members.go_on_to(behind.edition)
+        self._members.go_on_to(behind.edition, erased=erased)
         self._state, self._edition, self._behind = behind.state, behind.edition, None
         logger.info("answers are by version %d after %.2f s", self._edition.version, time.monotonic() - began)
 

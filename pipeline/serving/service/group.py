@@ -25,6 +25,7 @@ from pipeline.plain_log import plain_logger
 from pipeline.questions import answering
 from pipeline.recent import Recent
 from pipeline.serving.service.heap import keep_freed_memory
+from pipeline.serving.service.vocabulary import Ordered
 from pipeline.store.log.state import State, file_refs
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.digests import Digests
@@ -84,7 +85,7 @@ class Asked:
     The search ends once nobody waits for it any more (`deadline`). Ids in `exclude` take up no rank. `own_Q` holds one
     id a query: that entry, and entries whose bytes have the digest in `own_digests_Q`, are left out for that query
     only. For each id in `named` the answer says whether it is an entry. With `standing` the answer includes the label
-    statistics.
+    statistics, without the names of the labels if their digest is `vocabulary`: whoever asks has these.
     """
 
     subject: Subject
@@ -96,6 +97,7 @@ class Asked:
     own_digests_Q: np.ndarray | None = None
     named: tuple[int, ...] = ()
     standing: bool = True
+    vocabulary: str = ""
     deadline: Deadline = field(default_factory=Deadline, compare=False)
 
     @property
@@ -163,6 +165,10 @@ class _Opened:
         self.storage = storage
         self.digests = Digests(storage, state)
         self._renumbered = Recent[tuple[LabelStatistics, np.ndarray]](STANDINGS_BYTES)
+        self._ordered: dict[str | None, Ordered] = {}  # by label set
+        self._ordered_before: dict[str | None, Ordered] = {}
+        if before is not None and not _is_erased_by(before.state, state):
+            self._ordered_before = before._ordered_before | before._ordered
 
     def about(self, subject: Subject) -> LiveEntries:
         """The entries that can be found, with the labels of the subject. Raises UnknownName or UsageError."""
@@ -191,12 +197,14 @@ class _Opened:
         if known is not None:
             return *known, {}
         standing, codes = answering.label_statistics(live, dict(subject.assume))
-        used = set(np.flatnonzero(standing.counts_C).tolist()) | set(codes.values())
-        ordered = sorted(used, key=lambda code: standing.labels[code])
+        used = np.union1d(np.flatnonzero(standing.counts_C), np.array([*codes.values()], np.int64))
+        ordered = Ordered.of(standing.labels, used, self._ordered_before.get(subject.label_set))
+        if subject.where is None and not subject.assume:
+            self._ordered[subject.label_set] = ordered
         translation = np.full(len(standing.labels) + 1, -1, np.int32)
-        translation[ordered] = np.arange(len(ordered), dtype=np.int32)
-        labels = tuple(standing.labels[code] for code in ordered)
-        standing = replace(standing, labels=labels, counts_C=standing.counts_C[ordered])
+        translation[ordered.codes] = np.arange(len(ordered.codes), dtype=np.int32)
+        counts_C = standing.counts_C[ordered.codes]
+        standing = replace(standing, labels=ordered.labels, counts_C=counts_C, vocabulary=ordered.digest)
         if not subject.assume:
             self._renumbered.put(key, (standing, translation), 24 * len(translation) + 1_024)
         return standing, translation, codes
@@ -331,6 +339,8 @@ class Group:
             named = np.array(one.named, np.int64)
             known = frozenset(named[live.whole.contains(named)].tolist()) if len(named) else frozenset()
             said = standing if one.standing else None
+            if said is not None and said.vocabulary == one.vocabulary:
+                said = replace(said, labels=())
             answers.append(Answer(found.rows(rows), said, known, live.num_shards, self._current))
         return answers
 

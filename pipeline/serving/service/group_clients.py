@@ -5,7 +5,7 @@ Shapes: C labels.
 
 import asyncio
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -28,10 +28,10 @@ from pipeline.recent import Recent
 from pipeline.serving.service.aside import Aside
 from pipeline.serving.service.batching import MicroBatcher
 from pipeline.serving.service.group import Answer, Asked, Edition, Looked, Subject
+from pipeline.serving.service.vocabulary import MANY_LABELS, Vocabulary
 
 STANDINGS_BYTES = 64 << 20  # of cached label statistics, by label set and expression, so that they are not sent again
 LABEL_BYTES = 80  # of one label in them, approximately
-MANY_LABELS = 10_000  # from this number on, labels are merged outside the event loop; so many take about 5 ms
 QUERIES_A_CALL = 256  # sent to a group together
 CALLS_AT_ONCE = 2  # to a group: one is in transit while the other is computed
 HEAVY_AT_ONCE = 1  # calls with batches, and with questions that have a filter or assumptions
@@ -62,7 +62,11 @@ class GroupClient(Protocol):
 
 @dataclass
 class Member:
-    """A group with its queues and its state. Slow questions wait in `heavy`, separate from all others."""
+    """A group with its queues and its state. Slow questions wait in `heavy`, separate from all others.
+
+    `standings` are the label statistics of the served version. `names` has those that came last, of whatever version,
+    for the names of their labels.
+    """
 
     number: int
     client: GroupClient
@@ -70,6 +74,7 @@ class Member:
     heavy: MicroBatcher[Asked, Answer]
     missing: bool = False
     standings: Recent[LabelStatistics] = field(default_factory=lambda: Recent[LabelStatistics](STANDINGS_BYTES))
+    names: Recent[LabelStatistics] = field(default_factory=lambda: Recent[LabelStatistics](STANDINGS_BYTES))
 
 
 class Members:
@@ -80,7 +85,9 @@ class Members:
         self._aside = aside
         self.all = [self._member(number, client) for number, client in enumerate(clients)]
         self._edition = Edition(0, "")
+        self._vocabulary = Vocabulary()
         self._joined = Recent[tuple[list[LabelStatistics], _Joined]](STANDINGS_BYTES)
+        self._joining: dict[tuple[int, ...], asyncio.Future[_Joined]] = {}
 
     async def prepare(self, edition: Edition, timeout: float) -> list[BaseException | None]:
         """Open a version in every group. For each group the error, also if it is late (None if it succeeded)."""
@@ -97,9 +104,13 @@ class Members:
         settling = (asyncio.wait_for(member.client.settle(edition), SETTLING_SECONDS) for member in self.all)
         await asyncio.gather(*settling, return_exceptions=True)
 
-    def go_on_to(self, edition: Edition) -> None:
-        """Switch to an edition: forget the label statistics of the previous one."""
+    def go_on_to(self, edition: Edition, *, erased: bool = False) -> None:
+        """Switch to an edition: forget the label statistics of the previous one, after an erasure also the names."""
         self._edition = edition
+        if erased or self._vocabulary.is_full:
+            self._vocabulary = Vocabulary()
+            for member in self.all:
+                member.names.clear()
         self._joined.clear()
         for member in self.all:
             member.standings.clear()
@@ -115,20 +126,25 @@ class Members:
         """
         key = _key(asked.subject)
         known = [None if asked.subject.assume else member.standings.get(key) for member in self.all]
+        named = [None if asked.subject.assume else member.names.get(key[2:]) for member in self.all]
         futures = [
             (member.heavy if asked.is_heavy else member.queue).ask(
-                replace(asked, standing=standing is None), party, len(asked.vectors_QD)
+                replace(asked, standing=standing is None, vocabulary=names.vocabulary if names is not None else ""),
+                party,
+                len(asked.vectors_QD),
             )
-            for member, standing in zip(self.all, known, strict=True)
+            for member, standing, names in zip(self.all, known, named, strict=True)
         ]
         try:
             await self._awaited(futures, timeout, every=every)
             answers: list[Answer | None] = []
-            for member, future, standing in zip(self.all, futures, known, strict=True):
+            for member, future, standing, names in zip(self.all, futures, known, named, strict=True):
                 answer = self._answer_of(member, future, judged=not (is_short or asked.is_heavy))
-                answers.append(
-                    replace(answer, standing=standing) if answer is not None and standing is not None else answer
-                )
+                if answer is not None and standing is not None:
+                    answer = replace(answer, standing=standing)
+                elif answer is not None and names is not None and answer.standing is not None:
+                    answer = replace(answer, standing=_named(answer.standing, names))
+                answers.append(answer)
             edition = _edition(asked.subject)
             behind = any(answer is not None and edition.is_behind(answer.current) for answer in answers)
             return answers, behind or any(map(_is_superseded, futures))
@@ -197,20 +213,48 @@ class Members:
             own.append(answer.standing)
             if not subject.assume and member.standings.get(key) is None and _edition(subject) == self._edition:
                 member.standings.put(key, answer.standing, LABEL_BYTES * len(answer.standing.labels))
+                member.names.put(key[2:], answer.standing, LABEL_BYTES * len(answer.standing.labels))
+        if subject.assume:  # its labels may be those of no entry: they are not numbered for others
+            return await self._merged(lambda: merge_labels(own), own)
         together = tuple(map(id, own))
-        known = self._joined.get(together) if not subject.assume else None
+        known = self._joined.get(together)
         if known is not None:
             return known[1]
+        if together not in self._joining:  # merged once for all who ask about a new version
+            self._joining[together] = asyncio.ensure_future(self._joined_anew(together, own))
+            self._joining[together].add_done_callback(lambda done: self._has_joined(together, done))
+        return await asyncio.shield(self._joining[together])
+
+    async def _joined_anew(self, together: tuple[int, ...], own: list[LabelStatistics]) -> _Joined:
+        vocabulary = self._vocabulary
+        found = await self._merged(lambda: vocabulary.merge(own), own)
         num_labels = sum(len(standing.labels) for standing in own)
-        found = await self._aside.run(lambda: merge_labels(own)) if num_labels > MANY_LABELS else merge_labels(own)
-        if not subject.assume:  # cached with its inputs, so that Python reuses none of their ids
-            self._joined.put(together, (own, found), 2 * LABEL_BYTES * num_labels)
+        self._joined.put(together, (own, found), 2 * LABEL_BYTES * num_labels)  # its inputs too: their ids stay theirs
         return found
 
-    def known_standings(self, subject: Subject) -> list[LabelStatistics] | None:
-        """The cached label statistics of each group; None if one of them is not cached."""
+    def _has_joined(self, together: tuple[int, ...], done: "asyncio.Future[_Joined]") -> None:
+        del self._joining[together]
+        if not done.cancelled():
+            done.exception()  # callers that wait get it; this marks it as retrieved
+
+    async def _merged(self, merge: Callable[[], _Joined], own: Sequence[LabelStatistics]) -> _Joined:
+        """Merge label statistics, outside of the event loop if the labels are many."""
+        num_labels = sum(len(standing.labels) for standing in own)
+        is_large = num_labels > MANY_LABELS or self._vocabulary.is_large
+        return await self._aside.run(merge) if is_large else merge()
+
+    async def known_translations(self, subject: Subject) -> list[np.ndarray] | None:
+        """The translation of each group's codes; None if the label statistics of one are not cached. Raises Overloaded.
+
+        The translations are those of `label_statistics`, merged outside of the event loop if the labels are many.
+        """
         known = [member.standings.get(_key(subject)) for member in self.all]
-        return None if None in known else [standing for standing in known if standing is not None]
+        own = [standing for standing in known if standing is not None]
+        if len(own) < len(known):
+            return None
+        vocabulary = self._vocabulary
+        _, translations = await self._merged(lambda: vocabulary.merge(own), own)
+        return translations
 
     def _member(self, number: int, client: GroupClient) -> Member:
         def queue(calls_at_once: int) -> MicroBatcher[Asked, Answer]:
@@ -220,6 +264,11 @@ class Members:
 
         member = Member(number, client, queue(CALLS_AT_ONCE), queue(HEAVY_AT_ONCE))
         return member
+
+
+def _named(standing: LabelStatistics, names: LabelStatistics) -> LabelStatistics:
+    """Label statistics with the names of their labels, which were not sent because they are known."""
+    return replace(standing, labels=names.labels) if standing.vocabulary == names.vocabulary else standing
 
 
 def _key(subject: Subject) -> tuple:

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.deadline import Deadline
 from pipeline.decisions.decision import Decision, Neighbor
-from pipeline.decisions.neighbor_table import LabelStatistics, NeighborTable, decide, merge_labels, merge_neighbors
+from pipeline.decisions.neighbor_table import LabelStatistics, NeighborTable, decide, merge_neighbors
 from pipeline.decisions.question import AnswerContext, Question
 from pipeline.errors import (
     Overloaded,
@@ -513,10 +513,9 @@ class Service:
             return 0.0
         each = each_of(standing.counts_C)
         samples = await asyncio.gather(*(member.client.sample(subject, each) for member in self._members.all))
-        known = self._members.known_standings(subject)
-        if known is None:  # the served version has changed meanwhile
+        translations = await self._members.known_translations(subject)
+        if translations is None:  # the served version has changed meanwhile
             return await self._chosen_balance(question, key)
-        _, translations = merge_labels(known)
         codes_N = np.concatenate([t[s.codes_N] for s, t in zip(samples, translations, strict=True)])
         ids_N, vectors_ND, digests_N = (
             np.concatenate([getattr(s, name) for s in samples]) for name in ("ids_N", "vectors_ND", "digests_N")

@@ -2,6 +2,9 @@
 
 Most of a state is the same from version to version. Only the changes of a version are checked, except for a version
 that replaced the whole state. If a file is damaged, checks that need it are skipped.
+
+Cost: a shard is compared with its own files, found by bisection, and one file's ids are written out at a time. Segments
+are compared by runs of ids. So the time grows with the rows, and memory with the files and their gaps.
 """
 
 import itertools
@@ -11,17 +14,21 @@ import numpy as np
 
 from pipeline.store.checks.file_contents import FileFacts, off_unit
 from pipeline.store.checks.findings import Finding, damage
+from pipeline.store.checks.id_runs import IdRuns
 from pipeline.store.checks.version_files import Step
 from pipeline.store.layout import commit_path
 from pipeline.store.log.records import Index, Segment, Shard, Single, shards_of
 from pipeline.store.log.single_adds import thumbnails_of_singles, vectors_of_singles
 from pipeline.store.log.state import State
 from pipeline.store.segments.reservations import SINGLES
+from pipeline.store.storage.file_ranges import FileRanges
 from pipeline.store.storage.file_refs import FileRef, RowsFile
-from pipeline.store.tables.ids import first_id, split_id
+from pipeline.store.tables.ids import first_id, is_in, split_id
 from pipeline.store.tables.kept_columns import KeptColumn
 
 JPEG = b"\xff\xd8"  # the first bytes of a JPEG
+
+RANGES_HELD = 4_096  # lists of files whose ranges are held; each is sorted again when it is needed later
 
 _NONE = np.empty(0, np.int64)
 
@@ -35,6 +42,8 @@ class Consistency:
         self._tombstones: tuple[FileRef, ...] = ()
         self._forgotten = _NONE
         self._all_forgotten_known = True
+        self._ranges: dict[int, tuple[object, FileRanges[RowsFile]]] = {}  # by id() of the files, as `_seen`
+        self._entries_of: tuple[object, object, FileRanges[RowsFile]] | None = None
         self.numbers: set[int] = set()
 
     def check(self, step: Step) -> Iterator[Finding]:
@@ -96,7 +105,7 @@ class Consistency:
             yield from self._order("packs", state.packs)
         for file in state.packs:
             if file.path in self._facts:
-                for number in set(np.unique(self._facts[file.path].ids_N >> 39).tolist()) - set(numbers):
+                for number in self._facts[file.path].ids.segments() - set(numbers):
                     yield f"has entries of segment {number} in {file.path}, and no such segment"
         for segment in state.segments:
             if segment.fingerprint == SINGLES:
@@ -138,7 +147,7 @@ class Consistency:
         if segment.planned != segment.num_entries + segment.num_rejected:
             ends = f"{segment.num_entries:,} entries and {segment.num_rejected:,} rejected images"
             yield f"tells of {ends} in {name} where {segment.planned:,} were planned"
-        planned = self._ids(segment.plan) if segment.plan is not None else _NONE
+        planned = self._runs(segment.plan) if segment.plan is not None else IdRuns.of(_NONE)
         entries, rejected = self._entries(state, segment), self._all(segment.rejected)
         for found, told, thing in (
             (planned if segment.containers_from is None else None, segment.planned, "planned images"),
@@ -149,17 +158,19 @@ class Consistency:
                 yield f"tells of {told:,} {thing} in {name} where {len(found):,} are there"
         if planned is None or entries is None or rejected is None:
             return
-        if len(planned) and (planned[0] >> 39 != segment.number or planned[-1] >> 39 != segment.number):
+        if planned.segments() - {segment.number}:
             yield f"has a plan of {name} with ids of another"
-        if not np.array_equal(_planned_one_by_one(segment, np.sort(np.concatenate([entries, rejected]))), planned):
+        made = _planned_one_by_one(segment, IdRuns.joined([entries, rejected])).ordered()
+        if not (planned.ascend and made.ascend and made.same_as(planned.ordered())):
             yield f"has other entries and rejected images in {name} than were planned"
         yield from self._beside(segment, entries)
 
-    def _digests(self, segment: Segment, entries: np.ndarray) -> Iterator[str]:
+    def _digests(self, segment: Segment, entries: IdRuns) -> Iterator[str]:
         """Check that every entry of a segment is found by digests, if any is."""
         for kind, files in (("uri", segment.uris), ("hash", segment.sha256s)):
-            found = self._all(files)
-            if files and found is not None and not np.array_equal(np.sort(found), np.sort(entries)):
+            found = [self._facts[file.path].total for file in files if file.path in self._facts]
+            same_rows = sum(file.rows for file in files) == len(entries)
+            if len(found) == len(files) > 0 and not (same_rows and sum(found) == entries.total()):
                 yield f"does not find every entry of segment {segment.number} by its {kind}"
 
     def _counts(self, state: State) -> Iterator[str]:
@@ -170,20 +181,21 @@ class Consistency:
             if counted != state.num_live:
                 yield f"counts {counted:,} live entries by label where {state.num_live:,} are live"
 
-    def _beside(self, segment: Segment, entries: np.ndarray) -> Iterator[str]:
+    def _beside(self, segment: Segment, entries: IdRuns) -> Iterator[str]:
         """Check that thumbnails and offsets of a segment have only ids of its entries."""
         for kind, files in _beside_entries(segment):
             found = self._all(files)
-            if found is not None and not np.isin(found, entries).all():
+            if found is not None and not entries.ordered().hold(found):
                 yield f"keeps {kind} in segment {segment.number} of what is no entry"
         yield from self._digests(segment, entries)
 
     def _check_kept(self, state: State, segment: Segment) -> Iterator[str]:
         """Check that every file with entries of a segment has its kept columns, in their type or as strings."""
-        files = [file for file in _files_of(state, segment) if file.path in self._facts] if segment.kept else []
+        first, last = _ids_of(segment)
+        files = [file for file in self._files_of(state, segment) if file.path in self._facts] if segment.kept else []
         for file in files:
             facts = self._facts[file.path]
-            if (facts.ids_N >> 39 == segment.number).any():
+            if len(facts.ids.within(first, last)):
                 for column in segment.kept:
                     if not {column, KeptColumn(name=column.name, type="string")} & {*facts.kept}:
                         yield f"keeps {column.name} ({column.type}) of segment {segment.number}, not so in {file.path}"
@@ -239,9 +251,11 @@ class Consistency:
         before = self._forgotten if grows else _NONE
         added = state.tombstones[len(known) :] if grows else state.tombstones
         ids = np.concatenate([_NONE, *(self._facts[f.path].ids_N for f in added if f.path in self._facts)])
-        self._tombstones, self._forgotten = state.tombstones, np.union1d(before, ids)
+        unique = np.unique(ids)
+        new = unique[~is_in(unique, before)]
+        self._tombstones, self._forgotten = state.tombstones, np.insert(before, np.searchsorted(before, new), new)
         self._all_forgotten_known = all(file.path in self._facts for file in state.tombstones)
-        if len(self._forgotten) != len(before) + len(ids):
+        if len(new) != len(ids):
             yield "forgets an id twice"
         return self._forgotten if wholly else ids
 
@@ -263,19 +277,19 @@ class Consistency:
         """The ids that are not entries of the state. With `unknown_is_there` a damaged file counts as holding an id."""
         if not len(ids):
             return _NONE
-        ids = np.unique(ids)
-        there = np.isin(ids, [single.id for single in state.pending])
+        ids = ids if (ids[1:] > ids[:-1]).all() else np.unique(ids)
+        there = is_in(ids, np.sort(np.array([single.id for single in state.pending], np.int64)))
         segments = {segment.number: segment for segment in state.segments}
-        for number in np.unique(ids >> 39).tolist():
+        numbers, starts = np.unique(ids >> 39, return_index=True)
+        for number, start, stop in zip(numbers.tolist(), starts, [*starts[1:], len(ids)], strict=True):
             segment = segments.get(number)
             if segment is None:
                 continue
-            of_it = ids >> 39 == number
-            for file in _files_of(state, segment):
-                within = of_it & (ids >= file.first_id) & (ids <= file.last_id)
-                if within.any():
+            of_it, there_of_it = ids[start:stop], there[start:stop]
+            for files in (segment.entries, state.packs):
+                for file, here in self._by_id(files).holding(of_it):
                     held = self._ids(file)
-                    there[within] |= unknown_is_there if held is None else np.isin(ids[within], held)
+                    there_of_it[here] |= unknown_is_there if held is None else is_in(of_it[here], np.sort(held))
         return ids[~there]
 
     # The index
@@ -293,11 +307,15 @@ class Consistency:
         if (spans[:-1, 1] >= spans[1:, 0]).any():
             yield "searches entries through two shards"
             return
-        for file in state.entries_files():
-            begin, end = (int(np.searchsorted(spans[:, 0], at, "right")) for at in (file.first_id, file.last_id))
-            inside = begin > 0 and file.last_id <= spans[begin - 1, 1]
-            outside = begin == end and (begin == 0 or file.first_id > spans[begin - 1, 1])
-            ids = None if inside or outside else self._ids(file)
+        entries = self._entries_files(state)
+        if not len(spans) or not entries.files:
+            return
+        begin_F = np.searchsorted(spans[:, 0], entries.first_F, "right")
+        end_F = np.searchsorted(spans[:, 0], entries.last_F, "right")
+        inside_F = (begin_F > 0) & (entries.last_F <= spans[begin_F - 1, 1])
+        outside_F = (begin_F == end_F) & ((begin_F == 0) | (entries.first_F > spans[begin_F - 1, 1]))
+        for file in (entries.files[at] for at in np.flatnonzero(~(inside_F | outside_F)).tolist()):
+            ids = self._ids(file)
             if ids is not None and len(np.unique(shards_of(ids, index))) > 1:
                 yield f"does not search all of {file.path} in one way: a shard covers some of its entries"
 
@@ -310,14 +328,16 @@ class Consistency:
         missing = self._missing(state, ids)
         if len(missing):
             yield f"searches {len(missing):,} ids in shard {shard.number} that are no entries, the first {missing[0]}"
+        known = np.sort(ids)
         covered = np.zeros(len(ids), bool)
         for first, last in shard.covers:
             covered |= (ids >= first) & (ids <= last)
-            for file in state.entries_files():
-                held = self._ids(file) if file.last_id >= first and file.first_id <= last else None
+            for file in self._entries_files(state).overlapping(first, last):
+                held = self._ids(file)
                 if held is not None and self._all_forgotten_known:
                     held = held[(held >= first) & (held <= last)]
-                    lost = np.setdiff1d(held[~np.isin(held, ids)], self._forgotten)
+                    lost = np.unique(held[~is_in(held, known)])
+                    lost = lost[~is_in(lost, self._forgotten)]
                     if len(lost):
                         yield f"covers {len(lost):,} entries of {file.path} with a shard that has not got them"
         if not covered.all():
@@ -329,17 +349,39 @@ class Consistency:
         facts = self._facts.get(file.path)
         return facts.ids_N if facts is not None else None
 
-    def _all(self, files: Sequence[FileRef]) -> np.ndarray | None:
-        """The ids in some files; None if one of the files is damaged."""
-        lists = [self._ids(file) for file in files]
-        known = [ids for ids in lists if ids is not None]
-        return np.concatenate([_NONE, *known]) if len(known) == len(lists) else None
+    def _runs(self, file: FileRef) -> IdRuns | None:
+        facts = self._facts.get(file.path)
+        return facts.ids if facts is not None else None
 
-    def _entries(self, state: State, segment: Segment) -> np.ndarray | None:
+    def _all(self, files: Sequence[FileRef]) -> IdRuns | None:
+        """The ids in some files; None if one of the files is damaged."""
+        lists = [self._runs(file) for file in files]
+        known = [runs for runs in lists if runs is not None]
+        return IdRuns.joined(known) if len(known) == len(lists) else None
+
+    def _entries(self, state: State, segment: Segment) -> IdRuns | None:
         """The ids of a segment's entries, in its own files or in packs; None if one of the files is damaged."""
-        first, end = first_id(segment.number, 0), (segment.number + 1) << 39
-        ids = self._all(_files_of(state, segment))
-        return ids[(ids >= first) & (ids < end)] if ids is not None else None
+        runs = self._all(self._files_of(state, segment))
+        return runs.within(*_ids_of(segment)) if runs is not None else None
+
+    def _files_of(self, state: State, segment: Segment) -> list[RowsFile]:
+        """The files that hold entries of a segment; packs may hold entries of other segments too."""
+        return [*segment.entries, *self._by_id(state.packs).overlapping(*_ids_of(segment))]
+
+    def _by_id(self, files: tuple[RowsFile, ...]) -> FileRanges[RowsFile]:
+        """The ranges of some files of a state, which are the same object in the versions that share them."""
+        if id(files) not in self._ranges:
+            if len(self._ranges) >= RANGES_HELD:
+                self._ranges.pop(next(iter(self._ranges)))
+            self._ranges[id(files)] = files, FileRanges(files)
+        return self._ranges[id(files)][1]
+
+    def _entries_files(self, state: State) -> FileRanges[RowsFile]:
+        """The ranges of all files with entries."""
+        known = self._entries_of
+        if known is None or known[0] is not state.segments or known[1] is not state.packs:
+            known = self._entries_of = state.segments, state.packs, FileRanges(state.entries_files())
+        return known[2]
 
 
 def _beside_entries(segment: Segment) -> tuple[tuple[str, tuple[RowsFile, ...]], ...]:
@@ -347,14 +389,13 @@ def _beside_entries(segment: Segment) -> tuple[tuple[str, tuple[RowsFile, ...]],
     return ("thumbnails", segment.thumbnails), ("offsets", segment.offsets)
 
 
-def _files_of(state: State, segment: Segment) -> list[RowsFile]:
-    """The files that hold entries of a segment; packs may hold entries of other segments too."""
-    first, last = first_id(segment.number, 0), first_id(segment.number + 1, 0) - 1
-    return [*segment.entries, *(file for file in state.packs if file.last_id >= first and file.first_id <= last)]
+def _ids_of(segment: Segment) -> tuple[int, int]:
+    """The first and the last id that a segment can have."""
+    return segment.number << 39, ((segment.number + 1) << 39) - 1
 
 
-def _planned_one_by_one(segment: Segment, ids_N: np.ndarray) -> np.ndarray:
-    """The ids (ascending) without the ids of images in containers."""
+def _planned_one_by_one(segment: Segment, ids: IdRuns) -> IdRuns:
+    """The ids without the ids of images in containers."""
     if segment.containers_from is None:
-        return ids_N
-    return ids_N[: np.searchsorted(ids_N, first_id(segment.number, segment.containers_from))]
+        return ids
+    return ids.within(0, first_id(segment.number, segment.containers_from) - 1)

@@ -1,13 +1,13 @@
 """Reads every file that a version names: once, hashed, and checked by itself and against its plan.
 
-Data needed to compare files with each other (mostly ids) stays in memory; embeddings do not. A file whose bytes were
-altered is reported once and not checked further.
+Entries files are read in the order of their ids, and the files beside a shard's index when the first of its entries
+come. They are let go when the last have passed. So memory holds a few shards' ids at a time, and of every file the
+runs of its ids. A file whose bytes were altered is reported once and not checked further.
 """
 
 import functools
 import hashlib
 import io
-import itertools
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DamagedFile, MissingFile, NotPermitted
 from pipeline.progress import OnProgress, Progress
 from pipeline.store.checks.findings import Finding, damage, not_looked_at
+from pipeline.store.checks.id_runs import IdRuns
 from pipeline.store.checks.inventory import Inventory
 from pipeline.store.checks.row_checks import PlanRows, ShardSides
 from pipeline.store.layout import Kind, kind_of
@@ -44,6 +45,7 @@ from pipeline.store.tables.schemas import (
 THREADS = 3  # hashing and reading release the GIL; more threads would hold more files in memory
 MAPPED_BYTES = 64 << 20  # larger files, and files of an index, are memory-mapped instead of read
 PLANS_OPEN = 8
+FILES_AT_ONCE = 64  # entries files between two looks at which shards they need
 MAX_NORM_ERROR = 0.01  # float16 has 11 significant bits: rounding moves the length of a unit vector by less than 0.001
 
 _SCHEMAS = {
@@ -65,14 +67,19 @@ _OF_THE_IDENTITY = {"entries", "shard vectors"}  # the check of these needs the 
 class FileFacts:
     """The contents of an undamaged file that other checks need.
 
-    `label_sets` are the label sets in a file of labels, `kept` the kept columns in a file of entries, and `total` is
-    the sum of a file of counts.
+    `ids` are its ids in their order, `label_sets` the label sets in a file of labels, and `kept` the kept columns in a
+    file of entries. `total` is the sum of a file of counts, and the sum of the ids in a file of digests.
     """
 
-    ids_N: np.ndarray
+    ids: IdRuns
     label_sets: frozenset[str | None] = frozenset()
     kept: tuple[KeptColumn, ...] = ()
     total: int = 0
+
+    @property
+    def ids_N(self) -> np.ndarray:
+        """The ids written out, int64 [N]."""
+        return self.ids.ids_N
 
 
 class Contents:
@@ -84,28 +91,56 @@ class Contents:
         self._schema = entries_schema(inventory.identity) if inventory.identity else None
         self._open_plan = functools.lru_cache(PLANS_OPEN)(self._opened_plan)
         self._shards = [ShardSides(shard) for shard in inventory.shards.values()]
-        self._sides = {
-            file.path: shard
-            for shard in self._shards
-            for file in (shard.shard.ids, shard.shard.labels, shard.shard.vectors, shard.shard.entries)
-            if file is not None
-        }
+        self._sides = {file.path: shard for shard in self._shards for file in shard.files}
+        self._open: list[ShardSides] = []
         self._loading = threading.Lock()
         self.facts: dict[str, FileFacts] = {}
         self.broken: set[str] = set()
 
     def read(self, on_progress: OnProgress) -> Iterator[Finding]:
-        """Read every file and yield what is wrong with it. Files that others are compared with come first."""
-        files = sorted(self._inventory.files.values(), key=lambda file: file.path)
-        first = [kind_of(file.path) == "plan" or file.path in self._sides for file in files]
-        waves = [list(itertools.compress(files, first)), list(itertools.compress(files, (not each for each in first)))]
-        done = 0
+        """Read every file and yield what is wrong with it. Files that others are compared with come before them."""
+        done, total = 0, len(self._inventory.files)
         with ThreadPoolExecutor(THREADS) as pool:
-            for wave in waves:
-                for findings in pool.map(self._checked, wave):
+            for some in self._in_order():
+                for findings in pool.map(self._checked, some):
                     yield from dict.fromkeys(findings)
                     done += 1
-                    on_progress(Progress("verifying files", done, len(files)))
+                    on_progress(Progress("verifying files", done, total))
+
+    def _in_order(self) -> Iterator[list[FileRef]]:
+        """Files to read at the same time. Those that follow may be compared with them."""
+        files = sorted(self._inventory.files.values(), key=lambda file: file.path)
+        kinds = {file.path: kind_of(file.path) for file in files}
+        yield [file for file in files if kinds[file.path] == "plan"]
+        entries = [file for file in files if kinds[file.path] == "entries" and isinstance(file, RowsFile)]
+        entries.sort(key=lambda file: file.first_id)
+        waiting = sorted(self._shards, key=lambda side: side.first_id, reverse=True)
+        for start in range(0, len(entries), FILES_AT_ONCE):
+            some = entries[start : start + FILES_AT_ONCE]
+            self._close(some[0].first_id)
+            last_id = max(file.last_id for file in some)
+            while waiting and waiting[-1].first_id <= last_id:
+                yield self._opening(waiting.pop())
+            yield list(some)
+        while waiting:
+            self._close(waiting[-1].first_id)
+            yield self._opening(waiting.pop())
+        self._close(None)
+        done = {*self._sides, *(file.path for file in entries)}
+        yield [file for file in files if file.path not in done and kinds[file.path] != "plan"]
+
+    def _opening(self, side: ShardSides) -> list[FileRef]:
+        """The files beside the index of a shard, which entries are compared with from now on."""
+        self._open.append(side)
+        return [self._inventory.files[file.path] for file in side.files if self._sides[file.path] is side]
+
+    def _close(self, first_id: int | None) -> None:
+        """Let go of the shards whose last entries lie before an id (None: of all)."""
+        for side in [side for side in self._open if first_id is None or side.last_id < first_id]:
+            self._open.remove(side)
+            side.close()
+            for file in side.files:
+                self._storage.release(file.path)
 
     def _checked(self, file: FileRef) -> list[Finding]:
         try:
@@ -170,21 +205,21 @@ class Contents:
                         yield from self._against_plans(table, table["id"].to_numpy(), ["uri"])
                 if kind != "labels":
                     yield from _check_ids(file, ids_N)
-                self.facts[file.path] = FileFacts(ids_N, frozenset(names))
+                self.facts[file.path] = FileFacts(IdRuns.of(ids_N), frozenset(names))
         if rows != file.rows:
             yield f"has {rows:,} rows where versions tell of {file.rows:,}"
 
     def _read_side_table(self, file: FileRef, kind: str, rows: pa.Table) -> Iterator[str]:
         rows.validate(full=True)
         if kind == "counts":
-            self.facts[file.path] = FileFacts(_NONE, total=pc.sum(rows["count"]).as_py() or 0)
+            self.facts[file.path] = FileFacts(IdRuns.of(_NONE), total=pc.sum(rows["count"]).as_py() or 0)
             return
         digests_N = rows["digest"].to_numpy()
         if len(digests_N) > 1 and (digests_N[1:] < digests_N[:-1]).any():
             yield "has digests that do not ascend"
         elif isinstance(file, DigestsFile) and [*digests_N[:1], *digests_N[-1:]] != [file.first, file.last]:
             yield "has other digests than versions tell of"
-        self.facts[file.path] = FileFacts(np.sort(rows["id"].to_numpy()))
+        self.facts[file.path] = FileFacts(IdRuns.of(_NONE), total=IdRuns.of(np.sort(rows["id"].to_numpy())).total())
 
     def _read_entries(self, file: FileRef, data: pa.Buffer) -> Iterator[Finding]:
         with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as parquet:
@@ -204,7 +239,7 @@ class Contents:
             yield damage(file.path, what)
         if len(ids_N) != file.rows:
             yield damage(file.path, f"has {len(ids_N):,} rows where versions tell of {file.rows:,}")
-        self.facts[file.path] = FileFacts(ids_N, kept=kept)
+        self.facts[file.path] = FileFacts(IdRuns.of(ids_N), kept=kept)
 
     def _check_entries(self, file: FileRef, table: pa.Table) -> Iterator[Finding]:
         """Check one row group of an entries file."""
@@ -219,7 +254,7 @@ class Contents:
         if len(ids_N) and (np.diff(ids_N) > 0).all():  # else there is a finding, and rows cannot be looked up by id
             for what in self._against_plans(table, ids_N, ["uri", "label"]):
                 yield damage(file.path, what)
-            for shard in self._shards:
+            for shard in self._open:
                 yield from shard.differences(table, ids_N, vectors_ND)
 
     def _against_plans(self, table: pa.Table, ids_N: np.ndarray, columns: list[str]) -> Iterator[str]:
@@ -236,7 +271,7 @@ class Contents:
         """Read and check one of the files beside a shard's FAISS index."""
         if kind == "shard ids":
             side.ids_N = self._array(data)
-            self.facts[file.path] = FileFacts(side.ids_N)
+            self.facts[file.path] = FileFacts(IdRuns.of(side.ids_N))
             rows = len(side.ids_N)
             if (np.diff(side.ids_N) <= 0).any():
                 yield "has ids that do not ascend"

@@ -13,17 +13,29 @@ from pipeline.store.log.records import Shard
 
 # The metadata key of label names in index/search/shard_files.py, which this module may not import.
 SHARD_LABELS = b"visual_memory.labels"
+LAST_ID = (1 << 63) - 1
 
 
 class ShardSides:
-    """A shard's side files, each None if it is damaged; index/search/shard_files.py describes their rows."""
+    """A shard's side files, each None if it is damaged or not open; index/search/shard_files.py describes their rows.
+
+    `first_id` and `last_id` are the ends of the ranges that the shard covers.
+    """
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
+        self.files = [f for f in (shard.ids, shard.labels, shard.vectors, shard.entries) if f is not None]
+        self.first_id = min((first for first, _ in shard.covers), default=0)
+        self.last_id = max((last for _, last in shard.covers), default=LAST_ID)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the rows."""
         self.ids_N: np.ndarray | None = None
         self.vectors_ND: np.ndarray | None = None
         self.codes_N: np.ndarray | None = None
         self.entries: pa.Table | None = None
+        self.__dict__.pop("_names", None)
 
     def differences(self, table: pa.Table, ids_N: np.ndarray, vectors_ND: np.ndarray) -> Iterator[Finding]:
         """The differences between the shard's rows and the entries file's rows of some entries (ids ascending)."""
@@ -34,8 +46,11 @@ class ShardSides:
         vectors = self.shard.vectors
         if vectors and self.vectors_ND is not None and not _equal_bits(self.vectors_ND[rows_N], vectors_ND[hit_N]):
             yield damage(vectors.path, _differs("vectors"))
-        if self._labels is not None and not _same(self._labels.take(pa.array(rows_N)), table["label"].filter(mask)):
-            yield damage(self.shard.labels.path, _differs("labels"))
+        if self.codes_N is not None and self._names is not None:
+            codes_N = self.codes_N[rows_N]
+            labels = self._names.take(pa.array(codes_N, mask=codes_N < 0))
+            if not _same(labels, table["label"].filter(mask)):
+                yield damage(self.shard.labels.path, _differs("labels"))
         for name in ("uri", "dataset"):
             if self.entries is not None and not _same(
                 self.entries[name].take(pa.array(rows_N)), table[name].filter(mask)
@@ -43,11 +58,10 @@ class ShardSides:
                 yield damage(self.shard.entries.path, _differs(f"{name}s"))
 
     @cached_property
-    def _labels(self) -> pa.Array | None:
-        if self.codes_N is None or self.entries is None:
+    def _names(self) -> pa.Array | None:
+        if self.entries is None:
             return None
-        names = pa.array(json.loads(self.entries.schema.metadata[SHARD_LABELS]), pa.string())
-        return names.take(pa.array(self.codes_N, mask=self.codes_N < 0))
+        return pa.array(json.loads(self.entries.schema.metadata[SHARD_LABELS]), pa.string())
 
 
 class PlanRows:
