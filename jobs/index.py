@@ -30,7 +30,7 @@ def index(
         str, typer.Option(help="Memory the index may take, such as 500M or 16G.", metavar="SIZE")
     ] = "16G",
     max_latency_ms: Annotated[float, typer.Option(help="Time a query may take in a shard.", metavar="MS")] = 10.0,
-    target_recall: Annotated[float, typer.Option(help="recall@10 every shard must reach.", metavar="R")] = 0.95,
+    target_recall: Annotated[float, typer.Option(help="recall@10 to reach over all rows.", metavar="R")] = 0.95,
     shard_rows: Annotated[
         int | None,
         typer.Option(
@@ -45,6 +45,14 @@ def index(
             help="Score candidates again from float16 vectors on disk (2 bytes a dimension each), or do not."
             "  \\[default: float16]",
             metavar="float16|none",
+        ),
+    ] = None,
+    queries: Annotated[
+        str | None,
+        typer.Option(
+            help="Images that MEMORY does not hold, up to 4,096, to measure recall with."
+            "  \\[default: stored rows, and a margin]",
+            metavar="SOURCE",
         ),
     ] = None,
     runner: Annotated[str, runner_option("Build")] = "auto",
@@ -79,6 +87,7 @@ def index(
                 runner=start_runner(on_progress, on_ray=on_ray),
                 command=command_line(memory),
                 on_progress=on_progress,
+                queries=queries,
             )
     if dry_run:
         _show_plan(plan, before.identity.dimension if before.identity else 0, json=json)
@@ -97,6 +106,7 @@ def index(
                 "bytes_in_memory": built.bytes_in_memory,
                 "refine": built.refine,
                 "recall_at_10": built.recall_at_10,
+                "recall_of": "queries" if queries is not None else "stored rows",
                 "built": state.version != before.version,
             }
         )
@@ -104,10 +114,11 @@ def index(
     if state.version == before.version:
         say(f"every entry is in the index already ({built.key}, {len(built.shards)} shards): --rebuild makes a new one")
         return
+    of = "of the queries" if queries is not None else "of stored rows (--queries SOURCE measures that of new images)"
     vectors = "with vectors" if built.refine == "float16" else "without vectors"
     say(
         f"built {built.key} with {built.parameters or 'no parameters'}: {counted(len(built.shards), 'shard')}, "
-        f"{sum(shard.rows for shard in built.shards):,} rows, recall@10 {built.recall_at_10:.3f}; "
+        f"{sum(shard.rows for shard in built.shards):,} rows, recall@10 {built.recall_at_10:.3f} {of}; "
         f"{built.bytes_in_memory / 1e6:,.1f} MB in memory, {built.num_bytes / 1e6:,.1f} MB {vectors}; "
         f"the memory is at version {state.version}"
     )

@@ -31,6 +31,7 @@ from pipeline.index.search.live_entries import LiveEntries
 from pipeline.plain_log import plain_logger
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.questions import answering, evaluation
+from pipeline.questions.answering import unit_vectors
 from pipeline.questions.balance import best_balance
 from pipeline.questions.page import write_page
 from pipeline.questions.snapshot import Snapshot
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from pipeline.store.segments.unfinished_adds import UnderWay
 
 SHOWN_CHARACTERS = 80
+MAX_QUESTIONS = 4_096  # images of which the vectors are held in memory, to measure recall with
 
 Result = TypeVar("Result")
 
@@ -594,6 +596,50 @@ class Reader:
             skipped=done - len(asked),
         )
         return replace(found, unreadable=rejected, without_word=sum(label is not None for label in said) - len(asked))
+
+    def questions(self, source: str | Path | np.ndarray, on_progress: OnProgress = ignore_progress) -> np.ndarray:
+        """The vectors of images that a question could ask about, as the memory would store them. Stores nothing.
+
+        Args:
+            source: Folder, prefix or file of images, archives, tables or vectors (docs/sources.md), or embeddings as
+                float [Q, D]; 4,096 at most.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            Vectors of unit length, float16 [Q, D].
+
+        Raises:
+            UsageError: There are too many, or the embeddings cannot be those of the memory.
+            SourceError: No image can be read, or the source is missing.
+            EncoderError: Images are to be embedded, and the memory is one of given vectors.
+            IdentityMismatch: The vectors of the source are by another encoder.
+            MissingExtra: Images are to be embedded, and torch or timm is not installed.
+        """
+        from pipeline.embeddings.decoding import Threads
+        from pipeline.embeddings.given import embed_source
+        from pipeline.embeddings.pixels import ImageFacts
+
+        state = self.state()
+        dimension = state.identity.dimension if state.identity else 0
+        if isinstance(source, np.ndarray):
+            vectors = list(unit_vectors(source, dimension))
+        else:
+            unlabelled = Labels("none")
+            listing = list_source(str(source), unlabelled, (), ImageChoice(), on_progress)
+            self._check_given(listing, state)
+            vectors, decoding = [], Threads(available_cpus())
+            for batch in embed_source(listing, unlabelled, dimension, decoding, self.encoder, ContainerNotes()):
+                pairs = zip(batch.images, batch.vectors_BD, strict=False)
+                vectors += [vector for image, vector in pairs if isinstance(image, ImageFacts)]
+                on_progress(Progress("embedding", len(vectors), max(listing.planned, len(vectors))))
+                if len(vectors) > MAX_QUESTIONS:
+                    break
+        if not vectors:
+            raise SourceError(f"no image of {source} could be read: mend the files")
+        if len(vectors) > MAX_QUESTIONS:
+            raise UsageError(f"there are more than {MAX_QUESTIONS:,} queries: give fewer, of every kind of image")
+        questions_QD: np.ndarray = np.stack(vectors).astype(np.float16)
+        return questions_QD
 
     def evaluate_leave_one_out(
         self,

@@ -370,6 +370,7 @@ class VisualMemory(Reader):
         runner: RunnerName = "here",
         command: str = "index",
         on_progress: OnProgress = ignore_progress,
+        queries: "str | Path | np.ndarray | None" = None,
     ) -> State:
         """Build an index over all entries, or shards for the entries that the index does not cover yet.
 
@@ -390,6 +391,9 @@ class VisualMemory(Reader):
             runner: "here" builds one shard after another in this process, "ray" many at once on the connected cluster.
             command: Text that `history` shows for the version.
             on_progress: Called with a Progress during the work; by default progress is ignored.
+            queries: Images to measure recall with that the memory does not hold: a source (docs/sources.md), or their
+                embeddings, float [Q, D]; 4,096 at most. None measures it on stored rows, which are found more easily
+                than new images, and aims at a higher recall.
 
         Returns:
             The state with the index. If the index covers everything already, no index is built.
@@ -397,7 +401,10 @@ class VisualMemory(Reader):
         Raises:
             IndexBuildError: Nothing to index, no key meets the limits, or `options` do not fit the index there is.
             CommitConflict: A change of another writer does not fit, such as another index.
-            UsageError: The runner is unknown, or `at` is given.
+            UsageError: The runner is unknown, `at` is given, or there are too many queries.
+            SourceError: No image of `queries` can be read.
+            EncoderError: `queries` are images, and the memory is one of given vectors.
+            IdentityMismatch: The vectors of `queries` are by another encoder.
             WorkerError: A worker on the cluster died.
             MissingExtra: Ray is needed and not installed.
 
@@ -414,7 +421,8 @@ class VisualMemory(Reader):
         plan = plan_index(state, options)
         if plan.grows and not plan.shards:
             return state
-        return build_index(self.log, state, plan, options, command, on_progress, where.run_steps)
+        asked_QD = self.questions(queries, on_progress) if queries is not None else None
+        return build_index(self.log, state, plan, options, command, on_progress, where.run_steps, questions_QD=asked_QD)
 
     @explain_conflicts
     def forget(

@@ -46,7 +46,7 @@ ROWS_OF_A_JOB = ("decisions", "rejected")
 
 # The files of a shard.
 IDS_FILE, LABELS_FILE, VECTORS_FILE, ENTRIES_FILE = "ids.npy", "labels.npy", "vectors.f16", "entries.arrow"
-FAISS_FILE, SAMPLE_FILE = "index.faiss", "sample.f16"
+FAISS_FILE, SAMPLE_FILE, QUESTIONS_FILE = "index.faiss", "sample.f16", "questions.f16"
 BUILD_BEGUN = "begun.json"
 
 _HELD, _MAP = ".held.npy", ".map.parquet"

@@ -9,10 +9,11 @@ import pytest
 from pipeline.index.build.plan import IndexOptions
 from pipeline.index.search import quantizer as quantizers
 from pipeline.index.search.ann import ApproximateFinder, rescored
-from pipeline.index.search.exact import as_float32, similarities, similarities_together
+from pipeline.index.search.exact import similarities, similarities_together
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.index.search.open_blocks import Share
 from pipeline.index.search.quantizer import Quantizer
+from pipeline.index.search.rounding import as_float32
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory, add_vectors, unit
 from tests.index.test_search import clustered

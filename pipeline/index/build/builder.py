@@ -22,11 +22,12 @@ from pipeline.index.build.plan import IndexOptions, IndexPlan, measured_candidat
 from pipeline.index.build.shard_steps import Gathered, Measured, Populated, ShardWork, files_of, read_mark
 from pipeline.index.build.steps import RunSteps, run_steps_here
 from pipeline.index.build.train import centroid_distance, train_index, train_on
-from pipeline.index.search.shard_files import SideFiles, mapped_vectors, write_faiss
+from pipeline.index.search.shard_files import SideFiles, mapped_vectors, write_faiss, write_vectors
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.layout import (
     BUILD_BEGUN,
     INDEX,
+    QUESTIONS_FILE,
     SAMPLE_FILE,
     VECTORS_FILE,
     build_folder,
@@ -60,15 +61,17 @@ def build_index(
     run_steps: RunSteps = run_steps_here,
     *,
     resumable: bool = True,
+    questions_QD: np.ndarray | None = None,
 ) -> State:
     """Build what the plan says and commit it. Raises IndexBuildError, DamagedFile or CommitConflict.
 
+    Recall is measured with `questions_QD` (float16 [Q, D]) that are no rows of the memory, or with stored rows.
     Unless `resumable`, an interrupted build removes everything that it made.
     """
     if state.identity is None or not plan.shards:
         raise IndexBuildError(f"the memory at {log.storage.uri} has no entries to index: add images first")
     with Lease(log.storage, "index") as lease:
-        builder = _Builder(log.storage, state, plan, options, on_progress, lease, run_steps)
+        builder = _Builder(log.storage, state, plan, options, on_progress, lease, run_steps, questions_QD)
         return _built(log, state, builder, command, lease, resumable)
 
 
@@ -117,6 +120,14 @@ class _Trained(BaseModel):
     candidates: FileRef | None
 
 
+class _Asked(BaseModel):
+    """The mark of the questions to measure recall with."""
+
+    model_config = ConfigDict(frozen=True)
+
+    questions: FileRef
+
+
 class _TooCoarse(Exception):
     """A shard misses the target with all parameters."""
 
@@ -136,6 +147,7 @@ class _Builder:
         on_progress: OnProgress,
         lease: Lease,
         run_steps: RunSteps,
+        questions_QD: np.ndarray | None,
     ) -> None:
         assert state.identity is not None  # noqa: S101  # checked by build_index
         self._storage = storage
@@ -147,7 +159,8 @@ class _Builder:
         self._table = plan.table
         self._old = state.index if plan.grows else None
         self._kept = self._old.shards[: len(self._old.shards) - plan.merged] if self._old else ()
-        fingerprint = _fingerprint(state, plan, options)
+        self._questions_QD = questions_QD
+        fingerprint = _fingerprint(state, plan, options, questions_QD)
         self._marks = build_folder(fingerprint)
         lease.hold(self._marks)
         begun = read_mark(storage, f"{self._marks}{BUILD_BEGUN}", _Begun)
@@ -182,6 +195,9 @@ class _Builder:
         numbers = range(len(self._plan.shards))
         if not (self._old and self._old.trained) and key != FLAT:
             self._work = replace(self._work, sample_rows=self._sample_rows(key))
+        if self._questions_QD is not None:
+            asked = self._work.once("questions", _Asked, self._write_questions)
+            self._work = replace(self._work, questions=asked.questions)
         gathered = dict(self._counted("gathering", self._run(self._work.gathering(numbers))))
         rows = sum(found.side.rows for found in gathered.values())
         if not rows and key != FLAT:
@@ -292,6 +308,12 @@ class _Builder:
         rows = np.random.default_rng(0).permutation(len(sample_ND))[:SAMPLE_ROWS]
         return measured_candidates(sample_ND[rows], self._num_live, self._options, self._plan.refine, self._progress)
 
+    def _write_questions(self) -> _Asked:
+        assert self._questions_QD is not None  # noqa: S101  # only called if there are some
+        rows = np.arange(len(self._questions_QD))
+        path = f"{self._folder}{QUESTIONS_FILE}"
+        return _Asked(questions=write_vectors(self._storage, path, self._questions_QD, rows))
+
     def _write_table(self, table: Table) -> FileRef:
         path = candidates_path(self._folder)
         with self._storage.publishing(path) as local:
@@ -389,14 +411,19 @@ class _Builder:
     def tidy(self) -> None:
         """Remove the files that only the build needed."""
         keeps_vectors = self._plan.refine == "float16" or self._work.key == FLAT
-        needless = [f"/{name}" for name in ([SAMPLE_FILE] if keeps_vectors else [SAMPLE_FILE, VECTORS_FILE])]
+        needless = [f"/{name}" for name in (SAMPLE_FILE, QUESTIONS_FILE, *(() if keeps_vectors else (VECTORS_FILE,)))]
         self._storage.delete([file.path for file in self._marked() if file.path.endswith(tuple(needless))])
         self._storage.remove_folder(self._marks)
 
 
 def _kind_of(name: str) -> type[BaseModel]:
     """The model of a mark with this name."""
-    kinds: dict[str, type[BaseModel]] = {"gathered": Gathered, "populated": Populated, "trained": _Trained}
+    kinds: dict[str, type[BaseModel]] = {
+        "gathered": Gathered,
+        "populated": Populated,
+        "trained": _Trained,
+        "questions": _Asked,
+    }
     return kinds.get(name.rpartition(".")[0].partition("-")[0], _Begun)
 
 
@@ -404,7 +431,7 @@ def _next_generation(storage: Storage) -> int:
     return max((generation_number(name) or 0 for name in storage.list(INDEX)), default=0) + 1
 
 
-def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions) -> str:
+def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions, questions_QD: np.ndarray | None) -> str:
     """A hash of everything that must be equal for a build to continue an interrupted one."""
     said = {
         "options": asdict(options),
@@ -415,6 +442,8 @@ def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions) -> str:
         "grows": plan.grows,
         "erasures": list(state.erasures),
     }
+    if questions_QD is not None:
+        said["questions"] = hashlib.sha256(np.ascontiguousarray(questions_QD).data).hexdigest()
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

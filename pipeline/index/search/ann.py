@@ -16,8 +16,9 @@ import numpy as np
 from pipeline.deadline import look
 from pipeline.index.search import parameters
 from pipeline.index.search.blocks import Candidates
-from pipeline.index.search.exact import SLACK, ExactFinder, product_error
+from pipeline.index.search.exact import SLACK, ExactFinder
 from pipeline.index.search.quantizer import Coarse, Lists, Quantizer, pieces_of
+from pipeline.index.search.rounding import product_error
 
 RERANK = 100  # scored again for k = 10 if the index does not say: recall .955 becomes .974 on 300,000
 RERANK_FACTOR = 4  # further candidates for each neighbour beyond 10, at most

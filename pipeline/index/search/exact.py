@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 
 from pipeline.index.search.blocks import Candidates
+from pipeline.index.search.rounding import as_float32, product_error
 
 if TYPE_CHECKING:
     from pipeline.index.search.quantizer import Coarse
@@ -19,8 +20,6 @@ CHUNK_ROWS = 65_536  # rows converted to float32 at a time: 335 MB at 1,280 dime
 CACHED_ROWS = 65_536  # matrices of at most so many rows stay converted between calls
 SLACK = 32  # extra candidates beyond k, so that the first search usually settles the border
 GATHERED_BYTES = 16 << 20  # of float64 vectors gathered at a time for rescoring; so few stay near the cache
-
-UNIT_ROUNDOFF = 2.0**-24  # of float32
 
 
 class ExactFinder:
@@ -82,15 +81,6 @@ class ExactFinder:
         return as_float32(vectors)
 
 
-def product_error(dimension: int) -> float:
-    """Upper bound of the error of a float32 dot product of unit vectors, for any order of its sum.
-
-    The error is at most D * u * |q| * |v| (Higham, Accuracy and Stability of Numerical Algorithms, 3.1). Lengths are 1
-    up to the rounding to float16.
-    """
-    return 1.01 * dimension * UNIT_ROUNDOFF
-
-
 def similarities(queries_QD: np.ndarray, vectors_ND: np.ndarray, rows_QK: np.ndarray) -> np.ndarray:
     """Similarities of the given rows, as `similarities_together` computes them."""
     return similarities_together(queries_QD, [(vectors_ND, rows_QK)])
@@ -134,19 +124,3 @@ def _scored(queries_QD: np.ndarray, pairs: Sequence[tuple[np.ndarray, np.ndarray
     found_QK: np.ndarray = np.einsum("qkd,qd->qk", as_float32(gathered).astype(np.float64), queries_QD, optimize=False)
     found_QK[rows_QK < 0] = -np.inf
     return found_QK
-
-
-def as_float32(halves: np.ndarray) -> np.ndarray:
-    """Finite float16 numbers as float32, exactly, three times as fast as NumPy converts them.
-
-    The bits of a float16 are moved to where a float32 has them. The exponent is then too small by 112. A product puts
-    that right, also for numbers too small to be normal.
-    """
-    if halves.dtype != np.float16:
-        return np.ascontiguousarray(halves, np.float32)
-    bits = np.ascontiguousarray(halves).view(np.int16).astype(np.int32)
-    bits <<= 13
-    bits &= np.int32(-0x70002000)  # the sign, and the 15 bits of exponent and fraction
-    floats = bits.view(np.float32)
-    floats *= np.float32(2.0**112)
-    return floats

@@ -12,7 +12,7 @@ import faiss
 import numpy as np
 
 from pipeline.deadline import is_watched, look
-from pipeline.index.search.exact import product_error
+from pipeline.index.search.rounding import product_error
 
 QUERIES_A_CORE = 8  # in one call of FAISS under a deadline: a call cannot be interrupted
 SPARE_LISTS = 8  # beyond those asked for, so that lists about as near as the last one are told apart
