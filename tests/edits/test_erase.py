@@ -14,7 +14,7 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.edits.compact import compact
-from pipeline.edits.erasure.byte_search import VectorSearch, quantizer_holds
+from pipeline.edits.erasure.byte_search import BYTES_AT_ONCE, VectorSearch, quantizer_holds
 from pipeline.edits.erasure.erase import erase
 from pipeline.edits.erasure.redact import finish_erasures
 from pipeline.edits.relabel import Correction
@@ -26,6 +26,7 @@ from pipeline.store.log.state import FoldSingles, Forget, Relabel, SetIndex, Set
 from pipeline.store.log.version_log import Commit, VersionLog
 from pipeline.store.segments.reservations import SegmentSpec, reserve
 from pipeline.store.storage.leases import Lease
+from pipeline.store.storage.local import LocalStorage
 from pipeline.store.tables.schemas import PLAN, read_table
 from tests.edits.erasing import (
     DAMAGED,
@@ -511,7 +512,31 @@ def test_a_receipt_says_what_is_left(memory: VisualMemory, monkeypatch: pytest.M
     assert "proven      NO" in report.receipt.to_text()
 
 
-def test_searching_bytes_for_vectors() -> None:
+def test_files_of_any_size_are_erased_and_proven_and_read_once(
+    memory: VisualMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Shards and trained indexes are larger than what is ever read at once.
+    monkeypatch.setattr("pipeline.store.storage.interface.MOST_BYTES_ELSEWHERE", 8_000)
+    doomed = grown(memory, [*MIXED[:2], *items("more", 300)])
+    memory.index(IndexOptions(key="IVF8,Flat", target_recall=0.5))
+    assert max(memory.log.storage.walk().values()) > 8_000
+    erasure = memory.forget(ids=doomed.ids[:2], erase=True)
+    reads: list[str] = []
+    of_files = LocalStorage.local_path
+    monkeypatch.setattr(LocalStorage, "local_path", lambda self, path: (reads.append(path), of_files(self, path))[1])
+    receipt = memory.forget(ids=doomed.ids[2:3], verify=True).receipt
+    assert receipt is not None
+    assert {trace.what for trace in receipt.found} >= {"id", "uri", "vector"}
+    assert erasure.erased == 2
+    proven = reads[-receipt.files_scanned - 1 :]  # the last one is the quantizer
+    assert len(set(proven[:-1])) == receipt.files_scanned - 1  # the encoder's weights are not read
+    assert memory.forget(ids=doomed.ids[2:9], erase=True, verify=True).receipt.proven  # type: ignore[union-attr]
+    assert doomed.audit(memory.uri) != []
+    memory.forget(ids=doomed.ids[9:], erase=True)
+    assert doomed.audit(memory.uri) == []
+
+
+def test_searching_bytes_for_vectors(tmp_path: Path) -> None:
     vectors = np.stack([image.vector for image in BASE])
     search = VectorSearch(vectors[:9])
     assert search.rows_in(vectors.tobytes()) == list(range(9))
@@ -524,6 +549,11 @@ def test_searching_bytes_for_vectors() -> None:
     same = VectorSearch(np.full((2, DIMENSION), 0.25, np.float16))
     assert same.rows_in(np.full(4_000_000, 0.25, np.float32).tobytes()) == [0, 1]
     assert VectorSearch(vectors[:2, :3]).rows_in(vectors[:1, :3].tobytes()) == [0]
+    for offset in (0, 3, BYTES_AT_ONCE - 40, BYTES_AT_ONCE - 8, BYTES_AT_ONCE - 1, BYTES_AT_ONCE + 5):
+        (tmp_path / "data").write_bytes(b"\1" * offset + vectors[7].tobytes() + b"\2" * 9)
+        assert search.rows_in_file(tmp_path / "data") == [7]
+    (tmp_path / "data").write_bytes(b"")
+    assert search.rows_in_file(tmp_path / "data") == []
     assert VectorSearch(vectors[:0]).rows_in(vectors.tobytes()) == []
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from pipeline import VisualMemory
 from pipeline.edits.expire import expire
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
 from pipeline.index.build.plan import IndexOptions
-from pipeline.store.layout import checkpoint_path, commit_path
+from pipeline.store.layout import checkpoint_path, commit_number, commit_path
 from pipeline.store.log.state import Forget, State, file_refs
-from pipeline.store.log.version_log import VersionLog
+from pipeline.store.log.version_log import VersionLog, in_droppable_groups
 from pipeline.store.segments.reservations import SegmentSpec, is_given_up, reserve
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage
@@ -232,6 +232,65 @@ def test_readers_follow_across_an_expiry(log: VersionLog) -> None:
         pinned.at(60)
     with pytest.raises(DamagedFile, match="is missing"):
         list(pinned.commits([60]))
+
+
+class Shuffled(LocalStorage):
+    """Deletes the paths of one call in any order, as a store does, and calls `between` after each."""
+
+    def __init__(self, root: Path, between: Callable[[], None]) -> None:
+        super().__init__(root)
+        self._between = between
+        self._generator = np.random.default_rng(3)
+        self.calls: list[list[str]] = []
+
+    def delete(self, paths: Iterable[str]) -> None:
+        given = list(paths)
+        self.calls.append(given)
+        for at in self._generator.permutation(len(given)):
+            super().delete([given[at]])
+            self._between()
+
+
+@pytest.mark.parametrize("keep", [1, 10, 25])
+def test_while_a_group_is_deleted_in_any_order_nobody_is_misled(
+    log: VersionLog, monkeypatch: pytest.MonkeyPatch, keep: int
+) -> None:
+    monkeypatch.setattr("pipeline.store.log.version_log.GROUP", 10)
+    states = {version: fresh(log).at(version) for version in (1, 5, 44, 50, 51, 97, 99, 108, 119)}
+    wrote: list[int] = []
+
+    def between() -> None:
+        newest = 120 + len(wrote)
+        assert fresh(log).latest().version == newest
+        for state in states.values():
+            stale = fresh(log)
+            stale._known, stale._known_nonce = state, None
+            assert stale.latest().version == newest
+        if len(storage.calls) % 3 == 0:
+            state = states[[*states][len(wrote) % len(states)]]
+            wrote.append(forget_one(fresh(log), state, 1_000 + len(wrote)).version)
+
+    storage = Shuffled(Path(log.storage.uri), between)
+    expire(VersionLog(storage), keep, "expire")
+    assert wrote == [*range(121, 121 + len(wrote))]
+    assert len(wrote) > 10
+    assert fresh(log).retained() == range(121 - keep, 121 + len(wrote))
+    forgotten = read_tombstones(log.storage, fresh(log).latest().tombstones).tolist()
+    assert forgotten == [*range(120), *range(1_000, 1_000 + len(wrote))]
+    commits = [len(call) for call in storage.calls if call and all(map(commit_number, call))]
+    assert max(commits) == 9
+    assert len(commits) <= 2 * 12
+
+
+@pytest.mark.parametrize(
+    ("newest", "groups"),
+    [
+        (3_000, [(998, 999), (1_000,), tuple(range(1_001, 1_005))]),
+        (1_003, [(998, 999), (1_000,), (1_001,), (1_002,), (1_003,), (1_004,)]),
+    ],
+)
+def test_groups_end_with_a_version_that_others_can_ask_for(newest: int, groups: list[tuple[int, ...]]) -> None:
+    assert [tuple(group) for group in in_droppable_groups(range(998, 1_005), newest)] == groups
 
 
 class Crowd:

@@ -12,6 +12,7 @@ older versions were dropped. `latest` is a hint where to start looking; nothing 
 import datetime
 import getpass
 import hashlib
+import itertools
 import re
 import secrets
 import socket
@@ -51,6 +52,7 @@ from pipeline.store.values import MAX_VERSION, Balance, Hexadecimal, VersionNumb
 
 CHECKPOINT_EVERY = 100
 HINT_EVERY = 16
+GROUP = 1_000  # versions that may be dropped by one request; a constant of the format, as every process must know it
 MAX_ATTEMPTS = 1_000  # each lost race means that another writer got its commit in
 MAX_LISTINGS = 10  # of a folder that other processes change
 READ_AHEAD = 32  # commits read in parallel: over a network this takes as long as reading one
@@ -146,9 +148,9 @@ class VersionLog:
             state, nonce = self._hinted(), None
         if state is not None:
             newer, newest_nonce = self._followed(state)
-            # Versions are dropped in order. While the first one is there, none after it was dropped. Once it is gone,
-            # the later versions cannot be found from it.
-            found = self._nonce_if_there(state.version)
+            # Versions are dropped in order (see `in_droppable_groups`). While the first one is there, none after it was
+            # dropped. Once it is gone, the later versions cannot be found from it.
+            found = None if self._has_later(newer.version) else self._nonce_if_there(state.version)
             if found is not None and found == (nonce or found):
                 self._known, self._known_nonce = newer, newest_nonce or found
                 return newer
@@ -339,7 +341,8 @@ class VersionLog:
             while (theirs := self._read_if_there(state.version + 1)) is not None:
                 _refuse_broken(lease, theirs)
                 state = self._folded(state, theirs)
-            if self.storage.exists(commit_path(base.version)):  # else commits on the way may not be retained
+            # Otherwise commits on the way may not be retained.
+            if not self._has_later(state.version) and self.storage.exists(commit_path(base.version)):
                 return state
         self._known = self._known_nonce = None
         state = self.newest() or State()
@@ -347,9 +350,17 @@ class VersionLog:
             raise _broken(lease)
         return state
 
+    def _has_later(self, number: int) -> bool:
+        """Whether the last version of the group after `number` is there, so that the version after it was dropped.
+
+        Asked when that version is missing. One request, none if the version after `number` is the last of its group.
+        """
+        last = _last_of_group(number + 1)
+        return last != number + 1 and self.storage.exists(commit_path(last))
+
     def _was_dropped(self, number: int) -> bool:
         """Whether a version is not retained. Versions are dropped in order, so the one before it is dropped first."""
-        if number > 1 and self.storage.exists(commit_path(number - 1)):
+        if number > 1 and not self._has_later(number - 1) and self.storage.exists(commit_path(number - 1)):
             return False
         return number not in self.retained()  # it may be the first retained version
 
@@ -474,6 +485,29 @@ class VersionLog:
             f"{path} in the memory at {self.storage.uri} is not a whole version file: "
             "restore it from a copy of the memory"
         )
+
+
+def in_droppable_groups(numbers: Sequence[int], newest: int) -> Iterator[list[int]]:
+    """Split version numbers (ascending) into the groups in which their commits may be deleted, one group at a time.
+
+    A store deletes a thousand objects in one request, in any order. So a process may find a version whose successor is
+    gone already. It must not take that version for the newest one. It asks for the last version of the group, whose
+    number is a multiple of GROUP: that one is deleted by itself, after the others of its group and before later ones.
+    Versions after the last such number that exists are deleted one by one.
+    """
+    for last, group in itertools.groupby(numbers, _last_of_group):
+        members = list(group)
+        others = [number for number in members if number != last]
+        if last > newest:
+            yield from ([number] for number in others)
+        elif others:
+            yield others
+        if members[-1] == last:
+            yield [last]
+
+
+def _last_of_group(number: int) -> int:
+    return -(-number // GROUP) * GROUP
 
 
 def _sealed(document: BaseModel, indent: int | None = 1) -> bytes:
