@@ -15,6 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline.edits import forget as forgetting
 from pipeline.edits import relabel as relabelling
 from pipeline.edits.compact import CompactReport, compact
