@@ -5,6 +5,7 @@ the tombstones and the corrected labels become one file each. The files that old
 drops these versions.
 """
 
+import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -13,7 +14,7 @@ import numpy as np
 from pipeline.errors import CommitConflict, DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.layout import packed_path
-from pipeline.store.log.records import Index, Segment, Shard
+from pipeline.store.log.records import Index, Segment, shards_of
 from pipeline.store.log.single_adds import files_beside_singles, files_of_singles, fold
 from pipeline.store.log.state import FoldSingles, SetState, State
 from pipeline.store.log.version_log import VersionLog
@@ -124,8 +125,7 @@ class _Packed:
         """The packed form of a state that these files fit."""
         if self.fold is not None:
             now = now.after(self.fold)
-        for pack in self.packs:
-            now = _with_pack(now, pack)
+        now = _with_packs(now, self.packs)
         changes: dict[str, object] = {}
         for name in ("tombstones", "labels"):  # a writer may have merged some of these files with its own
             merged, before, files = getattr(self, name), getattr(self.base, name), getattr(now, name)
@@ -179,18 +179,23 @@ def _has_work(storage: Storage, state: State) -> bool:
 def _groups(storage: Storage, state: State) -> list[list[RowsFile]]:
     """Runs of small files that may become one: one shard covers them, and no new id can come between them."""
     barriers = _numbers_to_come(storage, state)
+    files = state.entries_files()
+    shards = shards_of(np.array([file.first_id for file in files], np.int64), state.index).tolist()
     groups: list[list[RowsFile]] = [[]]
-    for file in state.entries_files():
+    rows, shard_before = 0, -1
+    for file, shard in zip(files, shards, strict=True):
         group = groups[-1]
         if group and not (
-            sum(f.rows for f in group) + file.rows <= PACK_ROWS
-            and _shard_of(state, group[-1]) is _shard_of(state, file)
+            rows + file.rows <= PACK_ROWS
+            and shard == shard_before
             and not _between(barriers, group[-1], file)
             and file.rows < SMALL_ROWS
         ):
             groups.append([])
+            rows = 0
         if file.rows < SMALL_ROWS:
             groups[-1].append(file)
+            rows, shard_before = rows + file.rows, shard
     return [group for group in groups if len(group) > 1]
 
 
@@ -215,43 +220,54 @@ def _may_come(storage: Storage, state: State, number: int) -> bool:
     return reservation is not None or state.singles is None  # None: reserved for single adds, which have a segment now
 
 
-def _with_pack(state: State, pack: _Pack) -> State:
-    """The state with the file of a pack in place of the files it was made of."""
-    mine = [file for file in state.entries_files() if file.path in pack.paths]
-    named = set(pack.paths)
+def _with_packs(state: State, packs: Sequence[_Pack]) -> State:
+    """The state with the files of packs in place of the files they were made of. The cost is that of one pass."""
+    named = {path for pack in packs for path in pack.paths}
+    if not named:
+        return state
+    by_path = {file.path: file for file in state.entries_files() if file.path in named}
+    of_segments: dict[int | None, list[RowsFile]] = {}
+    for pack in packs:
+        of_segments.setdefault(pack.segment, []).append(pack.file)
 
     def without(files: tuple[RowsFile, ...]) -> tuple[RowsFile, ...]:
-        return tuple(file for file in files if file.path not in named) if named & {f.path for f in files} else files
+        return tuple(file for file in files if file.path not in named)
 
     def placed(segment: Segment) -> Segment:
         entries = without(segment.entries)
-        if segment.number == pack.segment:
-            entries = _in_order((*entries, pack.file))
-        return segment if entries is segment.entries else segment.model_copy(update={"entries": entries})
+        if segment.number in of_segments:
+            entries = _in_order((*entries, *of_segments[segment.number]))
+        return segment if entries == segment.entries else segment.model_copy(update={"entries": entries})
 
-    packs = without(state.packs)
+    spans = [(by_path[pack.paths[0]].first_id, by_path[pack.paths[-1]].last_id) for pack in packs]
     return state.model_copy(
         update={
             "segments": tuple(placed(segment) for segment in state.segments),
-            "packs": packs if pack.segment is not None else _in_order((*packs, pack.file)),
-            "index": _covering(state.index, mine[0], mine[-1]),
+            "packs": _in_order((*without(state.packs), *of_segments.get(None, ()))),
+            "index": _covering(state.index, spans),
         }
     )
 
 
-def _covering(index: Index | None, first: RowsFile, last: RowsFile) -> Index | None:
-    """The index with a shard's ranges joined from file `first` to file `last`: no fresh entry lies between them."""
+def _covering(index: Index | None, packed: Sequence[tuple[int, int]]) -> Index | None:
+    """The index with the ranges of shards joined within each pack (its first and last id, ascending).
+
+    No fresh entry lies between the files of a pack, and one shard covers all of them or none.
+    """
     if index is None:
         return None
+    firsts = [first for first, _ in packed]
     shards = []
     for shard in index.shards:
-        inside = [span for span in shard.covers if span[0] <= last.last_id and first.first_id <= span[1]]
-        if len(inside) > 1 and inside[0][0] <= first.first_id:
-            span = (inside[0][0], inside[-1][1])
-            covers = tuple(sorted({*shard.covers} - {*inside} | {span}))
-            shards.append(shard.model_copy(update={"covers": covers}))
-        else:
-            shards.append(shard)
+        covers: list[tuple[int, int]] = []
+        for begin, end in sorted(shard.covers):
+            at = bisect.bisect_right(firsts, begin) - 1
+            if covers and at >= 0 and begin <= packed[at][1] and covers[-1][0] <= packed[at][0] <= covers[-1][1]:
+                covers[-1] = (covers[-1][0], end)
+            else:
+                covers.append((begin, end))
+        joined = tuple(covers)
+        shards.append(shard if joined == shard.covers else shard.model_copy(update={"covers": joined}))
     return index.model_copy(update={"shards": tuple(shards)})
 
 
@@ -259,17 +275,10 @@ def _in_order(files: tuple[RowsFile, ...]) -> tuple[RowsFile, ...]:
     return tuple(sorted(files, key=lambda file: file.first_id))
 
 
-def _shard_of(state: State, file: RowsFile) -> Shard | None:
-    for shard in state.index.shards if state.index else ():
-        if any(first <= file.first_id <= last for first, last in shard.covers):
-            return shard
-    return None
-
-
 def _between(numbers: np.ndarray, before: RowsFile, after: RowsFile) -> bool:
     """Whether a segment that can still get entries lies between two files; the first file's segment counts too."""
     first, last = split_id(before.last_id)[0], split_id(after.first_id)[0]
-    return first != last and bool(((numbers >= first) & (numbers < last)).any())
+    return first != last and bool(np.searchsorted(numbers, first) < np.searchsorted(numbers, last))
 
 
 def _num_files(state: State) -> int:

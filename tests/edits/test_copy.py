@@ -15,12 +15,13 @@ import pytest
 from pipeline import VisualMemory
 from pipeline.edits.copy import copy
 from pipeline.edits.expire import expire
-from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
+from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, StorageError, UsageError
 from pipeline.index.build.plan import IndexOptions
 from pipeline.progress import Progress
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage
+from pipeline.store.storage.object_store import ObjectStorage
 from pipeline.store.storage.open_storage import open_storage
 from tests.store.dying import Died, DyingStorage, bury
 from tests.store.seaweed import SeaweedFS
@@ -280,3 +281,27 @@ def test_to_s3_and_back(memory: VisualMemory, digits: Path, tmp_path: Path, s3: 
     VisualMemory(uri).copy(other)
     assert open_storage(other).walk().keys() == open_storage(uri).walk().keys() | {"versions/latest"}
     assert open_storage(other).noncurrent() == []
+
+
+def test_a_repeated_copy_to_s3_fetches_nothing_from_there(
+    memory: VisualMemory, tmp_path: Path, s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = s3.uri()
+
+    def fail(*_: object) -> None:
+        raise StorageError("the connection broke off")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("pipeline.edits.copy._Copier._copy_commit", fail)
+        with pytest.raises(StorageError):
+            memory.copy(uri)
+    part = next(path for path in open_storage(uri).walk() if "/entries/" in path)
+    open_storage(uri).replace(part, b"cut")
+    fetched: list[str] = []
+    of_files = ObjectStorage.local_path
+    monkeypatch.setattr(ObjectStorage, "local_path", lambda self, path: (fetched.append(path), of_files(self, path))[1])
+    report = memory.copy(uri)
+    assert fetched == []
+    assert (report.files, report.already > 5) == (1, True)
+    monkeypatch.undo()
+    assert VisualMemory(uri).verify().sound
