@@ -21,6 +21,7 @@ from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.embeddings.loading import open_encoder
 from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UsageError
+from pipeline.foreign_errors import with_own_errors
 from pipeline.images.containers.container import ImageChoice
 from pipeline.images.containers.items import Item
 from pipeline.images.containers.notes import ContainerNotes
@@ -59,13 +60,14 @@ Result = TypeVar("Result")
 logger = plain_logger(__name__)
 
 
+@with_own_errors
 class Reader:
     """Questions to the memory at a URI. No method changes the memory.
 
     Without `at`, each call first looks for a newer version. Each answer comes from one version alone. The entries that
     a call opens are reused by later calls. Every method that reads the memory can raise MemoryMissing (no memory, or no
-    such version), FormatError, DamagedFile, and StorageError or NotPermitted if the place cannot be read. The methods
-    list what they raise besides.
+    such version), FormatError, DamagedFile, and StorageError or NotPermitted if the place cannot be read; every method
+    can raise OutOfMemory, and LibraryError if Arrow or FAISS fails. The methods list what they raise besides.
 
     Args:
         uri: Folder, or fsspec URI such as `s3://bucket/my.memory`. Credentials come from the environment.
