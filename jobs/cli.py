@@ -109,6 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if _comes_of_an_interrupt(error):
             _tell_interrupted()
             sys.exit(INTERRUPTED)
+        from pipeline.foreign_errors import own_error  # imports Arrow, which takes a moment
+
+        own = own_error(error, given[0] if given else "this command")
+        if own is not None:
+            _fail(own, debug, 1, error)
         _fail(
             VisualMemoryError(f"this should not happen ({type(error).__name__}: {error}): --debug shows where"),
             debug,
@@ -165,7 +170,7 @@ def _tell_interrupted() -> None:
 def _comes_of_an_interrupt(error: BaseException | None) -> bool:
     """Whether Ctrl-C caused an error: a C module turns it into an error of its own while it loads."""
     while error is not None:
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "ArrowCancelled":
             return True
         error = error.__cause__ or error.__context__
     return False

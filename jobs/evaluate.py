@@ -1,6 +1,6 @@
 """`evaluate MEMORY SOURCE`: how often decisions are right, for each voting and number of neighbours."""
 
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
@@ -16,6 +16,7 @@ from jobs.terminal.arguments import (
     Where,
     balance_value,
     count,
+    count_or_all,
 )
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
@@ -50,6 +51,15 @@ def evaluate(
     ] = None,
     label_set: LabelSet = None,
     where: Where = None,
+    sample: Annotated[
+        str | None,
+        typer.Option(
+            help="With --leave-one-out, ask about N entries drawn at random, or about all.  "
+            "\\[default: all up to 100,000 labelled entries, 10,000 of more]",
+            metavar="N|all",
+            parser=count_or_all,
+        ),
+    ] = None,
     labels: LabelsFrom = "folder",
     exclude: ExcludeFiles = None,
     image_extension: ImageExtension = None,
@@ -60,8 +70,10 @@ def evaluate(
     """Measure accuracy on the labelled images of SOURCE, or on the memory's own by leave-one-out."""
     if (source is None) != leave_one_out:
         raise typer.BadParameter("give either SOURCE, a folder of labelled images, or --leave-one-out")
+    if sample is not None and not leave_one_out:
+        raise typer.BadParameter("--sample goes with --leave-one-out: of a SOURCE every image is asked about")
     tau = balance_value(balance)
-    with progress("asking about every entry" if leave_one_out else "loading the encoder") as on_progress:
+    with progress("asking about entries" if leave_one_out else "loading the encoder") as on_progress:
         from pipeline import VisualMemory
         from pipeline.decisions.evaluation import DEFAULT_KS
         from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
@@ -71,7 +83,13 @@ def evaluate(
         target = VisualMemory(memory, at=at)
         if source is None:
             evaluation = target.evaluate_leave_one_out(
-                ks=ks, votings=votings, balance=tau, label_set=label_set, where=where
+                ks=ks,
+                votings=votings,
+                balance=tau,
+                label_set=label_set,
+                where=where,
+                sample=cast("int | Literal['all'] | None", sample),
+                on_progress=on_progress,
             )
         else:
             evaluation = target.evaluate(
@@ -96,7 +114,7 @@ def show(evaluation: "Evaluation", *, auto: bool) -> None:
     """Print an evaluation as a table."""
     skipped = _skipped(evaluation)
     balance = f", balance {evaluation.balance:g}" if evaluation.balance or auto else ""
-    queries = counted(evaluation.num_queries, "query")
+    queries = counted(evaluation.num_queries, "query") + _sampled(evaluation)
     label_set = f", label set {evaluation.label_set}" if evaluation.label_set is not None else ""
     where = f", where {evaluation.where}" if evaluation.where is not None else ""
     say(f"{queries}{skipped}{label_set}{where}, version {evaluation.version}{balance}; percent right at k =")
@@ -114,6 +132,14 @@ def show(evaluation: "Evaluation", *, auto: bool) -> None:
     if len(labels) > 1:
         weakest = ", ".join(f"{label} {percent:.1f}" for label, percent in labels[:3])
         say(f"best: {voting} at k = {k}, {evaluation.accuracy[voting][k]:.1f}; its weakest classes: {weakest}")
+
+
+def _sampled(evaluation: "Evaluation") -> str:
+    """How many entries the queries were drawn from, and how far off the accuracies may be."""
+    if evaluation.sampling_error is None:
+        return ""
+    widest = max(error for by_k in evaluation.sampling_error.values() for error in by_k.values())
+    return f" drawn at random from {evaluation.labelled:,} labelled entries (accurate to ±{widest:.1f}, 19 times in 20)"
 
 
 def _skipped(evaluation: "Evaluation") -> str:

@@ -30,10 +30,12 @@ if TYPE_CHECKING:
     from pipeline.errors import FormatError as FormatError
     from pipeline.errors import IdentityMismatch as IdentityMismatch
     from pipeline.errors import IndexBuildError as IndexBuildError
+    from pipeline.errors import LibraryError as LibraryError
     from pipeline.errors import MemoryMissing as MemoryMissing
     from pipeline.errors import MissingExtra as MissingExtra
     from pipeline.errors import MissingFile as MissingFile
     from pipeline.errors import NotPermitted as NotPermitted
+    from pipeline.errors import OutOfMemory as OutOfMemory
     from pipeline.errors import Overloaded as Overloaded
     from pipeline.errors import SourceError as SourceError
     from pipeline.errors import StorageError as StorageError
@@ -77,10 +79,12 @@ _WHERE = {
         "FormatError",
         "IdentityMismatch",
         "IndexBuildError",
+        "LibraryError",
         "MemoryMissing",
         "MissingExtra",
         "MissingFile",
         "NotPermitted",
+        "OutOfMemory",
         "Overloaded",
         "SourceError",
         "StorageError",
@@ -123,11 +127,13 @@ __all__ = [
     "IdentityMismatch",
     "IndexBuildError",
     "IndexOptions",
+    "LibraryError",
     "MemoryMissing",
     "MissingExtra",
     "MissingFile",
     "Neighbor",
     "NotPermitted",
+    "OutOfMemory",
     "Overloaded",
     "Progress",
     "Question",

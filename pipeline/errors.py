@@ -16,6 +16,8 @@
     ├── UnknownName         an id, uri, label, dataset or label set that the memory does not hold
     ├── IndexBuildError     no index can be built, or none reaches the recall asked for
     ├── WorkerError         a process that worked for this one died
+    ├── OutOfMemory         this machine, a GPU or a node of a cluster has too little memory
+    ├── LibraryError        Arrow or FAISS failed in a way that nothing foresaw
     ├── Unavailable         a server, or a part of it, cannot answer now              (HTTP 503)
     │   ├── Overloaded          it has more requests than it can answer in time       (HTTP 429)
     │   ├── Superseded          it has moved on to a newer version than the requested one
@@ -117,6 +119,14 @@ class IndexBuildError(VisualMemoryError):
 
 class WorkerError(VisualMemoryError):
     """A process that worked for this one died."""
+
+
+class OutOfMemory(VisualMemoryError):
+    """This machine, a GPU or a node of a cluster has too little memory for the work."""
+
+
+class LibraryError(VisualMemoryError):
+    """Arrow or FAISS failed in a way that nothing foresaw. The cause is the error that it raised."""
 
 
 class Unavailable(VisualMemoryError):

@@ -21,6 +21,7 @@ from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.embeddings.loading import open_encoder
 from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UsageError
+from pipeline.foreign_errors import with_own_errors
 from pipeline.images.containers.container import ImageChoice
 from pipeline.images.containers.items import Item
 from pipeline.images.containers.notes import ContainerNotes
@@ -64,13 +65,14 @@ Result = TypeVar("Result")
 logger = plain_logger(__name__)
 
 
+@with_own_errors
 class Reader:
     """Questions to the memory at a URI. No method changes the memory.
 
     Without `at`, each call first looks for a newer version. Each answer comes from one version alone. The entries that
     a call opens are reused by later calls. Every method that reads the memory can raise MemoryMissing (no memory, or no
-    such version), FormatError, DamagedFile, and StorageError or NotPermitted if the place cannot be read. The methods
-    list what they raise besides.
+    such version), FormatError, DamagedFile, and StorageError or NotPermitted if the place cannot be read; every method
+    can raise OutOfMemory, and LibraryError if Arrow or FAISS fails. The methods list what they raise besides.
 
     Args:
         uri: Folder, or fsspec URI such as `s3://bucket/my.memory`. Credentials come from the environment.
@@ -649,11 +651,13 @@ class Reader:
         balance: float | Literal["auto"] = 0.0,
         label_set: str | None = None,
         where: str | None = None,
+        sample: int | Literal["all"] | None = None,
+        on_progress: OnProgress = ignore_progress,
     ) -> evaluation.Evaluation:
-        """Measure accuracy on the memory itself: each labelled entry is asked about without itself.
+        """Measure accuracy on the memory itself: labelled entries are asked about, each without itself.
 
-        Entries with the same bytes as the one asked about are left out with it. Costs one search for each labelled
-        entry, and their vectors are held in memory.
+        Entries with the same bytes as the one asked about are left out with it. Costs one search for each entry asked
+        about; 1,024 of their vectors are held in memory at a time.
 
         Args:
             ks: Numbers of neighbours to score, each 1 to 10,000. One search serves all of them.
@@ -662,9 +666,14 @@ class Reader:
                 best one on a sample first, for the first voting and the largest k.
             label_set: Score in this label set; None scores labels as stored.
             where: Ask about, and let vote, only entries that satisfy this expression; None takes all.
+            sample: Number of labelled entries to ask about, drawn at random and always the same. Every entry is equally
+                likely, so that accuracy is unbiased; small classes may be missing. 0 or "all" asks about all. None asks
+                about all up to 100,000 labelled entries, and about 10,000 of more.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
 
         Returns:
-            Accuracy in percent for each voting and k.
+            Accuracy in percent for each voting and k. `num_queries` of `labelled` entries were asked about, and of a
+            sample `sampling_error` says how far off each accuracy may be, in percent (95% interval).
 
         Raises:
             SourceError: No entry has a label, or none that satisfies `where`.
@@ -679,10 +688,10 @@ class Reader:
         """
         snapshot = self._snapshot(label_set, where)
         state, live = snapshot.state, snapshot.live
-        digests = self._digests(state)
-        tau = best_balance(live, max(ks), VotingRule(votings[0]), digests) if balance == "auto" else balance
-        rule = _rule(votings[0], tau)
-        return evaluation.evaluate_leave_one_out(live, ks, rule, state.version, digests, votings)
+        scoring = evaluation.Scoring(ks, votings, _rule(votings[0], balance), auto_balance=balance == "auto")
+        return evaluation.evaluate_leave_one_out(
+            live, scoring, state.version, self._digests(state), sample, on_progress
+        )
 
     def history(self, limit: int | None = None) -> list[VersionSummary]:
         """List the versions that can be read, with what each did.

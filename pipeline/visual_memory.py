@@ -27,6 +27,7 @@ from pipeline.edits.meanwhile import explain_conflicts
 from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.encoder_choice import DecodingChoice, EncoderChoice, WeightsOrder
 from pipeline.errors import CommitConflict, IndexBuildError, UsageError, WorkerError
+from pipeline.foreign_errors import with_own_errors
 from pipeline.images.names.uris import path_of_uri, uri_of
 from pipeline.index.build.builder import build_index
 from pipeline.index.build.plan import IndexOptions, IndexPlan, choose_key, plan_index
@@ -54,6 +55,7 @@ COPIES_LOOKED_UP = 8  # nearest entries that may hold the very bytes of an image
 logger = plain_logger(__name__)
 
 
+@with_own_errors
 class VisualMemory(Reader):
     """A memory at a URI, to be asked and changed. It need not exist before the first `add`.
 

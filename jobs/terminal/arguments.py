@@ -40,6 +40,11 @@ def count(text: str | int) -> int:
     return int(number)
 
 
+def count_or_all(text: str | int) -> int | Literal["all"]:
+    """The number in "20K", or "all"; a parser for options that take a part of something."""
+    return "all" if text == "all" else count(text)
+
+
 def command_line(memory: str) -> str:
     """The typed command, as a version records it: the verb and its arguments, without MEMORY and secrets."""
     words = list(TYPED.get())

@@ -14,7 +14,11 @@ EXAMPLES = {
     ),
     "explain": ("explain my.memory new.jpg --html why.html", "explain my.memory new.jpg --exclude 1649267441664"),
     "search": ("search my.memory new.jpg -k 20", "search my.memory new.jpg --json"),
-    "evaluate": ("evaluate my.memory held-out/", "evaluate my.memory --leave-one-out -k 10 --voting rank"),
+    "evaluate": (
+        "evaluate my.memory held-out/",
+        "evaluate my.memory --leave-one-out -k 10 --voting rank",
+        "evaluate my.memory --leave-one-out --sample 20K",
+    ),
     "relabel": (
         "relabel my.memory --id 1649267441664 --label wolf",
         "relabel my.memory --label-set coarse --map fine-to-coarse.csv",

@@ -36,9 +36,19 @@ class Score:
 
 def score(asked: LabelledNeighbors, rule: VotingRule, k: int) -> Score:
     """Score one rule on the first k neighbours."""
+    return score_of(right_answers(asked, rule, k), asked.truths_Q)
+
+
+def right_answers(asked: LabelledNeighbors, rule: VotingRule, k: int) -> np.ndarray:
+    """Which queries one rule decides rightly on the first k neighbours, bool [Q]."""
     votes = count_votes(asked.similarities_QK[:, :k], asked.codes_QK[:, :k], rule, asked.class_counts_C)
-    right_Q = (votes.winners_Q == asked.truths_Q) & (asked.truths_Q >= 0)
-    classes, of_class_Q = np.unique(asked.truths_Q, return_inverse=True)
+    right_Q: np.ndarray = (votes.winners_Q == asked.truths_Q) & (asked.truths_Q >= 0)
+    return right_Q
+
+
+def score_of(right_Q: np.ndarray, truths_Q: np.ndarray) -> Score:
+    """The score of queries of which it is known whether they were decided rightly (bool [Q], truths int [Q])."""
+    classes, of_class_Q = np.unique(truths_Q, return_inverse=True)
     percents = np.bincount(of_class_Q, right_Q) / np.bincount(of_class_Q) * 100
     by_class = dict(zip(classes.tolist(), percents.tolist(), strict=True))
     accuracy = float(right_Q.mean() * 100) if len(right_Q) else 0.0
@@ -50,6 +60,21 @@ def score_all(
 ) -> dict[Voting, dict[int, Score]]:
     """The score of each voting at each k, with the constants and the balance of `rule`."""
     return {v: {k: score(asked, replace(rule, voting=v), k) for k in ks} for v in votings}
+
+
+def sampling_error(percent: float, num_queries: int, population: int) -> float:
+    """How far off a percentage may be that was measured on a simple random sample: its 95% interval, in percent.
+
+    It is the distance to the farther end of Wilson's interval (JASA 22, 1927), which holds near 0 and 100 too. Drawing
+    without replacement makes it shorter (finite population correction): it is 0 if the sample is the population.
+    """
+    if num_queries >= population:
+        return 0.0
+    z2 = 1.959964**2
+    share, n = percent / 100, num_queries * (population - 1) / (population - num_queries)
+    off_centre = z2 * abs(0.5 - share) / n
+    half_width = np.sqrt(z2 * share * (1 - share) / n + (z2 / (2 * n)) ** 2)
+    return float(100 * (off_centre + half_width) / (1 + z2 / n))
 
 
 def choose_balance(asked: LabelledNeighbors, rule: VotingRule, k: int) -> float:

@@ -34,11 +34,3 @@ def balance_by(
     """The balance with the best balanced accuracy on a sample, whose neighbours do not include its own entries."""
     truths_Q = sample.codes_N.astype(np.int64)
     return choose_balance(LabelledNeighbors(similarities_QK, codes_QK, truths_Q, counts_C), rule, k)
-
-
-def leave_one_out(live: LiveEntries, ids: np.ndarray, k: int, digests: Digests) -> LabelledNeighbors:
-    """The neighbours of stored entries (ids int64 [N]) among the others; entries of the same bytes are left out."""
-    retrieved = search_others(live, digests, live.vectors_of(ids), k, ids)
-    return LabelledNeighbors(
-        retrieved.similarities_QK, retrieved.codes_QK, live.codes_of(ids).astype(np.int64), live.label_counts()
-    )

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipeline.decisions.evaluation import LabelledNeighbors, choose_balance, score, score_all
+from pipeline.decisions.evaluation import LabelledNeighbors, choose_balance, sampling_error, score, score_all
 from pipeline.decisions.voting import VOTINGS, VotingRule
 
 ASKED = LabelledNeighbors(
@@ -42,3 +42,17 @@ def test_balance_is_chosen_where_a_class_is_small() -> None:
     assert score(asked, VotingRule(balance=tau), 10).by_class == {0: 100.0, 1: 100.0}
     even = LabelledNeighbors(asked.similarities_QK, np.zeros((200, 10), int), np.zeros(200, int), np.array([150, 150]))
     assert choose_balance(even, VotingRule(), 10) == 0.0
+
+
+@pytest.mark.parametrize("percent", [0.0, 2.0, 50.0, 97.0, 100.0])
+def test_the_sampling_error_covers_the_truth_in_95_of_100_samples(percent: float) -> None:
+    population, size = 5_000, 400
+    right_N = np.arange(population) < population * percent / 100
+    rng = np.random.default_rng(0)
+    near = 0
+    for _ in range(400):
+        found = float(rng.choice(right_N, size, replace=False).mean() * 100)
+        near += abs(found - percent) <= sampling_error(found, size, population)
+    assert near / 400 > 0.92
+    assert sampling_error(percent, population, population) == 0
+    assert sampling_error(percent, size, population) > 0

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from pipeline.errors import UsageError
 from pipeline.index.build.plan import IndexOptions
 from pipeline.index.search.leave_one_out import search_others
-from pipeline.index.search.live_entries import Restrictions
+from pipeline.index.search.live_entries import LiveEntries, Restrictions
+from pipeline.questions import evaluation
 from pipeline.store.lookup.digests import Digests
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory, unit
@@ -109,6 +111,48 @@ def test_leave_one_out_of_a_doubled_memory_says_what_it_said_of_the_single_one(m
     assert twice.accuracy["plurality"] == once.accuracy["plurality"]
     chosen = make_memory(np.concatenate([base, base]), names * 2, "auto")
     assert chosen.evaluate_leave_one_out(ks=[1], balance="auto").num_queries == 240
+
+
+def test_a_sample_estimates_the_accuracy_of_all_within_its_error(
+    make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 3_000)
+    vectors_ND = unit(rng.normal(size=(4, 8))[labels] + 1.2 * rng.normal(size=(3_000, 8)))
+    memory = make_memory(vectors_ND, [f"class {label}" for label in labels])
+    whole = memory.evaluate_leave_one_out(ks=[1, 10])
+    assert (whole.num_queries, whole.labelled, whole.sampling_error) == (3_000, 3_000, None)
+    asked_at_once: list[int] = []
+    vectors_of = LiveEntries.vectors_of
+    monkeypatch.setattr(
+        LiveEntries, "vectors_of", lambda self, ids: (asked_at_once.append(len(ids)), vectors_of(self, ids))[1]
+    )
+    sample = memory.evaluate_leave_one_out(ks=[1, 10], sample=1_500)
+    assert (sample.num_queries, sample.labelled) == (1_500, 3_000)
+    assert sum(asked_at_once) == 1_500
+    assert max(asked_at_once) <= evaluation.QUERIES_AT_ONCE
+    assert sample.sampling_error is not None
+    for voting, by_k in whole.accuracy.items():
+        for k, percent in by_k.items():
+            error = sample.sampling_error[voting][k]
+            assert 0 < error < 3
+            assert 0 < abs(sample.accuracy[voting][k] - percent) < 2 * error
+    assert memory.evaluate_leave_one_out(ks=[1, 10], sample=1_500) == sample
+    assert memory.evaluate_leave_one_out(ks=[1, 10], sample="all") == whole
+    assert memory.evaluate_leave_one_out(ks=[1, 10], sample=0) == whole
+    assert memory.evaluate_leave_one_out(ks=[1, 10], sample=9_000) == whole
+    monkeypatch.setattr(evaluation, "SAMPLED_ABOVE", 2_999)
+    monkeypatch.setattr(evaluation, "DEFAULT_SAMPLE", 1_500)
+    assert memory.evaluate_leave_one_out(ks=[1, 10]) == sample
+    monkeypatch.setattr(evaluation, "SAMPLED_ABOVE", 3_000)
+    assert memory.evaluate_leave_one_out(ks=[1, 10]) == whole
+
+
+@pytest.mark.parametrize("size", [-1, 0.5, "half", True])
+def test_an_impossible_sample_is_refused(size: object, make_memory: MakeMemory) -> None:
+    memory = make_memory(unit(np.random.default_rng(0).normal(size=(9, 8))), ["a"] * 9)
+    with pytest.raises(UsageError, match="`sample` .* give 1 or more, or all"):
+        memory.evaluate_leave_one_out(sample=size)  # type: ignore[arg-type]
 
 
 def test_a_doubled_memory_chooses_the_balance_of_the_single_one(make_memory: MakeMemory) -> None:

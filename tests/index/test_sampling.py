@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.index.search.open_blocks import Share
-from pipeline.index.search.sampling import QUERIES, SCRAMBLING, Sample, asked_classes, draw, each_of
+from pipeline.index.search.sampling import QUERIES, SCRAMBLING, Sample, asked_classes, draw, draw_simply, each_of
 from pipeline.store.lookup.digests import Digests
 from tests.conftest import MakeMemory, add_vectors, sha256_of, unit
 
@@ -57,6 +57,33 @@ def test_a_sample_is_the_same_however_the_entries_are_parted(make_memory: MakeMe
     names = [label for label, ids in together.items() for _ in ids]
     codes = np.array([whole.labels.index(name) for name in names], np.int32)
     assert by_label(Sample(ids, codes, np.empty((len(ids), 0))).least(5), whole.labels) == reference(whole, 5)
+
+
+@pytest.mark.parametrize("size", [1, 50, 400, 5_000])
+def test_a_simple_sample_takes_every_entry_alike(size: int, make_memory: MakeMemory) -> None:
+    rng = np.random.default_rng(size)
+    labels = [f"class {int(number)}" if number < 20 else None for number in rng.geometric(0.1, 3_000)]
+    memory = make_memory(unit(rng.normal(size=(3_000, 8))), labels)
+    memory.forget(labels=["class 2"])
+    live = memory.live()
+    labelled = live.live_ids(labelled=True)
+    ids_N, codes_N = draw_simply(live, size)
+    assert len(ids_N) == len(set(ids_N.tolist())) == min(size, len(labelled))
+    assert set(ids_N.tolist()) <= set(labelled.tolist())
+    assert codes_N.tolist() == live.codes_of(ids_N).tolist()
+    assert (np.diff(ids_N) > 0).all()  # in block order, so that vectors of a batch lie near each other
+    shares_C = np.bincount(codes_N, minlength=len(live.labels)) / len(ids_N)
+    of_all_C = live.label_counts() / len(labelled)
+    assert (np.abs(shares_C - of_all_C) <= 5 * np.sqrt(of_all_C / len(ids_N)) + 1 / len(ids_N)).all()
+
+
+def test_a_simple_sample_stays_when_entries_are_added(make_memory: MakeMemory) -> None:
+    rng = np.random.default_rng(0)
+    memory = make_memory(unit(rng.normal(size=(4_000, 8))), ["a"] * 4_000)
+    before, _ = draw_simply(memory.live(), 400)
+    add_vectors(memory.log, unit(rng.normal(size=(400, 8))), ["b"] * 400, name="more")
+    after, _ = draw_simply(memory.live(), 400)
+    assert len(np.intersect1d(before, after)) > 300
 
 
 def test_of_very_many_classes_some_are_asked_and_always_the_same() -> None:

@@ -190,6 +190,13 @@ def test_evaluate(document: Callable, run: Run, memory: Path, digits: Path) -> N
     left_out = document("evaluate", memory, "--leave-one-out", "--k", 1)
     assert left_out["num_queries"] == 100
     assert left_out["accuracy"]["plurality"]["1"] < 100  # an entry that found itself would always be right
+    assert (left_out["labelled"], left_out["sampling_error"]) == (100, None)
+    sampled = document("evaluate", memory, "--leave-one-out", "--k", 1, "--sample", 40)
+    assert (sampled["num_queries"], sampled["labelled"]) == (40, 100)
+    assert 0 < sampled["sampling_error"]["rank"]["1"] < 15
+    assert document("evaluate", memory, "--leave-one-out", "--k", 1, "--sample", "all") == left_out
+    said = run("evaluate", memory, "--leave-one-out", "--k", 1, "--sample", 40)[1]
+    assert said.startswith("40 queries drawn at random from 100 labelled entries (accurate to ±")
     assert "voting" in run("evaluate", memory, digits / "ask")[1]
 
 
@@ -437,6 +444,9 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["explain", "{memory}", "{tmp}/nowhere.png"], 1, "there is no such file"),
     (["evaluate", "{memory}"], 2, "give either SOURCE"),
     (["evaluate", "{memory}", "{ask}", "--leave-one-out"], 2, "give either SOURCE"),
+    (["evaluate", "{memory}", "{ask}", "--sample", "9"], 2, "--sample goes with --leave-one-out"),
+    (["evaluate", "{memory}", "--leave-one-out", "--sample", "half"], 2, "half is not a whole number"),
+    (["evaluate", "{memory}", "--leave-one-out", "--sample", "-1"], 2, "give 1 or more, or all"),
     (["evaluate", "{memory}", "{ask}/0"], 1, "has a label: put them into one sub-folder a class"),
     (["evaluate", "{memory}", "{ask}", "--k", "0"], 2, "not a number of neighbours"),
     (["evaluate", "{memory}", "{ask}", "--voting", "loud"], 2, "is unknown"),

@@ -12,6 +12,7 @@ import ray
 import ray.exceptions
 
 from pipeline.errors import VisualMemoryError, WorkerError
+from pipeline.foreign_errors import memory_ran_out, own_error
 from pipeline.index.build.steps import Step
 
 GPU_SHARE = 0.25  # of a GPU, for a step that uses one: the step spends most of its time elsewhere
@@ -21,7 +22,7 @@ TRIES = 3  # retries of a step whose process dies
 def run_steps_on_ray(steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
     """Run steps on the connected cluster. Yields the number and the result of each step as it finishes, in any order.
 
-    Raises WorkerError if the process of a step dies again after all retries.
+    Raises WorkerError if the process of a step dies again after all retries, and OutOfMemory if memory ran out.
     """
 
     def run(make: Callable[[], Any]) -> Any:
@@ -51,6 +52,8 @@ def run_steps_on_ray(steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
                 raise result
             yield number, result
     except ray.exceptions.RayError as error:
+        if memory_ran_out(error):
+            raise own_error(error, "an index build on Ray") or error from error
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise WorkerError(
             f"a process that built a shard failed ({last}): memory may have run out; run the command again and it goes "

@@ -16,6 +16,8 @@ from starlette.exceptions import HTTPException
 from pipeline.errors import (
     CommitConflict,
     EncoderError,
+    LibraryError,
+    OutOfMemory,
     Overloaded,
     SourceError,
     Unavailable,
@@ -54,8 +56,15 @@ _STATUSES: tuple[tuple[type[Exception], int], ...] = (
     (SourceError, 422),
     (EncoderError, 422),
     (CommitConflict, 409),
+    (OutOfMemory, 503),
+    (LibraryError, 500),
     (VisualMemoryError, 503),
 )
+_OF_THE_SERVER: dict[type[Exception], str] = {  # what is said without a token: messages name files and machines
+    OutOfMemory: "the server has too little memory for this request",
+    LibraryError: "the server failed at this request",
+    VisualMemoryError: "a part of the memory cannot be read",
+}
 
 
 def make_app(
@@ -158,9 +167,9 @@ def _add_refusals(app: FastAPI, service: Service, token: str | None) -> None:
         said = in_fields(str(error))
         if not carries(request.scope, token):  # do not reveal paths of this machine
             said = without_place(said, service.place)
-            if kind is VisualMemoryError:
+            if kind in _OF_THE_SERVER:
                 logger.warning("request %s: %s", request_id(), error)
-                said = "a part of the memory cannot be read: the log of the server says why, under the request's id"
+                said = f"{_OF_THE_SERVER[kind]}: the log of the server says why, under the request's id"
         return refusal(service, status, said, error.field, retry)
 
     @app.exception_handler(RequestValidationError)
