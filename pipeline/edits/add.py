@@ -17,7 +17,7 @@ from pipeline.edits.duplicates import find_duplicates, find_small_classes
 from pipeline.edits.frozen_plan import Asked, find_frozen_plan
 from pipeline.edits.label_report import gather_notes, label_report
 from pipeline.edits.plan_changes import differences
-from pipeline.edits.segment_sides import publish_counts, with_sides
+from pipeline.edits.segment_sides import counts_of, publish_counts, with_digests
 from pipeline.embeddings.compatibility import refuse_mix, settle_as_planned, settle_identity
 from pipeline.embeddings.encoder_choice import EncoderChoice
 from pipeline.embeddings.parts import Remember
@@ -405,7 +405,9 @@ def _added(
         )
     same = [s.number for s in state.segments if s.fingerprint == plan.spec.fingerprint] if state else []
     own = [] if state is not None and state.identity is not None else [SetIdentity(identity=identity, weights=weights)]
-    segment, added = with_sides(storage, lease, segment)
+    added = counts_of(storage, segment, marks.values())
+    if not (done_before and "://" in storage.uri):  # else parts that are done would be fetched: `compact` makes them
+        segment = with_digests(storage, lease, segment, segment.entries)
     counts: Counts | None = None
 
     def prepare(version: int, now: State) -> list[AddSegment | SetIdentity]:

@@ -6,11 +6,12 @@ drops these versions.
 """
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from pipeline.edits.segment_sides import with_digests
 from pipeline.errors import CommitConflict, DamagedFile
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.layout import packed_path
@@ -22,7 +23,7 @@ from pipeline.store.segments import reservations
 from pipeline.store.storage.file_refs import FileRef, RowsFile
 from pipeline.store.storage.interface import Storage, released
 from pipeline.store.storage.leases import Lease
-from pipeline.store.tables.ids import split_id
+from pipeline.store.tables.ids import first_id, split_id
 from pipeline.store.tables.kept_columns import join_entries
 from pipeline.store.tables.labels import newest_rows, read_label_rows, write_labels
 from pipeline.store.tables.schemas import read_table, write_rows
@@ -109,6 +110,7 @@ class _Packed:
     packs: tuple[_Pack, ...]
     tombstones: FileRef | None
     labels: FileRef | None
+    digested: Mapping[int, Segment]  # segments that had no digests, by number, with them
 
     def fits(self, now: State) -> bool:
         """Whether other writers have only added to the state that these files were written for."""
@@ -131,7 +133,15 @@ class _Packed:
             merged, before, files = getattr(self, name), getattr(self.base, name), getattr(now, name)
             if merged is not None and files[: len(before)] == before:
                 changes[name] = (merged, *files[len(before) :])
+        if self.digested:
+            changes["segments"] = tuple(self._with_digests(segment) for segment in now.segments)
         return now.model_copy(update=changes)
+
+    def _with_digests(self, segment: Segment) -> Segment:
+        found = self.digested.get(segment.number)
+        if found is None or segment.uris:
+            return segment
+        return segment.model_copy(update={"uris": found.uris, "sha256s": found.sha256s})
 
 
 @dataclass
@@ -161,7 +171,16 @@ class _Packer:
         if len(state.labels) > 1:
             rows = newest_rows(read_label_rows(self.storage, state.labels))
             labels = write_labels(self.storage, self.lease, state.version, rows)
-        self.packed = _Packed(state, folded, tuple(packs), tombstones, labels)
+        self.packed = _Packed(state, folded, tuple(packs), tombstones, labels, self._digested(state))
+
+    def _digested(self, state: State) -> Mapping[int, Segment]:
+        """The segments of a state without digests, with digests: those of earlier calls are used again."""
+        known = self.packed.digested if self.packed else {}
+        return {
+            segment.number: known.get(segment.number)
+            or with_digests(self.storage, self.lease, segment, _files_of(state, segment))
+            for segment in _undigested(state)
+        }
 
     def _written(self, paths: tuple[str, ...], group: Sequence[RowsFile], version: int) -> _Pack:
         first, last = split_id(group[0].first_id)[0], split_id(group[-1].last_id)[0]
@@ -173,7 +192,20 @@ class _Packer:
 
 
 def _has_work(storage: Storage, state: State) -> bool:
-    return bool(state.pending or len(state.tombstones) > 1 or len(state.labels) > 1 or _groups(storage, state))
+    several = len(state.tombstones) > 1 or len(state.labels) > 1
+    return bool(state.pending or several or _undigested(state) or _groups(storage, state))
+
+
+def _undigested(state: State) -> list[Segment]:
+    """The segments whose entries are not found by digests: of older releases, and of adds that went on on a store."""
+    single = state.singles.segment if state.singles else None
+    return [s for s in state.segments if s.num_entries and not s.uris and s.number != single]
+
+
+def _files_of(state: State, segment: Segment) -> list[RowsFile]:
+    """The files that may hold entries of a segment."""
+    first, last = first_id(segment.number, 0), first_id(segment.number + 1, 0) - 1
+    return [*segment.entries, *(file for file in state.packs if file.last_id >= first and file.first_id <= last)]
 
 
 def _groups(storage: Storage, state: State) -> list[list[RowsFile]]:

@@ -21,7 +21,7 @@ MB = 1_000_000
 # A verb, by its name: what it does to a memory and one of its ids, its most requests and its most bytes fetched. One
 # request in each is for a probe of the store, and three or more are for a lease.
 VERBS: dict[str, tuple[Callable[[VisualMemory, int], object], int, int]] = {
-    "status": (lambda memory, _: memory.status(), 14, MB),
+    "status": (lambda memory, _: memory.status(), 16, MB),
     "history": (lambda memory, _: memory.history(limit=5), 14, MB),
     "forget by id": (lambda memory, entry: memory.forget(ids=[entry]), 20, MB),
     "forget by uri": (lambda memory, entry: memory.forget(uris=[f"/a/{entry & 0xFF}.png"]), 28, MB),

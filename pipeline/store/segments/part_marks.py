@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -38,6 +39,7 @@ from pipeline.store.values import Count, Finite, Hexadecimal
 
 READ_AT_ONCE = 16  # completion marks: most of the time is waiting for the store
 
+MANY_LABELS = 1_024  # of one part: more are read from its entries
 DUPLICATE = "duplicate"  # the `stage` of images that are rejected because the memory already holds their bytes
 
 
@@ -45,7 +47,8 @@ class PartMark(BaseModel):
     """The contents of `done/PART.json` for a finished part. It names the part's files, each None if there are no rows.
 
     `seconds` is the time of each stage of the work. `decoded_on` names other nodes that decoded images for the part.
-    `duplicates` counts the rejected images whose bytes the memory already held. `unlabelled` counts the images of a
+    `labels` counts the entries by label, unless they have many labels. `duplicates` counts the rejected images whose
+    bytes the memory already held. `unlabelled` counts the images of a
     container without a label, by reason. `noted` counts what the container's reader skipped, by kind and name.
     """
 
@@ -66,6 +69,7 @@ class PartMark(BaseModel):
     unlabelled: dict[str, Count] = {}
     noted: dict[str, dict[str, Count]] = {}
     duplicates: Count = 0
+    labels: dict[str, Count] | None = None
 
     @property
     def files(self) -> tuple[RowsFile | None, ...]:
@@ -179,6 +183,7 @@ def publish(
         unlabelled=dict(work.unlabelled),
         noted=dict(work.noted),
         duplicates=work.duplicates,
+        labels=_labels_of(tables.get("entries")),
     )
     path = mark_path(reservation.folder, part)
     try:
@@ -186,6 +191,16 @@ def publish(
     except AlreadyExists:
         return read_mark(storage, path)
     return mark
+
+
+def _labels_of(entries: pa.Table | None) -> dict[str, int] | None:
+    """The number of entries of each label, in order; None if there are many labels."""
+    if entries is None:
+        return {}
+    pairs = pc.value_counts(entries["label"].drop_null()).to_pylist()
+    if len(pairs) > MANY_LABELS:
+        return None
+    return {pair["values"]: pair["counts"] for pair in sorted(pairs, key=itemgetter("values"))}
 
 
 def marks_of(storage: Storage, reservation: Reservation) -> list[str]:

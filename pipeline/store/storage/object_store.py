@@ -160,6 +160,9 @@ class ObjectStorage:
     def exists(self, path: str) -> bool:
         with self._asking("read", path):
             try:
+                if self._scheme == "s3":  # one request; s3fs would list the prefix too, to look for a folder
+                    self._call("head_object", Key=self._s3_key(path))
+                    return True
                 return bool(self._files.info(self._key(path))["type"] == "file")
             except FileNotFoundError as error:
                 if code_of(error) == "NoSuchBucket":
