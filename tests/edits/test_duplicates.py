@@ -16,9 +16,12 @@ from pipeline import VisualMemory
 from pipeline.edits import duplicates as finding
 from pipeline.edits.add import AddOptions, AddReport
 from pipeline.errors import SourceError, UsageError
+from pipeline.store.log.records import Segment
 from pipeline.store.log.state import State
+from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup import frozen_digests
 from pipeline.store.lookup.digests import Digests, live_rows
+from pipeline.store.lookup.entry_lookup import EntryLookup
 from pipeline.store.lookup.frozen_digests import FrozenDigests, freeze_digests
 from pipeline.store.tables.schemas import read_table
 from tests.conftest import MakeMemory, add_vectors, unit
@@ -259,18 +262,23 @@ def test_a_large_memory_is_not_looked_through_for_few(make_memory: MakeMemory, m
         assert bool(finding.is_looked_for(before, rows)) == (wanted is not None)
 
 
+def counts_of(log: VersionLog, segment: Segment) -> pa.Table:
+    ids_N = np.concatenate([read_table(log.storage, file, ["id"])["id"].to_numpy() for file in segment.entries])
+    return EntryLookup(log.storage, log.latest()).counts_of(ids_N)
+
+
 def test_an_add_of_a_class_far_smaller_than_the_others_says_so(make_memory: MakeMemory, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     memory = make_memory(unit(rng.normal(size=(600, 8))), [f"class {row % 3}" for row in range(600)])
     log = memory.log
     for name, rows, wanted in (("wolf", 20, [("wolf", 20)]), ("even", 150, [])):
         state = add_vectors(log, unit(rng.normal(size=(rows, 8))), [name] * rows, name=name)
-        found = finding.find_small_classes(log.storage, state, state.segments[-1].entries)
+        found = finding.find_small_classes(log.storage, state, counts_of(log, state.segments[-1]))
         assert [(small.label, small.entries) for small in found] == wanted
     memory.relabel(ids=memory.live().matching(label="wolf").tolist(), label="class 0")
     state = add_vectors(log, unit(rng.normal(size=(30, 8))), ["wolf"] * 30, name="wolves")
     memory.forget(ids=memory.live().matching(label="wolf")[:20].tolist())
-    [small] = finding.find_small_classes(log.storage, memory.state(), state.segments[-1].entries)
+    [small] = finding.find_small_classes(log.storage, memory.state(), counts_of(log, state.segments[-1]))
     assert (small.label, small.entries) == ("wolf", 10)
     assert {small.label for small in memory.small_classes()} == {"wolf"}
 

@@ -663,7 +663,7 @@ def index_through(log: VersionLog, memory: VisualMemory) -> None:
 def relabel_through(log: VersionLog, memory: VisualMemory) -> None:
     from pipeline.edits.relabel import correct
 
-    correct(log, log.latest(), memory.live(), Correction(ids_of(memory, MIXED[:2]), "b", None, None, None), "relabel")
+    correct(log, log.latest(), Correction(ids_of(memory, MIXED[:2]), "b", None, None, None), "relabel")
 
 
 def forget_through(log: VersionLog, memory: VisualMemory) -> None:

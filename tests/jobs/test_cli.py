@@ -88,8 +88,8 @@ def test_status(document: Callable, memory: Path) -> None:
 def test_verify(document: Callable, run: Run, memory: Path) -> None:
     found = document("verify", memory)
     assert (found["sound"], found["findings"], found["version"], found["removed"]) == (True, [], 1, None)
-    assert found["files"] == 4  # a version, the weights, a plan and one file of entries
-    kinds = ("versions", "encoder", "segments/*/plan", "segments/*/entries")
+    assert found["files"] == 7  # a version, the weights, a plan, one file of entries, two of digests and one of counts
+    kinds = ("versions", "encoder", "segments/*/plan", "segments/*/entries", "segments/*/digests", "counts")
     named = [path for kind in kinds for path in memory.glob(f"{kind}/*")]
     assert found["bytes"] == sum(path.stat().st_size for path in named)
     (memory / "packs").mkdir()
@@ -701,10 +701,10 @@ def test_vectors_go_out_and_in_again(
 
 def test_another_format_is_named(run: Run, memory: Path) -> None:
     [path] = memory.glob("versions/*.json")
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    path.write_text(path.read_text().replace('"format": 2', '"format": 3'))
     code, _, err = run("status", memory)
     assert code == 1
-    assert "is in format 2 and this release reads format 1" in err
+    assert "is in format 3 and this release reads format 2" in err
 
 
 def test_debug_shows_where_an_error_came_from(memory: Path) -> None:

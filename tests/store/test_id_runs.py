@@ -62,7 +62,9 @@ def test_verify_holds_few_shards_at_a_time(make_memory: MakeMemory, monkeypatch:
     report = VisualMemory(memory.uri).verify()
     assert report.findings == ()
     assert len(memory.state().index.shards) == 16  # type: ignore[union-attr]
-    assert len(held) == len(set(memory.log.storage.walk("segments"))) + 16 * 4 - _descriptions(memory)
+    assert len(held) == len(
+        {*memory.log.storage.walk("segments"), *memory.log.storage.walk("counts")}
+    ) + 16 * 4 - _descriptions(memory)
     assert max(held) <= 3
     shard = memory.state().index.shards[9]  # type: ignore[union-attr]
     codes = Path(memory.uri.removeprefix("file://")) / shard.labels.path

@@ -46,9 +46,9 @@ def test_a_later_format_is_told_by_numbers(memory: VisualMemory, tmp_path: Path)
     path.write_text(json.dumps({"format": 7}))
     with pytest.raises(FormatError) as raised:
         VisualMemory(memory.uri).state()
-    assert (raised.value.found, raised.value.reads) == (7, 1)
+    assert (raised.value.found, raised.value.reads) == (7, 2)
     [finding] = [f for f in VisualMemory(memory.uri).verify().findings if f.severity == "damage"]
-    assert finding.what == "is in format 7 and this release reads format 1"
+    assert finding.what == "is in format 7 and this release reads format 2"
 
 
 @pytest.mark.parametrize(

@@ -229,11 +229,11 @@ def test_a_number_that_is_not_remembered_is_damage(memory: VisualMemory) -> None
 
 def test_a_later_format_is_named(memory: VisualMemory) -> None:
     target = Path(memory.uri) / commit_path(memory.log.latest().version)
-    target.write_text(target.read_text().replace('"format": 1', '"format": 2'))
+    target.write_text(target.read_text().replace('"format": 2', '"format": 3'))
     [found] = damaged(memory)
     assert (found.path, found.what) == (
         commit_path(CHECKPOINT_EVERY + 3),
-        "is in format 2 and this release reads format 1",
+        "is in format 3 and this release reads format 2",
     )
     assert "later release" in found.advice
 

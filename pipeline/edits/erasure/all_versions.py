@@ -26,6 +26,7 @@ from pipeline.store.tables.labels import OwnLabels, newest_labels, read_label_ro
 from pipeline.store.tables.parquet_columns import read_columns_of
 from pipeline.store.tables.row_groups import chosen_row_groups
 from pipeline.store.tables.schemas import embedding_matrix
+from pipeline.store.values import MAX_INT64
 
 Column = Literal["label", "dataset"]
 
@@ -112,6 +113,9 @@ class Catalogue:
     def unknown(self, ids: Iterable[int]) -> int | None:
         """The first of these ids that no version holds, or None. Reads only files that may hold one of them."""
         given = [int(entry_id) for entry_id in ids]
+        for entry_id in given:
+            if not 0 <= entry_id <= MAX_INT64:
+                return entry_id
         wanted_N = np.unique(np.array(given, np.int64)) if given else np.empty(0, np.int64)
         known_N = is_in(wanted_N, self._single_ids_N)
         files = [file for file in self._files if may_hold(file, wanted_N)]

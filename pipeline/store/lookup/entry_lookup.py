@@ -69,6 +69,15 @@ class EntryLookup:
 
         The column `id` comes first. Raises DamagedFile also for an id that no file holds.
         """
+        table = self._held_fields(ids_N, columns)
+        at = pc.index_in(pa.array(ids_N, pa.int64()), value_set=table["id"].combine_chunks())
+        if at.null_count:
+            missing = ids_N[at.is_null().to_numpy(zero_copy_only=False)][0]
+            raise DamagedFile(f"entry {missing} of the memory at {self._storage.uri} is in no file: run `verify`")
+        return table.take(at)
+
+    def _held_fields(self, ids_N: np.ndarray, columns: Sequence[str]) -> pa.Table:
+        """The column `id` and stored columns of those of some entries that the version has, in no order."""
         names = ["id", *columns]
         singles = [self._pending[entry_id] for entry_id in ids_N.tolist() if entry_id in self._pending]
         schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in names])
@@ -76,12 +85,7 @@ class EntryLookup:
         in_files_N = ids_N[~np.isin(ids_N, [*self._pending])] if self._pending else ids_N
         for number, held_N in self._held_by(in_files_N):
             tables.append(read_rows(self._storage, self._files[number], held_N, names).cast(schema))
-        table = pa.concat_tables(tables)
-        at = pc.index_in(pa.array(ids_N, pa.int64()), value_set=table["id"].combine_chunks())
-        if at.null_count:
-            missing = ids_N[at.is_null().to_numpy(zero_copy_only=False)][0]
-            raise DamagedFile(f"entry {missing} of the memory at {self._storage.uri} is in no file: run `verify`")
-        return table.take(at)
+        return pa.concat_tables(tables)
 
     def labels(self, ids_N: np.ndarray) -> pa.Array:
         """The labels that some entries have now (null: none), in the order of `ids_N` (int64 [N])."""
@@ -99,9 +103,12 @@ class EntryLookup:
         return [own.get(i, mapped.get(label or "")) for i, label in zip(ids_N.tolist(), stored, strict=True)]
 
     def counts_of(self, ids_N: np.ndarray, sign: int = 1) -> pa.Table:
-        """Rows of counts of some entries, by dataset and by the label they have now, multiplied by `sign`."""
-        table = self.fields(ids_N, ["dataset", "label"])
-        return counted(table["dataset"], self._relabelled(ids_N, table["label"]), sign)
+        """Rows of counts of some entries, by dataset and by the label they have now, multiplied by `sign`.
+
+        Entries that the version does not have, because an erasure or a rollback came first, are not counted.
+        """
+        table = self._held_fields(ids_N, ["dataset", "label"])
+        return counted(table["dataset"], self._relabelled(table["id"].to_numpy(), table["label"]), sign)
 
     def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
         """Ids of the live entries with this uri, label or dataset (one of them), int64 [N] ascending."""
