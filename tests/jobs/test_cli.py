@@ -97,7 +97,7 @@ def test_verify(document: Callable, run: Run, memory: Path) -> None:
     status, out, _ = run("verify", memory)
     assert status == 0
     assert "waste   packs/loose.parquet: 1 file of 5 bytes named by no version" in out
-    assert "sound: 1 version up to 1, 4 files of" in out
+    assert "sound: 1 version up to 1, 7 files of" in out
     status, out, _ = run("verify", memory, "--clean")
     assert (status, "removed 1 file that belonged to nobody" in out) == (0, True)
     [entries] = memory.glob("segments/*/entries/*.parquet")
