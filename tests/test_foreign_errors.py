@@ -139,6 +139,7 @@ def test_over_http_it_is_a_clean_refusal(
         assert memory.uri not in asked.text
 
 
+@pytest.mark.slow
 def test_what_a_worker_of_ray_met_reaches_the_caller() -> None:
     from jobs.ray_cluster.on_ray import start_ray
     from pipeline.index.build.on_ray import run_steps_on_ray

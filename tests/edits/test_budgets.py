@@ -14,6 +14,8 @@ from tests.conftest import add_vectors, unit
 from tests.store.counting import Counts, traffic
 from tests.store.seaweed import SeaweedFS
 
+pytestmark = pytest.mark.slow
+
 SIZES = 3_000, 30_000
 DIMENSION = 32
 MB = 1_000_000
