@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_demo_runs_to_the_end(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "jobs.cli", "demo", "--out", str(tmp_path / "tour")]
