@@ -4,6 +4,7 @@ A question about ids reads the row groups that may hold them: from an object sto
 one row group for each file. A question about names reads one or two columns of all entries files.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -22,6 +23,8 @@ from pipeline.store.tables.ids import SEGMENT_SHIFT, is_in
 from pipeline.store.tables.labels import newest_labels, own_labels_of, read_label_map, read_label_rows
 from pipeline.store.tables.parquet_columns import read_columns_of, read_rows
 from pipeline.store.tables.tombstones import Tombstones
+
+ADDED_AT_ONCE = 256  # files: the sums so far are added to once for so many
 
 _NONE = np.empty(0, np.int64)
 _TYPES = {"id": pa.int64(), "width": pa.int32(), "height": pa.int32()}  # of stored columns; the others are strings
@@ -69,23 +72,22 @@ class EntryLookup:
 
         The column `id` comes first. Raises DamagedFile also for an id that no file holds.
         """
-        table = self._held_fields(ids_N, columns)
+        table = pa.concat_tables(self._held_fields(ids_N, columns))
         at = pc.index_in(pa.array(ids_N, pa.int64()), value_set=table["id"].combine_chunks())
         if at.null_count:
             missing = ids_N[at.is_null().to_numpy(zero_copy_only=False)][0]
             raise DamagedFile(f"entry {missing} of the memory at {self._storage.uri} is in no file: run `verify`")
         return table.take(at)
 
-    def _held_fields(self, ids_N: np.ndarray, columns: Sequence[str]) -> pa.Table:
-        """The column `id` and stored columns of those of some entries that the version has, in no order."""
+    def _held_fields(self, ids_N: np.ndarray, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The column `id` and stored columns of those of some entries that the version has, file by file."""
         names = ["id", *columns]
         singles = [self._pending[entry_id] for entry_id in ids_N.tolist() if entry_id in self._pending]
         schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in names])
-        tables = [pa.table({name: [getattr(single, name) for single in singles] for name in names}, schema=schema)]
+        yield pa.table({name: [getattr(single, name) for single in singles] for name in names}, schema=schema)
         in_files_N = ids_N[~np.isin(ids_N, [*self._pending])] if self._pending else ids_N
         for number, held_N in self._held_by(in_files_N):
-            tables.append(read_rows(self._storage, self._files[number], held_N, names).cast(schema))
-        return pa.concat_tables(tables)
+            yield read_rows(self._storage, self._files[number], held_N, names).cast(schema)
 
     def labels(self, ids_N: np.ndarray) -> pa.Array:
         """The labels that some entries have now (null: none), in the order of `ids_N` (int64 [N])."""
@@ -107,8 +109,7 @@ class EntryLookup:
 
         Entries that the version does not have, because an erasure or a rollback came first, are not counted.
         """
-        table = self._held_fields(ids_N, ["dataset", "label"])
-        return counted(table["dataset"], self._relabelled(table["id"].to_numpy(), table["label"]), sign)
+        return self._counted(self._held_fields(ids_N, ["dataset", "label"]), sign)
 
     def matching(self, *, uri: str | None = None, label: str | None = None, dataset: str | None = None) -> np.ndarray:
         """Ids of the live entries with this uri, label or dataset (one of them), int64 [N] ascending."""
@@ -140,7 +141,7 @@ class EntryLookup:
         ids_N = ids_with(self._storage, (file for files in files_of.values() for file in files), digests_N)
         ids_N = ids_N[self.contains(ids_N)]
         scanned = [number for number, files in files_of.items() if not files]
-        tables = [self.fields(ids_N, [of]), *self._scanned([of], self._files_of(scanned))]
+        tables = itertools.chain([self.fields(ids_N, [of])], self._scanned([of], self._files_of(scanned)))
         positions, ids = [_NONE], [_NONE]
         for number, table in enumerate(tables):
             at = pc.index_in(table[of], value_set=wanted)
@@ -176,10 +177,7 @@ class EntryLookup:
         files = self._state.known_counts
         if files is not None:
             return added([read_counts(self._storage, files), count_singles(self._state.pending)])
-        return added(
-            counted(table["dataset"], self._relabelled(table["id"].to_numpy(), table["label"]))
-            for table in self._scanned(["label", "dataset"], self._files)
-        )
+        return self._counted(self._scanned(["label", "dataset"], self._files))
 
     def num_labels(self, label_set: str | None = None) -> int:
         """The number of labels that live entries have in a label set (None: as stored), which the version has.
@@ -197,6 +195,17 @@ class EntryLookup:
         counts.subtract(mapped.get(label, "") for label in self.labels(own.ids_N[live_N]).to_pylist())
         counts.update(label for label in own.labels.filter(pa.array(live_N)).to_pylist() if label is not None)
         return sum(number > 0 for label, number in counts.items() if label)
+
+    def _counted(self, tables: Iterable[pa.Table], sign: int = 1) -> pa.Table:
+        """Rows of counts of entries with the columns `id`, `dataset` and `label`, by the labels that they have now."""
+        counts = added([])
+        rest = (
+            counted(table["dataset"], self._relabelled(table["id"].to_numpy(), table["label"]), sign)
+            for table in tables
+        )
+        while some := list(itertools.islice(rest, ADDED_AT_ONCE)):
+            counts = added([counts, *some])
+        return counts
 
     def _relabelled(self, ids_N: np.ndarray, stored: pa.ChunkedArray | pa.Array) -> pa.Array:
         """The labels that entries have now, from their labels as stored."""
