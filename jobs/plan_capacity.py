@@ -41,14 +41,29 @@ def plan_capacity(
     say(f"{plan.rows:,} entries of {rates.dimension} dimensions as {plan.key}: {counted(plan.shards, 'shard')}")
     say(
         f"serving   {counted(plan.nodes, 'node')}: {plan.groups} for all shards, times {plan.replicas} for {qps:g} "
-        f"queries/s; nodes like this machine answer {plan.queries_per_second_a_node:,.0f} a second in batches"
+        f"queries/s; nodes like this machine, of {counted(plan.shards_a_node, 'shard')} each, answer "
+        f"{plan.queries_per_second_a_node:,.{0 if plan.queries_per_second_a_node >= 10 else 1}f} a second in batches"
     )
-    say(f"memory    {plan.bytes_in_memory / 1e9:,.2f} GB of indexes in all")
+    say(
+        f"          a query alone takes a node {plan.seconds_alone * 1e3:,.1f} ms, and an ingress "
+        f"{plan.merge_seconds * 1e3:,.1f} ms of a core to merge what the {counted(plan.groups, 'group')} found"
+    )
+    say(
+        f"memory    {plan.bytes_in_memory / 1e9:,.2f} GB of indexes in all, and {plan.bytes_aside / 1e9:,.2f} GB of "
+        "ids, label codes and masks"
+    )
     say(f"disk      {plan.bytes_on_disk / 1e9:,.2f} GB of shards, their vectors included")
     say(f"building  {total:,.0f} s on a machine like this one, {plan.build_peak_bytes / 1e9:,.2f} GB at the peak:")
-    say(f"          {stages}")
+    say(f"          {stages}; {', '.join(plan.spread_stages)} are spread over all machines of a cluster")
     say(
         f"measured  on {rates.rows:,} rows: {1 / rates.read_row:,.0f} rows/s read, "
         f"{1 / (rates.add_row + 1024 * rates.add_row_list):,.0f} rows/s added to 1,024 lists, "
         f"{1 / max(rates.judge_row, 1e-12):,.0f} rows/s searched exactly for 1,000 queries"
     )
+    if rates.search is not None:
+        times = rates.search.in_batch
+        say(
+            f"          a query in a batch: {times.coarse * 1e6:,.0f} us to find {rates.search.num_probed} of "
+            f"{rates.search.lists:,} lists, once a node; in each shard {times.list * 1e6:.2f} us a list and "
+            f"{times.row * 1e9:.1f} ns a row in it, {times.candidate * 1e6:.2f} us a candidate scored again"
+        )

@@ -30,13 +30,15 @@ def size_in_bytes(option: str, text: str) -> int:
 
 
 def count(text: str | int) -> int:
-    """The number in "200M", "1.5K" or "50,000"; a parser for options that count something."""
+    """The number in "200M", "1.5K", "1e9" or "50,000"; a parser for options that count something."""
     found = re.fullmatch(
-        r"([+-]?(?:\d+|\d{1,3}(?:[,_]\d{3})+)(?:\.\d+)?)\s*([KMGBT]?)", str(text).strip(), re.IGNORECASE | re.ASCII
+        r"([+-]?(?:\d+|\d{1,3}(?:[,_]\d{3})+)(?:\.\d+)?(?:e\+?\d{1,2})?)\s*([KMGBT]?)",
+        str(text).strip(),
+        re.IGNORECASE | re.ASCII,
     )
     number = Decimal(re.sub("[,_]", "", found[1])) * _THOUSANDS[found[2].upper()] if found else None
     if number is None or number != int(number):
-        raise typer.BadParameter(f"{text} is not a whole number: write 50000, 200K, 200M or 1G")
+        raise typer.BadParameter(f"{text} is not a whole number: write 50000, 200K, 200M or 1B")
     return int(number)
 
 

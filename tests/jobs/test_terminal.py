@@ -198,6 +198,11 @@ def test_every_float32_is_written_so_that_it_is_read_back(capsys: pytest.Capture
     [
         ("200M", 200_000_000),
         ("1.5K", 1_500),
+        ("1B", 10**9),
+        ("1.5e9", 1_500_000_000),
+        ("1E+6", 10**6),
+        ("200_000_000", 200_000_000),
+        ("1,000,000", 10**6),
         ("1g", 10**9),
         ("2B", 2 * 10**9),
         ("50,000", 50_000),
@@ -211,7 +216,7 @@ def test_counts_may_have_a_suffix(text: str, number: int) -> None:
     assert count(text) == number
 
 
-@pytest.mark.parametrize("text", ["many", "", "1.5", "M", "1e6", "0x10", "5,00", "1KB", "\u0661\u0660", "1.0001K"])
+@pytest.mark.parametrize("text", ["many", "", "1.5", "M", "1e-6", "1e", "0x10", "5,00", "1KB", "\u0661\u0660", "1.0001K"])
 def test_what_is_no_count_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is not a whole number"):
         count(text)

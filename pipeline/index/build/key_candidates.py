@@ -100,6 +100,12 @@ def expected_bytes(key: str, num_rows: int, dimension: int) -> int:
     return (code_size + 4 * int(graph.hnsw.nb_neighbors(0)) + ROW_NUMBER) * num_rows
 
 
+def centroid_bytes(key: str, dimension: int) -> int:
+    """Bytes of the centroids of a key, which all shards of a process can share; 0 for a key without lists."""
+    inverted = None if key == FLAT else faiss.try_extract_index_ivf(whole := empty_index(key, dimension))
+    return 4 * int(inverted.d) * int(inverted.nlist) if inverted is not None and whole is not None else 0
+
+
 def training_rows(key: str, num_rows: int, dimension: int, max_memory_bytes: int) -> int:
     """Number of rows to train on: enough for every centroid, and in float32 within half the allowed memory.
 
