@@ -216,7 +216,9 @@ def test_counts_may_have_a_suffix(text: str, number: int) -> None:
     assert count(text) == number
 
 
-@pytest.mark.parametrize("text", ["many", "", "1.5", "M", "1e-6", "1e", "0x10", "5,00", "1KB", "\u0661\u0660", "1.0001K"])
+@pytest.mark.parametrize(
+    "text", ["many", "", "1.5", "M", "1e-6", "1e", "0x10", "5,00", "1KB", "\u0661\u0660", "1.0001K"]
+)
 def test_what_is_no_count_is_refused(text: str) -> None:
     with pytest.raises(typer.BadParameter, match="is not a whole number"):
         count(text)
