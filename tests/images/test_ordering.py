@@ -157,7 +157,7 @@ def shuffled_beyond_2_gib(rows: int = ROWS) -> Iterator[pa.RecordBatch]:
         )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_more_than_2_gib_of_uris_in_bounded_memory() -> None:
     """Arrow's own `take` fails there: a column `string` counts its bytes in 32 bits."""
