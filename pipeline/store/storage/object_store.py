@@ -57,6 +57,7 @@ class ObjectStorage:
         self._processes: dict[int, _Here] = {}
         self._is_exclusive = False
         self._versioning: bool | None = None
+        self._has_bucket = False
 
     @classmethod
     def open(cls, uri: str) -> "ObjectStorage":
@@ -164,9 +165,8 @@ class ObjectStorage:
                     self._call("head_object", Key=self._s3_key(path))
                     return True
                 return bool(self._files.info(self._key(path))["type"] == "file")
-            except FileNotFoundError as error:
-                if code_of(error) == "NoSuchBucket":
-                    raise
+            except FileNotFoundError:
+                self._require_bucket()
                 return False
 
     def delete(self, paths: Iterable[str]) -> None:
@@ -276,6 +276,18 @@ class ObjectStorage:
 
     def _call(self, method: str, **arguments: Any) -> dict[str, Any]:
         return dict(self._files.call_s3(method, Bucket=self._files.split_path(self._root)[0], **arguments))
+
+    def _require_bucket(self) -> None:
+        """Check once for each object that there is a bucket: an answer to HEAD has no body that tells its absence."""
+        if self._scheme == "s3" and not self._has_bucket:
+            try:
+                self._call("head_bucket")
+            except FileNotFoundError as error:
+                absent = {"Error": {"Code": "NoSuchBucket", "Message": str(error)}}
+                raise ClientError(absent, "HeadBucket") from error
+            except PermissionError:  # to read objects is allowed without a permission for the bucket
+                pass
+            self._has_bucket = True
 
     def _keeps_versions(self) -> bool:
         """Whether the bucket may hold older versions of a key; requested once."""
