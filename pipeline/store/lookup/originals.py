@@ -13,8 +13,8 @@ from pipeline.store.log.state import State
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.ids import split_id
-from pipeline.store.tables.parquet_columns import read_rows
-from pipeline.store.tables.schemas import ROW_GROUP_ROWS, read_table
+from pipeline.store.tables.parquet_columns import files_with, read_row_group, read_rows, read_rows_of
+from pipeline.store.tables.schemas import ROW_GROUP_ROWS
 
 IMAGE_CONTAINERS = ("tar", "parquet")
 
@@ -66,10 +66,9 @@ def read_originals(storage: Storage, state: State, ids: Sequence[int]) -> dict[i
     """The originals of some ids; ids that are not entries are left out. Raises DamagedFile."""
     asked = set(ids)
     known = {single.id: (single.uri, single.sha256) for single in state.pending if single.id in asked}
-    for file in state.entries_files():
-        if any(file.first_id <= entry_id <= file.last_id for entry_id in ids):
-            table = read_rows(storage, file, ids, ["id", "uri", "sha256"])
-            known |= {row["id"]: (row["uri"], row["sha256"]) for row in table.to_pylist()}
+    wanted = [(file, here, ["id", "uri", "sha256"]) for file, here in files_with(state.entries_files(), ids)]
+    for table in read_rows_of(storage, wanted):
+        known |= {row["id"]: (row["uri"], row["sha256"]) for row in table.to_pylist()}
     return {entry_id: original_of(storage, state, entry_id, *said) for entry_id, said in known.items()}
 
 
@@ -97,5 +96,5 @@ def _container(storage: Storage, containers: FileRef | None, row: int) -> tuple[
     if containers is None or not 0 <= row < containers.rows:
         return "", ""
     group, within = divmod(row, ROW_GROUP_ROWS)
-    rows = read_table(storage, containers, ["kind", "uri"], row_group=group).slice(within, 1).to_pylist()
+    rows = read_row_group(storage, containers, group, ["kind", "uri"]).slice(within, 1).to_pylist()
     return (rows[0]["kind"], rows[0]["uri"]) if rows else ("", "")

@@ -3,6 +3,7 @@
 Embeddings are nine tenths of an entries file.
 """
 
+import bisect
 import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -53,6 +54,28 @@ def read_rows(
         groups = [g for g in range(parquet.num_row_groups) if _may_hold(parquet, g, key, wanted_N)]
         table = _validated(parquet.read_row_groups(groups, columns=list(columns)))
     return table.filter(pc.is_in(table.column(key), pa.array(wanted_N, table.schema.field(key).type)))
+
+
+def read_rows_of(storage: Storage, asked: Sequence[tuple[FileRef, Sequence[int], Sequence[str]]]) -> list[pa.Table]:
+    """`read_rows` of several files, each with its ids and columns, in order. Those of an object store are read at once.
+
+    Raises what `read_rows` raises.
+    """
+    if "://" not in storage.uri or len(asked) < 2:
+        return [read_rows(storage, *one) for one in asked]
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(lambda one: read_rows(storage, *one), asked))
+
+
+def files_with(files: Sequence[RowsFile], ids: Sequence[int]) -> list[tuple[RowsFile, list[int]]]:
+    """The files that may hold some ids, each with those of the ids, ascending."""
+    wanted = sorted(ids)
+    held = []
+    for file in files:
+        start, stop = bisect.bisect_left(wanted, file.first_id), bisect.bisect_right(wanted, file.last_id)
+        if start < stop:
+            held.append((file, wanted[start:stop]))
+    return held
 
 
 def read_id_range(storage: Storage, file: FileRef, first: int, last: int) -> np.ndarray:

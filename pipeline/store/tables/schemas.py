@@ -23,7 +23,7 @@ ENCODER_KEY = "visual_memory.encoder"  # in the metadata of a file of vectors: t
 FINGERPRINT_KEY = "visual_memory.encoder_fingerprint"
 ROW_GROUP_ROWS = 16_384
 PAGE_BYTES = 1 << 20
-PICTURES_A_GROUP = 512  # rows with a thumbnail of 3 KB each; reading one thumbnail reads a whole row group
+PICTURES_A_GROUP = 128  # rows with a thumbnail of 3 KB each; reading one thumbnail reads a whole row group
 
 PLAN = pa.schema(
     [
