@@ -5,7 +5,7 @@ Shapes: Q queries, K neighbours in rank order, C classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -160,6 +160,23 @@ def merge_neighbors(parts: Sequence[NeighborTable], k: int) -> NeighborTable:
         datasets,
         kept if any(part.kept is not None for part in parts) else None,
     )
+
+
+def nearest_ids(parts: Sequence[NeighborTable], k: int) -> set[int]:
+    """The ids that are among the k nearest of any query over the tables of several places, as in `merge_neighbors`."""
+    if not parts:
+        return set()
+    similarities_QK, ids_QK = (
+        np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("similarities_QK", "ids_QK")
+    )
+    nearest_QK = np.take_along_axis(ids_QK, np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k], axis=1)
+    return {*nearest_QK[nearest_QK >= 0].tolist()}
+
+
+def with_kept(table: NeighborTable, values: Mapping[int, KeptValues]) -> NeighborTable:
+    """The neighbours with the values of kept columns by their ids; none for an id that is not there."""
+    rows = (table.ids_QK[query, : len(uris)].tolist() for query, uris in enumerate(table.uris))
+    return replace(table, kept=[[values.get(entry_id, {}) for entry_id in row] for row in rows])
 
 
 def merge_labels(parts: Sequence[LabelStatistics]) -> tuple[LabelStatistics, list[np.ndarray]]:

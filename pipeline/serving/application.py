@@ -15,6 +15,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from pipeline.decisions.neighbor_table import KeptValues
 from pipeline.errors import VisualMemoryError
 from pipeline.images.entry_pictures import roots_of
 from pipeline.index.search.open_blocks import Share
@@ -136,6 +137,9 @@ class GroupReplica:
     async def sample(self, subject: Subject, each: int) -> Sample:
         return await self._local.sample(subject, each)
 
+    async def kept(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]:
+        return await self._local.kept(edition, ids)
+
     async def entry(self, edition: Edition, entry_id: int) -> Looked:
         return await self._local.entry(edition, entry_id)
 
@@ -219,6 +223,10 @@ class _RemoteGroup(_Remote):
     async def sample(self, subject: Subject, each: int) -> Sample:
         sample: Sample = await self._call("sample", subject, each)
         return sample
+
+    async def kept(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]:
+        values: dict[int, KeptValues] = await self._call("kept", edition, ids)
+        return values
 
     async def entry(self, edition: Edition, entry_id: int) -> Looked:
         looked: Looked = await self._call("entry", edition, entry_id)

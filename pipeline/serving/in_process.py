@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from pipeline.decisions.neighbor_table import KeptValues
 from pipeline.errors import VisualMemoryError
 from pipeline.index.search.open_blocks import Share
 from pipeline.index.search.sampling import Sample
@@ -22,6 +23,8 @@ from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.open_storage import open_storage
 
+KEPT_AT_ONCE = 8  # reads of kept columns: from an object store nearly all of their time is waiting
+
 
 class LocalGroup(Threads):
     """A group in this process."""
@@ -32,6 +35,7 @@ class LocalGroup(Threads):
         self._heavy = Threads(HEAVY_AT_ONCE)  # an abandoned call may run on for a while; it takes no thread from others
         # Slow calls do not delay questions, and nothing delays a new version.
         self._sampling, self._entries, self._following = Threads(), Threads(), Threads()
+        self._keeping = Threads(KEPT_AT_ONCE)
 
     async def answer(self, asked: Sequence[Asked]) -> list[Answer | VisualMemoryError]:
         threads = self._heavy if any(one.is_heavy for one in asked) else self
@@ -39,6 +43,9 @@ class LocalGroup(Threads):
 
     async def sample(self, subject: Subject, each: int) -> Sample:
         return await self._sampling.run(self.group.sample, subject, each)
+
+    async def kept(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]:
+        return await self._keeping.run(self.group.kept, edition.version, ids, edition.nonce)
 
     async def entry(self, edition: Edition, entry_id: int) -> Looked:
         return await self._entries.run(self.group.entry, edition.version, entry_id, edition.nonce)

@@ -3,7 +3,7 @@
 import base64
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,11 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.decisions.voting import VOTINGS
+from pipeline.errors import DamagedFile
 from pipeline.index.build.plan import IndexOptions
+from pipeline.store.log.state import State
+from pipeline.store.lookup import kept_values
+from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.schemas import embedding_column
 from tests.conftest import ENCODER, IMAGE_SIZE, unit
 from tests.serving.serving import Served, served
@@ -139,23 +143,72 @@ def test_clients_of_clip_retrieval_are_answered(server: Served, memory: VisualMe
     assert (refused.status_code, refused.json()["field"]) == (422, "text")
 
 
-def test_kept_columns_come_with_the_neighbours(tmp_path: Path) -> None:
-    vectors_ND = unit(np.random.default_rng(0).normal(size=(120, 16)))
-    years = [2_000 + row % 20 for row in range(120)]
-    column = embedding_column(vectors_ND)
-    (tmp_path / "source").mkdir()
-    pq.write_table(pa.table({"embedding": column, "year": years}), tmp_path / "source" / "vectors.parquet")
-    memory = VisualMemory(tmp_path / "memory")
-    memory.add(tmp_path / "source", labels="none", keep=["year"])
-    memory.index(IndexOptions(key="Flat"))
-    queries = np.random.default_rng(1).normal(size=(3, 16))
-    for where in (None, "year >= 2010"):
-        expected = [[n.to_json() for n in found] for found in memory.search(embeddings=queries, k=5, where=where)]
-        assert expected[0][0]["kept"]["year"] >= 2_000
-        for groups in (1, 2):
-            with served(memory.uri, groups) as server:
-                found = server.post("/v1/search", {"embedding": queries.tolist(), "k": 5, "where": where}).json()
-                assert [answer["neighbors"] for answer in found] == expected
+@pytest.fixture(scope="module")
+def keeping(tmp_path_factory: pytest.TempPathFactory) -> VisualMemory:
+    """Vectors with a year each: three shards and fresh entries."""
+    folder = tmp_path_factory.mktemp("keeping")
+    memory = VisualMemory(folder / "memory")
+    for name in "abcd":
+        vectors_ND = unit(np.random.default_rng(ord(name)).normal(size=(120, 16)))
+        years = [2_000 + row % 20 for row in range(120)]
+        (folder / name).mkdir()
+        table = pa.table({"embedding": embedding_column(vectors_ND), "year": years})
+        pq.write_table(table, folder / name / "vectors.parquet")
+        memory.add(folder / name, labels="none", keep=["year"])
+        if name == "c":
+            memory.index(IndexOptions(key="Flat", shard_rows=120))
+    return memory
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_kept_columns_are_read_of_the_nearest_over_all_groups(
+    groups: int, keeping: VisualMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queries, read = np.random.default_rng(1).normal(size=(3, 16)), list[int]()
+    read_kept = kept_values.read_kept
+
+    def watched(storage: Storage, state: State, ids: Sequence[int]) -> dict:
+        read.extend(ids)
+        return read_kept(storage, state, ids)
+
+    with served(keeping.uri, groups) as server:
+        monkeypatch.setattr("pipeline.serving.service.group.read_kept", watched)
+        for where in (None, "year >= 2010"):
+            expected = [[n.to_json() for n in found] for found in keeping.search(embeddings=queries, k=5, where=where)]
+            assert expected[0][0]["kept"]["year"] >= 2_000
+            read.clear()
+            found = server.post("/v1/search", {"embedding": queries.tolist(), "k": 5, "where": where}).json()
+            assert [answer["neighbors"] for answer in found] == expected
+            assert sorted(read) == sorted({n["id"] for neighbors in expected for n in neighbors})
+        answer = server.post("/v1/classify", {"embedding": queries[0].tolist()})
+        assert answer.status_code == 200
+
+
+def test_a_group_whose_kept_columns_cannot_be_read_is_left_out(
+    keeping: VisualMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query = np.random.default_rng(2).normal(size=16)
+    [nearest] = keeping.search(embeddings=query[None], k=480)
+    read_kept = kept_values.read_kept
+    damaged = nearest[0].id >> 39  # the segment of the nearest entry, all in one group
+
+    def failing(storage: Storage, state: State, ids: Sequence[int]) -> dict:
+        if damaged in {entry_id >> 39 for entry_id in ids}:
+            raise DamagedFile("it was altered")
+        return read_kept(storage, state, ids)
+
+    with served(keeping.uri, 3) as server:
+        monkeypatch.setattr("pipeline.serving.service.group.read_kept", failing)
+        answer = server.post("/v1/search", {"embedding": query.tolist(), "k": 12}).json()
+        assert answer["partial"]
+        found = [neighbor["id"] for neighbor in answer["neighbors"]]
+        assert len(found) == 12
+        assert damaged not in {entry_id >> 39 for entry_id in found}
+        segments = {entry_id >> 39 for entry_id in found}
+        assert found == [n.id for n in nearest if n.id >> 39 in segments][:12]
+        assert all(neighbor["kept"]["year"] >= 2_000 for neighbor in answer["neighbors"])
+        whole = server.post("/v1/search", {"embedding": query.tolist(), "k": 12, "require_all": True})
+        assert whole.status_code == 503
 
 
 def encoded(path: Path) -> str:

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster.seaweed import SeaweedFS
 from pipeline import VisualMemory
 from pipeline.store.lookup.kept_values import read_facts, read_kept
 from pipeline.store.lookup.originals import read_originals
@@ -15,7 +16,6 @@ from pipeline.store.tables.parquet_columns import files_with, read_rows, read_ro
 from pipeline.store.tables.schemas import embedding_column, write_rows
 from tests.conftest import unit
 from tests.store.counting import CountingStorage, counted
-from cluster.seaweed import SeaweedFS
 
 ROWS, DIMENSION = 40_000, 256
 

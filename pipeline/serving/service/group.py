@@ -12,7 +12,7 @@ from typing import TypeVar, get_args
 import numpy as np
 
 from pipeline.deadline import Deadline, look, set_deadline
-from pipeline.decisions.neighbor_table import KeptValues, LabelStatistics, NeighborTable
+from pipeline.decisions.neighbor_table import KeptValues, LabelStatistics, NeighborTable, with_kept
 from pipeline.decisions.question import Question
 from pipeline.errors import DamagedFile, QuestionFailed, Superseded, UnknownName, UsageError, VisualMemoryError
 from pipeline.index.search.blocks import Scope
@@ -85,7 +85,9 @@ class Asked:
     The search ends once nobody waits for it any more (`deadline`). Ids in `exclude` take up no rank. `own_Q` holds one
     id a query: that entry, and entries whose bytes have the digest in `own_digests_Q`, are left out for that query
     only. For each id in `named` the answer says whether it is an entry. With `standing` the answer includes the label
-    statistics, without the names of the labels if their digest is `vocabulary`: whoever asks has these.
+    statistics, without the names of the labels if their digest is `vocabulary`: whoever asks has these. With `kept` it
+    includes the values of kept columns. If several groups are asked, these are asked for after the merge
+    (`Group.kept`), for the entries that are still there.
     """
 
     subject: Subject
@@ -98,6 +100,7 @@ class Asked:
     named: tuple[int, ...] = ()
     standing: bool = True
     vocabulary: str = ""
+    kept: bool = False
     deadline: Deadline = field(default_factory=Deadline, compare=False)
 
     @property
@@ -106,11 +109,11 @@ class Asked:
         subject = self.subject
         return subject.where is not None or bool(subject.assume) or len(self.vectors_QD) > MANY_QUERIES
 
-    def goes_with(self) -> tuple[Subject, int, Scope, tuple[int, ...]] | None:
+    def goes_with(self) -> tuple[Subject, int, Scope, tuple[int, ...], bool] | None:
         """The key that questions must share to be searched together; None if this one is searched alone."""
         if self.own_Q is not None or self.subject.assume:
             return None
-        return self.subject, self.k, self.scope, self.exclude
+        return self.subject, self.k, self.scope, self.exclude, self.kept
 
 
 @dataclass(frozen=True)
@@ -264,6 +267,11 @@ class Group:
         sample = self._unaltered(lambda: draw(live, each, opened.digests))
         return replace(sample, codes_N=translation[sample.codes_N])
 
+    def kept(self, version: int, ids: Sequence[int], nonce: str = "") -> dict[int, KeptValues]:
+        """The values of kept columns of some entries of a version, by id; entries without any are left out."""
+        state = self._version(version, nonce).state
+        return self._unaltered(lambda: {**read_kept(self._storage, state, ids)})
+
     def entry(self, version: int, entry_id: int, nonce: str = "") -> Looked:
         """An entry with its kept columns; None if it is not in this group, or is forgotten."""
         return Looked(self._entry(self._version(version, nonce), entry_id), self._current)
@@ -330,8 +338,10 @@ class Group:
             own = first.own_Q, first.own_digests_Q
             retrieved = search_others(live, opened.digests, vectors_QD, first.k, *own, restrictions)
         found = answering.neighbor_table(live, retrieved)
-        kept = self._kept_values(opened.state, found) if first.scope == "live" and opened.state.kept else None
-        found = replace(found, codes_QK=translation[found.codes_QK], kept=kept)
+        if first.kept and opened.state.kept:
+            ids = sorted({*found.ids_QK[found.ids_QK >= 0].tolist()})
+            found = with_kept(found, read_kept(self._storage, opened.state, ids))
+        found = replace(found, codes_QK=translation[found.codes_QK])
         answers, start = [], 0
         for one in asked:
             rows = slice(start, start + len(one.vectors_QD))
@@ -343,13 +353,6 @@ class Group:
                 said = replace(said, labels=())
             answers.append(Answer(found.rows(rows), said, known, live.num_shards, self._current))
         return answers
-
-    def _kept_values(self, state: State, found: NeighborTable) -> list[list[KeptValues]]:
-        """The kept columns of the entries that were found."""
-        ids = sorted({*found.ids_QK[found.ids_QK >= 0].tolist()})
-        values = read_kept(self._storage, state, ids)
-        rows = (found.ids_QK[query, : len(uris)].tolist() for query, uris in enumerate(found.uris))
-        return [[values.get(entry_id, {}) for entry_id in row] for row in rows]
 
     def _version(self, version: int, nonce: str = "") -> _Opened:
         opened = self._opened.get(version)

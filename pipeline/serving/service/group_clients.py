@@ -11,7 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
-from pipeline.decisions.neighbor_table import LabelStatistics, merge_labels
+from pipeline.deadline import Deadline
+from pipeline.decisions.neighbor_table import KeptValues, LabelStatistics, merge_labels, nearest_ids
 from pipeline.errors import (
     EncoderError,
     QuestionFailed,
@@ -50,6 +51,8 @@ class GroupClient(Protocol):
     async def answer(self, asked: Sequence[Asked]) -> Sequence[Answer | VisualMemoryError]: ...
 
     async def sample(self, subject: Subject, each: int) -> Sample: ...
+
+    async def kept(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]: ...
 
     async def entry(self, edition: Edition, entry_id: int) -> Looked: ...
 
@@ -152,6 +155,38 @@ class Members:
             for future in futures:
                 if not future.cancel() and not future.cancelled():
                     future.exception()  # marks errors that are not raised as retrieved
+
+    async def kept(
+        self, edition: Edition, answers: Sequence[Answer | None], k: int, deadline: Deadline
+    ) -> tuple[list[Answer | None], dict[int, KeptValues], bool]:
+        """The kept columns of the k nearest over the answers of all groups, each from the group that found it.
+
+        A group that does not tell them in time is left out, and those of the entries that take the place of its own are
+        asked for. Returns the answers, None for such a group too; the values by id; and whether a group has closed the
+        edition.
+        """
+        values: dict[int, KeptValues] = {}
+        left = [*answers]
+        while True:
+            found = [(number, answer.found) for number, answer in enumerate(left) if answer is not None]
+            nearest = nearest_ids([table for _, table in found], k) - values.keys()
+            wanted = {number: sorted(nearest.intersection(table.ids_QK.ravel().tolist())) for number, table in found}
+            wanted = {number: ids for number, ids in wanted.items() if ids}
+            asking = (
+                asyncio.wait_for(self.all[number].client.kept(edition, ids), deadline.left)
+                for number, ids in wanted.items()
+            )
+            told = await asyncio.gather(*asking, return_exceptions=True)
+            for (number, ids), said in zip(wanted.items(), told, strict=True):
+                if isinstance(said, Superseded):
+                    return left, values, True
+                if isinstance(said, BaseException):
+                    logger.warning("group %d does not tell kept columns: %s", number, said or "not in time")
+                    left[number] = None
+                else:
+                    values |= {entry_id: said.get(entry_id, {}) for entry_id in ids}
+            if not any(isinstance(said, BaseException) for said in told):
+                return left, values, False
 
     async def _awaited(self, futures: "Sequence[asyncio.Future[Answer]]", timeout: float, *, every: bool) -> None:
         """Wait for answering groups until the timeout, and for missing groups only a moment.

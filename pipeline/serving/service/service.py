@@ -17,7 +17,14 @@ import numpy as np
 
 from pipeline.deadline import Deadline
 from pipeline.decisions.decision import Decision, Neighbor
-from pipeline.decisions.neighbor_table import LabelStatistics, NeighborTable, decide, merge_neighbors
+from pipeline.decisions.neighbor_table import (
+    KeptValues,
+    LabelStatistics,
+    NeighborTable,
+    decide,
+    merge_neighbors,
+    with_kept,
+)
 from pipeline.decisions.question import AnswerContext, Question
 from pipeline.errors import (
     Overloaded,
@@ -437,6 +444,7 @@ class Service:
         deadline = Deadline(timeout)
         if question.where is not None:
             await self._check_cost(self.state, question.where)
+        wants_kept = scope == "live" and own is None
         for tries in itertools.count():
             state, edition = self.state, self._following.edition
             asked = Asked(
@@ -446,6 +454,7 @@ class Service:
                 scope,
                 tuple(sorted(question.exclude)),
                 named=question.named_ids,
+                kept=wants_kept and len(self._members.all) == 1,
                 deadline=deadline,
             )
             if own is not None:
@@ -454,6 +463,10 @@ class Service:
             answers, behind = await self._members.ask(
                 asked, deadline.left, every=how.require_all, party=request_id(), is_short=is_short
             )
+            kept: dict[int, KeptValues] = {}
+            is_kept_missing = wants_kept and bool(state.kept) and not asked.kept
+            if is_kept_missing and not behind:
+                answers, kept, behind = await self._members.kept(edition, answers, question.k, deadline)
             if behind and tries < EDITIONS_TRIED:
                 await self._refreshed(edition, deadline.left)
                 continue
@@ -478,7 +491,9 @@ class Service:
         self.meter.took("search", time.monotonic() - began)
         known = frozenset().union(*(answer.known for _, answer in present))
         partial = bool(missing) or shards < total
-        return _Gathered(merge_neighbors(parts, question.k), standing, state, shards, known, partial, missing)
+        found = merge_neighbors(parts, question.k)
+        found = with_kept(found, kept) if is_kept_missing else found
+        return _Gathered(found, standing, state, shards, known, partial, missing)
 
     async def _balance(self, question: Question, how: How) -> float:
         """The balance that `auto` stands for, chosen once a version for all callers."""
