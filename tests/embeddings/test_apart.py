@@ -84,7 +84,9 @@ def test_whoever_waits_for_a_process_waits_no_longer_than_its_time() -> None:
 
     busy = threading.Thread(target=ask)
     busy.start()
-    time.sleep(0.5)
+    until = time.monotonic() + 30
+    while processes._free._value and time.monotonic() < until:  # the one process is not taken yet
+        time.sleep(0.01)
     with pytest.raises(TooLate):
         processes.pixels_of_bytes(photo(), FORM, seconds=0.2)
     busy.join()

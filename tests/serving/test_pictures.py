@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -200,22 +201,38 @@ def test_a_picture_that_is_under_way_when_its_entry_is_forgotten_is_not_given(
         assert answers[0].status_code == 404
 
 
+@dataclass
+class Readings:
+    """Readings that give nothing until they are given up, or until they are let go."""
+
+    begun: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    ended: list[str] = field(default_factory=list)
+    let_go: threading.Event = field(default_factory=threading.Event)
+
+    def wait_for(self, count: int) -> None:
+        """Wait until so many more readings have begun."""
+        for _ in range(count):
+            assert self.begun.acquire(timeout=30)
+
+
 @contextlib.contextmanager
-def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Sources that give nothing until their reading is given up; how each reading ended."""
-    ended: list[str] = []
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Readings]:
+    """Sources that give nothing until their reading is given up or let go."""
+    readings = Readings()
 
     def reading(*_: object, bound: made.Bound, **__: object) -> bytes:
+        readings.begun.release()
         try:
-            while True:
-                time.sleep(0.02)
+            while not readings.let_go.wait(0.02):
                 bound.check()
         except made.Rejected as rejected:
-            ended.append(rejected.reason)
+            readings.ended.append(rejected.reason)
             raise
+        raise made.Rejected("it was let go")
 
     monkeypatch.setattr(pictures, "picture_of", reading)
-    yield ended
+    yield readings
+    readings.let_go.set()
 
 
 def ask_and_leave(server: Served, entry: int, seconds: float) -> None:
@@ -225,18 +242,18 @@ def ask_and_leave(server: Served, entry: int, seconds: float) -> None:
 
 def test_pictures_that_are_slow_hold_up_nothing_else(memory: VisualMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = ids_of(memory)
-    with slow(monkeypatch) as ended, served(memory.uri, token=TOKEN, limits=Limits(timeout_seconds=30)) as server:
-        clients = [threading.Thread(target=ask_and_leave, args=(server, ids[NAMES[1]], 20)) for _ in range(12)]
+    limits = Limits(timeout_seconds=90)
+    with slow(monkeypatch) as readings, served(memory.uri, token=TOKEN, limits=limits) as server:
+        clients = [threading.Thread(target=ask_and_leave, args=(server, ids[NAMES[1]], 90)) for _ in range(12)]
         for client in clients:
             client.start()
-        time.sleep(0.5)
+        readings.wait_for(pictures.THREADS)
         for name in NAMES[2:4]:
-            began = time.monotonic()
             assert server.post("/v1/forget", {"ids": [ids[name]]}, TOKEN).status_code == 200
             assert server.http.get(f"/v1/entries/{ids[name]}/image").status_code == 404
             assert server.http.get("/healthz").json()["version"] == memory.log.latest().version
-            assert time.monotonic() - began < 15, "the pictures take 20 s and more"
-        assert ended == []
+        assert readings.ended == [], "all of this was answered while the pictures were read"
+        readings.let_go.set()
         for client in clients:
             client.join(60)
 
@@ -245,13 +262,16 @@ def test_what_nobody_waits_for_ends_and_what_takes_too_long_is_told(
     memory: VisualMemory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = ids_of(memory)[NAMES[1]]
-    with slow(monkeypatch) as ended, served(memory.uri, limits=Limits(timeout_seconds=60)) as server:
-        ask_and_leave(server, entry, 0.5)
+    with slow(monkeypatch) as readings, served(memory.uri, limits=Limits(timeout_seconds=60)) as server:
+        url = httpx.URL(server.url)
+        with socket.create_connection((url.host, url.port)) as client:
+            client.sendall(f"GET /v1/entries/{entry}/image HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            readings.wait_for(1)
         until = time.monotonic() + 30
-        while not ended and time.monotonic() < until:
+        while not readings.ended and time.monotonic() < until:
             time.sleep(0.05)
-        assert ended == ["nobody waits for it any more"]
-    with slow(monkeypatch) as ended, served(memory.uri, limits=Limits(timeout_seconds=0.5)) as server:
+        assert readings.ended == ["nobody waits for it any more"]
+    with slow(monkeypatch), served(memory.uri, limits=Limits(timeout_seconds=0.5)) as server:
         answer = server.http.get(f"/v1/entries/{entry}/image")
         assert (answer.status_code, "within 0.5 s" in answer.json()["detail"]) == (503, True)
         assert "retry-after" in answer.headers
@@ -276,14 +296,15 @@ def test_a_late_picture_is_told_alike_by_either_clock_and_a_thumbnail_takes_its_
 
 def test_more_pictures_than_can_be_made_are_refused(memory: VisualMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = ids_of(memory)[NAMES[1]]
-    monkeypatch.setattr(pictures, "UNDER_WAY", 3)
-    with slow(monkeypatch), served(memory.uri, limits=Limits(timeout_seconds=60)) as server:
-        clients = [threading.Thread(target=ask_and_leave, args=(server, entry, 3)) for _ in range(3)]
+    monkeypatch.setattr(pictures, "UNDER_WAY", pictures.THREADS)
+    with slow(monkeypatch) as readings, served(memory.uri, limits=Limits(timeout_seconds=60)) as server:
+        clients = [threading.Thread(target=ask_and_leave, args=(server, entry, 60)) for _ in range(pictures.THREADS)]
         for client in clients:
             client.start()
-        time.sleep(1)
+        readings.wait_for(pictures.THREADS)
         answer = server.http.get(f"/v1/entries/{entry}/image")
         assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
+        readings.let_go.set()
         for client in clients:
             client.join(60)
         monkeypatch.undo()
