@@ -36,6 +36,7 @@ def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_it_opens_in_two_seconds_and_half_a_gigabyte(uri: str) -> None:
     code = """
 import re, sys, time
+from pathlib import Path
 from pipeline import VisualMemory
 began = time.process_time()
 entries = VisualMemory(sys.argv[1]).state().num_live
