@@ -91,10 +91,11 @@ def expected_bytes(key: str, num_rows: int, dimension: int) -> int:
         rows = num_rows
         if isinstance(lists, faiss.IndexIVFFastScan):
             rows += int(lists.nlist) * lists.bbs // 2  # the last block of a list is half empty
-        fixed = 4 * int(lists.d) * int(lists.nlist)
-        fixed += 4 * dimension * int(lists.d) if outer is not lists else 0  # a rotation
-        fixed += 4 * int(lists.d) * int(lists.pq.ksub) if hasattr(lists, "pq") else 0
-        return int(lists.code_size) * rows + ROW_NUMBER * num_rows + fixed
+        coding = 4 * dimension * int(lists.d) if outer is not lists else 0  # a rotation
+        coding += 4 * int(lists.d) * int(lists.pq.ksub) if hasattr(lists, "pq") else 0
+        centroids = 4 * int(lists.d) * int(lists.nlist)
+        # Centroids are held once; a rotation and codebooks by the quantizer and by each shard, of which one is counted.
+        return int(lists.code_size) * rows + ROW_NUMBER * num_rows + centroids + 2 * coding
     graph = faiss.downcast_index(outer.index) if isinstance(outer, faiss.IndexPreTransform) else outer
     code_size = int(faiss.downcast_index(graph.storage).code_size)
     return (code_size + 4 * int(graph.hnsw.nb_neighbors(0)) + ROW_NUMBER) * num_rows
