@@ -100,6 +100,8 @@ def test_it_is_measured_on_the_memory_and_told(make_memory: MakeMemory) -> None:
     assert document["nodes"] == 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_search_of_ten_times_as_many_rows_is_as_predicted(make_memory: MakeMemory) -> None:
     """Parameters and times are predicted on 20,000 rows in no index, and held against some shards of 200,000 rows."""
     rows, key = 200_000, "IVF1024,PQ32x4fs"
@@ -120,12 +122,22 @@ def test_a_search_of_ten_times_as_many_rows_is_as_predicted(make_memory: MakeMem
     recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(nearest_QK, found_QK, strict=True)])
     assert 0.9 < recall < 0.995
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    together = least(lambda: live.search(queries_QD, 10)) / len(queries_QD)
-    alone = least(lambda: [live.search(queries_QD[row : row + 1], 10) for row in range(20)]) / 20
-    faiss.omp_set_num_threads(threads)
-    assert 1 / OFF_BY < search.seconds(rows, shards, shards) / together < OFF_BY, (search, together)
-    assert 1 / OFF_BY < search.seconds(rows, shards, shards, alone=True) / alone < OFF_BY, (search, alone)
+    for attempt in range(3):  # what else runs on the machine can slow either of the two measurements
+        if attempt:
+            search = measure_search(key, vectors_ND[:: rows // 20_000], rows, 0.95)
+            assert search is not None
+        faiss.omp_set_num_threads(1)
+        together = least(lambda: live.search(queries_QD, 10)) / len(queries_QD)
+        alone = least(lambda: [live.search(queries_QD[row : row + 1], 10) for row in range(20)]) / 20
+        faiss.omp_set_num_threads(threads)
+        ratios = (
+            search.seconds(rows, shards, shards) / together,
+            search.seconds(rows, shards, shards, alone=True) / alone,
+        )
+        if all(1 / OFF_BY < ratio < OFF_BY for ratio in ratios):
+            break
+    else:
+        pytest.fail(f"predicted / measured, in a batch and alone: {ratios}; {search}")
 
 
 def least(work: Callable[[], object]) -> float:
