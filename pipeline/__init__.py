@@ -104,54 +104,8 @@ _WHERE = {
 }
 _MODULES = {name: module for module, names in _WHERE.items() for name in names}
 
-__all__ = [
-    "AddOptions",
-    "AddPlan",
-    "AddReport",
-    "BulkReport",
-    "CapacityPlan",
-    "Client",
-    "ClusterError",
-    "CommitConflict",
-    "CompactReport",
-    "CopyReport",
-    "DamagedFile",
-    "Decision",
-    "EncoderChoice",
-    "EncoderError",
-    "Evaluation",
-    "ExpireReport",
-    "ExportReport",
-    "ForgetReport",
-    "FormatError",
-    "IdentityMismatch",
-    "IndexBuildError",
-    "IndexOptions",
-    "LibraryError",
-    "MemoryMissing",
-    "MissingExtra",
-    "MissingFile",
-    "Neighbor",
-    "NotPermitted",
-    "OutOfMemory",
-    "Overloaded",
-    "Progress",
-    "Question",
-    "Receipt",
-    "RelabelReport",
-    "RollbackReport",
-    "SourceError",
-    "StorageError",
-    "Unavailable",
-    "UnknownName",
-    "UsageError",
-    "Verification",
-    "VersionSummary",
-    "VisualMemory",
-    "VisualMemoryError",
-    "WorkerError",
-    "__version__",
-]
+if not TYPE_CHECKING:  # type checkers take the imports above, and would not understand this
+    __all__ = [*_MODULES, "__version__"]  # noqa: PLE0604  # these are strings
 
 
 def __getattr__(name: str) -> Any:
@@ -168,4 +122,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULES, "__version__"})

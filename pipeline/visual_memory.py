@@ -626,7 +626,7 @@ class VisualMemory(Reader):
 
         Args:
             clean: Before the check, finish interrupted erasures and remove files that no version and no running work
-                needs. Adds and index builds that were interrupted are removed too.
+                needs. Adds and index builds that were interrupted are removed too, but not the first add of a memory.
             command: Text that `history` shows if the clean-up has to commit a version.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
@@ -634,8 +634,7 @@ class VisualMemory(Reader):
             The findings, each with a way out; `sound` is True if every file was read and no invariant is broken.
 
         Raises:
-            MemoryMissing: There is no memory here and no add was begun, or `clean` is given before the first add is
-                done.
+            MemoryMissing: There is no memory here and no add was begun.
             DamagedFile: No version is left at all.
             CommitConflict: `clean` is given, and another process is erasing.
 

@@ -1,5 +1,6 @@
 """The public names: what users may rely on, under both names of the package, and typed."""
 
+import ast
 import dataclasses
 import inspect
 import subprocess
@@ -68,6 +69,15 @@ def test_the_public_names_stay() -> None:
         assert name in dir(pipeline)
         assert name in dir(visual_memory)
     assert not hasattr(visual_memory, "Nothing")
+
+
+def test_type_checkers_see_the_names_that_are_loaded() -> None:
+    """They read the imports, and the program reads the table beside them."""
+    [imports, _] = [node for node in ast.parse(Path(pipeline.__file__).read_text()).body if isinstance(node, ast.If)]
+    seen = {
+        alias.asname: node.module for node in imports.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
+    assert seen == pipeline._MODULES
 
 
 def test_every_error_is_public_or_is_one_that_is() -> None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline import *  # noqa: F403
 
+    __version__: str
+
 
 def _own_pipeline() -> ModuleType:
     """The package that lies beside this one, whatever else is called `pipeline` in the working folder."""

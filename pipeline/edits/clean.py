@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from pipeline.edits.erasure.redact import finish_erasures
+from pipeline.errors import FirstAddUnfinished
 from pipeline.store.checks.findings import Finding
 from pipeline.store.checks.garbage import remove_garbage, take_census
+from pipeline.store.checks.verify_first_add import GO_ON
 from pipeline.store.checks.version_files import read_chain
-from pipeline.store.layout import LEASES, VERSIONS, folder_at_the_top, is_aside
+from pipeline.store.layout import LEASES, SEGMENTS, VERSIONS, folder_at_the_top, is_aside
 from pipeline.store.log.version_log import VersionLog
 
 
@@ -21,10 +23,14 @@ class CleanReport:
 def clean(log: VersionLog, command: str) -> CleanReport:
     """Finish interrupted erasures, then remove garbage.
 
-    Nothing is removed while a version cannot be read, because the files that it names are unknown. Raises
-    CommitConflict while another process is erasing.
+    Nothing is removed while a version cannot be read, because the files that it names are unknown, and nothing of a
+    first add that is not finished, which goes on with them. Raises CommitConflict while another process is erasing.
     """
-    damaged = read_chain(log).findings
+    try:
+        damaged = read_chain(log).findings
+    except FirstAddUnfinished:
+        what = "nothing was removed: the first add goes on with what is there"
+        return CleanReport(0, Finding("note", f"{SEGMENTS}/", what, GO_ON))
     if damaged:
         what = f"nothing was removed: what {damaged[0].path} names is not known"
         return CleanReport(0, Finding("note", f"{VERSIONS}/", what, "mend the versions, then clean up"))

@@ -154,15 +154,21 @@ def relabel(
         log.storage.delete(file.path for action in written for file in file_refs(action))
         lookup = EntryLookup(log.storage, at)
         left_N = lookup.contains(ids_N)  # another writer may have forgotten some entries
-        before_N = _labels_now(lookup, ids_N[left_N], label_set)
+        named = lookup.named(ids_N[left_N])
+        own_N = before_N = np.array(named["label"].to_pylist(), object)
+        if label_set is not None:
+            own_N = _own_labels(lookup, ids_N[left_N], label_set)
+            before_N = np.array(lookup.labels_in(label_set, ids_N[left_N]), object)
         relabelled = int((before_N != labels_N[left_N]).sum())
         new_N = left_N.copy()
-        new_N[left_N] = _own_labels(lookup, ids_N[left_N], label_set) != labels_N[left_N]
+        new_N[left_N] = own_N != labels_N[left_N]
         merged = files_to_merge(at.labels, int(new_N.sum()))
         rows = [read_label_rows(log.storage, merged), label_rows(ids_N[new_N], labels_N[new_N].tolist(), label_set)]
         counts = None
         if label_set is None and at.known_counts is not None:
-            changes = _changes(lookup, ids_N[new_N], labels_N[new_N])
+            old = named.filter(pa.array(new_N[left_N]))
+            new = counted(old["dataset"], pa.array(labels_N[new_N].tolist(), pa.string()))
+            changes = added([counted(old["dataset"], old["label"], -1), new])
             counts = changed_counts(log.storage, lease, version, at, changes)
         file = write_labels(log.storage, lease, version, newest_rows(pa.concat_tables(rows)))
         replaces = tuple(file.path for file in merged)
@@ -270,22 +276,9 @@ def _map_of(log: VersionLog, state: State, name: str) -> dict[str, str] | None:
     return read_label_map(log.storage, file) if file is not None else None
 
 
-def _labels_now(lookup: EntryLookup, ids_N: np.ndarray, label_set: str | None) -> np.ndarray:
-    """The labels of live entries in a label set, object [N] (None: no label)."""
-    if label_set is None:
-        return np.array(lookup.labels(ids_N).to_pylist(), object)
-    return np.array(lookup.labels_in(label_set, ids_N), object)
-
-
 def _own_labels(lookup: EntryLookup, ids_N: np.ndarray, label_set: str | None) -> np.ndarray:
     """The entries' own labels in a label set, without its map: object [N] (None: no own label)."""
     if label_set is None:
         return np.array(lookup.labels(ids_N).to_pylist(), object)
     own = lookup.own_labels(ids_N, label_set)
     return np.array([own.get(entry_id) for entry_id in ids_N.tolist()], object)
-
-
-def _changes(lookup: EntryLookup, ids_N: np.ndarray, labels_N: np.ndarray) -> pa.Table:
-    """The changes of counts by new labels (object [N]) for some live entries."""
-    datasets = lookup.fields(ids_N, ["dataset"])["dataset"]
-    return added([lookup.counts_of(ids_N, -1), counted(datasets, pa.array(labels_N.tolist(), pa.string()))])

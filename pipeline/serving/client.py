@@ -21,7 +21,15 @@ import numpy as np
 from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.decisions.question import Question, QuestionOptions, question_of
 from pipeline.decisions.voting import Voting
-from pipeline.errors import Overloaded, SourceError, Unavailable, UnknownName, UsageError, VisualMemoryError
+from pipeline.errors import (
+    CommitConflict,
+    Overloaded,
+    SourceError,
+    Unavailable,
+    UnknownName,
+    UsageError,
+    VisualMemoryError,
+)
 from pipeline.serving.limits import MAX_NEIGHBORS
 
 ATTEMPTS = 6
@@ -37,8 +45,8 @@ class Client:
     Questions are retried after lost connections and when the server is busy (429, 502, 503, 504), with growing waits
     and as the server's Retry-After says. Changes (`add`, `forget`, `relabel`) are sent once: after a lost connection
     nobody knows whether they were done, so look before you repeat them. What the server refuses for good raises
-    UsageError, with the server's sentence and the `field` it is about; that includes a wrong token and a conflict with
-    another writer.
+    UsageError, with the server's sentence and the `field` it is about; that includes a wrong token. A change that does
+    not fit what another writer did meanwhile raises CommitConflict, as in the library.
 
     Args:
         url: Address of the server, such as `http://127.0.0.1:8000`.
@@ -168,6 +176,7 @@ class Client:
 
         Raises:
             UsageError: The token is missing or wrong, the server only reads, or it refuses the image.
+            CommitConflict: Another writer came first. Nothing is changed.
             SourceError: The file on this machine cannot be read.
             Unavailable: The server does not answer.
             Overloaded: The server has too much to do.
@@ -204,7 +213,8 @@ class Client:
             A JSON object: how many were `forgotten` and `erased`, the `version`, and entries like them that stay.
 
         Raises:
-            UsageError: Nothing or an unknown name was given, the token is wrong, or another writer came first.
+            UsageError: Nothing or an unknown name was given, or the token is wrong.
+            CommitConflict: Another writer came first. Nothing is changed.
             Unavailable: The server does not answer.
             Overloaded: The server has too much to do.
 
@@ -230,7 +240,8 @@ class Client:
             A JSON object: how many were `relabelled`, how many were `unchanged`, and the `version`.
 
         Raises:
-            UsageError: An id is unknown, the token is wrong, or another writer came first.
+            UsageError: An id is unknown, or the token is wrong.
+            CommitConflict: Another writer came first. Nothing is changed.
             Unavailable: The server does not answer.
             Overloaded: The server has too much to do.
         """
@@ -358,9 +369,11 @@ def _error_of(response: httpx.Response) -> VisualMemoryError:
     """The refusal of a server as the error that the library has for it."""
     try:
         told = response.json()
-        detail, field = str(told["detail"]), told.get("field")
+        detail, field, reason = str(told["detail"]), told.get("field"), told.get("reason")
     except (ValueError, KeyError, TypeError):
-        detail, field = f"the server answered {response.status_code}: {response.text[:200]}", None
+        detail, field, reason = f"the server answered {response.status_code}: {response.text[:200]}", None, None
+    if response.status_code == 409:
+        return CommitConflict(detail, reason or "version committed")
     kinds: dict[int, type[VisualMemoryError]] = {
         404: UnknownName,
         429: Overloaded,

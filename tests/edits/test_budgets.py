@@ -1,11 +1,12 @@
 """What each verb asks of an object store: requests and bytes, at two sizes ten times apart."""
 
+import tempfile
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
-from pipeline import VisualMemory
+from pipeline import UnknownName, VisualMemory
 from pipeline.index.build.plan import IndexOptions
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.open_storage import open_storage
@@ -18,7 +19,26 @@ pytestmark = pytest.mark.slow
 
 SIZES = 3_000, 30_000
 DIMENSION = 32
+ROWS_A_VERB = 10
 MB = 1_000_000
+
+
+def rows_after(entry: int) -> list[int]:
+    """Entries for verbs about several, up to those of the next verb."""
+    return [entry + row for row in range(1, ROWS_A_VERB)]
+
+
+def refused(memory: VisualMemory) -> None:
+    with pytest.raises(UnknownName, match="no entry with label 'none such'"):
+        memory.plan_forget(labels=["none such"])
+
+
+def relabel_by_uri(memory: VisualMemory, entry: int) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
+        file.write("uri,label\n" + "".join(f"/a/{i & 0xFF}.png,new\n" for i in rows_after(entry)))
+        file.flush()
+        memory.relabel(file=file.name)
+
 
 # A verb, by its name: what it does to a memory and one of its ids, its most requests and its most bytes fetched. One
 # request in each is for a probe of the store, and three or more are for a lease.
@@ -28,6 +48,8 @@ VERBS: dict[str, tuple[Callable[[VisualMemory, int], object], int, int]] = {
     "forget by id": (lambda memory, entry: memory.forget(ids=[entry]), 20, MB),
     "forget by uri": (lambda memory, entry: memory.forget(uris=[f"/a/{entry & 0xFF}.png"]), 28, MB),
     "relabel by id": (lambda memory, entry: memory.relabel(ids=[entry], label="new"), 32, MB),
+    "forget many by id": (lambda memory, entry: memory.forget(ids=rows_after(entry)), 28, MB),
+    "look for a label there is not": (lambda memory, _: refused(memory), 12, MB),
     "relabel in a set": (lambda memory, entry: memory.relabel(ids=[entry], label="new", label_set="view"), 32, MB),
 }
 
@@ -58,7 +80,7 @@ def asked(s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, uri: str, verb: str, r
 def test_a_verb_stays_within_its_budget_at_any_size(
     s3: SeaweedFS, memories: list[str], monkeypatch: pytest.MonkeyPatch, verb: str
 ) -> None:
-    row = 40 + [*VERBS].index(verb)
+    row = ROWS_A_VERB * ([*VERBS].index(verb) + 1)
     counts = [asked(s3, monkeypatch, uri, verb, row) for uri in memories]
     _, requests, num_bytes = VERBS[verb]
     for seen in counts:
@@ -69,6 +91,17 @@ def test_a_verb_stays_within_its_budget_at_any_size(
     assert large.num_requests <= small.num_requests + 2, f"{small}\n{large}"
     beside_the_log = [seen.bytes_fetched - seen.fetched_of("/versions/") for seen in counts]
     assert beside_the_log[1] <= beside_the_log[0] + WHOLE_FOR_ROWS, "of a larger file a row group"
+
+
+def test_a_file_of_uris_costs_a_row_group_each(
+    s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch, memories: list[str]
+) -> None:
+    for uri in memories:
+        first = int(VisualMemory(uri).state().entries_files()[0].first_id)
+        with traffic(s3, monkeypatch) as counts:
+            relabel_by_uri(VisualMemory(uri), first + 100)
+        assert counts.num_requests <= 40, counts
+        assert counts.bytes_fetched - counts.fetched_of("/versions/") <= ROWS_A_VERB * WHOLE_FOR_ROWS, counts
 
 
 def test_an_image_that_is_added_or_forgotten_opens_nothing(

@@ -148,7 +148,6 @@ def test_the_same_add_goes_on(tmp_path: Path, pictures: Path, options: dict, cha
         "export {memory} {out}",
         "plan-capacity {memory} --rows 1M",
         "serve {memory}",
-        "verify {memory} --clean",
     ],
 )
 def test_other_verbs_say_that_it_is_not_finished(
@@ -310,6 +309,18 @@ def test_a_verification_of_a_first_add_has_the_fields_of_any(tmp_path: Path, pic
     assert document["files"] >= 2
     assert document["bytes"] > 0
     assert np.all([{"severity", "path", "what", "advice"} == set(finding) for finding in document["findings"]])
+
+
+def test_a_clean_up_leaves_a_first_add_that_was_stopped(
+    run: Callable, tmp_path: Path, pictures: Path, options: dict
+) -> None:
+    memory = stopped(tmp_path / "memory", pictures, options)
+    before = {path for path in tmp_path.rglob("*") if path.is_file()}
+    code, out, _ = run("verify", tmp_path / "memory", "--clean")
+    assert (code, "nothing was removed: the first add goes on" in out) == (0, True)
+    assert {path for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert memory.verify(clean=True).removed == 0
+    assert memory.add(pictures, **options).resumed == 128
 
 
 def test_a_first_add_is_told_while_its_source_is_listed(

@@ -1,5 +1,6 @@
 """Looking entries up in their files finds what an opened memory finds, and versions count what is there."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,15 @@ import pytest
 
 from pipeline import VisualMemory
 from pipeline.index.build.plan import IndexOptions
+from pipeline.index.search.live_entries import LiveEntries
 from pipeline.store.log import label_counts
 from pipeline.store.log.single_adds import FOLD_EVERY
 from pipeline.store.lookup.entry_lookup import EntryLookup, num_live_fresh
 from pipeline.store.tables import counts, digest_files, labels, parquet_columns, tombstones
+from pipeline.store.tables.ids import SEGMENT_SHIFT
 from tests.conftest import MakeMemory, add_vectors, unit
 from tests.edits.given import add_given
+from tests.store.counting import counted
 
 SEEDS = range(6)
 
@@ -27,28 +31,68 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_counts, "FOLD_EVERY", 4)
 
 
-def changed(memory: VisualMemory, random: np.random.Generator, name: str) -> None:
-    """One change of a memory, drawn at random."""
-    ids = memory.live().live_ids()
-    some = [int(i) for i in random.choice(ids, min(len(ids), int(random.integers(1, 9))), replace=False)]
-    match int(random.integers(0, 8)):
+def changed(memory: VisualMemory, random: np.random.Generator, name: str, file: Path) -> None:
+    """One change of a memory, drawn at random. `file` may be written for it."""
+    if random.random() < 0.4:
+        changed_by_name(memory, random, name, file)
+        return
+    live = memory.live()
+    some = some_ids(live, random)
+    match int(random.integers(0, 9)):
         case 0:
             rows = int(random.integers(1, 40))
             names = [str(random.choice(["cat", "dog", "eel"])) for _ in range(rows)]
-            add_vectors(memory.log, unit(random.normal(size=(rows, 8))), names, dataset=name, name=name)
+            vectors_ND = unit(random.normal(size=(rows, live.dimension)))
+            add_vectors(memory.log, vectors_ND, names, dataset=name, name=name)
         case 1 | 2:
-            vectors_ND = unit(random.normal(size=(5, 8)))
+            vectors_ND = unit(random.normal(size=(5, live.dimension)))
             for row in range(5):
                 add_given(memory.log, vectors_ND[row : row + 1], name=f"{name} {row % 2}")
-        case 3 | 4:
+        case 3:
             memory.forget(ids=some)
-        case 5:
+        case 4 | 5:
             memory.relabel(ids=some, label=str(random.choice(["cat", "new", name])))
         case 6:
             memory.relabel(ids=some, label=name, label_set="view")
             memory.relabel(label_set="view", map={"cat": "pet", "dog": "pet"})
         case 7:
-            memory.compact() if random.random() < 0.5 else memory.index(IndexOptions(key="Flat", target_recall=0.1))
+            memory.compact() if random.random() < 0.5 else grow_index(memory)
+        case 8:
+            memory.rollback(int(random.choice(memory.log.retained()[-5:-1])))
+
+
+def grow_index(memory: VisualMemory) -> None:
+    index = memory.state().index
+    memory.index(IndexOptions(key=index.key if index else "Flat", target_recall=0.1))
+
+
+def changed_by_name(memory: VisualMemory, random: np.random.Generator, name: str, file: Path) -> None:
+    """One change of the entries that have some uris, a label or a dataset."""
+    live = memory.live()
+    ids_N = np.array(some_ids(live, random))
+    uris = [*dict.fromkeys(EntryLookup(memory.log.storage, memory.state()).fields(ids_N, ["uri"])["uri"].to_pylist())]
+    match int(random.integers(0, 4)):
+        case 0:
+            file.write_text("uri,label\n" + "".join(f"{uri},{name}\n" for uri in uris))
+            assert memory.relabel(file=file).relabelled == sum(len(live.matching(uri=uri)) for uri in uris)
+        case 1:
+            gone = np.concatenate([live.matching(uri=uri) for uri in uris[:2]])
+            assert memory.forget(uris=uris[:2]).forgotten == len(gone)
+        case 2:
+            label = str(random.choice([label for label in live.labels if len(live.matching(label=label))]))
+            gone = live.matching(label=label)
+            if len(gone) < len(live) / 2:
+                assert memory.forget(labels=[label]).forgotten == len(gone)
+        case 3:
+            dataset = str(random.choice([*live.dataset_counts()]))
+            gone = live.matching(dataset=dataset)
+            if len(gone) < len(live) / 2:
+                assert memory.forget(datasets=[dataset]).forgotten == len(gone)
+
+
+def some_ids(live: LiveEntries, random: np.random.Generator) -> list[int]:
+    ids_N = live.live_ids()
+    return random.choice(ids_N, min(len(ids_N), int(random.integers(1, 9))), replace=False).tolist()
 
 
 def check(memory: VisualMemory) -> None:
@@ -85,11 +129,11 @@ def _chunks(column: pa.Array | pa.ChunkedArray) -> list[pa.Array]:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_it_finds_what_an_opened_memory_finds(make_memory: MakeMemory, seed: int) -> None:
+def test_it_finds_what_an_opened_memory_finds(make_memory: MakeMemory, seed: int, tmp_path: Path) -> None:
     random = np.random.default_rng(seed)
     memory = make_memory(unit(random.normal(size=(60, 8))), ["cat", "dog", "eel"] * 20)
     for turn in range(FOLD_EVERY // 3):
-        changed(memory, random, f"turn {turn}")
+        changed(memory, random, f"turn {turn}", tmp_path / "named.csv")
         if turn % 4 == 0:
             check(memory)
     check(memory)
@@ -100,8 +144,22 @@ def test_it_finds_what_an_opened_memory_finds(make_memory: MakeMemory, seed: int
     assert memory.forget(ids=erased, erase=True, verify=True).receipt.proven
     check(memory)
     assert memory.verify().sound
-    changed(memory, random, "after")
+    for turn in range(6):  # the counts after an erasure, which older versions have no longer
+        changed(memory, random, f"after {turn}", tmp_path / "named.csv")
+        check(memory)
+    assert memory.verify().sound
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_it_finds_what_is_in_a_memory_of_the_release_before(tmp_path: Path, seed: int) -> None:
+    memory = VisualMemory(shutil.copytree(Path(__file__).parents[1] / "old_release/memory", tmp_path / "memory"))
     check(memory)
+    assert memory.state().counts is None
+    random = np.random.default_rng(seed)
+    for turn in range(12):
+        changed(memory, random, f"turn {turn}", tmp_path / "named.csv")
+        check(memory)
+    assert memory.verify().sound
 
 
 def test_a_copy_is_found_by_its_bytes(make_memory: MakeMemory) -> None:
@@ -141,3 +199,18 @@ def test_a_memory_of_an_older_release_is_counted_at_the_next_add(tmp_path: Path,
     add_vectors(memory.log, unit(np.random.default_rng(1).normal(size=(3, 8))), ["dog"] * 3, name="b")
     assert memory.state().counts is not None
     check(memory)
+
+
+def test_a_label_is_looked_for_where_it_can_be(make_memory: MakeMemory) -> None:
+    """Of files whose entries have other labels the footer is read, and of other datasets nothing."""
+    vectors_ND = unit(np.random.default_rng(0).normal(size=(30_000, 8)))
+    memory = make_memory(vectors_ND, [f"class {row // 300:03d}" for row in range(30_000)])
+    add_vectors(memory.log, vectors_ND[:5_000], ["other"] * 5_000, dataset="b", name="b")
+    asked = counted(memory)
+    assert memory.plan_forget(labels=["other"]).labels == {"other": 5_000}
+    others = [file.path for file in memory.state().entries_files() if file.first_id >> SEGMENT_SHIFT == 1]
+    assert not {*others} & {*asked.fetched}
+    assert memory.plan_forget(datasets=["b"]).forgotten == 5_000
+    assert not {*others} & {*asked.fetched}
+    held = EntryLookup(memory.log.storage, memory.state()).matching(label="class 041")
+    assert len(held) == 300

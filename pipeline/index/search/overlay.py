@@ -4,6 +4,7 @@ An overlay grows from the overlay of an earlier version. Only files that are new
 relabelled in between is known by id, so that blocks without such an id stay as they are.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -37,10 +38,14 @@ class OwnLayers:
         """The layers of all these rows. The first `num_rows` of them are known."""
         if rows.num_rows == self.num_rows:
             return self
-        layers = [*self.layers, newest_labels(rows.slice(self.num_rows), label_set)]
+        return self.under(newest_labels(rows.slice(self.num_rows), label_set), rows.num_rows)
+
+    def under(self, labels: OwnLabels, num_rows: int) -> "OwnLayers":
+        """The layers with one more, which come from `num_rows` rows together."""
+        layers = [*self.layers, labels]
         while len(layers) > 1 and 2 * len(layers[-1].ids_N) >= len(layers[-2].ids_N):
             layers[-2:] = [_merged(layers[-2:])]
-        return OwnLayers(tuple(layer for layer in layers if len(layer.ids_N)), rows.num_rows)
+        return OwnLayers(tuple(layer for layer in layers if len(layer.ids_N)), num_rows)
 
     def of(self, first: int, last: int) -> OwnLabels:
         """The labels of the entries with ids from `first` to `last`."""
@@ -77,21 +82,22 @@ class Overlay:
         """
         forgotten, changed = self.forgotten, _NONE
         if state.tombstones != self.tombstones:
-            added = _added(self.tombstones, state.tombstones)
-            if added is not None:
-                read = read_tombstones(storage, added)
-                changed = read[~is_in(read, forgotten)]
-                forgotten = np.insert(forgotten, np.searchsorted(forgotten, changed), changed)
-            else:
+            read = read_tombstones(storage, [file for file in state.tombstones if file not in self.tombstones])
+            changed = read[~is_in(read, forgotten)]
+            forgotten = np.insert(forgotten, np.searchsorted(forgotten, changed), changed)
+            if len(forgotten) != sum(file.rows for file in state.tombstones):  # no id is in two files: some came back
                 forgotten = read_tombstones(storage, state.tombstones)
                 changed = np.setxor1d(self.forgotten, forgotten, assume_unique=True)
         own_labels, layers = self.own_labels, dict(self._layers)
         if state.labels != self.labels:
-            added = _added(self.labels, state.labels)
-            if added is not None:
-                own_labels = pa.concat_tables([own_labels, read_label_rows(storage, added)])
+            num_common, num_rows = _common(self.labels, state.labels)
+            read = read_label_rows(storage, state.labels[num_common:])
+            own_labels = pa.concat_tables([self.own_labels.slice(0, num_rows), read])
+            if _repeats(read, self.own_labels.slice(num_rows)):
+                known = {name: of.grown(self.own_labels, name) for name, of in layers.items()}
+                layers = {n: of.under(newest_labels(read, n), own_labels.num_rows) for n, of in known.items()}
             else:
-                own_labels, layers = read_label_rows(storage, state.labels), {}
+                layers = {}
         return Overlay(state.tombstones, state.labels, forgotten, changed, own_labels, layers)
 
     def own(self, label_set: str | None) -> OwnLayers:
@@ -103,14 +109,27 @@ class Overlay:
         """The ids of the entries whose own label may differ from that of another overlay, int64 [N] ascending."""
         if self.labels == before.labels:
             return _NONE
-        if _added(before.labels, self.labels) is not None:
-            return newest_labels(self.own_labels.slice(before.own_labels.num_rows), label_set).ids_N
+        _, num_rows = _common(before.labels, self.labels)
+        rows = self.own_labels.slice(num_rows)
+        if _repeats(rows, before.own_labels.slice(num_rows)):
+            return newest_labels(rows, label_set).ids_N
         return _different(before.own(label_set).flat(), self.own(label_set).flat())
 
 
-def _added(before: tuple[FileRef, ...], now: tuple[FileRef, ...]) -> tuple[FileRef, ...] | None:
-    """The files that follow those of before; None if not all of those are left."""
-    return now[len(before) :] if now[: len(before)] == before else None
+def _common(before: Sequence[FileRef], now: Sequence[FileRef]) -> tuple[int, int]:
+    """How many of the first files are the same, and how many rows they have."""
+    same = list(itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False)))
+    return len(same), sum(file.rows for file, _ in same)
+
+
+def _repeats(rows: pa.Table, dropped: pa.Table) -> bool:
+    """Whether each id and label set of rows that were dropped is in other rows too, which take their place.
+
+    So it is with a file that replaces the last files of labels. It is not so after a rollback, or an erasure.
+    """
+    sets = dropped.column("label_set").unique().to_pylist() if dropped.num_rows else []
+    of_set = [tuple(newest_labels(table, name).ids_N for table in (dropped, rows)) for name in sets]
+    return all(is_in(before_N, now_N).all() for before_N, now_N in of_set)
 
 
 def _merged(layers: Sequence[OwnLabels]) -> OwnLabels:

@@ -183,11 +183,15 @@ class HealthAnswer(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Why there is no answer, in a sentence, and the field of the request that it is about."""
+    """Why there is no answer, in a sentence, and the field of the request that it is about.
+
+    `reason` is only in a conflict with another writer: how it came first, as in `CommitConflict`.
+    """
 
     detail: str
     field: str | None = None
     request_id: str | None = None
+    reason: str | None = None
 
 
 REFUSALS = {
@@ -242,6 +246,7 @@ def refusal(
     field: str | None = None,
     retry_seconds: float = 1.0,
     headers: Mapping[str, str] | None = None,
+    reason: str | None = None,
 ) -> Response:
     """A refusal as a response, with the headers of its status."""
     service.meter.refused(status)
@@ -250,4 +255,5 @@ def refusal(
         said["Retry-After"] = str(max(round(retry_seconds), 1))
     if status == 401:
         said["WWW-Authenticate"] = "Bearer"
-    return json_answer({"detail": detail, "field": field, "request_id": request_id()}, status, said)
+    document = {"detail": detail, "field": field, "request_id": request_id()}
+    return json_answer(document | ({"reason": reason} if reason else {}), status, said)

@@ -170,7 +170,8 @@ def _add_refusals(app: FastAPI, service: Service, token: str | None) -> None:
             if kind in _OF_THE_SERVER:
                 logger.warning("request %s: %s", request_id(), error)
                 said = f"{_OF_THE_SERVER[kind]}: the log of the server says why, under the request's id"
-        return refusal(service, status, said, error.field, retry)
+        reason = error.reason if isinstance(error, CommitConflict) else None
+        return refusal(service, status, said, error.field, retry, reason=reason)
 
     @app.exception_handler(RequestValidationError)
     async def wrong(_: Request, error: RequestValidationError) -> Response:

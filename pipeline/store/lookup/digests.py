@@ -5,18 +5,18 @@ their digests are equal by chance once in 2 ** 64 times. In a set of a billion d
 found by chance once in 2 ** 34 times.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DamagedFile
 from pipeline.store.log.state import State
-from pipeline.store.storage.file_refs import RowsFile
+from pipeline.store.storage.file_ranges import FileRanges
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.digest_files import digests_in
 from pipeline.store.tables.ids import in_common, is_in
-from pipeline.store.tables.parquet_columns import read_columns, read_columns_of
+from pipeline.store.tables.parquet_columns import read_columns_of
 from pipeline.store.tables.tombstones import read_tombstones
 
 
@@ -24,14 +24,13 @@ class Digests:
     """The digests of the entries of a version, forgotten entries included.
 
     A file is read when one of its entries is first requested: 64 hexadecimal characters and an id for each row, of
-    which 16 bytes for each row stay in memory. So a request for a few entries reads only the files that hold them.
+    which 16 bytes for each row stay in memory. So a request for a few entries reads only the files that hold them,
+    several at once.
     """
 
     def __init__(self, storage: Storage, state: State) -> None:
         self._storage = storage
-        self._files = state.entries_files()
-        self._first_N = np.array([file.first_id for file in self._files], np.int64)
-        self._last_N = np.array([file.last_id for file in self._files], np.int64)
+        self._files = FileRanges(state.entries_files())
         self._read: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         ids = np.array([single.id for single in state.pending], np.int64)
         order = np.argsort(ids)
@@ -44,27 +43,19 @@ class Digests:
         found = np.zeros(len(wanted), np.uint64)
         known = np.zeros(len(wanted), bool)
         self._look_up(wanted, self._pending, found, known)
-        for file in self._holding(wanted[~known]):
-            self._look_up(wanted, self._rows_of(file), found, known)
+        holding = [file for file, _ in self._files.holding(wanted[~known])]
+        unread = [file for file in holding if file.path not in self._read]
+        for file, table in zip(unread, read_columns_of(self._storage, unread, ["id", "sha256"]), strict=True):
+            ids_N = table["id"].to_numpy()
+            order = np.argsort(ids_N)
+            self._read[file.path] = ids_N[order], digests_in(table["sha256"])[order]
+        for file in holding:
+            self._look_up(wanted, self._read[file.path], found, known)
         if not known.all():
             raise DamagedFile(
                 f"entry {wanted[~known][0]} of the memory at {self._storage.uri} is in no file: run `verify`"
             )
         return found[places].reshape(np.shape(ids))
-
-    def _holding(self, ids: np.ndarray) -> Sequence[RowsFile]:
-        """The files that may hold some of these ids (ascending)."""
-        start_N = np.searchsorted(ids, self._first_N, side="left")
-        stop_N = np.searchsorted(ids, self._last_N, side="right")
-        return [self._files[number] for number in np.flatnonzero(start_N < stop_N)]
-
-    def _rows_of(self, file: RowsFile) -> tuple[np.ndarray, np.ndarray]:
-        if file.path not in self._read:
-            table = read_columns(self._storage, file, ["id", "sha256"])
-            ids_N = table["id"].to_numpy()
-            order = np.argsort(ids_N)
-            self._read[file.path] = ids_N[order], digests_in(table["sha256"])[order]
-        return self._read[file.path]
 
     @staticmethod
     def _look_up(wanted: np.ndarray, rows: tuple[np.ndarray, np.ndarray], found: np.ndarray, known: np.ndarray) -> None:

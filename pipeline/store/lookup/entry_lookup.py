@@ -1,7 +1,8 @@
 """Finds the live entries of a version by id, uri, label or dataset, in the files that hold them. Opens no index.
 
 A question about ids reads the row groups that may hold them: from an object store a footer, and the named columns of
-one row group for each file. A question about names reads one or two columns of all entries files.
+one row group for each file, several files at once. A question about a label or a dataset reads a footer, and where it
+may be one column, of the files whose segments can have it.
 """
 
 import itertools
@@ -15,13 +16,14 @@ import pyarrow.compute as pc
 from pipeline.errors import DamagedFile
 from pipeline.store.log.label_counts import by_dataset, by_label, count_singles
 from pipeline.store.log.state import State
+from pipeline.store.storage.file_ranges import FileRanges
 from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.counts import added, counted, read_counts
 from pipeline.store.tables.digest_files import DigestOf, digests_in, digests_of_uris, ids_with
 from pipeline.store.tables.ids import SEGMENT_SHIFT, is_in
 from pipeline.store.tables.labels import newest_labels, own_labels_of, read_label_map, read_label_rows
-from pipeline.store.tables.parquet_columns import read_columns_of, read_rows
+from pipeline.store.tables.parquet_columns import ids_where_of, read_columns_of, read_rows_of
 from pipeline.store.tables.tombstones import Tombstones
 
 ADDED_AT_ONCE = 256  # files: the sums so far are added to once for so many
@@ -36,9 +38,7 @@ class EntryLookup:
     def __init__(self, storage: Storage, state: State) -> None:
         self._storage = storage
         self._state = state
-        self._files = state.entries_files()
-        self._first_F = np.array([file.first_id for file in self._files], np.int64)
-        self._last_F = np.array([file.last_id for file in self._files], np.int64)
+        self._files = FileRanges(state.entries_files())
         self._pending = {single.id: single for single in state.pending}
         self._tombstones = Tombstones(storage, state.tombstones)
 
@@ -55,13 +55,10 @@ class EntryLookup:
         """Which of some ids (int64 [N]) are live entries, bool [N]."""
         known_N = np.isin(ids_N, [*self._pending])
         asked_N = ids_N[~known_N]
-        there = [_NONE]
-        for number, held_N in self._held_by(asked_N):
-            file = self._files[number]
-            if file.rows == file.last_id - file.first_id + 1:  # no id is missing in between
-                there.append(held_N)
-            else:
-                there.append(read_rows(self._storage, file, held_N, ["id"]).column("id").to_numpy())
+        held = self._held_by(asked_N)
+        there = [_NONE, *(held_N for file, held_N in held if file.has_every_id)]
+        with_holes = [(file, held_N, ["id"]) for file, held_N in held if not file.has_every_id]
+        there += [table["id"].to_numpy() for table in read_rows_of(self._storage, with_holes)]
         known_N |= np.isin(ids_N, np.concatenate(there))
         if known_N.any():
             known_N[known_N] = ~self._tombstones.contains(ids_N[known_N])
@@ -86,12 +83,18 @@ class EntryLookup:
         schema = pa.schema([(name, _TYPES.get(name, pa.string())) for name in names])
         yield pa.table({name: [getattr(single, name) for single in singles] for name in names}, schema=schema)
         in_files_N = ids_N[~np.isin(ids_N, [*self._pending])] if self._pending else ids_N
-        for number, held_N in self._held_by(in_files_N):
-            yield read_rows(self._storage, self._files[number], held_N, names).cast(schema)
+        asked = [(file, held_N, names) for file, held_N in self._held_by(in_files_N)]
+        yield from (table.cast(schema) for table in read_rows_of(self._storage, asked))
 
     def labels(self, ids_N: np.ndarray) -> pa.Array:
         """The labels that some entries have now (null: none), in the order of `ids_N` (int64 [N])."""
-        return self._relabelled(ids_N, self.fields(ids_N, ["label"])["label"])
+        return self.named(ids_N)["label"].combine_chunks()
+
+    def named(self, ids_N: np.ndarray) -> pa.Table:
+        """The datasets of some entries and the labels that they have now, in the order of `ids_N` (int64 [N])."""
+        stored = self.fields(ids_N, ["dataset", "label"])
+        labels = self._relabelled(ids_N, stored["label"])
+        return pa.table({"dataset": stored["dataset"], "label": labels})
 
     def own_labels(self, ids_N: np.ndarray, label_set: str) -> Mapping[int, str | None]:
         """The labels in a label set that some entries have of their own, without its map, by id."""
@@ -115,13 +118,47 @@ class EntryLookup:
         """Ids of the live entries with this uri, label or dataset (one of them), int64 [N] ascending."""
         if uri is not None:
             return np.sort(self.with_uris([uri])[1])
-        name, wanted = ("label", label) if label is not None else ("dataset", dataset)
-        found = [_NONE]
-        for table in self._scanned([name], self._files):
-            ids_N = table["id"].to_numpy()
-            column = self._relabelled(ids_N, table["label"]) if name == "label" else table[name]
-            found.append(ids_N[pc.fill_null(pc.equal(column, wanted), False).to_numpy(zero_copy_only=False)])
-        return np.sort(np.concatenate(found))
+        if label is not None:
+            return self._labelled(label)
+        return self._stored("dataset", str(dataset), {str(dataset)})
+
+    def _labelled(self, label: str) -> np.ndarray:
+        """Ids of the live entries that have a label now, int64 [N] ascending.
+
+        Reads the column of stored labels of the files whose datasets have such entries by the counts, if these are
+        known, and only row groups that may hold the label; and the rows of the overlay with it.
+        """
+        files = self._state.known_counts
+        counts = self.counts() if files is not None else None
+        datasets = None if counts is None else {*by_dataset(counts.filter(pc.equal(counts["label"], label)))}
+        stored_N = self._stored("label", label, datasets)
+        own_N = own_labels_of(self._storage, self._state.labels, stored_N, None).ids_N
+        overlay = [(file, [label], ["id", "label"]) for file in self._state.labels if file.rows]
+        given = [rows["id"].to_numpy() for rows in read_rows_of(self._storage, overlay, key="label")]
+        given_N = np.unique(np.concatenate([_NONE, *given]))
+        now = own_labels_of(self._storage, self._state.labels, given_N, None)
+        given_N = now.ids_N[pc.fill_null(pc.equal(now.labels, label), False).to_numpy(zero_copy_only=False)]
+        return np.union1d(stored_N[~is_in(stored_N, own_N)], given_N[self.contains(given_N)])
+
+    def _stored(self, column: str, value: str, datasets: set[str] | None) -> np.ndarray:
+        """Ids of the live entries with a stored value, int64 [N] ascending; only those in some datasets (None: all).
+
+        All entries of a segment have one dataset, but for single adds: files of segments with other datasets are not
+        read, and neither are files of which every entry has the dataset that is asked for.
+        """
+        segments = self._state.segments
+        near = [s.number for s in segments if datasets is None or not s.dataset or s.dataset in datasets]
+        mixed = {file.path for file in self._files_of([s.number for s in segments if s.dataset != value])}
+        whole, asked = list[RowsFile](), list[RowsFile]()
+        for file in self._files_of(near):
+            is_whole = column == "dataset" and file.has_every_id and file.path not in mixed
+            (whole if is_whole else asked).append(file)
+        found = [_NONE, *(np.arange(file.first_id, file.last_id + 1) for file in whole)]
+        found += ids_where_of(self._storage, asked, column, value)
+        found.append(np.array([i for i, single in self._pending.items() if getattr(single, column) == value], np.int64))
+        ids_N = np.unique(np.concatenate(found))
+        live_N: np.ndarray = ids_N[~self._tombstones.contains(ids_N)]
+        return live_N
 
     def with_uris(self, uris: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The live entries with any of these uris: positions in `uris` and ids, int64 [N] each, in no order.
@@ -141,7 +178,12 @@ class EntryLookup:
         ids_N = ids_with(self._storage, (file for files in files_of.values() for file in files), digests_N)
         ids_N = ids_N[self.contains(ids_N)]
         scanned = [number for number, files in files_of.items() if not files]
-        tables = itertools.chain([self.fields(ids_N, [of])], self._scanned([of], self._files_of(scanned)))
+        files = self._files_of(scanned)
+        tables = itertools.chain(
+            [self.fields(ids_N, [of])],
+            self._live_of(files, read_rows_of(self._storage, [(file, names, ["id", of]) for file in files], key=of)),
+            self._live_pending(["id", of]),
+        )
         positions, ids = [_NONE], [_NONE]
         for number, table in enumerate(tables):
             at = pc.index_in(table[of], value_set=wanted)
@@ -155,9 +197,9 @@ class EntryLookup:
     def _files_of(self, segments: Sequence[int]) -> list[RowsFile]:
         """The files that may hold entries of these segments."""
         numbers = np.array(sorted(segments), np.int64)
-        first_F, last_F = self._first_F >> SEGMENT_SHIFT, self._last_F >> SEGMENT_SHIFT
+        first_F, last_F = self._files.first_F >> SEGMENT_SHIFT, self._files.last_F >> SEGMENT_SHIFT
         held_F = np.searchsorted(numbers, first_F) < np.searchsorted(numbers, last_F, side="right")
-        return [self._files[number] for number in np.flatnonzero(held_F).tolist()]
+        return [self._files.files[at] for at in np.flatnonzero(held_F).tolist()]
 
     def known_labels(self) -> list[str]:
         """The labels that live entries have, ascending."""
@@ -177,7 +219,7 @@ class EntryLookup:
         files = self._state.known_counts
         if files is not None:
             return added([read_counts(self._storage, files), count_singles(self._state.pending)])
-        return self._counted(self._scanned(["label", "dataset"], self._files))
+        return self._counted(self._scanned(["label", "dataset"]))
 
     def num_labels(self, label_set: str | None = None) -> int:
         """The number of labels that live entries have in a label set (None: as stored), which the version has.
@@ -222,19 +264,22 @@ class EntryLookup:
         files = [known.map for known in self._state.label_sets if known.name == label_set]
         return read_label_map(self._storage, files[0]) if files and files[0] is not None else {}
 
-    def _held_by(self, ids_N: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """The files that may hold some of the ids: the position of each, and those ids, ascending."""
+    def _held_by(self, ids_N: np.ndarray) -> list[tuple[RowsFile, np.ndarray]]:
+        """The files that may hold some of the ids, each with those ids, ascending."""
         sorted_N = np.unique(ids_N)
-        start_F = np.searchsorted(sorted_N, self._first_F)
-        stop_F = np.searchsorted(sorted_N, self._last_F, side="right")
-        for number in np.flatnonzero(start_F < stop_F).tolist():
-            yield number, sorted_N[start_F[number] : stop_F[number]]
+        return [(file, sorted_N[here]) for file, here in self._files.holding(sorted_N)]
 
-    def _scanned(self, columns: Sequence[str], files: Sequence[RowsFile]) -> Iterator[pa.Table]:
-        """The columns `id` and `columns` of the live entries in some files, then of pending single adds."""
-        names = ["id", *columns]
-        for file, table in zip(files, read_columns_of(self._storage, files, names), strict=True):
+    def _scanned(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """The columns `id` and `columns` of all live entries, file by file."""
+        names, files = ["id", *columns], self._files.files
+        yield from self._live_of(files, read_columns_of(self._storage, files, names))
+        yield from self._live_pending(names)
+
+    def _live_of(self, files: Sequence[RowsFile], tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+        for file, table in zip(files, tables, strict=True):
             yield self._live(table, self._tombstones.between(file.first_id, file.last_id))
+
+    def _live_pending(self, names: Sequence[str]) -> Iterator[pa.Table]:
         if self._pending:
             singles = self._pending.values()
             table = pa.table({name: pa.array([getattr(single, name) for single in singles]) for name in names})

@@ -8,11 +8,11 @@ import pyarrow.compute as pc
 
 from pipeline.errors import UnknownName
 from pipeline.store.log.state import State
+from pipeline.store.storage.file_ranges import FileRanges
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.ids import split_id
 from pipeline.store.tables.kept_columns import as_type
-from pipeline.store.tables.parquet_columns import files_with, read_rows, read_rows_of
-from pipeline.store.tables.schemas import read_table
+from pipeline.store.tables.parquet_columns import files_with, read_columns_of, read_rows, read_rows_of
 
 KeptValue = bool | int | float | str | None
 
@@ -65,19 +65,22 @@ def read_kept_columns(
 ) -> dict[str, pa.ChunkedArray]:
     """Kept columns of some entries (ids int64 [N] ascending) in their order, null if an entry lacks the column.
 
-    The columns have the types of `State.kept`. Raises DamagedFile.
+    Reads the ids and these columns of the files that hold the entries, several files at once from an object store. The
+    columns have the types of `State.kept`. Raises DamagedFile.
     """
     kinds = {column.name: column.kind for column in state.kept}
     keeping = {segment.number for segment in state.segments if {c.name for c in segment.kept} & {*names}}
-    read = []
-    for file in state.entries_files():
-        start, stop = np.searchsorted(ids_N, [file.first_id, file.last_id + 1])
+    files = []
+    for file, _ in FileRanges(state.entries_files()).holding(ids_N):
         numbers = range(split_id(file.first_id)[0], split_id(file.last_id)[0] + 1)
-        if start < stop and any(number in keeping for number in numbers):
-            table = read_table(storage, file, ["id", *names])
-            read.append(pa.table({"id": table["id"], **{name: _in(table, name, kinds[name]) for name in names}}))
-    if not read:
+        if any(number in keeping for number in numbers):
+            files.append(file)
+    if not files:
         return {name: pa.chunked_array([pa.nulls(len(ids_N), kinds[name])]) for name in names}
+    read = [
+        pa.table({"id": table["id"], **{name: _in(table, name, kinds[name]) for name in names}})
+        for table in read_columns_of(storage, files, ["id", *names])
+    ]
     table = pa.concat_tables(read)
     rows = pc.index_in(pa.array(ids_N), value_set=table["id"])
     return {name: table[name].take(rows) for name in names}

@@ -1,4 +1,4 @@
-"""Finds files by their ranges of ids, by bisection."""
+"""Finds files by their ranges of ids, by bisection. All look-ups by id use it."""
 
 from collections.abc import Iterable
 from typing import Generic, TypeVar

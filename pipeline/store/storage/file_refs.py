@@ -60,6 +60,11 @@ class RowsFile(FileRef):
     first_id: EntryId
     last_id: EntryId
 
+    @property
+    def has_every_id(self) -> bool:
+        """Whether no id is missing between the first and the last: rejected images leave holes."""
+        return self.rows == self.last_id - self.first_id + 1
+
 
 class DigestsFile(FileRef):
     """A Parquet file of digests and ids, ordered by digest, all digests within [first, last]."""

@@ -3,9 +3,8 @@
 Embeddings are nine tenths of an entries file.
 """
 
-import bisect
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -15,19 +14,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, reading
+from pipeline.store.storage.file_ranges import FileRanges
+from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path
 from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.parquet_ranges import footer_of, stream_of
-from pipeline.store.tables.schemas import check_rows
+from pipeline.store.tables.parquet_ranges import footer_of, may_hold, open_parquet
 
 READERS = 8  # files of an object store read in parallel: most of the time is waiting
 WHOLE_BYTES = 1 << 20  # a file up to this size is faster in one request than its footer and columns in four
 WHOLE_FOR_ROWS = 128 << 10  # the same for a few rows, of which a row group is fetched
 FILES_AHEAD = 64  # files read ahead of the caller
 Overlay = TypeVar("Overlay", bound=FileRef)
+Rows = TypeVar("Rows", bound=RowsFile)
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 READ_WHOLE = 65_536  # rows of an overlay file; a larger one is read by row group where few ids are asked for
 MAX_ID = (1 << 63) - 1
+
+_NONE = np.empty(0, np.int64)
 
 
 def read_columns(storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.Table:
@@ -41,41 +45,54 @@ def read_columns(storage: Storage, file: FileRef, columns: Sequence[str]) -> pa.
 
 
 def read_rows(
-    storage: Storage, file: FileRef, ids: Sequence[int] | np.ndarray, columns: Sequence[str], *, key: str = "id"
+    storage: Storage, file: FileRef, keys: Sequence[int | str] | np.ndarray, columns: Sequence[str], *, key: str = "id"
 ) -> pa.Table:
-    """The rows of some ids, in the order of the file; ids that the file does not have are left out.
+    """The rows with some ids, or with some values of another column `key`, in the order of the file.
 
-    Only row groups that may hold one of the ids are read: from an object store the footer and the columns of these
-    groups, each in one request. `columns` must include the column `key`, which `ids` are compared with. Raises
-    DamagedFile.
+    Only row groups that may hold one of them are read: from an object store the footer and the columns of these
+    groups, each in one request. `columns` must include `key`. Raises DamagedFile.
     """
-    wanted_N = np.unique(np.asarray(ids) if len(ids) else np.empty(0, np.int64))
+    wanted_N = np.unique(keys) if isinstance(keys, np.ndarray) else np.array(sorted({*keys}), object)
     with _opened(storage, file, WHOLE_FOR_ROWS) as parquet:
-        groups = [g for g in range(parquet.num_row_groups) if _may_hold(parquet, g, key, wanted_N)]
+        groups = [g for g in range(parquet.num_row_groups) if may_hold(parquet, g, key, wanted_N)]
         table = _validated(parquet.read_row_groups(groups, columns=list(columns)))
     return table.filter(pc.is_in(table.column(key), pa.array(wanted_N, table.schema.field(key).type)))
 
 
-def read_rows_of(storage: Storage, asked: Sequence[tuple[FileRef, Sequence[int], Sequence[str]]]) -> list[pa.Table]:
-    """`read_rows` of several files, each with its ids and columns, in order. Those of an object store are read at once.
+def read_rows_of(
+    storage: Storage,
+    asked: Sequence[tuple[FileRef, Sequence[int | str] | np.ndarray, Sequence[str]]],
+    *,
+    key: str = "id",
+) -> Iterator[pa.Table]:
+    """`read_rows` of several files, each with its keys and columns, in order. Several are read at once from a bucket.
 
     Raises what `read_rows` raises.
     """
-    if "://" not in storage.uri or len(asked) < 2:
-        return [read_rows(storage, *one) for one in asked]
-    with ThreadPoolExecutor(READERS) as pool:
-        return list(pool.map(lambda one: read_rows(storage, *one), asked))
+    return _at_once(storage, lambda one: read_rows(storage, *one, key=key), asked)
 
 
-def files_with(files: Sequence[RowsFile], ids: Sequence[int]) -> list[tuple[RowsFile, list[int]]]:
+def ids_where(storage: Storage, file: RowsFile, column: str, value: str) -> np.ndarray:
+    """The ids of the rows of a file with a value in a column, int64 [N] ascending. Raises DamagedFile.
+
+    Reads the footer, and the column in the row groups that may hold the value. The ids are read with it only if some
+    are missing between the first and the last.
+    """
+    names = [column] if file.has_every_id else ["id", column]
+    with _opened(storage, file, WHOLE_FOR_ROWS) as parquet:
+        stops = np.cumsum([parquet.metadata.row_group(g).num_rows for g in range(parquet.num_row_groups)]).tolist()
+        groups = [g for g in range(parquet.num_row_groups) if may_hold(parquet, g, column, [value])]
+        table = _validated(parquet.read_row_groups(groups, columns=names))
+    rows_N = np.concatenate([_NONE, *(np.arange(stops[g - 1] if g else 0, stops[g]) for g in groups)])
+    ids_N: np.ndarray = file.first_id + rows_N if file.has_every_id else table["id"].to_numpy()
+    held_N: np.ndarray = ids_N[pc.fill_null(pc.equal(table[column], value), False).to_numpy()]
+    return held_N
+
+
+def files_with(files: Iterable[Rows], ids: Sequence[int]) -> list[tuple[Rows, list[int]]]:
     """The files that may hold some ids, each with those of the ids, ascending."""
-    wanted = sorted(ids)
-    held = []
-    for file in files:
-        start, stop = bisect.bisect_left(wanted, file.first_id), bisect.bisect_right(wanted, file.last_id)
-        if start < stop:
-            held.append((file, wanted[start:stop]))
-    return held
+    wanted_N = np.unique(np.array(ids, np.int64))
+    return [(file, wanted_N[here].tolist()) for file, here in FileRanges(files).holding(wanted_N)]
 
 
 def read_id_range(storage: Storage, file: FileRef, first: int, last: int) -> np.ndarray:
@@ -93,24 +110,12 @@ def _opened(storage: Storage, file: FileRef, whole_bytes: int | None = None) -> 
 
     It is small up to `whole_bytes` (None: WHOLE_BYTES).
     """
+    source: Path | pa.NativeFile | None = None
     if "://" not in storage.uri:
-        opened = _parquet(storage, file, check_path(storage, file), None)
+        source = check_path(storage, file)
     elif file.num_bytes <= (WHOLE_BYTES if whole_bytes is None else whole_bytes):
-        opened = _parquet(storage, file, pa.BufferReader(storage.read(file.path)), None)
-    else:
-        opened = _parquet(storage, file, stream_of(storage, file), footer_of(storage, file))
-    with opened as parquet:
-        yield parquet
-
-
-@contextlib.contextmanager
-def _parquet(
-    storage: Storage, file: FileRef, source: Path | pa.NativeFile, footer: pq.FileMetaData | None
-) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of a memory. Errors over its contents, while it is open, become DamagedFile."""
-    options = {"metadata": footer, "page_checksum_verification": True, "pre_buffer": not isinstance(source, Path)}
-    with reading(storage.uri, file.path), pq.ParquetFile(source, **options) as parquet:
-        check_rows(parquet, file)
+        source = pa.BufferReader(storage.read(file.path))
+    with open_parquet(storage, file, source) as parquet:
         yield parquet
 
 
@@ -119,22 +124,9 @@ def _validated(table: pa.Table) -> pa.Table:
     return table
 
 
-def _may_hold(parquet: pq.ParquetFile, group: int, key: str, wanted_N: np.ndarray) -> bool:
-    """Whether a row group may hold one of the values of `key` (ascending), by its statistics."""
-    first, last = _range_of(parquet, group, key)
-    at = np.searchsorted(wanted_N, first)
-    return bool(at < len(wanted_N) and wanted_N[at] <= last)
-
-
 def _overlaps(parquet: pq.ParquetFile, group: int, first: int, last: int) -> bool:
-    begin, end = _range_of(parquet, group, "id")
-    return begin <= last and end >= first
-
-
-def _range_of(parquet: pq.ParquetFile, group: int, key: str) -> tuple[int, int]:
-    """The lowest and the highest value of a column of a row group; all ids if it has no statistics."""
-    of_key = parquet.metadata.row_group(group).column(parquet.schema_arrow.get_field_index(key)).statistics
-    return (of_key.min, of_key.max) if of_key is not None and of_key.has_min_max else (0, MAX_ID)
+    known = parquet.metadata.row_group(group).column(parquet.schema_arrow.get_field_index("id")).statistics
+    return known is None or not known.has_min_max or (known.min <= last and known.max >= first)
 
 
 def id_range(file: FileRef) -> tuple[int, int]:
@@ -162,7 +154,7 @@ def read_row_group(storage: Storage, file: FileRef, group: int, columns: Sequenc
     It takes one range for a whole row group, which lies in one piece, and one or two for the footer if this process has
     not read it lately. Raises DamagedFile, or what the storage raises.
     """
-    with _parquet(storage, file, stream_of(storage, file), footer_of(storage, file)) as parquet:
+    with open_parquet(storage, file) as parquet:
         return _validated(parquet.read_row_group(group, columns=None if columns is None else [*columns]))
 
 
@@ -171,22 +163,28 @@ def read_row_groups(storage: Storage, file: FileRef, columns: Sequence[str]) -> 
 
     It holds FILES_AHEAD row groups at most, whatever the size of the file. Raises what `read_row_group` raises.
     """
-    groups = footer_of(storage, file).num_row_groups
-    if "://" not in storage.uri:
-        yield from (read_row_group(storage, file, group, columns) for group in range(groups))
-        return
-    with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, groups, FILES_AHEAD):
-            some = range(start, min(start + FILES_AHEAD, groups))
-            yield from pool.map(lambda group: read_row_group(storage, file, group, columns), some)
+    groups = range(footer_of(storage, file).num_row_groups)
+    return _at_once(storage, lambda group: read_row_group(storage, file, group, columns), groups)
 
 
 def read_columns_of(storage: Storage, files: Sequence[FileRef], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Columns of many files, one table for each file, in order. Files of an object store are read in parallel."""
-    if "://" not in storage.uri:
-        yield from (read_columns(storage, file, columns) for file in files)
+    return _at_once(storage, lambda file: read_columns(storage, file, columns), files)
+
+
+def ids_where_of(storage: Storage, files: Sequence[RowsFile], column: str, value: str) -> Iterator[np.ndarray]:
+    """`ids_where` of many files, in order. Files of an object store are read in parallel."""
+    return _at_once(storage, lambda file: ids_where(storage, file, column, value), files)
+
+
+def _at_once(storage: Storage, read: Callable[[Asked], Answer], asked: Sequence[Asked]) -> Iterator[Answer]:
+    """What `read` gives for each of those asked, in order; READERS at once if it waits for an object store.
+
+    It reads at most FILES_AHEAD ahead of the caller.
+    """
+    if "://" not in storage.uri or len(asked) < 2:
+        yield from map(read, asked)
         return
     with ThreadPoolExecutor(READERS) as pool:
-        for start in range(0, len(files), FILES_AHEAD):
-            some = files[start : start + FILES_AHEAD]
-            yield from pool.map(lambda file: read_columns(storage, file, columns), some)
+        for start in range(0, len(asked), FILES_AHEAD):
+            yield from pool.map(read, asked[start : start + FILES_AHEAD])

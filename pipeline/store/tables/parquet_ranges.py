@@ -1,13 +1,23 @@
-"""Reads Parquet files of an object store by ranges: the footer once in a process, then only the bytes asked for."""
+"""Opens Parquet files of a memory: on this machine in place, from an object store by ranges.
 
+Of a file in an object store, the footer is fetched once in a process, then only the bytes asked for.
+"""
+
+import bisect
+import contextlib
 import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.recent import Recent
 from pipeline.store.storage.file_refs import FileRef, reading
 from pipeline.store.storage.interface import Storage
+from pipeline.store.tables.schemas import check_rows
 
 # Bytes fetched for a footer at first: an entries file has one of 4 KB. A plan has 620 bytes for each part, 38 MB for a
 # billion images, which take a second request.
@@ -35,6 +45,32 @@ def footer_of(storage: Storage, file: FileRef) -> pq.FileMetaData:
 def stream_of(storage: Storage, file: FileRef) -> pa.NativeFile:
     """A stream for Arrow over a file of a storage; each read is a range request."""
     return pa.PythonFile(_Ranges(storage, file), mode="r")
+
+
+@contextlib.contextmanager
+def open_parquet(
+    storage: Storage, file: FileRef, source: Path | pa.NativeFile | None = None
+) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a memory, from a local path or bytes, or by ranges if `source` is None.
+
+    The checksum of every page is checked. Errors over its contents, while it is open, become DamagedFile.
+    """
+    footer = footer_of(storage, file) if source is None else None
+    source = stream_of(storage, file) if source is None else source
+    options = {"metadata": footer, "page_checksum_verification": True, "pre_buffer": not isinstance(source, Path)}
+    with reading(storage.uri, file.path), pq.ParquetFile(source, **options) as parquet:
+        check_rows(parquet, file)
+        yield parquet
+
+
+def may_hold(parquet: pq.ParquetFile, group: int, column: str, values: Sequence[Any] | np.ndarray) -> bool:
+    """Whether a column of a row group may hold one of the values (ascending), by its statistics."""
+    place = parquet.schema_arrow.get_field_index(column)  # the columns before `embedding` have one leaf each
+    known = parquet.metadata.row_group(group).column(place).statistics
+    if known is None or not known.has_min_max:
+        return True
+    at = bisect.bisect_left(values, known.min)
+    return at < len(values) and bool(values[at] <= known.max)
 
 
 def _fetch_footer(storage: Storage, file: FileRef) -> pq.FileMetaData:

@@ -3,18 +3,16 @@
 A plan is one file however many images a source has: with a billion images it has 13 GB.
 """
 
-import bisect
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, describe, reading, unaltered_path
+from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, describe, unaltered_path
 from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.parquet_ranges import footer_of, stream_of
-from pipeline.store.tables.schemas import check_rows, open_writer
+from pipeline.store.tables.parquet_ranges import may_hold, open_parquet
+from pipeline.store.tables.schemas import open_writer
 
 
 def chosen_row_groups(
@@ -31,29 +29,15 @@ def chosen_row_groups(
     From an object store, only the footer and the bytes of `columns` are fetched. With `hashed` the whole file is
     fetched and hashed first. Raises DamagedFile.
     """
-    if hashed or "://" not in storage.uri:
-        source, footer = (unaltered_path if hashed else check_path)(storage, file), None
-    else:
-        source, footer = stream_of(storage, file), footer_of(storage, file)
-    options = {"metadata": footer, "page_checksum_verification": True, "pre_buffer": footer is not None}
-    with reading(storage.uri, file.path), pq.ParquetFile(source, **options) as parquet:
-        check_rows(parquet, file)
+    whole = unaltered_path if hashed else check_path
+    source = whole(storage, file) if hashed or "://" not in storage.uri else None
+    with open_parquet(storage, file, source) as parquet:
         for group in range(parquet.num_row_groups):
-            if wanted is not None and not any(_may_hold(parquet, group, *each) for each in wanted.items()):
+            if wanted is not None and not any(may_hold(parquet, group, *each) for each in wanted.items()):
                 continue
             table = parquet.read_row_group(group, columns=columns)
             table.validate(full=True)  # finds strings that are not UTF-8, which Parquet's reader does not check
             yield table
-
-
-def _may_hold(parquet: pq.ParquetFile, group: int, column: str, values: Sequence[Any]) -> bool:
-    """Whether a column of a row group may hold one of the values (ascending); True if it has no statistics."""
-    place = parquet.schema_arrow.get_field_index(column)  # the columns before `embedding` have one leaf each
-    known = parquet.metadata.row_group(group).column(place).statistics
-    if known is None or not known.has_min_max:
-        return True
-    at = bisect.bisect_left(values, known.min)
-    return at < len(values) and values[at] <= known.max
 
 
 def write_some_rows(
