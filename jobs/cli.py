@@ -164,7 +164,7 @@ def _close_stdout() -> None:
 
 
 def _tell_interrupted() -> None:
-    sys.stderr.write("note: interrupted: run the same command again; an add goes on where it was\n")
+    sys.stderr.write("note: interrupted: run the same command again; an add, a copy, and what has --out go on where they were\n")
 
 
 def _comes_of_an_interrupt(error: BaseException | None) -> bool:

@@ -14,7 +14,10 @@ def copy(
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Empty or new folder, or s3://…", show_default=False)],
     json: Json = False,
 ) -> None:
-    """Copy MEMORY with all its versions to TARGET, every file checked. Killed and repeated, it goes on."""
+    """Copy MEMORY with all its versions to TARGET, every file checked. Killed and repeated, it goes on.
+
+    From one place of an object store to another, the store itself copies, and only lengths are checked.
+    """
     with progress("looking at the files") as on_progress:
         from pipeline import VisualMemory
 

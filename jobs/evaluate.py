@@ -18,6 +18,7 @@ from jobs.terminal.arguments import (
     count,
     count_or_all,
 )
+from jobs.terminal.embedding_work import check_runner, runner_option, start_runner
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
 
@@ -60,6 +61,15 @@ def evaluate(
             parser=count_or_all,
         ),
     ] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="With --leave-one-out, ask about all entries as a job over parts, and write there which were decided "
+            "rightly, as Parquet files; killed and repeated, it goes on.",
+            metavar="URI",
+        ),
+    ] = None,
+    runner: Annotated[str, runner_option("With --out, work")] = "auto",
     labels: LabelsFrom = "folder",
     exclude: ExcludeFiles = None,
     image_extension: ImageExtension = None,
@@ -72,6 +82,13 @@ def evaluate(
         raise typer.BadParameter("give either SOURCE, a folder of labelled images, or --leave-one-out")
     if sample is not None and not leave_one_out:
         raise typer.BadParameter("--sample goes with --leave-one-out: of a SOURCE every image is asked about")
+    if out is not None and not leave_one_out:
+        raise typer.BadParameter(
+            "--out goes with --leave-one-out: decisions about a SOURCE are made by `classify --out`"
+        )
+    if out is None and runner != "auto":
+        raise typer.BadParameter("--runner goes with --out, where each part leaves its result")
+    check_runner(runner)
     tau = balance_value(balance)
     with progress("asking about entries" if leave_one_out else "loading the encoder") as on_progress:
         from pipeline import VisualMemory
@@ -82,6 +99,9 @@ def evaluate(
         votings = tuple(VotingRule(voting=cast(Voting, name)).voting for name in dict.fromkeys(voting or VOTINGS))
         target = VisualMemory(memory, at=at)
         if source is None:
+            from jobs.ray_cluster.on_ray import is_a_job
+
+            on_ray = out is not None and (runner == "ray" or (runner == "auto" and is_a_job()))
             evaluation = target.evaluate_leave_one_out(
                 ks=ks,
                 votings=votings,
@@ -89,6 +109,8 @@ def evaluate(
                 label_set=label_set,
                 where=where,
                 sample=cast("int | Literal['all'] | None", sample),
+                out=out,
+                runner=start_runner(on_progress, on_ray=on_ray),
                 on_progress=on_progress,
             )
         else:

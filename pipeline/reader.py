@@ -34,6 +34,7 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.questions import answering, evaluation
 from pipeline.questions.answering import unit_vectors
 from pipeline.questions.balance import best_balance
+from pipeline.questions.others import starts_of_parts
 from pipeline.questions.page import write_page
 from pipeline.questions.snapshot import Snapshot
 from pipeline.resources import available_cpus
@@ -391,7 +392,8 @@ class Reader:
             print(report.decided, report.rejected, report.version)
         """
         from pipeline.embeddings.tally import check_max_rejected
-        from pipeline.questions.bulk import begun_balance, run
+        from pipeline.questions.bulk import run
+        from pipeline.questions.job_file import begun_balance
 
         check_max_rejected(max_rejected)
         where = runner_of(runner)
@@ -652,6 +654,8 @@ class Reader:
         label_set: str | None = None,
         where: str | None = None,
         sample: int | Literal["all"] | None = None,
+        out: str | Path | None = None,
+        runner: RunnerName = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> evaluation.Evaluation:
         """Measure accuracy on the memory itself: labelled entries are asked about, each without itself.
@@ -669,6 +673,10 @@ class Reader:
             sample: Number of labelled entries to ask about, drawn at random and always the same. Every entry is equally
                 likely, so that accuracy is unbiased; small classes may be missing. 0 or "all" asks about all. None asks
                 about all up to 100,000 labelled entries, and about 10,000 of more.
+            out: Folder or URI for a job over all entries: empty, or with this same job unfinished, which goes on by the
+                version that it began with. It gets a Parquet file for each part, with the entries that were decided
+                rightly (docs/formats.md). None writes nothing.
+            runner: With `out`: "here" works in this process, "ray" on the Ray cluster that it is connected to.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
         Returns:
@@ -677,20 +685,46 @@ class Reader:
 
         Raises:
             SourceError: No entry has a label, or none that satisfies `where`.
-            UsageError: A value can never work.
+            UsageError: A value can never work, `out` holds other files or another job, or goes with a `sample`.
             UnknownName: The memory has no such label set.
-            DamagedFile: No shard is whole, or a file with vectors or hashes is damaged.
+            FormatError: The job at `out` cannot be read by this release.
+            DamagedFile: No shard is whole (with `out`: not all are), or a file with vectors or hashes is damaged.
+            WorkerError: A worker on the cluster died.
+            MissingExtra: Ray is needed and not installed.
 
         Example:
             memory = VisualMemory("my.memory")
             scores = memory.evaluate_leave_one_out(ks=(10,), votings=("rank",))
             print(scores.accuracy["rank"][10])
         """
+        where_done = runner_of(runner)
+        if out is None and runner != "here":
+            raise UsageError("leave-one-out on Ray leaves a file for each part: say where to in `out`")
+        if out is not None and evaluation.checked_size(sample):
+            raise UsageError(f"`out` is for a job over all entries, and `sample` is {sample}: leave one of them out")
         snapshot = self._snapshot(label_set, where)
         state, live = snapshot.state, snapshot.live
         scoring = evaluation.Scoring(ks, votings, _rule(votings[0], balance), auto_balance=balance == "auto")
-        return evaluation.evaluate_leave_one_out(
-            live, scoring, state.version, self._digests(state), sample, on_progress
+        if out is None:
+            starts = starts_of_parts(state)
+            return evaluation.evaluate_leave_one_out(
+                live, scoring, state.version, self._digests(state), starts, sample, on_progress
+            )
+        from pipeline.questions.job_file import begun_balance
+        from pipeline.questions.leave_one_out_job import run
+
+        evaluation.check_labelled(live)
+        if scoring.auto_balance and (begun := begun_balance(str(out))) is not None:
+            scoring = scoring.balanced_by(begun)
+        return run(
+            snapshot,
+            lambda version: Reader(self.uri, at=version)._snapshot(label_set, where),
+            str(out),
+            evaluation.balanced(live, scoring, self._digests(state)),
+            label_set,
+            where,
+            lambda work, parts: where_done.do_parts(work, parts, None),
+            on_progress,
         )
 
     def history(self, limit: int | None = None) -> list[VersionSummary]:

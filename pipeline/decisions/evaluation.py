@@ -49,9 +49,17 @@ def right_answers(asked: LabelledNeighbors, rule: VotingRule, k: int) -> np.ndar
 def score_of(right_Q: np.ndarray, truths_Q: np.ndarray) -> Score:
     """The score of queries of which it is known whether they were decided rightly (bool [Q], truths int [Q])."""
     classes, of_class_Q = np.unique(truths_Q, return_inverse=True)
-    percents = np.bincount(of_class_Q, right_Q) / np.bincount(of_class_Q) * 100
-    by_class = dict(zip(classes.tolist(), percents.tolist(), strict=True))
-    accuracy = float(right_Q.mean() * 100) if len(right_Q) else 0.0
+    return score_of_counts(classes, np.bincount(of_class_Q), np.bincount(of_class_Q, right_Q))
+
+
+def score_of_counts(classes_C: np.ndarray, asked_C: np.ndarray, right_C: np.ndarray) -> Score:
+    """The score by counts of queries, and of right decisions, for each true class (int [C]) that was asked about.
+
+    Counts are whole numbers, so the score is the same however the queries were split and counted.
+    """
+    percents = right_C / asked_C * 100
+    by_class = dict(zip(classes_C.tolist(), percents.tolist(), strict=True))
+    accuracy = float(right_C.sum() / asked_C.sum() * 100) if len(classes_C) else 0.0
     return Score(accuracy, float(np.mean(list(by_class.values()))) if by_class else 0.0, by_class)
 
 

@@ -178,7 +178,7 @@ def do_parts_on_ray(work: Work, parts: Sequence[int]) -> Iterator[PartMark]:
     Nodes that join get actors too.
     """
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = int(resources.get("GPU", 0))
+    num_gpus = 0 if getattr(work, "needs_no_gpu", False) else int(resources.get("GPU", 0))
     num_actors = min(num_gpus or max(int(resources.get("CPU", 1)), 1), len(parts))
     DataContext.get_current().enable_progress_bars = False  # the caller draws the progress
     beginnings = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Beginnings).remote()
@@ -198,7 +198,7 @@ def do_parts_on_ray(work: Work, parts: Sequence[int]) -> Iterator[PartMark]:
             yield PartMark.model_validate_json(row["mark"])
     except ray.exceptions.RayError as error:  # an actor died, or raised an error that is not the library's own
         raise WorkerError(
-            f"an embedding actor failed ({_last_line(error)}): run the command again and it goes on where it was"
+            f"an actor that did parts failed ({_last_line(error)}): run the command again and it goes on where it was"
         ) from error
 
 

@@ -94,7 +94,10 @@ class Worker(Protocol):
 
 
 class Work(Protocol):
-    """The work to do on each part of a plan. It can be pickled; the worker's process opens it."""
+    """The work to do on each part of a plan. It can be pickled; the worker's process opens it.
+
+    Work with an attribute `needs_no_gpu` that is true takes no GPU of a cluster, and one CPU for each worker.
+    """
 
     def open(
         self,

@@ -10,16 +10,13 @@ decisions have a place of their own, which may be far from the memory:
     done/PART.json                      the completion mark of a part, which names its files
 """
 
-import hashlib
-import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.decisions.decision import Decision
 from pipeline.decisions.question import Question
@@ -28,19 +25,18 @@ from pipeline.embeddings.loading import open_encoder
 from pipeline.embeddings.parts import PartEmbedder, Work
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.tally import Reject, Tally, read_rejects
-from pipeline.errors import FormatError, UsageError
 from pipeline.images.containers.container import ImageChoice
 from pipeline.images.sources.listing import Listing
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.progress import OnProgress, ignore_progress
 from pipeline.questions import answering
-from pipeline.questions.snapshot import Snapshot
-from pipeline.store.layout import FOLDERS_OF_A_JOB, JOB, ROWS_OF_A_JOB
+from pipeline.questions.job_file import Job, claim_job, fingerprint_of, tidy
+from pipeline.questions.snapshot import Snapshot, entries_of
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.segments.part_marks import PartMark, PartWork, publish, read_marks
 from pipeline.store.segments.reservations import Reservation, SegmentSpec, freeze
-from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
+from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.open_storage import open_storage
 
 if TYPE_CHECKING:
@@ -74,17 +70,6 @@ DECISIONS = pa.schema(
         pa.field("version", pa.int64(), nullable=False),
     ]
 )
-
-
-class Job(BaseModel):
-    """The contents of `job.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    memory: str
-    version: int
-    options: dict
-    reservation: Reservation
 
 
 @dataclass(frozen=True)
@@ -144,12 +129,8 @@ class Decide:
         decoding: Decoding | None = None,
     ) -> "_Decider":
         state = VersionLog(self.memory).at(self.version)
-        live = LiveEntries.open(self.memory, state)
         question = self.question
-        if question.label_set is not None:
-            live = live.in_label_set(self.memory, state, question.label_set)
-        if question.where is not None:
-            live = live.satisfying(self.memory, state, question.where, question.assume)
+        live = entries_of(self.memory, state, question.label_set, question.where, question.assume)
 
         def load() -> "Encoder":
             return encoder or open_encoder(self.memory, self.reservation.identity)
@@ -233,7 +214,7 @@ def run(
     for mark in work(decide, [part for part in range(job.reservation.num_parts) if part not in marks]):
         marks[mark.part] = mark
         tally.count(mark)
-    _tidy(out, marks.values())
+    tidy(out, marks.values())
     rejected = [mark.rejected for _, mark in sorted(marks.items()) if mark.rejected]
     return BulkReport(
         out=out.uri,
@@ -258,54 +239,27 @@ def _job(
 ) -> Job:
     """The job at `out`; a new one if there is none. Raises UsageError if `out` holds another job or other files."""
     assert state.identity is not None  # noqa: S101  # the caller has checked it and has the encoder
+    identity = state.identity
     said = _told(question) | {"labels": labels}
     if listing.choice != ImageChoice():
         said |= {"exclude": list(listing.choice.exclude), "image_extension": listing.choice.extension}
-    about = {"source": listing.uri, "memory": memory_uri, "options": said, "identity": state.identity.fingerprint}
-    fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-    if not out.exists(JOB):
-        if found := [name for name in out.list("") if name not in set(FOLDERS_OF_A_JOB) - set(ROWS_OF_A_JOB)]:
-            raise UsageError(f"{out.uri} has other files in it, such as {found[0]}: give `out` a new place")
+    about = {"source": listing.uri, "memory": memory_uri, "options": said, "identity": identity.fingerprint}
+    fingerprint = fingerprint_of(about)
+
+    def planned() -> Job:
         spec = SegmentSpec(
             fingerprint=fingerprint,
             source=listing.uri,
             dataset=listing.name,
-            identity=state.identity,
+            identity=identity,
             labels=labels,
             exclude=listing.choice.exclude,
             image_extension=listing.choice.extension,
         )
         reservation = freeze(out, spec, listing.images, listing.containers, number=0, nonce=secrets.token_hex(8))
-        job = Job(memory=memory_uri, version=state.version, options=said, reservation=reservation)
-        try:
-            create_own(out, JOB, job.model_dump_json(indent=1).encode())
-        except AlreadyExists:  # another process created the job meanwhile
-            out.delete([file.path for file in (reservation.plan, reservation.containers) if file])
-    job = _read_job(out)
-    if job.reservation.fingerprint != fingerprint:
-        raise UsageError(
-            f"{out.uri} holds decisions about {job.reservation.source} by {job.memory}, or made with other options: "
-            "give `out` a new place, or repeat the command as it was"
-        )
-    return job
+        return Job(memory=memory_uri, version=state.version, options=said, reservation=reservation)
 
-
-def _read_job(out: Storage) -> Job:
-    try:
-        return Job.model_validate_json(out.read(JOB))
-    except ValidationError as error:
-        raise FormatError(f"{JOB} at {out.uri} is not of this release, or damaged: give `out` a new place") from error
-
-
-def begun_balance(out_uri: str) -> float | None:
-    """The balance of the job that was begun at a place; None if there is no job.
-
-    A balance "auto" is measured once. A continued job uses that balance, even if the memory has changed meanwhile.
-    """
-    out = open_storage(out_uri)
-    if not out.exists(JOB):
-        return None
-    return float(_read_job(out).options["rule"]["balance"])
+    return claim_job(out, fingerprint, planned)
 
 
 def _told(question: Question) -> dict:
@@ -313,14 +267,3 @@ def _told(question: Question) -> dict:
     document = question.to_json()
     del document["voting"], document["balance"]
     return document | {"rule": asdict(question.rule), "auto_balance": False}
-
-
-def _tidy(out: Storage, marks: Iterable[PartMark]) -> None:
-    """Remove files of killed workers that no mark names; a reader would take their rows for further decisions."""
-    named = {file.path for mark in marks for file in (mark.decisions, mark.rejected) if file}
-    out.delete([path for path in _written(out) if path not in named])
-
-
-def _written(out: Storage) -> Iterator[str]:
-    for kind in ROWS_OF_A_JOB:
-        yield from (f"{kind}/{name}" for name in out.list(kind))

@@ -12,22 +12,22 @@ from pipeline.decisions.evaluation import (
     right_answers,
     sampling_error,
     score_all,
-    score_of,
+    score_of_counts,
 )
 from pipeline.decisions.question import check_k
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.errors import SourceError, UsageError
-from pipeline.index.search.leave_one_out import copies_among, search_others
+from pipeline.index.search.leave_one_out import copies_among
 from pipeline.index.search.live_entries import LiveEntries, Restrictions
 from pipeline.index.search.sampling import draw_simply
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.questions.balance import best_balance
+from pipeline.questions.others import Others, others_of, others_of_all
 from pipeline.store.lookup.digests import Digests
 from pipeline.tabular import Tabular
 
 SAMPLED_ABOVE = 100_000  # labelled entries: asking about all of 1,000,000 takes 35 s, of 10,000,000 an hour
 DEFAULT_SAMPLE = 10_000  # queries: the accuracy is then known to within 1 percent, in 95 of 100 samples
-QUERIES_AT_ONCE = 1_024  # of leave-one-out: their vectors and neighbours are held at once
 ASKING = "asking about entries"
 
 SampleSize = int | Literal["all"] | None
@@ -119,6 +119,20 @@ class Scoring:
     rule: VotingRule = VotingRule()
     auto_balance: bool = False
 
+    @property
+    def sorted_ks(self) -> list[int]:
+        """The values of k, each once, ascending."""
+        return sorted(set(self.ks))
+
+    @property
+    def keys(self) -> list[tuple[Voting, int]]:
+        """Each voting with each k."""
+        return [(voting, k) for voting in self.votings for k in self.sorted_ks]
+
+    def balanced_by(self, balance: float) -> "Scoring":
+        """This scoring with a balance that is known."""
+        return replace(self, rule=replace(self.rule, balance=balance), auto_balance=False)
+
 
 def evaluate(
     live: LiveEntries,
@@ -170,59 +184,114 @@ def truths_in_label_set(
     return [mapped.get(label, None if label in left_out else label) if label is not None else None for label in labels]
 
 
-def evaluate_leave_one_out(
-    live: LiveEntries,
-    scoring: Scoring,
-    version: int,
-    digests: Digests,
-    sample: SampleSize = None,
-    on_progress: OnProgress = ignore_progress,
-) -> Evaluation:
-    """Score labelled entries as queries; a query can find neither itself nor an entry with the same bytes.
+class Rights:
+    """Counts, for each class, the entries asked about, and the right decisions of each voting at each k.
 
-    `sample` is the number of entries to ask about, a simple random sample; "all" or 0 asks about all. None asks about
-    all up to SAMPLED_ABOVE labelled entries, and about DEFAULT_SAMPLE of more. Vectors and neighbours of
-    QUERIES_AT_ONCE queries are held at a time; of an entry asked about stay 13 bytes, and one for each voting and k.
-
-    Raises SourceError if there is no labelled entry. Raises UsageError for an impossible size.
+    Holds 8 bytes for each class, voting and k, however many entries are asked about.
     """
-    for k in scoring.ks:
-        check_k(k)
-    size = _checked_size(sample)
-    counts_C = live.label_counts()
-    labelled = int(counts_C.sum())
+
+    def __init__(self, live: LiveEntries, scoring: Scoring) -> None:
+        self._scoring = scoring
+        self.asked_C = np.zeros(len(live.labels), np.int64)
+        self._rights = {key: np.zeros(len(live.labels), np.int64) for key in scoring.keys}
+
+    @property
+    def num_queries(self) -> int:
+        """The number of entries asked about."""
+        return int(self.asked_C.sum())
+
+    def count(self, codes_Q: np.ndarray, rights: Mapping[tuple[Voting, int], np.ndarray]) -> None:
+        """Count entries by their label codes (int [Q]) and by whether they were decided rightly (bool [Q])."""
+        self.asked_C += np.bincount(codes_Q, minlength=len(self.asked_C))
+        for key, right_Q in rights.items():
+            self._rights[key] += np.bincount(codes_Q[right_Q], minlength=len(self.asked_C))
+
+    def scores(self) -> dict[Voting, dict[int, Score]]:
+        """The score of each voting at each k."""
+        classes_C = np.flatnonzero(self.asked_C)
+
+        def score(key: tuple[Voting, int]) -> Score:
+            return score_of_counts(classes_C, self.asked_C[classes_C], self._rights[key][classes_C])
+
+        return {v: {k: score((v, k)) for k in self._scoring.sorted_ks} for v in self._scoring.votings}
+
+
+def rights_among(others: Others, scoring: Scoring, counts_C: np.ndarray) -> dict[tuple[Voting, int], np.ndarray]:
+    """Which entries each voting at each k decides rightly, bool [Q]; `counts_C` are the live entries of each label."""
+    found = others.found
+    asked = LabelledNeighbors(found.similarities_QK, found.codes_QK, others.codes_Q.astype(np.int64), counts_C)
+    return {(v, k): right_answers(asked, replace(scoring.rule, voting=v), k) for v, k in scoring.keys}
+
+
+def check_labelled(live: LiveEntries) -> int:
+    """The number of labelled entries. Raises SourceError if there is none."""
+    labelled = int(live.label_counts().sum())
     if not labelled:
         way = "`relabel --label-set` gives some" if live.label_set else "add images in class sub-folders"
         if live.where is not None:
             way = f"the others do not satisfy where: {live.where}" if live.whole.label_counts().any() else way
         raise SourceError(f"the memory has no entry with a label{_in_set(live)} to ask about: {way}")
-    rule, ks = scoring.rule, sorted(set(scoring.ks))
-    if scoring.auto_balance:
-        rule = replace(rule, balance=best_balance(live, max(ks), rule, digests))
+    return labelled
+
+
+def balanced(live: LiveEntries, scoring: Scoring, digests: Digests) -> Scoring:
+    """The scoring with its balance measured, if it is to be."""
+    if not scoring.auto_balance:
+        return scoring
+    return scoring.balanced_by(best_balance(live, max(scoring.ks), scoring.rule, digests))
+
+
+def evaluate_leave_one_out(
+    live: LiveEntries,
+    scoring: Scoring,
+    version: int,
+    digests: Digests,
+    starts: Sequence[int],
+    sample: SampleSize = None,
+    on_progress: OnProgress = ignore_progress,
+) -> Evaluation:
+    """Score labelled entries as queries; a query can find neither itself nor an entry with the same bytes.
+
+    `sample` is the number of entries to ask about, a simple random sample; "all" or 0 asks about all, in the parts that
+    begin at the ids `starts`. None asks about all up to SAMPLED_ABOVE labelled entries, and about DEFAULT_SAMPLE of
+    more. Vectors and neighbours of QUERIES_AT_ONCE queries are held at a time, and counts for each class.
+
+    Raises SourceError if there is no labelled entry. Raises UsageError for an impossible size.
+    """
+    for k in scoring.ks:
+        check_k(k)
+    size = checked_size(sample)
+    labelled = check_labelled(live)
+    scoring = balanced(live, scoring, digests)
     if size is None:
         size = DEFAULT_SAMPLE if labelled > SAMPLED_ABOVE else labelled
-    ids_Q, codes_Q = draw_simply(live, size or labelled)
-    rights: dict[tuple[Voting, int], list[np.ndarray]] = {(v, k): [] for v in scoring.votings for k in ks}
-    for start in range(0, len(ids_Q), QUERIES_AT_ONCE):
-        on_progress(Progress(ASKING, start, len(ids_Q)))
-        own = slice(start, start + QUERIES_AT_ONCE)
-        found = search_others(live, digests, live.vectors_of(ids_Q[own]), max(ks), ids_Q[own])
-        asked = LabelledNeighbors(found.similarities_QK, found.codes_QK, codes_Q[own].astype(np.int64), counts_C)
-        for (voting, k), right in rights.items():
-            right.append(right_answers(asked, replace(rule, voting=voting), k))
-    on_progress(Progress(ASKING, len(ids_Q), len(ids_Q)))
-    scores = {v: {k: score_of(np.concatenate(rights[v, k]), codes_Q) for k in ks} for v in scoring.votings}
-    found_out = replace(_evaluation(scores, live, live.labels, rule, version, len(ids_Q)), labelled=labelled)
-    if len(ids_Q) == labelled:
+    if size and size < labelled:
+        batches = others_of(live, digests, max(scoring.ks), *draw_simply(live, size))
+    else:
+        size, batches = labelled, others_of_all(live, digests, max(scoring.ks), starts)
+    rights = Rights(live, scoring)
+    on_progress(Progress(ASKING, 0, size))
+    for others in batches:
+        rights.count(others.codes_Q, rights_among(others, scoring, live.label_counts()))
+        on_progress(Progress(ASKING, rights.num_queries, size))
+    return evaluation_of(rights, live, scoring, version, labelled)
+
+
+def evaluation_of(rights: Rights, live: LiveEntries, scoring: Scoring, version: int, labelled: int) -> Evaluation:
+    """The evaluation by counts of right decisions about entries, out of so many labelled ones."""
+    asked = rights.num_queries
+    found_out = _evaluation(rights.scores(), live, live.labels, scoring.rule, version, asked)
+    found_out = replace(found_out, labelled=labelled)
+    if asked == labelled:
         return found_out
     errors = {
-        v: {k: sampling_error(percent, len(ids_Q), labelled) for k, percent in by_k.items()}
+        v: {k: sampling_error(percent, asked, labelled) for k, percent in by_k.items()}
         for v, by_k in found_out.accuracy.items()
     }
     return replace(found_out, sampling_error=errors)
 
 
-def _checked_size(sample: SampleSize) -> int | None:
+def checked_size(sample: SampleSize) -> int | None:
     """The number of entries to ask about: 0 for all, None for the default. Raises UsageError."""
     if sample is None or sample == "all":
         return None if sample is None else 0

@@ -1,6 +1,6 @@
 """A memory opened at one version. Every question is answered from such a snapshot."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -50,6 +50,23 @@ class Snapshot:
         thumbnails = read_thumbnails(self.storage, self.state, ids)
         originals = read_originals(self.storage, self.state, _without(ids, thumbnails))
         return explanation_page(decision, self.storage.uri, thumbnails, originals)
+
+
+def entries_of(
+    storage: Storage,
+    state: State,
+    label_set: str | None = None,
+    where: str | None = None,
+    assume: Mapping[int, str] | None = None,
+) -> LiveEntries:
+    """The entries of a version, opened: under a label set (None: labels as stored), and only those in `where`.
+
+    Raises UnknownName, UsageError or DamagedFile.
+    """
+    live = LiveEntries.open(storage, state)
+    if label_set is not None:
+        live = live.in_label_set(storage, state, label_set)
+    return live if where is None else live.satisfying(storage, state, where, assume or {})
 
 
 def _without(ids: Sequence[int], known: Iterable[int]) -> list[int]:

@@ -23,6 +23,7 @@ from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage
 from pipeline.store.storage.object_store import ObjectStorage
 from pipeline.store.storage.open_storage import open_storage
+from tests.store.counting import traffic
 from tests.store.dying import Died, DyingStorage, bury
 from tests.store.seaweed import SeaweedFS
 
@@ -305,3 +306,29 @@ def test_a_repeated_copy_to_s3_fetches_nothing_from_there(
     assert (report.files, report.already > 5) == (1, True)
     monkeypatch.undo()
     assert VisualMemory(uri).verify().sound
+
+
+def test_within_a_store_the_store_copies(
+    memory: VisualMemory, digits: Path, s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = s3.uri(), s3.uri(), s3.uri(versioned=True)
+    memory.copy(first)
+    large = sum(file.num_bytes for file in memory.state().entries_files())
+    with traffic(s3, monkeypatch) as counts:
+        report = VisualMemory(first).copy(second)
+    assert (report.version, report.already) == (7, 0)
+    moved = {path for path in counts.fetched | counts.written if path.endswith((".parquet", ".safetensors", ".faiss"))}
+    assert {path for path in moved if counts.fetched[path] or counts.written[path]} == set()
+    assert counts.bytes_fetched + counts.bytes_written < large < report.num_bytes
+    there = VisualMemory(second)
+    assert answers(there, digits) == answers(memory, digits)
+    assert there.verify().sound
+    cut = next(path for path in open_storage(first).walk() if "/entries/" in path)
+    whole = open_storage(first).read(cut)
+    open_storage(first).replace(cut, whole[:-1])
+    with pytest.raises(DamagedFile, match=f"{cut} in the memory at .* has"):
+        VisualMemory(first).copy(third)
+    open_storage(first).replace(cut, whole)
+    assert VisualMemory(first).copy(third).already > 0
+    assert open_storage(third).noncurrent() == []
+    assert VisualMemory(third).verify().sound

@@ -7,7 +7,7 @@ from pipeline.errors import UsageError
 from pipeline.index.build.plan import IndexOptions
 from pipeline.index.search.leave_one_out import search_others
 from pipeline.index.search.live_entries import LiveEntries, Restrictions
-from pipeline.questions import evaluation
+from pipeline.questions import evaluation, others
 from pipeline.store.lookup.digests import Digests
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory, unit
@@ -130,7 +130,7 @@ def test_a_sample_estimates_the_accuracy_of_all_within_its_error(
     sample = memory.evaluate_leave_one_out(ks=[1, 10], sample=1_500)
     assert (sample.num_queries, sample.labelled) == (1_500, 3_000)
     assert sum(asked_at_once) == 1_500
-    assert max(asked_at_once) <= evaluation.QUERIES_AT_ONCE
+    assert max(asked_at_once) <= others.QUERIES_AT_ONCE
     assert sample.sampling_error is not None
     for voting, by_k in whole.accuracy.items():
         for k, percent in by_k.items():

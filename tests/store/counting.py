@@ -112,6 +112,12 @@ class CountingStorage:
             yield local
             self.counts.count("publishing", path, written=local.stat().st_size)
 
+    def copy_from(self, source: Storage, path: str) -> bool:
+        copied = self._storage.copy_from(getattr(source, "_storage", source), path)
+        if copied:
+            self.counts.count("copy_from", path)
+        return copied
+
     def local_path(self, path: str) -> Path:
         local = self._storage.local_path(path)
         found = local.stat()

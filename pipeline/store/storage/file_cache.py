@@ -189,6 +189,9 @@ class CachedStorage:
     def release(self, path: str) -> None:
         self._storage.release(path)
 
+    def copy_from(self, source: Storage, path: str) -> bool:
+        return self._storage.copy_from(source, path)
+
     def read(self, path: str) -> bytes:
         return self._storage.read(path)
 

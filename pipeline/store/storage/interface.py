@@ -52,6 +52,14 @@ class Storage(Protocol):
         The file gets the same mode as every other file, whatever mode its writer gave it.
         """
 
+    def copy_from(self, source: "Storage", path: str) -> bool:
+        """Have the store itself copy a file of another memory to the same path here, and replace an old one.
+
+        No byte of it passes through this machine; on S3 it costs a HEAD and a CopyObject. Its bytes are not checked.
+        Returns False if nothing was copied: the places are not of one object store, the store cannot copy, these
+        credentials may not, or the file is missing. The caller then copies the bytes, and learns which it is.
+        """
+
     def local_path(self, path: str) -> Path:
         """The path where the file can be memory-mapped on this machine. Raises DamagedFile if it is missing.
 

@@ -22,6 +22,7 @@ from pipeline.store.layout import ASIDE, is_aside
 from pipeline.store.storage.beneath import NotInside, enter_folder, kind_of, list_names, open_regular
 from pipeline.store.storage.interface import (
     AlreadyExists,
+    Storage,
     check_inside,
     check_length,
     may_not,
@@ -87,6 +88,9 @@ class LocalStorage:
             with self._said(path):
                 os.rename(aside, name, src_dir_fd=folder, dst_dir_fd=folder)
             _sync_names(folder)
+
+    def copy_from(self, source: Storage, path: str) -> bool:  # noqa: ARG002
+        return False
 
     def local_path(self, path: str) -> Path:
         with self._opened(path):  # libraries that map it cannot distinguish "permission denied" from damage

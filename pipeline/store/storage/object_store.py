@@ -25,9 +25,16 @@ from pipeline.errors import StorageError, UsageError, VisualMemoryError
 from pipeline.extras import needed_for
 from pipeline.store.storage.beneath import is_inside
 from pipeline.store.storage.file_systems import SCHEMES, file_system_of
-from pipeline.store.storage.interface import AlreadyExists, check_inside, check_length, missing_file, most_bytes
+from pipeline.store.storage.interface import (
+    AlreadyExists,
+    Storage,
+    check_inside,
+    check_length,
+    missing_file,
+    most_bytes,
+)
 from pipeline.store.storage.local_copies import Copies
-from pipeline.store.storage.store_errors import DENIED, UNSUPPORTED, code_of, refusal
+from pipeline.store.storage.store_errors import DENIED, UNSUPPORTED, code_of, is_denied, refusal
 
 Answer = TypeVar("Answer")
 
@@ -128,6 +135,20 @@ class ObjectStorage:
                 self._replaced(path)
         finally:
             local.unlink(missing_ok=True)
+
+    def copy_from(self, source: Storage, path: str) -> bool:
+        if not isinstance(source, ObjectStorage) or source._scheme != self._scheme:
+            return False
+        ours, theirs = self._key(path), source._key(path)
+        with self._asking("write to", path):
+            try:
+                self._files.cp_file(theirs, ours)  # in pieces if it has more than 5 GB, which S3 copies at once
+            except Exception as error:
+                if isinstance(error, FileNotFoundError) or is_denied(error) or code_of(error) in UNSUPPORTED:
+                    return False
+                raise
+            self._replaced(path)
+        return True
 
     def local_path(self, path: str) -> Path:
         with self._asking("read", path):
