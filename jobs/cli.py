@@ -164,7 +164,7 @@ def _close_stdout() -> None:
 
 
 def _tell_interrupted() -> None:
-    sys.stderr.write("note: interrupted: run the same command again; an add, a copy, and what has --out go on where they were\n")
+    sys.stderr.write("note: interrupted: run the same command again; an add, a copy, or a run with --out goes on\n")
 
 
 def _comes_of_an_interrupt(error: BaseException | None) -> bool:
