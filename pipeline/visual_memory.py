@@ -751,8 +751,9 @@ class VisualMemory(Reader):
     def copy(self, target: str | Path, *, on_progress: OnProgress = ignore_progress) -> CopyReport:
         """Copy the memory, with all its versions, to an empty place.
 
-        Every file is checked against its hash on the way. The copy is no memory until it is finished. It is resumable:
-        after a kill, the same call goes on.
+        Every file is checked against its hash on the way. Between two places of one object store, the store copies the
+        files itself and only their lengths are checked: `verify` on the copy checks their hashes. The copy is no memory
+        until it is finished. It is resumable: after a kill, the same call goes on.
 
         Args:
             target: Folder or URI of the copy: empty, or with an unfinished copy of this memory.
