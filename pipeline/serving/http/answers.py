@@ -183,14 +183,16 @@ class HealthAnswer(BaseModel):
 
 
 class Refusal(BaseModel):
-    """Why there is no answer, in a sentence, and the field of the request that it is about.
-
-    `reason` is only in a conflict with another writer: how it came first, as in `CommitConflict`.
-    """
+    """Why there is no answer, in a sentence, and the field of the request that it is about."""
 
     detail: str
     field: str | None = None
     request_id: str | None = None
+
+
+class ConflictRefusal(Refusal):
+    """Another writer came first: `reason` says how, as in `CommitConflict`."""
+
     reason: str | None = None
 
 

@@ -27,7 +27,15 @@ from pipeline.errors import (
 )
 from pipeline.images.entry_pictures import Roots
 from pipeline.serving.access import HEADER, Access, Failures, WriteLine, printable, request_id, to_logger
-from pipeline.serving.http.answers import REFUSALS, HealthAnswer, Refusal, StatusAnswer, json_answer, refusal
+from pipeline.serving.http.answers import (
+    REFUSALS,
+    ConflictRefusal,
+    HealthAnswer,
+    Refusal,
+    StatusAnswer,
+    json_answer,
+    refusal,
+)
 from pipeline.serving.http.changes import add_changes
 from pipeline.serving.http.documentation import add_documentation
 from pipeline.serving.http.entries import add_entries
@@ -103,7 +111,10 @@ def make_app(
         lifespan=lifespan,
         docs_url=None,  # FastAPI's own page needs other sites
         redoc_url=None,
-        responses={code: {"model": Refusal, "description": text} for code, text in REFUSALS.items()},
+        responses={
+            code: {"model": ConflictRefusal if code == 409 else Refusal, "description": text}
+            for code, text in REFUSALS.items()
+        },
     )
     app.state.drain = traffic.drain
     sites = Hosts(hosts, listen[0] if listen is not None else None)
