@@ -39,6 +39,7 @@ from pipeline.store.log.records import Segment
 from pipeline.store.log.state import AddSegment, Counts, SetIdentity, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.frozen_digests import freeze_digests
+from pipeline.store.segments.container_parts import share_parts
 from pipeline.store.segments.part_marks import PartMark, read_marks
 from pipeline.store.segments.reservations import (
     Numerics,
@@ -154,7 +155,10 @@ class AddPlan:
 
     @property
     def num_parts(self) -> int:
-        return ids.num_parts(self.listing.num_images, int(self.listing.containers.num_rows))
+        if self.frozen is not None:
+            return self.frozen.num_parts
+        containers = self.listing.containers
+        return ids.num_parts(self.listing.num_images, len(share_parts(containers)) or containers.num_rows)
 
     def peek(self) -> tuple[str, LabelCensus, ContainerNotes] | None:
         """The result of `listing.peek`: the first images in an archive or table. It may be None."""
@@ -523,6 +527,7 @@ def _segment(reservation: Reservation, marks: dict[int, PartMark]) -> Segment:
         offsets=tuple(mark.offsets for mark in ordered if mark.offsets),
         containers=reservation.containers,
         containers_from=reservation.containers_from if reservation.num_containers else None,
+        container_parts=reservation.container_parts,
         kept=reservation.kept,
     )
 

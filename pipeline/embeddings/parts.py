@@ -22,7 +22,8 @@ from pipeline.embeddings.pixels import ImageFacts
 from pipeline.embeddings.stages import Stages
 from pipeline.embeddings.stream import EmbeddedBatch, embed_items
 from pipeline.errors import SourceError
-from pipeline.images.containers.container import Container, ImageChoice, images_in
+from pipeline.images.containers.container import Container, ImageChoice
+from pipeline.images.containers.in_turn import images_in_turn
 from pipeline.images.containers.items import Item
 from pipeline.images.containers.notes import ContainerNotes
 from pipeline.images.decoding.decode import MAX_FILE_BYTES, Rejected
@@ -30,7 +31,7 @@ from pipeline.images.labels.labels import Labels
 from pipeline.resources import available_cpus
 from pipeline.store.lookup.frozen_digests import FrozenDigests
 from pipeline.store.segments.part_marks import DUPLICATE, PartMark, PartWork, publish_part
-from pipeline.store.segments.reservations import Reservation, read_container, read_numerics, read_plan
+from pipeline.store.segments.reservations import Reservation, read_containers, read_numerics, read_plan
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.digest_files import digests_in
 from pipeline.store.tables.ids import MAX_ROWS, part_ids
@@ -48,7 +49,7 @@ class EmbeddedPart:
     """The images of a part in order: ids int64 [N], vectors float32 [N, D], items, ImageFacts or reasons of rejection.
 
     The vector of a rejected image has no meaning. `decoded_on` names the nodes that decoded for this one. `notes` are
-    the container reader's notes; None if the part is not a container.
+    those of the readers of its containers; None if the part has image files.
     """
 
     ids_N: np.ndarray
@@ -60,7 +61,7 @@ class EmbeddedPart:
 
     @property
     def unlabelled(self) -> Counter[str]:
-        """Counts of the container's images that are not rejected and have no label, by reason."""
+        """Counts of the images in containers that are not rejected and have no label, by reason."""
         items = (self.items[row] for row in self.accepted if self.notes)
         return Counter(item.no_label for item in items if item.label is None and item.no_label)
 
@@ -197,7 +198,7 @@ class PartEmbedder:
             if batch.decoded_on is not None:
                 decoded_on.add(batch.decoded_on)
         if len(items) > MAX_ROWS:
-            raise SourceError(f"{items[0].uri.partition('#')[0]} holds more than {MAX_ROWS:,} images: split it")
+            raise SourceError(self._too_many(items))
         none_ND = np.empty((0, self._reservation.identity.dimension), np.float32)
         ids_N = part_ids(self._reservation.number, part, len(items))
         items = notes.amended(items) if notes else items
@@ -221,7 +222,9 @@ class PartEmbedder:
         """A short description of a part's content, for a message."""
         reservation = self._reservation
         if part >= reservation.containers_from:
-            return f"an image in {read_container(self._storage, reservation, part)['uri']}"
+            containers = read_containers(self._storage, reservation, part)
+            to_last = f" to {containers[-1]['uri']}" if len(containers) > 1 else ""
+            return f"an image in {containers[0]['uri']}{to_last}"
         first = part * reservation.rows_per_part
         last = min(first + reservation.rows_per_part, reservation.planned) - 1
         return f"one of images {first:,} to {last:,} of {reservation.source}"
@@ -229,10 +232,11 @@ class PartEmbedder:
     def _batches(self, part: int, stages: Stages, notes: ContainerNotes | None) -> Iterator[EmbeddedBatch]:
         """The embedded images of a part, or its given vectors."""
         if part >= self._reservation.containers_from:
-            container = Container(**read_container(self._storage, self._reservation, part))
-            if container.holds_vectors:
-                kept = self._reservation.kept
-                return batches_of_vectors(container, self._labels, self._reservation.identity.dimension, stages, kept)
+            containers = self._containers(part)
+            if containers[0].holds_vectors:  # and so do the others
+                kept, dimension = self._reservation.kept, self._reservation.identity.dimension
+                each = (batches_of_vectors(one, self._labels, dimension, stages, kept) for one in containers)
+                return itertools.chain.from_iterable(each)
         thumbnails = self._reservation.thumbnails
         encoder = self._settled_encoder(part)
         return embed_items(encoder, self._items(part, notes), self._decoding, thumbnails=thumbnails, stages=stages)
@@ -269,17 +273,30 @@ class PartEmbedder:
         return Labels(self._reservation.labels, self._reservation.source)
 
     def _items(self, part: int, notes: ContainerNotes | None = None) -> Generator[Item]:
-        """The images of a part. A container is read while its images are yielded."""
+        """The images of a part. A container is read while its images are yielded; so is the next one after it."""
         if part >= self._reservation.containers_from:
-            container = Container(**read_container(self._storage, self._reservation, part))
             choice = ImageChoice(self._reservation.exclude, self._reservation.image_extension)
-            yield from images_in(container, self._labels, self._reservation.kept, choice, notes)
+            yield from images_in_turn(self._containers(part), self._labels, self._reservation.kept, choice, notes)
             return
         plan = read_plan(self._storage, self._reservation, part)
         columns = (plan.column(name).to_pylist() for name in ("uri", "label", "num_bytes"))
         kept = rows_of(plan.drop_columns(PLAN.names[1:]), self._reservation.kept)  # PLAN's own columns are not kept
         for (uri, label, num_bytes), values in zip(zip(*columns, strict=True), kept, strict=True):
             yield Item(uri, label, TOO_LARGE if (num_bytes or 0) > MAX_FILE_BYTES else None, values)
+
+    def _containers(self, part: int) -> list[Container]:
+        return [Container(**row) for row in read_containers(self._storage, self._reservation, part)]
+
+    @staticmethod
+    def _too_many(items: Sequence[Item]) -> str:
+        """Why a part has more images than an id can count."""
+        [(largest, number)] = Counter(item.uri.partition("#")[0] for item in items).most_common(1)
+        if number > MAX_ROWS:
+            return f"{largest} holds more than {MAX_ROWS:,} images: split it"
+        return (
+            f"{largest} and the archives beside it hold more than {MAX_ROWS:,} images, far more than their bytes let "
+            "expect: add it from a folder of its own"
+        )
 
     def _entries(self, embedded: EmbeddedPart) -> pa.Table:
         accepted = embedded.accepted

@@ -77,7 +77,7 @@ class Tally:
         self._on_progress = on_progress
         self._found = self._rejected = self.done = 0  # _found counts the images in containers
         self._archives_done = 0
-        self._uncounted = uncounted_parts(storage, reservation)  # containers of unknown size that are not read yet
+        self._uncounted = uncounted_parts(storage, reservation)  # parts of containers of unknown size, not read yet
         self._last_rejected: RowsFile | None = None
         self.stages = Stages()  # seconds of this run
         for mark in marks:
@@ -96,7 +96,7 @@ class Tally:
         self._last_rejected = mark.rejected if mark.num_rejected > mark.duplicates else self._last_rejected
         if mark.part >= self._reservation.containers_from:
             self._found += mark.planned
-            self._archives_done += 1
+            self._archives_done += self._reservation.num_containers_in(mark.part)
             self._uncounted.discard(mark.part)
 
     def _tell(self) -> None:

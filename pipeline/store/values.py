@@ -26,6 +26,7 @@ Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Hexadecimal = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{0,64}$")]  # not part of a file name
 
 Count = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+PositiveCount = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 EntryId = Annotated[int, Field(ge=0, le=MAX_INT64)]
 Digest = Annotated[int, Field(ge=0, lt=1 << 64)]
 Balance = Annotated[int, Field(ge=-MAX_COUNT, le=MAX_COUNT)]  # of counts; a wrong version may make it negative

@@ -213,6 +213,8 @@ def counting_files(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_too_many_archives_are_told_while_they_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, *(f"{number:02d}.tar" for number in range(20)))
+    for path in tmp_path.iterdir():
+        os.truncate(path, 300 << 20)  # a part of its own: small ones share parts
     monkeypatch.setattr(ids, "MAX_PARTS", 7)
     drawn = counting_files(monkeypatch)
     with pytest.raises(SourceError, match="more than 7 parts .0 image files and 8 archives.*add its folders one after"):
@@ -234,11 +236,22 @@ def test_too_many_slices_are_told_before_all_footers_are_read(tmp_path: Path, mo
     for number in range(60):
         table = pa.table({"image": pa.array([b"x", b"y"], pa.binary()), "label": ["a", "b"]})
         pq.write_table(table, tmp_path / f"{number:02d}.parquet")
-    monkeypatch.setattr(ids, "MAX_PARTS", 59)
-    with pytest.raises(SourceError, match="more than 59 parts"):
+    monkeypatch.setattr(ids, "MAX_PART_ROWS", 4)  # two files share a part
+    monkeypatch.setattr(ids, "MAX_PARTS", 28)
+    with pytest.raises(SourceError, match="more than 28 parts .0 image files and 57 archives or slices"):
         list_source(str(tmp_path), Labels())
-    monkeypatch.setattr(ids, "MAX_PARTS", 60)
+    monkeypatch.setattr(ids, "MAX_PARTS", 30)
     assert list_source(str(tmp_path), Labels()).planned == 120
+
+
+def test_parts_that_cannot_be_filled_are_counted_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(60):  # three of four rows fill a part, so that no part has two files
+        table = pa.table({"image": pa.array([b"x"] * 3, pa.binary())})
+        pq.write_table(table, tmp_path / f"{number:02d}.parquet")
+    monkeypatch.setattr(ids, "MAX_PART_ROWS", 4)
+    monkeypatch.setattr(ids, "MAX_PARTS", 59)
+    with pytest.raises(SourceError, match="more than 59 parts .0 image files and 60 archives or slices"):
+        list_source(str(tmp_path), Labels())
 
 
 SLOW_LISTING = """

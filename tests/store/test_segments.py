@@ -166,6 +166,6 @@ def test_a_list_of_containers_is_read_once_for_neighbouring_parts(tmp_path: Path
         reservation = reservations.reserve(storage, spec, images(300), containers, lease=lease)
     storage.counts.reset()
     for row in (0, 1, 16_383, 16_384, 39_999):
-        found = reservations.read_container(storage, reservation, reservation.containers_from + row)
+        [found] = reservations.read_containers(storage, reservation, reservation.containers_from + row)
         assert found["uri"] == f"/{row:05d}.tar"
     assert storage.counts.requests == {"read_range": 1 + 3}  # the footer, and each row group once

@@ -42,8 +42,7 @@ LARGE_VECTORS = 131_072
 FOOTERS_AT_ONCE = 16
 TOLD_SECONDS = 0.5  # between two reports of progress
 HEAD_BLOCK = 1 << 16  # bytes: the head of a .npy is short, and its rows are read in one piece
-MAX_DESCRIBED = 1 << 30  # characters of labels and kept values of one container, in memory until its part is done
-_TOO_MUCH_SAID = Rejected("read", f"the labels and kept values before it have more than {MAX_DESCRIBED:,} characters")
+MAX_DESCRIBED = 1 << 30  # characters of labels and kept values of one part, in memory until its part is done
 VECTOR_KINDS = get_args(VectorKind)
 
 
@@ -81,7 +80,7 @@ def plan_containers(
     columns: ColumnsFound,
     *,
     beside_images: bool = False,
-    limit: Callable[[int], None] = lambda _units: None,
+    limit: Callable[[Sequence[Container]], None] = lambda _units: None,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[pa.Table, GivenVectors | None, LabelCensus]:
     """The units of work of some containers, as CONTAINERS. Parquet files are cut at row groups, from their footers.
@@ -90,8 +89,9 @@ def plan_containers(
 
     A file that has neither images nor vectors, or that is not Parquet, is one unit, which ends as one rejected image.
     Raises SourceError for such a file if no container is usable; for a .npy only if no image files lie beside it.
-    Raises SourceError also for vectors that are cut short or of several dimensions. `limit` gets the number of units
-    so far, and may raise. Costs the footer of each Parquet file and the head of each .npy, FOOTERS_AT_ONCE at a time.
+    Raises SourceError also for vectors that are cut short or of several dimensions. `limit` gets the units of one file
+    after the other, and may raise. Costs the footer of each Parquet file and the head of each .npy, FOOTERS_AT_ONCE at
+    a time.
     """
     cuts = _cuts(found, labels, columns, limit, on_progress)
     usable = any(isinstance(cut, _Cut) for cut in cuts)
@@ -108,18 +108,17 @@ def _cuts(
     found: Sequence[Container],
     labels: Labels,
     columns: ColumnsFound,
-    limit: Callable[[int], None],
+    limit: Callable[[Sequence[Container]], None],
     on_progress: OnProgress,
 ) -> "list[_Cut | _Unusable]":
     """How each container is cut. Ends at once if it is interrupted or `limit` raises."""
     cuts: list[_Cut | _Unusable] = []
-    units, told = 0, time.monotonic()
+    told = time.monotonic()
     pool = ThreadPoolExecutor(FOOTERS_AT_ONCE, thread_name_prefix="footers")
     try:
         for cut in pool.map(lambda container: _cut(container, labels, columns), found):
             cuts.append(cut)
-            units += len(cut.units) if isinstance(cut, _Cut) else 1
-            limit(units)
+            limit(cut.units if isinstance(cut, _Cut) else [cut.unit])
             if (now := time.monotonic()) - told >= TOLD_SECONDS:
                 on_progress(Progress("reading footers", len(cuts), len(found)))
                 told = now
@@ -310,16 +309,22 @@ class ImageChoice:
             object.__setattr__(self, "extension", given)
 
 
+def _too_much_said(most: int) -> Rejected:
+    return Rejected("read", f"the labels and kept values before it have more than {most:,} characters")
+
+
 def images_in(
     container: Container,
     labels: Labels,
     kept: Sequence[KeptColumn] = (),
     choice: ImageChoice = ImageChoice(),
     notes: ContainerNotes | None = None,
+    max_described: int = MAX_DESCRIBED,
 ) -> Generator[Item]:
     """The images of a container by position. What cannot be read is a rejected image. Raises StorageError.
 
-    `notes` gets what was passed over and the labels that came late. It is complete after the last image.
+    `notes` gets what was passed over and the labels that came late. It is complete after the last image. An image is
+    rejected once the labels and kept values have more than `max_described` characters.
     """
     notes = notes if notes is not None else ContainerNotes()
     is_as_asked = labels.inside == labels.option
@@ -335,8 +340,8 @@ def images_in(
             described = 0
             for item in found:
                 item = item if is_as_asked else _as_asked(item, labels, kept)  # noqa: PLW2901  # the same image
-                described += len(item.label or "") + sum(len(value) for value in item.kept if isinstance(value, str))
-                yield item if described <= MAX_DESCRIBED else Item(item.uri, None, _TOO_MUCH_SAID)
+                described += item.described
+                yield item if described <= max_described else Item(item.uri, None, _too_much_said(max_described))
             if not is_as_asked:
                 notes.late = {uri: _as_asked(item, labels, kept) for uri, item in notes.late.items()}
     except Rejected as rejected:

@@ -19,3 +19,8 @@ class Item:
     kept: tuple = ()
     no_label: str = field(default="", compare=False)
     span: tuple[int, int] | None = field(default=None, compare=False)
+
+    @property
+    def described(self) -> int:
+        """The characters of its label and kept values, which stay in memory until its part is done."""
+        return len(self.label or "") + sum(len(value) for value in self.kept if isinstance(value, str))

@@ -25,6 +25,20 @@ class ContainerNotes:
     mask_like: Counter[str] = field(default_factory=Counter)
     late: dict[str, Item] = field(default_factory=dict)
 
+    def add(self, other: "ContainerNotes") -> None:
+        """Add the notes about another container. The files of a folder are no part of them."""
+        for mine, theirs in (
+            (self.passed_over.endings, other.passed_over.endings),
+            (self.passed_over.leftovers, other.passed_over.leftovers),
+            (self.masks, other.masks),
+            (self.together, other.together),
+            (self.sidecars, other.sidecars),
+            (self.mask_like, other.mask_like),
+        ):
+            mine.update(theirs)
+        self.passed_over.excluded += other.passed_over.excluded
+        self.late |= other.late
+
     def amended(self, items: Iterable[Item]) -> list[Item]:
         """Items with the labels and kept values that came late."""
         if not self.late:

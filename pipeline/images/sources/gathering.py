@@ -92,9 +92,9 @@ def gather(
                 if file.uri.lower().endswith(TABLES) and len(tables) < MAX_TABLES:
                     tables.append(file.uri)
             else:
-                if kind == "tar":
-                    limit.count_containers(1)  # other files may be halves of pairs, or parts of a memory
                 containers.append(Container(file.uri, kind, file.num_bytes, file.modified))
+                if kind == "tar":  # other files may be halves of pairs, or parts of a memory
+                    limit.count_containers(containers[-1:])
 
     labels = replace(labels, root=walk.uri)
     schema = pa.schema([*IMAGES, *(column.field for column in kept)])

@@ -6,11 +6,12 @@ Unknown fields are refused: a file of a later release raises an error and is nev
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from pipeline.store.segments.container_parts import without_container_parts
 from pipeline.store.storage.file_refs import DigestsFile, FileRef, RowsFile
 from pipeline.store.tables.kept_columns import KeptColumn
-from pipeline.store.values import Count, EntryId, Finite, Generation, SegmentNumber, Sha256
+from pipeline.store.values import Count, EntryId, Finite, Generation, PositiveCount, SegmentNumber, Sha256
 
 Refine = Literal["float16", "none"]
 PARAMETERS = r"^(?:[A-Za-z_]{1,32}=[0-9]{1,9}(?:,[A-Za-z_]{1,32}=[0-9]{1,9})*)?$"  # as FAISS writes them
@@ -28,10 +29,11 @@ class Segment(Record):
 
     `identity` is the encoder's fingerprint. `fingerprint` is a hash of source, options and identity. `entries` is empty
     after the entries were compacted into packs. The segment of single adds has no plan, and grows. `containers` lists
-    the containers of the source, whose images are not planned one by one; each is one part, from part
-    `containers_from` on. `kept` are the kept columns of the entries. `offsets` has the positions of images in
-    archives; for single adds it lists the images that were read at their uri. `uris` and `sha256s` find its entries by
-    digests of these; both are empty for single adds, and for segments of older releases.
+    the containers of the source, whose images are not planned one by one; they make the parts from `containers_from`
+    on. `container_parts` has the number of containers of each of these parts; empty means one container each. `kept`
+    are the kept columns of the entries. `offsets` has the positions of images in archives; for single adds it lists the
+    images that were read at their uri. `uris` and `sha256s` find its entries by digests of these; both are empty for
+    single adds, and for segments of older releases.
     """
 
     number: SegmentNumber
@@ -49,9 +51,15 @@ class Segment(Record):
     offsets: tuple[RowsFile, ...] = ()
     containers: FileRef | None = None
     containers_from: Count | None = None
+    container_parts: tuple[PositiveCount, ...] = ()
     kept: tuple[KeptColumn, ...] = ()
     uris: tuple[DigestsFile, ...] = ()
     sha256s: tuple[DigestsFile, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict:
+        """Without `container_parts` if it is empty: then the bytes are those of earlier releases."""
+        return without_container_parts(handler(self))
 
 
 class Single(Record):

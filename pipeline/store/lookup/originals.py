@@ -10,13 +10,12 @@ from typing import Literal
 
 from pipeline.store.log.records import Segment
 from pipeline.store.log.state import State
+from pipeline.store.segments.container_parts import IMAGE_CONTAINERS, rows_of_part
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.ids import split_id
 from pipeline.store.tables.parquet_columns import files_with, read_row_group, read_rows, read_rows_of
 from pipeline.store.tables.schemas import ROW_GROUP_ROWS
-
-IMAGE_CONTAINERS = ("tar", "parquet")
 
 
 @dataclass(frozen=True)
@@ -54,10 +53,12 @@ def original_of(storage: Storage, state: State, entry_id: int, uri: str, sha256:
     was_read = is_below(uri, segment.source)
     if segment.containers_from is None or part < segment.containers_from:
         return Original(uri, sha256, "file" if was_read and "#" not in uri else "named")
-    kind, container = _container(storage, segment.containers, part - segment.containers_from)
-    if kind not in IMAGE_CONTAINERS:
+    rows = rows_of_part(segment.container_parts, part - segment.containers_from)
+    kinds = _containers(storage, segment.containers, rows)
+    if not set(kinds.values()) & set(IMAGE_CONTAINERS):  # a part holds either images or vectors
         return Original(uri, sha256, vector=True)
-    if not was_read or not uri.startswith(f"{container}#"):
+    kind = kinds.get(uri.partition("#")[0])
+    if not was_read or "#" not in uri or kind not in IMAGE_CONTAINERS:
         return Original(uri, sha256)
     return Original(uri, sha256, "tar" if kind == "tar" else "parquet", offset, num_bytes)
 
@@ -91,10 +92,19 @@ def _span(storage: Storage, segment: Segment, entry_id: int) -> tuple[int | None
     return None, None
 
 
-def _container(storage: Storage, containers: FileRef | None, row: int) -> tuple[str, str]:
-    """The kind and the uri of a container by its row in the list of containers; "" if there is no such row."""
-    if containers is None or not 0 <= row < containers.rows:
-        return "", ""
-    group, within = divmod(row, ROW_GROUP_ROWS)
-    rows = read_row_group(storage, containers, group, ["kind", "uri"]).slice(within, 1).to_pylist()
-    return (rows[0]["kind"], rows[0]["uri"]) if rows else ("", "")
+def _containers(storage: Storage, containers: FileRef | None, rows: range) -> dict[str, str]:
+    """The kinds of some containers by their uris, from their rows in the list of containers; rows beyond it are none.
+
+    Reads two columns of a row group, or of two if the rows lie in both.
+    """
+    kinds: dict[str, str] = {}
+    rows = (
+        range(rows.start, min(rows.stop, containers.rows)) if containers is not None and rows.start >= 0 else range(0)
+    )
+    while containers is not None and len(rows):
+        group, within = divmod(rows.start, ROW_GROUP_ROWS)
+        here = rows[: ROW_GROUP_ROWS - within]
+        table = read_row_group(storage, containers, group, ["kind", "uri"]).slice(within, len(here))
+        kinds |= dict(zip(table["uri"].to_pylist(), table["kind"].to_pylist(), strict=True))
+        rows = rows[len(here) :]
+    return kinds

@@ -92,7 +92,7 @@ def _done(storage: Storage, reservation: reservations.Reservation) -> str:
         return EMBEDDED
     rows, files = reservation.rows_per_part, reservation.planned
     images = sum(min(rows, files - part * rows) for part in parts if part < reservation.containers_from)
-    archives = sum(part >= reservation.containers_from for part in parts)
+    archives = sum(map(reservation.num_containers_in, parts))
     said = [f"{images:,} of {files:,} images done"] * bool(files)
     said += [f"{archives:,} of {reservation.num_containers:,} archives done"] * bool(reservation.num_containers)
     return ", ".join(said)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from operator import itemgetter
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
@@ -86,15 +87,17 @@ class PartMark(BaseModel):
 
 
 def uncounted_parts(storage: Storage, reservation: Reservation) -> set[int]:
-    """The parts that are containers with an unknown number of images: they are counted when they are read.
+    """The parts with a container whose number of images is unknown: they are counted when they are read.
 
     Reads one column of the list of containers.
     """
     if reservation.containers is None:
         return set()
     counts = read_columns(storage, reservation.containers, ["images"]).column("images")
-    rows = pc.indices_nonzero(counts.is_null()).to_pylist()
-    return {reservation.containers_from + row for row in rows}
+    rows_N = pc.indices_nonzero(counts.is_null()).to_numpy()
+    if reservation.container_parts:
+        rows_N = np.searchsorted(np.cumsum(reservation.container_parts), rows_N, "right")  # the part of each
+    return {reservation.containers_from + at for at in np.unique(rows_N).tolist()}
 
 
 def read_marks(storage: Storage, reservation: Reservation) -> dict[int, PartMark]:

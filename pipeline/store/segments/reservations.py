@@ -14,7 +14,15 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline.errors import DamagedFile
 from pipeline.recent import Recent
@@ -30,6 +38,7 @@ from pipeline.store.layout import (
     segment_folder,
     segment_number,
 )
+from pipeline.store.segments.container_parts import rows_of_part, share_parts, without_container_parts
 from pipeline.store.storage.file_refs import FileRef, check_places, describe
 from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
 from pipeline.store.storage.leases import Lease
@@ -44,7 +53,7 @@ from pipeline.store.tables.schemas import (
     ROW_GROUP_ROWS,
     write_table,
 )
-from pipeline.store.values import MAX_SEGMENT, Count
+from pipeline.store.values import MAX_SEGMENT, Count, PositiveCount
 
 SINGLES = "single adds"  # in the place of a fingerprint in the segment of single adds
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -80,10 +89,11 @@ class SegmentSpec(BaseModel):
 class Reservation(SegmentSpec):
     """The contents of `segment.json`: the parameters and the plan of an add, so that the same command can continue it.
 
-    `plan` lists the `planned` image files, `rows_per_part` to a part. Each of the `containers` is a part of its own;
-    its images are counted when it is read. `known_inside` is the number of images in containers that is known
-    beforehand. `held` is the file of digests that the memory held at planning time, if duplicates are to be left out
-    (else None). Like the plan it is written once; unlike the plan it is removed when the segment is committed.
+    `plan` lists the `planned` image files, `rows_per_part` to a part. The `containers` make the parts after these:
+    `container_parts` has the number of containers of each, and is empty if each container is a part of its own, as in
+    earlier releases. Images in containers are counted when they are read. `known_inside` is the number of them that is
+    known beforehand. `held` is the file of digests that the memory held at planning time, if duplicates are to be left
+    out (else None). Like the plan it is written once; unlike the plan it is removed when the segment is committed.
     `planned_at` is when the source was listed; None if an earlier release did.
     """
 
@@ -94,6 +104,7 @@ class Reservation(SegmentSpec):
     plan: FileRef | None
     containers: FileRef | None = None
     num_containers: Count = 0
+    container_parts: tuple[PositiveCount, ...] = ()
     known_inside: Count = 0
     held: FileRef | None = None
     planned_at: datetime.datetime | None = None
@@ -101,9 +112,16 @@ class Reservation(SegmentSpec):
     @model_validator(mode="after")
     def _inside(self) -> "Reservation":
         check_folder((self.plan, self.containers, self.held), self.folder)
+        if self.container_parts and sum(self.container_parts) != self.num_containers:
+            raise ValueError(f"its parts have {sum(self.container_parts)} of {self.num_containers} containers")
         if self.num_parts > ids.MAX_PARTS:
             raise ValueError(f"{self.num_parts} parts are more than an id can count")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict:
+        """Without `container_parts` if it is empty: then the bytes are those of earlier releases."""
+        return without_container_parts(handler(self))
 
     @property
     def folder(self) -> str:
@@ -112,12 +130,18 @@ class Reservation(SegmentSpec):
 
     @property
     def containers_from(self) -> int:
-        """The first part that is a container; parts before it are image files."""
+        """The first part of containers; parts before it are image files."""
         return -(-self.planned // self.rows_per_part)
 
     @property
     def num_parts(self) -> int:
-        return self.containers_from + self.num_containers
+        return self.containers_from + (len(self.container_parts) or self.num_containers)
+
+    def num_containers_in(self, part: int) -> int:
+        """The number of containers that make a part."""
+        if part < self.containers_from:
+            return 0
+        return self.container_parts[part - self.containers_from] if self.container_parts else 1
 
     def num_images(self, found: int) -> int:
         """The number of planned images, of which `found` were found in containers so far."""
@@ -193,7 +217,8 @@ def freeze(
     """
     rows = ids.rows_per_part(images.num_rows)
     num_containers = containers.num_rows if containers is not None else 0
-    ids.first_id(number, -(-images.num_rows // rows) + num_containers)
+    container_parts = share_parts(containers) if containers is not None else ()
+    ids.first_id(number, -(-images.num_rows // rows) + (len(container_parts) or num_containers))
     folder = segment_folder(number) if number else ""
     return Reservation(
         **dict(spec),
@@ -203,6 +228,7 @@ def freeze(
         plan=_write_plan(storage, plan_path(folder, nonce), images, number, rows),
         containers=_write_containers(storage, containers_path(folder, nonce), containers),
         num_containers=num_containers,
+        container_parts=container_parts,
         known_inside=pc.sum(containers.column("images")).as_py() or 0 if containers is not None else 0,
     )
 
@@ -298,23 +324,29 @@ def read_plan(storage: Storage, reservation: Reservation, part: int) -> pa.Table
     return read_row_group(storage, reservation.plan, part)
 
 
-def read_container(storage: Storage, reservation: Reservation, part: int) -> dict:
-    """The container of a part: a row of CONTAINERS.
+def read_containers(storage: Storage, reservation: Reservation, part: int) -> list[dict]:
+    """The containers of a part in order: rows of CONTAINERS.
 
-    Costs the row group of the container (100 bytes for each of 16,384 containers), which then stays in this process.
+    Costs the row groups of the containers (100 bytes for each of 16,384 containers), which then stay in this process.
     """
-    containers = reservation.containers
-    if containers is None or part < reservation.containers_from:
+    if reservation.containers is None or part < reservation.containers_from:
         raise AssertionError(f"part {part} is one of image files")
-    row = part - reservation.containers_from
-    group, within = divmod(row, ROW_GROUP_ROWS)
-    table = _containers.get_or_make(
+    rows = rows_of_part(reservation.container_parts, part - reservation.containers_from)
+    found: list[dict] = []
+    while len(rows):
+        group, within = divmod(rows.start, ROW_GROUP_ROWS)
+        here = rows[: ROW_GROUP_ROWS - within]
+        found += _row_group(storage, reservation.containers, group).slice(within, len(here)).to_pylist()
+        rows = rows[len(here) :]
+    return found
+
+
+def _row_group(storage: Storage, containers: FileRef, group: int) -> pa.Table:
+    return _containers.get_or_make(
         (storage.uri, containers.path, containers.sha256, group),
         lambda: read_row_group(storage, containers, group),
         lambda found: found.nbytes,
     )
-    [found] = table.slice(within, 1).to_pylist()
-    return dict(found)
 
 
 def _next_number(storage: Storage) -> int:

@@ -98,6 +98,6 @@ def _progress(storage: Storage, reservation: reservations.Reservation, *, runnin
         running=running,
         stage="embedding" if len(marks) < reservation.num_parts else "committing",
         archives=reservation.num_containers,
-        archives_done=len(in_containers),
+        archives_done=sum(reservation.num_containers_in(mark.part) for mark in in_containers),
         counted=uncounted <= {mark.part for mark in in_containers},
     )

@@ -90,6 +90,6 @@ def in_common(known_N: np.ndarray, ids_M: np.ndarray) -> tuple[np.ndarray, np.nd
     return rows + there.start, positions + near.start
 
 
-def num_parts(images: int, containers: int) -> int:
-    """The parts of a plan: of image files, `rows_per_part` to a part, and of containers, each a part of its own."""
-    return -(-images // rows_per_part(images)) + containers
+def num_parts(images: int, container_parts: int) -> int:
+    """The parts of a plan: of image files, `rows_per_part` to a part, and the parts of containers."""
+    return -(-images // rows_per_part(images)) + container_parts
