@@ -21,7 +21,7 @@ from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.open_storage import open_storage
 from pipeline.store.tables.identity import GIVEN, Identity
-from pipeline.store.tables.ids import rows_per_part
+from pipeline.store.tables.ids import MAX_PART_ROWS, rows_per_part
 from pipeline.store.tables.schemas import embedding_column
 from tests.store.seaweed import s3  # noqa: F401, a fixture
 
@@ -130,6 +130,12 @@ def add_vectors(
             )
             pq.write_table(table, Path(folder) / f"{start:08d}.parquet")
         return VisualMemory(log.storage.uri).add(folder, labels="column:label", dataset=dataset).state
+
+
+@pytest.fixture
+def a_part_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans in which each container is a part of its own, as a large one is."""
+    monkeypatch.setattr("pipeline.store.segments.container_parts.images_counted", lambda _: MAX_PART_ROWS)
 
 
 @pytest.fixture

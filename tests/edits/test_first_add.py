@@ -182,6 +182,7 @@ def test_nothing_is_still_nothing(run: Callable, tmp_path: Path, pictures: Path,
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.usefixtures("a_part_each")
 def test_archives_count_where_images_are_not_counted_yet(run: Callable, tmp_path: Path, options: dict) -> None:
     source = tmp_path / "tars"
     source.mkdir()

@@ -141,6 +141,7 @@ def test_every_kind_of_file_in_one_prefix(tmp_path: Path, weights: str, monkeypa
     assert fresh.evaluate(folder / "pair.npy", ks=[1]).accuracy["plurality"][1] == 100.0
 
 
+@pytest.mark.usefixtures("a_part_each")
 def test_killed_and_run_again_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(container, "SLICE_VECTORS", 32)
     source = write_clip(tmp_path / "clip", [90, 40])

@@ -171,6 +171,7 @@ def test_the_same_columns_are_the_same_add_and_others_another(told: VisualMemory
     assert len({plan.spec.fingerprint for plan in plans}) == 3
 
 
+@pytest.mark.usefixtures("a_part_each")
 @pytest.mark.parametrize("missing", [0, 3])
 def test_an_add_that_goes_on_writes_what_it_would_have(
     told: VisualMemory, source: Path, options: dict, tmp_path: Path, missing: int

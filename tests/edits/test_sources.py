@@ -142,7 +142,7 @@ def test_a_whole_bucket_in_one_add(mixed: str, tmp_path: Path, options: dict) ->
     assert numbers["1.png"] == (0, 1)  # bad.png is the first
     assert numbers["t.parquet#row=0"] == (1, 0)
     assert numbers["t.parquet#row=4"] == (1, 4)  # row groups that are small go together
-    assert (numbers["0.tar#b.png"], numbers["y.png"]) == ((2, 1), (3, 1))
+    assert (numbers["0.tar#b.png"], numbers["y.png"]) == ((1, 10), (1, 13))
     assert not memory.verify().findings
 
 

@@ -678,7 +678,7 @@ def test_vectors_go_out_and_in_again(
     assert (exported["entries"], exported["files"], exported["format"]) == (80, 2, "clip-retrieval")
     assert {"uri", "version", "bytes", "dimension", "encoder", "seconds"} <= set(exported)
     plan = document("add", tmp_path / "back", tmp_path / "out", "--dry-run")
-    assert (plan["planned"], plan["parts"], plan["encoder"][:28]) == (80, 2, f"given:{ENCODER}@")
+    assert (plan["planned"], plan["parts"], plan["encoder"][:28]) == (80, 1, f"given:{ENCODER}@")
     status, _, err = run("add", tmp_path / "back", tmp_path / "out", "--encoder", "given:digits")
     assert (status, "are by tf_efficientnet_lite0" in err) == (1, True)
     added = document("add", tmp_path / "back", tmp_path / "out")
