@@ -174,9 +174,10 @@ def test_the_same_columns_are_the_same_add_and_others_another(told: VisualMemory
 @pytest.mark.usefixtures("a_part_each")
 @pytest.mark.parametrize("missing", [0, 3])
 def test_an_add_that_goes_on_writes_what_it_would_have(
-    told: VisualMemory, source: Path, options: dict, tmp_path: Path, missing: int
+    source: Path, options: dict, tmp_path: Path, missing: int
 ) -> None:
-    memory = VisualMemory(tmp_path / "memory")
+    at_once, memory = VisualMemory(tmp_path / "at once"), VisualMemory(tmp_path / "memory")
+    at_once.add(source, keep=KEEP, **options)
 
     class Interrupted(Here):
         def do_parts(self, work: Work, parts: Sequence[int], encoder: Encoder | None) -> Iterator[PartMark]:
@@ -184,11 +185,11 @@ def test_an_add_that_goes_on_writes_what_it_would_have(
             yield from super().do_parts(work, [part for part in parts if part != missing], encoder)
             raise KeyboardInterrupt
 
-    known = VisualMemory(told.uri).plan_add(source, AddOptions(keep=KEEP))
+    known = VisualMemory(at_once.uri).plan_add(source, AddOptions(keep=KEEP))
     with pytest.raises(KeyboardInterrupt):
         run(memory.log, None, known, Interrupted(), "add")
     assert memory.add(source, keep=KEEP[::-1], **options).resumed > 0
-    files = [[(f.rows, f.sha256) for f in m.state().segments[0].entries] for m in (told, memory)]
+    files = [[(f.rows, f.sha256) for f in m.state().segments[0].entries] for m in (at_once, memory)]
     assert files[0] == files[1]
 
 

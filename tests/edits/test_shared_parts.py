@@ -193,6 +193,7 @@ def test_small_files_of_vectors_share_parts_and_images_are_apart_from_them(
     assert together.verify().findings == ()
 
 
+@pytest.mark.slow
 def test_ray_and_this_process_make_the_same_of_shared_parts(tars: Path, tmp_path: Path, options: AddOptions) -> None:
     from jobs.ray_cluster.on_ray import start_ray
 
