@@ -34,6 +34,7 @@ def peak(step: str, work: ShardWork, *arguments: object) -> tuple[Any, int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("key", ["IVF256,PQ64x4fs", "IVF256,SQ8"])
 def test_steps_stay_within_what_they_declare(make_memory: MakeMemory, key: str) -> None:
     vectors_ND = unit(np.random.default_rng(0).standard_normal((ROWS, DIMENSION), np.float32))
