@@ -131,11 +131,7 @@ def merge_neighbors(parts: Sequence[NeighborTable], k: int) -> NeighborTable:
     """
     if len(parts) == 1:
         return parts[0]
-    similarities_QK, ids_QK, codes_QK = (
-        np.concatenate([getattr(part, name) for part in parts], axis=1)
-        for name in ("similarities_QK", "ids_QK", "codes_QK")
-    )
-    order_QK = np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k]
+    similarities_QK, ids_QK, codes_QK, order_QK = _nearest_first(parts, k)
     starts = np.cumsum([0, *(part.ids_QK.shape[1] for part in parts)])
     sources_QK = np.searchsorted(starts, order_QK, side="right") - 1
     places_QK = order_QK - starts[sources_QK]
@@ -162,14 +158,21 @@ def merge_neighbors(parts: Sequence[NeighborTable], k: int) -> NeighborTable:
     )
 
 
+def _nearest_first(parts: Sequence[NeighborTable], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Similarities, ids and label codes of all tables side by side, and the positions of the k nearest in order."""
+    similarities_QK, ids_QK, codes_QK = (
+        np.concatenate([getattr(part, name) for part in parts], axis=1)
+        for name in ("similarities_QK", "ids_QK", "codes_QK")
+    )
+    return similarities_QK, ids_QK, codes_QK, np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k]
+
+
 def nearest_ids(parts: Sequence[NeighborTable], k: int) -> set[int]:
     """The ids that are among the k nearest of any query over the tables of several places, as in `merge_neighbors`."""
     if not parts:
         return set()
-    similarities_QK, ids_QK = (
-        np.concatenate([getattr(part, name) for part in parts], axis=1) for name in ("similarities_QK", "ids_QK")
-    )
-    nearest_QK = np.take_along_axis(ids_QK, np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k], axis=1)
+    _, ids_QK, _, order_QK = _nearest_first(parts, k)
+    nearest_QK = np.take_along_axis(ids_QK, order_QK, axis=1)
     return {*nearest_QK[nearest_QK >= 0].tolist()}
 
 

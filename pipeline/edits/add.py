@@ -39,7 +39,7 @@ from pipeline.store.log.records import Segment
 from pipeline.store.log.state import AddSegment, Counts, SetIdentity, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.frozen_digests import freeze_digests
-from pipeline.store.segments.container_parts import share_parts
+from pipeline.store.segments.container_parts import count_parts
 from pipeline.store.segments.part_marks import PartMark, read_marks
 from pipeline.store.segments.reservations import (
     Numerics,
@@ -157,8 +157,7 @@ class AddPlan:
     def num_parts(self) -> int:
         if self.frozen is not None:
             return self.frozen.num_parts
-        containers = self.listing.containers
-        return ids.num_parts(self.listing.num_images, len(share_parts(containers)) or containers.num_rows)
+        return ids.num_parts(self.listing.num_images, count_parts(self.listing.containers))
 
     def peek(self) -> tuple[str, LabelCensus, ContainerNotes] | None:
         """The result of `listing.peek`: the first images in an archive or table. It may be None."""

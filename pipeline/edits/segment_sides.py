@@ -19,8 +19,6 @@ from pipeline.store.tables.ids import SEGMENT_SHIFT
 from pipeline.store.tables.parquet_columns import read_columns_of
 from pipeline.store.tables.schemas import COUNTS
 
-ADDED_AT_ONCE = 256  # parts: the sums so far are added to once for so many
-
 
 def with_digests(storage: Storage, lease: Lease, segment: Segment, files: Sequence[RowsFile]) -> Segment:
     """The segment with files of digests, which are published here; `files` hold its entries, and may hold others.
@@ -53,10 +51,7 @@ def counts_of(storage: Storage, segment: Segment, marks: Iterable[PartMark]) -> 
         counted(pa.array([segment.dataset] * table.num_rows, pa.string()), table["label"])
         for table in read_columns_of(storage, read, ["label"])
     )
-    counts, rest = added([]), itertools.chain(known, tables)
-    while some := list(itertools.islice(rest, ADDED_AT_ONCE)):
-        counts = added([counts, *some])
-    return counts
+    return added(itertools.chain(known, tables))
 
 
 def publish_counts(storage: Storage, lease: Lease, version: int, now: State, segment: pa.Table) -> Counts:

@@ -178,7 +178,7 @@ def do_parts_on_ray(work: Work, parts: Sequence[int]) -> Iterator[PartMark]:
     Nodes that join get actors too.
     """
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    num_gpus = 0 if getattr(work, "needs_no_gpu", False) else int(resources.get("GPU", 0))
+    num_gpus = int(resources.get("GPU", 0)) if work.uses_gpu else 0
     num_actors = min(num_gpus or max(int(resources.get("CPU", 1)), 1), len(parts))
     DataContext.get_current().enable_progress_bars = False  # the caller draws the progress
     beginnings = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Beginnings).remote()

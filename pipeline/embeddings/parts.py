@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -97,8 +97,10 @@ class Worker(Protocol):
 class Work(Protocol):
     """The work to do on each part of a plan. It can be pickled; the worker's process opens it.
 
-    Work with an attribute `needs_no_gpu` that is true takes no GPU of a cluster, and one CPU for each worker.
+    If it `uses_gpu`, each worker on a cluster takes a GPU, where there are some.
     """
+
+    uses_gpu: ClassVar[bool]
 
     def open(
         self,
@@ -120,6 +122,7 @@ class Remember:
 
     storage: Storage
     reservation: Reservation
+    uses_gpu: ClassVar[bool] = True
 
     def open(
         self,

@@ -14,7 +14,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 
@@ -120,6 +120,7 @@ class Decide:
     version: int
     question: Question
     reservation: Reservation
+    uses_gpu: ClassVar[bool] = True
 
     def open(
         self,

@@ -6,10 +6,11 @@ job goes on where it was when the same command is given again. Bulk decisions an
 
 import hashlib
 import json
+import operator
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.errors import FormatError, UsageError
 from pipeline.store.layout import FOLDERS_OF_A_JOB, JOB, ROWS_OF_A_JOB
@@ -31,7 +32,7 @@ class Job(BaseModel):
     version: int
     options: dict
     reservation: Reservation
-    starts: tuple[int, ...] = ()
+    starts: Annotated[tuple[int, ...], Field(exclude_if=operator.not_)] = ()  # left out: earlier releases know none
 
 
 def fingerprint_of(about: dict[str, Any]) -> str:
@@ -48,10 +49,8 @@ def claim_job(out: Storage, fingerprint: str, make: Callable[[], Job]) -> Job:
         if found := [name for name in out.list("") if name not in set(FOLDERS_OF_A_JOB) - set(ROWS_OF_A_JOB)]:
             raise UsageError(f"{out.uri} has other files in it, such as {found[0]}: give `out` a new place")
         job = make()
-        # Earlier releases know no `starts`: they still go on with a job over a source.
-        document = job.model_dump_json(indent=1, exclude=None if job.starts else {"starts"})
         try:
-            create_own(out, JOB, document.encode())
+            create_own(out, JOB, job.model_dump_json(indent=1).encode())
         except AlreadyExists:  # another process created the job meanwhile
             out.delete([file.path for file in (job.reservation.plan, job.reservation.containers) if file])
     job = read_job(out)

@@ -62,7 +62,7 @@ class AskOthers:
     starts: tuple[int, ...]
     reservation: Reservation
     opened: LiveEntries | None = None
-    needs_no_gpu: ClassVar[bool] = True
+    uses_gpu: ClassVar[bool] = False
 
     def open(
         self,
@@ -78,17 +78,8 @@ class AskOthers:
             raise live.damaged[0]
         return _Asker(self, live, Digests(self.memory, state), node)
 
-    def __reduce__(self) -> tuple[type["AskOthers"], tuple[Any, ...]]:
-        return AskOthers, (
-            self.memory,
-            self.out,
-            self.version,
-            self.scoring,
-            self.label_set,
-            self.where,
-            self.starts,
-            self.reservation,
-        )
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "opened": None}
 
 
 class _Asker:

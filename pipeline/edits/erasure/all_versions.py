@@ -164,12 +164,10 @@ class Catalogue:
         Reads only files that may hold one of them.
         """
         wanted_N = np.unique(ids_N)
-        counts = added([])
         files = [file for file in self._files if may_hold(file, wanted_N)]
-        for table in self._rows(["id", "label", "dataset"], files):
-            chosen = table.filter(pa.array(is_in(table.column("id").to_numpy(), wanted_N)))
-            counts = added([counts, counted(chosen.column("dataset"), chosen.column("label"))])
-        return counts
+        tables = self._rows(["id", "label", "dataset"], files)
+        chosen = (table.filter(pa.array(is_in(table.column("id").to_numpy(), wanted_N))) for table in tables)
+        return added(counted(table.column("dataset"), table.column("label")) for table in chosen)
 
     def _names(self, column: Column) -> tuple[Counter[str], dict[str, np.ndarray]]:
         """The number of entries of each name in a column, and the ids of those with a name that was asked for."""

@@ -37,7 +37,7 @@ from pipeline.images.sources.source_files import Walk
 from pipeline.images.sources.uri_lists import list_at, lists_in
 from pipeline.images.sources.walk import walk_source
 from pipeline.progress import OnProgress, ignore_progress
-from pipeline.store.segments.container_parts import share_parts
+from pipeline.store.segments.container_parts import count_parts
 from pipeline.store.tables.kept_columns import KeptColumn
 from pipeline.store.tables.schemas import PLAN
 
@@ -160,7 +160,7 @@ def list_source(
         limit=found.limit.of_units(),
         on_progress=on_progress,
     )
-    found.limit.check_parts(len(share_parts(planned)) or planned.num_rows)
+    found.limit.check_parts(count_parts(planned))
     kept = kept or columns.settled(labels.file)
     rows_M = None
     if (file := labels.read_file()) is not None:

@@ -103,8 +103,11 @@ def expected_bytes(key: str, num_rows: int, dimension: int) -> int:
 
 def centroid_bytes(key: str, dimension: int) -> int:
     """Bytes of the centroids of a key, which all shards of a process can share; 0 for a key without lists."""
-    inverted = None if key == FLAT else faiss.try_extract_index_ivf(whole := empty_index(key, dimension))
-    return 4 * int(inverted.d) * int(inverted.nlist) if inverted is not None and whole is not None else 0
+    if not num_centroids(key):
+        return 0
+    whole = empty_index(key, dimension)  # owns the object that the name below points to
+    inverted = faiss.extract_index_ivf(whole)
+    return 4 * int(inverted.d) * int(inverted.nlist)
 
 
 def training_rows(key: str, num_rows: int, dimension: int, max_memory_bytes: int) -> int:

@@ -6,12 +6,12 @@ Unknown fields are refused: a file of a later release raises an error and is nev
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.store.segments.container_parts import without_container_parts
+from pipeline.store.segments.container_parts import ContainerParts
 from pipeline.store.storage.file_refs import DigestsFile, FileRef, RowsFile
 from pipeline.store.tables.kept_columns import KeptColumn
-from pipeline.store.values import Count, EntryId, Finite, Generation, PositiveCount, SegmentNumber, Sha256
+from pipeline.store.values import Count, EntryId, Finite, Generation, SegmentNumber, Sha256
 
 Refine = Literal["float16", "none"]
 PARAMETERS = r"^(?:[A-Za-z_]{1,32}=[0-9]{1,9}(?:,[A-Za-z_]{1,32}=[0-9]{1,9})*)?$"  # as FAISS writes them
@@ -51,15 +51,10 @@ class Segment(Record):
     offsets: tuple[RowsFile, ...] = ()
     containers: FileRef | None = None
     containers_from: Count | None = None
-    container_parts: tuple[PositiveCount, ...] = ()
+    container_parts: ContainerParts = ()
     kept: tuple[KeptColumn, ...] = ()
     uris: tuple[DigestsFile, ...] = ()
     sha256s: tuple[DigestsFile, ...] = ()
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict:
-        """Without `container_parts` if it is empty: then the bytes are those of earlier releases."""
-        return without_container_parts(handler(self))
 
 
 class Single(Record):

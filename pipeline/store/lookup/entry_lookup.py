@@ -26,8 +26,6 @@ from pipeline.store.tables.labels import newest_labels, own_labels_of, read_labe
 from pipeline.store.tables.parquet_columns import ids_where_of, read_columns_of, read_rows_of
 from pipeline.store.tables.tombstones import Tombstones
 
-ADDED_AT_ONCE = 256  # files: the sums so far are added to once for so many
-
 _NONE = np.empty(0, np.int64)
 _TYPES = {"id": pa.int64(), "width": pa.int32(), "height": pa.int32()}  # of stored columns; the others are strings
 
@@ -240,14 +238,10 @@ class EntryLookup:
 
     def _counted(self, tables: Iterable[pa.Table], sign: int = 1) -> pa.Table:
         """Rows of counts of entries with the columns `id`, `dataset` and `label`, by the labels that they have now."""
-        counts = added([])
-        rest = (
+        return added(
             counted(table["dataset"], self._relabelled(table["id"].to_numpy(), table["label"]), sign)
             for table in tables
         )
-        while some := list(itertools.islice(rest, ADDED_AT_ONCE)):
-            counts = added([counts, *some])
-        return counts
 
     def _relabelled(self, ids_N: np.ndarray, stored: pa.ChunkedArray | pa.Array) -> pa.Array:
         """The labels that entries have now, from their labels as stored."""

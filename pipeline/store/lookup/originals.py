@@ -15,7 +15,7 @@ from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.ids import split_id
 from pipeline.store.tables.parquet_columns import files_with, read_row_group, read_rows, read_rows_of
-from pipeline.store.tables.schemas import ROW_GROUP_ROWS
+from pipeline.store.tables.row_groups import row_groups_of
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,9 @@ def _containers(storage: Storage, containers: FileRef | None, rows: range) -> di
     Reads two columns of a row group, or of two if the rows lie in both.
     """
     kinds: dict[str, str] = {}
-    rows = (
-        range(rows.start, min(rows.stop, containers.rows)) if containers is not None and rows.start >= 0 else range(0)
-    )
-    while containers is not None and len(rows):
-        group, within = divmod(rows.start, ROW_GROUP_ROWS)
-        here = rows[: ROW_GROUP_ROWS - within]
-        table = read_row_group(storage, containers, group, ["kind", "uri"]).slice(within, len(here))
+    if containers is None or rows.start < 0:
+        return kinds
+    for group, first, count in row_groups_of(range(rows.start, min(rows.stop, containers.rows))):
+        table = read_row_group(storage, containers, group, ["kind", "uri"]).slice(first, count)
         kinds |= dict(zip(table["uri"].to_pylist(), table["kind"].to_pylist(), strict=True))
-        rows = rows[len(here) :]
     return kinds

@@ -5,14 +5,21 @@ of 100,000 small archives would make as many small files of entries, and as many
 """
 
 import itertools
+import operator
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import pyarrow as pa
+from pydantic import Field
 
 from pipeline.store.tables import ids
+from pipeline.store.values import PositiveCount
 
 IMAGE_CONTAINERS = ("tar", "parquet")  # the other kinds hold vectors
+
+# How many containers each part has; empty if each container is a part. Earlier releases know no such field, so a
+# document with an empty one leaves it out.
+ContainerParts = Annotated[tuple[PositiveCount, ...], Field(exclude_if=operator.not_)]
 
 # An archive is counted as one image for each 16 KB until it is read. So a full part has 256 MB of archives.
 BYTES_PER_IMAGE = 16 << 10
@@ -60,6 +67,11 @@ def images_counted(container: Contents) -> int:
     return max(-(-container.num_bytes * (COMPRESSED_TIMES if is_compressed else 1) // BYTES_PER_IMAGE), 1)
 
 
+def count_parts(containers: pa.Table) -> int:
+    """The number of parts that the containers of a table (CONTAINERS) make."""
+    return len(share_parts(containers)) or int(containers.num_rows)
+
+
 def share_parts(containers: pa.Table) -> tuple[int, ...]:
     """How many containers each part has, in the order of the table (CONTAINERS); () if each is a part of its own.
 
@@ -100,8 +112,3 @@ def rows_of_part(container_parts: Sequence[int], at: int) -> range:
         return range(0)
     first = sum(container_parts[:at])
     return range(first, first + container_parts[at])
-
-
-def without_container_parts(document: dict) -> dict:
-    """A document without `container_parts` if it is empty: earlier releases know no such field."""
-    return document if document["container_parts"] else {k: v for k, v in document.items() if k != "container_parts"}

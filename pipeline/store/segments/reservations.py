@@ -14,15 +14,7 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from pipeline.errors import DamagedFile
 from pipeline.recent import Recent
@@ -38,7 +30,7 @@ from pipeline.store.layout import (
     segment_folder,
     segment_number,
 )
-from pipeline.store.segments.container_parts import rows_of_part, share_parts, without_container_parts
+from pipeline.store.segments.container_parts import ContainerParts, rows_of_part, share_parts
 from pipeline.store.storage.file_refs import FileRef, check_places, describe
 from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
 from pipeline.store.storage.leases import Lease
@@ -46,14 +38,14 @@ from pipeline.store.tables import ids
 from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.kept_columns import KeptColumn
 from pipeline.store.tables.parquet_columns import read_row_group
+from pipeline.store.tables.row_groups import row_groups_of
 from pipeline.store.tables.schemas import (
     CONTAINERS,
     FORMAT,
     PLAN,
-    ROW_GROUP_ROWS,
     write_table,
 )
-from pipeline.store.values import MAX_SEGMENT, Count, PositiveCount
+from pipeline.store.values import MAX_SEGMENT, Count
 
 SINGLES = "single adds"  # in the place of a fingerprint in the segment of single adds
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -104,7 +96,7 @@ class Reservation(SegmentSpec):
     plan: FileRef | None
     containers: FileRef | None = None
     num_containers: Count = 0
-    container_parts: tuple[PositiveCount, ...] = ()
+    container_parts: ContainerParts = ()
     known_inside: Count = 0
     held: FileRef | None = None
     planned_at: datetime.datetime | None = None
@@ -117,11 +109,6 @@ class Reservation(SegmentSpec):
         if self.num_parts > ids.MAX_PARTS:
             raise ValueError(f"{self.num_parts} parts are more than an id can count")
         return self
-
-    @model_serializer(mode="wrap")
-    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict:
-        """Without `container_parts` if it is empty: then the bytes are those of earlier releases."""
-        return without_container_parts(handler(self))
 
     @property
     def folder(self) -> str:
@@ -333,11 +320,8 @@ def read_containers(storage: Storage, reservation: Reservation, part: int) -> li
         raise AssertionError(f"part {part} is one of image files")
     rows = rows_of_part(reservation.container_parts, part - reservation.containers_from)
     found: list[dict] = []
-    while len(rows):
-        group, within = divmod(rows.start, ROW_GROUP_ROWS)
-        here = rows[: ROW_GROUP_ROWS - within]
-        found += _row_group(storage, reservation.containers, group).slice(within, len(here)).to_pylist()
-        rows = rows[len(here) :]
+    for group, first, count in row_groups_of(rows):
+        found += _row_group(storage, reservation.containers, group).slice(first, count).to_pylist()
     return found
 
 

@@ -4,6 +4,7 @@ A commit that adds, forgets or relabels entries writes one small file. From time
 and replaces all earlier ones.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -17,6 +18,7 @@ from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.schemas import COUNTS, read_table, write_without_rows
 
+ADDED_AT_ONCE = 256  # tables: the sums so far are added to once for so many
 FOLD_EVERY = 16  # files; each is read by whoever asks for counts
 CACHED_BYTES = 64 << 20
 
@@ -30,11 +32,16 @@ def counted(datasets: pa.ChunkedArray | pa.Array, labels: pa.ChunkedArray | pa.A
 
 
 def added(tables: Iterable[pa.Table]) -> pa.Table:
-    """The sums of some rows of counts, by dataset and label; sums of zero are left out."""
-    found = [table.select(COUNTS.names) for table in tables]
-    if not found:
-        return COUNTS.empty_table()
-    summed = pa.concat_tables(found).group_by(["dataset", "label"]).aggregate([("count", "sum")])
+    """The sums of some rows of counts, by dataset and label; sums of zero are left out. Holds ADDED_AT_ONCE tables."""
+    rest, sums = iter(tables), list[pa.Table]()
+    while some := list(itertools.islice(rest, ADDED_AT_ONCE)):
+        sums = [_summed([*sums, *some])]
+    return sums[0] if sums else COUNTS.empty_table()
+
+
+def _summed(tables: Sequence[pa.Table]) -> pa.Table:
+    rows = pa.concat_tables([table.select(COUNTS.names) for table in tables])
+    summed = rows.group_by(["dataset", "label"]).aggregate([("count", "sum")])
     summed = summed.rename_columns([name.replace("count_sum", "count") for name in summed.column_names])
     summed = summed.select(COUNTS.names).filter(pc.not_equal(summed["count"], 0))
     return summed.sort_by([("dataset", "ascending"), ("label", "ascending")]).cast(COUNTS)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path, describe, unaltered_path
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.parquet_ranges import may_hold, open_parquet
-from pipeline.store.tables.schemas import open_writer
+from pipeline.store.tables.schemas import ROW_GROUP_ROWS, open_writer
 
 
 def chosen_row_groups(
@@ -38,6 +38,15 @@ def chosen_row_groups(
             table = parquet.read_row_group(group, columns=columns)
             table.validate(full=True)  # finds strings that are not UTF-8, which Parquet's reader does not check
             yield table
+
+
+def row_groups_of(rows: range) -> Iterator[tuple[int, int, int]]:
+    """The row groups of a file that hold some of its rows: the number of each, its first such row, and how many."""
+    while len(rows):
+        group, first = divmod(rows.start, ROW_GROUP_ROWS)
+        here = rows[: ROW_GROUP_ROWS - first]
+        yield group, first, len(here)
+        rows = rows[len(here) :]
 
 
 def write_some_rows(
