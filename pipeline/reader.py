@@ -552,9 +552,7 @@ class Reader:
 
         check_list("ks", ks)
         check_list("votings", votings)
-        if unknown := set(options) - set(evaluation.EvaluationOptions.__annotations__):
-            raise TypeError(f"evaluate() got an unexpected keyword argument '{min(unknown)}'")
-        balance, label_set, where = options.get("balance", 0.0), options.get("label_set"), options.get("where")
+        balance, label_set, where = evaluation.told(options, "evaluate")
         snapshot = self._snapshot(label_set, where)
         state, live = snapshot.state, snapshot.live
         self._check_labelled(live)
@@ -650,13 +648,11 @@ class Reader:
         *,
         ks: Sequence[int] = DEFAULT_KS,
         votings: Sequence[Voting] = VOTINGS,
-        balance: float | Literal["auto"] = 0.0,
-        label_set: str | None = None,
-        where: str | None = None,
         sample: int | Literal["all"] | None = None,
         out: str | Path | None = None,
         runner: RunnerName = "here",
         on_progress: OnProgress = ignore_progress,
+        **options: Unpack[evaluation.EvaluationOptions],
     ) -> evaluation.Evaluation:
         """Measure accuracy on the memory itself: labelled entries are asked about, each without itself.
 
@@ -666,10 +662,6 @@ class Reader:
         Args:
             ks: Numbers of neighbours to score, each 1 to 10,000. One search serves all of them.
             votings: Votings to score; the default is all four.
-            balance: Power of class sizes that votes are divided by, 0 to 10; 0 means no balance. "auto" measures the
-                best one on a sample first, for the first voting and the largest k.
-            label_set: Score in this label set; None scores labels as stored.
-            where: Ask about, and let vote, only entries that satisfy this expression; None takes all.
             sample: Number of labelled entries to ask about, drawn at random and always the same. Every entry is equally
                 likely, so that accuracy is unbiased; small classes may be missing. 0 or "all" asks about all. None asks
                 about all up to 100,000 labelled entries, and about 10,000 of more.
@@ -678,6 +670,10 @@ class Reader:
                 rightly (docs/formats.md). None writes nothing.
             runner: With `out`: "here" works in this process, "ray" on the Ray cluster that it is connected to.
             on_progress: Called with a Progress during the work; by default progress is ignored.
+            **options: balance: Power of class sizes that votes are divided by, 0 to 10; the default 0 means none.
+                "auto" measures the best one on a sample first, for the first voting and the largest k.
+                label_set: Score in this label set; None scores labels as stored.
+                where: Ask about, and let vote, only entries that satisfy this expression; None takes all.
 
         Returns:
             Accuracy in percent for each voting and k. `num_queries` of `labelled` entries were asked about, and of a
@@ -697,6 +693,7 @@ class Reader:
             scores = memory.evaluate_leave_one_out(ks=(10,), votings=("rank",))
             print(scores.accuracy["rank"][10])
         """
+        balance, label_set, where = evaluation.told(options, "evaluate_leave_one_out")
         where_done = runner_of(runner)
         if out is None and runner != "here":
             raise UsageError("leave-one-out on Ray leaves a file for each part: say where to in `out`")

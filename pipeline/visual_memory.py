@@ -425,8 +425,9 @@ class VisualMemory(Reader):
         plan = plan_index(state, options)
         if plan.grows and not plan.shards:
             return state
-        asked_QD = self.questions(queries, on_progress) if queries is not None else None
-        return build_index(self.log, state, plan, options, command, on_progress, where.run_steps, questions_QD=asked_QD)
+        if queries is not None:
+            plan = replace(plan, questions_QD=self.questions(queries, on_progress))
+        return build_index(self.log, state, plan, options, command, on_progress, where.run_steps)
 
     @explain_conflicts
     def forget(

@@ -154,7 +154,7 @@ def relabel(
         log.storage.delete(file.path for action in written for file in file_refs(action))
         lookup = EntryLookup(log.storage, at)
         left_N = lookup.contains(ids_N)  # another writer may have forgotten some entries
-        named = lookup.named(ids_N[left_N])
+        named = lookup.datasets_and_labels(ids_N[left_N])
         own_N = before_N = np.array(named["label"].to_pylist(), object)
         if label_set is not None:
             own_N = _own_labels(lookup, ids_N[left_N], label_set)

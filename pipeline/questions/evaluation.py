@@ -110,6 +110,13 @@ class EvaluationOptions(TypedDict, total=False):
     where: str | None
 
 
+def told(options: EvaluationOptions, method: str) -> tuple[float | Literal["auto"], str | None, str | None]:
+    """The balance, the label set and the expression in keywords of a method. Raises TypeError for any other keyword."""
+    if unknown := set(options) - set(EvaluationOptions.__annotations__):
+        raise TypeError(f"{method}() got an unexpected keyword argument '{min(unknown)}'")
+    return options.get("balance", 0.0), options.get("label_set"), options.get("where")
+
+
 @dataclass(frozen=True)
 class Scoring:
     """The votings and the values of k to score. With `auto_balance` the balance of `rule` is measured first."""

@@ -137,8 +137,8 @@ class GroupReplica:
     async def sample(self, subject: Subject, each: int) -> Sample:
         return await self._local.sample(subject, each)
 
-    async def kept(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]:
-        return await self._local.kept(edition, ids)
+    async def kept_values(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]:
+        return await self._local.kept_values(edition, ids)
 
     async def entry(self, edition: Edition, entry_id: int) -> Looked:
         return await self._local.entry(edition, entry_id)
@@ -224,8 +224,8 @@ class _RemoteGroup(_Remote):
         sample: Sample = await self._call("sample", subject, each)
         return sample
 
-    async def kept(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]:
-        values: dict[int, KeptValues] = await self._call("kept", edition, ids)
+    async def kept_values(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]:
+        values: dict[int, KeptValues] = await self._call("kept_values", edition, ids)
         return values
 
     async def entry(self, edition: Edition, entry_id: int) -> Looked:

@@ -44,8 +44,8 @@ class LocalGroup(Threads):
     async def sample(self, subject: Subject, each: int) -> Sample:
         return await self._sampling.run(self.group.sample, subject, each)
 
-    async def kept(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]:
-        return await self._keeping.run(self.group.kept, edition.version, ids, edition.nonce)
+    async def kept_values(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]:
+        return await self._keeping.run(self.group.kept_values, edition.version, ids, edition.nonce)
 
     async def entry(self, edition: Edition, entry_id: int) -> Looked:
         return await self._entries.run(self.group.entry, edition.version, entry_id, edition.nonce)

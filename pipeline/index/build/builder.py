@@ -61,17 +61,15 @@ def build_index(
     run_steps: RunSteps = run_steps_here,
     *,
     resumable: bool = True,
-    questions_QD: np.ndarray | None = None,
 ) -> State:
     """Build what the plan says and commit it. Raises IndexBuildError, DamagedFile or CommitConflict.
 
-    Recall is measured with `questions_QD` (float16 [Q, D]) that are no rows of the memory, or with stored rows.
     Unless `resumable`, an interrupted build removes everything that it made.
     """
     if state.identity is None or not plan.shards:
         raise IndexBuildError(f"the memory at {log.storage.uri} has no entries to index: add images first")
     with Lease(log.storage, "index") as lease:
-        builder = _Builder(log.storage, state, plan, options, on_progress, lease, run_steps, questions_QD)
+        builder = _Builder(log.storage, state, plan, options, on_progress, lease, run_steps)
         return _built(log, state, builder, command, lease, resumable)
 
 
@@ -147,7 +145,6 @@ class _Builder:
         on_progress: OnProgress,
         lease: Lease,
         run_steps: RunSteps,
-        questions_QD: np.ndarray | None,
     ) -> None:
         assert state.identity is not None  # noqa: S101  # checked by build_index
         self._storage = storage
@@ -159,8 +156,8 @@ class _Builder:
         self._table = plan.table
         self._old = state.index if plan.grows else None
         self._kept = self._old.shards[: len(self._old.shards) - plan.merged] if self._old else ()
-        self._questions_QD = questions_QD
-        fingerprint = _fingerprint(state, plan, options, questions_QD)
+        self._questions_QD = plan.questions_QD
+        fingerprint = _fingerprint(state, plan, options)
         self._marks = build_folder(fingerprint)
         lease.hold(self._marks)
         begun = read_mark(storage, f"{self._marks}{BUILD_BEGUN}", _Begun)
@@ -431,7 +428,7 @@ def _next_generation(storage: Storage) -> int:
     return max((generation_number(name) or 0 for name in storage.list(INDEX)), default=0) + 1
 
 
-def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions, questions_QD: np.ndarray | None) -> str:
+def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions) -> str:
     """A hash of everything that must be equal for a build to continue an interrupted one."""
     said = {
         "options": asdict(options),
@@ -442,8 +439,8 @@ def _fingerprint(state: State, plan: IndexPlan, options: IndexOptions, questions
         "grows": plan.grows,
         "erasures": list(state.erasures),
     }
-    if questions_QD is not None:
-        said["questions"] = hashlib.sha256(np.ascontiguousarray(questions_QD).data).hexdigest()
+    if plan.questions_QD is not None:
+        said["questions"] = hashlib.sha256(np.ascontiguousarray(plan.questions_QD).data).hexdigest()
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 

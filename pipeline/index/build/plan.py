@@ -1,6 +1,6 @@
 """Plans an index build: which entries become which shards, and the key, measured on a sample if none is given."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import get_args
 
 import numpy as np
@@ -55,6 +55,7 @@ class IndexPlan:
 
     `refine` says whether candidates are scored again from the vectors. `merged` is how many of the last existing shards
     are rebuilt together with the fresh entries. `table` has the candidates, if they were measured beforehand.
+    Recall is measured with `questions_QD` (float16 [Q, D]), which are no rows of the memory, or with stored rows.
     """
 
     key: str | None
@@ -64,6 +65,7 @@ class IndexPlan:
     grows: bool
     merged: int = 0
     table: Table | None = None
+    questions_QD: np.ndarray | None = field(default=None, compare=False)
 
 
 def plan_index(state: State, options: IndexOptions, *, merging: bool = False) -> IndexPlan:

@@ -14,6 +14,7 @@ Each time is that of one core, the least of several, because other programs can 
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import faiss
@@ -110,22 +111,27 @@ def measure_search(key: str, vectors_ND: np.ndarray, rows: int, target_recall: f
             long.add(floats_ND)
     threads = faiss.omp_get_max_threads()
     centroids = _centroids(key, lists, floats_ND, int(faiss.extract_index_ivf(long).d))
+    timed = _Timed(long, short, centroids, vectors_ND)
     faiss.omp_set_num_threads(1)  # threads that wait for one another make times vary
     try:
-        in_batch, alone = (
-            _times(long, short, centroids, vectors_ND, queries_QD, step, values, probed, rescored)
-            for step in (len(queries_QD), 1)
-        )
+        in_batch, alone = (_times(timed, queries_QD, step, values, probed, rescored) for step in (len(queries_QD), 1))
     finally:
         faiss.omp_set_num_threads(threads)
     return SearchRates(lists=lists, num_probed=probed, rescored=rescored, in_batch=in_batch, alone=alone)
 
 
+@dataclass(frozen=True)
+class _Timed:
+    """What is searched for the times: an index of long lists, one of short lists, a quantizer, vectors (float16)."""
+
+    long: faiss.Index
+    short: faiss.Index
+    centroids: faiss.Index
+    vectors_ND: np.ndarray
+
+
 def _times(
-    long: faiss.Index,
-    short: faiss.Index,
-    centroids: faiss.Index,
-    vectors_ND: np.ndarray,
+    timed: _Timed,
     queries_QD: np.ndarray,
     step: int,
     values: dict[str, int],
@@ -133,6 +139,7 @@ def _times(
     rescored: int,
 ) -> SearchTimes:
     """The parts of a search of `step` queries at once."""
+    long, short, centroids, vectors_ND = timed.long, timed.short, timed.centroids, timed.vectors_ND
     queries_QD = queries_QD if step > 1 else queries_QD[:ALONE]
     width = max(rescored, FEWEST_RESCORED)
     inverted = faiss.extract_index_ivf(long)

@@ -87,7 +87,7 @@ class Asked:
     only. For each id in `named` the answer says whether it is an entry. With `standing` the answer includes the label
     statistics, without the names of the labels if their digest is `vocabulary`: whoever asks has these. With `kept` it
     includes the values of kept columns. If several groups are asked, these are asked for after the merge
-    (`Group.kept`), for the entries that are still there.
+    (`Group.kept_values`), for the entries that are still there.
     """
 
     subject: Subject
@@ -267,7 +267,7 @@ class Group:
         sample = self._unaltered(lambda: draw(live, each, opened.digests))
         return replace(sample, codes_N=translation[sample.codes_N])
 
-    def kept(self, version: int, ids: Sequence[int], nonce: str = "") -> dict[int, KeptValues]:
+    def kept_values(self, version: int, ids: Sequence[int], nonce: str = "") -> dict[int, KeptValues]:
         """The values of kept columns of some entries of a version, by id; entries without any are left out."""
         state = self._version(version, nonce).state
         return self._unaltered(lambda: {**read_kept(self._storage, state, ids)})

@@ -52,7 +52,7 @@ class GroupClient(Protocol):
 
     async def sample(self, subject: Subject, each: int) -> Sample: ...
 
-    async def kept(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]: ...
+    async def kept_values(self, edition: Edition, ids: Sequence[int]) -> dict[int, KeptValues]: ...
 
     async def entry(self, edition: Edition, entry_id: int) -> Looked: ...
 
@@ -156,7 +156,7 @@ class Members:
                 if not future.cancel() and not future.cancelled():
                     future.exception()  # marks errors that are not raised as retrieved
 
-    async def kept(
+    async def kept_values(
         self, edition: Edition, answers: Sequence[Answer | None], k: int, deadline: Deadline
     ) -> tuple[list[Answer | None], dict[int, KeptValues], bool]:
         """The kept columns of the k nearest over the answers of all groups, each from the group that found it.
@@ -173,7 +173,7 @@ class Members:
             wanted = {number: sorted(nearest.intersection(table.ids_QK.ravel().tolist())) for number, table in found}
             wanted = {number: ids for number, ids in wanted.items() if ids}
             asking = (
-                asyncio.wait_for(self.all[number].client.kept(edition, ids), deadline.left)
+                asyncio.wait_for(self.all[number].client.kept_values(edition, ids), deadline.left)
                 for number, ids in wanted.items()
             )
             told = await asyncio.gather(*asking, return_exceptions=True)

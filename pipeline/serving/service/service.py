@@ -466,7 +466,7 @@ class Service:
             kept: dict[int, KeptValues] = {}
             is_kept_missing = wants_kept and bool(state.kept) and not asked.kept
             if is_kept_missing and not behind:
-                answers, kept, behind = await self._members.kept(edition, answers, question.k, deadline)
+                answers, kept, behind = await self._members.kept_values(edition, answers, question.k, deadline)
             if behind and tries < EDITIONS_TRIED:
                 await self._refreshed(edition, deadline.left)
                 continue

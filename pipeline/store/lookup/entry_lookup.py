@@ -86,9 +86,9 @@ class EntryLookup:
 
     def labels(self, ids_N: np.ndarray) -> pa.Array:
         """The labels that some entries have now (null: none), in the order of `ids_N` (int64 [N])."""
-        return self.named(ids_N)["label"].combine_chunks()
+        return self.datasets_and_labels(ids_N)["label"].combine_chunks()
 
-    def named(self, ids_N: np.ndarray) -> pa.Table:
+    def datasets_and_labels(self, ids_N: np.ndarray) -> pa.Table:
         """The datasets of some entries and the labels that they have now, in the order of `ids_N` (int64 [N])."""
         stored = self.fields(ids_N, ["dataset", "label"])
         labels = self._relabelled(ids_N, stored["label"])
