@@ -224,12 +224,9 @@ def test_no_hash_is_a_path(memory: VisualMemory, outside: Outside, tmp_path: Pat
 NUMBERS = [-1, 10**30, 2**63, 1 << 53 | 1 << 54, 1.5, "1e400", True, None, [], {}]
 
 
-@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("number", [number for number in NUMBERS if number is not True])  # which is read as 1
 @pytest.mark.parametrize("name", ["num_bytes", "rows"])
 def test_absurd_numbers(memory: VisualMemory, tmp_path: Path, name: str, number: object) -> None:
-    if number is True:
-        pytest.skip("is 1")
-
     def change(document: dict[str, Any]) -> None:
         document["actions"][0]["label_set"]["map"][name] = number
 
