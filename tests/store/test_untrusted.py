@@ -463,7 +463,7 @@ def test_the_marks_of_an_index(memory: VisualMemory, outside: Outside, path: str
     made = VisualMemory(memory.uri)
     options = IndexOptions(key="Flat", rebuild=True)
     state = made.log.latest()
-    marks = Path(memory.uri) / f"index/begun-{_fingerprint(state, plan_index(state, options), options, None)[:16]}"
+    marks = Path(memory.uri) / f"index/begun-{_fingerprint(state, plan_index(state, options), options)[:16]}"
     marks.mkdir()
     (marks / "begun.json").write_text(json.dumps({"generation": -5, "work": "../../victim"}))
     (marks / "gathered-0.json").write_text(json.dumps({"side": side, "sample": file}))
