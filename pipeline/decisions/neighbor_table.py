@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.decisions.decision import Decision, Neighbor, decision_of
 from pipeline.decisions.question import AnswerContext
+from pipeline.decisions.rivals import Rivals, shared_borders
 from pipeline.decisions.voting import count_votes
 
 KeptValues = Mapping[str, bool | int | float | str | None]  # values of kept columns, by column name
@@ -22,7 +23,7 @@ class NeighborTable:
 
     If a query has fewer than K neighbours, the rest of its row has similarity -inf, id -1 and code -1. `uris`,
     `datasets` and `kept` have one item per neighbour of a query. `kept` has the values of kept columns; None if they
-    were not asked for.
+    were not asked for. If the table has the contenders of one of several places, `rivals` say which of them count.
     """
 
     similarities_QK: np.ndarray
@@ -31,12 +32,14 @@ class NeighborTable:
     uris: list[list[str]]
     datasets: list[list[str]]
     kept: list[list[KeptValues]] | None = None
+    rivals: Rivals | None = None
 
     def rows(self, queries: slice) -> "NeighborTable":
         """The rows of some of the queries."""
         columns = self.similarities_QK[queries], self.ids_QK[queries], self.codes_QK[queries]
         kept = self.kept[queries] if self.kept is not None else None
-        return NeighborTable(*columns, self.uris[queries], self.datasets[queries], kept)
+        rivals = self.rivals.rows(queries) if self.rivals is not None else None
+        return NeighborTable(*columns, self.uris[queries], self.datasets[queries], kept, rivals)
 
     def neighbors(
         self,
@@ -129,7 +132,7 @@ def merge_neighbors(parts: Sequence[NeighborTable], k: int) -> NeighborTable:
 
     The codes of all tables must be indices into the same list of labels. Each entry is in one place only.
     """
-    if len(parts) == 1:
+    if len(parts) == 1 and parts[0].rivals is None:
         return parts[0]
     similarities_QK, ids_QK, codes_QK, order_QK = _nearest_first(parts, k)
     starts = np.cumsum([0, *(part.ids_QK.shape[1] for part in parts)])
@@ -159,11 +162,24 @@ def merge_neighbors(parts: Sequence[NeighborTable], k: int) -> NeighborTable:
 
 
 def _nearest_first(parts: Sequence[NeighborTable], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Similarities, ids and label codes of all tables side by side, and the positions of the k nearest in order."""
+    """Similarities, ids and label codes of all tables side by side, and the positions of the k nearest in order.
+
+    Contenders that do not count are none.
+    """
     similarities_QK, ids_QK, codes_QK = (
         np.concatenate([getattr(part, name) for part in parts], axis=1)
         for name in ("similarities_QK", "ids_QK", "codes_QK")
     )
+    rivals = [part.rivals for part in parts if part.rivals is not None]
+    if rivals:
+        border_Q1 = shared_borders(rivals)[:, None]
+        counts = [
+            np.ones(part.ids_QK.shape, bool) if part.rivals is None else part.rivals.own_QK >= border_Q1
+            for part in parts
+        ]
+        counts_QK = np.concatenate(counts, axis=1)
+        similarities_QK = np.where(counts_QK, similarities_QK, np.float32(-np.inf))
+        ids_QK, codes_QK = np.where(counts_QK, ids_QK, -1), np.where(counts_QK, codes_QK, -1)
     return similarities_QK, ids_QK, codes_QK, np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k]
 
 

@@ -58,7 +58,8 @@ def find_neighbors(
 def neighbor_table(live: LiveEntries, retrieved: Retrieved) -> NeighborTable:
     """The retrieved neighbours with their uris and datasets."""
     uris_Q, datasets_Q = (_texts(live, retrieved, name) for name in ("uris", "datasets"))
-    return NeighborTable(retrieved.similarities_QK, retrieved.ids_QK, retrieved.codes_QK, uris_Q, datasets_Q)
+    columns = retrieved.similarities_QK, retrieved.ids_QK, retrieved.codes_QK
+    return NeighborTable(*columns, uris_Q, datasets_Q, rivals=retrieved.rivals)
 
 
 def _texts(live: LiveEntries, retrieved: Retrieved, name: Literal["uris", "datasets"]) -> list[list[str]]:

@@ -9,8 +9,10 @@ import numpy as np
 
 from pipeline.edits import index_growth
 from pipeline.index.build.plan import IndexOptions
-from pipeline.index.search.ann import ApproximateFinder
+from pipeline.index.search.ann import ListFinder
 from pipeline.index.search.live_entries import LiveEntries
+from pipeline.index.search.quantizer import Coarse
+from pipeline.index.search.together import find_together
 from pipeline.progress import Progress
 from pipeline.visual_memory import VisualMemory
 from tests.benchmarks import measuring
@@ -76,11 +78,16 @@ class Ours(Contender):
 
     def _found(self, queries_QD: np.ndarray, k: int) -> np.ndarray:
         """What the finders return, in the order of the similarities they give."""
-        pairs = [(block, block.finder("live").find(queries_QD, k)) for block in self._live.blocks]
-        ids_QK = np.concatenate([np.where(c.rows_QK >= 0, b.ids_N[c.rows_QK], -1) for b, c in pairs], axis=1)
-        similarities_QK = np.concatenate([found.similarities_QK for _, found in pairs], axis=1)
-        best_QK = np.argsort(-similarities_QK, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(ids_QK, best_QK, axis=1)
+        finders = [block.finder("live") for block in self._live.blocks]
+        lengths = [len(block.ids_N) for block in self._live.blocks]
+        hits, _ = find_together(finders, lengths, queries_QD, k, Coarse(queries_QD))
+        best_QK = np.argsort(-hits.similarities_QK, axis=1, kind="stable")[:, :k]
+        blocks_QK, rows_QK = (np.take_along_axis(array, best_QK, axis=1) for array in hits.places())
+        ids_QK = np.full(rows_QK.shape, -1, np.int64)
+        for number, block in enumerate(self._live.blocks):
+            there = (blocks_QK == number) & (rows_QK >= 0)
+            ids_QK[there] = block.ids_N[rows_QK[there]]
+        return ids_QK
 
     def searched_files(self) -> list[Path]:
         """The shards; the Parquet files of the memory are what they are made from."""
@@ -128,8 +135,8 @@ def set_effort(live: LiveEntries, nprobe: int, rerank: int) -> None:
     """Search so many lists, and score so many candidates again, from now on. Reaches into the library."""
     for block in live.blocks:
         finder = block.finder("live")
-        if isinstance(finder, ApproximateFinder):
-            finder._values = finder._values | {"nprobe": nprobe}
+        if isinstance(finder, ListFinder):
+            finder.values = finder.values | {"nprobe": nprobe}
             finder._rerank = rerank
 
 
@@ -138,9 +145,9 @@ def list_counts(live: LiveEntries) -> list[int]:
     found: set[int] = set()
     for block in live.blocks:
         finder = block.finder("live")
-        inverted = faiss.try_extract_index_ivf(finder._index) if isinstance(finder, ApproximateFinder) else None
-        if inverted is not None:
-            tuned = finder._values["nprobe"]
-            powers = {1 << power for power in range(inverted.nlist.bit_length())}
+        if isinstance(finder, ListFinder):
+            tuned = finder.values["nprobe"]
+            stack, _ = finder.seat.place
+            powers = {1 << power for power in range(int(stack.inverted.nlist).bit_length())}
             found |= {tuned} | {power for power in powers if power <= FURTHEST * tuned}
     return sorted(found)

@@ -76,8 +76,11 @@ def test_a_search_costs_the_coarse_part_once_and_the_lists_of_every_shard() -> N
     assert one.shards_a_node == 1
     assert one.seconds_alone == pytest.approx(1.1e-3 + 1e-6 + 32 * (1e-6 + 16e-9) + 200e-6)
     assert many.shards_a_node == 954
-    assert many.seconds_alone == pytest.approx(1.1e-3 + 954 * (1e-6 + 32 * (1e-6 + 16e-9) + 10e-6))
+    assert many.seconds_alone == pytest.approx(1.1e-3 + 954 * (1e-6 + 32 * (1e-6 + 16e-9)) + 200e-6)
     assert many.queries_per_second_a_node == pytest.approx(1 / many.seconds_alone)
+    merged = rates.model_copy(update={"search": search.model_copy(update={"is_merged": True})})
+    together = computed(merged, candidate("IVF65536,PQ32x4fs"), 954 << 20, 1 << 42, 100.0)
+    assert together.seconds_alone == pytest.approx(1.1e-3 + 954e-6 + 32 * (1e-6 + 954 * 16e-9) + 200e-6)
     spread = computed(rates, candidate("IVF65536,PQ32x4fs"), 954 << 20, 4 << 30, 100.0)
     assert spread.groups > 10
     assert spread.seconds_alone < many.seconds_alone / 5

@@ -12,6 +12,7 @@ from pipeline.index.build.plan import IndexOptions
 from pipeline.index.build.train import train_index
 from pipeline.index.search import parameters
 from pipeline.index.search.quantizer import Quantizer
+from pipeline.index.search.stack import Seat, Stack
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory, unit
 from tests.index.test_choice import correlated
@@ -56,9 +57,10 @@ def test_a_copy_of_a_question_counts_in_no_shard() -> None:
         index = train_index("IVF8,Flat", rows_ND)
         index.add(shard_ND.astype(np.float32))
         quantizer = Quantizer(trained)
-        given = quantizer.give_to(index)
+        assert quantizer.give_to(index)
         every = np.ones(len(shard_ND), bool)
-        members.append(Member(index, quantizer if given else None, shard_ND, vector_keys(shard_ND), every))
+        seat = Seat(Stack(index, quantizer, [len(shard_ND)]))
+        members.append(Member(index, seat, shard_ND, vector_keys(shard_ND), every))
     judge = JointRecall(members, rows_ND[:50], 1_000)
     products = rows_ND[:50].astype(np.float64) @ np.concatenate([m.vectors_ND for m in members]).astype(np.float64).T
     same = vector_keys(rows_ND[:50])[:, None] == np.concatenate([m.keys_N for m in members])

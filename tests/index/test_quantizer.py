@@ -6,14 +6,16 @@ import faiss
 import numpy as np
 import pytest
 
+from pipeline.decisions.neighbor_table import merge_neighbors
 from pipeline.index.build.plan import IndexOptions
 from pipeline.index.search import quantizer as quantizers
-from pipeline.index.search.ann import ApproximateFinder, rescored
+from pipeline.index.search.ann import ListFinder, rescored
 from pipeline.index.search.exact import similarities, similarities_together
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.index.search.open_blocks import Share
 from pipeline.index.search.quantizer import Quantizer
 from pipeline.index.search.rounding import as_float32
+from pipeline.questions.answering import neighbor_table
 from pipeline.visual_memory import VisualMemory
 from tests.conftest import MakeMemory, add_vectors, unit
 from tests.index.test_search import clustered
@@ -45,14 +47,9 @@ def test_answers_depend_on_no_batch_and_no_grouping(make_memory: MakeMemory, key
             shares = [Share(number, groups) for number in range(groups)]
             opened = [LiveEntries.open(memory.log.storage, memory.state(), share=share) for share in shares]
             assert sum(each.num_shards for each in opened) == 4
-            found = [each.search(queries, k) for each in opened]
-            similarities_QK, ids_QK = (
-                np.concatenate([getattr(each, name) for each in found], axis=1)
-                for name in ("similarities_QK", "ids_QK")
-            )
-            order = np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k]
-            np.testing.assert_array_equal(np.take_along_axis(ids_QK, order, axis=1), whole.ids_QK)
-            np.testing.assert_array_equal(np.take_along_axis(similarities_QK, order, axis=1), whole.similarities_QK)
+            found = merge_neighbors([neighbor_table(each, each.contenders(queries, k)) for each in opened], k)
+            np.testing.assert_array_equal(found.ids_QK, whole.ids_QK)
+            np.testing.assert_array_equal(found.similarities_QK, whole.similarities_QK)
 
 
 @pytest.mark.parametrize("key", KEYS)
@@ -65,7 +62,7 @@ def test_lists_are_found_once_for_all_shards(
     queries = clustered(60, seed=1)[0].astype(np.float32)
     live = memory.live()
     finders = [block.finder("live") for block in live.blocks]
-    used = [finder._quantizer for finder in finders if isinstance(finder, ApproximateFinder)]
+    used = [finder.seat.place[0].quantizer for finder in finders if isinstance(finder, ListFinder)]
     assert len(used) == 4
     assert len({id(quantizer) for quantizer in used}) == 1
     asked: list[int] = []

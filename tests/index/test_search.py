@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import VisualMemory
 from pipeline.index.build.plan import IndexOptions
-from pipeline.index.search.ann import ApproximateFinder
+from pipeline.index.search.ann import ListFinder, approximate_finder
 from pipeline.index.search.exact import ExactFinder, similarities
 from pipeline.index.search.live_entries import LiveEntries, Restrictions
 from pipeline.store.log.state import State
@@ -244,9 +244,9 @@ def test_an_index_searched_wholly_is_exact_and_says_how_far_off_it_may_be(make_m
     exact = ExactFinder(vectors[:700], np.arange(700))
     block, *_ = memory.live().blocks
     finder = block.finder("live")
-    assert isinstance(finder, ApproximateFinder)
+    assert isinstance(finder, ListFinder)
     values = {"nprobe": 4, "efSearch": 64}
-    wide = ApproximateFinder(finder._index, values, np.arange(len(block.ids_N)), block.vectors_ND)
+    wide = approximate_finder(finder.seat.place[0].index, values, np.arange(len(block.ids_N)), block.vectors_ND)
     found = wide.find(queries, 10)
     known = found.rows_QK >= 0
     off = np.abs(found.similarities_QK - similarities(queries, block.vectors_ND, found.rows_QK))[known]

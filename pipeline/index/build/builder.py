@@ -16,12 +16,13 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import CommitConflict, IndexBuildError
 from pipeline.index.build.gpu import gpu
-from pipeline.index.build.key_candidates import FLAT, empty_index, least_rows, num_lists, training_rows
+from pipeline.index.build.key_candidates import FLAT, empty_index, least_rows, num_centroids, num_lists, training_rows
 from pipeline.index.build.key_choice import CHOSEN, SAMPLE_ROWS, Table, read_table_of
 from pipeline.index.build.plan import IndexOptions, IndexPlan, measured_candidates
 from pipeline.index.build.shard_steps import Gathered, Measured, Populated, ShardWork, files_of, read_mark
 from pipeline.index.build.steps import RunSteps, run_steps_here
 from pipeline.index.build.train import centroid_distance, train_index, train_on
+from pipeline.index.search import parameters
 from pipeline.index.search.shard_files import SideFiles, mapped_vectors, write_faiss, write_vectors
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.layout import (
@@ -230,7 +231,7 @@ class _Builder:
             self._progress(Progress("tuning", 0, 1))
             places = np.unique(np.linspace(0, len(filled) - 1, min(len(filled), MEASURED_SHARDS)).round().astype(int))
             some = [(filled[place][0], filled[place][1], populated[filled[place][0]]) for place in places]
-            known = self._old.parameters if self._old else None
+            known = self._known(made.key) if self._old else None
             [(first, measured)] = self._run(self._work.measuring(trained, known, some))
             self._progress(Progress("tuning", 1, 1))
             if not measured.reached:
@@ -369,12 +370,18 @@ class _Builder:
     def _keeps_vectors(self, populated: Populated | None) -> bool:
         return populated is None or self._plan.refine == "float16"
 
+    def _known(self, key: str) -> str:
+        """The search parameters of the index that grows, with `rerank` for all its shards together."""
+        assert self._old is not None  # noqa: S101
+        return parameters.to_text(parameters.values_of(self._old, has_lists=bool(num_centroids(key))))
+
     def _index(self, values: str, made: _Trained, shards: Sequence[Shard]) -> Index:
         return Index(
             generation=self._generation,
             key=made.key,
             refine=self._plan.refine,
-            parameters=values or (self._old.parameters if self._old else ""),
+            parameters=values or (self._known(made.key) if self._old else ""),
+            rerank_for="index" if num_centroids(made.key) else "shard",
             trained=made.index,
             shards=(*self._kept, *shards),
             candidates=made.candidates,

@@ -20,23 +20,26 @@ from pipeline.index.build.tune import (
     RecallEvaluator,
     query_sample,
 )
-from pipeline.index.search.ann import MARGIN, ApproximateFinder
-from pipeline.index.search.blocks import Candidates
-from pipeline.index.search.exact import ExactFinder, similarities, similarities_together
-from pipeline.index.search.quantizer import Coarse, Quantizer
+from pipeline.index.search.ann import MARGIN, GraphFinder, ListFinder
+from pipeline.index.search.blocks import Candidates, Finder
+from pipeline.index.search.exact import ExactFinder, similarities
+from pipeline.index.search.quantizer import Coarse
+from pipeline.index.search.stack import Seat
+from pipeline.index.search.together import find_together, scored
 
-FEWER_RERANKS = (10, 20, 30)  # of each shard, where several shards give candidates
+FEWER_RERANKS = (10, 20, 30)  # of each shard, where several graphs give candidates
 
 
 @dataclass(frozen=True)
 class Member:
     """A shard to be searched with others: its index, its vectors float16 [N, D] and their `vector_keys`.
 
-    `held_out` (bool [N]) marks the rows that the index was not trained on.
+    An index with lists has a seat: where they are searched. `held_out` (bool [N]) marks the rows that the index was not
+    trained on.
     """
 
     index: faiss.Index
-    quantizer: Quantizer | None
+    seat: Seat | None
     vectors_ND: np.ndarray
     keys_N: np.ndarray
     held_out: np.ndarray
@@ -59,15 +62,18 @@ class JointRecall(RecallEvaluator):
             ]
             mixed = np.random.default_rng(0).permutation(sum(len(chosen) for _, chosen in pairs))
             questions_QD = np.concatenate([vectors_ND[chosen] for vectors_ND, chosen in pairs])[mixed]
+        self._lengths = [len(member.vectors_ND) for member in members]
+        self._offsets = np.cumsum([0, *self._lengths[:-1]])
+        self._keys_N = np.concatenate([member.keys_N for member in members])
         self._question_keys_Q = vector_keys(questions_QD)
         self._queries_QD = np.ascontiguousarray(questions_QD, np.float32)
         present = sum(len(member.vectors_ND) for member in members)
         self._k_tuned = max(round(NEIGHBORS_TUNED * min(present / max(rows, present), 1.0)), 1)
         copies = [self._copies_in(member) for member in members]
         self._most = max(min(RECALLED_AT_MOST, present - sum(int(most_Q.max(initial=0)) for most_Q in copies)), 0)
-        self._copies = min(max((int(most_Q.max(initial=0)) for most_Q in copies), default=0), MOST_COPIES)
+        self._copies = min(int(np.sum(copies, axis=0).max(initial=0)), MOST_COPIES)
         least = tune.RERANKS[0]
-        fewer = (n for n in FEWER_RERANKS if n < least <= n * len(members))
+        fewer = (n for n in FEWER_RERANKS if n < least <= n * len(members) and members[0].seat is None)
         self.reranks = (*fewer, *tune.RERANKS)
         found = [
             self._without_copies(
@@ -91,11 +97,12 @@ class JointRecall(RecallEvaluator):
         margin: int = MARGIN,
     ) -> np.ndarray:
         queries_QD = self._queries_QD[:queries]
-        coarse = Coarse(queries_QD)
-        found = []
-        for member, finder in zip(self._members, self._finders(values, refined, margin), strict=True):
-            found.append(self._without_copies(member, finder.find(queries_QD, k + self._copies, coarse)))
-        return _nearest(found, k)
+        finders = self._finders(values, refined, margin)
+        hits, _ = find_together(finders, self._lengths, queries_QD, k + self._copies, Coarse(queries_QD))
+        blocks_QK, rows_QK = hits.places()
+        found_QK = scored(queries_QD, [member.vectors_ND for member in self._members], blocks_QK, rows_QK)
+        itself_QK = self._keys_N[self._offsets[blocks_QK] + rows_QK] == self._question_keys_Q[:queries, None]
+        return _nearest([np.where(itself_QK | (rows_QK < 0), np.float32(-np.inf), found_QK)], k)
 
     def _search(
         self,
@@ -104,29 +111,24 @@ class JointRecall(RecallEvaluator):
         refined: bool,
     ) -> Callable[[np.ndarray], np.ndarray]:
         finders = self._finders(values, refined, MARGIN)
+        matrices = [member.vectors_ND for member in self._members]
 
         def find(queries_QD: np.ndarray) -> np.ndarray:
-            coarse = Coarse(queries_QD)
-            found = [finder.find(queries_QD, NEIGHBORS_TUNED, coarse).rows_QK for finder in finders]
-            if not refined:
-                return np.empty(0)
-            vectors = [member.vectors_ND for member in self._members]
-            return similarities_together(queries_QD, list(zip(vectors, found, strict=True)))
+            hits, _ = find_together(finders, self._lengths, queries_QD, NEIGHBORS_TUNED, Coarse(queries_QD))
+            return scored(queries_QD, matrices, *hits.places()) if refined else hits.similarities_QK
 
         return find
 
-    def _finders(self, values: dict[str, int], refined: bool, margin: int) -> list[ApproximateFinder]:
-        return [
-            ApproximateFinder(
-                member.index,
-                values,
-                np.arange(len(member.vectors_ND)),
-                member.vectors_ND if refined else None,
-                margin,
-                member.quantizer,
-            )
-            for member in self._members
-        ]
+    def _finders(self, values: dict[str, int], refined: bool, margin: int) -> list[Finder]:
+        found: list[Finder] = []
+        for member in self._members:
+            rows_N = np.arange(len(member.vectors_ND))
+            vectors_ND = member.vectors_ND if refined else None
+            if member.seat is not None:
+                found.append(ListFinder(member.seat, values, rows_N, vectors_ND, margin))
+            else:
+                found.append(GraphFinder(member.index, values, rows_N, vectors_ND, margin))
+        return found
 
     def _copies_in(self, member: Member) -> np.ndarray:
         """How many rows of a member hold the vector of each question, int64 [Q]."""

@@ -1,12 +1,14 @@
 """The time of a search, from its parts: measured one by one on a few vectors, added up for any number of shards.
 
-A process finds the lists nearest to a query once, by comparing it with every centroid. Each shard then scans its rows
-of these lists, and its best candidates are scored again from their vectors. So the parts of the time are
+A process finds the lists nearest to a query once, by comparing it with every centroid. It then scans the rows of these
+lists: of all its shards at once if their lists can be merged, or of one shard after the other. The best candidates of
+all are scored again from their vectors. So the parts of the time are
 
-    a query in a process = query + coarse + shards x (shard + lists probed x (list + its rows x row) + rescored)
+    a query in a process = query + coarse + shards x shard + stacks x lists probed x (list + its rows x row) + rescored
 
-A list of a shard is short where there are many shards: at a billion rows, 65,536 lists over 954 shards have 16 rows
-each. Then the fixed cost of a list matters most, so short and long lists are timed.
+where all shards are one stack, or each is one. A list of a shard is short where there are many shards: at a billion
+rows, 65,536 lists over 954 shards have 16 rows each. Then the fixed cost of a list matters most, so short and long
+lists are timed.
 
 Each time is that of one core, the least of several, because other programs can only make it longer.
 """
@@ -27,10 +29,13 @@ from pipeline.index.build.distinct import vector_keys
 from pipeline.index.build.key_candidates import ROW_NUMBER, num_centroids, num_lists, with_lists
 from pipeline.index.build.train import train_index, train_on
 from pipeline.index.search import parameters
-from pipeline.index.search.ann import RERANK, ApproximateFinder
+from pipeline.index.search.ann import RERANK, ListFinder
 from pipeline.index.search.blocks import Block
 from pipeline.index.search.exact import similarities
 from pipeline.index.search.live_entries import LiveEntries
+from pipeline.index.search.merging import can_be_merged
+from pipeline.index.search.quantizer import Quantizer
+from pipeline.index.search.stack import Seat, Stack
 
 REPEATS = 9
 BATCH = 250  # queries at once
@@ -41,7 +46,7 @@ FURTHER_ADDS = 4
 FEW_PROBED, MANY_PROBED = 4, 32
 GRAPH_TIMED_ON = 16_384  # centroids: a graph over them is built in a second
 SEVERAL_SHARDS = 8  # searched together to time the overhead of one
-FEWEST_RESCORED = 10  # candidates of each shard, however many shards there are
+FEWEST_RESCORED = 10  # candidates, in the timing of what a shard adds
 
 
 class SearchTimes(BaseModel):
@@ -56,16 +61,23 @@ class SearchTimes(BaseModel):
     candidate: float
     shard: float
 
-    def seconds(self, shards: int, rows_a_list: float, num_probed: int, rescored: int) -> float:
-        """Seconds a query in a process with some shards, of which each has `rows_a_list` rows in a list."""
-        scanning = num_probed * (self.list + max(rows_a_list, 1.0) * self.row)
-        return self.query + self.coarse + shards * (self.shard + scanning + rescored * self.candidate)
+    def seconds(
+        self, shards: int, rows_a_list: float, num_probed: int, rescored: int, *, is_merged: bool = False
+    ) -> float:
+        """Seconds a query in a process with some shards, of which each has `rows_a_list` rows in a list.
+
+        `rescored` candidates of all shards are scored again.
+        """
+        lists = 1 if is_merged else shards
+        scanning = num_probed * (lists * self.list + shards * max(rows_a_list, 1.0) * self.row)
+        return self.query + self.coarse + shards * self.shard + scanning + rescored * self.candidate
 
 
 class SearchRates(BaseModel):
     """The search of an inverted file with `lists` lists over all shards: its parameters and its times.
 
-    `num_probed` lists are searched for a query, and the shards together score `rescored` candidates again.
+    `num_probed` lists are searched for a query, and a process scores `rescored` candidates again. `is_merged`: the
+    shards of a process have their lists together.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -75,12 +87,13 @@ class SearchRates(BaseModel):
     rescored: int
     in_batch: SearchTimes
     alone: SearchTimes
+    is_merged: bool = False
 
     def seconds(self, rows: int, shards: int, shards_here: int, *, alone: bool = False) -> float:
         """Seconds of a core for a query in a process that holds `shards_here` of the `shards` shards of `rows` rows."""
         times = self.alone if alone else self.in_batch
-        each = max(math.ceil(self.rescored / shards), FEWEST_RESCORED)
-        return times.seconds(shards_here, rows / shards / self.lists, self.num_probed, each)
+        rows_a_list = rows / shards / self.lists
+        return times.seconds(shards_here, rows_a_list, self.num_probed, self.rescored, is_merged=self.is_merged)
 
 
 def measure_search(key: str, vectors_ND: np.ndarray, rows: int, target_recall: float) -> SearchRates | None:
@@ -117,7 +130,10 @@ def measure_search(key: str, vectors_ND: np.ndarray, rows: int, target_recall: f
         in_batch, alone = (_times(timed, queries_QD, step, values, probed, rescored) for step in (len(queries_QD), 1))
     finally:
         faiss.omp_set_num_threads(threads)
-    return SearchRates(lists=lists, num_probed=probed, rescored=rescored, in_batch=in_batch, alone=alone)
+    is_merged = can_be_merged(long, Quantizer(long))
+    return SearchRates(
+        lists=lists, num_probed=probed, rescored=rescored, in_batch=in_batch, alone=alone, is_merged=is_merged
+    )
 
 
 @dataclass(frozen=True)
@@ -179,7 +195,13 @@ def _shards_of(index: faiss.Index, vectors_ND: np.ndarray, values: dict[str, int
     """Some shards that all have one index, to be searched as those of a memory: one list, the fewest candidates."""
     rows = int(index.ntotal)
     values = values | {"nprobe": 1, "rerank": FEWEST_RESCORED}
-    finder = ApproximateFinder(index, values, np.arange(rows), vectors_ND[:rows])
+    quantizer = Quantizer(index)
+    if can_be_merged(index, quantizer):
+        stack = Stack(index, quantizer, [rows] * number)
+        seats = [Seat(stack, member) for member in range(number)]
+    else:
+        seats = [Seat(Stack(index, quantizer, [rows])) for _ in range(number)]
+    finders = [ListFinder(seat, values, np.arange(rows), vectors_ND[:rows]) for seat in seats]
     nothing = pa.chunked_array([pa.nulls(rows, pa.string())])
     blocks = [
         Block(
@@ -189,7 +211,7 @@ def _shards_of(index: faiss.Index, vectors_ND: np.ndarray, values: dict[str, int
             live_N=np.ones(rows, bool),
             uris=nothing,
             datasets=nothing,
-            make_finder=lambda rows_N: finder,  # noqa: ARG005  # all rows
+            make_finder=lambda rows_N, number=number: finders[number],  # noqa: ARG005  # all rows
         )
         for number in range(number)
     ]

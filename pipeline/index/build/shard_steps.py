@@ -31,6 +31,7 @@ from pipeline.index.search.shard_files import (
     write_side_files,
     write_vectors,
 )
+from pipeline.index.search.stack import Seat, Stack
 from pipeline.store.layout import FAISS_FILE, INDEX, SAMPLE_FILE, shard_folder, step_path
 from pipeline.store.log.records import Quality, Refine
 from pipeline.store.storage.file_refs import FileRef, RowsFile, check_places
@@ -211,10 +212,12 @@ class ShardWork:
         # The tuner sets parameters on the index that it tries, so the index is loaded.
         index = read_faiss(self.storage, file, mapped=False)
         given = quantizer is not None and quantizer.give_to(index)
+        has_lists = faiss.try_extract_index_ivf(index) is not None
+        seat = Seat(Stack(index, quantizer if given else None, [side.rows])) if has_lists else None
         vectors_ND = mapped_vectors(self.storage, side.vectors, self.dimension)
         held_out = np.ones(side.rows, bool)
         held_out[self._sampled(number, side.rows)] = False
-        return Member(index, quantizer if given else None, vectors_ND, vector_keys(vectors_ND), held_out)
+        return Member(index, seat, vectors_ND, vector_keys(vectors_ND), held_out)
 
     def _widened(
         self, index: faiss.Index, judge: tune.RecallEvaluator, values: dict[str, int], aim: float

@@ -18,7 +18,7 @@ from autofaiss.external.optimize import get_optimal_hyperparameters
 
 from pipeline.index.build.distinct import vector_keys
 from pipeline.index.search import parameters
-from pipeline.index.search.ann import MARGIN, RERANK, ApproximateFinder
+from pipeline.index.search.ann import MARGIN, RERANK, approximate_finder
 from pipeline.index.search.blocks import Candidates
 from pipeline.index.search.exact import ExactFinder, similarities
 from pipeline.store.log.records import Quality
@@ -87,7 +87,7 @@ class RecallEvaluator:
         self, index: faiss.Index, values: dict[str, int], k: int, queries: int, *, refined: bool, margin: int = MARGIN
     ) -> np.ndarray:
         """Similarities of the k nearest rows that a search finds for the first queries, descending [Q, k]."""
-        finder = ApproximateFinder(index, values, self._rows_N, self.vectors_ND if refined else None, margin)
+        finder = approximate_finder(index, values, self._rows_N, self.vectors_ND if refined else None, margin)
         return self._others(finder.find(self._queries_QD[:queries], k + self._copies), k)
 
     def _fraction(self, found_QK: np.ndarray) -> float:
@@ -147,7 +147,7 @@ class RecallEvaluator:
 
     def _search(self, index: faiss.Index, values: dict[str, int], refined: bool) -> Callable[[np.ndarray], np.ndarray]:
         """A search as a memory does it, to be timed: similarities of the candidates of some queries."""
-        finder = ApproximateFinder(index, values, self._rows_N, self.vectors_ND if refined else None)
+        finder = approximate_finder(index, values, self._rows_N, self.vectors_ND if refined else None)
 
         def find(queries_QD: np.ndarray) -> np.ndarray:
             found = finder.find(queries_QD, NEIGHBORS_TUNED)

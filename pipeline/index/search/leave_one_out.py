@@ -6,6 +6,8 @@ Copies have the same vector except for rounding, so digests are looked up only f
 Shapes: Q queries, K neighbours, D dimensions.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from pipeline.index.search.live_entries import LiveEntries, Restrictions, Retrieved
@@ -26,16 +28,19 @@ def search_others(
     own_Q: np.ndarray,
     own_digests_Q: np.ndarray | None = None,
     restrictions: Restrictions = Restrictions("labelled"),
+    *,
+    shared: bool = False,
 ) -> Retrieved:
     """The k nearest entries of each query (float32 [Q, D]), without its own entry (ids int64 [Q]) and copies of it.
 
     `own_digests_Q` holds the digests of the queries' own entries, if these are not among `digests`. A query with copies
     among its neighbours is searched again for more neighbours, until k others are found or no entries are left.
     Queries that are copies of each other share this search. Among neighbours, the sha256 is read only of those nearer
-    than COPY_SIMILARITY and of those scored by codes. Raises DamagedFile.
+    than COPY_SIMILARITY and of those scored by codes. If these are a share of a memory (`shared`), contenders are
+    returned: those of a query with copies here all count. Raises DamagedFile.
     """
     own = Restrictions(restrictions.scope, restrictions.exclude, own_Q, restrictions.assume)
-    found = live.search(vectors_QD, k, own)
+    found = (live.contenders if shared else live.search)(vectors_QD, k, own)
     suspects_Q = np.flatnonzero(_suspected(live, found).any(axis=1))
     if not len(suspects_Q):
         return found
@@ -49,14 +54,19 @@ def search_others(
     most = np.zeros(len(first), np.int64)
     np.maximum.at(most, places, counts)
     replaced = _searched_again(live, digests, vectors_QD[again[first]], given[first], most, k, restrictions)
-    arrays = []
+    arrays: dict[str, np.ndarray] = {}
     for name in ("similarities_QK", "ids_QK", "codes_QK", "blocks_QK", "rows_QK"):
         before, after = getattr(found, name), getattr(replaced, name)[places]
         width = max(before.shape[1], after.shape[1])
         before, after = _padded(before, width), _padded(after, width)
         before[again] = after
-        arrays.append(before)
-    return Retrieved(*arrays)
+        arrays[name] = before
+    rivals = found.rivals
+    if rivals is not None:
+        own_QK, all_QR = _padded(rivals.own_QK, arrays["ids_QK"].shape[1]), rivals.all_QR.copy()
+        own_QK[again], all_QR[again] = np.inf, -np.inf
+        rivals = replace(rivals, own_QK=own_QK, all_QR=all_QR)
+    return Retrieved(**arrays, rivals=rivals)
 
 
 def _searched_again(
@@ -118,5 +128,5 @@ def _rows(found: Retrieved, queries: np.ndarray) -> Retrieved:
 
 def _padded(values_QK: np.ndarray, width: int) -> np.ndarray:
     """A copy with `width` columns. The added cells mean "no neighbour"."""
-    nothing = -np.inf if values_QK.dtype == np.float32 else -1
+    nothing = -np.inf if values_QK.dtype.kind == "f" else -1
     return np.pad(values_QK, ((0, 0), (0, width - values_QK.shape[1])), constant_values=nothing)

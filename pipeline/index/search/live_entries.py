@@ -4,7 +4,6 @@ Shapes: Q queries, K neighbours, D dimensions. Similarities are inner products o
 the stored float16 and rounded to float32. Equal similarities are ordered by id.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,9 +15,10 @@ import pyarrow.compute as pc
 
 from pipeline.deadline import look
 from pipeline.decisions.neighbor_table import values_by_id
+from pipeline.decisions.rivals import Rivals
 from pipeline.errors import UnknownName
-from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder, Scope
-from pipeline.index.search.exact import CACHED_ROWS, ExactFinder, similarities_together
+from pipeline.index.search.blocks import Block, Finder, MakeFinder, Scope
+from pipeline.index.search.exact import CACHED_ROWS, ExactFinder
 from pipeline.index.search.filter_columns import kinds_of_columns, masks
 from pipeline.index.search.filter_expression import parse
 from pipeline.index.search.open_blocks import (
@@ -30,6 +30,7 @@ from pipeline.index.search.open_blocks import (
     open_blocks,
 )
 from pipeline.index.search.quantizer import Coarse
+from pipeline.index.search.together import contenders, find_together, promising, scored
 from pipeline.recent import Recent
 from pipeline.store.log.state import State
 from pipeline.store.storage.interface import Storage
@@ -37,14 +38,14 @@ from pipeline.store.storage.interface import Storage
 QUERIES_AT_ONCE = 1_024
 WHERES_BYTES = 128 << 20  # of cached results of expressions (masks, and the finders over them): whole, and by block
 FEW_ROWS = 4_096  # gathered in 15 ms at 384 dimensions, then searched faster than an index that must go so far
-ROUNDING = 2.0**-23  # of similarities to float32, the type in which they are compared
 
 
 @dataclass(frozen=True)
 class Retrieved:
     """Neighbours in order: similarities float32, ids int64, codes int32, blocks and rows int64, all [Q, K].
 
-    If a query has fewer than K neighbours, the remaining cells hold similarity -inf, id -1 and code -1.
+    If a query has fewer than K neighbours, the remaining cells hold similarity -inf, id -1 and code -1. `rivals` come
+    with the contenders of a share that has lists.
     """
 
     similarities_QK: np.ndarray
@@ -52,6 +53,7 @@ class Retrieved:
     codes_QK: np.ndarray
     blocks_QK: np.ndarray
     rows_QK: np.ndarray
+    rivals: Rivals | None = None
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,20 @@ class LiveEntries:
 
     @classmethod
     def open(
-        cls, storage: Storage, state: State, before: "LiveEntries | None" = None, share: Share = ALL
+        cls,
+        storage: Storage,
+        state: State,
+        before: "LiveEntries | None" = None,
+        share: Share = ALL,
+        *,
+        merged: bool = False,
     ) -> "LiveEntries":
         """Map the intact shards and read the fresh entries of a share. What `before` has already read is reused.
 
+        If `merged`, the lists of shards are merged where that pays for a process that answers many questions.
         Raises DamagedFile if entries that are not in a shard cannot be read.
         """
-        opened = open_blocks(storage, state, before._opened if before is not None else None, share)
+        opened = open_blocks(storage, state, before._opened if before is not None else None, share, merged=merged)
         dimension = state.identity.dimension if state.identity else 0
         live = cls(dimension, list(opened.codes), opened.blocks, opened.num_shards, opened)
         if before is not None:
@@ -307,63 +316,72 @@ class LiveEntries:
 
     def search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Retrieved:
         """The k nearest live entries of each query (float32 [Q, D] of unit length) under the restrictions."""
-        pieces = [
-            self._search(queries_QD[start : start + QUERIES_AT_ONCE], k, _slice(restrictions, start))
-            for start in range(0, max(len(queries_QD), 1), QUERIES_AT_ONCE)
-        ]
-        columns = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
-        return Retrieved(*columns)
+        return _joined([self._search(*piece) for piece in _pieces(queries_QD, k, restrictions)])
 
-    def _search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions) -> tuple[np.ndarray, ...]:
+    def contenders(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions = Restrictions()) -> Retrieved:
+        """The entries that can be among the k nearest of a whole memory, if this is a share of it.
+
+        They come with their rivals, by which `merge_neighbors` finds the k nearest of all shares.
+        """
+        return _joined([self._search(*piece, shared=True) for piece in _pieces(queries_QD, k, restrictions)])
+
+    def _search(self, queries_QD: np.ndarray, k: int, restrictions: Restrictions, *, shared: bool = False) -> Retrieved:
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
-        exclude = np.array(sorted(restrictions.exclude), np.int64)
-        own_Q = restrictions.own_Q
-        coarse = Coarse(queries_QD)
-        found: list[Candidates] = []
-        for block in self.blocks:
-            look()
-            excluded_rows = block.rows_of(exclude) if len(exclude) else exclude
-            asked = k + len(excluded_rows) + (own_Q is not None)
-            candidates = _finder(block, restrictions).find(queries_QD, asked, coarse)
-            found.append(_without(candidates, block, excluded_rows, own_Q))
-        rows = _promising(found, k)
+        own_Q, exclude = restrictions.own_Q, np.array(sorted(restrictions.exclude), np.int64)
+        finders = [_finder(block, restrictions) for block in self.blocks]
+        asked = k + len(exclude) + (own_Q is not None)
+        lengths = [len(block.ids_N) for block in self.blocks]
+        hits, rivals = find_together(finders, lengths, queries_QD, asked, Coarse(queries_QD))
+        if len(exclude):
+            starts = zip(hits.starts_B.tolist(), self.blocks, strict=True)
+            numbers = np.concatenate([start + block.rows_of(exclude) for start, block in starts])
+            hits = hits.without(np.isin(hits.numbers_QK, numbers))
+        if own_Q is not None:
+            hits = hits.without(hits.numbers_QK == self._numbers(own_Q, hits.starts_B)[:, None])
+        if not shared:
+            hits = promising(hits, k)
         look()
-        similarities_QK = self._scored(queries_QD, found, rows)
-        rows_QK = np.concatenate([np.empty((len(queries_QD), 0), np.int64), *rows], axis=1)
-        blocks_K = np.repeat(np.arange(len(rows)), [some_QK.shape[1] for some_QK in rows])
-        places_QK = _best(similarities_QK, k)
-        similarities_QK, rows_QK = (np.take_along_axis(a, places_QK, axis=1) for a in (similarities_QK, rows_QK))
-        blocks_QK = blocks_K[places_QK]
+        blocks_QK, rows_QK = hits.places()
+        matrices = [block.vectors_ND for block in self.blocks]
+        similarities_QK = scored(queries_QD, matrices, blocks_QK, rows_QK)
+        if any(matrix is None for matrix in matrices):
+            by_code = np.array([matrix is None for matrix in matrices])[blocks_QK] & (rows_QK >= 0)
+            similarities_QK = np.where(by_code, hits.similarities_QK, similarities_QK)
+        if shared and rivals is not None:
+            can_QK = contenders(hits.by_code_QK, similarities_QK, k)
+            best = np.argsort(~can_QK, axis=1, kind="stable")[:, : int(can_QK.sum(axis=1).max(initial=0))]
+            similarities_QK = np.where(can_QK, similarities_QK, -np.inf).astype(np.float32)
+            rows_QK = np.where(can_QK, rows_QK, -1)
+        else:
+            best = _best(similarities_QK, k)
+        similarities_QK, blocks_QK, rows_QK, own_QK = (
+            np.take_along_axis(array, best, axis=1) for array in (similarities_QK, blocks_QK, rows_QK, hits.by_code_QK)
+        )
         ids_QK = np.full(rows_QK.shape, -1, np.int64)
         codes_QK = np.full(rows_QK.shape, -1, np.int32)
         for number in np.unique(blocks_QK):
             at = (blocks_QK == number) & (rows_QK >= 0)
             ids_QK[at] = self.blocks[number].ids_N[rows_QK[at]]
             codes_QK[at] = self.blocks[number].codes_N[rows_QK[at]]
-        order = np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, :k]
-        similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK = (
-            np.take_along_axis(a, order, axis=1) for a in (similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK)
+        order = np.lexsort((ids_QK, -similarities_QK), axis=-1)[:, : None if shared and rivals else k]
+        similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK, own_QK = (
+            np.take_along_axis(a, order, axis=1)
+            for a in (similarities_QK, ids_QK, codes_QK, blocks_QK, rows_QK, own_QK)
         )
         if restrictions.assume:
             codes_QK = values_by_id(ids_QK, restrictions.assume, codes_QK)
-        return similarities_QK, ids_QK, codes_QK.astype(np.int32), blocks_QK, rows_QK
+        if rivals is not None:
+            rivals = replace(rivals, own_QK=own_QK)
+        return Retrieved(
+            similarities_QK, ids_QK, codes_QK.astype(np.int32), blocks_QK, rows_QK, rivals if shared else None
+        )
 
-    def _scored(self, queries_QD: np.ndarray, found: Sequence[Candidates], rows: Sequence[np.ndarray]) -> np.ndarray:
-        """Similarities of the candidates of all blocks side by side, from vectors where a block has them, float32."""
-        blocks = list(zip(self.blocks, found, rows, strict=True))
-        pairs = [(block.vectors_ND, some_QK) for block, _, some_QK in blocks if block.vectors_ND is not None]
-        together_QK = similarities_together(queries_QD, pairs)
-        if len(pairs) == len(blocks):
-            return together_QK
-        columns, start = [np.empty((len(queries_QD), 0), np.float32)], 0
-        for block, candidates, some_QK in blocks:
-            width = some_QK.shape[1]
-            if block.vectors_ND is not None:
-                columns.append(together_QK[:, start : start + width])
-                start += width
-            else:
-                columns.append(np.where(some_QK >= 0, candidates.similarities_QK[:, :width], -np.inf))
-        return np.concatenate(columns, axis=1, dtype=np.float32)
+    def _numbers(self, ids_Q: np.ndarray, starts_B: np.ndarray) -> np.ndarray:
+        """The numbers of entries in a search of blocks that begin at `starts_B`, int64 [Q]; -2 for none."""
+        numbers_Q = np.full(len(ids_Q), -2, np.int64)
+        for (_, positions, rows), start in zip(self._located(ids_Q), starts_B.tolist(), strict=True):
+            numbers_Q[positions] = start + rows
+        return numbers_Q
 
 
 def _best(similarities_QK: np.ndarray, k: int) -> np.ndarray:
@@ -376,40 +394,6 @@ def _best(similarities_QK: np.ndarray, k: int) -> np.ndarray:
     if most == width:
         return np.broadcast_to(np.arange(width), similarities_QK.shape)
     return np.argpartition(similarities_QK, width - most, axis=1)[:, width - most :]
-
-
-def _without(candidates: Candidates, block: Block, excluded_rows: np.ndarray, own_Q: np.ndarray | None) -> Candidates:
-    """The candidates without excluded rows and without each query's own entry."""
-    if not len(excluded_rows) and own_Q is None:
-        return candidates
-    rows_QK = candidates.rows_QK
-    left_out = np.isin(rows_QK, excluded_rows)
-    if own_Q is not None:
-        left_out |= np.where(rows_QK >= 0, block.ids_N[rows_QK], -1) == own_Q[:, None]
-    return replace(
-        candidates,
-        rows_QK=np.where(left_out, -1, rows_QK),
-        similarities_QK=np.where(left_out, -np.inf, candidates.similarities_QK),
-    )
-
-
-def _promising(found: Sequence[Candidates], k: int) -> list[np.ndarray]:
-    """Per block, the candidate rows that can still be in the global top k, -1 elsewhere; no empty columns at the end.
-
-    If similarities are known up to a small error, a candidate below the k-th best of all needs no second scoring.
-    """
-    width = sum(candidates.rows_QK.shape[1] for candidates in found)
-    if width <= k or all(math.isinf(candidates.error) for candidates in found):
-        return [candidates.rows_QK for candidates in found]
-    least_QK = np.concatenate([candidates.similarities_QK - candidates.error for candidates in found], axis=1)
-    border_Q = np.partition(least_QK, -k, axis=1)[:, -k] - ROUNDING
-    rows = []
-    for candidates in found:
-        hopeful_QK = candidates.similarities_QK >= border_Q[:, None] - candidates.error
-        hopeful_QK &= candidates.rows_QK >= 0
-        width = int(np.flatnonzero(hopeful_QK.any(axis=0)).max(initial=-1)) + 1
-        rows.append(np.where(hopeful_QK, candidates.rows_QK, -1)[:, :width])
-    return rows
 
 
 def _finder(block: Block, restrictions: Restrictions) -> Finder:
@@ -441,8 +425,32 @@ def _exact_over_few(block: Block) -> MakeFinder:
     return make_finder
 
 
-def _slice(restrictions: Restrictions, start: int) -> Restrictions:
-    if restrictions.own_Q is None:
-        return restrictions
-    own = restrictions.own_Q[start : start + QUERIES_AT_ONCE]
-    return Restrictions(restrictions.scope, restrictions.exclude, own, restrictions.assume)
+def _pieces(
+    queries_QD: np.ndarray, k: int, restrictions: Restrictions
+) -> Iterator[tuple[np.ndarray, int, Restrictions]]:
+    """The queries, as many at once as are searched together."""
+    for start in range(0, max(len(queries_QD), 1), QUERIES_AT_ONCE):
+        rows = slice(start, start + QUERIES_AT_ONCE)
+        own_Q = restrictions.own_Q[rows] if restrictions.own_Q is not None else None
+        yield queries_QD[rows], k, replace(restrictions, own_Q=own_Q)
+
+
+def _joined(pieces: Sequence[Retrieved]) -> Retrieved:
+    """The neighbours of the queries of all pieces. A piece with fewer columns is filled up."""
+    if len(pieces) == 1:
+        return pieces[0]
+    nothing = {"similarities_QK": -np.inf, "ids_QK": -1, "codes_QK": -1, "blocks_QK": 0, "rows_QK": -1}
+    columns = {name: stacked([getattr(piece, name) for piece in pieces], no) for name, no in nothing.items()}
+    found = [piece.rivals for piece in pieces if piece.rivals is not None]
+    rivals = None
+    if found:
+        own_QK, all_QR = (stacked([getattr(each, name) for each in found], -np.inf) for name in ("own_QK", "all_QR"))
+        rivals = replace(found[0], own_QK=own_QK, all_QR=all_QR)
+    return Retrieved(**columns, rivals=rivals)
+
+
+def stacked(arrays: Sequence[np.ndarray], nothing: float) -> np.ndarray:
+    """Arrays [Q, K] below one another, filled up with `nothing` to the width of the widest."""
+    width = max(array.shape[1] for array in arrays)
+    missing = [((0, 0), (0, width - array.shape[1])) for array in arrays]
+    return np.concatenate([np.pad(a, more, constant_values=nothing) for a, more in zip(arrays, missing, strict=True)])

@@ -16,9 +16,10 @@ import pyarrow as pa
 from pipeline.errors import DamagedFile
 from pipeline.index.search.blocks import Block
 from pipeline.index.search.exact import ExactFinder
+from pipeline.index.search.merging import ShardLists, merge
 from pipeline.index.search.overlay import Overlay, OwnLayers
 from pipeline.index.search.shard_files import files_covered, open_shard, read_ahead
-from pipeline.store.log.records import Single
+from pipeline.store.log.records import Index, Shard, Single
 from pipeline.store.log.single_adds import table_of_singles
 from pipeline.store.log.state import State
 from pipeline.store.storage.file_refs import FileRef, RowsFile
@@ -54,13 +55,15 @@ class OpenedBlocks:
     """The blocks of one version.
 
     `codes` numbers the labels and only grows. `stored` has the blocks as stored, and `laid` the same blocks with the
-    overlay. Their keys name what the blocks were read from. `num_shards` is the number of shards that could be opened,
-    and `damaged` has the error of each other shard. `tables` are the files of the last fresh block, to which files may
-    be added. `pending_table` has the rows of `pending`: single adds that no file holds yet.
+    overlay. Their keys name what the blocks were read from. `lists` are those of shards that can be merged, by the path
+    of their index. `num_shards` is the number of shards that could be opened, and `damaged` has the error of each other
+    shard. `tables` are the files of the last fresh block, to which files may be added. `pending_table` has the rows of
+    `pending`: single adds that no file holds yet.
     """
 
     codes: dict[str, int] = field(default_factory=dict)
     stored: dict[_Key, Block] = field(default_factory=dict)
+    lists: dict[str, ShardLists] = field(default_factory=dict)
     tables: dict[str, pa.Table] = field(default_factory=dict)
     overlay: Overlay = field(default_factory=Overlay)
     laid: dict[_Key, Block] = field(default_factory=dict)
@@ -74,31 +77,24 @@ class OpenedBlocks:
         return list(self.laid.values())
 
 
-def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = None, share: Share = ALL) -> OpenedBlocks:
+def open_blocks(
+    storage: Storage,
+    state: State,
+    before: OpenedBlocks | None = None,
+    share: Share = ALL,
+    *,
+    merged: bool = False,
+) -> OpenedBlocks:
     """The blocks of a version: its shards, then its fresh entries. A damaged shard is left out and listed in `damaged`.
 
-    `before` must be of the same share. Raises DamagedFile if another file is damaged.
+    `before` must be of the same share. If `merged`, the lists of shards are merged (merging.py).
+    Raises DamagedFile if another file is damaged.
     """
     before = before or OpenedBlocks()
     opened = OpenedBlocks(codes=dict(before.codes), overlay=before.overlay.grown(storage, state))
     dimension = state.identity.dimension if state.identity else 0
     if state.index is not None:
-        files = state.entries_files()
-        shares = []
-        for shard in filter(lambda shard: share.holds(shard.number), state.index.shards):
-            covered = files_covered(shard, files) if shard.vectors is None else []
-            key: _Key = (shard.ids.path, state.index.parameters, *(file.path for file in covered))
-            shares.append((key, shard, covered))
-        hashed = read_ahead(storage, [shard for key, shard, _ in shares if key not in before.stored])
-        for key, shard, covered in shares:
-            try:
-                opened.stored[key] = before.stored.get(key) or open_shard(
-                    storage, state.index, shard, dimension, opened.codes, covered, hashed=hashed
-                )
-            except DamagedFile as error:
-                opened.damaged += (error,)
-            else:
-                opened.num_shards += 1
+        _open_shards(storage, state.index, state.entries_files(), dimension, opened, before, share, merged)
     groups = _groups(state.fresh_files())
     for position, group in enumerate(groups):
         if not share.holds(position):
@@ -117,6 +113,47 @@ def open_blocks(storage: Storage, state: State, before: OpenedBlocks | None = No
         opened.stored[key] = known or _fresh_block(opened.pending_table, opened.codes)
     _lay_over(opened, before)
     return opened
+
+
+def _open_shards(
+    storage: Storage,
+    index: Index,
+    files: Sequence[RowsFile],
+    dimension: int,
+    opened: OpenedBlocks,
+    before: OpenedBlocks,
+    share: Share,
+    merged: bool,
+) -> None:
+    """Open the shards of a share that `before` does not have. Damaged shards are left out."""
+    shards: dict[_Key, tuple[Shard, list[RowsFile]]] = {}
+    for shard in filter(lambda shard: share.holds(shard.number), index.shards):
+        covered = files_covered(shard, files) if shard.vectors is None else []
+        key = (shard.ids.path, index.parameters, index.rerank_for, *(file.path for file in covered))
+        shards[key] = shard, covered
+    hashed = read_ahead(storage, [shard for key, (shard, _) in shards.items() if key not in before.stored])
+    lists_of: dict[_Key, ShardLists] = {}
+    for key, (shard, covered) in shards.items():
+        lists = before.lists.get(shard.index.path) if shard.index else None
+        block = before.stored.get(key)
+        if block is None:
+            try:
+                block, lists = open_shard(
+                    storage, index, shard, dimension, opened.codes, covered, lists, hashed=hashed, merged=merged
+                )
+            except DamagedFile as error:
+                opened.damaged += (error,)
+                continue
+        opened.stored[key] = block
+        if lists is not None and shard.index is not None:
+            lists_of[key] = opened.lists[shard.index.path] = lists
+    damaged = merge([*lists_of.values()])
+    for key, lists in lists_of.items():
+        if lists in damaged:
+            opened.damaged += (damaged[lists],)
+            del opened.stored[key]
+    opened.lists = {path: lists for path, lists in opened.lists.items() if lists not in damaged}
+    opened.num_shards = len(opened.stored)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """FAISS search parameters per call, in the notation of FAISS and autofaiss ("nprobe=16,efSearch=32,ht=2048").
 
-This module adds `rerank`: how many candidates of an index of codes are scored again from the stored vectors for k = 10.
+This module adds `rerank`: how many candidates of an index of codes are scored again from the stored vectors for k = 10,
+of all shards together. Releases up to 0.1 counted them for each shard, as is still done for a graph.
 Parameters are never set on an index, because several threads may search it at the same time.
 """
 
@@ -9,12 +10,22 @@ from collections.abc import Sequence
 
 import faiss
 
+from pipeline.store.log.records import Index
+
 FURTHER_AT_MOST = 32.0  # times as many lists, or as much of the graph, are searched if rows are masked
 
 
 def parse(parameters: str) -> dict[str, int]:
     """The values of a parameter string by name."""
     return {name: int(value) for name, value in (pair.split("=") for pair in parameters.split(",") if pair)}
+
+
+def values_of(index: Index, *, has_lists: bool) -> dict[str, int]:
+    """The search parameters of a generation, with `rerank` over all its shards if it `has_lists`."""
+    values = parse(index.parameters)
+    if has_lists and index.rerank_for == "shard" and "rerank" in values:
+        values["rerank"] *= max(len(index.shards), 1)
+    return values
 
 
 def to_text(values: dict[str, int]) -> str:

@@ -26,7 +26,7 @@ class Lists:
     numbers_QP: np.ndarray
     similarities_QP: np.ndarray
 
-    def of(self, rows: slice) -> "Lists":
+    def of(self, rows: slice | np.ndarray) -> "Lists":
         """The lists of some of the queries."""
         return Lists(self.queries_QD[rows], self.numbers_QP[rows], self.similarities_QP[rows])
 
@@ -36,11 +36,11 @@ class Quantizer:
 
     def __init__(self, trained: faiss.Index) -> None:
         self._trained = trained  # owns all that the names below point to
-        self._inverted = faiss.downcast_index(faiss.try_extract_index_ivf(trained))
-        self.centroids = faiss.downcast_index(self._inverted.quantizer)
-        self.num_lists = int(self._inverted.nlist)
-        self.dimension = int(self._inverted.d)
-        self.counts_similarities = bool(self._inverted.by_residual)
+        self.inverted = faiss.downcast_index(faiss.try_extract_index_ivf(trained))
+        self.centroids = faiss.downcast_index(self.inverted.quantizer)
+        self.num_lists = int(self.inverted.nlist)
+        self.dimension = int(self.inverted.d)
+        self.counts_similarities = bool(self.inverted.by_residual)
 
     @property
     def is_exact(self) -> bool:

@@ -25,13 +25,15 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import DamagedFile
-from pipeline.index.search.ann import ApproximateFinder
+from pipeline.index.search.ann import GraphFinder, ListFinder
 from pipeline.index.search.blocks import Block, Candidates, Finder, MakeFinder
 from pipeline.index.search.exact import ExactFinder
-from pipeline.index.search.parameters import parse
+from pipeline.index.search.merging import ShardLists, can_be_merged, sizes_of
+from pipeline.index.search.parameters import values_of
 from pipeline.index.search.quantizer import Coarse, Quantizer, has_centroids, without_centroids
 from pipeline.index.search.remaining_rows import keep_rows
 from pipeline.index.search.soundness import check_index, read_index
+from pipeline.index.search.stack import Seat, Stack
 from pipeline.resources import available_bytes
 from pipeline.store.layout import ENTRIES_FILE, FAISS_FILE, IDS_FILE, LABELS_FILE, VECTORS_FILE
 from pipeline.store.log.records import Index, Shard
@@ -151,10 +153,15 @@ def open_shard(
     dimension: int,
     codes: dict[str, int],
     files: Sequence[RowsFile],
+    known: ShardLists | None = None,
     *,
     hashed: bool = True,
-) -> Block:
-    """A shard as a block. Labels that are new are added to the vocabulary `codes`. Raises DamagedFile.
+    merged: bool = False,
+) -> tuple[Block, ShardLists | None]:
+    """A shard as a block, and its lists if these are to be `merged` with those of others and can be.
+
+    The lists must have a seat before the block is searched (merging.py). They are not read if they are `known`. Labels
+    that are new are added to the vocabulary `codes`. Raises DamagedFile.
 
     `files` are the entries files that the shard was built from. Vectors are read from them if the shard stores none.
     If `hashed`, every byte of the shard's files is hashed, once per process. Otherwise the vectors and the index are
@@ -171,10 +178,14 @@ def open_shard(
         rows = {len(ids_N), len(local_codes), len(table), len(ids_N) if vectors_ND is None else len(vectors_ND)}
         if rows != {shard.rows}:
             raise ValueError("the files of its shard have not as many rows")
-    make_finder = _finder_maker(storage, index, shard, vectors_ND, dimension, hashed=hashed)
+    lists: ShardLists | None = known
+    if known is not None:
+        make_finder = _in_stack(index, known, vectors_ND)
+    else:
+        make_finder, lists = _finder_maker(storage, index, shard, vectors_ND, dimension, hashed, merged)
     translation = np.array([codes.setdefault(name, len(codes)) for name in names] + [-1], np.int32)
     with reading(storage.uri, shard.ids.path):
-        return Block(
+        block = Block(
             ids_N=ids_N,
             codes_N=translation[local_codes],
             vectors_ND=vectors_ND,
@@ -185,6 +196,7 @@ def open_shard(
             kept={name: table.column(name) for name in table.column_names if name not in _TOLD},
             read_vectors=lambda ids_N: read_embeddings(storage, files, ids_N, dimension),
         )
+    return block, lists
 
 
 def read_ahead(storage: Storage, shards: Sequence[Shard]) -> bool:
@@ -231,25 +243,48 @@ def read_quantizer(storage: Storage, trained: FileRef) -> Quantizer:
 
 
 def _finder_maker(
-    storage: Storage, index: Index, shard: Shard, vectors_ND: np.ndarray | None, dimension: int, *, hashed: bool
-) -> MakeFinder:
+    storage: Storage,
+    index: Index,
+    shard: Shard,
+    vectors_ND: np.ndarray | None,
+    dimension: int,
+    hashed: bool,
+    merged: bool,
+) -> tuple[MakeFinder, ShardLists | None]:
     if shard.index is None:
         with reading(storage.uri, shard.ids.path):
             if vectors_ND is None:
                 raise ValueError("its shard has neither an index nor vectors")
         exact_ND = vectors_ND
-        return lambda rows_N: ExactFinder(exact_ND, rows_N)
-    path = shard.index.path
-    faiss_index = read_faiss(storage, shard.index, hashed=hashed)
-    quantizer = _given_quantizer(storage, index, faiss_index, path)
+        return lambda rows_N: ExactFinder(exact_ND, rows_N), None
+    file, path = shard.index, shard.index.path
+
+    def read() -> tuple[faiss.Index, Quantizer | None]:
+        faiss_index = read_faiss(storage, file, hashed=hashed)
+        quantizer = _given_quantizer(storage, index, faiss_index, path)
+        with reading(storage.uri, path):
+            if (faiss_index.ntotal, faiss_index.d) != (shard.rows, dimension):
+                raise ValueError(f"it holds {faiss_index.ntotal:,} vectors of {faiss_index.d} dimensions")
+        return faiss_index, quantizer
+
+    faiss_index, quantizer = read()
     with reading(storage.uri, path):
-        if (faiss_index.ntotal, faiss_index.d) != (shard.rows, dimension):
-            raise ValueError(f"it holds {faiss_index.ntotal:,} vectors of {faiss_index.d} dimensions")
-        values = parse(index.parameters)
+        values = values_of(index, has_lists=faiss.try_extract_index_ivf(faiss_index) is not None)
+    if faiss.try_extract_index_ivf(faiss_index) is None:
+        return lambda rows_N: _WatchedGraph(storage.uri, path, faiss_index, values, rows_N, vectors_ND), None
+    if merged and quantizer is not None and can_be_merged(faiss_index, quantizer):
+        lists = ShardLists(lambda: read()[0], quantizer, shard.rows, sizes_of(faiss_index))
+        return _in_stack(index, lists, vectors_ND), lists
+    stack = Stack(faiss_index, quantizer, [shard.rows], lambda: reading(storage.uri, path))
+    return lambda rows_N: ListFinder(Seat(stack), values, rows_N, vectors_ND), None
+
+
+def _in_stack(index: Index, lists: ShardLists, vectors_ND: np.ndarray | None) -> MakeFinder:
+    values = values_of(index, has_lists=True)
 
     def make_finder(rows_N: np.ndarray) -> Finder:
-        with reading(storage.uri, path):
-            return _Watched(storage.uri, path, faiss_index, values, rows_N, vectors_ND, quantizer)
+        assert lists.seat is not None  # noqa: S101  # given by `merge`
+        return ListFinder(lists.seat, values, rows_N, vectors_ND)
 
     return make_finder
 
@@ -271,7 +306,7 @@ def _given_quantizer(storage: Storage, index: Index, faiss_index: faiss.Index, p
         return quantizer if quantizer.give_to(faiss_index) else None
 
 
-class _Watched(ApproximateFinder):
+class _WatchedGraph(GraphFinder):
     """A finder in a file. An error in a search is reported as damage of the file."""
 
     def __init__(
@@ -282,10 +317,10 @@ class _Watched(ApproximateFinder):
         values: dict[str, int],
         rows_N: np.ndarray,
         vectors_ND: np.ndarray | None,
-        quantizer: Quantizer | None,
     ) -> None:
         self._uri, self._path = uri, path
-        super().__init__(index, values, rows_N, vectors_ND, quantizer=quantizer)
+        with reading(uri, path):
+            super().__init__(index, values, rows_N, vectors_ND)
 
     def find(self, queries_QD: np.ndarray, k: int, coarse: Coarse | None = None) -> Candidates:
         with reading(self._uri, self._path):

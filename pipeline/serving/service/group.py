@@ -164,7 +164,8 @@ class _Opened:
     def __init__(self, storage: Storage, state: State, nonce: str, before: "_Opened | None", share: Share) -> None:
         self.state = state
         self.nonce = nonce
-        self.live: LiveEntries = LiveEntries.open(storage, state, before.live if before is not None else None, share)
+        known = before.live if before is not None else None
+        self.live: LiveEntries = LiveEntries.open(storage, state, known, share, merged=True)
         self.storage = storage
         self.digests = Digests(storage, state)
         self._renumbered = Recent[tuple[LabelStatistics, np.ndarray]](STANDINGS_BYTES)
@@ -333,10 +334,12 @@ class Group:
         restrictions = Restrictions(first.scope, frozenset(first.exclude), None, assumed)
         vectors_QD = np.concatenate([one.vectors_QD for one in asked])
         if first.own_Q is None:
-            retrieved = live.search(vectors_QD, first.k, restrictions)
+            search = live.search if self._share.of == 1 else live.contenders
+            retrieved = search(vectors_QD, first.k, restrictions)
         else:
             own = first.own_Q, first.own_digests_Q
-            retrieved = search_others(live, opened.digests, vectors_QD, first.k, *own, restrictions)
+            shared = self._share.of > 1
+            retrieved = search_others(live, opened.digests, vectors_QD, first.k, *own, restrictions, shared=shared)
         found = answering.neighbor_table(live, retrieved)
         if first.kept and opened.state.kept:
             ids = sorted({*found.ids_QK[found.ids_QK >= 0].tolist()})

@@ -159,7 +159,8 @@ class Shard(Record):
 class Index(Record):
     """A generation of shards that share one trained quantizer and one set of search parameters.
 
-    `parameters` is in FAISS's notation ("nprobe=16"), with `rerank` added. `recall_at_10` is the lowest of any shard.
+    `parameters` is in FAISS's notation ("nprobe=16"), with `rerank` added: how many candidates are scored again of all
+    shards of an inverted file together, or of each shard (`rerank_for`). `recall_at_10` is the lowest of any shard.
     With `refine` float16 the shards store their vectors, and candidates are scored again from them.
     `candidates` is the table of measured index keys. `centroid_distance` is that of the training sample.
     """
@@ -172,6 +173,7 @@ class Index(Record):
     candidates: FileRef | None = None
     centroid_distance: Finite | None = None
     refine: Refine = "float16"
+    rerank_for: Literal["shard", "index"] = "shard"
 
     @property
     def recall_at_10(self) -> float:
@@ -203,8 +205,12 @@ class Index(Record):
 
     @property
     def bytes_in_memory(self) -> int:
-        """The sum of its shards' `bytes_in_memory`."""
-        return sum(shard.bytes_in_memory for shard in self.shards)
+        """The sum of its shards' `bytes_in_memory`, and the centroids, which a process has once.
+
+        A process that merges lists takes less once it is open, because these are padded once (index/search/merging.py).
+        """
+        trained = self.trained.num_bytes if self.trained else 0
+        return trained + sum(shard.bytes_in_memory for shard in self.shards)
 
 
 def shards_of(ids_N: np.ndarray, index: Index | None) -> np.ndarray:
