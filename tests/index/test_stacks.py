@@ -7,7 +7,7 @@ import faiss
 import numpy as np
 import pytest
 
-from pipeline.decisions.neighbor_table import merge_neighbors
+from pipeline.decisions.neighbor_table import merge_neighbors, nearest_ids
 from pipeline.decisions.rivals import Rivals, borders, shared_borders
 from pipeline.errors import DamagedFile
 from pipeline.index.build.plan import IndexOptions
@@ -121,6 +121,7 @@ def test_groups_answer_as_one(memory: VisualMemory) -> None:
         tables = [answer.found for [answer] in answers if isinstance(answer, Answer)]
         assert len(tables) == 3
         together = merge_neighbors(tables, 12)
+        assert nearest_ids(tables, 12) == {*together.ids_QK[together.ids_QK >= 0].tolist()}
         np.testing.assert_array_equal(together.ids_QK, whole.found.ids_QK)
         np.testing.assert_array_equal(together.similarities_QK, whole.found.similarities_QK)
         assert (together.uris, together.kept) == (whole.found.uris, whole.found.kept)
