@@ -262,7 +262,7 @@ def test_only_what_satisfies_it_is_found(
     """In shards of every kind, fresh entries and single adds, with entries forgotten and relabelled."""
     monkeypatch.setattr("pipeline.index.search.live_entries.FEW_ROWS", few)
     monkeypatch.setattr(
-        "pipeline.index.search.shard_files.parse", lambda _: {"nprobe": 8}
+        "pipeline.index.search.shard_files.values_of", lambda *_, **__: {"nprobe": 8}
     )  # all of it, or nothing is exact
     ids = memory.live().live_ids()
     if key:
@@ -294,7 +294,7 @@ def test_k_are_found_where_one_in_a_hundred_satisfies_it(tmp_path: Path) -> None
 def test_an_index_is_searched_further_where_fewer_satisfy_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its parameters were tuned for all rows: among a few of them the nearest lie in more lists."""
     monkeypatch.setattr("pipeline.index.search.live_entries.FEW_ROWS", 0)
-    monkeypatch.setattr("pipeline.index.search.shard_files.parse", lambda _: {"nprobe": 16})
+    monkeypatch.setattr("pipeline.index.search.shard_files.values_of", lambda *_, **__: {"nprobe": 16})
     memory = VisualMemory(tmp_path / "memory")
     remember(memory, tmp_path / "a", 6_000, seed=1)
     memory.index(IndexOptions(key="IVF64,Flat", target_recall=0.6))
