@@ -1,5 +1,6 @@
 """The lists of the shards of a process are merged: answers stay the same, and only new shards are read."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,19 +22,27 @@ from pipeline.questions.answering import neighbor_table
 from pipeline.serving.service.group import Answer, Asked, Group, Subject
 from pipeline.store.lookup.digests import Digests
 from pipeline.visual_memory import VisualMemory
-from tests.conftest import MakeMemory, add_vectors
+from tests.conftest import add_vectors
 from tests.index.test_search import clustered
 
 KEY = "IVF32,PQ16x4fs"
 QUERIES = clustered(40, seed=1)[0].astype(np.float32)
 
 
-@pytest.fixture
-def memory(make_memory: MakeMemory) -> VisualMemory:
-    """Four shards of fast scan."""
-    memory = make_memory(*clustered(2_400))
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A memory with four shards of fast scan, which takes seconds to build."""
+    folder = tmp_path_factory.mktemp("stacks") / "memory"
+    memory = VisualMemory(folder)
+    add_vectors(memory.log, *clustered(2_400))
     memory.index(IndexOptions(key=KEY, shard_rows=640, target_recall=0.3))
-    return memory
+    return folder
+
+
+@pytest.fixture
+def memory(built: Path, tmp_path: Path) -> VisualMemory:
+    """A copy of it."""
+    return VisualMemory(shutil.copytree(built, tmp_path / "memory"))
 
 
 def stacks(live: LiveEntries) -> list[tuple[int, ...]]:
