@@ -1,10 +1,10 @@
 """Search of many shards by two versions of the library, in turn, on questions that are no rows of the memory.
 
     git archive COMMIT | tar -x -C BEFORE
-    python -m tests.benchmarks.index_shards --before BEFORE --out FOLDER [--rows 10000000] [--dimension 64]
+    python -m tests.benchmarks.index_shards --before BEFORE --out FOLDER [--rows 10000000] [--dimension 64] [--key KEY]
 
-Both versions add the same vectors and build ten shards for recall@10 .95: the older version chooses the key, and both
-choose their search parameters. The newer version is given questions to measure recall with, which the older version
+Both versions add the same vectors and build ten shards for recall@10 .95: the older version chooses the key unless one
+is given, and both choose their search parameters. The newer version is given questions to measure recall with, which the older version
 cannot take. Then each version searches other questions with
 what it chose, and with other numbers of lists and of candidates, in turn, in processes of their own with one thread.
 Times are CPU seconds, the least of several rounds. `index_bytes` is what opening adds to the anonymous memory of a
@@ -241,13 +241,12 @@ def prepare(out: Path, rows: int, dimension: int, num_queries: int) -> None:
         np.save(out / "borders.npy", border(source, asked_QD))
 
 
-def measured(out: Path, rows: int, trees: Mapping[str, Path]) -> dict:
+def measured(out: Path, rows: int, trees: Mapping[str, Path], key: str | None) -> dict:
     """What each version built, what it takes when it is opened, and its searches, in turn."""
     part = min(max(rows // 128, 128), 16_384)
     shard_rows = -(-rows // SHARDS // part) * part
     sides = {name: Side(tree, out / name) for name, tree in trees.items()}
     found: dict = {name: {} for name in trees}
-    key = None
     for name, side in sides.items():
         known = out / f"{name}-built.json"
         if not known.exists():
@@ -283,6 +282,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=64)
+    parser.add_argument("--key", help="the FAISS key; without it, the older version chooses one")
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--keep", action="store_true", help="keep the memories, and use those that exist")
     arguments = parser.parse_args()
@@ -294,7 +294,7 @@ def main() -> None:
     out: Path = arguments.out.resolve()
     prepare(out, arguments.rows, arguments.dimension, arguments.queries)
     trees = {"before": arguments.before.resolve(), "after": Path(__file__).resolve().parents[2]}
-    found = measured(out, arguments.rows, trees)
+    found = measured(out, arguments.rows, trees, arguments.key)
     document = {"machine": measuring.machine(), "rows": arguments.rows, "shards": SHARDS}
     document |= {"dimension": arguments.dimension}
     document |= found | {"ratios": ratios(found["before"], found["after"])}
