@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import UnknownName, VisualMemory
 from pipeline.index.build.plan import IndexOptions
+from pipeline.store.log.state import BreakLeases
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.open_storage import open_storage
 from pipeline.store.tables.parquet_columns import WHOLE_FOR_ROWS
@@ -102,6 +103,21 @@ def test_a_file_of_uris_costs_a_row_group_each(
             relabel_by_uri(VisualMemory(uri), first + 100)
         assert counts.num_requests <= 40, counts
         assert counts.bytes_fetched - counts.fetched_of("/versions/") <= ROWS_A_VERB * WHOLE_FOR_ROWS, counts
+
+
+@pytest.mark.parametrize("commits", [89, 99, 100, 109])
+def test_a_forget_costs_the_same_wherever_the_last_checkpoint_is(
+    s3: SeaweedFS, memories: list[str], monkeypatch: pytest.MonkeyPatch, commits: int
+) -> None:
+    for uri in memories:
+        log = VersionLog(open_storage(uri))
+        state = log.latest()
+        until = state.version - state.version % 100 + 100 + commits
+        while state.version < until:
+            state = log.commit(state, "verify --clean", lambda *_: [BreakLeases(leases=())])
+        seen = asked(s3, monkeypatch, uri, "forget by id", 60 + commits % 7)
+        assert seen.num_requests <= 24 + 14 * (until % 10 > 0), str(seen)  # up to nine commits after a roll-up
+        assert seen.bytes_fetched <= MB, str(seen)
 
 
 def test_an_image_that_is_added_or_forgotten_opens_nothing(
