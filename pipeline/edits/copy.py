@@ -34,8 +34,9 @@ from pipeline.store.layout import (
     way_out,
 )
 from pipeline.store.log.erasure_plan import refuse_unfinished
+from pipeline.store.log.rollups import CHECKPOINT_EVERY
 from pipeline.store.log.state import State
-from pipeline.store.log.version_log import CHECKPOINT_EVERY, Retained, VersionLog
+from pipeline.store.log.version_log import Retained, VersionLog
 from pipeline.store.segments import reservations
 from pipeline.store.storage.file_refs import FileRef, check_path, describe
 from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
@@ -291,4 +292,5 @@ class _Copier:
             if newest.version % CHECKPOINT_EVERY == 0 and not self._target.exists(path):
                 self._copied.rewrite_checkpoint(newest)
         self._target.replace(HINT, str(newest.version).encode())
+        self._copied.renew_rollup()
         self._target.delete([UNFINISHED_COPY])

@@ -1,9 +1,9 @@
 """Expiring drops old versions, and the files that only they need.
 
 Every step is idempotent: after a crash, run it again. The first step writes the checkpoint of the first retained
-version; from then on nothing before that version is needed. Next, older checkpoints are deleted, then commits in
-groups, the oldest first (`in_droppable_groups` says what other processes rely on). Files are deleted last. An S3 store
-gets two requests for a thousand versions.
+version; from then on nothing before that version is needed. Next, the roll-up and older checkpoints are deleted, then
+commits in groups, the oldest first (`in_droppable_groups` says what other processes rely on). Files are deleted last.
+An S3 store gets two requests for a thousand versions.
 """
 
 from collections.abc import Callable, Iterable
@@ -74,6 +74,7 @@ def expire(log: VersionLog, keep: Keep, command: str, on_progress: OnProgress = 
     checkpoints = _below(first.version, checkpoint_number, files)
     if commits and not log.storage.exists(checkpoint_path(first.version)):
         log.rewrite_checkpoint(first)
+    log.remove_rollup()
     log.storage.delete(checkpoints)
     newest = max(filter(None, map(commit_number, files)))
     numbers = sorted(number for number in map(commit_number, commits) if number is not None)
@@ -84,6 +85,7 @@ def expire(log: VersionLog, keep: Keep, command: str, on_progress: OnProgress = 
         done += len(group)
     census = take_census(log)
     removed = remove_garbage(log, census, command, _wanted(census, log.latest()))
+    log.renew_rollup()
     num_bytes = sum(files[path] for path in (*checkpoints, *commits)) + sum(census.files[path] for path in removed)
     num_files = len(checkpoints) + len(commits) + len(removed)
     kept = log.retained()

@@ -23,6 +23,7 @@ from pipeline.store.log.records import LabelSet
 from pipeline.store.log.state import Relabel, SetLabelSet, State, file_refs
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.entry_lookup import EntryLookup
+from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.counts import added, counted
 from pipeline.store.tables.labels import (
@@ -152,13 +153,8 @@ def relabel(
     def prepare(version: int, at: State) -> list[Relabel]:
         nonlocal relabelled
         log.storage.delete(file.path for action in written for file in file_refs(action))
-        lookup = EntryLookup(log.storage, at)
-        left_N = lookup.contains(ids_N)  # another writer may have forgotten some entries
-        named = lookup.datasets_and_labels(ids_N[left_N])
-        own_N = before_N = np.array(named["label"].to_pylist(), object)
-        if label_set is not None:
-            own_N = _own_labels(lookup, ids_N[left_N], label_set)
-            before_N = np.array(lookup.labels_in(label_set, ids_N[left_N]), object)
+        before = known if at == state else _labels_before(log.storage, at, ids_N, label_set)
+        left_N, named, own_N, before_N = before.left_N, before.named, before.own_N, before.labels_N
         relabelled = int((before_N != labels_N[left_N]).sum())
         new_N = left_N.copy()
         new_N[left_N] = own_N != labels_N[left_N]
@@ -177,7 +173,8 @@ def relabel(
         ]
         return written
 
-    if (_own_labels(EntryLookup(log.storage, state), ids_N, label_set) == labels_N).all():
+    known = _labels_before(log.storage, state, ids_N, label_set)
+    if known.left_N.all() and (known.own_N == labels_N).all():
         return state, 0
     with Lease(log.storage, "relabel") as lease:
         return log.commit(state, command, prepare, lease), relabelled
@@ -276,9 +273,29 @@ def _map_of(log: VersionLog, state: State, name: str) -> dict[str, str] | None:
     return read_label_map(log.storage, file) if file is not None else None
 
 
-def _own_labels(lookup: EntryLookup, ids_N: np.ndarray, label_set: str | None) -> np.ndarray:
-    """The entries' own labels in a label set, without its map: object [N] (None: no own label)."""
+@dataclass(frozen=True)
+class _Before:
+    """What some entries have before a correction. `left_N` (bool [N]) says which of them are live.
+
+    Of the live ones `named` has the datasets and labels as stored, `own_N` the own labels in the label set, without its
+    map, and `labels_N` the labels in it (object, None: no label).
+    """
+
+    left_N: np.ndarray
+    named: pa.Table
+    own_N: np.ndarray
+    labels_N: np.ndarray
+
+
+def _labels_before(storage: Storage, state: State, ids_N: np.ndarray, label_set: str | None) -> _Before:
+    """What entries have in a state. Reads the row groups that have them once."""
+    lookup = EntryLookup(storage, state)
+    left_N = lookup.contains(ids_N)  # another writer may have forgotten some entries
+    named = lookup.datasets_and_labels(ids_N[left_N])
     if label_set is None:
-        return np.array(lookup.labels(ids_N).to_pylist(), object)
-    own = lookup.own_labels(ids_N, label_set)
-    return np.array([own.get(entry_id) for entry_id in ids_N.tolist()], object)
+        own_N = np.array(named["label"].to_pylist(), object)
+        return _Before(left_N, named, own_N, own_N)
+    own = lookup.own_labels(ids_N[left_N], label_set)
+    own_N = np.array([own.get(entry_id) for entry_id in ids_N[left_N].tolist()], object)
+    labels_N = np.array(lookup.labels_in(label_set, ids_N[left_N]), object)
+    return _Before(left_N, named, own_N, labels_N)

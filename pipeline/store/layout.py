@@ -29,6 +29,7 @@ FOLDERS = frozenset(
 NAMED = frozenset({ENCODER, SEGMENTS, PACKS, INDEX, TOMBSTONES_FOLDER, LABELS_FOLDER, COUNTS_FOLDER})
 
 HINT = f"{VERSIONS}/latest"
+ROLLUP = f"{VERSIONS}/rollup.json"
 UNFINISHED_COPY = "copying.json"  # marks an unfinished copy, which is not a memory yet
 ASIDE = ".aside"  # the suffix of files that are being written
 

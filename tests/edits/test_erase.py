@@ -21,9 +21,10 @@ from pipeline.edits.relabel import Correction
 from pipeline.edits.singles import fold_singles
 from pipeline.errors import CommitConflict, UnknownName
 from pipeline.index.build.plan import IndexOptions
+from pipeline.store.log.documents import Commit
 from pipeline.store.log.erasure_plan import REDACTED, ErasurePlan
 from pipeline.store.log.state import FoldSingles, Forget, Relabel, SetIndex, SetState, State
-from pipeline.store.log.version_log import Commit, VersionLog
+from pipeline.store.log.version_log import VersionLog
 from pipeline.store.segments.reservations import SegmentSpec, reserve
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage

@@ -15,7 +15,7 @@ from pipeline import VisualMemory
 from pipeline.edits.expire import expire
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
 from pipeline.index.build.plan import IndexOptions
-from pipeline.store.layout import checkpoint_path, commit_number, commit_path
+from pipeline.store.layout import ROLLUP, checkpoint_path, commit_number, commit_path
 from pipeline.store.log.state import Forget, State, file_refs
 from pipeline.store.log.version_log import VersionLog, in_droppable_groups
 from pipeline.store.segments.reservations import SegmentSpec, is_given_up, reserve
@@ -75,7 +75,11 @@ def test_the_newest_stays_however_old(memory: VisualMemory) -> None:
     assert VisualMemory(memory.uri).status()["entries"] == entries == 20
     files = memory.log.storage.walk()
     assert not [path for path in files if path.startswith("index/")]
-    assert sorted(path for path in files if path.startswith("versions/")) == [checkpoint_path(6), commit_path(6)]
+    assert sorted(path for path in files if path.startswith("versions/")) == [
+        checkpoint_path(6),
+        commit_path(6),
+        ROLLUP,
+    ]
     assert memory.expire(timedelta(0)).dropped == 0
 
 

@@ -191,6 +191,7 @@ def test_a_memory_of_an_older_release_is_counted_at_the_next_add(tmp_path: Path,
         [commit] = memory.log.commits([number])
         actions = tuple(a.model_copy(update={"counts": None}) if hasattr(a, "counts") else a for a in commit.actions)
         memory.log.rewrite(commit.model_copy(update={"actions": actions}))
+    memory.log.remove_rollup()
     memory = VisualMemory(memory.uri)
     assert memory.state().counts is None
     assert memory.status()["entries_by_label"] == {"cat": 40}

@@ -14,9 +14,10 @@ from pipeline.edits.expire import expire
 from pipeline.errors import DamagedFile, MemoryMissing, UsageError
 from pipeline.index.build.plan import IndexOptions
 from pipeline.store.layout import commit_path
+from pipeline.store.log.documents import Commit
 from pipeline.store.log.history import history
 from pipeline.store.log.state import Forget, Relabel
-from pipeline.store.log.version_log import Commit, VersionLog
+from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.local import LocalStorage
 from tests.conftest import MakeMemory, add_vectors, unit

@@ -7,14 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.edits.expire import expire
 from pipeline.errors import CommitConflict, DamagedFile, FormatError, MemoryMissing
+from pipeline.store.checks.version_files import check_rollup, read_chain
+from pipeline.store.layout import ROLLUP
+from pipeline.store.log import version_log
+from pipeline.store.log.documents import sealed_rollup
 from pipeline.store.log.records import Index
-from pipeline.store.log.state import Forget, SetIndex, State
+from pipeline.store.log.state import BreakLeases, Forget, SetIndex, SetState, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.interface import AlreadyExists
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage
 from pipeline.store.tables.tombstones import read_tombstones, write_tombstones
+from tests.store.counting import CountingStorage
 
 
 def forget(log: VersionLog, base: State, *entry_ids: int) -> State:
@@ -135,3 +141,140 @@ def test_another_format_is_named(log: VersionLog) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 7}))
     with pytest.raises(FormatError, match="in format 7 and this release reads format 2"):
         VersionLog(log.storage).latest()
+
+
+def grown(log: VersionLog, version: int) -> State:
+    """A log with this many versions, each committed by a process of its own."""
+    state = State()
+    while state.version < version:
+        process = VersionLog(log.storage)
+        state = process.commit(process.newest() or State(), "verify --clean", lambda *_: [BreakLeases(leases=())])
+    return state
+
+
+@pytest.mark.parametrize("version", [10, 19, 99, 100, 109, 199])
+def test_a_memory_opens_in_few_requests_wherever_its_last_checkpoint_is(log: VersionLog, version: int) -> None:
+    state = State()
+    while state.version < version:
+        state = forget(log, state, state.version)
+    counting = CountingStorage(log.storage)
+    assert VersionLog(counting).latest() == state
+    assert counting.counts.num_requests <= 14, counting.counts
+
+
+@pytest.mark.parametrize("version", [9, 99, 100, 115])
+def test_processes_that_commit_once_keep_the_rollup_up(log: VersionLog, version: int) -> None:
+    state = grown(log, version)
+    run = log.read_rollup()
+    start = version - version % 100
+    assert [*run.commits] == [*log.commits(range(start + 1, version + 1))]
+    assert run.version == version
+    counting = CountingStorage(log.storage)
+    assert VersionLog(counting).latest() == state
+    assert counting.counts.num_requests <= 5, counting.counts
+
+
+def _found_of_rollup(log: VersionLog) -> list[tuple[str, str]]:
+    return [(found.severity, found.what) for found in check_rollup(log, read_chain(log))]
+
+
+@pytest.mark.parametrize("harm", [b"", b"{}", b"cut", b"old", None])
+@pytest.mark.parametrize("version", [47, 130])
+def test_a_memory_opens_with_a_rollup_that_is_lost_old_or_cut_short(
+    log: VersionLog, version: int, harm: bytes | None
+) -> None:
+    grown(log, 20)
+    old = log.storage.read(ROLLUP)
+    state = grown(log, version)
+    assert _found_of_rollup(log) == []
+    if harm is None:
+        log.remove_rollup()
+    else:
+        whole = log.storage.read(ROLLUP)
+        log.storage.replace(ROLLUP, {b"cut": whole[: len(whole) // 2], b"old": old}.get(harm, harm))
+    assert VersionLog(log.storage).latest() == state
+    [(severity, what)] = _found_of_rollup(log)
+    assert (severity, what) == {
+        None: ("note", "is not there, so that the memory opens slowly"),
+        b"old": ("note", f"leads to version 20, and {version} is the newest there is"),
+    }.get(harm, ("damage", "is not as it was written"))
+    process = VersionLog(log.storage)
+    later = forget(process, process.latest(), 1_000)
+    assert VersionLog(log.storage).latest() == later
+    assert _found_of_rollup(log) == []
+
+
+def test_a_rollup_that_says_other_than_the_commits_is_named(log: VersionLog) -> None:
+    grown(log, 20)
+    run = log.read_rollup()
+    changed = [run.commits[0].model_copy(update={"author": "another"}), *run.commits[1:]]
+    log.storage.replace(ROLLUP, sealed_rollup(changed, 1))
+    assert _found_of_rollup(log) == [("damage", "is not what the commits in it say")]
+
+
+def test_a_rollup_of_another_memory_is_not_used(log: VersionLog, tmp_path: Path) -> None:
+    """A copy of an older state of the memory was put in its place, and has gone on otherwise."""
+    other = VersionLog(LocalStorage(tmp_path / "other"))
+    grown(other, 12)
+    state = grown(log, 15)
+    log.storage.replace(ROLLUP, other.storage.read(ROLLUP))
+    assert VersionLog(log.storage).latest() == state
+
+
+def test_a_state_that_is_replaced_begins_the_rollup_anew(log: VersionLog) -> None:
+    state = grown(log, 15)
+    old = log.at(3)
+    restored = old.model_copy(update={"version": 3, "rewrites": 1})
+    log = VersionLog(log.storage)
+    state = log.commit(state, "rollback", lambda *_: [SetState(why="rollback", state=restored)])
+    while state.version < 23:
+        state = forget(log, state, 1_000 + state.version)
+    assert (log.read_rollup().first, log.read_rollup().version) == (16, 20)
+    assert VersionLog(log.storage).latest() == state
+
+
+def test_large_commits_are_rolled_up_in_a_checkpoint(log: VersionLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(version_log, "MOST_ROLLED_BYTES", 2_000)
+    state = forget(log, State(), 0)
+    index = Index(generation=1, key="k" * 20_000, parameters="", trained=None, shards=())
+    while state.version < 10:
+        built = index.model_copy(update={"generation": state.version})
+        changed = SetIndex(index=built, replaces=state.version - 1 or None)
+        state = log.commit(log.latest(), "index", lambda *_, changed=changed: [changed])
+    assert log.checkpoints() == [10]
+    assert log.read_rollup().commits == ()
+    state = forget(VersionLog(log.storage), state, 1_000)
+    assert VersionLog(log.storage).latest() == state
+
+
+def test_a_rollup_does_not_begin_before_dropped_versions(log: VersionLog) -> None:
+    """The process that goes on has seen the versions that another drops."""
+    state = grown(log, 19)
+    state = forget(log, log.latest(), 19)
+    state = forget(log, state, 20)
+    expire(VersionLog(log.storage), 2, "expire")
+    while state.version < 41:
+        state = forget(log, state, state.version)
+    assert log.read_rollup().first == 21
+    assert VersionLog(log.storage).latest() == state
+    assert _found_of_rollup(log) == []
+
+
+def test_no_rollup_names_what_an_erasure_took_away_while_it_was_written(log: VersionLog) -> None:
+    """The writer is slow: after its commit another erases, and removes the roll-up, before it writes this one."""
+
+    class Slow(LocalStorage):
+        def replace(self, path: str, data: bytes) -> None:
+            if path == ROLLUP:
+                other = VersionLog(LocalStorage(Path(log.storage.uri)))
+                state = other.latest()
+                erased = state.model_copy(update={"rewrites": 1, "erasures": ("ab" * 8,)})
+                other.commit(state, "erase", lambda *_: [SetState(why="erase", state=erased)])
+                other.remove_rollup()
+            super().replace(path, data)
+
+    grown(log, 9)
+    slow = VersionLog(Slow(Path(log.storage.uri)))
+    assert forget(slow, slow.latest(), 100).version == 10
+    assert not log.storage.exists(ROLLUP)
+    assert VersionLog(log.storage).latest().version == 11

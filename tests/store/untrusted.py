@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.log.version_log import _seal
+from pipeline.store.log.documents import _seal
 
 
 @dataclass

@@ -24,9 +24,10 @@ from pipeline.store.layout import (
     nonce_of,
     segment_folder,
 )
+from pipeline.store.log.documents import Commit
 from pipeline.store.log.erasure_plan import ErasurePlan
 from pipeline.store.log.state import BreakLeases, State
-from pipeline.store.log.version_log import Commit, Retained, VersionLog
+from pipeline.store.log.version_log import Retained, VersionLog
 from pipeline.store.segments import reservations
 from pipeline.store.storage.file_refs import check_places
 from pipeline.store.storage.interface import Storage
@@ -103,6 +104,7 @@ def finish(
     gone = set(removed)
     removed += remove_garbage(log, census, command, lambda path: path not in gone and not path.startswith(spared))
     log.storage.delete([plan.path])
+    log.renew_rollup()
     return redacted, removed
 
 
@@ -111,6 +113,7 @@ def _redact(log: VersionLog, plan: ErasurePlan, on_progress: OnProgress) -> int:
 
     def redact(_: Retained) -> None:
         kept = log.retained()
+        log.remove_rollup()
         for number in log.checkpoints():
             checkpoint = log.read_checkpoint(number)
             if (erased := plan.state(checkpoint)) != checkpoint:

@@ -14,6 +14,7 @@ from pipeline.store.layout import (
     DESCRIPTION,
     FOLDERS,
     HINT,
+    ROLLUP,
     UNNAMED_OF_A_SEGMENT,
     checkpoint_path,
     commit_path,
@@ -139,12 +140,12 @@ def _named(log: VersionLog, start: int | None) -> tuple[Inventory, set[str]]:
     try:
         log.retained()
     except MemoryMissing:
-        return Inventory(), {HINT}
+        return Inventory(), {HINT, ROLLUP}
 
     def look(kept: Retained) -> tuple[Inventory, set[str]]:
         inventory = Inventory.of(log, start)
         first = max(start or 0, kept.first)
-        named = {HINT, *inventory.files, *map(commit_path, range(first, inventory.version + 1))}
+        named = {HINT, ROLLUP, *inventory.files, *map(commit_path, range(first, inventory.version + 1))}
         named |= {checkpoint_path(number) for number in log.checkpoints() if number >= first}
         return inventory, named | set(map(erasure_path, log.latest().erasures))
 

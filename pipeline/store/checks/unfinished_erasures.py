@@ -11,9 +11,9 @@ from pipeline.errors import DamagedFile, NotPermitted
 from pipeline.store.checks.findings import CLEAN, RESTORE, Finding, damage, not_looked_at
 from pipeline.store.checks.version_files import Chain
 from pipeline.store.layout import ERASURES, nonce_of
+from pipeline.store.log.documents import Commit
 from pipeline.store.log.erasure_plan import ErasurePlan
 from pipeline.store.log.state import State
-from pipeline.store.log.version_log import Commit
 from pipeline.store.storage.file_refs import check_places
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import live_leases, read_leases

@@ -17,7 +17,7 @@ from pipeline.store.checks.garbage import Census, take_census
 from pipeline.store.checks.inventory import inventory_of
 from pipeline.store.checks.unfinished_erasures import advise, carry_out_in, read_plans, unfinished_erasures
 from pipeline.store.checks.verify_first_add import first_add_contents
-from pipeline.store.checks.version_files import Chain, check_hint, check_steps, read_chain
+from pipeline.store.checks.version_files import Chain, check_hint, check_rollup, check_steps, read_chain
 from pipeline.store.layout import DESCRIPTION, VERSIONS, folder_at_the_top, segment_folder
 from pipeline.store.log.records import Index
 from pipeline.store.log.state import file_refs
@@ -84,11 +84,12 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
         dimension = inventory.identity.dimension if inventory.identity else 0
         files = len(inventory.files)
         return Verification(tuple(findings), 0, 0, files, num_bytes, 0, (), dimension, frozenset(broken))
+    rollup = list(check_rollup(log, chain))
     plans |= read_plans(log.storage)  # an erasure may have been committed meanwhile
     chain = carry_out_in(chain, (plan for plan in plans.values() if not isinstance(plan, Finding)))
     inventory = inventory_of(chain)
     contents = Contents(log.storage, inventory)
-    findings = [*chain.findings, *check_steps(chain), *check_hint(log, chain)]
+    findings = [*chain.findings, *rollup, *check_steps(chain), *check_hint(log, chain)]
     findings += [damage(path, "is described in two ways by two versions") for path in inventory.contradicted]
     findings += _with_way_out(contents.read(on_progress), chain)
     agreement = Consistency(contents.facts)

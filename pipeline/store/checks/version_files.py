@@ -13,14 +13,27 @@ from functools import cached_property
 
 from pipeline.errors import DamagedFile, FormatError, MissingFile, NotPermitted
 from pipeline.store.checks.findings import RESTORE, Finding, damage, not_looked_at
-from pipeline.store.layout import HINT, VERSIONS, checkpoint_number, checkpoint_path, commit_number, commit_path
+from pipeline.store.layout import (
+    HINT,
+    ROLLUP,
+    VERSIONS,
+    checkpoint_number,
+    checkpoint_path,
+    commit_number,
+    commit_path,
+)
+from pipeline.store.log.documents import Commit
+from pipeline.store.log.rollups import ROLLUP_EVERY
 from pipeline.store.log.state import SetIndex, SetState, State
-from pipeline.store.log.version_log import Commit, VersionLog
+from pipeline.store.log.version_log import VersionLog
 
+MOST_BEHIND = 2 * ROLLUP_EVERY  # versions; a roll-up that is further behind was not kept up
 READERS = 8  # version files read in parallel: with an object store most of the time is waiting
 
 _LATER = "restore it from a copy of the memory; if a later release wrote it, use that one"
 _SPARE = "remove it: the commits before it say the same"
+_SPARE_ROLLUP = "remove it: it only saves time"
+_WRITTEN_ANEW = "nothing: no reader depends on it, and the next commit writes it anew"
 
 
 @dataclass(frozen=True)
@@ -150,6 +163,24 @@ def _conflicts(before: State, commit: Commit, *, erased: bool) -> Iterator[Findi
         conflict = before.conflict(action, before)
         if conflict and not (erased and isinstance(action, SetIndex)):
             yield damage(commit_path(commit.version), f"should not have been committed: {conflict.said}")
+
+
+def check_rollup(log: VersionLog, chain: Chain) -> Iterator[Finding]:
+    """Findings about a roll-up that is missing, old, not whole, or other than the commits. One request."""
+    try:
+        run = log.read_rollup()
+    except MissingFile:  # an older release wrote none; an erasure or an expiry removes it for a while
+        if chain.newest - chain.first > MOST_BEHIND:
+            yield Finding("note", ROLLUP, "is not there, so that the memory opens slowly", _WRITTEN_ANEW)
+        return
+    except (DamagedFile, FormatError, NotPermitted) as error:
+        yield _unreadable(ROLLUP, error, _SPARE_ROLLUP)
+        return
+    if any(chain.commits.get(commit.version, commit) != commit for commit in run.commits):
+        yield damage(ROLLUP, "is not what the commits in it say", _SPARE_ROLLUP)
+    elif run.version < chain.newest - MOST_BEHIND:
+        what = f"leads to version {run.version}, and {chain.newest} is the newest there is"
+        yield Finding("note", ROLLUP, what, _WRITTEN_ANEW)
 
 
 def check_hint(log: VersionLog, chain: Chain) -> Iterator[Finding]:

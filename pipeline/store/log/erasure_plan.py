@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import CommitConflict
 from pipeline.store.layout import ERASURES, erasure_path
+from pipeline.store.log.documents import Commit
 from pipeline.store.log.records import Index, LabelSet, Segment, Shard
 from pipeline.store.log.state import (
     Action,
@@ -30,7 +31,6 @@ from pipeline.store.log.state import (
     State,
     file_refs,
 )
-from pipeline.store.log.version_log import Commit
 from pipeline.store.storage.file_refs import DigestsFile, FileRef, RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.ids import split_id

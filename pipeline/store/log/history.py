@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from pipeline.errors import MemoryMissing, UsageError
+from pipeline.store.log.documents import Commit
 from pipeline.store.log.state import (
     Action,
     AddSegment,
@@ -16,7 +17,7 @@ from pipeline.store.log.state import (
     SetLabelSet,
     SetState,
 )
-from pipeline.store.log.version_log import Commit, VersionLog
+from pipeline.store.log.version_log import VersionLog
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pipeline.store.log.records import Single
 from pipeline.store.log.state import Counts, State
 from pipeline.store.storage.interface import Storage
 from pipeline.store.storage.leases import Lease
-from pipeline.store.tables.counts import FOLD_EVERY, added, counted, read_counts, write_counts
+from pipeline.store.tables.counts import FOLD_EVERY, FOLDED_BYTES, added, counted, read_counts, write_counts
 
 
 def count_singles(singles: Sequence[Single], sign: int = 1) -> pa.Table:
@@ -23,12 +23,14 @@ def changed_counts(
 ) -> Counts | None:
     """Publish changes of the counts of a state, which `version` follows; None if the state has no counts.
 
-    If the state has many files of counts, the new file has the sums and replaces them, unless `may_fold` is false.
+    If the state has many files of counts, or small ones, the new file has the sums and replaces them, unless `may_fold`
+    is false. So a memory with few labels has one file of counts, which takes a request to read.
     """
     files = state.known_counts
     if files is None:
         return None
-    folds = may_fold and len(files) >= FOLD_EVERY - 1
+    are_small = sum(file.num_bytes for file in files) <= FOLDED_BYTES
+    folds = may_fold and (are_small or len(files) >= FOLD_EVERY - 1)
     rows = added([read_counts(storage, files), changes]) if folds else changes
     return Counts(file=write_counts(storage, lease, version, rows), folds=folds)
 

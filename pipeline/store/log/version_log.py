@@ -3,12 +3,13 @@
 A reader applies commits to a State, starting at a checkpoint. A writer that finds its number taken applies the other
 commit and tries the next number. If its actions conflict with the other commit, it writes nothing and raises an error.
 
-Every file ends with the hash of its contents, so that an altered file is detected.
+The last commits also lie in one file, the roll-up (`rollups`), from which a memory is opened.
 
 The retained versions are a range of numbers without a gap, up to the newest. It starts at 1, or at a checkpoint if
-older versions were dropped. `latest` is a hint where to start looking; nothing depends on it.
+older versions were dropped. Without a roll-up, `latest` is a hint where to start looking; nothing depends on it.
 """
 
+import contextlib
 import datetime
 import getpass
 import hashlib
@@ -16,12 +17,11 @@ import itertools
 import re
 import secrets
 import socket
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
-
-from pydantic import AwareDatetime, BaseModel, ConfigDict, model_validator
 
 from pipeline.errors import (
     CommitConflict,
@@ -29,90 +29,57 @@ from pipeline.errors import (
     FirstAddUnfinished,
     FormatError,
     MemoryMissing,
+    MissingFile,
     NotPermitted,
 )
 from pipeline.store.layout import (
     HINT,
     INDEX,
+    ROLLUP,
     TOMBSTONES_FOLDER,
     UNFINISHED_COPY,
     VERSIONS,
-    checkpoint_number,
     checkpoint_path,
-    commit_number,
     commit_path,
+)
+from pipeline.store.log.documents import (
+    FORMATS_READ,
+    Checkpoint,
+    Commit,
+    Rollup,
+    not_whole,
+    read_document,
+    sealed,
+    sealed_rollup,
+)
+from pipeline.store.log.listing import Listing
+from pipeline.store.log.rollups import (
+    CHECKPOINT_EVERY,
+    CHECKPOINT_FACTOR,
+    MOST_ROLLED_BYTES,
+    ROLLUP_EVERY,
+    Tail,
 )
 from pipeline.store.log.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
 from pipeline.store.log.steady import steady
 from pipeline.store.segments.first_add import unfinished_first_add
-from pipeline.store.storage.file_refs import check_places
-from pipeline.store.storage.interface import AlreadyExists, Storage, missing_file
+from pipeline.store.storage.interface import AlreadyExists, Storage
 from pipeline.store.storage.leases import Lease
-from pipeline.store.values import MAX_VERSION, Balance, Hexadecimal, VersionNumber
+from pipeline.store.values import MAX_VERSION
 
-CHECKPOINT_EVERY = 100
-HINT_EVERY = 16
 GROUP = 1_000  # versions that may be dropped by one request; a constant of the format, as every process must know it
 MAX_ATTEMPTS = 1_000  # each lost race means that another writer got its commit in
 MAX_LISTINGS = 10  # of a folder that other processes change
+FRESH_SECONDS = 5.0  # a commit on a state seen as lately does not look for a newer one first
 READ_AHEAD = 32  # commits read in parallel: over a network this takes as long as reading one
 
 # A commit's file begins with its format, its version and its nonce of 16 digits.
 HEAD_BYTES = 512
-FORMAT = 2  # of version files: 2 has counts, and overlay files that replace some of the earlier ones
-FORMATS_READ = (1, 2)
+_FORMAT = re.compile(rb'\A\{\s*"format": ?([0-9]{1,9})')
 _NONCE = re.compile(rb'"nonce": ?"([0-9a-f]{1,64})"')
 
-Model = TypeVar("Model", bound=BaseModel)
 Result = TypeVar("Result")
 Prepare = Callable[[int, State], Sequence[Action]]
-
-
-class Commit(BaseModel):
-    """One version file. By `nonce` a writer recognises its own file if the store's answer was lost.
-
-    A commit may only name files in the folders for such files (`layout.NAMED`). `rows_before` and `rows_after` count
-    live entries.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = FORMAT
-    version: VersionNumber
-    nonce: Hexadecimal
-    committed_at: AwareDatetime
-    author: str
-    command: str
-    rows_before: Balance
-    rows_after: Balance
-    actions: tuple[Action, ...]
-
-    @model_validator(mode="after")
-    def _inside(self) -> "Commit":
-        check_places(file_refs(self.actions))
-        return self
-
-
-class Checkpoint(BaseModel):
-    """The whole state at a version, so that a reader need not read every commit."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: int = FORMAT
-    state: State
-
-    @model_validator(mode="after")
-    def _inside(self) -> "Checkpoint":
-        check_places(file_refs(self.state))
-        return self
-
-
-class _Written(BaseModel):
-    """The format of a version file; other fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    format: int
 
 
 @dataclass(frozen=True)
@@ -130,6 +97,9 @@ class VersionLog:
         self.storage = storage
         self._known: State | None = None  # the newest state seen, where the next look starts
         self._known_nonce: str | None = None  # of its commit, to detect another commit in its place
+        self._seen_at = 0.0  # by time.monotonic, when it was known to be the newest
+        self._tail = Tail()  # the commits that led to it
+        self._has_rolled_up = False
 
     def newest(self) -> State | None:
         """The newest state, or None if no version was committed yet. Raises DamagedFile or FormatError."""
@@ -145,7 +115,7 @@ class VersionLog:
         """
         state, nonce = self._known, self._known_nonce
         if state is None:
-            state, nonce = self._hinted(), None
+            state, nonce = self._rolled_up() or self._hinted() or (None, None)
         if state is not None:
             newer, newest_nonce = self._followed(state)
             # Versions are dropped in order (see `in_droppable_groups`). While the first one is there, none after it was
@@ -153,9 +123,11 @@ class VersionLog:
             found = None if self._has_later(newer.version) else self._nonce_if_there(state.version)
             if found is not None and found == (nonce or found):
                 self._known, self._known_nonce = newer, newest_nonce or found
+                self._seen_at = time.monotonic()
                 return newer
             self._known = self._known_nonce = None
-        self._known, self._known_nonce = steady(self._listed, self._newest_of)
+        self._known, self._known_nonce = steady(self.listing, self._newest_of)
+        self._seen_at = time.monotonic()
         return self._known
 
     def nonce_of(self, version: int) -> str:
@@ -163,9 +135,7 @@ class VersionLog:
         if self._known is not None and self._known.version == version and self._known_nonce is not None:
             return self._known_nonce
         nonce = self._nonce_if_there(version)
-        if nonce is None:
-            raise missing_file(self.storage.uri, commit_path(version))
-        return nonce
+        return nonce if nonce is not None else self._read(version).nonce
 
     def at(self, version: int | None) -> State:
         """The state at a version (None: the newest). Raises MemoryMissing, DamagedFile or FormatError."""
@@ -188,37 +158,37 @@ class VersionLog:
 
     def retained(self) -> range:
         """The numbers of the retained versions. Raises MemoryMissing or DamagedFile."""
-        return self._listed()[0]
+        return self._kept_of(self.listing())
 
-    def _listed(self) -> tuple[range, Sequence[int]]:
-        """The numbers of the retained versions, and of those with a checkpoint, from one listing.
-
-        Raises MemoryMissing or DamagedFile.
-        """
+    def listing(self) -> Listing:
+        """What lies in versions/ now. Raises MemoryMissing or DamagedFile if the retained versions cannot be told."""
         for attempt in range(MAX_LISTINGS):
-            names = self.storage.list(VERSIONS)
-            numbers = {number for number in map(commit_number, names) if number is not None}
-            if not numbers:
+            listing = Listing.of(self.storage.list(VERSIONS))
+            if not listing.newest:
                 raise self._nothing_here()
-            lowest = newest = max(numbers)
-            while lowest - 1 in numbers:
-                lowest -= 1
-            points = [number for number in map(checkpoint_number, names) if number is not None]
+            lowest = listing.lowest
             if lowest == 1:
-                return range(1, newest + 1), points
-            starts = [number for number in points if number >= lowest]
+                return listing
+            has_start = any(number >= lowest for number in listing.checkpoints)
             # A listing is not a snapshot. It may lack a commit and yet show later ones, or lack the checkpoint that was
             # written before older versions were dropped. So ask for the commit, or list the folder again.
-            if self.storage.exists(commit_path(lowest - 1)) or not (lowest in starts or attempt):
+            if self.storage.exists(commit_path(lowest - 1)) or not (lowest in listing.checkpoints or attempt):
                 continue
-            if starts:
-                return range(starts[0], newest + 1), points
+            if has_start:
+                return listing
             break
         self._refuse_unfinished_copy()
         raise DamagedFile(
             f"{commit_path(lowest - 1)} is missing from the memory at {self.storage.uri}: "
             "restore it from a copy of the memory"
         )
+
+    @staticmethod
+    def _kept_of(listing: Listing) -> range:
+        """The retained versions: all that are listed from the lowest on, or from the first checkpoint after it."""
+        lowest = listing.lowest
+        first = 1 if lowest == 1 else next(number for number in listing.checkpoints if number >= lowest)
+        return range(first, listing.newest + 1)
 
     def commits(self, numbers: Sequence[int]) -> Iterator[Commit]:
         """The commits of some versions, in the given order. Up to READ_AHEAD commits are read in parallel."""
@@ -275,12 +245,12 @@ class VersionLog:
                 actions=actions,
             )
             try:
-                self.storage.create(commit_path(number), _sealed(commit))
+                self.storage.create(commit_path(number), sealed(commit))
             except AlreadyExists:
                 theirs = self._read_if_there(number)
                 if theirs is not None and theirs.nonce != nonce:
                     _refuse_broken(lease, theirs)
-                    state = self._folded(state, theirs)
+                    state = self._followed_by(state, theirs)
                     continue
             if self._was_dropped(number):
                 # Either the name was free because older versions were dropped: then this commit has no effect. Or
@@ -292,7 +262,7 @@ class VersionLog:
                     "whether it counts: look at the memory, and run the command again if it has not changed",
                     "versions dropped",
                 )
-            return self._committed(after, nonce)
+            return self._committed(after, commit)
         raise CommitConflict(
             f"{MAX_ATTEMPTS} other writers were faster: run the command again when fewer are at work",
             "too many writers",
@@ -300,25 +270,40 @@ class VersionLog:
 
     def rewrite(self, commit: Commit) -> None:
         """Replace the commit of this number. Only an erasure and `copy` do that."""
-        self.storage.replace(commit_path(commit.version), _sealed(commit))
+        self.storage.replace(commit_path(commit.version), sealed(commit))
 
     def rewrite_checkpoint(self, state: State) -> None:
         """Write the checkpoint of a version, and replace the old one if there is one."""
-        self.storage.replace(checkpoint_path(state.version), _sealed(Checkpoint(state=state), indent=None))
+        self.storage.replace(checkpoint_path(state.version), sealed(Checkpoint(state=state), indent=None))
+
+    def remove_rollup(self) -> None:
+        """Remove the roll-up, before versions are changed or dropped whose commits it may hold."""
+        self.storage.delete([ROLLUP])
+
+    def renew_rollup(self) -> None:
+        """Write a roll-up of the newest version from its checkpoint and commits as they are now."""
+        log = VersionLog(self.storage)
+        log._known, log._known_nonce = steady(log.listing, log._newest_of)
+        log._roll_up(log._known, always=True)
+        self._tail = log._tail
 
     def checkpoints(self) -> list[int]:
-        """The versions that have a checkpoint."""
-        return [number for number in map(checkpoint_number, self.storage.list(VERSIONS)) if number is not None]
+        """The versions that have a checkpoint, ascending."""
+        return list(Listing.of(self.storage.list(VERSIONS)).checkpoints)
+
+    def read_rollup(self) -> Rollup:
+        """The last commits in one file. Raises DamagedFile, MissingFile or FormatError."""
+        return read_document(self.storage, ROLLUP, Rollup)
 
     def read_checkpoint(self, number: int) -> State:
         """The state in a checkpoint. Raises DamagedFile."""
-        return self._parsed(checkpoint_path(number), Checkpoint).state
+        return read_document(self.storage, checkpoint_path(number), Checkpoint).state
 
     def _begun_at(self, number: int) -> State:
         """The state in checkpoint `number`, or an empty state for 0. Raises DamagedFile."""
         state = self.read_checkpoint(number) if number else State()
         if state.version != number:
-            raise self._damaged(checkpoint_path(number))
+            raise not_whole(self.storage, checkpoint_path(number))
         return state
 
     def _discard(self, lost: Sequence[Action], kept: Sequence[Action], lease: Lease | None) -> None:
@@ -337,10 +322,12 @@ class VersionLog:
     def _caught_up(self, base: State, lease: Lease | None) -> State:
         """The newest state. Raises CommitConflict if the lease was broken meanwhile."""
         state = base
+        if base is self._known and time.monotonic() - self._seen_at < FRESH_SECONDS:
+            return state  # a commit of another writer since then takes the number, and is followed then
         if base.version:
             while (theirs := self._read_if_there(state.version + 1)) is not None:
                 _refuse_broken(lease, theirs)
-                state = self._folded(state, theirs)
+                state = self._followed_by(state, theirs)
             # Otherwise commits on the way may not be retained.
             if not self._has_later(state.version) and self.storage.exists(commit_path(base.version)):
                 return state
@@ -355,7 +342,7 @@ class VersionLog:
 
         Asked when that version is missing. One request, none if the version after `number` is the last of its group.
         """
-        last = _last_of_group(number + 1)
+        last = last_of_group(number + 1)
         return last != number + 1 and self.storage.exists(commit_path(last))
 
     def _was_dropped(self, number: int) -> bool:
@@ -364,54 +351,115 @@ class VersionLog:
             return False
         return number not in self.retained()  # it may be the first retained version
 
-    def _committed(self, state: State, nonce: str) -> State:
-        self._known, self._known_nonce = state, nonce
-        if state.version % CHECKPOINT_EVERY == 0 and not self.storage.exists(checkpoint_path(state.version)):
-            self.rewrite_checkpoint(state)
-        if state.version % HINT_EVERY == 0:
+    def _committed(self, state: State, commit: Commit) -> State:
+        self._known, self._known_nonce = state, commit.nonce
+        self._seen_at = time.monotonic()
+        self._tail = self._tail.after(commit)
+        if state.version % CHECKPOINT_EVERY == 0:
+            with contextlib.suppress(AlreadyExists):  # an expiry or an erasure has written it already
+                checkpoint = sealed(Checkpoint(state=state), indent=None)
+                self.storage.create(checkpoint_path(state.version), checkpoint)
+            self._tail = Tail(state.version)
             self.storage.replace(HINT, str(state.version).encode())
+        if state.version % ROLLUP_EVERY == 0 or not self._has_rolled_up:
+            self._roll_up(state, always=state.version % ROLLUP_EVERY == 0)
+            self._has_rolled_up = True
         return state
 
-    def _hinted(self) -> State | None:
-        """The state that the hint points to, or None if the hint is unusable."""
+    def _roll_up(self, state: State, *, always: bool) -> None:
+        """Replace the roll-up by one of the newest version, if the commits since a checkpoint are known.
+
+        Two requests, three after the first time. Of large commits, a checkpoint may take as little: then it is written,
+        and a roll-up that says that it is there. Otherwise only `always` writes a large roll-up.
+        """
+        tail = self._tail
+        if tail.start is None or tail.version != state.version:
+            return
+        if self._has_rolled_up:  # the process may have begun long ago
+            begins = checkpoint_path(tail.start) if tail.needs_checkpoint else commit_path(tail.start + 1)
+            if not self.storage.exists(begins):  # older versions were dropped
+                self.renew_rollup()
+                return
+        run = sealed_rollup(tail.commits, tail.start + 1)
+        if len(run) > MOST_ROLLED_BYTES:
+            whole = sealed(Checkpoint(state=state), indent=None)
+            if len(whole) <= CHECKPOINT_FACTOR * len(run):
+                self.storage.replace(checkpoint_path(state.version), whole)
+                self._tail, run = Tail(state.version), sealed_rollup((), state.version + 1)
+            elif not always:
+                return
+        self.storage.replace(ROLLUP, run)
+        # An erasure that was committed since may have removed and redacted these files already, before they were
+        # written, and they may name its entries.
+        if self.storage.exists(commit_path(state.version + 1)) and self.latest().erasures != state.erasures:
+            self.remove_rollup()
+            if self.retained()[0] != state.version:
+                self.storage.delete([checkpoint_path(state.version)])
+
+    def _rolled_up(self) -> tuple[State, str | None] | None:
+        """The state that the roll-up leads to, and the nonce of its last commit if it has one; None without its use.
+
+        One request, and one for a checkpoint.
+        """
+        try:
+            run = self.read_rollup()
+            needs_checkpoint = Tail(run.first - 1, run.commits).needs_checkpoint
+            begun = self._begun_at(run.first - 1) if needs_checkpoint else State(version=run.first - 1)
+        except (DamagedFile, FormatError, NotPermitted):  # nothing depends on a roll-up
+            return None
+        return self._led_to(begun, run.commits)
+
+    def _hinted(self) -> tuple[State, str | None] | None:
+        """The state that the hint points to, and the nonce of its commit if it is known; None if there is no use of it.
+
+        A request each for the hint, a checkpoint and the commits after it.
+        """
         try:
             number = int(self.storage.read(HINT))
-            if not 0 < number <= MAX_VERSION or not self.storage.exists(commit_path(number)):
+            if not 0 < number <= MAX_VERSION:
                 return None
-            checkpoint = number - number % CHECKPOINT_EVERY
-            if checkpoint and not self.storage.exists(checkpoint_path(checkpoint)):
-                return None
-            state = self._begun_at(checkpoint)
-            for commit in self.commits(range(state.version + 1, number + 1)):
-                state = self._folded(state, commit)
+            start = number - number % CHECKPOINT_EVERY
+            return self._led_to(self._begun_at(start), self.commits(range(start + 1, number + 1)))
         except (DamagedFile, NotPermitted, ValueError):  # nothing depends on a hint
             return None
-        return state
+
+    def _led_to(self, state: State, commits: Iterable[Commit]) -> tuple[State, str | None]:
+        """The state that commits after a checkpoint lead to, and the nonce of the last; both begin the next roll-up."""
+        nonce = None
+        self._tail = Tail(state.version)
+        for commit in commits:
+            state, nonce = self._followed_by(state, commit), commit.nonce
+        return state, nonce
 
     def _followed(self, state: State) -> tuple[State, str | None]:
         """The newest state after `state`, and the nonce of its commit; the nonce is None if no commit follows."""
         nonce = None
         while (commit := self._read_if_there(state.version + 1)) is not None:
-            state, nonce = self._folded(state, commit), commit.nonce
+            state, nonce = self._followed_by(state, commit), commit.nonce
         return state, nonce
 
+    def _followed_by(self, state: State, commit: Commit) -> State:
+        """The state after the next commit, which the next roll-up will have."""
+        self._tail = self._tail.after(commit)
+        return self._folded(state, commit)
+
     def _nonce_if_there(self, number: int) -> str | None:
-        """The nonce of a commit, read from the head of its file; None if there is no such file."""
+        """The nonce of a commit, read from the head of its file; None if there is no such file, or another format."""
         try:
             head = self.storage.read_range(commit_path(number), 0, HEAD_BYTES)
         except DamagedFile:
             return None
+        if (written := _FORMAT.match(head)) and int(written[1]) not in FORMATS_READ:
+            return None
         found = _NONCE.search(head)
         return found[1].decode() if found else hashlib.sha256(head).hexdigest()
 
-    def _newest_of(self, listed: tuple[range, Sequence[int]]) -> tuple[State, str | None]:
+    def _newest_of(self, listing: Listing) -> tuple[State, str | None]:
         """The state of the newest listed version, and the nonce of its commit."""
-        numbers, points = listed
-        newest = numbers[-1]
-        state, nonce = self._begun_at(max((n for n in points if n <= newest), default=0)), None
-        for commit in self.commits(range(state.version + 1, newest + 1)):
-            state, nonce = self._folded(state, commit), commit.nonce
-        return state, nonce or self._nonce_if_there(newest)
+        newest = listing.newest
+        start = max((number for number in listing.checkpoints if number <= newest), default=0)
+        state, nonce = self._led_to(self._begun_at(start), self.commits(range(start + 1, newest + 1)))
+        return state, nonce or self.nonce_of(newest)
 
     def _folded_to(self, version: int) -> State:
         """The state at a retained version."""
@@ -452,39 +500,17 @@ class VersionLog:
         return state.model_copy(update={"version": number})
 
     def _read_if_there(self, number: int) -> Commit | None:
-        return steady(
-            lambda: self.storage.exists(commit_path(number)), lambda there: self._read(number) if there else None
-        )
+        """The commit in the single file of a version; None if there is none."""
+        try:
+            return self._read(number)
+        except MissingFile:
+            return None
 
     def _read(self, number: int) -> Commit:
-        commit = self._parsed(commit_path(number), Commit)
+        commit = read_document(self.storage, commit_path(number), Commit)
         if commit.version != number:
-            raise self._damaged(commit_path(number))
+            raise not_whole(self.storage, commit_path(number))
         return commit
-
-    def _parsed(self, path: str, model: type[Model]) -> Model:
-        data = self.storage.read(path)
-        try:
-            written = _Written.model_validate_json(data).format
-        except ValueError as error:
-            raise self._damaged(path) from error
-        if written not in FORMATS_READ:
-            raise FormatError(
-                f"the memory at {self.storage.uri} is in format {written} and this release reads format {FORMAT}: "
-                "use the release of visual-memory that wrote it",
-                written,
-                FORMAT,
-            )
-        try:
-            return model.model_validate_json(_unsealed(data))
-        except ValueError as error:
-            raise self._damaged(path) from error
-
-    def _damaged(self, path: str) -> DamagedFile:
-        return DamagedFile(
-            f"{path} in the memory at {self.storage.uri} is not a whole version file: "
-            "restore it from a copy of the memory"
-        )
 
 
 def in_droppable_groups(numbers: Sequence[int], newest: int) -> Iterator[list[int]]:
@@ -495,7 +521,7 @@ def in_droppable_groups(numbers: Sequence[int], newest: int) -> Iterator[list[in
     number is a multiple of GROUP: that one is deleted by itself, after the others of its group and before later ones.
     Versions after the last such number that exists are deleted one by one.
     """
-    for last, group in itertools.groupby(numbers, _last_of_group):
+    for last, group in itertools.groupby(numbers, last_of_group):
         members = list(group)
         others = [number for number in members if number != last]
         if last > newest:
@@ -506,26 +532,9 @@ def in_droppable_groups(numbers: Sequence[int], newest: int) -> Iterator[list[in
             yield [last]
 
 
-def _last_of_group(number: int) -> int:
+def last_of_group(number: int) -> int:
+    """The last version of the group that a version belongs to."""
     return -(-number // GROUP) * GROUP
-
-
-def _sealed(document: BaseModel, indent: int | None = 1) -> bytes:
-    """A version file: JSON whose last field is the sha256 of all bytes before it, so that any change is detected."""
-    body = document.model_dump_json(indent=indent).encode().removesuffix(b"}").rstrip()
-    return body + _seal(body)
-
-
-def _unsealed(data: bytes) -> bytes:
-    """The document in a version file. Raises ValueError if the file was altered."""
-    body = data[: -len(_seal(b""))]
-    if _seal(body) != data[len(body) :]:
-        raise ValueError("the seal does not fit")
-    return body + b"\n}"
-
-
-def _seal(body: bytes) -> bytes:
-    return b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
 
 
 def _refuse_broken(lease: Lease | None, commit: Commit) -> None:

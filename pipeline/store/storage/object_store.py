@@ -23,6 +23,7 @@ from s3fs.core import S3_RETRYABLE_ERRORS
 
 from pipeline.errors import StorageError, UsageError, VisualMemoryError
 from pipeline.extras import needed_for
+from pipeline.store.layout import LEASES, folder_at_the_top
 from pipeline.store.storage.beneath import is_inside
 from pipeline.store.storage.file_systems import SCHEMES, file_system_of
 from pipeline.store.storage.interface import (
@@ -64,7 +65,8 @@ class ObjectStorage:
         self._processes: dict[int, _Here] = {}
         self._is_exclusive = False
         self._versioning: bool | None = None
-        self._has_bucket = False
+        self._has_bucket = False  # known from any answer about a file in it
+        self._lease: tuple[str, bytes] | None = None  # the last lease written: nobody else writes to its key
 
     @classmethod
     def open(cls, uri: str) -> "ObjectStorage":
@@ -98,6 +100,7 @@ class ObjectStorage:
                 if not _is_beyond(error):
                     raise
                 return self._asked_again(lambda: bytes(self._files.cat_file(key, **one_request)))  # an empty file
+            self._has_bucket = True
             check_length(self.uri, path, len(data))
             return data
 
@@ -106,11 +109,13 @@ class ObjectStorage:
         with self._asking("read", path):
             key = self._key(path)
             try:
-                return self._asked_again(lambda: bytes(self._files.cat_file(key, start=start, end=stop, **one_request)))
+                data = self._asked_again(lambda: bytes(self._files.cat_file(key, start=start, end=stop, **one_request)))
             except Exception as error:
                 if _is_beyond(error):
                     return b""
                 raise
+            self._has_bucket = True
+            return data
 
     def create(self, path: str, data: bytes) -> None:
         self._require_exclusive_creation()
@@ -120,6 +125,9 @@ class ObjectStorage:
     def replace(self, path: str, data: bytes) -> None:
         with self._asking("write to", path):
             self._files.pipe_file(self._key(path), data)
+            self._has_bucket = True
+            if folder_at_the_top(path) == LEASES:
+                self._lease = path, data
             self._replaced(path)
 
     @contextlib.contextmanager
@@ -205,6 +213,8 @@ class ObjectStorage:
                     self._delete_objects({"Key": self._s3_key(path)} for path in chunk)
             for path in chunk:
                 self._here.copies.drop(path)
+                if self._lease is not None and self._lease[0] == path:
+                    self._lease = None
 
     def remove_folder(self, folder: str) -> None:
         self.delete(sorted({*self.walk(folder), *self._noncurrent(folder)}))
@@ -234,10 +244,20 @@ class ObjectStorage:
         return f"{self._root}/{path}".rstrip("/")
 
     def _require_exclusive_creation(self) -> None:
-        """Check once for each object that the store refuses to create an existing key. Raises StorageError."""
+        """Check once for each object that the store refuses to create an existing key. Raises StorageError.
+
+        One request if this object has written a lease, whose key is tried. Otherwise, and if that is not refused, three
+        requests for a key of their own.
+        """
         with self._here.probing:
             if self._is_exclusive:
                 return
+            if self._lease is not None:
+                try:
+                    self._create(*self._lease)
+                except AlreadyExists:
+                    self._is_exclusive = True
+                    return
             path = f"{PROBE}/{secrets.token_hex(8)}"
             try:
                 with contextlib.suppress(AlreadyExists):  # by this call, if the first answer was lost

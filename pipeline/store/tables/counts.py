@@ -1,7 +1,8 @@
 """Counts: the numbers of live entries by dataset and label, as files of changes that add up.
 
-A commit that adds, forgets or relabels entries writes one small file. From time to time the next file repeats the sums
-and replaces all earlier ones.
+A commit that adds, forgets or relabels entries writes one small file. If the sums are small, it has them and replaces
+the file before. Otherwise it has the changes, and from time to time the next file has the sums and replaces all earlier
+ones.
 """
 
 import itertools
@@ -20,6 +21,7 @@ from pipeline.store.tables.schemas import COUNTS, read_table, write_without_rows
 
 ADDED_AT_ONCE = 256  # tables: the sums so far are added to once for so many
 FOLD_EVERY = 16  # files; each is read by whoever asks for counts
+FOLDED_BYTES = 16 << 10  # files of counts up to this size together are folded by every change
 CACHED_BYTES = 64 << 20
 
 _read = Recent[pa.Table](CACHED_BYTES)
@@ -48,8 +50,10 @@ def _summed(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def write_counts(storage: Storage, lease: Lease, version: int, table: pa.Table) -> FileRef:
-    """Publish rows of counts."""
-    return write_without_rows(storage, overlay_path(COUNTS_FOLDER, version, lease.nonce), table)
+    """Publish rows of counts. This process need not read them again."""
+    file = write_without_rows(storage, overlay_path(COUNTS_FOLDER, version, lease.nonce), table)
+    _read.put(_key(storage, file), table, _size(table))
+    return file
 
 
 def read_counts(storage: Storage, files: Sequence[FileRef]) -> pa.Table:
@@ -58,5 +62,12 @@ def read_counts(storage: Storage, files: Sequence[FileRef]) -> pa.Table:
 
 
 def _file(storage: Storage, file: FileRef) -> pa.Table:
-    key = storage.uri, file.path, file.sha256
-    return _read.get_or_make(key, lambda: read_table(storage, file), lambda table: table.nbytes + 1_024)
+    return _read.get_or_make(_key(storage, file), lambda: read_table(storage, file), _size)
+
+
+def _key(storage: Storage, file: FileRef) -> tuple[str, str, str]:
+    return storage.uri, file.path, file.sha256
+
+
+def _size(table: pa.Table) -> int:
+    return int(table.nbytes) + 1_024

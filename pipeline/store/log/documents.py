@@ -1,0 +1,155 @@
+"""The files of versions/: commits, checkpoints and roll-ups, as sealed JSON.
+
+Every file ends with the hash of its contents, so that an altered file is detected.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TypeVar
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, model_validator
+
+from pipeline.errors import DamagedFile, FormatError
+from pipeline.store.log.state import Action, SetState, State, file_refs
+from pipeline.store.storage.file_refs import check_places
+from pipeline.store.storage.interface import Storage
+from pipeline.store.values import Balance, Hexadecimal, VersionNumber
+
+FORMAT = 2  # of version files: 2 has counts, roll-ups, and overlay files that replace some of the earlier
+FORMATS_READ = (1, 2)
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+class Commit(BaseModel):
+    """One version file. By `nonce` a writer recognises its own file if the store's answer was lost.
+
+    A commit may only name files in the folders for such files (`layout.NAMED`). `rows_before` and `rows_after` count
+    live entries.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    version: VersionNumber
+    nonce: Hexadecimal
+    committed_at: AwareDatetime
+    author: str
+    command: str
+    rows_before: Balance
+    rows_after: Balance
+    actions: tuple[Action, ...]
+
+    @model_validator(mode="after")
+    def _inside(self) -> "Commit":
+        check_places(file_refs(self.actions))
+        return self
+
+    @property
+    def sets_state(self) -> bool:
+        """Whether it replaces the whole state, so that no earlier commit matters to the state after it."""
+        return any(isinstance(action, SetState) for action in self.actions)
+
+
+class Checkpoint(BaseModel):
+    """The whole state at a version, so that a reader need not read every commit."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    state: State
+
+    @model_validator(mode="after")
+    def _inside(self) -> "Checkpoint":
+        check_places(file_refs(self.state))
+        return self
+
+
+class Rollup(BaseModel):
+    """Consecutive commits in one file, from version `first` on, which only saves requests.
+
+    The commits follow the checkpoint of the version before `first`, or begin with one that replaces the whole state.
+    Without commits, it says that this checkpoint is there.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    first: VersionNumber
+    commits: tuple[Commit, ...]
+
+    @model_validator(mode="after")
+    def _in_a_row(self) -> "Rollup":
+        if [commit.version for commit in self.commits] != [*range(self.first, self.first + len(self.commits))]:
+            raise ValueError(f"its commits are not those from {self.first} on")
+        if not self.version:
+            raise ValueError("it holds no version")
+        return self
+
+    @property
+    def version(self) -> int:
+        """The version that it leads to."""
+        return self.first + len(self.commits) - 1
+
+
+class _Written(BaseModel):
+    """The format of a version file; other fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    format: int
+
+
+def read_document(storage: Storage, path: str, model: type[Document]) -> Document:
+    """Read a file of versions/. Raises DamagedFile, MissingFile or FormatError."""
+    data = storage.read(path)
+    try:
+        written = _Written.model_validate_json(data).format
+    except ValueError as error:
+        raise not_whole(storage, path) from error
+    if written not in FORMATS_READ:
+        raise FormatError(
+            f"the memory at {storage.uri} is in format {written} and this release reads format {FORMAT}: "
+            "use the release of visual-memory that wrote it",
+            written,
+            FORMAT,
+        )
+    try:
+        return model.model_validate_json(_unsealed(data))
+    except ValueError as error:
+        raise not_whole(storage, path) from error
+
+
+def not_whole(storage: Storage, path: str) -> DamagedFile:
+    """The error for a version file that is not as it was written."""
+    return DamagedFile(
+        f"{path} in the memory at {storage.uri} is not a whole version file: restore it from a copy of the memory"
+    )
+
+
+def sealed(document: BaseModel, indent: int | None = 1) -> bytes:
+    """A version file: JSON whose last field is the sha256 of all bytes before it, so that any change is detected."""
+    return _sealed(document.model_dump_json(indent=indent).encode())
+
+
+def sealed_rollup(commits: Sequence[Commit], first: int) -> bytes:
+    """A roll-up of these commits, one line each."""
+    run = b",\n".join(commit.model_dump_json().encode() for commit in commits)
+    return _sealed(f'{{"format":{FORMAT},"first":{first},"commits":[\n'.encode() + run + b"]}")
+
+
+def _sealed(document: bytes) -> bytes:
+    body = document.removesuffix(b"}").rstrip()
+    return body + _seal(body)
+
+
+def _unsealed(data: bytes) -> bytes:
+    """The document in a version file. Raises ValueError if the file was altered."""
+    body = data[: -len(_seal(b""))]
+    if _seal(body) != data[len(body) :]:
+        raise ValueError("the seal does not fit")
+    return body + b"\n}"
+
+
+def _seal(body: bytes) -> bytes:
+    return b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
