@@ -104,7 +104,7 @@ def add(
         from pipeline import VisualMemory
 
         target = VisualMemory(memory)
-        with contextlib.nullcontext() if dry_run else target.announced_add(source):
+        with contextlib.nullcontext() if dry_run else target.announced_add(source) as record:
             from pipeline.edits.add import AddOptions
             from pipeline.embeddings.encoder_choice import EncoderChoice, WeightsOrder
 
@@ -125,7 +125,9 @@ def add(
                 cast("OnDuplicates", duplicates),
                 refresh,
             )
-            plan = target.plan_add(source, options, on_progress=on_progress)
+            plan = target.plan_add(source, options, record=record, on_progress=on_progress)
+            if record is not None and record.begun is not None:
+                note(f"went on with a listing begun at {record.begun:%Y-%m-%d %H:%M} UTC: `--refresh` lists again")
             if not dry_run:
                 if plan.already is None:
                     note_before(plan)

@@ -48,6 +48,7 @@ from pipeline.store.tables.ids import split_id
 if TYPE_CHECKING:
     from pipeline.edits.add import AddOptions, AddPlan, AddReport, OnDuplicates
     from pipeline.edits.singles import NewEntry
+    from pipeline.images.sources.listing_record import ListingRecord
     from pipeline.store.checks.verify import Verification
 
 COPIES_LOOKED_UP = 8  # nearest entries that may hold the very bytes of an image
@@ -76,9 +77,10 @@ class VisualMemory(Reader):
         source: str | Path,
         options: "AddOptions | None" = None,
         *,
+        record: "ListingRecord | None" = None,
         on_progress: OnProgress = ignore_progress,
     ) -> "AddPlan":
-        """Plan the add of a source: list it and settle the encoder. Writes nothing.
+        """Plan the add of a source: list it and settle the encoder. Writes nothing without a `record`.
 
         Costs a listing of the source, the footers of its tables, and the loading of the encoder if images are to be
         embedded. If an add of the source is unfinished, its frozen plan is taken instead of a listing, unless the
@@ -87,6 +89,8 @@ class VisualMemory(Reader):
         Args:
             source: Folder, prefix or file of images, archives, tables or vectors, or a list of uris (docs/sources.md).
             options: What to add and how; None means the defaults of AddOptions.
+            record: What `announced_add` gave. With it a listing that was killed is gone on with, and a long one is
+                recorded; None lists anew and writes nothing.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
         Returns:
@@ -105,7 +109,7 @@ class VisualMemory(Reader):
         options = options or AddOptions()
         self._writable()
         state = self.log.newest()
-        plan = prepare(self.log, state, str(source), options, self.encoder, on_progress)
+        plan = prepare(self.log, state, str(source), options, self.encoder, on_progress, record)
         if plan.is_single and state is not None:
             return replace(plan, already=self._segment_of(plan))
         return plan
@@ -206,34 +210,44 @@ class VisualMemory(Reader):
             duplicates,
             refresh,
         )
-        with self.announced_add(source):
-            plan = self.plan_add(source, options, on_progress=on_progress)
+        with self.announced_add(source) as record:
+            plan = self.plan_add(source, options, record=record, on_progress=on_progress)
             return self.carry_out(plan, runner=runner, on_progress=on_progress)
 
     @contextlib.contextmanager
-    def announced_add(self, source: str | Path) -> Iterator[None]:
-        """Show the first add of a memory in `status` while it is still being planned.
+    def announced_add(self, source: str | Path) -> "Iterator[ListingRecord | None]":
+        """Show the first add of a memory in `status` while it is still being planned, and record a long listing.
 
         A context manager around `plan_add` and `carry_out`. It writes a lease while the body runs if the memory has no
-        version yet; a later add is shown by its plan, and nothing is written.
+        version yet; a later add is shown by its plan. Its value is the `record` for `plan_add`: the pages of a listing
+        on S3 that takes longer than 30 seconds are written to the memory, until its plan is frozen.
 
         Args:
             source: The source that is to be added.
 
+        Yields:
+            The record of the listing; None for a source on this machine, or if the memory's folder holds other files.
+
         Raises:
             UsageError: `at` is given, or the source holds a password or a signature.
         """
+        from pipeline.images.reading.files import is_remote
+        from pipeline.images.sources.listing_record import ListingRecord
         from pipeline.store.layout import FOLDERS
         from pipeline.store.segments.first_add import announce
         from pipeline.store.storage.open_storage import refuse_secrets
 
         refuse_secrets(str(source))
         self._writable()
-        if self.log.newest() is None and set(self.log.storage.list("")) <= FOLDERS:
-            with announce(self.log.storage, f"add {uri_of(str(source))}"):
-                yield
-        else:
-            yield
+        storage, uri = self.log.storage, uri_of(str(source))
+        is_first = self.log.newest() is None
+        if is_first and not set(storage.list("")) <= FOLDERS:  # no memory, and `plan_add` says so
+            yield None
+            return
+        announced = announce(storage, f"add {uri}") if is_first else contextlib.nullcontext()
+        recorded = ListingRecord(storage, uri) if is_remote(uri) else contextlib.nullcontext()
+        with announced, recorded as record:
+            yield record
 
     @explain_conflicts
     def carry_out(

@@ -32,6 +32,7 @@ from pipeline.images.labels.labels import Labels
 from pipeline.images.names.leftovers import PassedOver
 from pipeline.images.reading.files import is_remote
 from pipeline.images.sources.listing import Listing, list_source, peek
+from pipeline.images.sources.listing_record import ListingRecord
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.runner import Runner
 from pipeline.store.layout import ENCODER, FOLDERS, SEGMENTS, VERSIONS, segment_folder
@@ -120,7 +121,8 @@ class AddPlan:
 
     `already` is the segment that holds this source; None if the source was not added before. `encoder` is None if the
     add neither embeds images nor stores the weights of a new encoder. `frozen` is the unfinished add whose plan is gone
-    on with; None if the source was listed.
+    on with; None if the source was listed. `record` has the pages of that listing until the plan is frozen; None if
+    they were not recorded.
     """
 
     listing: Listing = field(repr=False)
@@ -129,6 +131,7 @@ class AddPlan:
     options: AddOptions
     already: Segment | None
     frozen: Reservation | None = None
+    record: ListingRecord | None = field(default=None, repr=False, compare=False)
 
     @property
     def dataset(self) -> str:
@@ -162,6 +165,11 @@ class AddPlan:
     def peek(self) -> tuple[str, LabelCensus, ContainerNotes] | None:
         """The result of `listing.peek`: the first images in an archive or table. It may be None."""
         return peek(self.listing, Labels(self.options.asked_labels))
+
+    def drop_record(self) -> None:
+        """Remove the record of the listing: the plan is frozen, or there is nothing to add."""
+        if self.record is not None:
+            self.record.drop()
 
     @property
     def embedding_bytes(self) -> int:
@@ -270,8 +278,9 @@ def prepare(
     options: AddOptions,
     load: "Callable[[], Encoder] | None" = None,
     on_progress: OnProgress = ignore_progress,
+    record: ListingRecord | None = None,
 ) -> AddPlan:
-    """List the source and settle the encoder. Writes nothing.
+    """List the source and settle the encoder. Writes nothing, but the pages of a long listing to `record`.
 
     If an add of the same source and options is unfinished, its frozen plan is taken, and nothing is listed, unless the
     options say `refresh`. `load` returns the memory's own encoder if the caller holds it. Raises SourceError,
@@ -290,7 +299,10 @@ def prepare(
     if not options.refresh and (plan := _frozen(log, state, source, options, asked, load, on_progress)) is not None:
         return plan
     on_progress(Progress("listing", 0, None))
-    listing = list_source(source, asked.labels, options.keep, asked.choice, on_progress)
+    if record is not None:
+        record.open(anew=options.refresh)
+        on_progress = record.told(on_progress)
+    listing = list_source(source, asked.labels, options.keep, asked.choice, on_progress, record)
     if state is None and not set(log.storage.list("")) <= FOLDERS:
         raise MemoryMissing(
             f"{log.storage.uri} is a folder with other files in it and no memory: "
@@ -313,7 +325,7 @@ def prepare(
         exclude=asked.choice.exclude,
         image_extension=asked.choice.extension,
     )
-    return AddPlan(listing, spec, encoder, options, _already_there(log, state, fingerprint))
+    return AddPlan(listing, spec, encoder, options, _already_there(log, state, fingerprint), record=record)
 
 
 def _frozen(
@@ -358,6 +370,7 @@ def run(
     already = _already_there(log, state, plan.spec.fingerprint)
     if already is not None and state is not None:
         new = differences(storage, plan.listing, already)[0] if plan.frozen is None else None
+        plan.drop_record()
         return AddReport(None, plan.planned, 0, (), state, time.monotonic() - began, 0, already.number, new)
     with Lease(storage, f"add {plan.listing.uri}") as lease:
         return _added(log, state, plan, runner, command, on_progress, lease, began)
@@ -377,6 +390,7 @@ def _added(
     lease.hold(f"{ENCODER}/")
     weights = plan.encoder.keep(storage) if plan.encoder is not None else None
     reservation, unplanned, continued = _reserved(log, state, plan, lease)
+    plan.drop_record()
     marks = read_marks(storage, reservation)
     tally = Tally(storage, reservation, marks.values(), plan.options.max_rejected, on_progress)
     done_before = tally.done

@@ -4,6 +4,7 @@ Paths are relative to the memory and use "/". Folders of segments, job outputs a
 a name can be appended and they can be compared as prefixes.
 """
 
+import datetime
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -90,6 +91,7 @@ OURS = (
         re.compile(rf"{VERSIONS}/\d{{20}}\.json$"),
         (SEGMENTS, PACKS, TOMBSTONES_FOLDER, LABELS_FOLDER, COUNTS_FOLDER, INDEX),
     ),
+    (re.compile(rf"{LEASES}/[0-9a-f]+\.json$"), (LEASES,)),  # records of listings, also before the first version
     (re.compile(re.escape(JOB) + "$"), FOLDERS_OF_A_JOB),
 )
 
@@ -99,6 +101,8 @@ _NUMBER = re.compile(r"[0-9]{8}")
 _MARK = re.compile(r"(?P<part>[0-9]{6})\.json")
 _GENERATION = re.compile(r"(?P<number>[0-9]{1,8})-")
 _TOP = re.compile(r"index/[^/]+/")
+_LISTED_AT = "%Y%m%dT%H%M%S.%fZ"
+_LISTING = re.compile(r"(?P<time>[0-9]{8}T[0-9]{6}\.[0-9]{6}Z)-[0-9a-f]+-[0-9]{6,}\.parquet")
 
 
 # Versions
@@ -256,6 +260,30 @@ def weights_path(sha256: str) -> str:
 def lease_path(nonce: str) -> str:
     """The lease of a process at work."""
     return f"{LEASES}/{nonce}.json"
+
+
+def listing_folder(fingerprint: str) -> str:
+    """The record of a source's listing that is under way or was killed, with its closing slash; a lease holds it."""
+    return f"{LEASES}/listing-{fingerprint[:16]}/"
+
+
+def is_listing(path: str) -> bool:
+    """Whether a file belongs to the record of a listing."""
+    return path.startswith(f"{LEASES}/listing-")
+
+
+def listing_path(folder: str, now: datetime.datetime, nonce: str, number: int) -> str:
+    """A file of pages in the record of a listing, written `now` (UTC)."""
+    return f"{folder}{now.strftime(_LISTED_AT)}-{nonce}-{number:06d}.parquet"
+
+
+def time_of_listing(name: str) -> datetime.datetime | None:
+    """When a file in the record of a listing was written; None for any other name."""
+    match = _LISTING.fullmatch(name)
+    try:
+        return datetime.datetime.strptime(match["time"], _LISTED_AT).replace(tzinfo=datetime.UTC) if match else None
+    except ValueError:  # such as a month 13
+        return None
 
 
 def erasure_path(nonce: str) -> str:

@@ -35,16 +35,17 @@ class Bucket:
         self._lock = threading.Lock()
 
     def list_folder(self, prefix: str, token: str | None) -> Page:
-        found = dict.fromkeys(
-            prefix + step + slash
-            for name in self._names
-            if name.startswith(prefix)
-            for step, slash, _ in [name[len(prefix) :].partition("/")]
-        )
-        return self._answer(list(found), token)
+        return self._answer(self.directly_below(prefix), token)
 
     def list_deep(self, prefix: str, token: str | None) -> Page:
-        return self._answer([name for name in self._names if name.startswith(prefix)], token)
+        return self._answer(self.below(prefix), token)
+
+    def below(self, prefix: str) -> list[str]:
+        return [name for name in self._names if name.startswith(prefix)]
+
+    def directly_below(self, prefix: str) -> list[str]:
+        steps = [name[len(prefix) :].partition("/") for name in self.below(prefix)]
+        return list(dict.fromkeys(prefix + step + slash for step, slash, _ in steps))
 
     def _answer(self, names: list[str], token: str | None) -> Page:
         with self._lock:

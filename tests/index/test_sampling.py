@@ -10,6 +10,7 @@ from pipeline.index.search.open_blocks import Share
 from pipeline.index.search.sampling import QUERIES, SCRAMBLING, Sample, asked_classes, draw, draw_simply, each_of
 from pipeline.store.lookup.digests import Digests
 from tests.conftest import MakeMemory, add_vectors, sha256_of, unit
+from tests.store.counting import CountingStorage
 
 
 def reference(live: LiveEntries, each: int) -> dict[str, list[int]]:
@@ -118,3 +119,18 @@ def test_digests_are_those_of_the_files_of_entries(make_memory: MakeMemory) -> N
     wanted = [int(sha256_of(vector_D)[:16], 16) for vector_D in vectors_ND]
     assert found.ravel()[::-1].tolist() == wanted
     assert Counter(found.ravel().tolist()).most_common(1)[0][1] == 1
+
+
+def test_digests_hold_a_bounded_number_of_rows(make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.store.lookup.digests.KEPT_BYTES", 16 * 1_000)
+    vectors_ND = unit(np.random.default_rng(0).normal(size=(5_000, 8)))
+    memory = make_memory(vectors_ND, ["a"] * 5_000)
+    files, ids_N = memory.state().entries_files(), np.sort(memory.live().live_ids())
+    wanted = [int(sha256_of(vector_D)[:16], 16) for vector_D in vectors_ND]
+    storage = CountingStorage(memory.log.storage)
+    digests = Digests(storage, memory.state())
+    found = [digest for start in range(0, 5_000, 50) for digest in digests.of(ids_N[start : start + 50]).tolist()]
+    assert found == wanted
+    assert storage.counts.requests["local_path"] == len(files) > 16, "each file once"
+    assert digests.of(ids_N).tolist() == wanted
+    assert 0 < digests._read.num_bytes <= 16 * 1_000

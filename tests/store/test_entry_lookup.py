@@ -27,6 +27,8 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many files, and few rows of each read at once."""
     for module in (parquet_columns, tombstones, labels):
         monkeypatch.setattr(module, "READ_WHOLE", 8)
+    monkeypatch.setattr(parquet_columns, "SEARCHED_FROM", 1)
+    monkeypatch.setattr(parquet_columns, "FILES_BESIDE", 0)
     monkeypatch.setattr(digest_files, "FILE_ROWS", 16)
     monkeypatch.setattr(label_counts, "FOLD_EVERY", 4)
 
@@ -215,3 +217,34 @@ def test_a_label_is_looked_for_where_it_can_be(make_memory: MakeMemory) -> None:
     assert not {*others} & {*asked.fetched}
     held = EntryLookup(memory.log.storage, memory.state()).matching(label="class 041")
     assert len(held) == 300
+
+
+@pytest.mark.parametrize("num_rows", [8_000, 32_000])
+def test_a_label_of_folders_costs_a_few_files_of_any_number(
+    make_memory: MakeMemory, monkeypatch: pytest.MonkeyPatch, num_rows: int
+) -> None:
+    monkeypatch.undo()
+    vectors_ND = unit(np.random.default_rng(0).normal(size=(num_rows, 8)))
+    memory = make_memory(vectors_ND, [f"class {row // 100:04d}" for row in range(num_rows)])
+    assert len(memory.state().entries_files()) >= 60
+    for label in ("class 0000", "class 0041", f"class {num_rows // 100 - 1:04d}"):
+        assert 0 < len(entries_read(memory, label, 100)) <= 16
+    memory.forget(ids=EntryLookup(memory.log.storage, memory.state()).matching(label="class 0041")[:10].tolist())
+    memory.relabel(
+        ids=EntryLookup(memory.log.storage, memory.state()).matching(label="class 0043")[:7].tolist(),
+        label="class 0041",
+    )
+    assert len(entries_read(memory, "class 0041", 97)) <= 22
+    assert len(entries_read(memory, "class 0043", 93)) <= 20
+    memory.relabel(
+        ids=EntryLookup(memory.log.storage, memory.state()).matching(label="class 0051")[:5].tolist(), label="new"
+    )
+    assert entries_read(memory, "new", 5) <= {file.path for file in memory.state().entries_files()[: num_rows // 1_000]}
+
+
+def entries_read(memory: VisualMemory, label: str, expected: int) -> set[str]:
+    """The files of entries that are opened to find the entries with a label."""
+    other = VisualMemory(memory.uri)
+    asked = counted(other)
+    assert len(EntryLookup(other.log.storage, other.state()).matching(label=label)) == expected
+    return {path for path in asked.fetched if "/entries/" in path}

@@ -33,6 +33,7 @@ from pipeline.images.names.leftovers import Exclusion, PassedOver, first_counts
 from pipeline.images.names.suffixes import endings
 from pipeline.images.names.uris import printable
 from pipeline.images.sources.gathering import SORT, gather
+from pipeline.images.sources.listing_record import ListingRecord
 from pipeline.images.sources.source_files import Walk
 from pipeline.images.sources.uri_lists import list_at, lists_in
 from pipeline.images.sources.walk import walk_source
@@ -112,6 +113,7 @@ def list_source(
     keep: Sequence[str] = (),
     choice: ImageChoice = ImageChoice(),
     on_progress: OnProgress = ignore_progress,
+    record: ListingRecord | None = None,
 ) -> Listing:
     """List the images and containers under a folder or prefix, in the one file that `source` names, or in a uri list.
 
@@ -119,6 +121,7 @@ def list_source(
     in the source has none, and a single file has the name of its folder as label. Symbolic links are followed, each
     folder once. Hidden files, leftovers of desktops and what `choice` excludes are passed over. A folder that cannot be
     read is passed over too, and `passed_over` names it. Of a list of uris only the rows are read, which give labels.
+    `record` has the pages of a listing that was killed, and gets those of this one.
 
     Costs a request for each thousand keys, or the rows of the list; the footer of each table of images; 124 bytes of
     temporary files for each image, and twice that if the source is not listed in order. Raises SourceError if the
@@ -127,7 +130,7 @@ def list_source(
     """
     passed = PassedOver()
     exclusion = Exclusion(choice.exclude)
-    walk = walk_source(source, exclusion, passed)
+    walk = walk_source(source, exclusion, passed, record)
     columns = ColumnsFound(keep)
     uri_list = list_at(walk.uri) if walk.is_file else None
     if uri_list is None:

@@ -16,19 +16,23 @@ from pipeline.images.names.suffixes import kind_of
 from pipeline.images.names.uris import uri_of, uri_of_path
 from pipeline.images.reading.files import file_system
 from pipeline.images.sources.keys import REQUESTS_AT_ONCE, Key, KeyWalk, Page, Pages, Stretch
+from pipeline.images.sources.listing_record import ListingRecord
+from pipeline.images.sources.recorded_pages import RecordedPages
 from pipeline.images.sources.source_files import SourceFile, Walk
 from pipeline.store.storage.store_errors import code_of, explanation
 
 
-def walk_store(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
-    """The files at a URI of fsspec, listed lazily, nearly in the order of their uris.
+def walk_store(source: str, exclusion: Exclusion, passed: PassedOver, record: ListingRecord | None = None) -> Walk:
+    """The files at a URI of fsspec, listed lazily, nearly in the order of their uris. Pages of S3 are recorded.
 
     Raises SourceError if there is nothing, StorageError if the store cannot be reached.
     """
     files, root = file_system(uri_of(source))  # a user's URI is not percent-encoded
     scheme = source.partition("://")[0].lower()
     root = root.rstrip("/")
-    pages: Pages = _S3Pages(files) if "s3" in files.protocol else _FolderPages(files, root, passed)
+    pages: Pages = _FolderPages(files, root, passed)
+    if "s3" in files.protocol:
+        pages = _S3Pages(files) if record is None else RecordedPages(_S3Pages(files), record)
     choice = _KeyChoice(scheme, len(root) + 1, exclusion, passed)
     stretches = _saying_why(iter(KeyWalk(pages, f"{root}/" if root else "", choice.enters)), source)
     first = next(stretches, None)
@@ -112,14 +116,17 @@ class _S3Pages:
         self._files = files
 
     def list_folder(self, prefix: str, token: str | None) -> Page:
-        return self._page(prefix, token, {"Delimiter": "/"})
+        return self._page(prefix, {"ContinuationToken": token} if token else {}, is_deep=False)
 
     def list_deep(self, prefix: str, token: str | None) -> Page:
-        return self._page(prefix, token, {})
+        return self._page(prefix, {"ContinuationToken": token} if token else {}, is_deep=True)
 
-    def _page(self, prefix: str, token: str | None, options: dict[str, str]) -> Page:
+    def list_after(self, prefix: str, key: str, *, is_deep: bool) -> Page:
+        return self._page(prefix, {"StartAfter": key.partition("/")[2]}, is_deep=is_deep)
+
+    def _page(self, prefix: str, options: dict[str, str], *, is_deep: bool) -> Page:
         bucket, _, below = prefix.partition("/")
-        options = {**options, "ContinuationToken": token} if token else options
+        options = options if is_deep else {**options, "Delimiter": "/"}
         page = self._files.call_s3("list_objects_v2", Bucket=bucket, Prefix=below, **options)
         keys: list[Key] = [
             (f"{bucket}/{one['Key']}", {"Size": one.get("Size"), "LastModified": one.get("LastModified")})

@@ -15,13 +15,14 @@ from pipeline.images.names.leftovers import Exclusion, PassedOver, leftover_of
 from pipeline.images.names.suffixes import kind_of
 from pipeline.images.names.uris import path_of_uri, uri_of_path
 from pipeline.images.reading.files import file_system, is_remote, retrying
+from pipeline.images.sources.listing_record import ListingRecord
 from pipeline.images.sources.source_files import SourceFile, Walk
 from pipeline.images.sources.stores import file_of_key, walk_store
 from pipeline.store.storage.open_storage import refuse_secrets
 
 
-def walk_source(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
-    """The files of a source, listed lazily. What is passed over is noted in `passed`.
+def walk_source(source: str, exclusion: Exclusion, passed: PassedOver, record: ListingRecord | None = None) -> Walk:
+    """The files of a source, listed lazily. What is passed over is noted in `passed`, pages of S3 in `record`.
 
     Raises SourceError for a source that is missing or unreadable, UsageError for one with a secret in its uri, and
     StorageError if its store cannot be reached.
@@ -29,7 +30,9 @@ def walk_source(source: str, exclusion: Exclusion, passed: PassedOver) -> Walk:
     refuse_secrets(source)
     if re.match(r"https?://", source, re.IGNORECASE):
         raise SourceError(f"{source} is on the web, where nothing can be listed: fetch it, and add the folder or file")
-    return walk_store(source, exclusion, passed) if is_remote(source) else _local(source, exclusion, passed)
+    if is_remote(source):
+        return walk_store(source, exclusion, passed, record)
+    return _local(source, exclusion, passed)
 
 
 def one_file(uri: str) -> SourceFile | None:

@@ -18,7 +18,7 @@ from pipeline.store.checks.inventory import inventory_of
 from pipeline.store.checks.unfinished_erasures import advise, carry_out_in, read_plans, unfinished_erasures
 from pipeline.store.checks.verify_first_add import first_add_contents
 from pipeline.store.checks.version_files import Chain, check_hint, check_rollup, check_steps, read_chain
-from pipeline.store.layout import DESCRIPTION, VERSIONS, folder_at_the_top, segment_folder
+from pipeline.store.layout import DESCRIPTION, VERSIONS, folder_at_the_top, is_listing, segment_folder
 from pipeline.store.log.records import Index
 from pipeline.store.log.state import file_refs
 from pipeline.store.log.version_log import VersionLog
@@ -187,6 +187,10 @@ def _whose(census: Census) -> Iterator[Finding]:
             by_folder[path.rpartition("/")[0]].append(path)
     for folder, paths in by_folder.items():
         place = paths[0] if len(paths) == 1 else f"{folder}/"
+        if is_listing(place):
+            advice = f"run the same `add` again, which goes on with it, or {CLEAN}"
+            yield _waste(census, paths, place, "are the record of a listing that was stopped", advice)
+            continue
         yield _waste(census, paths, place, "named by no version and held by no live lease", CLEAN)
     for top, count in Counter(path.split("/")[0] for path in census.foreign).items():
         what = f"is not a memory's ({count:,} files)" if count > 1 else "is not a memory's"

@@ -7,7 +7,7 @@ may be one column, of the files whose segments can have it.
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +23,7 @@ from pipeline.store.tables.counts import added, counted, read_counts
 from pipeline.store.tables.digest_files import DigestOf, digests_in, digests_of_uris, ids_with
 from pipeline.store.tables.ids import SEGMENT_SHIFT, is_in
 from pipeline.store.tables.labels import newest_labels, own_labels_of, read_label_map, read_label_rows
-from pipeline.store.tables.parquet_columns import ids_where_of, read_columns_of, read_rows_of
+from pipeline.store.tables.parquet_columns import files_around, ids_where_of, read_columns_of, read_rows_of
 from pipeline.store.tables.tombstones import Tombstones
 
 _NONE = np.empty(0, np.int64)
@@ -118,41 +118,66 @@ class EntryLookup:
             return np.sort(self.with_uris([uri])[1])
         if label is not None:
             return self._labelled(label)
-        return self._stored("dataset", str(dataset), {str(dataset)})
+        return self._of_dataset(str(dataset))
 
     def _labelled(self, label: str) -> np.ndarray:
         """Ids of the live entries that have a label now, int64 [N] ascending.
 
-        Reads the column of stored labels of the files whose datasets have such entries by the counts, if these are
-        known, and only row groups that may hold the label; and the rows of the overlay with it.
+        Reads the rows of the overlay with the label, then the column of stored labels in the row groups that may hold
+        it, of the files whose datasets have such entries by the counts. If labels ascend from file to file, as those of
+        folders do, it asks for the footers of a few files of each segment: once it has found as many entries as the
+        counts say, there are no others. Without counts all files are asked.
         """
-        files = self._state.known_counts
-        counts = self.counts() if files is not None else None
-        datasets = None if counts is None else {*by_dataset(counts.filter(pc.equal(counts["label"], label)))}
-        stored_N = self._stored("label", label, datasets)
-        own_N = own_labels_of(self._storage, self._state.labels, stored_N, None).ids_N
         overlay = [(file, [label], ["id", "label"]) for file in self._state.labels if file.rows]
         given = [rows["id"].to_numpy() for rows in read_rows_of(self._storage, overlay, key="label")]
         given_N = np.unique(np.concatenate([_NONE, *given]))
         now = own_labels_of(self._storage, self._state.labels, given_N, None)
         given_N = now.ids_N[pc.fill_null(pc.equal(now.labels, label), False).to_numpy(zero_copy_only=False)]
-        return np.union1d(stored_N[~is_in(stored_N, own_N)], given_N[self.contains(given_N)])
+        given_N = given_N[self.contains(given_N)]
+        if self._state.known_counts is None:
+            return np.union1d(self._unchanged(self._files.files, label), given_N)
+        counts = self.counts()
+        counts = counts.filter(pc.equal(counts["label"], label))
+        expected = by_label(counts).get(label, 0) - len(given_N)
+        near = self._files_with({*by_dataset(counts)})
+        stored_N = self._unchanged(self._likely(near, label) if expected else [], label)
+        if len(stored_N) != expected:
+            stored_N = self._unchanged(near, label)
+        return np.union1d(stored_N, given_N)
 
-    def _stored(self, column: str, value: str, datasets: set[str] | None) -> np.ndarray:
-        """Ids of the live entries with a stored value, int64 [N] ascending; only those in some datasets (None: all).
+    def _unchanged(self, files: Sequence[RowsFile], label: str) -> np.ndarray:
+        """Ids of the live entries in some files that were stored with a label and not given one since, ascending."""
+        stored_N = self._stored("label", label, files)
+        own_N = own_labels_of(self._storage, self._state.labels, stored_N, None).ids_N
+        return stored_N[~is_in(stored_N, own_N)]
 
-        All entries of a segment have one dataset, but for single adds: files of segments with other datasets are not
-        read, and neither are files of which every entry has the dataset that is asked for.
+    def _likely(self, files: Sequence[RowsFile], label: str) -> list[RowsFile]:
+        """Those of some files that hold a label if labels ascend in the files of each segment."""
+        of_segments = itertools.groupby(files, lambda file: file.first_id >> SEGMENT_SHIFT)
+        return [file for _, group in of_segments for file in files_around(self._storage, [*group], "label", label)]
+
+    def _of_dataset(self, dataset: str) -> np.ndarray:
+        """Ids of the live entries of a dataset, int64 [N] ascending.
+
+        Files of which every entry has the dataset, as all entries of a segment but single adds do, are not read.
         """
+        mixed = {file.path for file in self._files_of([s.number for s in self._state.segments if s.dataset != dataset])}
+        near = self._files_with({dataset})
+        whole = [file for file in near if file.has_every_id and file.path not in mixed]
+        asked = [file for file in near if not (file.has_every_id and file.path not in mixed)]
+        in_whole = (np.arange(file.first_id, file.last_id + 1) for file in whole)
+        return self._stored("dataset", dataset, asked, in_whole)
+
+    def _files_with(self, datasets: Collection[str]) -> list[RowsFile]:
+        """The files of segments that may have entries of these datasets."""
         segments = self._state.segments
-        near = [s.number for s in segments if datasets is None or not s.dataset or s.dataset in datasets]
-        mixed = {file.path for file in self._files_of([s.number for s in segments if s.dataset != value])}
-        whole, asked = list[RowsFile](), list[RowsFile]()
-        for file in self._files_of(near):
-            is_whole = column == "dataset" and file.has_every_id and file.path not in mixed
-            (whole if is_whole else asked).append(file)
-        found = [_NONE, *(np.arange(file.first_id, file.last_id + 1) for file in whole)]
-        found += ids_where_of(self._storage, asked, column, value)
+        return self._files_of([s.number for s in segments if not s.dataset or s.dataset in datasets])
+
+    def _stored(
+        self, column: str, value: str, files: Sequence[RowsFile], beside: Iterable[np.ndarray] = ()
+    ) -> np.ndarray:
+        """Ids of the live entries with a stored value in some files, in `beside`, or not yet in a file; ascending."""
+        found = [_NONE, *beside, *ids_where_of(self._storage, files, column, value)]
         found.append(np.array([i for i, single in self._pending.items() if getattr(single, column) == value], np.int64))
         ids_N = np.unique(np.concatenate(found))
         live_N: np.ndarray = ids_N[~self._tombstones.contains(ids_N)]

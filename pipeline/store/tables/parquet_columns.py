@@ -3,6 +3,7 @@
 Embeddings are nine tenths of an entries file.
 """
 
+import bisect
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +18,14 @@ import pyarrow.parquet as pq
 from pipeline.store.storage.file_ranges import FileRanges
 from pipeline.store.storage.file_refs import FileRef, RowsFile, check_path
 from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.parquet_ranges import footer_of, may_hold, open_parquet
+from pipeline.store.tables.parquet_ranges import bounds_of, footer_of, may_hold, open_parquet
 
 READERS = 8  # files of an object store read in parallel: most of the time is waiting
 WHOLE_BYTES = 1 << 20  # a file up to this size is faster in one request than its footer and columns in four
 WHOLE_FOR_ROWS = 128 << 10  # the same for a few rows, of which a row group is fetched
 FILES_AHEAD = 64  # files read ahead of the caller
+SEARCHED_FROM = 32  # files: so many footers are read together in the time of a binary search, one after another
+FILES_BESIDE = 2  # folders are ordered with their slash: "cat-big/" is before "cat/"
 Overlay = TypeVar("Overlay", bound=FileRef)
 Rows = TypeVar("Rows", bound=RowsFile)
 Asked = TypeVar("Asked")
@@ -87,6 +90,27 @@ def ids_where(storage: Storage, file: RowsFile, column: str, value: str) -> np.n
     ids_N: np.ndarray = file.first_id + rows_N if file.has_every_id else table["id"].to_numpy()
     held_N: np.ndarray = ids_N[pc.fill_null(pc.equal(table[column], value), False).to_numpy()]
     return held_N
+
+
+def files_around(storage: Storage, files: Sequence[Rows], column: str, value: str) -> Sequence[Rows]:
+    """The adjacent files that hold a value if a column of texts ascends from file to file; any files if it does not.
+
+    Reads the footers that a binary search asks for, and some beside what it finds; of few files it gives all.
+    """
+    if len(files) <= SEARCHED_FROM:
+        return files
+
+    def last(file: FileRef) -> str:
+        with _opened(storage, file, WHOLE_FOR_ROWS) as parquet:
+            return max((bounds[1] for bounds in bounds_of(parquet, column)), default="")
+
+    def first(file: FileRef) -> str:
+        with _opened(storage, file, WHOLE_FOR_ROWS) as parquet:
+            return min((bounds[0] for bounds in bounds_of(parquet, column)), default="")
+
+    start = bisect.bisect_left(files, value, key=last)
+    stop = bisect.bisect_right(files, value, start, key=first)
+    return files[max(start - FILES_BESIDE, 0) : stop + FILES_BESIDE]
 
 
 def files_with(files: Iterable[Rows], ids: Sequence[int]) -> list[tuple[Rows, list[int]]]:

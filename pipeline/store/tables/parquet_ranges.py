@@ -73,6 +73,13 @@ def may_hold(parquet: pq.ParquetFile, group: int, column: str, values: Sequence[
     return at < len(values) and bool(values[at] <= known.max)
 
 
+def bounds_of(parquet: pq.ParquetFile, column: str) -> list[tuple[Any, Any]]:
+    """The least and the greatest value of a column in each row group that says so in its statistics."""
+    place = parquet.schema_arrow.get_field_index(column)
+    known = [parquet.metadata.row_group(group).column(place).statistics for group in range(parquet.num_row_groups)]
+    return [(found.min, found.max) for found in known if found is not None and found.has_min_max]
+
+
 def _fetch_footer(storage: Storage, file: FileRef) -> pq.FileMetaData:
     start = max(file.num_bytes - FOOTER_BYTES, 0)
     tail = storage.read_range(file.path, start, file.num_bytes)
