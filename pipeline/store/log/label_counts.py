@@ -18,17 +18,15 @@ def count_singles(singles: Sequence[Single], sign: int = 1) -> pa.Table:
     return counted(pa.array(datasets, pa.string()), pa.array(labels, pa.string()), sign)
 
 
-def changed_counts(
-    storage: Storage, lease: Lease, version: int, state: State, changes: pa.Table, *, may_fold: bool = True
-) -> Counts | None:
+def changed_counts(storage: Storage, lease: Lease, version: int, state: State, changes: pa.Table) -> Counts | None:
     """Publish changes of the counts of a state, which `version` follows; None if the state has no counts.
 
-    If the state has many files of counts, the new file has the sums and replaces them, unless `may_fold` is false.
+    If the state has many files of counts, the new file has the sums and replaces them.
     """
     files = state.known_counts
     if files is None:
         return None
-    folds = may_fold and len(files) >= FOLD_EVERY - 1
+    folds = len(files) >= FOLD_EVERY - 1
     rows = added([read_counts(storage, files), changes]) if folds else changes
     return Counts(file=write_counts(storage, lease, version, rows), folds=folds)
 
