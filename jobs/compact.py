@@ -3,7 +3,7 @@
 from typing import Annotated
 
 from jobs.terminal.arguments import Json, Memory, command_line
-from jobs.terminal.embedding_work import RAY_FROM, check_runner, runner_option, start_runner
+from jobs.terminal.embedding_work import check_runner, is_for_ray, runner_option, start_runner
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
 
@@ -16,10 +16,8 @@ def compact(memory: Memory, runner: Annotated[str, runner_option("Pack")] = "aut
         from pipeline.edits.compact import small_rows
 
         target = VisualMemory(memory)
-        on_ray = runner == "ray" or (runner == "auto" and small_rows(target.state()) >= RAY_FROM)
-        report = target.compact(
-            runner=start_runner(on_progress, on_ray=on_ray), command=command_line(memory), on_progress=on_progress
-        )
+        where = start_runner(on_progress, on_ray=is_for_ray(runner, small_rows(target.state())))
+        report = target.compact(runner=where, command=command_line(memory), on_progress=on_progress)
     if json:
         print_json(report.to_json())
         return

@@ -5,7 +5,7 @@ from typing import Annotated, cast
 import typer
 
 from jobs.terminal.arguments import At, Json, Memory, count
-from jobs.terminal.embedding_work import RAY_FROM, check_runner, runner_option, start_runner
+from jobs.terminal.embedding_work import check_runner, is_for_ray, runner_option, start_runner
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
 
@@ -35,12 +35,11 @@ def export(
         from pipeline.edits.export_files import Format
 
         target = VisualMemory(memory, at=at)
-        on_ray = runner == "ray" or (runner == "auto" and target.state().num_live >= RAY_FROM)
         report = target.export(
             out,
             cast(Format, file_format),
             rows_per_file=rows_per_file,
-            runner=start_runner(on_progress, on_ray=on_ray),
+            runner=start_runner(on_progress, on_ray=is_for_ray(runner, target.state().num_live)),
             on_progress=on_progress,
         )
     if json:

@@ -759,7 +759,9 @@ class VisualMemory(Reader):
         return expire(self.log, keep, command, on_progress)
 
     @explain_conflicts
-    def copy(self, target: str | Path, *, on_progress: OnProgress = ignore_progress) -> CopyReport:
+    def copy(
+        self, target: str | Path, *, runner: RunnerName = "here", on_progress: OnProgress = ignore_progress
+    ) -> CopyReport:
         """Copy the memory, with all its versions, to an empty place.
 
         Every file is checked against its hash on the way. Between two places of one object store, the store copies the
@@ -768,6 +770,7 @@ class VisualMemory(Reader):
 
         Args:
             target: Folder or URI of the copy: empty, or with an unfinished copy of this memory.
+            runner: "here" copies from this process, "ray" from many processes of the connected cluster.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
         Returns:
@@ -777,13 +780,14 @@ class VisualMemory(Reader):
             UsageError: `target` holds something else, or lies inside the memory, or the memory lies inside it.
             DamagedFile: A file is not as it was written. The message names it.
             CommitConflict: An erasure is unfinished, or another process is copying to `target`.
+            WorkerError: A process of Ray died, again and again.
 
         Example:
             memory = VisualMemory("my.memory")
             report = memory.copy("s3://backup/my.memory")
             print(report.first_version, report.version, report.files)
         """
-        return copy(self.log, open_storage(str(target)), on_progress)
+        return copy(self.log, open_storage(str(target)), on_progress, runner_of(runner).run_steps)
 
     def export(
         self,

@@ -46,6 +46,15 @@ def check_runner(runner: str) -> None:
         raise typer.BadParameter(f"--runner {runner} is unknown: give auto, here or ray")
 
 
+def is_for_ray(runner: str, rows: int = 0) -> bool:
+    """Whether work on so many rows runs on Ray: if that is chosen, or left to us and it is much or part of a job."""
+    if runner != "auto":
+        return runner == "ray"
+    from jobs.ray_cluster.on_ray import is_a_job
+
+    return rows >= RAY_FROM or is_a_job()
+
+
 def start_runner(on_progress: OnProgress = ignore_progress, *, on_ray: bool) -> Literal["here", "ray"]:
     """The runner for the library. Connects to Ray, or starts it, if `on_ray`."""
     if not on_ray:

@@ -1,4 +1,4 @@
-"""Compactions and exports as jobs over parts: killed they go on, on Ray they make the same, in the memory of a part."""
+"""Compactions, exports and copies as jobs over parts: killed they go on, and on Ray they make the same."""
 
 import hashlib
 import json
@@ -15,20 +15,24 @@ import pytest
 from jobs.cli import main
 from pipeline import VisualMemory
 from pipeline.edits import compact as compacting
+from pipeline.edits import copy_files
 from pipeline.edits.export_files import ExportWork
 from pipeline.edits.pack_marks import key_of, make_and_mark, take_up
-from pipeline.errors import MemoryMissing, SourceError, UsageError
+from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UsageError
 from pipeline.progress import Progress
 from pipeline.store.checks.garbage import remove_garbage, take_census
 from pipeline.store.layout import PACK_MARKS
 from pipeline.store.log.label_counts import by_dataset, by_label
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.entry_lookup import EntryLookup
+from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.leases import Lease
 from pipeline.store.storage.local import LocalStorage
+from pipeline.store.storage.open_storage import open_storage
 from tests.conftest import add_vectors
 from tests.edits.given import add_given, vectors
 from tests.edits.test_compact import answers
+from tests.store.seaweed import SeaweedFS
 
 PACKS_MADE = 5
 
@@ -281,13 +285,19 @@ def test_memory_is_that_of_a_part(tmp_path: Path, verb: str) -> None:
 
 
 @pytest.mark.slow
-def test_on_ray_they_make_the_same(memory: VisualMemory, tmp_path: Path) -> None:
+def test_on_ray_they_make_the_same(memory: VisualMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from jobs.ray_cluster.on_ray import start_ray
 
-    memory.copy(tmp_path / "other")
-    other = VisualMemory(tmp_path / "other")
+    monkeypatch.setattr(copy_files, "STEP_FILES", 7)
     start_ray()
     moments: list[Progress] = []
+    report = memory.copy(tmp_path / "other", runner="ray", on_progress=moments.append)
+    assert (report.already, moments[-1].done, moments[-1].total) == (0, report.files, report.files)
+    other = VisualMemory(tmp_path / "other")
+    memory.copy(tmp_path / "alone")
+    assert hashes(tmp_path / "other") == hashes(tmp_path / "alone")
+    assert other.verify().findings == ()
+    moments.clear()
     memory.export(tmp_path / "here", rows_per_file=60)
     other.export(tmp_path / "ray", rows_per_file=60, runner="ray", on_progress=moments.append)
     assert hashes(tmp_path / "ray") == hashes(tmp_path / "here")
@@ -300,6 +310,48 @@ def test_on_ray_they_make_the_same(memory: VisualMemory, tmp_path: Path) -> None
     files = [[(f.sha256, f.rows, f.first_id) for f in one.state().entries_files()] for one in (memory, other)]
     assert files[0] == files[1]
     assert other.verify().findings == ()
+
+
+# Copies
+
+KILLED_COPY = """
+import os, signal, sys
+from pipeline import VisualMemory
+from pipeline.edits import copy_files
+
+copy_files.STEP_FILES = 7
+copy, left = copy_files.CopyWork.copy, [2]
+
+def dies(work, batch):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    return copy(work, batch)
+
+copy_files.CopyWork.copy = dies
+VisualMemory(sys.argv[1]).copy(sys.argv[2])
+"""
+
+
+def test_a_killed_copy_goes_on(memory: VisualMemory, tmp_path: Path) -> None:
+    assert run(KILLED_COPY, memory.uri, tmp_path / "copy").returncode == -signal.SIGKILL
+    with pytest.raises(DamagedFile, match="a copy of a memory that was not finished"):
+        VisualMemory(tmp_path / "copy").status()
+    moments: list[Progress] = []
+    report = memory.copy(tmp_path / "copy", on_progress=moments.append)
+    assert report.already == 14, "two steps of seven files"
+    copying = [moment.done for moment in moments if moment.stage == "copying"]
+    assert copying == list(range(report.already + report.files + 1))
+    assert VisualMemory(tmp_path / "copy").verify().findings == ()
+
+
+def test_steps_of_a_copy_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copy_files, "STEP_FILES", 3)
+    monkeypatch.setattr(copy_files, "STEP_BYTES", 100)
+    sizes = [10, 10, 10, 10, 95, 200, 1, 99, 1]
+    files = [FileRef(path=f"packs/{place}", num_bytes=size, sha256="0" * 64) for place, size in enumerate(sizes)]
+    batches = copy_files.batches_of([copy_files.ToCopy(file, None) for file in files])
+    assert [[each.file.num_bytes for each in batch] for batch in batches] == [[10] * 3, [10], [95], [200], [1, 99], [1]]
 
 
 # Exports
@@ -402,3 +454,20 @@ def test_every_live_entry_is_in_one_file(memory: VisualMemory, tmp_path: Path) -
         assert [len(one) for one in found[:-1]] == [rows] * (len(found) - 1)
         assert np.array_equal(np.concatenate(found), memory.live().vectors_of(live).astype(np.float16))
     assert os.listdir(tmp_path / "7") == os.listdir(tmp_path / "35")
+
+
+def test_in_an_object_store(memory: VisualMemory, s3: SeaweedFS, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, told = s3.uri(), answers(memory)
+    memory.copy(there)
+    assert run(KILLED_COMPACT, there, 3).returncode == -signal.SIGKILL
+    made = counted_packs(monkeypatch)
+    assert VisualMemory(there).compact().committed
+    assert len(made) == PACKS_MADE - 3
+    assert answers(VisualMemory(there)) == told
+    assert VisualMemory(there).verify().sound
+    out = s3.uri()
+    assert run(KILLED_EXPORT, there, out, "parquet").returncode == -signal.SIGKILL
+    written = counted_files(monkeypatch)
+    report = VisualMemory(there).export(out, "parquet", rows_per_file=60)
+    assert (written, report.already) == ([2, 3, 4, 5], 2)
+    assert "exporting.json" not in open_storage(out).list("")
