@@ -42,6 +42,7 @@ from pipeline.store.layout import (
     commit_number,
     commit_path,
 )
+from pipeline.store.log.sealed import Written, sealed, unsealed
 from pipeline.store.log.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
 from pipeline.store.log.steady import steady
 from pipeline.store.segments.first_add import unfinished_first_add
@@ -105,14 +106,6 @@ class Checkpoint(BaseModel):
     def _inside(self) -> "Checkpoint":
         check_places(file_refs(self.state))
         return self
-
-
-class _Written(BaseModel):
-    """The format of a version file; other fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    format: int
 
 
 @dataclass(frozen=True)
@@ -275,7 +268,7 @@ class VersionLog:
                 actions=actions,
             )
             try:
-                self.storage.create(commit_path(number), _sealed(commit))
+                self.storage.create(commit_path(number), sealed(commit))
             except AlreadyExists:
                 theirs = self._read_if_there(number)
                 if theirs is not None and theirs.nonce != nonce:
@@ -300,11 +293,11 @@ class VersionLog:
 
     def rewrite(self, commit: Commit) -> None:
         """Replace the commit of this number. Only an erasure and `copy` do that."""
-        self.storage.replace(commit_path(commit.version), _sealed(commit))
+        self.storage.replace(commit_path(commit.version), sealed(commit))
 
     def rewrite_checkpoint(self, state: State) -> None:
         """Write the checkpoint of a version, and replace the old one if there is one."""
-        self.storage.replace(checkpoint_path(state.version), _sealed(Checkpoint(state=state), indent=None))
+        self.storage.replace(checkpoint_path(state.version), sealed(Checkpoint(state=state), indent=None))
 
     def checkpoints(self) -> list[int]:
         """The versions that have a checkpoint."""
@@ -465,9 +458,10 @@ class VersionLog:
     def _parsed(self, path: str, model: type[Model]) -> Model:
         data = self.storage.read(path)
         try:
-            written = _Written.model_validate_json(data).format
+            found = Written.model_validate_json(data)
         except ValueError as error:
             raise self._damaged(path) from error
+        written = found.format
         if written not in FORMATS_READ:
             raise FormatError(
                 f"the memory at {self.storage.uri} is in format {written} and this release reads format {FORMAT}: "
@@ -476,7 +470,7 @@ class VersionLog:
                 FORMAT,
             )
         try:
-            return model.model_validate_json(_unsealed(data))
+            return model.model_validate_json(unsealed(data, found))
         except ValueError as error:
             raise self._damaged(path) from error
 
@@ -508,24 +502,6 @@ def in_droppable_groups(numbers: Sequence[int], newest: int) -> Iterator[list[in
 
 def _last_of_group(number: int) -> int:
     return -(-number // GROUP) * GROUP
-
-
-def _sealed(document: BaseModel, indent: int | None = 1) -> bytes:
-    """A version file: JSON whose last field is the sha256 of all bytes before it, so that any change is detected."""
-    body = document.model_dump_json(indent=indent).encode().removesuffix(b"}").rstrip()
-    return body + _seal(body)
-
-
-def _unsealed(data: bytes) -> bytes:
-    """The document in a version file. Raises ValueError if the file was altered."""
-    body = data[: -len(_seal(b""))]
-    if _seal(body) != data[len(body) :]:
-        raise ValueError("the seal does not fit")
-    return body + b"\n}"
-
-
-def _seal(body: bytes) -> bytes:
-    return b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
 
 
 def _refuse_broken(lease: Lease | None, commit: Commit) -> None:
