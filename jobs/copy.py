@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from jobs.terminal.arguments import Json, Memory
+from jobs.terminal.embedding_work import check_runner, is_for_ray, runner_option, start_runner
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
 
@@ -12,16 +13,19 @@ from jobs.terminal.progress import progress
 def copy(
     memory: Memory,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Empty or new folder, or s3://…", show_default=False)],
+    runner: Annotated[str, runner_option("Copy")] = "auto",
     json: Json = False,
 ) -> None:
     """Copy MEMORY with all its versions to TARGET, every file checked. Killed and repeated, it goes on.
 
     From one place of an object store to another, the store itself copies, and only lengths are checked.
     """
+    check_runner(runner)
     with progress("looking at the files") as on_progress:
         from pipeline import VisualMemory
 
-        report = VisualMemory(memory).copy(target, on_progress=on_progress)
+        where = start_runner(on_progress, on_ray=is_for_ray(runner))
+        report = VisualMemory(memory).copy(target, runner=where, on_progress=on_progress)
     if json:
         print_json(report.to_json())
         return

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from jobs.terminal.arguments import Json, Memory, command_line, count, size_in_bytes
-from jobs.terminal.embedding_work import check_runner, runner_option, start_runner
+from jobs.terminal.embedding_work import RAY_FROM, check_runner, runner_option, start_runner
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
 
@@ -13,9 +13,6 @@ if TYPE_CHECKING:
     from pipeline.index.build.key_choice import Table
     from pipeline.index.build.plan import IndexPlan
     from pipeline.store.log.records import Refine
-
-# Rows from which an index is built on Ray: below, starting Ray takes longer than what it saves.
-RAY_FROM = 4_000_000
 
 
 def index(

@@ -22,7 +22,8 @@ from pipeline.edits import relabel as relabelling
 from pipeline.edits.compact import CompactReport, compact
 from pipeline.edits.copy import CopyReport, copy
 from pipeline.edits.expire import ExpireReport, Keep, expire, plan_expire
-from pipeline.edits.export import ROWS_PER_FILE, ExportReport, Format, export
+from pipeline.edits.export import ROWS_PER_FILE, ExportReport, export
+from pipeline.edits.export_files import Format
 from pipeline.edits.meanwhile import explain_conflicts
 from pipeline.edits.rollback import RollbackReport, roll_back
 from pipeline.embeddings.encoder_choice import DecodingChoice, EncoderChoice, WeightsOrder
@@ -672,13 +673,20 @@ class VisualMemory(Reader):
         return replace(found, findings=tuple(findings), removed=cleaned.removed if cleaned else None)
 
     @explain_conflicts
-    def compact(self, *, command: str = "compact", on_progress: OnProgress = ignore_progress) -> CompactReport:
+    def compact(
+        self,
+        *,
+        runner: RunnerName = "here",
+        command: str = "compact",
+        on_progress: OnProgress = ignore_progress,
+    ) -> CompactReport:
         """Pack small files into few, in one commit.
 
         Ids, labels and answers stay the same. Nothing is committed if there is nothing to pack. Older versions keep
-        their files until `expire`.
+        their files until `expire`. It is resumable: after a kill, the same call takes up the packs that are finished.
 
         Args:
+            runner: "here" makes one pack after another in this process, "ray" many at once on the connected cluster.
             command: Text that `history` shows for the version.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
@@ -687,9 +695,11 @@ class VisualMemory(Reader):
 
         Raises:
             CommitConflict: A change of another writer does not fit.
+            UsageError: The runner is unknown.
+            WorkerError: A process of Ray died, again and again.
         """
         self._writable()
-        return compact(self.log, command, on_progress)
+        return compact(self.log, command, on_progress, runner_of(runner).run_steps)
 
     @explain_conflicts
     def rollback(self, version: int, *, command: str = "rollback") -> RollbackReport:
@@ -763,7 +773,9 @@ class VisualMemory(Reader):
         return expire(self.log, keep, command, on_progress)
 
     @explain_conflicts
-    def copy(self, target: str | Path, *, on_progress: OnProgress = ignore_progress) -> CopyReport:
+    def copy(
+        self, target: str | Path, *, runner: RunnerName = "here", on_progress: OnProgress = ignore_progress
+    ) -> CopyReport:
         """Copy the memory, with all its versions, to an empty place.
 
         Every file is checked against its hash on the way. Between two places of one object store, the store copies the
@@ -772,6 +784,7 @@ class VisualMemory(Reader):
 
         Args:
             target: Folder or URI of the copy: empty, or with an unfinished copy of this memory.
+            runner: "here" copies from this process, "ray" from many processes of the connected cluster.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
         Returns:
@@ -781,13 +794,14 @@ class VisualMemory(Reader):
             UsageError: `target` holds something else, or lies inside the memory, or the memory lies inside it.
             DamagedFile: A file is not as it was written. The message names it.
             CommitConflict: An erasure is unfinished, or another process is copying to `target`.
+            WorkerError: A process of Ray died, again and again.
 
         Example:
             memory = VisualMemory("my.memory")
             report = memory.copy("s3://backup/my.memory")
             print(report.first_version, report.version, report.files)
         """
-        return copy(self.log, open_storage(str(target)), on_progress)
+        return copy(self.log, open_storage(str(target)), on_progress, runner_of(runner).run_steps)
 
     def export(
         self,
@@ -795,25 +809,28 @@ class VisualMemory(Reader):
         file_format: Format = "clip-retrieval",
         *,
         rows_per_file: int = ROWS_PER_FILE,
+        runner: RunnerName = "here",
         on_progress: OnProgress = ignore_progress,
     ) -> ExportReport:
         """Write the live entries of the version that is read to an empty place, as files of vectors.
 
         Labels are those of that version, corrections included. `add` takes the files in again; clip-retrieval,
-        autofaiss and DuckDB read them. One row group of entries is held in memory at a time. An interrupted export has
-        to start anew.
+        autofaiss and DuckDB read them. One row group of entries is held in memory at a time. It is resumable: after a
+        kill, the same call goes on by the version that it began with, and writes the files that are not there.
 
         Args:
-            out: Folder or URI for the files; it must be empty.
+            out: Folder or URI for the files: empty, or with an unfinished export of this memory.
             file_format: "clip-retrieval" (.npy vectors beside Parquet metadata) or "parquet" (all columns in one file).
             rows_per_file: Entries in each file at most, 1 or more.
+            runner: "here" writes one file after another in this process, "ray" many at once on the connected cluster.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
         Returns:
-            The version, entries, files and bytes that were written.
+            The version, entries, files and bytes of the export.
 
         Raises:
-            UsageError: `out` is not empty, or a value can never work.
+            UsageError: `out` has other files in it or another export, the runner is unknown, or a value can never work.
+            WorkerError: A process of Ray died, again and again.
             MemoryMissing: The version has no live entry.
             DamagedFile: An entries file is damaged.
 
@@ -822,8 +839,9 @@ class VisualMemory(Reader):
             report = memory.export("vectors/", "parquet")
             print(report.entries, report.files, report.num_bytes)
         """
-        state, place = self.state(), open_storage(str(out))
-        return export(self.log.storage, state, place, file_format, rows_per_file, on_progress)
+        state, place, run_steps = self.state(), open_storage(str(out)), runner_of(runner).run_steps
+        at = self.log.at if self._at is None else None
+        return export(self.log.storage, state, place, file_format, rows_per_file, on_progress, run_steps, at)
 
     def _add_file(self, plan: "AddPlan", state: State | None, command: str) -> "AddReport":
         from pipeline.edits.add import AddReport

@@ -145,9 +145,9 @@ def test_what_a_worker_of_ray_met_reaches_the_caller() -> None:
     from pipeline.index.build.on_ray import run_steps_on_ray
 
     start_ray()
-    with pytest.raises(OutOfMemory, match="memory ran out in an index build on Ray"):
+    with pytest.raises(OutOfMemory, match="memory ran out in work on Ray"):
         list(run_steps_on_ray([Step(0, too_large, 1 << 20)]))
-    with pytest.raises(WorkerError, match="a process that built a shard failed"):
+    with pytest.raises(WorkerError, match="a process that did a step of the work failed"):
         list(run_steps_on_ray([Step(0, not_a_number, 1 << 20)]))
 
     @ray.remote(max_retries=0)

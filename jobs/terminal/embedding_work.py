@@ -1,4 +1,4 @@
-"""Shared by the verbs that embed a whole source: where they run, and how they report the result."""
+"""Shared by the verbs that do much work: where they run; and how those that embed report the result."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,6 +16,9 @@ REJECTS_SHOWN = 10
 # Seconds of a run from which a verdict on its time is worth printing. In a shorter run, startup is a large part, and
 # nobody buys a GPU, or moves the images, to save minutes.
 WORTH_A_VERDICT = 300.0
+
+# Rows from which `index`, `compact` and `export` run on Ray: below, starting Ray takes longer than what it saves.
+RAY_FROM = 4_000_000
 
 RUNNERS = ("auto", "here", "ray")
 
@@ -41,6 +44,15 @@ def check_runner(runner: str) -> None:
     """Raises BadParameter for an unknown runner."""
     if runner not in RUNNERS:
         raise typer.BadParameter(f"--runner {runner} is unknown: give auto, here or ray")
+
+
+def is_for_ray(runner: str, rows: int = 0) -> bool:
+    """Whether work on so many rows runs on Ray: if that is chosen, or left to us and it is much or part of a job."""
+    if runner != "auto":
+        return runner == "ray"
+    from jobs.ray_cluster.on_ray import is_a_job
+
+    return rows >= RAY_FROM or is_a_job()
 
 
 def start_runner(on_progress: OnProgress = ignore_progress, *, on_ray: bool) -> Literal["here", "ray"]:

@@ -424,7 +424,7 @@ def _added(
     own = [] if state is not None and state.identity is not None else [SetIdentity(identity=identity, weights=weights)]
     added = counts_of(storage, segment, marks.values())
     if not (done_before and "://" in storage.uri):  # else parts that are done would be fetched: `compact` makes them
-        segment = with_digests(storage, lease, segment, segment.entries)
+        segment = with_digests(storage, lease.nonce, segment, segment.entries)
     counts: Counts | None = None
 
     def prepare(version: int, now: State) -> list[AddSegment | SetIdentity]:

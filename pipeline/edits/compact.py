@@ -1,28 +1,37 @@
 """Compacting merges many small files into few; ids do not change.
 
 Single adds are moved from their commits into files, small entries files that follow each other are packed into one, and
-the tombstones and the corrected labels become one file each. The files that older versions name stay until `expire`
-drops these versions.
+the tombstones, the corrected labels and the counts become one file each. The files that older versions name stay until
+`expire` drops these versions.
+
+The packs, and the digests of segments that have none, are steps of a job: they run in this process or on Ray, each
+leaves a completion mark (pack_marks.py), and a killed compaction goes on from the marks. The rest is small: it is made
+anew.
 """
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
+from pipeline.edits.pack_marks import Made, key_of, make_and_mark, take_up
 from pipeline.edits.segment_sides import with_digests
 from pipeline.errors import CommitConflict, DamagedFile
+from pipeline.index.build.steps import PROCESS_BYTES, RunSteps, Step, run_steps_here
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store.layout import packed_path
+from pipeline.store.layout import pack_mark_path, packed_path
+from pipeline.store.log.label_counts import count_singles
 from pipeline.store.log.records import Index, Segment, shards_of
 from pipeline.store.log.single_adds import files_beside_singles, files_of_singles, fold
-from pipeline.store.log.state import FoldSingles, SetState, State
+from pipeline.store.log.state import BreakLeases, FoldSingles, SetState, State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.segments import reservations
 from pipeline.store.storage.file_refs import FileRef, RowsFile
 from pipeline.store.storage.interface import Storage, released
 from pipeline.store.storage.leases import Lease
+from pipeline.store.tables.counts import added, read_counts, write_counts
 from pipeline.store.tables.ids import first_id, split_id
 from pipeline.store.tables.kept_columns import join_entries
 from pipeline.store.tables.labels import newest_rows, read_label_rows, write_labels
@@ -31,7 +40,8 @@ from pipeline.store.tables.tombstones import read_tombstones, write_tombstones
 
 SMALL_ROWS = 8_192  # a file below this is worth packing
 PACK_ROWS = 65_536
-PACKS = "packs"
+ENTRY_BYTES = 600  # a generous estimate for all columns of an entry but its vector, while a pack is joined and written
+DIGEST_BYTES = 256 << 20  # for the digests of a segment: one file of them is sorted at a time
 
 
 @dataclass(frozen=True)
@@ -64,16 +74,26 @@ class CompactReport:
         }
 
 
-def compact(log: VersionLog, command: str = "compact", on_progress: OnProgress = ignore_progress) -> CompactReport:
-    """Pack small files of the newest version. Commits nothing if there is nothing to pack. Raises CommitConflict."""
+def compact(
+    log: VersionLog,
+    command: str = "compact",
+    on_progress: OnProgress = ignore_progress,
+    run_steps: RunSteps = run_steps_here,
+) -> CompactReport:
+    """Pack small files of the newest version. Commits nothing if there is nothing to pack. Raises CommitConflict.
+
+    Each pack is one step, which reads and writes up to PACK_ROWS rows: that bounds the memory, beside the forgotten ids
+    and the corrected labels. Killed and repeated, it takes up the packs that were finished: a request of about 1 KB for
+    each, and none of their rows.
+    """
     base = log.latest()
     before = _num_files(base)
     if not _has_work(log.storage, base):
         return CompactReport(base, before, before)
     with Lease(log.storage, "compact") as lease:
-        packer = _Packer(log.storage, lease, on_progress)
+        packer = _Packer(log.storage, lease, on_progress, run_steps)
 
-        def prepare(_: int, now: State) -> list[SetState]:
+        def prepare(_: int, now: State) -> list[SetState | BreakLeases]:
             # Other writers commit in milliseconds, so packed files are used again if they still fit.
             if packer.packed is None or not packer.packed.fits(now):
                 try:
@@ -86,9 +106,16 @@ def compact(log: VersionLog, command: str = "compact", on_progress: OnProgress =
                         "versions dropped",
                     ) from error
             assert packer.packed is not None  # noqa: S101
-            return [SetState(why="compact", state=packer.packed.applied(now))]
+            # Whoever left packs that are used here is presumed dead. It must not remove them if it is not.
+            broken = [BreakLeases(leases=packer.broken)] if packer.broken else []
+            return [SetState(why="compact", state=packer.packed.applied(now)), *broken]
 
-        state = log.commit(base, command, prepare, lease)
+        try:
+            state = log.commit(base, command, prepare, lease)
+        except CommitConflict:  # what was packed is removed, or may be named by a version
+            packer.tidy()
+            raise
+        packer.tidy()
         return CompactReport(state, before, _num_files(state), len(base.pending), committed=True)
 
 
@@ -110,6 +137,7 @@ class _Packed:
     packs: tuple[_Pack, ...]
     tombstones: FileRef | None
     labels: FileRef | None
+    counts: FileRef | None  # with those of the single adds that `fold` moves
     digested: Mapping[int, Segment]  # segments that had no digests, by number, with them
 
     def fits(self, now: State) -> bool:
@@ -121,10 +149,17 @@ class _Packed:
             and files_beside_singles(now) == files_beside_singles(self.base)
             and now.index == self.base.index
             and now.pending[: len(self.base.pending)] == self.base.pending
+            and (self.counts is None or self._later_counts(now) is not None)
         )
+
+    def _later_counts(self, now: State) -> tuple[FileRef, ...] | None:
+        """The files of counts that other writers added; None if one of them made one file of those that were merged."""
+        before, files = self.base.known_counts or (), now.known_counts
+        return files[len(before) :] if files is not None and files[: len(before)] == before else None
 
     def applied(self, now: State) -> State:
         """The packed form of a state that these files fit."""
+        counts = self._later_counts(now) if self.counts is not None else None
         if self.fold is not None:
             now = now.after(self.fold)
         now = _with_packs(now, self.packs)
@@ -133,6 +168,8 @@ class _Packed:
             merged, before, files = getattr(self, name), getattr(self.base, name), getattr(now, name)
             if merged is not None and files[: len(before)] == before:
                 changes[name] = (merged, *files[len(before) :])
+        if self.counts is not None and counts is not None:
+            changes["counts"] = (self.counts, *counts)
         if self.digested:
             changes["segments"] = tuple(self._with_digests(segment) for segment in now.segments)
         return now.model_copy(update=changes)
@@ -146,53 +183,118 @@ class _Packed:
 
 @dataclass
 class _Packer:
+    """Writes the files of a compaction. `broken` are the leases of dead processes whose packs it has taken up."""
+
     storage: Storage
     lease: Lease
     on_progress: OnProgress
+    run_steps: RunSteps
     packed: _Packed | None = None
+    broken: tuple[str, ...] = ()
+    _made: dict[str, Made] = field(default_factory=dict)
 
     def pack(self, state: State) -> None:
-        """Write the files of `packed`; packs written before are used again if the state still needs them."""
-        known = {pack.paths: pack for pack in self.packed.packs} if self.packed else {}
-        folded = fold(self.storage, self.lease, state, folds_counts=False) if state.pending else None
+        """Write the files of `packed`; what was written for another state is used again if this one still needs it."""
+        folded = fold(self.storage, self.lease, state, counts=False) if state.pending else None
         after = state.after(folded) if folded is not None else state
-        groups = _groups(self.storage, after)
-        packs = []
-        for done, group in enumerate(groups):
-            self.on_progress(Progress("packing", done, len(groups)))
-            paths = tuple(file.path for file in group)
-            packs.append(known[paths] if paths in known else self._written(paths, group, state.version))
+        packs = self._packs(after, state.version)
         if folded is not None and any(folded.files[-1].path in pack.paths for pack in packs):
             self.storage.delete([folded.files[-1].path])  # a pack holds its rows
-        tombstones = labels = None
+        digested = self._digested(state)
+        tombstones = labels = counts = None
         if len(state.tombstones) > 1:
             ids_N = read_tombstones(self.storage, state.tombstones)
             tombstones = write_tombstones(self.storage, self.lease, state.version, ids_N)
         if len(state.labels) > 1:
             rows = newest_rows(read_label_rows(self.storage, state.labels))
             labels = write_labels(self.storage, self.lease, state.version, rows)
-        self.packed = _Packed(state, folded, tuple(packs), tombstones, labels, self._digested(state))
+        if state.known_counts is not None and (state.pending or len(state.known_counts) > 1):
+            rows = added([read_counts(self.storage, state.known_counts), count_singles(state.pending)])
+            counts = write_counts(self.storage, self.lease, state.version, rows)
+        self.packed = _Packed(state, folded, packs, tombstones, labels, counts, digested)
+
+    def tidy(self) -> None:
+        """Remove the marks."""
+        self.storage.delete([pack_mark_path(key) for key in self._made])
+
+    def _packs(self, state: State, version: int) -> tuple[_Pack, ...]:
+        groups = {key_of("pack", group): group for group in _groups(self.storage, state)}
+        dimension = state.identity.dimension if state.identity else 0
+        num_bytes = 3 * PACK_ROWS * (ENTRY_BYTES + 2 * dimension)
+        pack = partial(_pack, self.storage, self.lease.nonce, version)
+        self._make("packing", {key: (partial(pack, tuple(group)), num_bytes) for key, group in groups.items()})
+        return tuple(_pack_of(self._made[key], group) for key, group in groups.items())
 
     def _digested(self, state: State) -> Mapping[int, Segment]:
-        """The segments of a state without digests, with digests: those of earlier calls are used again."""
-        known = self.packed.digested if self.packed else {}
+        """The segments of a state without digests, with digests."""
+        files = {segment.number: _files_of(state, segment) for segment in _undigested(state)}
+        keys = {number: key_of(f"digests {number}", of) for number, of in files.items()}
+        segments = {segment.number: segment for segment in state.segments if segment.number in files}
+        digest = partial(_digest, self.storage, self.lease.nonce)
+        wanted = {
+            keys[number]: (partial(digest, segment, tuple(files[number])), DIGEST_BYTES)
+            for number, segment in segments.items()
+        }
+        self._make("digesting names", wanted)
+        made = {number: self._made[keys[number]] for number in segments}
         return {
-            segment.number: known.get(segment.number)
-            or with_digests(self.storage, self.lease, segment, _files_of(state, segment))
-            for segment in _undigested(state)
+            number: segment.model_copy(update={"uris": made[number].uris, "sha256s": made[number].sha256s})
+            for number, segment in segments.items()
         }
 
-    def _written(self, paths: tuple[str, ...], group: Sequence[RowsFile], version: int) -> _Pack:
-        first, last = split_id(group[0].first_id)[0], split_id(group[-1].last_id)[0]
-        with released(self.storage, *(file.path for file in group)):
-            table = join_entries([read_table(self.storage, file) for file in group])
-        # The path has the version and the first id, so that packs written for different states get different paths.
-        path = packed_path(first if first == last else None, version, group[0].first_id, self.lease.nonce)
-        return _Pack(paths, write_rows(self.storage, path, table), first if first == last else None)
+    def _make(self, stage: str, wanted: Mapping[str, tuple[Callable[[], Made], int]]) -> None:
+        """Do what has no mark, within so many bytes beside those of a process."""
+        left = [key for key in wanted if key not in self._made]
+        if left:
+            taken, dead = take_up(self.storage, self.lease, left)
+            self._made |= taken
+            self.broken = (*self.broken, *(record.nonce for record in dead if record.nonce not in self.broken))
+            left = [key for key in left if key not in taken]
+        done = len(wanted) - len(left)
+        if wanted:
+            self.on_progress(Progress(stage, done, len(wanted)))
+        steps = [
+            Step(number, partial(make_and_mark, self.storage, key, wanted[key][0]), PROCESS_BYTES + wanted[key][1])
+            for number, key in enumerate(left)
+        ]
+        for number, made in self.run_steps(steps):
+            self._made[left[number]] = made
+            done += 1
+            self.on_progress(Progress(stage, done, len(wanted)))
+
+
+def _pack(storage: Storage, nonce: str, version: int, group: Sequence[RowsFile]) -> Made:
+    """Join the rows of some files to one file. Reads and writes up to PACK_ROWS rows."""
+    with released(storage, *(file.path for file in group)):
+        table = join_entries([read_table(storage, file) for file in group])
+    # The path has the version and the first id, so that packs written for different states get different paths.
+    path = packed_path(_segment_of(group), version, group[0].first_id, nonce)
+    return Made(nonce=nonce, pack=write_rows(storage, path, table))
+
+
+def _digest(storage: Storage, nonce: str, segment: Segment, files: Sequence[RowsFile]) -> Made:
+    digested = with_digests(storage, nonce, segment, files)
+    return Made(nonce=nonce, uris=digested.uris, sha256s=digested.sha256s)
+
+
+def _pack_of(made: Made, group: Sequence[RowsFile]) -> _Pack:
+    assert made.pack is not None  # noqa: S101  # its key is that of a pack
+    return _Pack(tuple(file.path for file in group), made.pack, _segment_of(group))
+
+
+def _segment_of(group: Sequence[RowsFile]) -> int | None:
+    """The segment that all entries of some files belong to; None if they belong to several."""
+    first, last = split_id(group[0].first_id)[0], split_id(group[-1].last_id)[0]
+    return first if first == last else None
+
+
+def small_rows(state: State) -> int:
+    """The rows in files that are small enough to be packed."""
+    return sum(file.rows for file in state.entries_files() if file.rows < SMALL_ROWS)
 
 
 def _has_work(storage: Storage, state: State) -> bool:
-    several = len(state.tombstones) > 1 or len(state.labels) > 1
+    several = max(len(state.tombstones), len(state.labels), len(state.counts or ())) > 1
     return bool(state.pending or several or _undigested(state) or _groups(storage, state))
 
 

@@ -5,16 +5,17 @@ other version can be read. So an interrupted copy is not a memory yet, and the s
 garbage and interrupted adds are not copied; the adds can be continued in the source memory.
 """
 
-import hashlib
 import os
 import secrets
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.edits.copy_files import THREADS, Copied, CopyWork, ToCopy, batches_of
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
+from pipeline.index.build.steps import RunSteps, run_steps_here
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.checks.inventory import Inventory
 from pipeline.store.layout import (
@@ -31,20 +32,16 @@ from pipeline.store.layout import (
     is_aside,
     marks_folder,
     segment_folder,
-    way_out,
 )
 from pipeline.store.log.erasure_plan import refuse_unfinished
 from pipeline.store.log.rollups import CHECKPOINT_EVERY
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import Retained, VersionLog
 from pipeline.store.segments import reservations
-from pipeline.store.storage.file_refs import FileRef, check_path, describe
+from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
 from pipeline.store.storage.leases import Lease, live_leases, read_leases
 from pipeline.store.tables.schemas import FORMAT
-
-THREADS = 16  # files copied at once: most of the time is waiting for the two places
-CHUNK_BYTES = 1 << 20
 
 
 class CopyMarker(BaseModel):
@@ -99,11 +96,17 @@ class _Contents:
         return {*self.files, *self.small, *marks}
 
 
-def copy(log: VersionLog, target: Storage, on_progress: OnProgress = ignore_progress) -> CopyReport:
+def copy(
+    log: VersionLog,
+    target: Storage,
+    on_progress: OnProgress = ignore_progress,
+    run_steps: RunSteps = run_steps_here,
+) -> CopyReport:
     """Copy a memory to a place that is empty, or holds an unfinished copy of it.
 
-    Files pass through this machine, THREADS at once, and are hashed on the way. Between two places of one object store
-    the store copies them itself (a HEAD and a CopyObject each): then their lengths are checked, but not their hashes.
+    Files pass through this machine, or those of a cluster, THREADS at once in a process, and are hashed on the way.
+    Between two places of one object store the store copies them itself (a HEAD and a CopyObject each): then their
+    lengths are checked, but not their hashes.
 
     Raises UsageError for any other place, DamagedFile naming the first file that was altered, and CommitConflict if an
     erasure is unfinished or another process is copying there.
@@ -120,7 +123,7 @@ def copy(log: VersionLog, target: Storage, on_progress: OnProgress = ignore_prog
                 "at work",
             )
         target.delete(record.path for record in dead)
-        return _Copier(log, target, on_progress).run()
+        return _Copier(log, target, on_progress, run_steps).run()
 
 
 def _refuse_overlap(source: str, target: str) -> None:
@@ -155,24 +158,22 @@ def _claim(target: Storage, marker: CopyMarker) -> None:
 
 
 class _Copier:
-    def __init__(self, log: VersionLog, target: Storage, on_progress: OnProgress) -> None:
+    def __init__(self, log: VersionLog, target: Storage, on_progress: OnProgress, run_steps: RunSteps) -> None:
         self._log = log
         self._source = log.storage
         self._target = target
         self._copied = VersionLog(target)
         self._progress = on_progress
+        self._run_steps = run_steps
+        self._work = CopyWork(self._source, target)
         self._began = time.monotonic()
-        self._files = self._bytes = self._already = 0
-        self._sizes: dict[str, int] = {}  # of the files in the source, if the store may copy them itself
-        # An object store has an object whole or not at all, checks its bytes when it is put, and a path is never used
-        # for other bytes. So an object of the right size is not fetched again to be hashed.
-        self._puts_are_whole = "://" in target.uri
+        self._done = Copied()
 
     def run(self) -> CopyReport:
         kept = self._complete() or self._brought_over()
         self._finish()
-        seconds = time.monotonic() - self._began
-        return CopyReport(self._target.uri, kept[0], kept[-1], self._files, self._bytes, self._already, seconds)
+        seconds, done = time.monotonic() - self._began, self._done
+        return CopyReport(self._target.uri, kept[0], kept[-1], done.files, done.num_bytes, done.already, seconds)
 
     def _complete(self) -> range | None:
         """The versions in the copy if an earlier run was interrupted only in its last step; otherwise None."""
@@ -231,48 +232,21 @@ class _Copier:
 
     def _copy_files(self, files: list[FileRef]) -> None:
         there = self._target.walk()
-        self._sizes = self._source.walk() if self._puts_are_whole and "://" in self._source.uri else {}
-        with ThreadPoolExecutor(THREADS) as pool:
-            running = [pool.submit(self._copy_file, file, there.get(file.path)) for file in files]
-            try:
-                for done, copied in enumerate(as_completed(running)):
-                    self._progress(Progress("copying", done, len(files)))
-                    num_bytes = copied.result()
-                    self._files += num_bytes is not None
-                    self._already += num_bytes is None
-                    self._bytes += num_bytes or 0
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-        self._progress(Progress("copying", len(files), len(files)))
+        sizes = self._source.walk() if self._work.puts_are_whole and "://" in self._source.uri else {}
+        batches = batches_of([ToCopy(file, there.get(file.path), sizes.get(file.path)) for file in files])
+        done = told = 0
 
-    def _copy_file(self, file: FileRef, there: int | None) -> int | None:
-        """Copy one file; return its size, or None if the copy has it undamaged."""
-        if there == file.num_bytes and (self._puts_are_whole or self._is_whole(file)):
-            return None
-        # Another length is damage, which the copy of the bytes names.
-        if self._sizes.get(file.path) == file.num_bytes and self._target.copy_from(self._source, file.path):
-            return file.num_bytes
-        local = check_path(self._source, file)
-        digest = hashlib.sha256()
-        try:
-            with self._target.publishing(file.path) as aside, local.open("rb") as read, aside.open("wb") as written:
-                while chunk := read.read(CHUNK_BYTES):
-                    digest.update(chunk)
-                    written.write(chunk)
-                if digest.hexdigest() != file.sha256:  # raised inside `publishing`, so that nothing is published
-                    raise DamagedFile(
-                        f"{file.path} in the memory at {self._source.uri} was altered: {way_out(file.path)}"
-                    )
-        finally:
-            self._source.release(file.path)
-        return file.num_bytes
+        def tell(num_files: int = 1) -> None:
+            nonlocal done, told
+            done, told = done + num_files, told + num_files
+            self._progress(Progress("copying", done, len(files)))
 
-    def _is_whole(self, file: FileRef) -> bool:
-        try:
-            return describe(file.path, self._target.local_path(file.path)).sha256 == file.sha256
-        finally:
-            self._target.release(file.path)
+        self._progress(Progress("copying", 0, len(files)))
+        for place, copied in self._run_steps(replace(self._work, on_file=tell).steps(batches)):
+            self._done += copied
+            if told < len(batches[place]):  # copied by another process
+                tell(len(batches[place]))
+            told = 0
 
     def _copy_commit(self, number: int) -> None:
         [commit] = self._log.commits([number])

@@ -1,47 +1,54 @@
 """Exports the live entries of a memory to files of vectors, which other tools and `add` can read.
 
-Forgotten entries are left out, labels are the current ones, and kept columns go with the entries. RAM holds one row
-group of entries, the forgotten ids and the corrected labels.
+Forgotten entries are left out, labels are the current ones, and kept columns go with the entries. Each file is one step
+of a job (export_files.py): here or on Ray. A marker says what is exported, until all files are there: `add` refuses the
+place until then, and the same command goes on with it.
 
-    OUT/img_emb/img_emb_0000.npy  OUT/metadata/metadata_0000.parquet     clip-retrieval
-    OUT/entries_0000.parquet                                             parquet: the columns of an entries file
+    OUT/exporting.json      the memory, its version and the options; removed when the export is finished
 """
 
 import contextlib
+import secrets
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import get_args
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
 
+from pipeline.edits.export_files import ExportWork, Format, parts_of
 from pipeline.errors import DamagedFile, MemoryMissing, UsageError
-from pipeline.images.names.uris import path_of_uri, split_member
-from pipeline.images.reading.files import is_remote
+from pipeline.index.build.steps import RunSteps, run_steps_here
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.store.layout import way_out
-from pipeline.store.log.single_adds import table_of_singles
+from pipeline.store.layout import UNFINISHED_EXPORT
 from pipeline.store.log.state import State
-from pipeline.store.storage.file_refs import RowsFile, check_path
-from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.ids import is_in
-from pipeline.store.tables.kept_columns import with_columns
-from pipeline.store.tables.labels import OwnLabels, newest_labels, read_label_rows
-from pipeline.store.tables.schemas import embedding_matrix, entries_schema, open_writer
-from pipeline.store.tables.tombstones import read_tombstones
+from pipeline.store.storage.interface import AlreadyExists, Storage, create_own
+from pipeline.store.tables.schemas import FORMAT
+from pipeline.store.values import PositiveCount, VersionNumber
 
-Format = Literal["clip-retrieval", "parquet"]
 ROWS_PER_FILE = 1_000_000  # as clip-retrieval writes them by default
 DIGITS = 4  # least digits of a file's number; all files have as many, so that names sort as numbers do
 
 
+class ExportMarker(BaseModel):
+    """The content of `exporting.json`: the uri of the memory, the version that is exported, and the options."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: int = FORMAT
+    memory: str
+    version: VersionNumber
+    file_format: Format
+    rows_per_file: PositiveCount
+    nonce: str = ""  # of the process that began the export
+
+
 @dataclass(frozen=True)
 class ExportReport:
-    """The result of an export. `files` counts the files of vectors; `num_bytes` is the size of all files."""
+    """The result of an export. `files` counts the files of vectors; `num_bytes` is the size of all files.
+
+    Earlier runs of the same export wrote `already` of the files.
+    """
 
     uri: str
     format: Format
@@ -52,6 +59,7 @@ class ExportReport:
     dimension: int
     encoder: str
     seconds: float
+    already: int = 0
 
     def to_json(self) -> dict:
         """The report as a JSON object."""
@@ -66,10 +74,17 @@ def export(
     file_format: Format = "clip-retrieval",
     rows_per_file: int = ROWS_PER_FILE,
     on_progress: OnProgress = ignore_progress,
+    run_steps: RunSteps = run_steps_here,
+    at: Callable[[int], State] | None = None,
 ) -> ExportReport:
-    """Write the live entries of a version to an empty place.
+    """Write the live entries of a version to an empty place, or go on with an export to that place.
 
-    Raises UsageError for a place with other files in it, MemoryMissing for a version without entries, DamagedFile.
+    An export goes on by the version that it began with, which `at` opens (None: only `state` can be exported). Each
+    entries file is read once, or twice if it lies across a border; a process holds one row group of entries, and the
+    forgotten ids and corrected labels of their files.
+
+    Raises UsageError for a place with other files in it or with another export, MemoryMissing for a version without
+    entries, DamagedFile.
     """
     if file_format not in get_args(Format):
         raise UsageError(f"`file_format` {file_format} is unknown: give {' or '.join(get_args(Format))}")
@@ -77,174 +92,79 @@ def export(
         raise UsageError(f"`rows_per_file` {rows_per_file} is no number of rows: give 1 or more")
     if state.identity is None or not state.num_live:
         raise MemoryMissing(f"the memory at {storage.uri} has no entry at version {state.version}: there is no export")
-    if found := out.list(""):
-        raise UsageError(f"{out.uri} has other files in it, such as {found[0]}: name an empty or new place for OUT")
     began = time.monotonic()
-    schema = entries_schema(state.identity, state.kept)
-    digits = max(DIGITS, len(str((state.num_live - 1) // rows_per_file)))
-    target = (_ClipRetrieval if file_format == "clip-retrieval" else _Parquet)(out, schema, digits)
-    files = entries = 0
-    tables = _cut(_live_tables(storage, state), rows_per_file)
-    for number, pieces in tables:
-        with target.file(number) as write:
-            for table in pieces:
-                write(table)
-                entries += table.num_rows
-                on_progress(Progress("exporting", entries, max(state.num_live, entries)))
-        files += 1
+    wanted = ExportMarker(
+        memory=storage.uri,
+        version=state.version,
+        file_format=file_format,
+        rows_per_file=rows_per_file,
+        nonce=secrets.token_hex(8),
+    )
+    marker = _claimed(out, wanted, any_version=at is not None)
+    if at is not None and marker.version != state.version:
+        state = at(marker.version)
+    report = _written(storage, state, out, marker, on_progress, run_steps)
+    return replace(report, seconds=time.monotonic() - began)
+
+
+def _claimed(out: Storage, wanted: ExportMarker, *, any_version: bool) -> ExportMarker:
+    """The marker of the export to a place: the wanted one if the place is empty. Raises UsageError or DamagedFile."""
+    there = out.list("")
+    if UNFINISHED_EXPORT not in there:
+        if there:
+            raise UsageError(f"{out.uri} has other files in it, such as {there[0]}: name an empty or new place for OUT")
+        with contextlib.suppress(AlreadyExists):  # another process has just begun the export
+            create_own(out, UNFINISHED_EXPORT, wanted.model_dump_json(indent=1).encode())
+            return wanted
+    try:
+        found = ExportMarker.model_validate_json(out.read(UNFINISHED_EXPORT))
+    except ValidationError as error:
+        raise DamagedFile(f"{UNFINISHED_EXPORT} in {out.uri} is not whole: empty the place and export again") from error
+    kept = {"nonce": wanted.nonce} | ({"version": wanted.version} if any_version else {})
+    if found.model_copy(update=kept) != wanted:
+        raise UsageError(
+            f"{out.uri} holds an unfinished export of version {found.version} of the memory at {found.memory}, as "
+            f"{found.file_format} with {found.rows_per_file:,} rows in a file: repeat that command, or name another "
+            "place for OUT"
+        )
+    return found
+
+
+def _written(
+    storage: Storage, state: State, out: Storage, marker: ExportMarker, on_progress: OnProgress, run_steps: RunSteps
+) -> ExportReport:
+    assert state.identity is not None  # noqa: S101  # checked by the caller
+    parts = parts_of(storage, state, marker.rows_per_file)
+    total = sum(part.rows for part in parts)
+    digits = max(DIGITS, len(str((state.num_live - 1) // marker.rows_per_file)))
+    work = ExportWork.of(storage, out, state, marker.file_format, digits)
+    there = out.walk()
+    finished = {part.number for part in parts if work.is_done(part.number, there)}
+    left = [part for part in parts if part.number not in finished]
+    num_bytes = sum(there[path] for number in finished for path in work.paths(number))
+    done, told = total - sum(part.rows for part in left), 0
+    on_progress(Progress("exporting", done, total))
+
+    def tell(rows: int) -> None:
+        nonlocal done, told
+        done, told = done + rows, told + rows
+        on_progress(Progress("exporting", done, total))
+
+    for place, written in run_steps(replace(work, on_rows=tell).steps(left)):
+        num_bytes += written
+        if told < left[place].rows:  # written by another process
+            tell(left[place].rows)
+        told = 0
+    out.delete([*out.abandoned(), UNFINISHED_EXPORT])
     return ExportReport(
         uri=out.uri,
-        format=file_format,
+        format=marker.file_format,
         version=state.version,
-        entries=entries,
-        files=files,
-        num_bytes=target.num_bytes,
+        entries=total,
+        files=len(parts),
+        num_bytes=num_bytes,
         dimension=state.identity.dimension,
         encoder=state.identity.encoder,
-        seconds=time.monotonic() - began,
+        seconds=0.0,
+        already=len(parts) - len(left),
     )
-
-
-# Reading the entries
-
-
-def _live_tables(storage: Storage, state: State) -> Iterator[pa.Table]:
-    """The live entries in the order of their ids, with their current labels, one row group at a time."""
-    assert state.identity is not None  # noqa: S101  # checked by the caller
-    schema = entries_schema(state.identity, state.kept)
-    forgotten = read_tombstones(storage, state.tombstones)
-    own = newest_labels(read_label_rows(storage, state.labels), None)
-    for file in state.entries_files():
-        for table in _row_groups(storage, file):
-            yield with_columns(_as_now(table, forgotten, own), schema)
-        storage.release(file.path)
-    if state.pending:
-        yield with_columns(_as_now(table_of_singles(state.pending, state.identity), forgotten, own), schema)
-
-
-def _row_groups(storage: Storage, file: RowsFile) -> Iterator[pa.Table]:
-    local = check_path(storage, file)
-    try:
-        with pq.ParquetFile(local, page_checksum_verification=True) as parquet:
-            for group in range(parquet.num_row_groups):
-                yield parquet.read_row_group(group)
-    except (OSError, pa.ArrowException) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DamagedFile(
-            f"{file.path} in the memory at {storage.uri} cannot be read ({first}): {way_out(file.path)}"
-        ) from error
-
-
-def _as_now(table: pa.Table, forgotten: np.ndarray, own: OwnLabels) -> pa.Table:
-    """The rows without forgotten entries, and with corrected labels."""
-    ids_N = table.column("id").to_numpy()
-    live_N = ~is_in(ids_N, forgotten)
-    if not live_N.all():
-        table, ids_N = table.filter(pa.array(live_N)), ids_N[live_N]
-    corrected_N = is_in(ids_N, own.ids_N)
-    if not corrected_N.any():
-        return table
-    at_N = np.where(corrected_N, np.searchsorted(own.ids_N, ids_N), 0)
-    said = own.labels.take(pa.array(at_N))
-    labels = pc.if_else(pa.array(corrected_N), said, table.column("label").combine_chunks())
-    return table.set_column(table.schema.get_field_index("label"), table.schema.field("label"), labels)
-
-
-def _cut(tables: Iterator[pa.Table], rows: int) -> Iterator[tuple[int, Iterator[pa.Table]]]:
-    """Cut tables into numbered runs of `rows` rows. The caller must exhaust each run before it asks for the next."""
-    left = next(tables, None)
-
-    def run() -> Iterator[pa.Table]:
-        nonlocal left
-        room = rows
-        while left is not None and room:
-            piece, left = left.slice(0, room), left.slice(room)
-            room -= piece.num_rows
-            if not left.num_rows:
-                left = next(tables, None)
-            if piece.num_rows:
-                yield piece
-
-    number = 0
-    while left is not None:
-        if not left.num_rows:  # all its entries are forgotten
-            left = next(tables, None)
-            continue
-        yield number, run()
-        number += 1
-
-
-# Writing the files
-
-
-class Write(Protocol):
-    """Appends rows with the columns of an entries file to a file."""
-
-    def __call__(self, table: pa.Table) -> None: ...
-
-
-@dataclass
-class _Parquet:
-    out: Storage
-    schema: pa.Schema
-    digits: int
-    num_bytes: int = 0
-
-    @contextlib.contextmanager
-    def file(self, number: int) -> Iterator[Write]:
-        """Open the file with this number; it is published when it is complete."""
-        with self.out.publishing(f"entries_{number:0{self.digits}d}.parquet") as local:
-            with open_writer(local, self.schema) as writer:
-                yield writer.write_table
-            self.num_bytes += local.stat().st_size
-
-
-@dataclass
-class _ClipRetrieval:
-    out: Storage
-    schema: pa.Schema
-    digits: int
-    num_bytes: int = 0
-
-    @contextlib.contextmanager
-    def file(self, number: int) -> Iterator[Write]:
-        """Open the two files with this number; they are published when they are complete, the vectors last."""
-        fields = [field for field in self.schema if field.name not in ("embedding", "image_path")]
-        metadata = pa.schema([pa.field("image_path", pa.string()), *fields], metadata=self.schema.metadata)
-        name = f"{number:0{self.digits}d}"
-        dimension = self.schema.field("embedding").type.list_size
-        with (
-            self.out.publishing(f"img_emb/img_emb_{name}.npy") as vectors,
-            self.out.publishing(f"metadata/metadata_{name}.parquet") as about,
-        ):
-            with open_writer(about, metadata) as writer, vectors.open("wb") as stream:
-                _write_header(stream, 0, dimension)
-                rows = 0
-
-                def write(table: pa.Table) -> None:
-                    nonlocal rows
-                    stream.write(np.ascontiguousarray(embedding_matrix(table.column("embedding")), "<f2").tobytes())
-                    paths = pa.array([_path(uri) for uri in table.column("uri").to_pylist()], pa.string())
-                    about_rows = table.select([field.name for field in fields])
-                    writer.write_table(about_rows.add_column(0, metadata.field("image_path"), paths).cast(metadata))
-                    rows += table.num_rows
-
-                yield write
-                stream.seek(0)
-                _write_header(stream, rows, dimension)
-            self.num_bytes += _bytes(vectors) + _bytes(about)
-
-
-def _write_header(stream: BinaryIO, rows: int, dimension: int) -> None:
-    """Write the header of a .npy file. Its length is the same for any number of rows: NumPy pads it for growth."""
-    header = {"descr": "<f2", "fortran_order": False, "shape": (rows, dimension)}
-    np.lib.format.write_array_header_1_0(stream, header)  # type: ignore[no-untyped-call]
-
-
-def _path(uri: str) -> str:
-    """The name under which tools open an image: the path of a local file, the uri of anything else."""
-    return uri if is_remote(uri) or split_member(uri)[1] is not None else path_of_uri(uri)
-
-
-def _bytes(path: Path) -> int:
-    return path.stat().st_size

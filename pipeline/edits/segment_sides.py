@@ -20,8 +20,8 @@ from pipeline.store.tables.parquet_columns import read_columns_of
 from pipeline.store.tables.schemas import COUNTS
 
 
-def with_digests(storage: Storage, lease: Lease, segment: Segment, files: Sequence[RowsFile]) -> Segment:
-    """The segment with files of digests, which are published here; `files` hold its entries, and may hold others.
+def with_digests(storage: Storage, nonce: str, segment: Segment, files: Sequence[RowsFile]) -> Segment:
+    """The segment with files of digests, which are published here under `nonce`; `files` hold its entries, and others.
 
     Reads the columns `id`, `uri` and `sha256` of its entries, file by file: 3 s of CPU for a million entries. The
     digests take 32 bytes for each entry on the local disk, and about 24 in the memory.
@@ -33,8 +33,8 @@ def with_digests(storage: Storage, lease: Lease, segment: Segment, files: Sequen
         uris.add(digests_of_uris(table["uri"].to_pylist()), ids_N)
         sha256s.add(digests_in(table["sha256"]), ids_N)
     sides = {
-        "uris": uris.publish(storage, segment.number, "uri", lease.nonce),
-        "sha256s": sha256s.publish(storage, segment.number, "sha256", lease.nonce),
+        "uris": uris.publish(storage, segment.number, "uri", nonce),
+        "sha256s": sha256s.publish(storage, segment.number, "sha256", nonce),
     }
     return segment.model_copy(update=sides)
 

@@ -29,9 +29,12 @@ FOLDERS = frozenset(
 # The folders of the files that a version may name. This release never writes a version that names any other place.
 NAMED = frozenset({ENCODER, SEGMENTS, PACKS, INDEX, TOMBSTONES_FOLDER, LABELS_FOLDER, COUNTS_FOLDER})
 
+PACK_MARKS = f"{PACKS}/done/"  # the completion marks of a compaction under way
+
 HINT = f"{VERSIONS}/latest"
 ROLLUP = f"{VERSIONS}/rollup.json"
 UNFINISHED_COPY = "copying.json"  # marks an unfinished copy, which is not a memory yet
+UNFINISHED_EXPORT = "exporting.json"  # marks an unfinished export, which is no source yet
 ASIDE = ".aside"  # the suffix of files that are being written
 
 # The small files of a segment that no version names.
@@ -94,6 +97,9 @@ OURS = (
     (re.compile(rf"{LEASES}/[0-9a-f]+\.json$"), (LEASES,)),  # records of listings, also before the first version
     (re.compile(re.escape(JOB) + "$"), FOLDERS_OF_A_JOB),
 )
+
+# The files of vectors of an export, below its place.
+EXPORTED = re.compile(r"(?:img_emb/img_emb_|entries_)[0-9]+\.(?:npy|parquet)")
 
 _VERSION = re.compile(r"(?P<number>[0-9]{20})(?P<checkpoint>\.checkpoint)?\.json")
 _SEGMENT = re.compile(r"segments/(?P<number>[0-9]{8})/(?P<inside>.*)", re.DOTALL)
@@ -229,6 +235,11 @@ def packed_path(number: int | None, version: int, first_id: int, nonce: str) -> 
     return f"{folder}/{version:020d}-{first_id:019d}-{nonce}.parquet"
 
 
+def pack_mark_path(key: str) -> str:
+    """The completion mark of a step of `compact`."""
+    return f"{PACK_MARKS}{key}.json"
+
+
 def rewritten_path(path: str, nonce: str, number: int) -> str:
     """The file that an erasure writes in the place of a file of rows; `number` counts its rewritten files."""
     return f"{path.rpartition('/')[0]}/{nonce}-{number:06d}.parquet"
@@ -362,6 +373,12 @@ def step_path(build: str, step: str) -> str:
 # Any path
 
 
+def is_mark_of_job(path: str) -> bool:
+    """Whether a file is a completion mark of an index build or of a compaction: these go on from marks alone."""
+    top, _, rest = path.partition("/")
+    return path.startswith(PACK_MARKS) or (top == INDEX and is_build(rest))
+
+
 def folder_at_the_top(path: str) -> str:
     """The first folder of a path."""
     return path.partition("/")[0]
@@ -371,7 +388,7 @@ def kind_of(path: str) -> Kind:
     """The kind of a file by its path; "other" if it has none of these kinds."""
     top, name = folder_at_the_top(path), path.rpartition("/")[2]
     if top == PACKS:
-        return "entries"
+        return "other" if path.startswith(PACK_MARKS) else "entries"
     if top == SEGMENTS:
         inside = in_segment(path)
         folder = folder_at_the_top(inside.inside) if inside else ""

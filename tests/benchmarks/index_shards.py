@@ -4,12 +4,11 @@
     python -m tests.benchmarks.index_shards --before BEFORE --out FOLDER [--rows 10000000] [--dimension 64] [--key KEY]
 
 Both versions add the same vectors and build ten shards for recall@10 .95: the older version chooses the key unless one
-is given, and both choose their search parameters. The newer version is given questions to measure recall with, which the older version
-cannot take. Then each version searches other questions with
-what it chose, and with other numbers of lists and of candidates, in turn, in processes of their own with one thread.
-Times are CPU seconds, the least of several rounds. `index_bytes` is what opening adds to the anonymous memory of a
-process; ids, vectors and uris are mapped files, and the codes of labels and masks of rows are left out, 5 bytes a
-row. Prints one JSON document.
+is given, and both choose their search parameters. The newer version is given questions to measure recall with, which
+the older version cannot take. Then each version searches other questions with what it chose, and with other numbers of
+lists and of candidates, in turn, in processes of their own with one thread. Times are CPU seconds, the least of several
+rounds. `index_bytes` is what opening adds to the anonymous memory of a process; ids, vectors and uris are mapped files,
+and the codes of labels and masks of rows are left out, 5 bytes a row. Prints one JSON document.
 """
 
 import argparse

@@ -20,7 +20,7 @@ from pipeline.images.sources.source_files import SourceFile, Walk
 from pipeline.images.sources.uri_lists import UriList
 from pipeline.images.sources.walk import one_file
 from pipeline.progress import OnProgress, Progress
-from pipeline.store.layout import OURS
+from pipeline.store.layout import EXPORTED, OURS, UNFINISHED_EXPORT
 from pipeline.store.tables.kept_columns import KeptColumn
 from pipeline.store.tables.schemas import PLAN
 
@@ -35,7 +35,7 @@ IMAGES = pa.schema(list(PLAN)[1:])  # the segment gives the ids
 class Gathered:
     """What a walk through a source has found: image files in order, containers, and tables that are neither.
 
-    `ours` are folders of memories and decisions below the source.
+    `ours` are folders of memories and decisions below the source. `exports` have the sign of an unfinished export.
     """
 
     images: pa.Table
@@ -43,6 +43,7 @@ class Gathered:
     tables: list[str]
     ours: list[str]
     limit: PartLimit
+    exports: tuple[str, ...] = ()
 
     def tables_alone(self, passed: PassedOver) -> list[str]:
         """The tables, if the source holds nothing but tables of one kind; they may be lists of uris."""
@@ -57,6 +58,11 @@ class Gathered:
     def containers_of_source(self, walk: Walk, passed: PassedOver) -> list[Container]:
         """The containers by uri, pairs joined. A memory, or decisions, below the source are not part of it."""
         found = [one for one in self.containers if not one.uri.startswith(tuple(set(self.ours)))]
+        for place in self.exports:
+            if any(one.uri.startswith(place) and EXPORTED.fullmatch(one.uri[len(place) :]) for one in found):
+                raise SourceError(
+                    f"{place} holds an export that was not finished: run the same `export` again, which goes on with it"
+                )
         memories = tuple({folder.rstrip("/").rpartition("/")[0] + "/" for folder in self.ours})
         passed.label_files = [uri for uri in passed.label_files if not uri.startswith(memories)]
         found, described = _with_pairs(found, walk.uri)
@@ -77,6 +83,7 @@ def gather(
     containers: list[Container] = []
     tables: list[str] = []
     ours: list[str] = []
+    exports: list[str] = []
     limit = PartLimit(walk.uri)
     is_chosen = uri_list is not None and not uri_list.is_inventory  # somebody named each file
 
@@ -89,6 +96,8 @@ def gather(
             elif kind is None:
                 passed.note_file(file.uri, file.uri)
                 ours.extend(_folders_of_ours(file.uri))
+                if file.uri.endswith(f"/{UNFINISHED_EXPORT}"):
+                    exports.append(file.uri.removesuffix(UNFINISHED_EXPORT))
                 if file.uri.lower().endswith(TABLES) and len(tables) < MAX_TABLES:
                     tables.append(file.uri)
             else:
@@ -99,7 +108,7 @@ def gather(
     labels = replace(labels, root=walk.uri)
     schema = pa.schema([*IMAGES, *(column.field for column in kept)])
     batches = _batches(images(), schema, None if uri_list is not None else labels, walk.name, kept)
-    return Gathered(in_order(batches, schema, SORT, on_progress), containers, tables, ours, limit)
+    return Gathered(in_order(batches, schema, SORT, on_progress), containers, tables, ours, limit, tuple(exports))
 
 
 def _told(files: Iterator[SourceFile], on_progress: OnProgress) -> Iterator[SourceFile]:

@@ -1,4 +1,4 @@
-"""The steps of an index build as Ray tasks: one task per shard, within the memory that it declares.
+"""The steps of a job as Ray tasks: one task per step, within the memory that it declares.
 
 If a task dies with its node, Ray runs it again on another node. The task reads the marks, so a finished step is not
 repeated.
@@ -53,11 +53,11 @@ def run_steps_on_ray(steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
             yield number, result
     except ray.exceptions.RayError as error:
         if memory_ran_out(error):
-            raise own_error(error, "an index build on Ray") or error from error
+            raise own_error(error, "work on Ray") or error from error
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise WorkerError(
-            f"a process that built a shard failed ({last}): memory may have run out; run the command again and it goes "
-            "on where it was"
+            f"a process that did a step of the work failed ({last}): memory may have run out; run the command again "
+            "and it goes on where it was"
         ) from error
     finally:
         for task_left in running:

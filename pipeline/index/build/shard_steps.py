@@ -19,7 +19,7 @@ from pipeline.index.build.distinct import vector_keys
 from pipeline.index.build.gpu import gpu
 from pipeline.index.build.joint_recall import JointRecall, Member
 from pipeline.index.build.populate import ADD_ROWS, populate
-from pipeline.index.build.steps import Step
+from pipeline.index.build.steps import PROCESS_BYTES, Step
 from pipeline.index.build.train import centroid_distance
 from pipeline.index.search import parameters
 from pipeline.index.search.quantizer import Quantizer
@@ -42,7 +42,6 @@ from pipeline.store.tables.tombstones import read_tombstones
 STORED_ROWS_MISS = 1.4
 WIDENED = 1.25  # times as far, if all queries together need more than the tuning queries did
 WIDENINGS = 4  # at most, before other parameters are tried
-PROCESS_BYTES = 400 << 20  # of a process with FAISS, pyarrow and this library loaded, on Linux
 ENTRY_BYTES = 300  # a generous estimate for the ids, labels, uris and datasets of a row during gathering
 
 Mark = TypeVar("Mark", bound=BaseModel)

@@ -1,4 +1,7 @@
-"""Independent steps of an index build, and a function that runs them one after the other in this process."""
+"""Independent steps of a job, and a function that runs them one after the other in this process.
+
+An index build, a compaction and an export consist of such steps; pipeline/runner.py has who runs them.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -7,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Step:
-    """A step on one shard. `make` can be pickled. `memory_bytes` is the most memory that it needs.
+    """A step on one shard or part. `make` can be pickled. `memory_bytes` is the most memory that it needs.
 
     `on_gpu` says whether a GPU, if there is one, makes it faster.
     """
@@ -17,6 +20,8 @@ class Step:
     memory_bytes: int
     on_gpu: bool = False
 
+
+PROCESS_BYTES = 400 << 20  # of a process with FAISS, pyarrow and this library loaded, on Linux
 
 RunSteps = Callable[[Iterable[Step]], Iterator[tuple[int, Any]]]
 

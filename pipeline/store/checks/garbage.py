@@ -22,6 +22,7 @@ from pipeline.store.layout import (
     folder_at_the_top,
     in_segment,
     is_aside,
+    is_mark_of_job,
     segment_folder,
 )
 from pipeline.store.log.state import BreakLeases
@@ -110,10 +111,17 @@ def remove_garbage(
         if any(path.startswith(folder) for path in removed):
             reservations.give_up(log.storage, number)
     log.storage.delete(record.path for record in census.dead)
-    claimed = _claimed_since(log, census, removed)
-    removed = [path for path in removed if path not in claimed]
-    log.storage.delete(removed)
-    return removed
+    # Whoever goes on with a job takes a lease on the files that marks name, and then reads the marks again. So the
+    # marks go first, and leases are read after that: what a mark named until then is held.
+    marks = [path for path in removed if is_mark_of_job(path)]
+    claimed = _claimed_since(log, census, removed) if marks else set()
+    marks = [path for path in marks if path not in claimed]
+    log.storage.delete(marks)
+    claimed |= _claimed_since(log, census, removed)
+    others = [path for path in removed if path not in claimed and not is_mark_of_job(path)]
+    log.storage.delete(others)
+    gone = {*marks, *others}
+    return [path for path in removed if path in gone]
 
 
 def _claimed_since(log: VersionLog, census: Census, paths: Sequence[str]) -> set[str]:

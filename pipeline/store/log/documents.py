@@ -1,15 +1,12 @@
-"""The files of versions/: commits, checkpoints and roll-ups, as sealed JSON.
+"""The files of versions/: commits, checkpoints and roll-ups, as sealed JSON (sealed.py)."""
 
-Every file ends with the hash of its contents, so that an altered file is detected.
-"""
-
-import hashlib
 from collections.abc import Sequence
 from typing import TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, model_validator
 
 from pipeline.errors import DamagedFile, FormatError
+from pipeline.store.log.sealed import Written, sealed, unsealed
 from pipeline.store.log.state import Action, SetState, State, file_refs
 from pipeline.store.storage.file_refs import check_places
 from pipeline.store.storage.interface import Storage
@@ -92,21 +89,14 @@ class Rollup(BaseModel):
         return self.first + len(self.commits) - 1
 
 
-class _Written(BaseModel):
-    """The format of a version file; other fields are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    format: int
-
-
 def read_document(storage: Storage, path: str, model: type[Document]) -> Document:
     """Read a file of versions/. Raises DamagedFile, MissingFile or FormatError."""
     data = storage.read(path)
     try:
-        written = _Written.model_validate_json(data).format
+        found = Written.model_validate_json(data)
     except ValueError as error:
         raise not_whole(storage, path) from error
+    written = found.format
     if written not in FORMATS_READ:
         raise FormatError(
             f"the memory at {storage.uri} is in format {written} and this release reads format {FORMAT}: "
@@ -115,7 +105,7 @@ def read_document(storage: Storage, path: str, model: type[Document]) -> Documen
             FORMAT,
         )
     try:
-        return model.model_validate_json(_unsealed(data))
+        return model.model_validate_json(unsealed(data, found))
     except ValueError as error:
         raise not_whole(storage, path) from error
 
@@ -127,29 +117,17 @@ def not_whole(storage: Storage, path: str) -> DamagedFile:
     )
 
 
-def sealed(document: BaseModel, indent: int | None = 1) -> bytes:
-    """A version file: JSON whose last field is the sha256 of all bytes before it, so that any change is detected."""
-    return _sealed(document.model_dump_json(indent=indent).encode())
+def sealed_commit(commit: Commit) -> bytes:
+    """A commit as a version file, which can be read with the naked eye if it is short."""
+    return sealed(commit.model_dump_json(indent=1).encode(), commit.format, commit.nonce)
+
+
+def sealed_checkpoint(state: State) -> bytes:
+    """A state as a version file."""
+    return sealed(Checkpoint(state=state).model_dump_json().encode(), FORMAT)
 
 
 def sealed_rollup(commits: Sequence[Commit], first: int) -> bytes:
-    """A roll-up of these commits, one line each."""
+    """A roll-up of these commits as a version file, one line each."""
     run = b",\n".join(commit.model_dump_json().encode() for commit in commits)
-    return _sealed(f'{{"format":{FORMAT},"first":{first},"commits":[\n'.encode() + run + b"]}")
-
-
-def _sealed(document: bytes) -> bytes:
-    body = document.removesuffix(b"}").rstrip()
-    return body + _seal(body)
-
-
-def _unsealed(data: bytes) -> bytes:
-    """The document in a version file. Raises ValueError if the file was altered."""
-    body = data[: -len(_seal(b""))]
-    if _seal(body) != data[len(body) :]:
-        raise ValueError("the seal does not fit")
-    return body + b"\n}"
-
-
-def _seal(body: bytes) -> bytes:
-    return b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
+    return sealed(f'{{"format":{FORMAT},"first":{first},"commits":[\n'.encode() + run + b"]}", FORMAT)

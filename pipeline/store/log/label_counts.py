@@ -18,19 +18,17 @@ def count_singles(singles: Sequence[Single], sign: int = 1) -> pa.Table:
     return counted(pa.array(datasets, pa.string()), pa.array(labels, pa.string()), sign)
 
 
-def changed_counts(
-    storage: Storage, lease: Lease, version: int, state: State, changes: pa.Table, *, may_fold: bool = True
-) -> Counts | None:
+def changed_counts(storage: Storage, lease: Lease, version: int, state: State, changes: pa.Table) -> Counts | None:
     """Publish changes of the counts of a state, which `version` follows; None if the state has no counts.
 
-    If the state has many files of counts, or small ones, the new file has the sums and replaces them, unless `may_fold`
-    is false. So a memory with few labels has one file of counts, which takes a request to read.
+    If the state has many files of counts, or small ones, the new file has the sums and replaces them. So a memory with
+    few labels has one file of counts, which takes a request to read.
     """
     files = state.known_counts
     if files is None:
         return None
     are_small = sum(file.num_bytes for file in files) <= FOLDED_BYTES
-    folds = may_fold and (are_small or len(files) >= FOLD_EVERY - 1)
+    folds = are_small or len(files) >= FOLD_EVERY - 1
     rows = added([read_counts(storage, files), changes]) if folds else changes
     return Counts(file=write_counts(storage, lease, version, rows), folds=folds)
 

@@ -93,14 +93,12 @@ def _schema(identity: Identity) -> pa.Schema:
     return entries_schema(identity)  # a reader that follows single adds calls this for each
 
 
-def fold(
-    storage: Storage, lease: Lease, state: State, *, wholly: bool = False, folds_counts: bool = True
-) -> FoldSingles:
+def fold(storage: Storage, lease: Lease, state: State, *, wholly: bool = False, counts: bool = True) -> FoldSingles:
     """Write the pending single adds of a state into a file, merged with the last files that fill a tier.
 
     With `wholly`, all fresh files are merged into it. Thumbnails and offsets are merged only up to the first tier:
-    thumbnails are large, and only a page that shows pictures opens these files. Without `folds_counts` the fold can
-    also follow a later state, whose counts have changed.
+    thumbnails are large, and only a page that shows pictures opens these files. Without `counts` the caller counts
+    the single adds.
     """
     if state.singles is None or state.identity is None:
         raise AssertionError("there is nothing to fold")
@@ -123,8 +121,10 @@ def fold(
         kind: _fold_beside(storage, files, beside[kind], paths(kind))
         for kind, files in files_beside_singles(state).items()
     }
-    counts = changed_counts(storage, lease, state.version, state, count_singles(state.pending), may_fold=folds_counts)
-    return FoldSingles(segment=number, files=(*files[: len(files) - merged], file), **folded, counts=counts)
+    changed = None
+    if counts:
+        changed = changed_counts(storage, lease, state.version, state, count_singles(state.pending))
+    return FoldSingles(segment=number, files=(*files[: len(files) - merged], file), **folded, counts=changed)
 
 
 def _fold_beside(storage: Storage, files: list[RowsFile], pending: pa.Table, path: str) -> tuple[RowsFile, ...]:

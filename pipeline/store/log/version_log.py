@@ -49,7 +49,8 @@ from pipeline.store.log.documents import (
     Rollup,
     not_whole,
     read_document,
-    sealed,
+    sealed_checkpoint,
+    sealed_commit,
     sealed_rollup,
 )
 from pipeline.store.log.listing import Listing
@@ -245,7 +246,7 @@ class VersionLog:
                 actions=actions,
             )
             try:
-                self.storage.create(commit_path(number), sealed(commit))
+                self.storage.create(commit_path(number), sealed_commit(commit))
             except AlreadyExists:
                 theirs = self._read_if_there(number)
                 if theirs is not None and theirs.nonce != nonce:
@@ -270,11 +271,11 @@ class VersionLog:
 
     def rewrite(self, commit: Commit) -> None:
         """Replace the commit of this number. Only an erasure and `copy` do that."""
-        self.storage.replace(commit_path(commit.version), sealed(commit))
+        self.storage.replace(commit_path(commit.version), sealed_commit(commit))
 
     def rewrite_checkpoint(self, state: State) -> None:
         """Write the checkpoint of a version, and replace the old one if there is one."""
-        self.storage.replace(checkpoint_path(state.version), sealed(Checkpoint(state=state), indent=None))
+        self.storage.replace(checkpoint_path(state.version), sealed_checkpoint(state))
 
     def remove_rollup(self) -> None:
         """Remove the roll-up, before versions are changed or dropped whose commits it may hold."""
@@ -357,7 +358,7 @@ class VersionLog:
         self._tail = self._tail.after(commit)
         if state.version % CHECKPOINT_EVERY == 0:
             with contextlib.suppress(AlreadyExists):  # an expiry or an erasure has written it already
-                checkpoint = sealed(Checkpoint(state=state), indent=None)
+                checkpoint = sealed_checkpoint(state)
                 self.storage.create(checkpoint_path(state.version), checkpoint)
             self._tail = Tail(state.version)
             self.storage.replace(HINT, str(state.version).encode())
@@ -382,7 +383,7 @@ class VersionLog:
                 return
         run = sealed_rollup(tail.commits, tail.start + 1)
         if len(run) > MOST_ROLLED_BYTES:
-            whole = sealed(Checkpoint(state=state), indent=None)
+            whole = sealed_checkpoint(state)
             if len(whole) <= CHECKPOINT_FACTOR * len(run):
                 self.storage.replace(checkpoint_path(state.version), whole)
                 self._tail, run = Tail(state.version), sealed_rollup((), state.version + 1)

@@ -87,7 +87,8 @@ class Lease:
     def hold(self, *folders: str) -> None:
         """Hold everything below these folders too."""
         with self._lock:
-            self._record = self._record.model_copy(update={"holds": (*self._record.holds, *folders)})
+            holds = tuple(dict.fromkeys((*self._record.holds, *folders)))
+            self._record = self._record.model_copy(update={"holds": holds})
             self._write()
 
     def _renew(self) -> None:
