@@ -30,10 +30,11 @@ from tests.store.seaweed import SeaweedFS
 PARTS, ROWS, DIMENSION = 10, 1_500, 1_024
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten files of vectors, each of which is a part."""
-    (tmp_path / "vectors").mkdir()
+    folder = tmp_path_factory.mktemp("source") / "vectors"
+    folder.mkdir()
     for part in range(PARTS):
         vectors_ND = unit(np.random.default_rng(part).normal(size=(ROWS, DIMENSION)))
         table = pa.table(
@@ -43,8 +44,14 @@ def source(tmp_path: Path) -> Path:
                 "sha256": [sha256_of(vector_D) for vector_D in vectors_ND],
             }
         )
-        pq.write_table(table, tmp_path / f"vectors/{part}.parquet")
-    return tmp_path / "vectors"
+        pq.write_table(table, folder / f"{part}.parquet")
+    return folder
+
+
+@pytest.fixture
+def source(vectors: Path, tmp_path: Path) -> Path:
+    """A copy of the vectors, which a test may change."""
+    return Path(shutil.copytree(vectors, tmp_path / "vectors"))
 
 
 class Stopping(Here):

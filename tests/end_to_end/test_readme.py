@@ -1,15 +1,16 @@
 """The commands README shows for one's own photos, run as they stand there."""
 
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from jobs.cli import main
 from pipeline import VisualMemory
 from tests.serving.ray_server import ray_server
 
@@ -30,14 +31,29 @@ def photos(tmp_path: Path, digits: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], str]:
+    """Run a command in a folder; return what it prints. It runs in this process, which has torch imported already."""
+
+    def run_command(command: str, folder: Path) -> str:
+        monkeypatch.chdir(folder)
+        with pytest.raises(SystemExit) as ended:
+            main(command.split()[1:])
+        printed = capsys.readouterr()
+        assert not ended.value.code, printed.err
+        return printed.out
+
+    return run_command
+
+
 @pytest.mark.timeout(300)
-def test_the_commands_for_ones_own_photos(photos: Path, weights: str) -> None:
+def test_the_commands_for_ones_own_photos(photos: Path, weights: str, run: Callable[[str, Path], str]) -> None:
     [_, block, _] = blocks("sh")
     commands = [line.split("#")[0].strip() for line in block.splitlines() if line.startswith("visual-memory")]
     assert [command.split()[1] for command in commands] == ["add", "classify", "explain", "add", "forget"]
     # The hub is not reached from everywhere: the first add is given weights that come as a package.
     commands[0] += f" --encoder tf_efficientnet_lite0 --weights {weights} --weights-order positional --image-size 64"
-    outputs = [_run(command, photos) for command in commands]
+    outputs = [run(command, photos) for command in commands]
     assert "remembered 100 of 100 images" in outputs[0]
     assert outputs[1].startswith("new.jpg: ")
     assert "written as a page: why.html" in outputs[2]
@@ -90,16 +106,3 @@ def test_the_tree_in_readme_is_the_tree() -> None:
     files = {path for path in library.iterdir() if path.is_file() and path.name not in ("__init__.py", "py.typed")}
     there = {path.relative_to(root) for path in folders | files if "__pycache__" not in path.parts}
     assert there <= named
-
-
-def _run(command: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "jobs.cli", *command.split()[1:]],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout

@@ -111,9 +111,19 @@ def test_few_keys_are_held_however_many_there_are(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(keys_module, "HELD_KEYS", 60)
 
     class SlowFirst(Bucket):
+        """The first folder waits until the others have given more pages than may be held."""
+
         def list_folder(self, prefix: str, token: str | None) -> Page:
-            time.sleep(0.05 if prefix == "0/" else 0)
-            return super().list_folder(prefix, token)
+            if prefix == "0/":
+                assert ahead.wait(30)
+            page = super().list_folder(prefix, token)
+            given.append(prefix)
+            if len(given) > 1 + 60 // 10:
+                ahead.set()
+            return page
+
+    given: list[str] = []
+    ahead = threading.Event()
 
     names = [f"{label}/{row:03d}.jpg" for label in range(9) for row in range(100)]
     walk = KeyWalk(SlowFirst(names), "", lambda _folder: True)

@@ -1,6 +1,8 @@
 """What reaches the terminal: help to read, text in any encoding, no control characters, pipes that end early."""
 
+import contextlib
 import importlib.metadata
+import io
 import json
 import os
 import pty
@@ -12,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from PIL import Image
 
 import pipeline
 from jobs.cli import GROUPS, VERBS, application, main
+from jobs.terminal import output
 from jobs.terminal.arguments import count
 from jobs.terminal.examples import EXAMPLES
 from jobs.terminal.output import print_json, printable
@@ -58,6 +61,31 @@ def at(encoding: str, *words: object, **options: Any) -> subprocess.CompletedPro
     return subprocess.run(command, env=environment, capture_output=True, check=False, timeout=100, **options)
 
 
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, bytes, bytes]]:
+    """Run a verb here, with stdout and stderr of an encoding: exit status, and the bytes of both.
+
+    The streams are as Python makes them for PYTHONIOENCODING. A process of its own would import torch each time.
+    """
+
+    def run_verb(encoding: str, *words: object) -> tuple[int, bytes, bytes]:
+        out, err = io.BytesIO(), io.BytesIO()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout := stream_to(out, encoding, "strict"))
+            patch.setattr(sys, "stderr", stderr := stream_to(err, encoding, "backslashreplace"))
+            with pytest.raises(SystemExit) as ended:
+                main([str(word) for word in words])
+        for stream in (stdout, stderr):
+            stream.flush()
+        return int(ended.value.code or 0), out.getvalue(), err.getvalue()
+
+    return run_verb
+
+
+def stream_to(file: IO[bytes], encoding: str, errors: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(file, encoding, errors, newline="\n", write_through=True)
+
+
 @pytest.mark.parametrize(
     ("verb", "encoding"),
     [
@@ -68,27 +96,35 @@ def at(encoding: str, *words: object, **options: Any) -> subprocess.CompletedPro
         ("classify {m} {i}", "ascii"),
     ],
 )
-def test_no_encoding_of_stdout_ends_a_verb(odd_memory: Path, asked: Path, verb: str, encoding: str) -> None:
+def test_no_encoding_of_stdout_ends_a_verb(
+    odd_memory: Path, asked: Path, written: Callable, verb: str, encoding: str
+) -> None:
     words = [word.format(m=odd_memory, i=asked) for word in verb.split(" ")]
-    name, encoding = encoding, encoding if encoding == "utf-16" else f"{encoding}:strict"
-    done = at(encoding, *words)
-    assert done.returncode == 0, done.stderr
-    out = done.stdout.decode(name)
-    assert b"Traceback" not in done.stderr
+    code, printed, err = written(encoding, *words)
+    assert code == 0, err
+    out = printed.decode(encoding)
+    assert b"Traceback" not in err
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", out.removeprefix("\ufeff"))
     if verb.startswith(("status", "search")):
-        assert ("café" if name != "ascii" else r"caf\xe9") in out
-        assert ("日本" if name.startswith("utf") else r"\u65e5\u672c") in out
+        assert ("café" if encoding != "ascii" else r"caf\xe9") in out
+        assert ("日本" if encoding.startswith("utf") else r"\u65e5\u672c") in out
         assert r"\x1b[31mred" in out
         assert r"two\nlines" in out
 
-    document = at(encoding, *words, "--json")
-    assert document.returncode == 0, document.stderr
-    if name != "utf-16":
-        assert json.loads(document.stdout.decode("utf-8"))
+    code, document, err = written(encoding, *words, "--json")
+    assert code == 0, err
+    if encoding != "utf-16":
+        assert json.loads(document.decode("utf-8"))
     if verb.startswith("search"):
-        labels = {neighbor["label"] for neighbor in json.loads(document.stdout.decode(name))[0]}
+        labels = {neighbor["label"] for neighbor in json.loads(document.decode(encoding))[0]}
         assert set(LABELS.values()) <= labels
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-16"])
+def test_a_process_writes_the_same_in_its_encoding(odd_memory: Path, written: Callable, encoding: str) -> None:
+    done = at(encoding if encoding == "utf-16" else f"{encoding}:strict", "status", odd_memory)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.decode(encoding) == written(encoding, "status", odd_memory)[1].decode(encoding)
 
 
 def test_names_that_are_no_utf8_are_valid_json(capsys: pytest.CaptureFixture[str]) -> None:
@@ -97,11 +133,11 @@ def test_names_that_are_no_utf8_are_valid_json(capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("words", ["status nowhere-\x1b[31m", "classify {m} two\nlines-\x1b]0;title\x07"])
-def test_a_message_shows_control_characters_as_text(odd_memory: Path, words: str) -> None:
-    done = at("utf-8", *(word.format(m=odd_memory) for word in words.split(" ")))
-    assert done.returncode == 1
-    assert b"\x1b" not in done.stderr
-    assert b"\\x1b" in done.stderr
+def test_a_message_shows_control_characters_as_text(odd_memory: Path, written: Callable, words: str) -> None:
+    code, _, err = written("utf-8", *(word.format(m=odd_memory) for word in words.split(" ")))
+    assert code == 1
+    assert b"\x1b" not in err
+    assert b"\\x1b" in err
 
 
 @pytest.mark.parametrize(
@@ -126,12 +162,9 @@ def test_printable_in_encodings_that_lack_characters() -> None:
     assert printable("日", None) == r"\u65e5"
 
 
-@pytest.mark.parametrize(
-    "verb",
-    ["explain {m} {i}", "search {m} {i} -k 100 --json", "status {m}", "status {m} --json", "--help", "add --help"],
-)
-def test_a_closed_pipe_ends_quietly(odd_memory: Path, asked: Path, verb: str) -> None:
-    words = [word.format(m=odd_memory, i=asked) for word in verb.split(" ")]
+@pytest.mark.parametrize("verb", ["status {m}", "status {m} --json", "--help", "add --help"])
+def test_a_closed_pipe_ends_quietly(odd_memory: Path, verb: str) -> None:
+    words = [word.format(m=odd_memory) for word in verb.split(" ")]
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.cli", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
@@ -142,6 +175,34 @@ def test_a_closed_pipe_ends_quietly(odd_memory: Path, asked: Path, verb: str) ->
     assert process.wait(timeout=100) != 0
     assert "Traceback" not in err
     assert "Exception ignored" not in err
+    assert "BrokenPipe" not in err
+    assert "error:" not in err
+
+
+@pytest.mark.parametrize("verb", ["explain {m} {i}", "search {m} {i} -k 100 --json"])
+def test_a_pipe_that_closes_amid_an_answer_ends_it_quietly(
+    odd_memory: Path,
+    asked: Path,
+    verb: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """An answer longer than the buffer meets the closed pipe as it is written, not as the process ends."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    pipe = io.TextIOWrapper(io.BufferedWriter(io.FileIO(writer, "w"), buffer_size=256), "utf-8")
+    words = [word.format(m=odd_memory, i=asked) for word in verb.split(" ")]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", pipe)
+        patch.setattr(output.stdout, "quiet", False)  # Rich sets it for good where a pipe is closed
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        sys.stdout.flush()  # as the interpreter does at its end: nothing is raised
+    assert ended.value.code not in (0, None)
+    with contextlib.suppress(BrokenPipeError):
+        pipe.close()
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
     assert "BrokenPipe" not in err
     assert "error:" not in err
 

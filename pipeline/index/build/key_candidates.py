@@ -5,7 +5,6 @@ import re
 from dataclasses import dataclass
 
 import faiss
-from autofaiss.external.optimize import get_optimal_index_keys_v2
 
 from pipeline.errors import IndexBuildError
 from pipeline.index.search import parameters
@@ -137,6 +136,8 @@ def _of_autofaiss(num_rows: int, dimension: int, max_memory_bytes: int) -> list[
     autofaiss counts only codes and row numbers. With few rows, the centroids and codebooks take more than these. So it
     is called again with less memory while its proposal takes more than allowed.
     """
+    from autofaiss.external.optimize import get_optimal_index_keys_v2  # imports pandas, which takes half a second
+
     first: list[str] = []
     for part in (1.0, 0.75, 0.5, 0.35):
         size = f"{max(int(max_memory_bytes * part) // 1024, 1)}KB"

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import faiss
 import numpy as np
-from autofaiss.external.optimize import get_optimal_hyperparameters
 
 from pipeline.index.build.distinct import vector_keys
 from pipeline.index.search import parameters
@@ -219,6 +218,8 @@ def autofaiss_parameters(index: faiss.Index, key: str, max_latency_ms: float) ->
     """The parameters that autofaiss's tuner finds for a latency; None for kinds without heuristics."""
     if "_HNSW" in key and "OPQ" not in key:
         return None  # it mistakes IVFn_HNSWm for a plain HNSW and sets no nprobe
+    from autofaiss.external.optimize import get_optimal_hyperparameters  # imports pandas, which takes half a second
+
     level = logging.getLogger("autofaiss").level
     logging.getLogger("autofaiss").setLevel(logging.ERROR)
     try:
