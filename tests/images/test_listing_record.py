@@ -56,17 +56,22 @@ page, keys_a_file, dies_at, prefix, *arguments = sys.argv[1:]
 keys.LARGE_FOLDER, listing_record.KEYS_A_FILE = 2, int(keys_a_file)
 there = files._file_system(("s3", os.getpid()))
 real, asked, counting = there.call_s3, [], threading.Lock()
+write, is_recorded = listing_record.ListingRecord._write, threading.Event()
+
+def writing(record, pages):
+    write(record, pages)
+    is_recorded.set()
 
 def in_small_pages(method, **options):
     if method == "list_objects_v2" and options["Prefix"].startswith(prefix):
         options["MaxKeys"] = int(page)
         with counting:
             asked.append(options)
-            if len(asked) == int(dies_at):
+            if len(asked) >= int(dies_at) and is_recorded.is_set():
                 os.kill(os.getpid(), signal.SIGKILL)
     return real(method, **options)
 
-there.call_s3 = in_small_pages
+there.call_s3, listing_record.ListingRecord._write = in_small_pages, writing
 main(arguments)
 """
 
@@ -113,7 +118,7 @@ def fill(uri: str, names: list[str], data: bytes = b"x") -> None:
 
 
 def killed(memory: str, source: str, request: int) -> None:
-    """An add that is killed with its n-th list request under way."""
+    """An add that is killed with its n-th list request under way, or the next after the first file of its record."""
     prefix = source.partition("://")[2].partition("/")[2]
     numbers = map(str, (PAGE, KEYS_A_FILE, request))
     command = [sys.executable, "-c", ADD, *numbers, prefix, "add", memory, source]

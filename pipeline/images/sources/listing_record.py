@@ -102,15 +102,16 @@ class ListingRecord:
         self._num_written = 0
         self._written_at = time.monotonic()
         self._adding = threading.Lock()
-        self._writing = threading.Lock()
+        self._writing = threading.RLock()  # also for the lease
 
     def __enter__(self) -> "ListingRecord":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lease is not None and self._is_open:
-            self._write(self._taken())
-        self._end()
+        with self._writing:
+            if self._lease is not None and self._is_open:
+                self._write(self._taken())
+            self._end()
 
     def open(self, *, anew: bool) -> None:
         """Look for the pages of a listing that was killed; with `anew` remove them.
@@ -189,7 +190,7 @@ class ListingRecord:
             if self._lease is not None:
                 with self._not_at_any_price("removed"):
                     self._storage.remove_folder(self._folder)
-        self._end()
+            self._end()
 
     def _held(self) -> Lease | None:
         """The lease on the folder; None if another live process has one. Leases of dead processes are removed."""

@@ -1,4 +1,8 @@
-"""A folder of local copies of a memory's files, shared by the processes of a machine and limited in size.
+"""The copies of a server: a folder of a memory's files, shared by the processes of a machine and limited in size.
+
+A server maps the same files for days, in several processes, and maps them again after a restart. So these copies
+outlive their process, and are trusted for their hash alone. That takes a file's reference, which a version has. Verbs
+use `local_copies.py`, which takes any file by its path.
 
 The name of a copy is the sha256 of its bytes. So a file is fetched once, whichever version or memory names it, and it
 is hashed before it is used. A process holds a shared lock on each copy in use (flock, which ends with the process).

@@ -1,4 +1,8 @@
-"""Local copies of the files of an object store, for memory mapping.
+"""The copies of a verb: files of an object store on this machine for memory mapping, while its process runs.
+
+A verb or a worker maps each file about once. So these copies are private to the process, are not hashed again, and can
+be removed as soon as their part is done (`Storage.release`). Any file can be copied, also one that no version names yet
+and whose hash is therefore unknown. Servers use `file_cache.py` for the files of their version.
 
 Files of a memory are immutable by path, so a copy is made once. The folder of copies is private to a process and is
 removed when it ends. If a process was killed, the next process that makes such a folder removes the old one: copies are
