@@ -104,7 +104,7 @@ def test_what_was_altered_is_found(packed: VisualMemory) -> None:
     def with_fields(**fields: object) -> bytes:
         body = json.dumps({**document, **fields}).encode()
         body = json.dumps({k: v for k, v in json.loads(body).items() if k != "sha256"}).encode()[:-1]
-        return body + sealed._seal(body)
+        return body + sealed.seal(body)
 
     assert sealed.unsealed(with_fields(), sealed.Written(**document))  # sealed as it is, it is whole
     damaged = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipeline.store.log.documents import _seal
+from pipeline.store.log.sealed import seal
 
 
 @dataclass
@@ -50,7 +50,7 @@ def rewritten(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     if "versions" in path.parts and path.suffix == ".json":
         document.pop("sha256", None)
         body = json.dumps(document, indent=1).encode().removesuffix(b"}").rstrip()
-        path.write_bytes(body + _seal(body))
+        path.write_bytes(body + seal(body))
     else:
         path.write_text(json.dumps(document))
 

@@ -42,13 +42,13 @@ def sealed(document: bytes, written_as: int, nonce: str | None = None) -> bytes:
         packed = base64.b64encode(pa.compress(document, codec="zstd", asbytes=True)).decode()
         written = Written(format=written_as, nonce=nonce, num_bytes=len(document), zstd=packed)
         body = written.model_dump_json(exclude_none=True).encode()[:-1]
-    return body + _seal(body)
+    return body + seal(body)
 
 
 def unsealed(data: bytes, written: Written) -> bytes:
     """The document in a version file. Raises ValueError if the file was altered."""
-    body = data[: -len(_seal(b""))]
-    if _seal(body) != data[len(body) :]:
+    body = data[: -len(seal(b""))]
+    if seal(body) != data[len(body) :]:
         raise ValueError("the seal does not fit")
     return body + b"\n}" if written.zstd is None else _unpacked(written)
 
@@ -72,5 +72,6 @@ def _unpacked(written: Written) -> bytes:
         raise ValueError("it is not compressed as told") from error
 
 
-def _seal(body: bytes) -> bytes:
+def seal(body: bytes) -> bytes:
+    """The end of a version file that begins with `body`."""
     return b',\n "sha256": "' + hashlib.sha256(body).hexdigest().encode() + b'"\n}'
