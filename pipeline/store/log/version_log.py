@@ -31,6 +31,7 @@ from pipeline.errors import (
     MemoryMissing,
     MissingFile,
     NotPermitted,
+    VisualMemoryError,
 )
 from pipeline.store.layout import (
     HINT,
@@ -389,7 +390,8 @@ class VersionLog:
                 self._tail, run = Tail(state.version), sealed_rollup((), state.version + 1)
             elif not always:
                 return
-        self.storage.replace(ROLLUP, run)
+        with contextlib.suppress(VisualMemoryError, OSError):  # the version is committed; `verify` names an old roll-up
+            self.storage.replace(ROLLUP, run)
         # An erasure that was committed since may have removed and redacted these files already, before they were
         # written, and they may name its entries.
         if self.storage.exists(commit_path(state.version + 1)) and self.latest().erasures != state.erasures:
