@@ -93,7 +93,7 @@ def compact(
     with Lease(log.storage, "compact") as lease:
         packer = _Packer(log.storage, lease, on_progress, run_steps)
 
-        def prepare(_: int, now: State) -> list[SetState | BreakLeases]:
+        def prepare(version: int, now: State) -> list[SetState | BreakLeases]:
             # Other writers commit in milliseconds, so packed files are used again if they still fit.
             if packer.packed is None or not packer.packed.fits(now):
                 try:
@@ -108,7 +108,7 @@ def compact(
             assert packer.packed is not None  # noqa: S101
             # Whoever left packs that are used here is presumed dead. It must not remove them if it is not.
             broken = [BreakLeases(leases=packer.broken)] if packer.broken else []
-            return [SetState(why="compact", state=packer.packed.applied(now)), *broken]
+            return [SetState(why="compact", state=packer.applied(version, now)), *broken]
 
         try:
             state = log.commit(base, command, prepare, lease)
@@ -137,7 +137,6 @@ class _Packed:
     packs: tuple[_Pack, ...]
     tombstones: FileRef | None
     labels: FileRef | None
-    counts: FileRef | None  # with those of the single adds that `fold` moves
     digested: Mapping[int, Segment]  # segments that had no digests, by number, with them
 
     def fits(self, now: State) -> bool:
@@ -149,17 +148,10 @@ class _Packed:
             and files_beside_singles(now) == files_beside_singles(self.base)
             and now.index == self.base.index
             and now.pending[: len(self.base.pending)] == self.base.pending
-            and (self.counts is None or self._later_counts(now) is not None)
         )
 
-    def _later_counts(self, now: State) -> tuple[FileRef, ...] | None:
-        """The files of counts that other writers added; None if one of them made one file of those that were merged."""
-        before, files = self.base.known_counts or (), now.known_counts
-        return files[len(before) :] if files is not None and files[: len(before)] == before else None
-
     def applied(self, now: State) -> State:
-        """The packed form of a state that these files fit."""
-        counts = self._later_counts(now) if self.counts is not None else None
+        """The packed form of a state that these files fit. It does not count the single adds that `fold` moves."""
         if self.fold is not None:
             now = now.after(self.fold)
         now = _with_packs(now, self.packs)
@@ -168,8 +160,6 @@ class _Packed:
             merged, before, files = getattr(self, name), getattr(self.base, name), getattr(now, name)
             if merged is not None and files[: len(before)] == before:
                 changes[name] = (merged, *files[len(before) :])
-        if self.counts is not None and counts is not None:
-            changes["counts"] = (self.counts, *counts)
         if self.digested:
             changes["segments"] = tuple(self._with_digests(segment) for segment in now.segments)
         return now.model_copy(update=changes)
@@ -192,6 +182,7 @@ class _Packer:
     packed: _Packed | None = None
     broken: tuple[str, ...] = ()
     _made: dict[str, Made] = field(default_factory=dict)
+    _counts: FileRef | None = None
 
     def pack(self, state: State) -> None:
         """Write the files of `packed`; what was written for another state is used again if this one still needs it."""
@@ -201,17 +192,25 @@ class _Packer:
         if folded is not None and any(folded.files[-1].path in pack.paths for pack in packs):
             self.storage.delete([folded.files[-1].path])  # a pack holds its rows
         digested = self._digested(state)
-        tombstones = labels = counts = None
+        tombstones = labels = None
         if len(state.tombstones) > 1:
             ids_N = read_tombstones(self.storage, state.tombstones)
             tombstones = write_tombstones(self.storage, self.lease, state.version, ids_N)
         if len(state.labels) > 1:
             rows = newest_rows(read_label_rows(self.storage, state.labels))
             labels = write_labels(self.storage, self.lease, state.version, rows)
-        if state.known_counts is not None and (state.pending or len(state.known_counts) > 1):
-            rows = added([read_counts(self.storage, state.known_counts), count_singles(state.pending)])
-            counts = write_counts(self.storage, self.lease, state.version, rows)
-        self.packed = _Packed(state, folded, packs, tombstones, labels, counts, digested)
+        self.packed = _Packed(state, folded, packs, tombstones, labels, digested)
+
+    def applied(self, version: int, now: State) -> State:
+        """The packed form of a state that `packed` fits, which `version` follows, with one file of counts."""
+        assert self.packed is not None  # noqa: S101
+        state, pending = self.packed.applied(now), self.packed.base.pending
+        self.storage.delete([self._counts.path] if self._counts else [])  # of an attempt that lost a race
+        if now.known_counts is None or not (pending or len(now.known_counts) > 1):
+            return state
+        rows = added([read_counts(self.storage, now.known_counts), count_singles(pending)])
+        self._counts = write_counts(self.storage, self.lease, version, rows)
+        return state.model_copy(update={"counts": (self._counts,)})
 
     def tidy(self) -> None:
         """Remove the marks."""

@@ -221,6 +221,13 @@ def numbers_of(memory: VisualMemory) -> dict:
     return found | by_dataset(rows)
 
 
+@pytest.fixture
+def changes_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each change writes a file of counts that adds to the earlier ones, as in a memory with many labels."""
+    monkeypatch.setattr("pipeline.store.log.label_counts.FOLDED_BYTES", 0)
+
+
+@pytest.mark.usefixtures("changes_counted")
 def test_counts_become_one_file(memory: VisualMemory) -> None:
     add_given(memory.log, vectors(3, seed=60), ["l1", None, "new"], name="single")
     add_given(memory.log, vectors(3, seed=61), ["l1", None, "new"], name="single 2")
