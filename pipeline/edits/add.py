@@ -440,7 +440,7 @@ def _added(
         stages=tally.stages,
         numerics=read_numerics(storage, reservation),
         rejected=segment.num_rejected,
-        **label_report(storage, plan.listing, segment, marks.values()),
+        **label_report(plan.listing, segment, marks.values(), added),
         duplicates=found.held if plan.options.duplicates == "keep" else left_out,
         duplicates_within=found.within,
         left_out=left_out,
