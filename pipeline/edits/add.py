@@ -154,6 +154,11 @@ class AddPlan:
         return self.listing.is_file and self.options.asked_labels == "folder" and bool(self.listing.census.counts)
 
     @property
+    def stage(self) -> str:
+        """What is done with the parts, for progress reports: given vectors are read, and nothing embeds them."""
+        return "embedding" if self.listing.holds_images else "reading vectors"
+
+    @property
     def num_parts(self) -> int:
         if self.frozen is not None:
             return self.frozen.num_parts
@@ -378,7 +383,7 @@ def _added(
     weights = plan.encoder.keep(storage) if plan.encoder is not None else None
     reservation, unplanned, continued = _reserved(log, state, plan, lease)
     marks = read_marks(storage, reservation)
-    tally = Tally(storage, reservation, marks.values(), plan.options.max_rejected, on_progress)
+    tally = Tally(storage, reservation, marks.values(), plan.options.max_rejected, on_progress, plan.stage)
     done_before = tally.done
     left = [part for part in range(reservation.num_parts) if part not in marks]
     try:
@@ -410,7 +415,7 @@ def _added(
     own = [] if state is not None and state.identity is not None else [SetIdentity(identity=identity, weights=weights)]
     added = counts_of(storage, segment, marks.values())
     if not (done_before and "://" in storage.uri):  # else parts that are done would be fetched: `compact` makes them
-        segment = with_digests(storage, lease, segment, segment.entries)
+        segment = with_digests(storage, lease, segment, segment.entries, on_progress)
     counts: Counts | None = None
 
     def prepare(version: int, now: State) -> list[AddSegment | SetIdentity]:
@@ -422,7 +427,8 @@ def _added(
     compared = segment.entries
     if done_before and "://" in storage.uri:
         compared = tuple(entries for part in left if (entries := marks[part].entries) is not None)
-    found = find_duplicates(storage, state if plan.options.duplicates == "keep" else None, compared)
+    before = state if plan.options.duplicates == "keep" else None
+    found = find_duplicates(storage, before, compared, on_progress)
     committed = log.commit(state or State(), command, prepare, lease)
     if reservation.held is not None:
         storage.delete([reservation.held.path])  # the digests are no longer needed
