@@ -174,7 +174,8 @@ class VisualMemory(Reader):
         Returns:
             Counts of entries, rejected images and duplicates, the first rejected images, and the new state. `segment`
             is None if nothing was added. `index_error` says why an index was not built, `index_due` why `index` must be
-            run: there are more than 2,000,000 entries in no index, or it would outgrow 16 GiB.
+            run: there are more than 2,000,000 entries in no index, or it would outgrow 16 GiB, or this call went on
+            with entries in an object store that an earlier one finished, and would have to fetch them all again.
 
         Raises:
             SourceError: The source is missing or without an image, no image can be read, or too many are rejected.
@@ -274,7 +275,8 @@ class VisualMemory(Reader):
         Returns:
             Counts of entries, rejected images and duplicates, the first rejected images, and the new state. `segment`
             is None if nothing was added. `index_error` says why an index was not built, `index_due` why `index` must be
-            run: there are more than 2,000,000 entries in no index, or it would outgrow 16 GiB.
+            run: there are more than 2,000,000 entries in no index, or it would outgrow 16 GiB, or this call went on
+            with entries in an object store that an earlier one finished, and would have to fetch them all again.
 
         Raises:
             SourceError: No image can be read; or too many are rejected, and what is done stays for the next call.
@@ -296,8 +298,9 @@ class VisualMemory(Reader):
         self._encoder = plan.encoder or self._encoder
         if report.segment is None:
             return report
-        after, index_error = self._indexed(report.state, command, on_progress, where)
-        return replace(report, state=after, index_error=index_error, index_due=index_due(after))
+        fetched = report.resumed if "://" in self.log.storage.uri else 0
+        after, index_error = self._indexed(report.state, command, on_progress, where, fetched)
+        return replace(report, state=after, index_error=index_error, index_due=index_due(after, fetched))
 
     @explain_conflicts
     def add_images(
@@ -887,17 +890,19 @@ class VisualMemory(Reader):
 
         return self._looked_up(find)
 
-    def _indexed(self, state: State, command: str, on_progress: OnProgress, runner: Runner) -> tuple[State, str | None]:
+    def _indexed(
+        self, state: State, command: str, on_progress: OnProgress, runner: Runner, fetched: int = 0
+    ) -> tuple[State, str | None]:
         """The state with its fresh entries indexed where they are many, and why they are not if that failed.
 
-        So many that an add does not index them stay as they are.
+        Entries that an add leaves to `index` stay as they are (`index_due`).
         """
         from pipeline.edits import index_growth
 
         limit = max(index_growth.limit(state), self._indexed_from)
         if state.num_entries <= limit or state.num_fresh <= limit or index_growth.is_being_indexed(self.log.storage):
             return state, None
-        if index_growth.index_due(state) is not None:
+        if index_growth.index_due(state, fetched) is not None:
             return state, None
         try:
             state = index_growth.grow_index(self.log, state, command, on_progress, runner.run_steps)

@@ -36,11 +36,23 @@ def progress(stage: str) -> Iterator[OnProgress]:
 
 
 class _Pace:
-    """The speed of a stage. Work done before the stage began does not count."""
+    """The speed of a stage. Work done before the stage began does not count.
+
+    Some work advances in large steps, such as a shard of a million rows. Within the usual time of a step, the speed is
+    that of the steps so far, and the time left runs down; beyond it, the speed falls until the step is done.
+    """
 
     def __init__(self, moment: Moment) -> None:
-        self.began = time.monotonic()
-        self._first = moment
+        self.began = self._advanced = time.monotonic()
+        self._first = self._latest = moment
+        self._steps = 0
+
+    def note(self, moment: Moment) -> None:
+        """Note when the stage advances."""
+        if (moment.done, moment.archives_done) != (self._latest.done, self._latest.archives_done):
+            self._advanced = time.monotonic()
+            self._steps += 1
+        self._latest = moment
 
     def stands_still(self, moment: Moment) -> bool:
         """Whether the stage has made no progress yet."""
@@ -48,7 +60,7 @@ class _Pace:
 
     def said(self, moment: Moment) -> str:
         """The state of a stage: done, total, speed, and the remaining time if the total is known."""
-        seconds = time.monotonic() - self.began
+        seconds, waited = self._seconds()
         rate = (moment.done - self._first.done) / seconds if seconds else 0.0
         parts = []
         if moment.total is not None:
@@ -59,16 +71,22 @@ class _Pace:
             parts.append(f"{moment.archives_done:,} of {moment.archives:,} archives")
         parts += [f"{rate:,.0f}/s"] if rate >= 0.5 else []
         parts += [f"{moment.rejected:,} rejected"] if moment.rejected else []
-        left = self._seconds_left(moment, seconds)
+        left = self._seconds_left(moment, seconds, waited)
         parts += [f"{left:,.0f} s left"] if left is not None and left >= 1 else []
         return ", ".join(parts)
 
-    def _seconds_left(self, moment: Moment, seconds: float) -> float | None:
+    def _seconds(self) -> tuple[float, float]:
+        """The seconds that the work so far took, and those since then that the next step is expected to take anyway."""
+        now = time.monotonic()
+        worked, waited = self._advanced - self.began, now - self._advanced
+        return (worked, waited) if waited * self._steps <= worked else (now - self.began, 0.0)
+
+    def _seconds_left(self, moment: Moment, seconds: float, waited: float) -> float | None:
         if moment.total is not None:
             done, left = moment.done - self._first.done, moment.total - moment.done
         else:
             done, left = moment.archives_done - self._first.archives_done, moment.archives - moment.archives_done
-        return seconds * left / done if done > 0 else None
+        return seconds * left / done - waited if done > 0 else None
 
 
 class _Bars:
@@ -83,6 +101,7 @@ class _Bars:
                 self._bars.remove_task(self._task)
             self._stage, self._pace = moment.stage, _Pace(moment)
             self._task = self._bars.add_task(moment.stage, total=None, said="")
+        self._pace.note(moment)
         done, total = moment.done, moment.total
         if total is None and moment.archives:
             done, total = moment.archives_done, moment.archives
@@ -124,6 +143,7 @@ class _Lines:
                 if self._last is not None:
                     self._due = min(self._due, max(now, self._last + SECONDS_BETWEEN_STAGES))
             self._moment = moment
+            self._pace.note(moment)
             if ended or now >= self._due:
                 self._print(now)
             self._changed.notify()

@@ -157,6 +157,11 @@ class AddPlan:
         return self.listing.is_file and self.options.asked_labels == "folder" and bool(self.listing.census.counts)
 
     @property
+    def stage(self) -> str:
+        """What is done with the parts, for progress reports: given vectors are read, and nothing embeds them."""
+        return "embedding" if self.listing.holds_images else "reading vectors"
+
+    @property
     def num_parts(self) -> int:
         if self.frozen is not None:
             return self.frozen.num_parts
@@ -392,7 +397,7 @@ def _added(
     reservation, unplanned, continued = _reserved(log, state, plan, lease)
     plan.drop_record()
     marks = read_marks(storage, reservation)
-    tally = Tally(storage, reservation, marks.values(), plan.options.max_rejected, on_progress)
+    tally = Tally(storage, reservation, marks.values(), plan.options.max_rejected, on_progress, plan.stage)
     done_before = tally.done
     left = [part for part in range(reservation.num_parts) if part not in marks]
     try:
@@ -424,7 +429,7 @@ def _added(
     own = [] if state is not None and state.identity is not None else [SetIdentity(identity=identity, weights=weights)]
     added = counts_of(storage, segment, marks.values())
     if not (done_before and "://" in storage.uri):  # else parts that are done would be fetched: `compact` makes them
-        segment = with_digests(storage, lease.nonce, segment, segment.entries)
+        segment = with_digests(storage, lease.nonce, segment, segment.entries, on_progress)
     counts: Counts | None = None
 
     def prepare(version: int, now: State) -> list[AddSegment | SetIdentity]:
@@ -436,7 +441,8 @@ def _added(
     compared = segment.entries
     if done_before and "://" in storage.uri:
         compared = tuple(entries for part in left if (entries := marks[part].entries) is not None)
-    found = find_duplicates(storage, state if plan.options.duplicates == "keep" else None, compared)
+    before = state if plan.options.duplicates == "keep" else None
+    found = find_duplicates(storage, before, compared, on_progress)
     committed = log.commit(state or State(), command, prepare, lease)
     if reservation.held is not None:
         storage.delete([reservation.held.path])  # the digests are no longer needed
@@ -454,7 +460,7 @@ def _added(
         stages=tally.stages,
         numerics=read_numerics(storage, reservation),
         rejected=segment.num_rejected,
-        **label_report(storage, plan.listing, segment, marks.values()),
+        **label_report(plan.listing, segment, marks.values(), added),
         duplicates=found.held if plan.options.duplicates == "keep" else left_out,
         duplicates_within=found.within,
         left_out=left_out,

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.errors import VisualMemoryError
 from pipeline.plain_log import plain_logger
+from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.log.label_counts import by_label
 from pipeline.store.log.state import State
 from pipeline.store.lookup.digests import live_rows
@@ -49,7 +50,9 @@ def is_looked_for(state: State | None, num_added: int) -> bool:
     return num_added <= MOST_ADDED and entries <= max(LOOKED_THROUGH, ENTRIES_AN_IMAGE * num_added)
 
 
-def find_duplicates(storage: Storage, before: State | None, added: tuple[RowsFile, ...]) -> Duplicates:
+def find_duplicates(
+    storage: Storage, before: State | None, added: tuple[RowsFile, ...], on_progress: OnProgress = ignore_progress
+) -> Duplicates:
     """Compare the bytes of the added images with the entries of the memory before, and with each other.
 
     It holds 8 bytes per added image. It reads ids and sha256 of the memory's entries, 35 bytes each on disk, one file
@@ -59,7 +62,11 @@ def find_duplicates(storage: Storage, before: State | None, added: tuple[RowsFil
     num_added = sum(file.rows for file in added)
     if num_added > MOST_ADDED:
         return Duplicates(None, 0)
-    columns = [digests_in(table["sha256"]) for table in read_columns_of(storage, added, ["sha256"])]
+    columns, read = list[np.ndarray](), 0
+    for table in read_columns_of(storage, added, ["sha256"]):
+        columns.append(digests_in(table["sha256"]))
+        read += table.num_rows
+        on_progress(Progress("looking for duplicates", read, num_added))
     new, numbers = np.unique(np.concatenate([np.empty(0, np.uint64), *columns]), return_counts=True)
     within = num_added - len(new)
     if before is None or not before.num_live or not len(new):

@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.edits.label_report import COUNTED_FILES
 from pipeline.images.containers.container import ImageChoice
 from pipeline.images.labels.census import LabelCensus, census_of_files
 from pipeline.images.labels.labels import Labels
@@ -28,6 +27,8 @@ from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.identity import Identity
 from pipeline.store.tables.parquet_columns import read_row_groups
 from pipeline.store.tables.schemas import CONTAINERS, read_table
+
+COUNTED_PARTS = 256  # parts of a plan whose labels are counted: 4 million images, a second on a disk
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Asked:
 class FrozenListing(Listing):
     """The listing of a source as the frozen plan of a segment has it. `images` is empty: workers read the plan.
 
-    What the first run passed over is not known any more. `census` has the labels of the first COUNTED_FILES parts.
+    What the first run passed over is not known any more. `census` has the labels of the first COUNTED_PARTS parts.
     """
 
     storage: Storage = field(kw_only=True)
@@ -126,8 +127,8 @@ def _containers_of(storage: Storage, reservation: Reservation) -> pa.Table:
 
 
 def _census_of(storage: Storage, reservation: Reservation, labels: Labels) -> LabelCensus:
-    """The labels of the image files in the first COUNTED_FILES parts of a plan."""
+    """The labels of the image files in the first COUNTED_PARTS parts of a plan."""
     if reservation.plan is None:
         return LabelCensus()
-    first = pa.concat_tables(islice(read_row_groups(storage, reservation.plan, ["label"]), COUNTED_FILES))
+    first = pa.concat_tables(islice(read_row_groups(storage, reservation.plan, ["label"]), COUNTED_PARTS))
     return census_of_files(first["label"], labels, None)

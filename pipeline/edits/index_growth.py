@@ -7,7 +7,8 @@ them, so that there are few shards.
 
 The process that adds gathers and populates the shards, unless its runner has others do it. So an add indexes only a few
 million entries. With more, or with an index that would grow beyond its memory, nothing is gathered, and the add says
-that `index` is due. Until then the entries are searched exactly.
+that `index` is due. Until then the entries are searched exactly. The same holds if an earlier run, which was stopped,
+has put entries into an object store: to index them, the add that goes on would fetch all of them again.
 """
 
 from dataclasses import replace
@@ -50,11 +51,12 @@ def is_being_indexed(storage: Storage) -> bool:
     return any(lease.work == "index" and lease.process.is_alive() is not False for lease in read_leases(storage))
 
 
-def index_due(state: State) -> str | None:
+def index_due(state: State, fetched: int = 0) -> str | None:
     """Why an add leaves the indexing of the fresh entries to `index`, and what they cost until then.
 
     None if there are few, or if an add indexes them itself. Reads nothing: the size of the index is expected from its
-    rows and its key.
+    rows and its key. `fetched` is the number of entries that this add would have to fetch again to index them, because
+    an earlier run put them into an object store.
     """
     fresh = state.num_fresh
     if state.identity is None or state.num_entries <= limit(state) or fresh <= limit(state):
@@ -65,6 +67,8 @@ def index_due(state: State) -> str | None:
         why = f"more than the {MOST_INDEXED:,} that an add indexes by itself"
     elif expected > most:
         why = f"and the index would take about {expected:,} bytes with them, of {most:,} that an add allows"
+    elif fetched:
+        why = f"and this add would have to fetch the {fetched:,} that an earlier run finished, to index them"
     else:
         return None
     return (

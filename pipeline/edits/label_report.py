@@ -4,42 +4,30 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from pipeline.images.containers.notes import ContainerNotes
 from pipeline.images.labels.census import LabelCensus
 from pipeline.images.names.leftovers import PassedOver
 from pipeline.images.sources.listing import Listing
+from pipeline.store.log.label_counts import by_label, num_unlabelled
 from pipeline.store.log.records import Segment
 from pipeline.store.segments.part_marks import PartMark
-from pipeline.store.storage.interface import Storage
-from pipeline.store.tables.parquet_columns import read_columns_of
-
-COUNTED_FILES = 256  # entries files whose labels are counted: 4 million images, a second on a disk
 
 
-def label_report(storage: Storage, listing: Listing, segment: Segment, marks: Collection[PartMark]) -> dict[str, Any]:
-    """The fields of an AddReport about labels and about the files that were passed over.
+def label_report(listing: Listing, segment: Segment, marks: Collection[PartMark], added: pa.Table) -> dict[str, Any]:
+    """The fields of an AddReport about labels and about the files that were passed over. Reads nothing.
 
-    Labels are counted in the column `label` of the first COUNTED_FILES entries files, which have no row for a rejected
-    image. If no image was rejected and all are image files, the counts of the listing are used. The reasons why images
-    have no label come from the listing and from the marks of the parts.
+    `added` are the rows of counts of the segment, which have no rejected image. If no image was rejected and all are
+    image files, the counts of the listing are used. The reasons why images have no label come from the listing and
+    from the marks of the parts.
     """
     census = listing.census
     passed, notes = gather_notes(listing.passed_over, marks)
     if listing.containers.num_rows or segment.num_rejected:
-        files = segment.entries[:COUNTED_FILES]
-        counts: Counter[str] = Counter()
-        without = 0
-        for table in read_columns_of(storage, files, ["label"]):
-            for pair in pc.value_counts(table["label"]).to_pylist():
-                if pair["values"] is None:
-                    without += pair["counts"]
-                else:
-                    counts[pair["values"]] += pair["counts"]
+        counts = Counter(by_label(added))
         reasons = census.unlabelled + _summed(mark.unlabelled for mark in marks)
-        if len(files) == len(segment.entries):
-            reasons = _of_entries(reasons, without)
+        reasons = _of_entries(reasons, num_unlabelled(added))
         matched = max(0, sum(counts.values()) - census.labelled) if listing.containers.num_rows else 0
         unmatched = max(0, census.num_unmatched - matched)
         # It is unknown which rows of a label file the images in containers matched.

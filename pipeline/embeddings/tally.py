@@ -61,6 +61,7 @@ class Tally:
     """Counts the finished parts of a run. It stops the run if too many images are rejected; finished parts remain.
 
     `max_rejected` is a fraction of the planned images. None means 5%, and fewer than REJECTS_ALLOWED never stop a run.
+    `stage` is the name of the work in progress reports.
     """
 
     def __init__(
@@ -70,11 +71,13 @@ class Tally:
         marks: Iterable[PartMark],
         max_rejected: float | None,
         on_progress: OnProgress,
+        stage: str = "embedding",
     ) -> None:
         self._storage = storage
         self._reservation = reservation
         self._max_rejected = max_rejected
         self._on_progress = on_progress
+        self._stage = stage
         self._found = self._rejected = self.done = 0  # _found counts the images in containers
         self._archives_done = 0
         self._uncounted = uncounted_parts(storage, reservation)  # parts of containers of unknown size, not read yet
@@ -103,7 +106,7 @@ class Tally:
         planned = self._reservation.num_images(self._found)
         total = None if self._uncounted else planned  # each uncounted archive would change the total
         archives = self._archives_done, self._reservation.num_containers
-        self._on_progress(Progress("embedding", self.done, total, self._rejected, *archives))
+        self._on_progress(Progress(self._stage, self.done, total, self._rejected, *archives))
         unfinished = self._rejected < self.done or self.done < planned  # if all were rejected, a later check reports it
         if self._last_rejected and unfinished and self._too_many(planned):
             reject = first_failure(self._storage, [self._last_rejected])

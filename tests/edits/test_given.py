@@ -164,7 +164,9 @@ def test_killed_and_run_again_it_goes_on(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.undo()
     [add] = memory.status()["under_way"]
     assert (add["planned"], add["done"], add["parts_done"]) == (180, 122, 4)
-    report = memory.add(source)
+    stages: list[str] = []
+    report = memory.add(source, on_progress=lambda moment: stages.append(moment.stage))
+    assert [*dict.fromkeys(stages)][-3:] == ["reading vectors", "noting uris and hashes", "looking for duplicates"]
     assert (report.resumed, report.entries, report.rejected) == (122, 180, 0)
     assert rows_of(memory) == rows_of(whole)
     assert entries_of(memory) == entries_of(whole)

@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from jobs.terminal import progress as progress_lines
-from jobs.terminal.progress import FIRST_LINE_SECONDS, SECONDS_BETWEEN_LINES, progress
+from jobs.terminal.progress import FIRST_LINE_SECONDS, SECONDS_BETWEEN_LINES, _Pace, progress
 from pipeline import VisualMemory
 from pipeline.progress import Progress
 from tests.conftest import ENCODER
@@ -122,6 +123,23 @@ def test_what_was_done_before_counts_as_no_speed(log: Log, hurried: float) -> No
         tell(Progress("embedding", 1_000_000, 2_000_000))
         log.wait_for(r"embedding: 1,000,000 of 2,000,000(, for \d+ s)?")
     assert re.fullmatch(r"embedding: 1,000,000 of 2,000,000(, for \d+ s)?", log.lines()[-1])
+
+
+def test_the_time_left_runs_down_between_large_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress_lines, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    pace = _Pace(Progress("populating", 0, 3_000))
+    moment = Progress("populating", 1_000, 3_000)
+    said = {}
+    for now[0] in (30.0, 50.0, 60.0, 90.0):
+        pace.note(moment)
+        said[now[0]] = pace.said(moment)
+    assert said == {
+        30.0: "1,000 of 3,000, 33/s, 60 s left",
+        50.0: "1,000 of 3,000, 33/s, 40 s left",
+        60.0: "1,000 of 3,000, 33/s, 30 s left",
+        90.0: "1,000 of 3,000, 11/s, 180 s left",  # the second step takes longer than the first
+    }
 
 
 def test_lines_from_several_threads_are_whole(capsys: pytest.CaptureFixture[str], hurried: float) -> None:

@@ -300,7 +300,7 @@ def _pending_table(pending: tuple[Single, ...], identity: Identity, before: Open
 
 def _fresh_block(table: pa.Table, codes: dict[str, int]) -> Block:
     ids_N = table.column("id").to_numpy()
-    encoded = table.column("label").combine_chunks().dictionary_encode()
+    encoded = table.column("label").dictionary_encode().combine_chunks()
     names = [codes.setdefault(name, len(codes)) for name in encoded.dictionary.to_pylist()]
     translation = np.array([*names, -1], np.int32)
     vectors_ND = embedding_matrix(table.column("embedding"))

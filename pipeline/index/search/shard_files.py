@@ -86,7 +86,7 @@ def write_side_files(storage: Storage, folder: str, files: Sequence[RowsFile], f
                 told.append(table.drop_columns([name for name in FIXED if name not in _TOLD]))
         ids_N = np.concatenate(ids) if ids else np.empty(0, np.int64)
         vectors = describe(f"{folder}{VECTORS_FILE}", local, len(ids_N))
-    encoded = pa.chunked_array(labels, pa.string()).combine_chunks().dictionary_encode()
+    encoded = pa.chunked_array(labels, pa.string()).dictionary_encode().combine_chunks()
     codes_N = encoded.indices.fill_null(-1).to_numpy().astype(np.int32)
     kept = union([kept_after(table.schema, len(_TOLD)) for table in told])
     schema = pa.schema(

@@ -78,7 +78,9 @@ def newest_labels(rows: pa.Table, label_set: str | None) -> OwnLabels:
     rows = rows.filter(pc.is_null(name) if label_set is None else pc.equal(name, label_set))
     backwards = rows.column("id").to_numpy()[::-1]
     ids_N, first = np.unique(backwards, return_index=True)
-    return OwnLabels(ids_N, rows.column("label").combine_chunks().take(pa.array(len(backwards) - 1 - first)))
+    # Codes of labels, not texts, become one chunk: a `string` array ends at 2 GiB, and few labels are distinct.
+    labels = rows.column("label").dictionary_encode().combine_chunks()
+    return OwnLabels(ids_N, labels.take(pa.array(len(backwards) - 1 - first)).dictionary_decode())
 
 
 def newest_rows(rows: pa.Table) -> pa.Table:
