@@ -37,7 +37,7 @@ from pipeline.images.sources.listing_record import ListingRecord
 from pipeline.images.sources.source_files import Walk
 from pipeline.images.sources.uri_lists import list_at, lists_in
 from pipeline.images.sources.walk import walk_source
-from pipeline.progress import OnProgress, ignore_progress
+from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.store.segments.container_parts import count_parts
 from pipeline.store.tables.kept_columns import KeptColumn
 from pipeline.store.tables.schemas import PLAN
@@ -154,6 +154,7 @@ def list_source(
     table, units = found.images, found.containers_of_source(walk, passed)
     if not table.num_rows and not units:
         raise _nothing_in(source, walk, passed)
+    on_progress(Progress("looking at names and labels", 0, None))
     labels = replace(labels, root=walk.uri)
     planned, given, census = plan_containers(
         units,
