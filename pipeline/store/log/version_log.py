@@ -115,14 +115,18 @@ class VersionLog:
 
         If another memory, such as an older copy, has replaced the one seen before, it is read from the start.
         """
-        state, nonce = self._known, self._known_nonce
+        state, nonce, nonce_if_there = self._known, self._known_nonce, self._nonce_if_there
         if state is None:
-            state, nonce = self._rolled_up() or self._hinted() or (None, None)
+            state, nonce = self._rolled_up() or (None, None)
+            if nonce is not None:
+                nonce_if_there = self._nonce_if_whole  # the commit itself was not read, and may be damaged
+            if state is None:
+                state, nonce = self._hinted() or (None, None)
         if state is not None:
             newer, newest_nonce = self._followed(state)
             # Versions are dropped in order (see `in_droppable_groups`). While the first one is there, none after it was
             # dropped. Once it is gone, the later versions cannot be found from it.
-            found = None if self._has_later(newer.version) else self._nonce_if_there(state.version)
+            found = None if self._has_later(newer.version) else nonce_if_there(state.version)
             if found is not None and found == (nonce or found):
                 self._known, self._known_nonce = newer, newest_nonce or found
                 self._seen_at = time.monotonic()
@@ -456,6 +460,11 @@ class VersionLog:
             return None
         found = _NONCE.search(head)
         return found[1].decode() if found else hashlib.sha256(head).hexdigest()
+
+    def _nonce_if_whole(self, number: int) -> str | None:
+        """The nonce of a commit, whose whole file is read; None if there is no such file. Raises DamagedFile."""
+        commit = self._read_if_there(number)
+        return commit.nonce if commit is not None else None
 
     def _newest_of(self, listing: Listing) -> tuple[State, str | None]:
         """The state of the newest listed version, and the nonce of its commit."""
