@@ -302,6 +302,9 @@ def prepare(
         options.duplicates,
     )
     if not options.refresh and (plan := _frozen(log, state, source, options, asked, load, on_progress)) is not None:
+        if record is not None:  # of the listing that this plan came from: it must not serve a later add
+            record.open(anew=True)
+            record.drop()
         return plan
     on_progress(Progress("listing", 0, None))
     if record is not None:

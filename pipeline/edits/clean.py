@@ -7,7 +7,7 @@ from pipeline.errors import FirstAddUnfinished
 from pipeline.store.checks.findings import Finding
 from pipeline.store.checks.garbage import remove_garbage, take_census
 from pipeline.store.checks.verify_first_add import GO_ON
-from pipeline.store.checks.version_files import read_chain
+from pipeline.store.checks.version_files import check_rollup, read_chain
 from pipeline.store.layout import LEASES, SEGMENTS, VERSIONS, folder_at_the_top, is_aside
 from pipeline.store.log.version_log import VersionLog
 
@@ -37,6 +37,9 @@ def clean(log: VersionLog, command: str) -> CleanReport:
     before = {path for path in log.storage.walk() if not _comes_and_goes(path)}
     finish_erasures(log)
     removed = remove_garbage(log, take_census(log), command)
+    if any(check_rollup(log, read_chain(log))):  # a killed writer may have left text that was erased
+        log.remove_rollup()
+        log.renew_rollup()
     gone = before - set(log.storage.walk())
     return CleanReport(len(gone.union(removed)))
 

@@ -25,7 +25,7 @@ from pipeline.store.layout import pack_mark_path, packed_path
 from pipeline.store.log.label_counts import count_singles
 from pipeline.store.log.records import Index, Segment, shards_of
 from pipeline.store.log.single_adds import files_beside_singles, files_of_singles, fold
-from pipeline.store.log.state import BreakLeases, FoldSingles, SetState, State
+from pipeline.store.log.state import BreakLeases, FoldSingles, SetState, State, file_refs
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.segments import reservations
 from pipeline.store.storage.file_refs import FileRef, RowsFile
@@ -111,11 +111,15 @@ def compact(
             return [SetState(why="compact", state=packer.applied(version, now)), *broken]
 
         try:
-            state = log.commit(base, command, prepare, lease)
-        except CommitConflict:  # what was packed is removed, or may be named by a version
-            packer.tidy()
+            state = log.commit(base, command, prepare, lease, packer.marked)
+        except CommitConflict:
+            packer.remove_marks()
+            now = log.latest()
+            if lease.nonce not in now.broken:  # else another one that believed this one dead has committed its packs
+                packer.remove_unused(now)
             raise
-        packer.tidy()
+        packer.remove_marks()
+        packer.remove_unused(state)
         return CompactReport(state, before, _num_files(state), len(base.pending), committed=True)
 
 
@@ -212,9 +216,18 @@ class _Packer:
         self._counts = write_counts(self.storage, self.lease, version, rows)
         return state.model_copy(update={"counts": (self._counts,)})
 
-    def tidy(self) -> None:
+    def marked(self) -> set[str]:
+        """The files that marks name. Whoever presumes this process dead may commit them."""
+        return {file.path for made in self._made.values() for file in made.files}
+
+    def remove_marks(self) -> None:
         """Remove the marks."""
         self.storage.delete([pack_mark_path(key) for key in self._made])
+
+    def remove_unused(self, state: State) -> None:
+        """Remove the packs of attempts that were lost; `state` is the newest."""
+        own = {path for path in self.marked() if self.lease.nonce in path}
+        self.storage.delete(sorted(own - {file.path for file in file_refs(state)}))
 
     def _packs(self, state: State, version: int) -> tuple[_Pack, ...]:
         groups = {key_of("pack", group): group for group in _groups(self.storage, state)}

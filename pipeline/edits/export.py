@@ -8,6 +8,7 @@ place until then, and the same command goes on with it.
 """
 
 import contextlib
+import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -31,7 +32,10 @@ DIGITS = 4  # least digits of a file's number; all files have as many, so that n
 
 
 class ExportMarker(BaseModel):
-    """The content of `exporting.json`: the uri of the memory, the version that is exported, and the options."""
+    """The content of `exporting.json`: the uri of the memory, the version that is exported, and the options.
+
+    `contents` is a hash of the state of the version: an erasure changes older versions too.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,6 +44,7 @@ class ExportMarker(BaseModel):
     version: VersionNumber
     file_format: Format
     rows_per_file: PositiveCount
+    contents: str
     nonce: str = ""  # of the process that began the export
 
 
@@ -98,13 +103,34 @@ def export(
         version=state.version,
         file_format=file_format,
         rows_per_file=rows_per_file,
+        contents=_contents_of(state),
         nonce=secrets.token_hex(8),
     )
     marker = _claimed(out, wanted, any_version=at is not None)
     if at is not None and marker.version != state.version:
         state = at(marker.version)
-    report = _written(storage, state, out, marker, on_progress, run_steps)
+    _refuse_changed(out, marker, state)
+
+    def refuse_changed() -> None:
+        if at is not None:
+            with contextlib.suppress(MemoryMissing):  # the version was dropped: what is exported is as it was
+                _refuse_changed(out, marker, at(marker.version))
+
+    report = _written(storage, state, out, marker, on_progress, run_steps, refuse_changed)
     return replace(report, seconds=time.monotonic() - began)
+
+
+def _contents_of(state: State) -> str:
+    return hashlib.sha256(state.model_dump_json().encode()).hexdigest()
+
+
+def _refuse_changed(out: Storage, marker: ExportMarker, state: State) -> None:
+    """Raise UsageError if the version is not what it was: the finished files may hold what was erased since."""
+    if marker.contents != _contents_of(state):
+        raise UsageError(
+            f"version {marker.version} has changed since its export to {out.uri} began, as an erasure does: "
+            "empty that place and export again"
+        )
 
 
 def _claimed(out: Storage, wanted: ExportMarker, *, any_version: bool) -> ExportMarker:
@@ -120,7 +146,7 @@ def _claimed(out: Storage, wanted: ExportMarker, *, any_version: bool) -> Export
         found = ExportMarker.model_validate_json(out.read(UNFINISHED_EXPORT))
     except ValidationError as error:
         raise DamagedFile(f"{UNFINISHED_EXPORT} in {out.uri} is not whole: empty the place and export again") from error
-    kept = {"nonce": wanted.nonce} | ({"version": wanted.version} if any_version else {})
+    kept = {"nonce": wanted.nonce, "contents": wanted.contents} | ({"version": wanted.version} if any_version else {})
     if found.model_copy(update=kept) != wanted:
         raise UsageError(
             f"{out.uri} holds an unfinished export of version {found.version} of the memory at {found.memory}, as "
@@ -131,7 +157,13 @@ def _claimed(out: Storage, wanted: ExportMarker, *, any_version: bool) -> Export
 
 
 def _written(
-    storage: Storage, state: State, out: Storage, marker: ExportMarker, on_progress: OnProgress, run_steps: RunSteps
+    storage: Storage,
+    state: State,
+    out: Storage,
+    marker: ExportMarker,
+    on_progress: OnProgress,
+    run_steps: RunSteps,
+    refuse_changed: Callable[[], None],
 ) -> ExportReport:
     assert state.identity is not None  # noqa: S101  # checked by the caller
     parts = parts_of(storage, state, marker.rows_per_file)
@@ -155,6 +187,7 @@ def _written(
         if told < left[place].rows:  # written by another process
             tell(left[place].rows)
         told = 0
+    refuse_changed()
     out.delete([*out.abandoned(), UNFINISHED_EXPORT])
     return ExportReport(
         uri=out.uri,

@@ -576,7 +576,9 @@ class Between(VersionLog):
     def __exit__(self, *_: object) -> None:
         assert self._acted
 
-    def commit(self, base: State, command: str, prepare: Callable, lease: Lease | None = None) -> State:
+    def commit(
+        self, base: State, command: str, prepare: Callable, lease: Lease | None = None, *more: Callable
+    ) -> State:
         def prepared(number: int, state: State) -> object:
             actions = prepare(number, state)
             if not self._acted and isinstance(actions[0], self._kind):
@@ -584,7 +586,7 @@ class Between(VersionLog):
                 self._act(self._other)
             return actions
 
-        return super().commit(base, command, prepared, lease)
+        return super().commit(base, command, prepared, lease, *more)
 
 
 @pytest.mark.parametrize(

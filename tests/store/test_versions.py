@@ -233,7 +233,7 @@ def test_a_state_that_is_replaced_begins_the_rollup_anew(log: VersionLog) -> Non
     assert VersionLog(log.storage).latest() == state
 
 
-def test_large_commits_are_rolled_up_in_a_checkpoint(log: VersionLog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_commits_are_rolled_up_as_the_state(log: VersionLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(version_log, "MOST_ROLLED_BYTES", 2_000)
     state = forget(log, State(), 0)
     index = Index(generation=1, key="k" * 20_000, parameters="", trained=None, shards=())
@@ -241,10 +241,16 @@ def test_large_commits_are_rolled_up_in_a_checkpoint(log: VersionLog, monkeypatc
         built = index.model_copy(update={"generation": state.version})
         changed = SetIndex(index=built, replaces=state.version - 1 or None)
         state = log.commit(log.latest(), "index", lambda *_, changed=changed: [changed])
-    assert log.checkpoints() == [10]
-    assert log.read_rollup().commits == ()
+    assert log.checkpoints() == []
+    assert (log.read_rollup().commits, log.read_rollup().begun) == ((), state)
+    assert VersionLog(log.storage).latest() == state
     state = forget(VersionLog(log.storage), state, 1_000)
     assert VersionLog(log.storage).latest() == state
+    assert _found_of_rollup(log) == []
+    run = log.read_rollup()
+    other = run.model_copy(update={"begun": run.begun.model_copy(update={"rewrites": 9})}) if run.begun else run
+    log.storage.replace(ROLLUP, sealed_rollup(other.commits, other.first, other.begun))
+    assert [severity for severity, *_ in _found_of_rollup(log)] == ["damage"]
 
 
 def test_a_rollup_does_not_begin_before_dropped_versions(log: VersionLog) -> None:

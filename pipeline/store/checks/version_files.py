@@ -176,7 +176,12 @@ def check_rollup(log: VersionLog, chain: Chain) -> Iterator[Finding]:
     except (DamagedFile, FormatError, NotPermitted) as error:
         yield _unreadable(ROLLUP, error, _SPARE_ROLLUP)
         return
-    if any(chain.commits.get(commit.version, commit) != commit for commit in run.commits):
+    differs = any(chain.commits.get(commit.version, commit) != commit for commit in run.commits)
+    if not chain.findings:  # it is of versions that were dropped before a slow writer wrote it
+        differs |= run.version < chain.first
+    if run.begun is not None:
+        differs |= any(step.after != run.begun for step in chain.steps() if step.number == run.begun.version)
+    if differs:
         yield damage(ROLLUP, "is not what the commits in it say", _SPARE_ROLLUP)
     elif run.version < chain.newest - MOST_BEHIND:
         what = f"leads to version {run.version}, and {chain.newest} is the newest there is"

@@ -65,8 +65,9 @@ class Checkpoint(BaseModel):
 class Rollup(BaseModel):
     """Consecutive commits in one file, from version `first` on, which only saves requests.
 
-    The commits follow the checkpoint of the version before `first`, or begin with one that replaces the whole state.
-    Without commits, it says that this checkpoint is there.
+    The commits follow `begun`, the whole state of the version before `first`. Without it they follow the checkpoint of
+    that version, or begin with one that replaces the whole state. Without commits and `begun`, it says that this
+    checkpoint is there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,9 +75,12 @@ class Rollup(BaseModel):
     format: int = FORMAT
     first: VersionNumber
     commits: tuple[Commit, ...]
+    begun: State | None = None
 
     @model_validator(mode="after")
     def _in_a_row(self) -> "Rollup":
+        if self.begun is not None and self.begun.version != self.first - 1:
+            raise ValueError(f"its state is not that of version {self.first - 1}")
         if [commit.version for commit in self.commits] != [*range(self.first, self.first + len(self.commits))]:
             raise ValueError(f"its commits are not those from {self.first} on")
         if not self.version:
@@ -127,7 +131,8 @@ def sealed_checkpoint(state: State) -> bytes:
     return sealed(Checkpoint(state=state).model_dump_json().encode(), FORMAT)
 
 
-def sealed_rollup(commits: Sequence[Commit], first: int) -> bytes:
+def sealed_rollup(commits: Sequence[Commit], first: int, begun: State | None = None) -> bytes:
     """A roll-up of these commits as a version file, one line each."""
     run = b",\n".join(commit.model_dump_json().encode() for commit in commits)
-    return sealed(f'{{"format":{FORMAT},"first":{first},"commits":[\n'.encode() + run + b"]}", FORMAT)
+    state = b',\n"begun":' + begun.model_dump_json().encode() if begun is not None else b""
+    return sealed(f'{{"format":{FORMAT},"first":{first},"commits":[\n'.encode() + run + b"]" + state + b"}", FORMAT)

@@ -19,6 +19,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -57,9 +58,9 @@ from pipeline.store.log.documents import (
 from pipeline.store.log.listing import Listing
 from pipeline.store.log.rollups import (
     CHECKPOINT_EVERY,
-    CHECKPOINT_FACTOR,
     MOST_ROLLED_BYTES,
     ROLLUP_EVERY,
+    STATE_FACTOR,
     Tail,
 )
 from pipeline.store.log.state import Action, AddSegment, BreakLeases, SetIdentity, SetState, State, file_refs
@@ -214,11 +215,19 @@ class VersionLog:
             state = self._folded(state, commit)
             yield commit, state
 
-    def commit(self, base: State, command: str, prepare: Prepare, lease: Lease | None = None) -> State:
+    def commit(
+        self,
+        base: State,
+        command: str,
+        prepare: Prepare,
+        lease: Lease | None = None,
+        kept_files: Callable[[], AbstractSet[str]] = frozenset,
+    ) -> State:
         """Publish actions prepared on `base` and return the state they lead to.
 
         `prepare` gets the version number to try and the state before it; it is called again after each lost race.
-        `lease` holds the files that the actions name. Raises CommitConflict if an action conflicts with other commits,
+        `lease` holds the files that the actions name. Those of an attempt that was lost are removed, except
+        `kept_files`. Raises CommitConflict if an action conflicts with other commits,
         or if the lease was broken.
         """
         nonce = secrets.token_hex(8)
@@ -230,12 +239,12 @@ class VersionLog:
             try:
                 actions = tuple(prepare(number, state))
             except BaseException:
-                self._discard(lost, (), lease)
+                self._discard(lost, (), lease, kept_files)
                 raise
-            self._discard(lost, actions, lease)
+            self._discard(lost, actions, lease, kept_files)
             for action in actions:
                 if conflict := state.conflict(action, base):
-                    self._discard(actions, (), lease)
+                    self._discard(actions, (), lease, kept_files)
                     raise CommitConflict(
                         f"{conflict.said} meanwhile, and nothing was changed: run the command again", conflict.reason
                     )
@@ -288,10 +297,11 @@ class VersionLog:
 
     def renew_rollup(self) -> None:
         """Write a roll-up of the newest version from its checkpoint and commits as they are now."""
-        log = VersionLog(self.storage)
-        log._known, log._known_nonce = steady(log.listing, log._newest_of)
-        log._roll_up(log._known, always=True)
-        self._tail = log._tail
+        with contextlib.suppress(VisualMemoryError, OSError):  # nothing depends on it
+            log = VersionLog(self.storage)
+            log._known, log._known_nonce = steady(log.listing, log._newest_of)
+            log._roll_up(log._known, always=True)
+            self._tail = log._tail
 
     def checkpoints(self) -> list[int]:
         """The versions that have a checkpoint, ascending."""
@@ -312,18 +322,24 @@ class VersionLog:
             raise not_whole(self.storage, checkpoint_path(number))
         return state
 
-    def _discard(self, lost: Sequence[Action], kept: Sequence[Action], lease: Lease | None) -> None:
+    def _discard(
+        self,
+        lost: Sequence[Action],
+        kept: Sequence[Action],
+        lease: Lease | None,
+        kept_files: Callable[[], AbstractSet[str]],
+    ) -> None:
         """Remove files that were written for actions that will not be committed.
 
         Files of a segment stay: the same command can continue from them. Files of an erasure stay too: it will name
-        them in older versions, and it removes them itself.
+        them in older versions, and it removes them itself. So do the files of `kept_files`.
         """
         named = {file.path for action in kept for file in file_refs(action)}
         for action in lost:
             erases = isinstance(action, SetState) and action.why == "erase"
             if lease is not None and not erases and not isinstance(action, AddSegment | SetIdentity):
                 paths = {file.path for file in file_refs(action) if lease.nonce in file.path}
-                self.storage.delete(sorted(paths - named))
+                self.storage.delete(sorted(paths - named - kept_files()))
 
     def _caught_up(self, base: State, lease: Lease | None) -> State:
         """The newest state. Raises CommitConflict if the lease was broken meanwhile."""
@@ -375,33 +391,35 @@ class VersionLog:
     def _roll_up(self, state: State, *, always: bool) -> None:
         """Replace the roll-up by one of the newest version, if the commits since a checkpoint are known.
 
-        Two requests, three after the first time. Of large commits, a checkpoint may take as little: then it is written,
-        and a roll-up that says that it is there. Otherwise only `always` writes a large roll-up.
+        Three requests, four after the first time. Fails for no reason: the version is committed, and nothing depends on
+        a roll-up. Only `always` writes a large roll-up, unless the whole state takes as little.
         """
         tail = self._tail
         if tail.start is None or tail.version != state.version:
             return
-        if self._has_rolled_up:  # the process may have begun long ago
-            begins = checkpoint_path(tail.start) if tail.needs_checkpoint else commit_path(tail.start + 1)
-            if not self.storage.exists(begins):  # older versions were dropped
-                self.renew_rollup()
-                return
-        run = sealed_rollup(tail.commits, tail.start + 1)
-        if len(run) > MOST_ROLLED_BYTES:
-            whole = sealed_checkpoint(state)
-            if len(whole) <= CHECKPOINT_FACTOR * len(run):
-                self.storage.replace(checkpoint_path(state.version), whole)
-                self._tail, run = Tail(state.version), sealed_rollup((), state.version + 1)
-            elif not always:
-                return
-        with contextlib.suppress(VisualMemoryError, OSError):  # the version is committed; `verify` names an old roll-up
+        with contextlib.suppress(VisualMemoryError, OSError):
+            if self._has_rolled_up and tail.begun is None:  # the process may have begun long ago
+                begins = checkpoint_path(tail.start) if tail.needs_checkpoint else commit_path(tail.start + 1)
+                if not self.storage.exists(begins):  # older versions were dropped
+                    self.renew_rollup()
+                    return
+            run = sealed_rollup(tail.commits, tail.start + 1, tail.begun)
+            if len(run) > MOST_ROLLED_BYTES:
+                whole = sealed_rollup((), state.version + 1, state)
+                if len(whole) <= STATE_FACTOR * len(run):
+                    self._tail, run = Tail(state.version, (), state), whole
+                elif not always:
+                    return
             self.storage.replace(ROLLUP, run)
-        # An erasure that was committed since may have removed and redacted these files already, before they were
-        # written, and they may name its entries.
-        if self.storage.exists(commit_path(state.version + 1)) and self.latest().erasures != state.erasures:
-            self.remove_rollup()
-            if self.retained()[0] != state.version:
-                self.storage.delete([checkpoint_path(state.version)])
+            # What was written before an erasure or an expiry was committed may hold what is gone since.
+            is_true = False
+            try:
+                is_true = self.storage.exists(commit_path(state.version)) and (
+                    not self.storage.exists(commit_path(state.version + 1)) or self.latest().erasures == state.erasures
+                )
+            finally:
+                if not is_true:
+                    self.remove_rollup()
 
     def _rolled_up(self) -> tuple[State, str | None] | None:
         """The state that the roll-up leads to, and the nonce of its last commit if it has one; None without its use.
@@ -410,11 +428,13 @@ class VersionLog:
         """
         try:
             run = self.read_rollup()
-            needs_checkpoint = Tail(run.first - 1, run.commits).needs_checkpoint
-            begun = self._begun_at(run.first - 1) if needs_checkpoint else State(version=run.first - 1)
+            begun = run.begun
+            if begun is None:
+                needs_checkpoint = Tail(run.first - 1, run.commits).needs_checkpoint
+                begun = self._begun_at(run.first - 1) if needs_checkpoint else State(version=run.first - 1)
         except (DamagedFile, FormatError, NotPermitted):  # nothing depends on a roll-up
             return None
-        return self._led_to(begun, run.commits)
+        return self._led_to(begun, run.commits, is_given=run.begun is not None)
 
     def _hinted(self) -> tuple[State, str | None] | None:
         """The state that the hint points to, and the nonce of its commit if it is known; None if there is no use of it.
@@ -430,10 +450,13 @@ class VersionLog:
         except (DamagedFile, NotPermitted, ValueError):  # nothing depends on a hint
             return None
 
-    def _led_to(self, state: State, commits: Iterable[Commit]) -> tuple[State, str | None]:
-        """The state that commits after a checkpoint lead to, and the nonce of the last; both begin the next roll-up."""
+    def _led_to(self, state: State, commits: Iterable[Commit], *, is_given: bool = False) -> tuple[State, str | None]:
+        """The state that commits lead to, and the nonce of the last. They begin the next roll-up.
+
+        They follow a checkpoint, or a state that a roll-up gave.
+        """
         nonce = None
-        self._tail = Tail(state.version)
+        self._tail = Tail(state.version, (), state if is_given else None)
         for commit in commits:
             state, nonce = self._followed_by(state, commit), commit.nonce
         return state, nonce
