@@ -284,3 +284,27 @@ def test_no_rollup_names_what_an_erasure_took_away_while_it_was_written(log: Ver
     assert forget(slow, slow.latest(), 100).version == 10
     assert not log.storage.exists(ROLLUP)
     assert VersionLog(log.storage).latest().version == 11
+
+
+def test_a_rollup_of_a_version_that_was_dropped_meanwhile_is_removed(
+    log: VersionLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its writer is slow: after its commit others commit, and drop its version and the one after it."""
+    monkeypatch.setattr(version_log, "SOON_SECONDS", 0.0)
+
+    class Slow(LocalStorage):
+        def replace(self, path: str, data: bytes) -> None:
+            if path == ROLLUP:
+                other = VersionLog(LocalStorage(Path(log.storage.uri)))
+                state = other.latest()
+                while state.version < 45:
+                    state = forget(other, state, state.version)
+                expire(VersionLog(log.storage), 2, "expire")
+                assert other.retained()[0] > 11
+            super().replace(path, data)
+
+    grown(log, 9)
+    slow = VersionLog(Slow(Path(log.storage.uri)))
+    assert forget(slow, slow.latest(), 100).version == 10
+    assert not log.storage.exists(ROLLUP)
+    assert VersionLog(log.storage).latest().version == 45

@@ -74,6 +74,7 @@ GROUP = 1_000  # versions that may be dropped by one request; a constant of the 
 MAX_ATTEMPTS = 1_000  # each lost race means that another writer got its commit in
 MAX_LISTINGS = 10  # of a folder that other processes change
 FRESH_SECONDS = 5.0  # a commit on a state seen as lately does not look for a newer one first
+SOON_SECONDS = 1.0  # in which no version is committed, followed by others and dropped
 READ_AHEAD = 32  # commits read in parallel: over a network this takes as long as reading one
 
 # A commit's file begins with its format, its version and its nonce of 16 digits.
@@ -391,8 +392,9 @@ class VersionLog:
     def _roll_up(self, state: State, *, always: bool) -> None:
         """Replace the roll-up by one of the newest version, if the commits since a checkpoint are known.
 
-        Three requests, four after the first time. Fails for no reason: the version is committed, and nothing depends on
-        a roll-up. Only `always` writes a large roll-up, unless the whole state takes as little.
+        Two requests, three after the first time; one more after SOON_SECONDS. Fails for no reason: the version is
+        committed, and nothing depends on a roll-up. Only `always` writes a large roll-up, unless the whole state takes
+        as little.
         """
         tail = self._tail
         if tail.start is None or tail.version != state.version:
@@ -414,9 +416,13 @@ class VersionLog:
             # What was written before an erasure or an expiry was committed may hold what is gone since.
             is_true = False
             try:
-                is_true = self.storage.exists(commit_path(state.version)) and (
-                    not self.storage.exists(commit_path(state.version + 1)) or self.latest().erasures == state.erasures
-                )
+                if self.storage.exists(commit_path(state.version + 1)):
+                    is_true = self.latest().erasures == state.erasures and self.storage.exists(
+                        commit_path(state.version)
+                    )
+                else:
+                    is_soon = time.monotonic() - self._seen_at < SOON_SECONDS
+                    is_true = is_soon or self.storage.exists(commit_path(state.version))
             finally:
                 if not is_true:
                     self.remove_rollup()
