@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from jobs.terminal.arguments import ExcludeFiles, ImageExtension, Json, LabelsFrom, Memory, Source, command_line
-from jobs.terminal.embedding_work import MaxRejected, Runner, check_runner, show_rejects, show_stages, start_runner
+from jobs.terminal.embedding_work import MaxRejected, show_rejects, show_stages
 from jobs.terminal.labels import note_after, note_before, note_label_of_file, show_first, show_labels, show_passed_over
 from jobs.terminal.options import INDEX_LIMITS, with_options
 from jobs.terminal.output import counted, note, print_json, say
 from jobs.terminal.progress import progress
+from jobs.terminal.runners import Runner, check_runner, start_runner
 
 if TYPE_CHECKING:
     import datetime

@@ -11,9 +11,10 @@ from jobs.terminal.arguments import (
     Memory,
     with_question,
 )
-from jobs.terminal.embedding_work import MaxRejected, Runner, check_runner, show_rejects, show_stages, start_runner
+from jobs.terminal.embedding_work import MaxRejected, show_rejects, show_stages
 from jobs.terminal.output import note, print_json, say
 from jobs.terminal.progress import progress
+from jobs.terminal.runners import Runner, check_runner, is_for_ray, start_runner
 
 if TYPE_CHECKING:
     from pipeline.decisions.decision import Decision
@@ -76,10 +77,9 @@ def _decide_about_a_source(
         raise typer.BadParameter(f"--out takes one SOURCE and {len(sources)} were given: name a folder, or a file")
     check_runner(runner)
     with progress("listing") as on_progress:
-        from jobs.ray_cluster.on_ray import is_a_job
         from pipeline import VisualMemory
 
-        where = start_runner(on_progress, on_ray=runner == "ray" or (runner == "auto" and is_a_job()))
+        where = start_runner(on_progress, on_ray=is_for_ray(runner))
         report = VisualMemory(memory, at=at).classify_source(
             sources[0], out, max_rejected=max_rejected, runner=where, on_progress=on_progress, **options
         )

@@ -5,9 +5,9 @@ from typing import Annotated
 import typer
 
 from jobs.terminal.arguments import Json, Memory
-from jobs.terminal.embedding_work import check_runner, is_for_ray, runner_option, start_runner
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
+from jobs.terminal.runners import check_runner, is_for_ray, runner_option, start_runner
 
 
 def copy(

@@ -18,9 +18,9 @@ from jobs.terminal.arguments import (
     count,
     count_or_all,
 )
-from jobs.terminal.embedding_work import check_runner, runner_option, start_runner
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
+from jobs.terminal.runners import check_runner, is_for_ray, runner_option, start_runner
 
 if TYPE_CHECKING:
     from pipeline.questions.evaluation import Evaluation
@@ -99,9 +99,7 @@ def evaluate(
         votings = tuple(VotingRule(voting=cast(Voting, name)).voting for name in dict.fromkeys(voting or VOTINGS))
         target = VisualMemory(memory, at=at)
         if source is None:
-            from jobs.ray_cluster.on_ray import is_a_job
-
-            on_ray = out is not None and (runner == "ray" or (runner == "auto" and is_a_job()))
+            on_ray = out is not None and is_for_ray(runner)
             evaluation = target.evaluate_leave_one_out(
                 ks=ks,
                 votings=votings,

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from jobs.terminal.arguments import Json, Memory, command_line, count, size_in_bytes
-from jobs.terminal.embedding_work import RAY_FROM, check_runner, runner_option, start_runner
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
+from jobs.terminal.runners import check_runner, is_for_ray, runner_option, start_runner
 
 if TYPE_CHECKING:
     from pipeline.index.build.key_choice import Table
@@ -78,10 +78,9 @@ def index(
         if dry_run:
             plan = target.plan_index(options, on_progress=on_progress)
         else:
-            on_ray = runner == "ray" or (runner == "auto" and before.num_entries >= RAY_FROM)
             state = target.index(
                 options,
-                runner=start_runner(on_progress, on_ray=on_ray),
+                runner=start_runner(on_progress, on_ray=is_for_ray(runner, before.num_entries)),
                 command=command_line(memory),
                 on_progress=on_progress,
                 queries=queries,

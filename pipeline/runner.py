@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from pipeline.errors import UsageError
 from pipeline.extras import needed_for
-from pipeline.index.build.steps import Step, run_steps_here
+from pipeline.steps import Step, run_steps_here
 
 if TYPE_CHECKING:
     from pipeline.embeddings.encoder import Encoder

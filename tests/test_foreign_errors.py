@@ -14,9 +14,9 @@ from jobs.cli import main
 from pipeline import VisualMemory
 from pipeline.errors import LibraryError, OutOfMemory, UsageError, VisualMemoryError, WorkerError
 from pipeline.foreign_errors import own_error, own_errors
-from pipeline.index.build.steps import Step
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.reader import Reader
+from pipeline.steps import Step
 from pipeline.store.lookup.digests import Digests
 from tests.conftest import MakeMemory, unit
 from tests.serving.serving import served

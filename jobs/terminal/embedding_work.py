@@ -1,12 +1,11 @@
-"""Shared by the verbs that do much work: where they run; and how those that embed report the result."""
+"""Shared by the verbs that embed: how many images may be rejected, and how the result is reported."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from jobs.terminal.output import counted, say
-from pipeline.progress import OnProgress, Progress, ignore_progress
 
 if TYPE_CHECKING:
     from pipeline.embeddings.stages import Stages
@@ -17,19 +16,6 @@ REJECTS_SHOWN = 10
 # nobody buys a GPU, or moves the images, to save minutes.
 WORTH_A_VERDICT = 300.0
 
-# Rows from which `index`, `compact` and `export` run on Ray: below, starting Ray takes longer than what it saves.
-RAY_FROM = 4_000_000
-
-RUNNERS = ("auto", "here", "ray")
-
-
-def runner_option(verb: str) -> Any:
-    """The option `--runner`, whose help begins with `verb`."""
-    does = f"{verb} in this process, on Ray, or decide by how much there is to do."
-    return typer.Option("--runner", help=does, metavar="auto|here|ray")
-
-
-Runner = Annotated[str, runner_option("Embed")]
 MaxRejected = Annotated[
     float | None,
     typer.Option(
@@ -38,32 +24,6 @@ MaxRejected = Annotated[
         metavar="SHARE",
     ),
 ]
-
-
-def check_runner(runner: str) -> None:
-    """Raises BadParameter for an unknown runner."""
-    if runner not in RUNNERS:
-        raise typer.BadParameter(f"--runner {runner} is unknown: give auto, here or ray")
-
-
-def is_for_ray(runner: str, rows: int = 0) -> bool:
-    """Whether work on so many rows runs on Ray: if that is chosen, or left to us and it is much or part of a job."""
-    if runner != "auto":
-        return runner == "ray"
-    from jobs.ray_cluster.on_ray import is_a_job
-
-    return rows >= RAY_FROM or is_a_job()
-
-
-def start_runner(on_progress: OnProgress = ignore_progress, *, on_ray: bool) -> Literal["here", "ray"]:
-    """The runner for the library. Connects to Ray, or starts it, if `on_ray`."""
-    if not on_ray:
-        return "here"
-    on_progress(Progress("starting Ray", 0, None))
-    from jobs.ray_cluster.on_ray import start_ray
-
-    start_ray()
-    return "ray"
 
 
 def show_stages(stages: "Stages", seconds: float) -> None:

@@ -19,8 +19,8 @@ import numpy as np
 from pipeline.edits.pack_marks import Made, key_of, make_and_mark, take_up
 from pipeline.edits.segment_sides import with_digests
 from pipeline.errors import CommitConflict, DamagedFile
-from pipeline.index.build.steps import PROCESS_BYTES, RunSteps, Step, run_steps_here
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.steps import PROCESS_BYTES, RunSteps, Step, run_steps_here
 from pipeline.store.layout import pack_mark_path, packed_path
 from pipeline.store.log.label_counts import count_singles
 from pipeline.store.log.records import Index, Segment, shards_of

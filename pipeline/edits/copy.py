@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.edits.copy_files import THREADS, Copied, CopyWork, ToCopy, batches_of
 from pipeline.errors import CommitConflict, DamagedFile, MemoryMissing, UsageError
-from pipeline.index.build.steps import RunSteps, run_steps_here
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.steps import RunSteps, run_steps_here
 from pipeline.store.checks.inventory import Inventory
 from pipeline.store.layout import (
     FOLDERS,

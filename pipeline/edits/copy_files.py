@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.errors import DamagedFile
-from pipeline.index.build.steps import PROCESS_BYTES, Step
+from pipeline.steps import PROCESS_BYTES, Step
 from pipeline.store.layout import way_out
 from pipeline.store.storage.file_refs import FileRef, check_path, describe
 from pipeline.store.storage.interface import Storage

@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline.edits.export_files import ExportWork, Format, parts_of
 from pipeline.errors import DamagedFile, MemoryMissing, UsageError
-from pipeline.index.build.steps import RunSteps, run_steps_here
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.steps import RunSteps, run_steps_here
 from pipeline.store.layout import UNFINISHED_EXPORT
 from pipeline.store.log.state import State
 from pipeline.store.storage.interface import AlreadyExists, Storage, create_own

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import DamagedFile
 from pipeline.images.names.uris import path_of_uri, split_member
 from pipeline.images.reading.files import is_remote
-from pipeline.index.build.steps import PROCESS_BYTES, Step
+from pipeline.steps import PROCESS_BYTES, Step
 from pipeline.store.layout import way_out
 from pipeline.store.log.records import Single
 from pipeline.store.log.single_adds import table_of_singles

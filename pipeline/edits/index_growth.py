@@ -18,8 +18,8 @@ from pipeline.errors import CommitConflict
 from pipeline.index.build.builder import build_index
 from pipeline.index.build.key_candidates import ROW_NUMBER, TRAINING_ROWS_PER_CENTROID
 from pipeline.index.build.plan import IndexOptions, IndexPlan, plan_index
-from pipeline.index.build.steps import RunSteps, run_steps_here
 from pipeline.progress import OnProgress, ignore_progress
+from pipeline.steps import RunSteps, run_steps_here
 from pipeline.store.log.single_adds import files_of_singles
 from pipeline.store.log.state import FoldSingles, State
 from pipeline.store.log.version_log import VersionLog

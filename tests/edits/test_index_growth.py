@@ -12,8 +12,8 @@ from pipeline import VisualMemory
 from pipeline.edits import index_growth
 from pipeline.errors import WorkerError
 from pipeline.index.build.plan import IndexOptions
-from pipeline.index.build.steps import Step
 from pipeline.runner import Here
+from pipeline.steps import Step
 from tests.conftest import unit
 
 DIMENSION = 16

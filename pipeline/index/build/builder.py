@@ -20,11 +20,11 @@ from pipeline.index.build.key_candidates import FLAT, empty_index, least_rows, n
 from pipeline.index.build.key_choice import CHOSEN, SAMPLE_ROWS, Table, read_table_of
 from pipeline.index.build.plan import IndexOptions, IndexPlan, measured_candidates
 from pipeline.index.build.shard_steps import Gathered, Measured, Populated, ShardWork, files_of, read_mark
-from pipeline.index.build.steps import RunSteps, run_steps_here
 from pipeline.index.build.train import centroid_distance, train_index, train_on
 from pipeline.index.search import parameters
 from pipeline.index.search.shard_files import SideFiles, mapped_vectors, write_faiss, write_vectors
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.steps import RunSteps, run_steps_here
 from pipeline.store.layout import (
     BUILD_BEGUN,
     INDEX,

@@ -36,9 +36,9 @@ from pipeline.index.build.plan import DEFAULT_SHARD_ROWS
 from pipeline.index.build.populate import ADD_ROWS
 from pipeline.index.build.search_rates import SearchRates, measure_search
 from pipeline.index.build.shard_steps import ENTRY_BYTES
-from pipeline.index.build.steps import PROCESS_BYTES
 from pipeline.index.build.train import ITERATIONS, train_index
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.steps import PROCESS_BYTES
 from pipeline.store.storage.file_refs import RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.schemas import embedding_matrix, read_table

@@ -13,7 +13,7 @@ import ray.exceptions
 
 from pipeline.errors import VisualMemoryError, WorkerError
 from pipeline.foreign_errors import memory_ran_out, own_error
-from pipeline.index.build.steps import Step
+from pipeline.steps import Step
 
 GPU_SHARE = 0.25  # of a GPU, for a step that uses one: the step spends most of its time elsewhere
 TRIES = 3  # retries of a step whose process dies

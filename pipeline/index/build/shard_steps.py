@@ -19,7 +19,6 @@ from pipeline.index.build.distinct import vector_keys
 from pipeline.index.build.gpu import gpu
 from pipeline.index.build.joint_recall import JointRecall, Member
 from pipeline.index.build.populate import ADD_ROWS, populate
-from pipeline.index.build.steps import PROCESS_BYTES, Step
 from pipeline.index.build.train import centroid_distance
 from pipeline.index.search import parameters
 from pipeline.index.search.quantizer import Quantizer
@@ -32,6 +31,7 @@ from pipeline.index.search.shard_files import (
     write_vectors,
 )
 from pipeline.index.search.stack import Seat, Stack
+from pipeline.steps import PROCESS_BYTES, Step
 from pipeline.store.layout import FAISS_FILE, INDEX, SAMPLE_FILE, shard_folder, step_path
 from pipeline.store.log.records import Quality, Refine
 from pipeline.store.storage.file_refs import FileRef, RowsFile, check_places
