@@ -106,6 +106,7 @@ def test_all_is_every_extra_for_users() -> None:
     assert Requirement(everything).extras == set(PROJECT["optional-dependencies"]) - {"all", "demo", "dev"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_core_is_a_memory_of_vectors(
     in_environment: Callable[..., Said], vectors: Path, tmp_path: Path, digits: Path

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import pipeline
 import visual_memory
 
@@ -86,6 +88,7 @@ def test_every_error_is_public_or_is_one_that_is() -> None:
             assert any(getattr(pipeline, base.__name__, None) is base for base in error.__mro__)
 
 
+@pytest.mark.slow  # mypy reads everything anew: its cache is that of another folder
 def test_users_see_types(tmp_path: Path) -> None:
     """With mypy, as a user's own program is checked: the marker is there, and the names have types."""
     (tmp_path / "program.py").write_text(

@@ -255,7 +255,7 @@ class Shuffled(LocalStorage):
             self._between()
 
 
-@pytest.mark.parametrize("keep", [1, 10, 25])
+@pytest.mark.parametrize("keep", [*(pytest.param(keep, marks=pytest.mark.slow) for keep in (1, 25)), 10])
 def test_while_a_group_is_deleted_in_any_order_nobody_is_misled(
     log: VersionLog, monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:

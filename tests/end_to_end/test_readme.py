@@ -61,6 +61,7 @@ def test_the_commands_for_ones_own_photos(photos: Path, weights: str, run: Calla
     assert "forgot 20 entries:" in outputs[4]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_commands_for_other_programs(digits_memory: VisualMemory, photos: Path) -> None:
     [*_, block] = blocks("sh")

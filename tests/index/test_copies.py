@@ -28,12 +28,11 @@ def measured_recall(memory, base_ND: np.ndarray, rows_ND: np.ndarray, k: int = 1
 @pytest.mark.parametrize(
     "copies",
     [
-        [20_000],  # of one vector: three rows of four
-        [3_000] * 6,
-        [40] * 300,
-        [1] * 4_000,
+        pytest.param([20_000], id="one vector", marks=pytest.mark.slow),  # three rows of four
+        pytest.param([3_000] * 6, id="six vectors"),
+        pytest.param([40] * 300, id="three hundred"),
+        pytest.param([1] * 4_000, id="half of all, twice"),
     ],
-    ids=["one vector", "six vectors", "three hundred", "half of all, twice"],
 )
 def test_the_recall_published_is_that_of_distinct_rows(copies: list[int], make_memory: MakeMemory) -> None:
     base_ND = photographs(7_000)

@@ -189,7 +189,7 @@ def test_an_add_of_tars_tells_from_the_first_second_on(tmp_path: Path, weights: 
     pauses = [b - a for (a, _), (b, _) in itertools.pairwise(seen)]
     assert max(pauses, default=0.0) < SECONDS_BETWEEN_LINES + 1 + 2 * slow
     lines = text.splitlines()
-    assert re.fullmatch(r"(opening the memory|listing|loading the encoder).*", lines[0]), "what it does then"
+    assert lines[0].endswith(" …"), f"what it does when the first line is due: {lines[0]}"
     assert any(re.fullmatch(r"embedding: \d+ so far, [0-3] of 4 archives.*", line) for line in lines), text
     last = [line for line in lines if line.startswith("embedding")][-1]
     assert re.fullmatch(r"embedding: 600 of 600, \d+/s, 14 rejected", last), text

@@ -34,6 +34,7 @@ def listening(server: RayServer) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_server_of_one_machine_is_open_to_nobody_else(digits_memory: VisualMemory, tmp_path: Path) -> None:
     home = tmp_path / "home"
