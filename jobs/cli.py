@@ -23,7 +23,7 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 GROUPS = {  # the verbs, in the groups of the help
     "Remember": ("add", "index", "demo"),
     "Ask": ("classify", "explain", "search", "evaluate"),
-    "Correct": ("relabel", "forget", "rollback"),
+    "Correct": ("suspects", "relabel", "forget", "rollback"),
     "Look": ("status", "history", "verify"),
     "Keep": ("compact", "expire", "copy", "export"),
     "Serve and scale": ("serve", "submit", "plan-capacity"),

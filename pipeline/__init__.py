@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress as Progress
     from pipeline.questions.bulk import BulkReport as BulkReport
     from pipeline.questions.evaluation import Evaluation as Evaluation
+    from pipeline.questions.suspects import Suspect as Suspect
+    from pipeline.questions.suspects import SuspectsReport as SuspectsReport
     from pipeline.serving.client import Client as Client
     from pipeline.store.checks.verify import Verification as Verification
     from pipeline.store.log.history import VersionSummary as VersionSummary
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "pipeline.questions.evaluation": ["Evaluation"],
     "pipeline.questions.bulk": ["BulkReport"],
+    "pipeline.questions.suspects": ["Suspect", "SuspectsReport"],
     "pipeline.decisions.decision": ["Decision", "Neighbor"],
     "pipeline.decisions.question": ["Question"],
     "pipeline.edits.add": ["AddOptions", "AddPlan", "AddReport"],

@@ -37,6 +37,7 @@ from pipeline.questions.balance import best_balance
 from pipeline.questions.others import starts_of_parts
 from pipeline.questions.page import write_page
 from pipeline.questions.snapshot import Snapshot
+from pipeline.questions.suspects import Kind, SuspectsReport, find_suspects
 from pipeline.resources import available_cpus
 from pipeline.runner import RunnerName, runner_of
 from pipeline.store.log.history import VersionSummary, history
@@ -723,6 +724,65 @@ class Reader:
             lambda work, parts: where_done.do_parts(work, parts, None),
             on_progress,
         )
+
+    def suspects(
+        self,
+        limit: int = 100,
+        *,
+        k: int = 10,
+        kind: Kind | None = None,
+        label_set: str | None = None,
+        where: str | None = None,
+        on_progress: OnProgress = ignore_progress,
+    ) -> SuspectsReport:
+        """Find the entries whose labels a person should look at, by leave-one-out over all labelled entries.
+
+        An entry is mislabelled if the others decide for another label, and its vote does not help them enough to
+        outweigh that; ambiguous if the votes of the others are divided between its label and another; duplicated if
+        another entry has the same bytes, or nearly the same vector. Costs a search for 10 * k neighbours for each
+        entry, and its hash.
+
+        Args:
+            limit: How many suspects to describe: mislabelled ones first, then ambiguous, then duplicated ones.
+            k: Nearest others that vote on an entry, 1 to 10,000.
+            kind: "mislabelled", "ambiguous" or "duplicated"; None lists all three.
+            label_set: Judge the labels of this label set; None judges labels as stored.
+            where: Ask about, and let vote, only entries that satisfy this expression; None takes all.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            The suspects with the label suggested and their neighbours, and the number of each kind.
+
+        Raises:
+            SourceError: No entry has a label, or none that satisfies `where`.
+            UsageError: A value can never work.
+            UnknownName: The memory has no such label set.
+            DamagedFile: No shard is whole, or a file with vectors or hashes is damaged.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            for suspect in memory.suspects(20).suspects:
+                print(suspect.uri, suspect.label, "->", suspect.suggested)
+        """
+        snapshot = self._snapshot(label_set, where)
+        state = snapshot.state
+        digests, starts = self._digests(state), starts_of_parts(state)
+        return find_suspects(snapshot.live, digests, starts, state.version, limit, k, kind, on_progress)
+
+    def suspects_page(self, report: SuspectsReport) -> str:
+        """Render suspects as a self-contained HTML page, with the pictures of the suspects and of their neighbours.
+
+        Args:
+            report: The suspects of this memory.
+
+        Returns:
+            The page as HTML, without scripts and without references to other files. A picture that cannot be shown says
+            why.
+
+        Raises:
+            DamagedFile: A file of the memory that the page needs is missing or altered.
+        """
+        return self._read(lambda snapshot: snapshot.suspects_page(report))
 
     def history(self, limit: int | None = None) -> list[VersionSummary]:
         """List the versions that can be read, with what each did.

@@ -51,6 +51,8 @@ NAMES = {
     "RollbackReport",
     "SourceError",
     "StorageError",
+    "Suspect",
+    "SuspectsReport",
     "Unavailable",
     "UnknownName",
     "UsageError",

@@ -19,6 +19,10 @@ EXAMPLES = {
         "evaluate my.memory --leave-one-out -k 10 --voting rank",
         "evaluate my.memory --leave-one-out --sample 20K",
     ),
+    "suspects": (
+        "suspects my.memory --html suspects.html --out suspects.csv",
+        "suspects my.memory --kind duplicated --limit 20 --json",
+    ),
     "relabel": (
         "relabel my.memory --id 1649267441664 --label wolf",
         "relabel my.memory --label-set coarse --map fine-to-coarse.csv",

@@ -22,7 +22,7 @@ MAX_REASON = 120  # characters of the text in place of a picture
 GONE = "its file is gone or was moved"
 DOCTYPE = "<!doctype html>"
 
-_STYLE = """
+STYLE = """
 :root { color-scheme: light dark; --text: #1c2024; --soft: #60646c; --ground: #fcfcfd; --card: #ffffff;
   --line: #e0e1e6; --for: #0d74ce; --against: #b9bbc6; --for-text: #0d74ce; }
 @media (prefers-color-scheme: dark) { :root { --text: #edeef0; --soft: #b0b4ba; --ground: #111113; --card: #18191b;
@@ -71,7 +71,7 @@ def explanation_page(
     picture cannot be shown, its place holds the reason, and a note above all pictures holds the remedy.
     """
     asked = _asked_picture(decision.uri) if decision.uri else "it was given as bytes"
-    pictures = {n.id: kept.get(n.id) or _neighbor_picture(originals.get(n.id)) for n in decision.neighbors}
+    pictures = {n.id: kept.get(n.id) or entry_picture(originals.get(n.id)) for n in decision.neighbors}
     verdict = "No decision" if decision.abstained else escape(decision.label or "")
     reason = f"<p>Abstained: {escape(decision.reason)}.</p>" if decision.reason else ""
     agreeing = sum(neighbor.label == decision.label for neighbor in decision.neighbors)
@@ -90,11 +90,11 @@ def explanation_page(
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{verdict}: why?</title>
-<style>{_STYLE}</style>
+<style>{STYLE}</style>
 </head>
 <body>
 <header>
-<div class="picture">{_picture(asked, "the image asked about")}</div>
+<div class="picture">{shown(asked, "the image asked about")}</div>
 <div>
 <h1>{verdict}</h1>
 {reason}{summary}
@@ -108,7 +108,7 @@ k = {decision.k}{balance}{label_set}{where}; {_answered(decision)}</p>
 {_votes(decision)}
 </div>
 <h2>The entries that decided, nearest first</h2>
-{_missing([found for found in pictures.values() if isinstance(found, str)], len(pictures))}<ol>
+{note_of_missing([found for found in pictures.values() if isinstance(found, str)], len(pictures))}<ol>
 {neighbors}
 </ol>
 </body>
@@ -144,7 +144,7 @@ def _neighbor(neighbor: Neighbor, winner: str | None, heaviest: float, picture: 
     weight = neighbor.weight or 0.0
     agrees = neighbor.label is not None and neighbor.label == winner
     return f"""<li{' class="for"' if agrees else ""}>
-<div class="picture">{_picture(picture, neighbor.label or "no label")}</div>
+<div class="picture">{shown(picture, neighbor.label or "no label")}</div>
 <div class="label">{escape(neighbor.label or "no label")}</div>
 <div class="bar" style="width:{weight / heaviest if heaviest else 0.0:.2%}"></div>
 <div class="figures"><span title="share of all votes">weight {weight:.1%}</span>
@@ -161,7 +161,7 @@ def _asked_picture(uri: str) -> bytes | str:
         return _why(rejected)
 
 
-def _neighbor_picture(original: Original | None) -> bytes | str:
+def entry_picture(original: Original | None) -> bytes | str:
     """The image of an entry as a small JPEG, or a clause with the reason why it cannot be shown."""
     if original is None:
         return "nothing is known of its file"
@@ -175,7 +175,8 @@ def _why(rejected: Rejected) -> str:
     return GONE if rejected.reason == "there is no such file" else rejected.reason
 
 
-def _picture(picture: bytes | str, text: str) -> str:
+def shown(picture: bytes | str, text: str) -> str:
+    """A picture as HTML, or the clause in its place."""
     if isinstance(picture, bytes):
         return f'<img src="{data_uri(picture)}" alt="{escape(text)}">'
     return f"<span>no picture: {escape(_clause(picture))}</span>"
@@ -186,7 +187,7 @@ def _clause(reason: str) -> str:
     return f"{line[:MAX_REASON]}…" if len(line) > MAX_REASON else line
 
 
-def _missing(reasons: Sequence[str], of: int) -> str:
+def note_of_missing(reasons: Sequence[str], of: int) -> str:
     """A note with the counted reasons of missing pictures, and the remedy; empty if no picture is missing."""
     if not reasons:
         return ""

@@ -7,6 +7,8 @@ from functools import cached_property
 from pipeline.decisions.decision import Decision, Neighbor
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.questions.page import explanation_page
+from pipeline.questions.suspects import SuspectsReport
+from pipeline.questions.suspects_page import pictured, suspects_page
 from pipeline.store.log.state import State
 from pipeline.store.lookup.kept_values import read_kept
 from pipeline.store.lookup.originals import read_originals
@@ -50,6 +52,13 @@ class Snapshot:
         thumbnails = read_thumbnails(self.storage, self.state, ids)
         originals = read_originals(self.storage, self.state, _without(ids, thumbnails))
         return explanation_page(decision, self.storage.uri, thumbnails, originals)
+
+    def suspects_page(self, report: SuspectsReport) -> str:
+        """Suspects as a self-contained HTML page, with stored thumbnails, or thumbnails made from the files."""
+        ids = pictured(report)
+        thumbnails = read_thumbnails(self.storage, self.state, ids)
+        originals = read_originals(self.storage, self.state, _without(ids, thumbnails))
+        return suspects_page(report, self.storage.uri, thumbnails, originals)
 
 
 def entries_of(

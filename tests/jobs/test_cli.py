@@ -315,6 +315,36 @@ def test_relabel_and_label_sets(
     assert "label set parity" in (tmp_path / "why.html").read_text()
 
 
+def test_suspects(document: Callable, run: Run, memory: Path, tmp_path: Path) -> None:
+    first = int(VisualMemory(memory).live().live_ids()[0])
+    run("relabel", memory, "--id", first, "--label", "4")
+    page, table = tmp_path / "suspects.html", tmp_path / "suspects.csv"
+    found = document("suspects", memory, "--limit", 3, "--html", page, "--out", table)
+    assert (found["html"], found["out"], found["labelled"]) == (str(page), str(table), 100)
+    suspect = found["suspects"][0]
+    assert (suspect["id"], suspect["kind"], suspect["label"], suspect["suggested"]) == (first, "mislabelled", "4", "0")
+    assert len(suspect["neighbors"]) == 10
+    text = page.read_text()
+    assert text.count('<li class="suspect">') == len(found["suspects"])
+    assert '<del>4</del> <span class="to">0</span>' in text
+    assert "data:image/jpeg" in text
+    assert "<script" not in text
+    header, *rows = table.read_text().splitlines()
+    assert header == "id,label,stored_label,kind,uri"
+    assert rows[0].startswith(f"{first},0,4,mislabelled,/")
+    assert len(rows) == len(found["suspects"])
+    _, out, _ = run("suspects", memory, "--limit", 3)
+    assert re.match(rf"100 labelled entries, version 2: {found['mislabelled']} mislabelled, ", out)
+    assert re.search(rf"  mislabelled +4 -> 0 .* {first}  /", out)
+    refused = run("suspects", memory, "--out", table)
+    assert refused[0] == 2
+    assert "is there already" in refused[2]
+    assert run("relabel", memory, "--file", table)[0] == 0
+    assert document("suspects", memory, "--kind", "mislabelled")["mislabelled"] == 0
+    assert run("forget", memory, "--file", table)[0] == 0
+    assert document("status", memory)["entries"] == 100 - len(rows)
+
+
 def test_versions(document: Callable, run: Run, memory: Path, tmp_path: Path) -> None:
     document("forget", memory, "--label", "3", "--label", "4")
     rolled = document("rollback", memory, 1)

@@ -296,6 +296,15 @@ class LiveEntries:
                 vectors_ND[positions] = block.vectors_at(rows)
         return vectors_ND
 
+    def described(self, ids: np.ndarray) -> list[tuple[str, str]]:
+        """The uri and the dataset of each of some live entries, in the order of `ids`."""
+        found = [("", "")] * len(ids)
+        for block, positions, rows in self._located(ids):
+            columns = (block.uris.take(pa.array(rows)).to_pylist(), block.datasets.take(pa.array(rows)).to_pylist())
+            for position, about in zip(positions.tolist(), zip(*columns, strict=True), strict=True):
+                found[position] = about
+        return found
+
     def codes_of(self, ids: np.ndarray) -> np.ndarray:
         """Label codes of live entries, int32 [N], in the order of `ids`; -1 for no label."""
         codes_N = np.full(len(ids), -1, np.int32)
