@@ -16,7 +16,7 @@ from pipeline.index.build.capacity import Rates, computed
 from pipeline.index.build.key_candidates import expected_bytes
 from pipeline.index.build.key_choice import Candidate
 from pipeline.index.build.plan import IndexOptions
-from pipeline.index.build.search_rates import FEWEST_RESCORED, SearchRates, SearchTimes, measure_search
+from pipeline.index.build.search_rates import SearchRates, SearchTimes, measure_search
 from pipeline.index.search.live_entries import LiveEntries
 from pipeline.index.search.parameters import to_text
 from pipeline.store.log.records import Quality
@@ -116,9 +116,10 @@ def test_a_search_of_ten_times_as_many_rows_is_as_predicted(make_memory: MakeMem
     state, shards = memory.state(), memory.live().num_shards
     assert state.index is not None
     assert shards >= 4
-    values = {"nprobe": search.num_probed, "rerank": max(-(-search.rescored // shards), FEWEST_RESCORED)}
+    assert state.index.rerank_for == "index"
+    values = {"nprobe": search.num_probed, "rerank": search.rescored}
     index = state.index.model_copy(update={"parameters": to_text(values)})
-    live = LiveEntries.open(memory.log.storage, state.model_copy(update={"index": index}))
+    live = LiveEntries.open(memory.log.storage, state.model_copy(update={"index": index}), merged=search.is_merged)
     queries_QD = correlated(250, seed=1).astype(np.float32)
     nearest_QK = np.argsort(-(queries_QD @ vectors_ND.astype(np.float32).T), axis=1)[:, :10]
     found_QK = np.searchsorted(live.live_ids(), live.search(queries_QD, 10).ids_QK)
