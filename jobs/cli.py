@@ -22,7 +22,7 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 GROUPS = {  # the verbs, in the groups of the help
     "Remember": ("add", "index", "demo"),
-    "Ask": ("classify", "explain", "search", "evaluate"),
+    "Ask": ("classify", "explain", "search", "evaluate", "influence"),
     "Correct": ("suspects", "relabel", "forget", "rollback"),
     "Look": ("status", "history", "verify"),
     "Keep": ("compact", "expire", "copy", "export"),

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from pipeline.progress import Progress as Progress
     from pipeline.questions.bulk import BulkReport as BulkReport
     from pipeline.questions.evaluation import Evaluation as Evaluation
+    from pipeline.questions.influence import InfluenceReport as InfluenceReport
     from pipeline.questions.suspects import Suspect as Suspect
     from pipeline.questions.suspects import SuspectsReport as SuspectsReport
     from pipeline.serving.client import Client as Client
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 _WHERE = {
     "pipeline.questions.evaluation": ["Evaluation"],
     "pipeline.questions.bulk": ["BulkReport"],
+    "pipeline.questions.influence": ["InfluenceReport"],
     "pipeline.questions.suspects": ["Suspect", "SuspectsReport"],
     "pipeline.decisions.decision": ["Decision", "Neighbor"],
     "pipeline.decisions.question": ["Question"],

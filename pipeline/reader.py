@@ -7,8 +7,9 @@ used.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal, TypeVar, Unpack
 
 import numpy as np
@@ -20,7 +21,7 @@ from pipeline.decisions.question import Question, QuestionOptions, check_k, ques
 from pipeline.decisions.small_classes import SmallClass, small_classes
 from pipeline.decisions.voting import VOTINGS, Voting, VotingRule
 from pipeline.embeddings.loading import open_encoder
-from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UsageError
+from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UnknownName, UsageError
 from pipeline.foreign_errors import with_own_errors
 from pipeline.images.containers.container import ImageChoice
 from pipeline.images.containers.items import Item
@@ -34,6 +35,13 @@ from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.questions import answering, evaluation
 from pipeline.questions.answering import unit_vectors
 from pipeline.questions.balance import best_balance
+from pipeline.questions.influence import (
+    Change,
+    InfluenceReport,
+    entries_as_questions,
+    images_as_questions,
+    influence,
+)
 from pipeline.questions.others import starts_of_parts
 from pipeline.questions.page import write_page
 from pipeline.questions.snapshot import Snapshot
@@ -65,6 +73,22 @@ MAX_QUESTIONS = 4_096  # images of which the vectors are held in memory, to meas
 Result = TypeVar("Result")
 
 logger = plain_logger(__name__)
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """Images that were embedded: vectors float32 [D], uris, true labels (None: not known) and sha256s.
+
+    `done` images were read, `rejected` ones among them could not be, and `num_labelled` have a label.
+    """
+
+    vectors: list[np.ndarray]
+    uris: list[str]
+    truths: Sequence[str | None]
+    sha256s: list[str]
+    done: int
+    rejected: int
+    num_labelled: int
 
 
 @with_own_errors
@@ -547,28 +571,56 @@ class Reader:
             voting, k = scores.best
             print(voting, k, scores.accuracy[voting][k])
         """
-        from pipeline.embeddings.decoding import Threads
-        from pipeline.embeddings.given import embed_source
-        from pipeline.embeddings.pixels import ImageFacts
-
         check_list("ks", ks)
         check_list("votings", votings)
         balance, label_set, where = evaluation.told(options, "evaluate")
         snapshot = self._snapshot(label_set, where)
         state, live = snapshot.state, snapshot.live
         self._check_labelled(live)
-        asked_labels = Labels(labels)
+        for k in ks:
+            check_k(k)
+        rule = _rule(votings[0], balance)
         choice = ImageChoice(tuple(exclude_files), image_extension)
+        embedded = self._embedded(source, Labels(labels), choice, label_set, snapshot, on_progress)
+        known = [row for row, truth in enumerate(embedded.truths) if truth is not None]
+        if not known:
+            raise SourceError(
+                f"none of the {embedded.done:,} images of {source} could be read with a label: mend the files"
+            )
+        found = evaluation.evaluate(
+            live,
+            np.stack([embedded.vectors[row] for row in known]),
+            [str(embedded.truths[row]) for row in known],
+            evaluation.Scoring(ks, votings, rule, auto_balance=balance == "auto"),
+            state.version,
+            self._digests(state),
+            asked_digests_Q=digests_in(pa.array([embedded.sha256s[row] for row in known], pa.string())),
+            skipped=embedded.done - len(known),
+        )
+        return replace(found, unreadable=embedded.rejected, without_word=embedded.num_labelled - len(known))
+
+    def _embedded(
+        self,
+        source: str | Path,
+        asked_labels: Labels,
+        choice: ImageChoice,
+        label_set: str | None,
+        snapshot: Snapshot,
+        on_progress: OnProgress,
+    ) -> "_Embedded":
+        """The images of a labelled source, embedded. Raises as `evaluate`."""
+        from pipeline.embeddings.decoding import Threads
+        from pipeline.embeddings.given import embed_source
+        from pipeline.embeddings.pixels import ImageFacts
+
+        state, live = snapshot.state, snapshot.live
         listing = list_source(str(source), asked_labels, (), choice, on_progress)
         if not listing.labels and not listing.containers.num_rows:
             raise SourceError(f"no image of {source} has a label: put them into one sub-folder a class")
         if label_set is not None and listing.labels:
             self._truths_in(label_set, listing.labels, live, state, source)  # before anything is embedded
         self._check_given(listing, state)
-        for k in ks:
-            check_k(k)
-        rule = _rule(votings[0], balance)
-        vectors, sha256s, done, rejected = [], list[str](), 0, 0
+        vectors, sha256s, done, rejected = list[np.ndarray](), list[str](), 0, 0
         decoding = Threads(available_cpus())
         notes = ContainerNotes()
         items: list[Item] = []
@@ -584,21 +636,8 @@ class Reader:
         said = [item.label for item in notes.amended(items)]
         is_translated = label_set is not None and any(label is not None for label in said)
         truths = self._truths_in(str(label_set), said, live, state, source) if is_translated else said
-        known = [row for row, truth in enumerate(truths) if truth is not None]
-        asked = [(vectors[row], str(truths[row])) for row in known]
-        if not asked:
-            raise SourceError(f"none of the {done:,} images of {source} could be read with a label: mend the files")
-        found = evaluation.evaluate(
-            live,
-            np.stack([vector for vector, _ in asked]),
-            [truth for _, truth in asked],
-            evaluation.Scoring(ks, votings, rule, auto_balance=balance == "auto"),
-            state.version,
-            self._digests(state),
-            asked_digests_Q=digests_in(pa.array([sha256s[row] for row in known], pa.string())),
-            skipped=done - len(asked),
-        )
-        return replace(found, unreadable=rejected, without_word=sum(label is not None for label in said) - len(asked))
+        uris = [item.uri for item in items]
+        return _Embedded(vectors, uris, truths, sha256s, done, rejected, sum(label is not None for label in said))
 
     def questions(self, source: str | Path | np.ndarray, on_progress: OnProgress = ignore_progress) -> np.ndarray:
         """The vectors of images that a question could ask about, as the memory would store them. Stores nothing.
@@ -724,6 +763,87 @@ class Reader:
             lambda work, parts: where_done.do_parts(work, parts, None),
             on_progress,
         )
+
+    def influence(
+        self,
+        source: str | Path | None = None,
+        *,
+        ids: Sequence[int] = (),
+        label: str | None = None,
+        dataset: str | None = None,
+        assume: Mapping[int, str] = MappingProxyType({}),
+        weigh: Mapping[int, float] = MappingProxyType({}),
+        k: int = 50,
+        voting: Voting = "rank",
+        balance: float = 0.0,
+        sample: int | Literal["all"] | None = None,
+        limit: int = 100,
+        label_set: str | None = None,
+        labels: str = "folder",
+        on_progress: OnProgress = ignore_progress,
+    ) -> InfluenceReport:
+        """Measure what some entries sway: where they vote, which decisions flip without them, and the accuracy then.
+
+        With `assume` or `weigh` in place of `ids`, `label` and `dataset`: the same for other labels or weights. Each
+        question is decided twice, now and as a memory with the change would decide it. Nothing is changed.
+
+        Args:
+            source: Labelled images to ask about, as for `evaluate`. None asks about the memory's own labelled entries,
+                each without itself and its copies.
+            ids: Suppose that these entries were forgotten.
+            label: Suppose that all entries with this label were.
+            dataset: Suppose that all entries of this dataset were.
+            assume: Suppose that entries had other labels, by their ids. Entries without a label are not asked about.
+            weigh: Suppose that the weights of entries were multiplied by these factors, by their ids.
+            k: Neighbours that vote, 1 to 10,000.
+            voting: How votes are weighted: "plurality", "distance", "softmax" or "rank".
+            balance: Power of class sizes that votes are divided by, 0 to 10; 0 means none.
+            sample: Without `source`, how many entries to ask about, as for `evaluate_leave_one_out`.
+            limit: How many decisions to list.
+            label_set: Decide and name labels in this label set; None takes labels as stored.
+            labels: Where the labels of `source` come from, as for `add`.
+            on_progress: Called with a Progress during the work; by default progress is ignored.
+
+        Returns:
+            Counts of decisions, the accuracy before and after, as an evaluation gives it, and the decisions swayed.
+
+        Raises:
+            UsageError: Nothing or too much was named, or a value can never work.
+            UnknownName: An id, label, dataset or label set that the memory does not have.
+            SourceError: No entry has a label, or the source cannot be read; and the errors of `evaluate`.
+            DamagedFile: No shard is whole, or a file with vectors or hashes is damaged.
+
+        Example:
+            memory = VisualMemory("my.memory")
+            report = memory.influence(dataset="crawled")
+            print(report.flips, report.before.accuracy, report.after.accuracy)
+        """
+        removed = (len(ids) > 0, label is not None, dataset is not None)
+        if sum(removed) + bool(assume) + bool(weigh) != 1:
+            raise UsageError("name what to suppose: `ids`, `label` or `dataset` to forget, `assume` or `weigh`")
+        if limit < 0:
+            raise UsageError(f"`limit` {limit} is no number of decisions: give 0 or more")
+        rule = VotingRule(voting, balance=balance)
+        snapshot = self._snapshot(label_set)
+        state, live = snapshot.state, snapshot.live
+        self._check_labelled(live)
+        if label is not None or dataset is not None:
+            forgotten = np.sort(live.matching(label=label, dataset=dataset))
+            if not len(forgotten):
+                name = f"label '{label}'" if label is not None else f"dataset '{dataset}'"
+                raise UnknownName(f"no entry of the memory at {self.uri} has the {name}: `status` lists what it has")
+        else:
+            forgotten = np.array(sorted(set(ids)), np.int64)
+        unknown = live.unknown([*forgotten.tolist(), *assume, *weigh])
+        if unknown is not None:
+            raise UnknownName(f"the memory at {self.uri} has no entry with id {unknown}: `search` shows the ids")
+        if source is None:
+            questions = entries_as_questions(live, starts_of_parts(state), sample)
+        else:
+            embedded = self._embedded(source, Labels(labels), ImageChoice(), label_set, snapshot, on_progress)
+            questions = images_as_questions(np.array(embedded.vectors, np.float32), embedded.uris, embedded.truths)
+        change = Change(forgotten, dict(assume), dict(weigh))
+        return influence(live, self._digests(state), change, questions, k, rule, state.version, limit, on_progress)
 
     def suspects(
         self,

@@ -36,6 +36,7 @@ NAMES = {
     "IdentityMismatch",
     "IndexBuildError",
     "IndexOptions",
+    "InfluenceReport",
     "LibraryError",
     "MemoryMissing",
     "MissingExtra",

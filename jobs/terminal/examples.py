@@ -19,6 +19,11 @@ EXAMPLES = {
         "evaluate my.memory --leave-one-out -k 10 --voting rank",
         "evaluate my.memory --leave-one-out --sample 20K",
     ),
+    "influence": (
+        "influence my.memory --dataset crawled",
+        "influence my.memory held-out/ --id 1649267441664 --json",
+        "influence my.memory --assume 1649267441664=wolf",
+    ),
     "suspects": (
         "suspects my.memory --html suspects.html --out suspects.csv",
         "suspects my.memory --kind duplicated --limit 20 --json",

@@ -315,6 +315,25 @@ def test_relabel_and_label_sets(
     assert "label set parity" in (tmp_path / "why.html").read_text()
 
 
+def test_influence(document: Callable, run: Run, memory: Path, digits: Path) -> None:
+    ids = VisualMemory(memory).live().live_ids()[:3].tolist()
+    named = [word for entry_id in ids for word in ("--id", entry_id)]
+    found = document("influence", memory, *named, "-k", 5, "--limit", 1000)
+    assert (found["entries"], found["num_questions"], found["voting"]) == (3, 100, "rank")
+    assert found["voted_in"] == len([each for each in found["swayed"] if each["share"] > 0]) > 0
+    asked = document("influence", memory, digits / "ask", *named, "-k", 5)
+    assert asked["num_questions"] == 50
+    assert asked["accuracy"]["before"] == document("evaluate", memory, digits / "ask", "-k", 5)["accuracy"]["rank"]["5"]
+    _, out, _ = run("influence", memory, "--assume", f"{ids[0]}=4", "-k", 5)
+    assert re.match(r"1 entry, 100 questions, rank voting at k = 5, version 1: voted in \d+, with ", out)
+    assert re.search(r"accuracy \d+\.\d\d% now, \d+\.\d\d% then; balanced", out)
+    run("forget", memory, *named)
+    after = document("evaluate", memory, "--leave-one-out", "-k", 5)
+    assert after["accuracy"]["rank"]["5"] == found["accuracy"]["after"]
+    assert after["balanced_accuracy"]["rank"]["5"] == found["balanced_accuracy"]["after"]
+    assert document("evaluate", memory, digits / "ask", "-k", 5)["accuracy"]["rank"]["5"] == asked["accuracy"]["after"]
+
+
 def test_suspects(document: Callable, run: Run, memory: Path, tmp_path: Path) -> None:
     first = int(VisualMemory(memory).live().live_ids()[0])
     run("relabel", memory, "--id", first, "--label", "4")

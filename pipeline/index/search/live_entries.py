@@ -158,6 +158,30 @@ class LiveEntries:
             self._label_sets[name] = found
         return self._label_sets[name]
 
+    def supposing(self, forgotten: np.ndarray, labels: Mapping[int, str] = MappingProxyType({})) -> "LiveEntries":
+        """The entries as if some (ids int64 [N], ascending) were forgotten, and others had other labels.
+
+        Its blocks are those that a version with these changes would have, so it answers as that version.
+        """
+        codes = dict(self.label_codes)
+        given = np.array(sorted(labels), np.int64)
+        given_codes = np.array([codes.setdefault(labels[i], len(codes)) for i in given.tolist()], np.int32)
+        blocks = []
+        for block in self.blocks:
+            gone = block.rows_of(forgotten)
+            live_N, codes_N = block.live_N, block.codes_N
+            if len(gone):
+                live_N = live_N.copy()
+                live_N[gone] = False
+            positions, rows = block.located(given)
+            if len(rows):
+                codes_N = codes_N.copy()
+                codes_N[rows] = given_codes[positions]
+            blocks.append(block.under(live_N, codes_N))
+        return LiveEntries(
+            self.dimension, list(codes), blocks, self.num_shards, self._opened, self.label_set, self.where
+        )
+
     def satisfying(
         self, storage: Storage, state: State, where: str, assume: Mapping[int, str] = MappingProxyType({})
     ) -> "LiveEntries":
