@@ -150,6 +150,9 @@ def show(evaluation: "Evaluation", *, auto: bool) -> None:
     voting, k = evaluation.best
     labels = sorted(evaluation.by_label[voting][k].items(), key=lambda pair: pair[1])
     if len(labels) > 1:
+        say("  averaged over the classes, however many queries each has:")
+        for name, by_k in evaluation.balanced_accuracy.items():
+            say(f"  {name:<10}" + "".join(f"{by_k[k]:>8.1f}" for k in ks))
         weakest = ", ".join(f"{label} {percent:.1f}" for label, percent in labels[:3])
         say(f"best: {voting} at k = {k}, {evaluation.accuracy[voting][k]:.1f}; its weakest classes: {weakest}")
 

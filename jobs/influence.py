@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pipeline.decisions.voting import Voting
     from pipeline.questions.influence import InfluenceReport
 
+CLASSES_SHOWN = 5
+
 
 def influence(
     memory: Memory,
@@ -109,6 +111,15 @@ def _show(report: "InfluenceReport") -> None:
             f"accuracy {report.before.accuracy:.2f}% now, {report.after.accuracy:.2f}% then; balanced "
             f"{report.before.balanced_accuracy:.2f}% and {report.after.balanced_accuracy:.2f}%"
         )
+    changed = sorted(
+        (after - before, label, before, after)
+        for label, (before, after) in report.by_label.items()
+        if before is not None and after is not None and before != after
+    )
+    if changed:
+        most = sorted(changed, key=lambda each: -abs(each[0]))[:CLASSES_SHOWN]
+        said = ", ".join(f"{label} {before:.1f} -> {after:.1f}" for _, label, before, after in most)
+        say(f"classes that change most: {said}")
     if report.swayed:
         say("share of votes, decision now, then, true label, uri")
     for each in report.swayed:

@@ -44,6 +44,7 @@ def test_forgetting_an_entry_gives_what_was_told(memory: VisualMemory) -> None:
     assert 0 < report.mean_share < 1
     memory.forget(ids=ids)
     assert_told(report, before, scored(memory))
+    assert [after for _, after in report.by_label.values()] == list(scored(memory).by_class.values())
     assert all(each.id not in ids for each in report.swayed)
     assert report.flips == sum(each.flips for each in report.swayed)
 

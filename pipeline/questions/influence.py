@@ -102,8 +102,9 @@ class InfluenceReport(Tabular):
     `num_questions` were decided before the change, of `asked_of` that there are; they vote in `voted_in` of them, with
     `mean_share` of the votes on average over these. `flips` decisions change, of which `mended` become right and
     `spoiled` wrong. `before` and `after` are the accuracies that an evaluation gives before and after the change (None
-    without true labels); after it, forgotten entries no longer ask. `swayed` are the first of the decisions: those that
-    flip, then those with the largest shares.
+    without true labels); after it, forgotten entries no longer ask. `by_label` has the percentages of right decisions
+    for each true label, before and after (None if nothing asks with it). `swayed` are the first of the decisions: those
+    that flip, then those with the largest shares.
     """
 
     entries: int
@@ -116,6 +117,7 @@ class InfluenceReport(Tabular):
     spoiled: int
     before: Score | None
     after: Score | None
+    by_label: dict[str, tuple[float | None, float | None]]
     swayed: tuple[Swayed, ...]
     k: int
     voting: str
@@ -140,6 +142,7 @@ class InfluenceReport(Tabular):
             "spoiled": self.spoiled,
             "accuracy": {when: score.accuracy if score else None for when, score in scores},
             "balanced_accuracy": {when: score.balanced_accuracy if score else None for when, score in scores},
+            "by_label": {name: {"before": b, "after": a} for name, (b, a) in self.by_label.items()},
             "k": self.k,
             "voting": self.voting,
             "version": self.version,
@@ -284,6 +287,10 @@ class _Tally:
         self, change: Change, asked_of: int, k: int, rule: VotingRule, version: int, limit: int, label_set: str | None
     ) -> InfluenceReport:
         """The report of all questions that were counted."""
+        before, after = self._scored("before"), self._scored("after")
+        names = [*self._labels, *self._unknown]
+        codes = sorted({*(before.by_class if before else ()), *(after.by_class if after else ())})
+        percents = [tuple(score.by_class.get(code) if score else None for score in (before, after)) for code in codes]
         voted = [each.share for each in self._swayed if each.share > 0]
         flips = [each for each in self._swayed if each.flips]
         ordered = sorted(self._swayed, key=lambda each: (not each.flips, -each.share, each.uri))
@@ -296,8 +303,9 @@ class _Tally:
             flips=len(flips),
             mended=sum(each.truth is not None and each.after == each.truth for each in flips),
             spoiled=sum(each.truth is not None and each.before == each.truth for each in flips),
-            before=self._scored("before"),
-            after=self._scored("after"),
+            before=before,
+            after=after,
+            by_label={names[code]: (b, a) for code, (b, a) in zip(codes, percents, strict=True)},
             swayed=tuple(ordered[:limit]),
             k=k,
             voting=rule.voting,
