@@ -8,6 +8,7 @@ import typer
 from jobs.terminal.arguments import Json, Memory, command_line
 from jobs.terminal.output import counted, print_json, say
 from jobs.terminal.progress import progress
+from jobs.terminal.runners import check_runner, is_for_ray, runner_option, start_runner
 
 
 def verify(
@@ -15,14 +16,18 @@ def verify(
     clean: Annotated[
         bool, typer.Option("--clean", help="First remove files that no version names and no live process works on.")
     ] = False,
+    runner: Annotated[str, runner_option("Read the files")] = "auto",
     json: Json = False,
 ) -> None:
     """Check every version of MEMORY, every file they name, and that all of it agrees. Exit status 1 if it does not."""
+    check_runner(runner)
     began = time.monotonic()
     with progress("reading the versions") as on_progress:
         from pipeline import VisualMemory
 
-        report = VisualMemory(memory).verify(clean=clean, command=command_line(memory), on_progress=on_progress)
+        target = VisualMemory(memory)
+        where = start_runner(on_progress, on_ray=is_for_ray(runner))
+        report = target.verify(clean=clean, runner=where, command=command_line(memory), on_progress=on_progress)
     if json:
         print_json(report.to_json())
     else:

@@ -636,7 +636,12 @@ class VisualMemory(Reader):
         return self._looked_up(lambda state, _: relabelling.correct(self.log, state, correction, command))
 
     def verify(
-        self, *, clean: bool = False, command: str = "verify --clean", on_progress: OnProgress = ignore_progress
+        self,
+        *,
+        clean: bool = False,
+        runner: RunnerName = "here",
+        command: str = "verify --clean",
+        on_progress: OnProgress = ignore_progress,
     ) -> "Verification":
         """Check every invariant of all versions and their files.
 
@@ -646,6 +651,7 @@ class VisualMemory(Reader):
         Args:
             clean: Before the check, finish interrupted erasures and remove files that no version and no running work
                 needs. Adds and index builds that were interrupted are removed too, but not the first add of a memory.
+            runner: "here" reads the files in this process, "ray" in steps on the Ray cluster that it is connected to.
             command: Text that `history` shows if the clean-up has to commit a version.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
@@ -669,8 +675,10 @@ class VisualMemory(Reader):
         if clean:
             self._writable()
         cleaned = remove_garbage(self.log, command) if clean else None
-        found = verify(self.log, on_progress)
-        findings = [*found.findings, *verify_faiss(self.log.storage, found.indexes, found.dimension, found.broken)]
+        run_steps = runner_of(runner).run_steps
+        found = verify(self.log, on_progress, None if runner == "here" else run_steps)
+        opened = verify_faiss(self.log.storage, found.indexes, found.dimension, found.broken, run_steps)
+        findings = [*found.findings, *opened]
         if cleaned and cleaned.refusal:
             findings.append(cleaned.refusal)
         return replace(found, findings=tuple(findings), removed=cleaned.removed if cleaned else None)

@@ -19,6 +19,7 @@ from pipeline.edits import copy_files
 from pipeline.edits.export_files import ExportWork
 from pipeline.edits.pack_marks import key_of, make_and_mark, take_up
 from pipeline.errors import DamagedFile, MemoryMissing, SourceError, UsageError
+from pipeline.index.build.plan import IndexOptions
 from pipeline.progress import Progress
 from pipeline.store.checks.garbage import remove_garbage, take_census
 from pipeline.store.layout import PACK_MARKS
@@ -316,7 +317,18 @@ def test_on_ray_they_make_the_same(memory: VisualMemory, tmp_path: Path, monkeyp
         assert answers(VisualMemory(one.uri)) == told
     files = [[(f.sha256, f.rows, f.first_id) for f in one.state().entries_files()] for one in (memory, other)]
     assert files[0] == files[1]
-    assert other.verify().findings == ()
+    other.index(IndexOptions(key="IVF4,Flat", target_recall=0.1))
+    moments.clear()
+    assert other.verify(runner="ray", on_progress=moments.append).findings == ()
+    assert moments[-1].done == moments[-1].total > 20
+    [shard] = other.state().index.shards  # type: ignore[union-attr]
+    for file in (other.state().entries_files()[0], shard.labels, shard.index):
+        assert file is not None
+        with (tmp_path / "other" / file.path).open("r+b") as stream:
+            stream.truncate(file.num_bytes - 1)
+    broken = other.verify(runner="ray")
+    assert not broken.sound
+    assert {*broken.findings} == {*other.verify().findings}
 
 
 # Copies

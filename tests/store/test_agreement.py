@@ -24,6 +24,7 @@ from pipeline.store.tables.schemas import embedding_column, embedding_matrix, re
 from pipeline.store.tables.tombstones import write_tombstones
 from tests.conftest import MakeMemory, unit
 from tests.store.planned import add_planned
+from tests.store.test_verify import in_steps
 
 Update = dict[str, Any]
 
@@ -43,6 +44,7 @@ class Liar:
         state = self.state.model_copy(update=update)
         self.memory.log.commit(self.state, "lie", lambda *_: [SetState(why="compact", state=state)])
         report = VisualMemory(self.memory.uri).verify()
+        assert in_steps(self.memory.uri) == {*report.findings}
         return [finding for finding in report.findings if finding.severity == "damage"]
 
     def segment(self, **update: object) -> Update:

@@ -1,9 +1,11 @@
 """Verification: a sound memory gives no finding, and every change to any file of it gives one that names the file."""
 
 import json
+import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,12 @@ from pipeline import VisualMemory
 from pipeline.edits.singles import NewEntry, add_singles
 from pipeline.errors import DamagedFile
 from pipeline.index.build.plan import IndexOptions
+from pipeline.index.verify import verify_faiss
+from pipeline.progress import Progress
+from pipeline.steps import Step
+from pipeline.store.checks import verify_steps
 from pipeline.store.checks.findings import Finding
+from pipeline.store.checks.verify import verify
 from pipeline.store.layout import HINT, checkpoint_path, commit_path, segment_folder
 from pipeline.store.log.rollups import CHECKPOINT_EVERY
 from pipeline.store.log.state import file_refs
@@ -66,12 +73,26 @@ def damaged(memory: VisualMemory | str) -> list[Finding]:
     return [finding for finding in report.findings if finding.severity == "damage"]
 
 
+def in_steps(uri: str, moments: list[Progress] | None = None) -> set[Finding]:
+    """The findings of a check that any process can do a step of."""
+    log = VisualMemory(uri).log
+    found = verify(log, (moments if moments is not None else []).append, run_pickled)
+    opened = verify_faiss(log.storage, found.indexes, found.dimension, found.broken, run_pickled)
+    return {*found.findings, *opened}
+
+
+def run_pickled(steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
+    """Run steps, the last first, as another process would: work and result are pickled."""
+    for step in [*steps][::-1]:
+        yield step.number, pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(step.make))()))
+
+
 def named_files(memory: VisualMemory) -> dict[str, FileRef]:
     found = {file.path: file for _, state in memory.log.states() for file in file_refs(state)}
     return dict(sorted(found.items()))
 
 
-def test_a_sound_memory_gives_no_finding(everything: VisualMemory) -> None:
+def test_a_sound_memory_gives_no_finding(everything: VisualMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = {"/".join(part for part in path.split("/")[:-1] if not part.isdigit()) for path in named_files(everything)}
     assert {"segments/plan", "segments/entries", "segments/rejected", "segments/thumbnails", "encoder"} <= kinds
     assert {"labels", "tombstones"} <= kinds
@@ -81,6 +102,11 @@ def test_a_sound_memory_gives_no_finding(everything: VisualMemory) -> None:
     assert report.sound
     assert report.version == report.versions == CHECKPOINT_EVERY + 3
     assert moments[-1].done == moments[-1].total == len(named_files(everything))
+    for files_a_step in (verify_steps.FILES_A_STEP, 1):
+        monkeypatch.setattr(verify_steps, "FILES_A_STEP", files_a_step)
+        moments.clear()
+        assert in_steps(everything.uri, moments) == set()
+        assert moments[-1].done == moments[-1].total == len(named_files(everything))
     document = json.loads(json.dumps(report.to_json()))
     assert (document["sound"], document["garbage_bytes"], document["removed"]) == (True, 0, None)
 
@@ -123,6 +149,7 @@ def check_changes(memory: VisualMemory, path: str, other: bytes, kind: str) -> N
             target.write_bytes(changed)
         found = damaged(memory)
         assert [finding.path for finding in found] == [path], (kind, what, found)
+        assert in_steps(memory.uri) == {*found}, (kind, what)
         assert found[0].advice
         target.write_bytes(data)
 

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -23,11 +23,12 @@ from pipeline.progress import OnProgress, Progress
 from pipeline.store.checks.findings import Finding, damage, not_looked_at
 from pipeline.store.checks.id_runs import IdRuns
 from pipeline.store.checks.inventory import Inventory
-from pipeline.store.checks.row_checks import PlanRows, ShardSides
+from pipeline.store.checks.row_checks import PlanPart, PlanRows, ShardSides
 from pipeline.store.layout import Kind, kind_of
 from pipeline.store.storage.file_refs import UNREADABLE, DigestsFile, FileRef, RowsFile
 from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.kept_columns import KeptColumn, kept_in
+from pipeline.store.tables.parquet_columns import read_rows_between
 from pipeline.store.tables.schemas import (
     COUNTS,
     DIGESTS,
@@ -83,13 +84,20 @@ class FileFacts:
 
 
 class Contents:
-    """Reads the files of an inventory; afterwards `facts` has the contents of each undamaged file with ids, by path."""
+    """Reads the files of an inventory; afterwards `facts` has the contents of each undamaged file with ids, by path.
 
-    def __init__(self, storage: Storage, inventory: Inventory) -> None:
+    `planned` are plans, by path, that are not read whole: entries are compared with those of their rows that have ids
+    in the range of the entries (verify_steps.py).
+    """
+
+    def __init__(self, storage: Storage, inventory: Inventory, planned: Mapping[str, FileRef] | None = None) -> None:
         self._storage = storage
         self._inventory = inventory
+        self._planned = planned or {}
+        self._range = id_range_of(inventory)
         self._schema = entries_schema(inventory.identity) if inventory.identity else None
         self._open_plan = functools.lru_cache(PLANS_OPEN)(self._opened_plan)
+        self._part_of_plan = functools.lru_cache(PLANS_OPEN)(self._part_read)
         self._shards = [ShardSides(shard) for shard in inventory.shards.values()]
         self._sides = {file.path: shard for shard in self._shards for file in shard.files}
         self._open: list[ShardSides] = []
@@ -262,6 +270,14 @@ class Contents:
             for path in self._inventory.plans.get(number, ()):
                 if path in self.facts:
                     yield from self._open_plan(path).differences(table, ids_N, columns)
+                elif path in self._planned:
+                    with self._loading:
+                        part = self._part_of_plan(path)
+                    yield from part.differences(table, ids_N, columns)
+
+    def _part_read(self, path: str) -> PlanPart:
+        columns = ["id", "uri", "label"]
+        return PlanPart(read_rows_between(self._storage, self._planned[path], *self._range, columns))
 
     def _opened_plan(self, path: str) -> PlanRows:
         file = self._inventory.files[path]
@@ -295,6 +311,12 @@ class Contents:
         with self._loading:  # NumPy parses the header with ast, which is not thread-safe in Python 3.11
             array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
         return array
+
+
+def id_range_of(inventory: Inventory) -> tuple[int, int]:
+    """The first and the last id of its files of entries and of rejected images."""
+    files = [file for file in inventory.of_kind("entries", "rejected") if isinstance(file, RowsFile)]
+    return min((file.first_id for file in files), default=0), max((file.last_id for file in files), default=-1)
 
 
 def off_unit(vectors_ND: np.ndarray) -> np.ndarray:

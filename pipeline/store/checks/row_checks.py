@@ -64,6 +64,19 @@ class ShardSides:
         return pa.array(json.loads(self.entries.schema.metadata[SHARD_LABELS]), pa.string())
 
 
+class PlanPart:
+    """The rows of a plan with ids in some range, in memory. Their ids ascend."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        self._rows = rows
+        self._ids_N = rows["id"].to_numpy()
+
+    def differences(self, table: pa.Table, ids_N: np.ndarray, columns: Iterable[str]) -> Iterator[str]:
+        """The columns in which some rows (ids ascending) differ from the plan."""
+        if len(self._ids_N):
+            yield from _differences(self._rows, self._ids_N, table, ids_N, columns)
+
+
 class PlanRows:
     """A plan whose rows are read on demand."""
 
@@ -85,11 +98,18 @@ class PlanRows:
         reader = pa.BufferReader(self._data)
         with pq.ParquetFile(reader, metadata=self._metadata, page_checksum_verification=True) as file:
             planned = file.read_row_groups(list(range(begin, end)), columns=[*columns])
-        rows_N, hit_N = _located(self._ids_N[self._starts[begin] : self._starts[end]], ids_N)
-        at, mask = pa.array(rows_N[hit_N]), pa.array(hit_N)
-        for name in columns:
-            if not _same(planned[name].take(at), table[name].filter(mask)):
-                yield f"has {name}s other than those planned"
+        yield from _differences(planned, self._ids_N[self._starts[begin] : self._starts[end]], table, ids_N, columns)
+
+
+def _differences(
+    planned: pa.Table, planned_N: np.ndarray, table: pa.Table, ids_N: np.ndarray, columns: Iterable[str]
+) -> Iterator[str]:
+    """The columns in which rows of a table differ from rows of a plan with the same ids (both ascending)."""
+    rows_N, hit_N = _located(planned_N, ids_N)
+    at, mask = pa.array(rows_N[hit_N]), pa.array(hit_N)
+    for name in columns:
+        if not _same(planned[name].take(at), table[name].filter(mask)):
+            yield f"has {name}s other than those planned"
 
 
 def _located(known_N: np.ndarray, ids_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline.errors import DamagedFile, FirstAddUnfinished, MissingFile, NotPermitted
 from pipeline.progress import OnProgress, ignore_progress
+from pipeline.steps import RunSteps
 from pipeline.store.checks.consistency import Consistency
 from pipeline.store.checks.file_contents import Contents
 from pipeline.store.checks.findings import CLEAN, RESTORE, Finding, damage, not_looked_at
@@ -17,6 +18,7 @@ from pipeline.store.checks.garbage import Census, take_census
 from pipeline.store.checks.inventory import inventory_of
 from pipeline.store.checks.unfinished_erasures import advise, carry_out_in, read_plans, unfinished_erasures
 from pipeline.store.checks.verify_first_add import first_add_contents
+from pipeline.store.checks.verify_steps import StepwiseContents
 from pipeline.store.checks.version_files import Chain, check_hint, check_rollup, check_steps, read_chain
 from pipeline.store.layout import DESCRIPTION, VERSIONS, folder_at_the_top, is_listing, segment_folder
 from pipeline.store.log.records import Index
@@ -70,9 +72,12 @@ class Verification(Tabular):
         }
 
 
-def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verification:
+def verify(
+    log: VersionLog, on_progress: OnProgress = ignore_progress, run_steps: RunSteps | None = None
+) -> Verification:
     """Verify the whole memory. Raises MemoryMissing, StorageError, or DamagedFile if no version is left at all.
 
+    With `run_steps` the files are read in steps (verify_steps.py), else in this process, each once in its turn.
     While the first add is not finished, its finished parts are verified; the version is 0 then.
     """
     plans = read_plans(log.storage)
@@ -88,7 +93,9 @@ def verify(log: VersionLog, on_progress: OnProgress = ignore_progress) -> Verifi
     plans |= read_plans(log.storage)  # an erasure may have been committed meanwhile
     chain = carry_out_in(chain, (plan for plan in plans.values() if not isinstance(plan, Finding)))
     inventory = inventory_of(chain)
-    contents = Contents(log.storage, inventory)
+    contents: Contents | StepwiseContents = Contents(log.storage, inventory)
+    if run_steps is not None:
+        contents = StepwiseContents(log.storage, inventory, run_steps)
     findings = [*chain.findings, *rollup, *check_steps(chain), *check_hint(log, chain)]
     findings += [damage(path, "is described in two ways by two versions") for path in inventory.contradicted]
     findings += _with_way_out(contents.read(on_progress), chain)

@@ -121,11 +121,20 @@ def files_with(files: Iterable[Rows], ids: Sequence[int]) -> list[tuple[Rows, li
 
 def read_id_range(storage: Storage, file: FileRef, first: int, last: int) -> np.ndarray:
     """The ids of a file within an inclusive range, in the order of the file, int64 [N]. Reads as `read_rows` does."""
+    ids_N: np.ndarray = read_rows_between(storage, file, first, last, ["id"]).column("id").to_numpy()
+    return ids_N
+
+
+def read_rows_between(storage: Storage, file: FileRef, first: int, last: int, columns: Sequence[str]) -> pa.Table:
+    """The rows with ids within an inclusive range, in the order of the file. Reads as `read_rows` does.
+
+    `columns` must include `id`. Raises DamagedFile.
+    """
     with _opened(storage, file, WHOLE_FOR_ROWS) as parquet:
         groups = [g for g in range(parquet.num_row_groups) if _overlaps(parquet, g, first, last)]
-        ids_N: np.ndarray = _validated(parquet.read_row_groups(groups, columns=["id"])).column("id").to_numpy()
-    held: np.ndarray = ids_N[(ids_N >= first) & (ids_N <= last)]
-    return held
+        table = _validated(parquet.read_row_groups(groups, columns=list(columns)))
+    ids = table.column("id")
+    return table.filter(pc.and_(pc.greater_equal(ids, first), pc.less_equal(ids, last)))
 
 
 @contextlib.contextmanager
