@@ -12,6 +12,7 @@ import typer
 from jobs.terminal.arguments import Json, Memory, command_line
 from jobs.terminal.output import counted, note, print_json, printable, say, tell
 from jobs.terminal.progress import progress
+from jobs.terminal.runners import check_runner, is_for_ray, runner_option, start_runner
 from pipeline.errors import UsageError
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ def forget(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many entries would go, and change nothing.")
     ] = False,
+    runner: Annotated[str, runner_option("With --erase or --verify, work on the files")] = "auto",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Erase without asking, on a terminal too.")] = False,
     json: Json = False,
 ) -> None:
     """Forget the entries that any of the options names. Exit status 1 if a receipt was asked for and is not proven."""
+    check_runner(runner)
     if dry_run and verify:
         raise typer.BadParameter("it changes nothing, so there is nothing to verify: leave out --verify, or it")
     if receipt is not None and not verify:
@@ -82,6 +85,7 @@ def forget(
             **named,
             erase=erase,
             verify=verify,
+            runner=start_runner(on_progress, on_ray=(erase or verify) and is_for_ray(runner)),
             command=command_line(memory),
             on_progress=on_progress,
         )

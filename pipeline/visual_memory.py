@@ -458,6 +458,7 @@ class VisualMemory(Reader):
         file: str | Path | None = None,
         erase: bool = False,
         verify: bool = False,
+        runner: RunnerName = "here",
         command: str = "forget",
         on_progress: OnProgress = ignore_progress,
     ) -> forgetting.ForgetReport:
@@ -475,6 +476,8 @@ class VisualMemory(Reader):
             file: A file with ids or uris, one a line, or a .csv, .tsv or .parquet file with a column `id` or `uri`.
             erase: Remove the bytes too, from every file and every version, also those of entries forgotten before.
             verify: Search all files for what was forgotten, and put a receipt into the report.
+            runner: With `erase` or `verify`: "here" works on the files in this process, "ray" in steps on the Ray
+                cluster that it is connected to.
             command: Text that `history` shows for the version.
             on_progress: Called with a Progress during the work; by default progress is ignored.
 
@@ -501,6 +504,7 @@ class VisualMemory(Reader):
 
         self._writable()
         selection = _selection(ids, uris, labels, datasets, file)
+        run_steps = runner_of(runner).run_steps
         if erase:
             finish_erasures(self.log)  # what one that was killed has left in older versions is no choice
             before = self.log.latest()
@@ -512,7 +516,7 @@ class VisualMemory(Reader):
             )
         facts, erasure = None, None
         if erase:
-            facts, erasure = erase_entries(self.log, chosen, command, on_progress)
+            facts, erasure = erase_entries(self.log, chosen, command, on_progress, run_steps)
             report = forgetting.ForgetReport(
                 erasure.forgotten,
                 erasure.state.version,
@@ -528,9 +532,9 @@ class VisualMemory(Reader):
         newest = self.log.latest()
         facts = facts or facts_of(self.log, Inventory.of(self.log, last=newest.version), chosen)
         answers = answering.ask_about_forgotten(self.live(newest), facts.vectors_ND, facts.ids_N, newest.version)
-        return replace(
-            report, receipt=prove(self.log, newest, facts, selection.to_json(), answers, erasure, on_progress)
-        )
+        in_steps = None if runner == "here" else run_steps
+        receipt = prove(self.log, newest, facts, selection.to_json(), answers, erasure, on_progress, in_steps)
+        return replace(report, receipt=receipt)
 
     @explain_conflicts
     def plan_forget(

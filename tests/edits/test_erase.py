@@ -49,6 +49,7 @@ from tests.edits.erasing import (
 )
 from tests.store.dying import Died, DyingStorage, bury
 from tests.store.seaweed import SeaweedFS
+from tests.store.test_verify import run_pickled
 
 Keep = Callable[[Sequence[Item]], list[Item]]
 
@@ -793,10 +794,26 @@ def test_a_failure_before_the_commit_leaves_nothing(memory: VisualMemory, monkey
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.edits.erasure.erase.without_entries", full)
+    monkeypatch.setattr("pipeline.edits.erasure.rewriting.without_entries", full)
     with pytest.raises(OSError, match="No space"):
         memory.forget(ids=doomed.ids, erase=True)
     assert sorted(Path(memory.uri).rglob("*.*")) == before
+
+
+def test_in_steps_that_other_processes_do(
+    memory: VisualMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doomed = peopled(memory)
+    other = VisualMemory(shutil.copytree(memory.uri, tmp_path / "other"))
+    monkeypatch.setattr("pipeline.edits.erasure.rewriting.FILES_A_STEP", 1)
+    monkeypatch.setattr("pipeline.runner.run_steps_here", run_pickled)
+    report = other.forget(ids=doomed.ids, erase=True)
+    monkeypatch.undo()
+    assert report.erased == memory.forget(ids=doomed.ids, erase=True).erased
+    assert doomed.audit(other.uri) == []
+    assert other.verify().sound
+    hashes = [[file.sha256 for file in one.state().entries_files()] for one in (memory, other)]
+    assert hashes[0] == hashes[1]
 
 
 # In an object store

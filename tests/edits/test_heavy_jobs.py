@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -326,6 +327,14 @@ def test_on_ray_they_make_the_same(memory: VisualMemory, tmp_path: Path, monkeyp
         assert file is not None
         with (tmp_path / "other" / file.path).open("r+b") as stream:
             stream.truncate(file.num_bytes - 1)
+    alone = VisualMemory(tmp_path / "alone")
+    reports = [
+        one.forget(datasets=["d3"], erase=True, verify=True, runner=runner)  # type: ignore[arg-type]
+        for one, runner in ((VisualMemory(shutil.copytree(alone.uri, tmp_path / "third")), "here"), (alone, "ray"))
+    ]
+    assert reports[0].erased == reports[1].erased > 0
+    assert all(each.receipt is not None and each.receipt.proven for each in reports)
+    assert alone.verify().findings == ()
     broken = other.verify(runner="ray")
     assert not broken.sound
     assert {*broken.findings} == {*other.verify().findings}

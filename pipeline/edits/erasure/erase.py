@@ -7,21 +7,18 @@ nothing.
 """
 
 import contextlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.edits.erasure.all_versions import Duplicate, EntryFacts, facts_of, may_hold
+from pipeline.edits.erasure.all_versions import Duplicate, EntryFacts, facts_of
 from pipeline.edits.erasure.byte_search import quantizer_holds
 from pipeline.edits.erasure.redact import finish, finish_erasures
-from pipeline.edits.erasure.values import Values, in_batches
+from pipeline.edits.erasure.rewriting import FILES_A_STEP, FILES_COMPARED, Comparer, Rewriter, ShardRewriter
 from pipeline.errors import CommitConflict, VisualMemoryError
-from pipeline.index.search.shard_files import shard_ids, without_entries
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.steps import RunSteps, run_steps_here
 from pipeline.store.checks.garbage import remove_garbage, take_census
 from pipeline.store.checks.inventory import Inventory
 from pipeline.store.layout import (
@@ -29,24 +26,18 @@ from pipeline.store.layout import (
     Kind,
     folder_at_the_top,
     is_build,
-    kind_of,
-    rewritten_path,
-    rewritten_shard_folder,
 )
-from pipeline.store.log.erasure_plan import ErasurePlan, Rewritten
+from pipeline.store.log.erasure_plan import ErasurePlan
 from pipeline.store.log.label_counts import count_singles
-from pipeline.store.log.records import Index, Shard
+from pipeline.store.log.records import Shard
 from pipeline.store.log.state import SetState, State, file_refs
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.lookup.entry_lookup import EntryLookup
-from pipeline.store.storage.file_refs import DigestsFile, FileRef
+from pipeline.store.storage.file_refs import FileRef
 from pipeline.store.storage.leases import Lease
 from pipeline.store.tables.counts import added, read_counts, write_counts
-from pipeline.store.tables.digest_files import digests_in, digests_of_uris, write_digests
-from pipeline.store.tables.ids import is_in, within
-from pipeline.store.tables.parquet_columns import read_columns_of
-from pipeline.store.tables.row_groups import chosen_row_groups, write_some_rows
-from pipeline.store.tables.schemas import read_table
+from pipeline.store.tables.digest_files import digests_in, digests_of_uris
+from pipeline.store.tables.ids import within
 
 WITH_IDS: tuple[Kind, ...] = ("entries", "plan", "rejected", "thumbnails", "offsets", "digests", "tombstones", "labels")
 
@@ -70,13 +61,20 @@ class ErasureReport:
 
 
 def erase(
-    log: VersionLog, ids_N: np.ndarray, command: str, on_progress: OnProgress = ignore_progress
+    log: VersionLog,
+    ids_N: np.ndarray,
+    command: str,
+    on_progress: OnProgress = ignore_progress,
+    run_steps: RunSteps = run_steps_here,
 ) -> tuple[EntryFacts, ErasureReport]:
-    """Erase entries (ids int64 [N]) that some version holds. Raises CommitConflict or DamagedFile."""
+    """Erase entries (ids int64 [N]) that some version holds; `run_steps` does what is done to their files.
+
+    Raises CommitConflict or DamagedFile.
+    """
     finish_erasures(log)
     _give_up_builds(log, command)
     with Lease(log.storage, "erase") as lease:
-        eraser = _Eraser(log, lease, ids_N, on_progress)
+        eraser = _Eraser(log, lease, ids_N, on_progress, run_steps)
 
         def prepare(_: int, now: State) -> list[SetState]:
             return [SetState(why="erase", state=eraser.prepared(now))]
@@ -112,20 +110,22 @@ def _give_up_builds(log: VersionLog, command: str) -> None:
 
 
 class _Eraser:
-    def __init__(self, log: VersionLog, lease: Lease, ids_N: np.ndarray, on_progress: OnProgress) -> None:
+    def __init__(
+        self, log: VersionLog, lease: Lease, ids_N: np.ndarray, on_progress: OnProgress, run_steps: RunSteps
+    ) -> None:
         self._log = log
         self._storage = log.storage
         self._lease = lease
         self._progress = on_progress
+        self._run_steps = run_steps
+        self._num_named = 0  # files that were given a new name
         self._ids_N = np.unique(ids_N)
-        self._ids_in_order = self._ids_N.tolist()
         self._all = Inventory()
         self._seen: set[str] = set()
         self._compared: set[str] = set()
         self._sound: set[str] = set()
         self._uris_of_others: set[str] = set()
-        self._own: tuple[frozenset[str], Values] | None = None
-        self.plan = ErasurePlan(nonce=lease.nonce, ids=frozenset(self._ids_in_order), uris=frozenset())
+        self.plan = ErasurePlan(nonce=lease.nonce, ids=frozenset(self._ids_N.tolist()), uris=frozenset())
         self.facts = EntryFacts(self._ids_N, (), (), (), (), np.empty((0, 0), np.float16))
         self.duplicates: dict[int, Duplicate] = {}
         self.index_dropped = False
@@ -150,13 +150,17 @@ class _Eraser:
         self.is_prepared = False
         self._all.walk(self._log, last=now.version)
         self._compare()  # entries that other writers added meanwhile may share a uri with the erased ones
-        todo = [file for file in self._all.of_kind(*WITH_IDS) if file.path not in self._seen]
-        for done, file in enumerate(todo):
-            self._progress(Progress("rewriting", done, len(todo)))
-            self._seen.add(file.path)
-            rewritten = self._rewritten(file)
-            if rewritten is not None:
-                self.plan.files[file.path] = rewritten
+        digests_N = np.concatenate([digests_of_uris(self.facts.uris), digests_in(pa.array(self.facts.hashes))])
+        rewriter = Rewriter(self._storage, self._lease.nonce, self._ids_N, frozenset(self.plan.uris), digests_N)
+        unseen = [file for file in self._all.of_kind(*WITH_IDS) if file.path not in self._seen]
+        self._seen |= {file.path for file in unseen}
+        todo = [file for file in unseen if rewriter.may_change(file)]
+        self._progress(Progress("rewriting", 0, len(todo)))
+        steps = list(rewriter.steps(todo, self._num_named))
+        self._num_named += len(todo)
+        for done, (_, rewritten) in enumerate(self._run_steps(steps), start=1):
+            self.plan.files |= dict(rewritten)
+            self._progress(Progress("rewriting", min(done * FILES_A_STEP, len(todo)), len(todo)))
         self._give_up_indexes(now)
         self._rewrite_shards(now)
         self._storage.replace(self.plan.path, self.plan.model_dump_json().encode())
@@ -192,19 +196,15 @@ class _Eraser:
     def _compare(self) -> None:
         """Find the remaining entries that share a uri or a hash with the erased ones.
 
-        Reads three columns of each entries file that was not compared before, some files at a time.
+        Reads three columns of each entries file that was not compared before.
         """
         uris, hashes = frozenset(self.facts.uris), frozenset(self.facts.hashes)
-        wanted = Values(uris), Values(hashes)
         found = [(s.id, s.uri, s.sha256) for s in self._all.singles.values() if s.uri in uris or s.sha256 in hashes]
         files = [file for file in self._all.of_kind("entries") if file.path not in self._compared]
-        tables = read_columns_of(self._storage, files, ["id", "uri", "sha256"])
-        done = 0
-        for table in in_batches(tables, max(map(len, wanted))):
-            same = pc.or_(wanted[0].found_in(table.column("uri")), wanted[1].found_in(table.column("sha256")))
-            found += [(row["id"], row["uri"], row["sha256"]) for row in table.filter(same).to_pylist()]
-            done += table.num_rows
-            self._progress(Progress("comparing", done, sum(file.rows for file in files)))
+        steps = list(Comparer(self._storage, uris, hashes).steps(files))
+        for done, (_, same) in enumerate(self._run_steps(steps), start=1):
+            found += same
+            self._progress(Progress("comparing", min(done * FILES_COMPARED, len(files)), len(files)))
         self._compared |= {file.path for file in files}
         for entry_id, uri, sha256 in found:
             if entry_id not in self.plan.ids:
@@ -212,54 +212,6 @@ class _Eraser:
                 self.duplicates[entry_id] = Duplicate(entry_id, uri, " and ".join(same_as))
                 self._uris_of_others.add(uri)
         self.plan.uris = uris - self._uris_of_others
-
-    def _rewritten(self, file: FileRef) -> Rewritten | None:
-        """Write the file without the erased rows, one row group at a time; None if it holds none of them.
-
-        Plans and rejects are searched for uris too. Only row groups whose statistics allow an erased id or uri are
-        read. From an object store only the columns searched are fetched, unless the file must be written anew.
-        """
-        if isinstance(file, DigestsFile):
-            return self._digests_rewritten(file)
-        by_uri = kind_of(file.path) in ("plan", "rejected") and bool(self.plan.uris)
-        if not by_uri and not may_hold(file, self._ids_N):
-            return None
-        own = self._own_uris()
-
-        def gone(table: pa.Table) -> pa.ChunkedArray:
-            gone_N = pa.array(is_in(table.column("id").to_numpy(), self._ids_N))
-            return pc.or_(gone_N, own.found_in(table.column("uri"))) if by_uri else pa.chunked_array([gone_N])
-
-        wanted: dict[str, Sequence[Any]] = {"id": self._ids_in_order}
-        wanted |= {"uri": own.in_order} if by_uri else {}
-        lost: list[int] = []
-        for table in chosen_row_groups(self._storage, file, [*wanted], wanted=wanted):
-            lost += table.column("id").filter(gone(table)).to_pylist()
-        if not lost:
-            return None
-        path = rewritten_path(file.path, self._lease.nonce, len(self.plan.files))
-        by = write_some_rows(self._storage, file, path, lambda table: pc.invert(gone(table)))
-        return Rewritten(by=by, ids=tuple(lost))
-
-    def _own_uris(self) -> Values:
-        """The uris that only erased entries have."""
-        if self._own is None or self._own[0] != self.plan.uris:
-            self._own = self.plan.uris, Values(self.plan.uris)
-        return self._own[1]
-
-    def _digests_rewritten(self, file: DigestsFile) -> Rewritten | None:
-        """Write a file of digests without the erased rows; None if it holds none of them."""
-        digests_N = np.concatenate([digests_of_uris(self.facts.uris), digests_in(pa.array(self.facts.hashes))])
-        if not ((digests_N >= file.first) & (digests_N <= file.last)).any():
-            return None
-        table = read_table(self._storage, file)
-        gone = pa.array(is_in(table.column("id").to_numpy(), self._ids_N))
-        if not pc.any(gone).as_py():
-            return None
-        left = table.filter(pc.invert(gone))
-        path = rewritten_path(file.path, self._lease.nonce, len(self.plan.files))
-        by = write_digests(self._storage, path, left) if left.num_rows else None
-        return Rewritten(by=by, ids=tuple(table.column("id").filter(gone).to_pylist()))
 
     def _give_up_indexes(self, now: State) -> None:
         """Give up every index whose trained quantizer holds one of the vectors unchanged."""
@@ -277,20 +229,23 @@ class _Eraser:
 
         Reads the ids of the shards whose ranges have one of the erased ids.
         """
-        current = {shard.ids.path for shard in now.index.shards} if now.index else set()
+        near: list[Shard] = []
         for path, shard in self._all.shards.items():
             if path in self.plan.shards or path in self.plan.stale or path in self._seen:
                 continue
-            near = any(len(self._ids_N[within(self._ids_N, *span)]) for span in shard.covers)
-            if not near or not is_in(shard_ids(self._storage, shard), self._ids_N).any():
+            if any(len(self._ids_N[within(self._ids_N, *span)]) for span in shard.covers):
+                near.append(shard)
+            else:
                 self._seen.add(path)
-            elif path in current and now.index is not None:
-                self.plan.shards[path] = self._shard_anew(now.index, shard, now)
+        current = {shard.ids.path for shard in now.index.shards} if now.index else set()
+        dimension = now.identity.dimension if now.identity else 0
+        rewriter = ShardRewriter(self._storage, self._lease.nonce, self._ids_N, now.index, dimension)
+        for done, (number, (holds, anew)) in enumerate(self._run_steps(rewriter.steps(near, now.entries_files())), 1):
+            path = near[number].ids.path
+            if not holds:
+                self._seen.add(path)
+            elif path in current:
+                self.plan.shards[path] = anew
             else:
                 self.plan.stale |= {path}
-
-    def _shard_anew(self, index: Index, shard: Shard, now: State) -> Shard | None:
-        assert now.identity is not None  # noqa: S101  # there are entries
-        folder = rewritten_shard_folder(shard.ids.path, self._lease.nonce)
-        files, dimension = now.entries_files(), now.identity.dimension
-        return without_entries(self._storage, folder, index, shard, dimension, self._ids_N, files)
+            self._progress(Progress("rewriting shards", done, len(near)))

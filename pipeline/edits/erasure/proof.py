@@ -7,8 +7,9 @@ rely on the erasure's own record of its work.
 
 import datetime
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,17 @@ from pipeline.edits.erasure.byte_search import quantizer_holds
 from pipeline.edits.erasure.erase import ErasureReport
 from pipeline.edits.erasure.receipt import Receipt
 from pipeline.edits.erasure.redact import work_on_erased
-from pipeline.edits.erasure.traces import Traces
+from pipeline.edits.erasure.traces import InFile, Traces
 from pipeline.progress import OnProgress, Progress, ignore_progress
+from pipeline.steps import PROCESS_BYTES, RunSteps, Step
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.leases import live_leases, read_leases
 
 THREADS = min(os.cpu_count() or 1, 8)  # files read at once: decompressing and comparing take most of the time
 FILES_AHEAD = 1_024
+FILES_A_STEP = 64
+READ_BYTES = 512 << 20  # of row groups and the like that a step holds
 
 
 def prove(
@@ -36,22 +40,22 @@ def prove(
     answers: Mapping[str, Any],
     report: ErasureReport | None,
     on_progress: OnProgress = ignore_progress,
+    run_steps: RunSteps | None = None,
 ) -> Receipt:
     """Search every file for traces of the forgotten entries. Reads each file once, several at a time.
 
-    RAM holds a row group of each file that is being read, or 8 MiB of it. Raises DamagedFile.
+    With `run_steps` the files are read in steps, else in this process. RAM holds a row group of each file that is being
+    read, or 8 MiB of it. Raises DamagedFile.
 
     `answers` is the result of querying their vectors (asking.ask_about_forgotten). `report` is None if nothing was
     erased.
     """
     files = log.storage.walk()
     traces = Traces(log, state, erased)
-    with ThreadPoolExecutor(THREADS) as pool:
-        paths = sorted(files)
-        for start in range(0, len(paths), FILES_AHEAD):
-            for done, found in enumerate(pool.map(traces.look_into, paths[start : start + FILES_AHEAD]), start):
-                on_progress(Progress("proving", done, len(files)))
-                traces.add(found)
+    looked_into = _in_threads(traces, sorted(files)) if run_steps is None else _in_steps(traces, files, run_steps)
+    for done, found in enumerate(looked_into):
+        on_progress(Progress("proving", done, len(files)))
+        traces.add(found)
     on_progress(Progress("proving", len(files), len(files)))
     traces.leave_out_what_others_have()
     work = live_leases(
@@ -79,6 +83,26 @@ def prove(
         noncurrent_versions=tuple(log.storage.noncurrent()),
         work_under_way=sorted(under_way),
     )
+
+
+def _in_threads(traces: Traces, paths: Sequence[str]) -> Iterator[InFile]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(paths), FILES_AHEAD):
+            yield from pool.map(traces.look_into, paths[start : start + FILES_AHEAD])
+
+
+def _in_steps(traces: Traces, files: Mapping[str, int], run_steps: RunSteps) -> Iterator[InFile]:
+    paths = sorted(files)
+    steps = (
+        Step(number, partial(_looked_into, traces, paths[start : start + FILES_A_STEP]), PROCESS_BYTES + READ_BYTES)
+        for number, start in enumerate(range(0, len(paths), FILES_A_STEP))
+    )
+    for _, found in run_steps(steps):
+        yield from found
+
+
+def _looked_into(traces: Traces, paths: Sequence[str]) -> list[InFile]:
+    return [*_in_threads(traces, paths)]
 
 
 def _quantizer(log: VersionLog, state: State, own_vectors_ND: np.ndarray) -> dict[str, Any] | None:

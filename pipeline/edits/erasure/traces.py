@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -64,7 +65,7 @@ class Traces:
     """Looks into files, several threads at once, and collects what they found."""
 
     def __init__(self, log: VersionLog, state: State, erased: EntryFacts) -> None:
-        self._log = log
+        self._storage = log.storage
         self._weights = state.weights.path if state.weights else ""
         self._erased = erased
         self._ids_N = erased.ids_N
@@ -87,15 +88,19 @@ class Traces:
         self.duplicates: dict[int, Duplicate] = {}
         self.own_vectors = erased.vectors_ND
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what was collected: another process only looks into files."""
+        return {**self.__dict__, "_others": [], "_in_files": [], "_of_others": {}}
+
     def look_into(self, path: str) -> InFile:
         """Read a file and find every value of the erased entries in it. Changes nothing of this object."""
         found = InFile(path)
         if path == self._weights:
             return found  # its name is the hash of the weights' tensors, which do not depend on any image
         try:
-            local = self._log.storage.local_path(path)
+            local = self._storage.local_path(path)
         except DamagedFile:
-            if self._log.storage.exists(path):
+            if self._storage.exists(path):
                 raise
             return found  # deleted after it was listed
         try:
@@ -103,7 +108,7 @@ class Traces:
         except FileNotFoundError:  # deleted just now
             return found
         finally:
-            self._log.storage.release(path)
+            self._storage.release(path)
 
     def add(self, found: InFile) -> None:
         """Collect what `look_into` found."""
