@@ -320,6 +320,7 @@ def test_an_actor_tells_what_the_library_would(tmp_path: Path, options: dict, di
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_ray_and_this_process_make_the_same_rows(tmp_path: Path, options: dict) -> None:
     from jobs.ray_cluster.on_ray import start_ray
 
