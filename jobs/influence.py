@@ -104,6 +104,10 @@ def _show(report: "InfluenceReport") -> None:
         f"{counted(report.entries, 'entry')}, {asked}, {report.voting} voting at k = {report.k}, version "
         f"{report.version}: voted in {report.voted_in:,}, with {report.mean_share:.1%} of the votes on average"
     )
+    if report.unreadable:
+        say(f"{counted(report.unreadable, 'image')} could not be read")
+    if report.without_word:
+        say(f"{counted(report.without_word, 'image')} of labels that the label set {report.label_set} has no word for")
     of_them = f", {report.mended:,} become right and {report.spoiled:,} wrong" if report.flips else ""
     say(f"{counted(report.flips, 'decision')} would flip{of_them}")
     if report.before is not None and report.after is not None:

@@ -44,11 +44,7 @@ def suspects(
     json: Json = False,
 ) -> None:
     """List entries that are likely mislabelled, ambiguous or duplicated, by leave-one-out. Changes nothing."""
-    for option, path in (("--html", html), ("--out", out)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"the folder of {path} does not exist: make it first", param_hint=option)
-    if out is not None and out.exists():
-        raise typer.BadParameter(f"{out} is there already: name another file", param_hint="--out")
+    _check_places(html, out)
     with progress("opening the memory") as on_progress:
         from pipeline import VisualMemory
 
@@ -75,6 +71,21 @@ def suspects(
         in_set = f" --label-set {shlex.quote(label_set)}" if label_set is not None else ""
         command = f"relabel {shlex.quote(memory)} --file {shlex.quote(str(out))}{in_set}"
         say(f"written to look through: {out}; keep the rows that are right, then `visual-memory {command}`")
+
+
+def _check_places(html: Path | None, out: Path | None) -> None:
+    """Raises BadParameter or UsageError if one of the files cannot be written, before the search, which takes long."""
+    for option, path in (("--html", html), ("--out", out)):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise typer.BadParameter(f"the folder of {path} does not exist: make it first", param_hint=option)
+    if html is not None:
+        from pipeline.questions.page import check_place
+
+        check_place(html)
+        if out is not None and html.absolute() == out.absolute():
+            raise typer.BadParameter(f"{html} is named twice: give the page and the table files of their own")
+    if out is not None and out.exists():
+        raise typer.BadParameter(f"{out} is there already: name another file", param_hint="--out")
 
 
 def _show(report: "SuspectsReport") -> None:

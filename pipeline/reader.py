@@ -26,6 +26,7 @@ from pipeline.foreign_errors import with_own_errors
 from pipeline.images.containers.container import ImageChoice
 from pipeline.images.containers.items import Item
 from pipeline.images.containers.notes import ContainerNotes
+from pipeline.images.labels.label_files import given_label
 from pipeline.images.labels.labels import Labels
 from pipeline.images.sources.listing import Listing, list_source
 from pipeline.index.build.key_choice import Table, read_table_of
@@ -823,7 +824,13 @@ class Reader:
             raise UsageError("name what to suppose: `ids`, `label` or `dataset` to forget, `assume` or `weigh`")
         if limit < 0:
             raise UsageError(f"`limit` {limit} is no number of decisions: give 0 or more")
-        rule = VotingRule(voting, balance=balance)
+        check_list("ids", ids)
+        told = {int(entry_id): given_label(str(name)) for entry_id, name in assume.items()}
+        for entry_id, name in told.items():
+            if name is None:
+                raise UsageError(f"the label to assume for id {entry_id} is empty: give it a label")
+        assume = {entry_id: name for entry_id, name in told.items() if name is not None}
+        rule = Question(k=k, voting=voting, weigh=weigh, assume=assume, balance=balance).rule
         snapshot = self._snapshot(label_set)
         state, live = snapshot.state, snapshot.live
         self._check_labelled(live)
@@ -837,13 +844,18 @@ class Reader:
         unknown = live.unknown([*forgotten.tolist(), *assume, *weigh])
         if unknown is not None:
             raise UnknownName(f"the memory at {self.uri} has no entry with id {unknown}: `search` shows the ids")
+        unreadable = without_word = 0
         if source is None:
             questions = entries_as_questions(live, starts_of_parts(state), sample)
         else:
             embedded = self._embedded(source, Labels(labels), ImageChoice(), label_set, snapshot, on_progress)
             questions = images_as_questions(np.array(embedded.vectors, np.float32), embedded.uris, embedded.truths)
+            unreadable = embedded.rejected
+            without_word = embedded.num_labelled - sum(truth is not None for truth in embedded.truths)
         change = Change(forgotten, dict(assume), dict(weigh))
-        return influence(live, self._digests(state), change, questions, k, rule, state.version, limit, on_progress)
+        digests = self._digests(state)
+        found = influence(live, digests, change, questions, k, rule, state.version, limit, on_progress)
+        return replace(found, unreadable=unreadable, without_word=without_word)
 
     def suspects(
         self,

@@ -104,7 +104,8 @@ class InfluenceReport(Tabular):
     `spoiled` wrong. `before` and `after` are the accuracies that an evaluation gives before and after the change (None
     without true labels); after it, forgotten entries no longer ask. `by_label` has the percentages of right decisions
     for each true label, before and after (None if nothing asks with it). `swayed` are the first of the decisions: those
-    that flip, then those with the largest shares.
+    that flip, then those with the largest shares. `unreadable` images of a source could not be read, and the label set
+    has no word for the labels of `without_word`: these are asked about without a true label.
     """
 
     entries: int
@@ -123,6 +124,8 @@ class InfluenceReport(Tabular):
     voting: str
     version: int
     label_set: str | None = None
+    unreadable: int = 0
+    without_word: int = 0
 
     def _rows(self) -> list[dict[str, Any]]:
         """One row for each decision."""
@@ -147,6 +150,8 @@ class InfluenceReport(Tabular):
             "voting": self.voting,
             "version": self.version,
             "label_set": self.label_set,
+            "unreadable": self.unreadable,
+            "without_word": self.without_word,
             "swayed": [each.to_json() for each in self.swayed],
         }
 
@@ -237,6 +242,7 @@ class _Tally:
         self._unknown: dict[str, int] = {}  # true labels that no entry has: such a question counts as wrong
         self.num_questions = 0
         self._swayed: list[Swayed] = []
+        self._mended = self._spoiled = 0
         self._asked, self._right = ({when: dict[int, int]() for when in ("before", "after")} for _ in range(2))
 
     def count(self, asked: Asked, change: Change, now: tuple[Retrieved, Votes], then: tuple[Retrieved, Votes]) -> None:
@@ -253,6 +259,11 @@ class _Tally:
             self._score("before", truth, before, relabelled=None)
             if not is_gone:
                 self._score("after", truth, after, relabelled=change.assume.get(int(own[query])))
+            if not is_gone and before != after and truth is not None:
+                now_right = before == self._codes.get(truth)
+                then_right = after == self._codes.get(change.assume.get(int(own[query])) or truth)
+                self._mended += then_right and not now_right
+                self._spoiled += now_right and not then_right
             if not is_gone and (before != after or voting_QK[query].any()):
                 self._swayed.append(
                     Swayed(
@@ -301,8 +312,8 @@ class _Tally:
             voted_in=len(voted),
             mean_share=float(np.mean(voted)) if voted else 0.0,
             flips=len(flips),
-            mended=sum(each.truth is not None and each.after == each.truth for each in flips),
-            spoiled=sum(each.truth is not None and each.before == each.truth for each in flips),
+            mended=self._mended,
+            spoiled=self._spoiled,
             before=before,
             after=after,
             by_label={names[code]: (b, a) for code, (b, a) in zip(codes, percents, strict=True)},

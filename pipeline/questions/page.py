@@ -118,16 +118,21 @@ k = {decision.k}{balance}{label_set}{where}; {_answered(decision)}</p>
 
 def write_page(page: str, path: Path) -> None:
     """Write a page atomically. It may replace an older page. Raises UsageError if another file is at the path."""
-    if path.is_dir() or (path.exists() and not path.read_bytes()[: len(DOCTYPE)].decode(errors="replace") == DOCTYPE):
-        raise UsageError(f"{path} is there already and is no page: name another file for the page")
-    if not path.absolute().parent.is_dir():
-        raise UsageError(f"the folder of {path} does not exist: make it first")
+    check_place(path)
     aside = path.with_name(f".{path.name}.aside")
     try:
         aside.write_text(page, encoding="utf-8")
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def check_place(path: Path) -> None:
+    """Raises UsageError if a page cannot be written to the path: another file is there, or no folder."""
+    if path.is_dir() or (path.exists() and not path.read_bytes()[: len(DOCTYPE)].decode(errors="replace") == DOCTYPE):
+        raise UsageError(f"{path} is there already and is no page: name another file for the page")
+    if not path.absolute().parent.is_dir():
+        raise UsageError(f"the folder of {path} does not exist: make it first")
 
 
 def _votes(decision: Decision) -> str:

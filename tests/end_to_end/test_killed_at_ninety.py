@@ -58,7 +58,7 @@ def is_of(files: Iterable[str], key: str) -> bool:
 
 
 def killed_at(s3: SeaweedFS, source: Path) -> str:
-    """The uri of a memory whose add was killed at 90%. The last parts take a second, so it may end before it is killed."""
+    """The uri of a memory whose add was killed at 90%. The last parts take a second, so it may end before that."""
     for _ in range(TRIES):
         uri = s3.uri()
         memory = VisualMemory(uri)

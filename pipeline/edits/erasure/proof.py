@@ -6,7 +6,6 @@ rely on the erasure's own record of its work.
 """
 
 import datetime
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,14 +18,13 @@ from pipeline.edits.erasure.byte_search import quantizer_holds
 from pipeline.edits.erasure.erase import ErasureReport
 from pipeline.edits.erasure.receipt import Receipt
 from pipeline.edits.erasure.redact import work_on_erased
-from pipeline.edits.erasure.traces import InFile, Traces
+from pipeline.edits.erasure.traces import THREADS, InFile, Traces
 from pipeline.progress import OnProgress, Progress, ignore_progress
 from pipeline.steps import PROCESS_BYTES, RunSteps, Step
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.leases import live_leases, read_leases
 
-THREADS = min(os.cpu_count() or 1, 8)  # files read at once: decompressing and comparing take most of the time
 FILES_AHEAD = 1_024
 FILES_A_STEP = 64
 READ_BYTES = 512 << 20  # of row groups and the like that a step holds
@@ -92,17 +90,15 @@ def _in_threads(traces: Traces, paths: Sequence[str]) -> Iterator[InFile]:
 
 
 def _in_steps(traces: Traces, files: Mapping[str, int], run_steps: RunSteps) -> Iterator[InFile]:
+    """Look into files in steps. A file that is not there where a step is done is looked for here again."""
     paths = sorted(files)
     steps = (
-        Step(number, partial(_looked_into, traces, paths[start : start + FILES_A_STEP]), PROCESS_BYTES + READ_BYTES)
+        Step(number, partial(traces.look_into_all, paths[start : start + FILES_A_STEP]), PROCESS_BYTES + READ_BYTES)
         for number, start in enumerate(range(0, len(paths), FILES_A_STEP))
     )
-    for _, found in run_steps(steps):
-        yield from found
-
-
-def _looked_into(traces: Traces, paths: Sequence[str]) -> list[InFile]:
-    return [*_in_threads(traces, paths)]
+    for _, looked_into in run_steps(steps):
+        for found in looked_into:
+            yield traces.look_into(found.path) if found.gone else found
 
 
 def _quantizer(log: VersionLog, state: State, own_vectors_ND: np.ndarray) -> dict[str, Any] | None:

@@ -5,14 +5,15 @@ found is kept by value until then.
 """
 
 import json
+import os
 import re
 import shlex
 import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,11 +32,13 @@ from pipeline.store.log.single_adds import encode_vector, vectors_of_singles
 from pipeline.store.log.state import State
 from pipeline.store.log.version_log import VersionLog
 from pipeline.store.storage.file_refs import UNREADABLE
+from pipeline.store.storage.interface import Storage
 from pipeline.store.tables.ids import is_in
 from pipeline.store.tables.kept_columns import as_text, type_of
 from pipeline.store.tables.schemas import embedding_matrix
 
 NUMBERS_AT_ONCE = 1 << 20
+THREADS = min(os.cpu_count() or 1, 8)  # files read at once: decompressing and comparing take most of the time
 
 _IDS = re.compile(rb"\d{9,19}")
 
@@ -48,12 +51,14 @@ class InFile:
 
     `hits` counts values by what they are and where in the file they lie. `like_erased` are the id, uri, hash and vector
     of other entries that share one of the last three. `of_others` are values of kept columns that other rows have.
+    `gone` says that the file was not there.
     """
 
     path: str
     hits: dict[tuple[str, str], Counter[Value]] = field(default_factory=dict)
     like_erased: list[tuple[int, str, str, bytes]] = field(default_factory=list)
     of_others: dict[str, set[str]] = field(default_factory=dict)
+    gone: bool = False
 
     def note(self, what: str, where: str, values: Mapping[Value, int]) -> None:
         """Count values; `what` is "id", "uri", "sha256", "vector" or "kept NAME"."""
@@ -65,8 +70,18 @@ class Traces:
     """Looks into files, several threads at once, and collects what they found."""
 
     def __init__(self, log: VersionLog, state: State, erased: EntryFacts) -> None:
-        self._storage = log.storage
-        self._weights = state.weights.path if state.weights else ""
+        self._look_for(log.storage, state.weights.path if state.weights else "", erased)
+        singles = Inventory.of(log, last=state.version).singles.values()
+        self._others = [(s.id, s.uri, s.sha256, vectors_of_singles([s], -1)[0].tobytes()) for s in singles]
+        self._in_files: list[InFile] = []
+        self._of_others: dict[str, set[str]] = {}
+        self.found: list[Trace] = []
+        self.duplicates: dict[int, Duplicate] = {}
+        self.own_vectors = erased.vectors_ND
+
+    def _look_for(self, storage: Storage, weights: str, erased: EntryFacts) -> None:
+        self._storage = storage
+        self._weights = weights
         self._erased = erased
         self._ids_N = erased.ids_N
         self._id_set = set(erased.ids_N.tolist())
@@ -80,17 +95,18 @@ class Traces:
         for row, vector in enumerate(erased.vectors_ND):
             self._rows_of.setdefault(vector.tobytes(), []).append(row)
         self._search = VectorSearch(erased.vectors_ND)
-        singles = Inventory.of(log, last=state.version).singles.values()
-        self._others = [(s.id, s.uri, s.sha256, vectors_of_singles([s], -1)[0].tobytes()) for s in singles]
-        self._in_files: list[InFile] = []
-        self._of_others: dict[str, set[str]] = {}
-        self.found: list[Trace] = []
-        self.duplicates: dict[int, Duplicate] = {}
-        self.own_vectors = erased.vectors_ND
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without what was collected: another process only looks into files."""
-        return {**self.__dict__, "_others": [], "_in_files": [], "_of_others": {}}
+    def __getstate__(self) -> tuple[Storage, str, EntryFacts]:
+        """What another process needs to look into files. It makes the tables of values itself."""
+        return self._storage, self._weights, self._erased
+
+    def __setstate__(self, state: tuple[Storage, str, EntryFacts]) -> None:
+        self._look_for(*state)
+
+    def look_into_all(self, paths: Sequence[str]) -> list[InFile]:
+        """`look_into` of several files, some at once."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return [*pool.map(self.look_into, paths)]
 
     def look_into(self, path: str) -> InFile:
         """Read a file and find every value of the erased entries in it. Changes nothing of this object."""
@@ -102,10 +118,12 @@ class Traces:
         except DamagedFile:
             if self._storage.exists(path):
                 raise
-            return found  # deleted after it was listed
+            found.gone = True  # deleted after it was listed
+            return found
         try:
             return self._looked_into(path, local)
         except FileNotFoundError:  # deleted just now
+            found.gone = True
             return found
         finally:
             self._storage.release(path)

@@ -5,6 +5,7 @@ repeated.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import faiss
@@ -25,11 +26,11 @@ def run_steps_on_ray(steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
     Raises WorkerError if the process of a step dies again after all retries, and OutOfMemory if memory ran out.
     """
 
-    def run(make: Callable[[], Any]) -> Any:
+    def run(owner: Any, make: Callable[..., Any]) -> Any:
         granted = ray.get_runtime_context().get_assigned_resources()  # type: ignore[no-untyped-call]
         faiss.omp_set_num_threads(max(int(granted.get("CPU", 1)), 1))
         try:
-            return make()
+            return make() if owner is None else make(owner)
         except VisualMemoryError as error:  # returned as a value, because Ray would wrap it
             return error
 
@@ -37,9 +38,10 @@ def run_steps_on_ray(steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
     room = resources.get("memory", float("inf"))
     gpu_share = GPU_SHARE if resources.get("GPU") else 0
     task = ray.remote(num_cpus=1, max_retries=TRIES)(run)
+    shared = _Shared()
     running = {
         task.options(num_gpus=gpu_share * step.on_gpu, memory=min(step.memory_bytes, int(room))).remote(
-            step.make
+            *shared.split(step.make)
         ): step.number
         for step in steps
     }
@@ -56,9 +58,28 @@ def run_steps_on_ray(steps: Iterable[Step]) -> Iterator[tuple[int, Any]]:
             raise own_error(error, "work on Ray") or error from error
         last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise WorkerError(
-            f"a process that did a step of the work failed ({last}): memory may have run out; run the command again "
-            "and it goes on where it was"
+            f"a process that did a step of the work failed ({last}): memory may have run out; run the command again"
         ) from error
     finally:
         for task_left in running:
             ray.cancel(task_left)
+
+
+class _Shared:
+    """Puts the object that many steps are methods of into Ray's store once, and not with each step."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, Any]] = {}  # the object stays alive, so that its id is its own
+
+    def split(self, make: Callable[[], Any]) -> tuple[Any, Callable[..., Any]]:
+        """The object in the store and a call that takes it; None and `make` if it is no such method."""
+        owner = getattr(make.func, "__self__", None) if isinstance(make, partial) else None
+        if not isinstance(make, partial) or owner is None:
+            return None, make
+        if id(owner) not in self._known:
+            self._known[id(owner)] = owner, ray.put(owner)
+        return self._known[id(owner)][1], partial(_called, make.func.__name__, make.args, make.keywords)
+
+
+def _called(name: str, arguments: tuple, named: dict[str, Any], owner: Any) -> Any:
+    return getattr(owner, name)(*arguments, **named)

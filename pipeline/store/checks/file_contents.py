@@ -5,6 +5,7 @@ come. They are let go when the last have passed. So memory holds a few shards' i
 runs of its ids. A file whose bytes were altered is reported once and not checked further.
 """
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -86,15 +87,14 @@ class FileFacts:
 class Contents:
     """Reads the files of an inventory; afterwards `facts` has the contents of each undamaged file with ids, by path.
 
-    `planned` are plans, by path, that are not read whole: entries are compared with those of their rows that have ids
-    in the range of the entries (verify_steps.py).
+    `planned` are plans, by path, that are not read whole: each file is compared with those of their rows that have ids
+    in its range (verify_steps.py).
     """
 
     def __init__(self, storage: Storage, inventory: Inventory, planned: Mapping[str, FileRef] | None = None) -> None:
         self._storage = storage
         self._inventory = inventory
         self._planned = planned or {}
-        self._range = id_range_of(inventory)
         self._schema = entries_schema(inventory.identity) if inventory.identity else None
         self._open_plan = functools.lru_cache(PLANS_OPEN)(self._opened_plan)
         self._part_of_plan = functools.lru_cache(PLANS_OPEN)(self._part_read)
@@ -210,7 +210,7 @@ class Contents:
                     if kind == "labels":
                         names |= set(pc.unique(table["label_set"]).to_pylist())
                     if kind == "rejected":
-                        yield from self._against_plans(table, table["id"].to_numpy(), ["uri"])
+                        yield from self._against_plans(file, table, table["id"].to_numpy(), ["uri"])
                 if kind != "labels":
                     yield from _check_ids(file, ids_N)
                 self.facts[file.path] = FileFacts(IdRuns.of(ids_N), frozenset(names))
@@ -260,24 +260,24 @@ class Contents:
             if pc.any(pc.equal(table[name], "")).as_py():
                 yield damage(file.path, f"has entries without a {name}")
         if len(ids_N) and (np.diff(ids_N) > 0).all():  # else there is a finding, and rows cannot be looked up by id
-            for what in self._against_plans(table, ids_N, ["uri", "label"]):
+            for what in self._against_plans(file, table, ids_N, ["uri", "label"]):
                 yield damage(file.path, what)
             for shard in self._open:
                 yield from shard.differences(table, ids_N, vectors_ND)
 
-    def _against_plans(self, table: pa.Table, ids_N: np.ndarray, columns: list[str]) -> Iterator[str]:
+    def _against_plans(self, file: FileRef, table: pa.Table, ids_N: np.ndarray, columns: list[str]) -> Iterator[str]:
         for number in np.unique(ids_N >> 39).tolist():
             for path in self._inventory.plans.get(number, ()):
                 if path in self.facts:
                     yield from self._open_plan(path).differences(table, ids_N, columns)
-                elif path in self._planned:
-                    with self._loading:
-                        part = self._part_of_plan(path)
-                    yield from part.differences(table, ids_N, columns)
+                elif path in self._planned and isinstance(file, RowsFile):
+                    with contextlib.suppress(DamagedFile):  # it was whole before; whoever dropped it has its version
+                        part = self._part_of_plan(path, file.first_id, file.last_id)
+                        yield from part.differences(table, ids_N, columns)
 
-    def _part_read(self, path: str) -> PlanPart:
+    def _part_read(self, path: str, first_id: int, last_id: int) -> PlanPart:
         columns = ["id", "uri", "label"]
-        return PlanPart(read_rows_between(self._storage, self._planned[path], *self._range, columns))
+        return PlanPart(read_rows_between(self._storage, self._planned[path], first_id, last_id, columns))
 
     def _opened_plan(self, path: str) -> PlanRows:
         file = self._inventory.files[path]
@@ -311,12 +311,6 @@ class Contents:
         with self._loading:  # NumPy parses the header with ast, which is not thread-safe in Python 3.11
             array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
         return array
-
-
-def id_range_of(inventory: Inventory) -> tuple[int, int]:
-    """The first and the last id of its files of entries and of rejected images."""
-    files = [file for file in inventory.of_kind("entries", "rejected") if isinstance(file, RowsFile)]
-    return min((file.first_id for file in files), default=0), max((file.last_id for file in files), default=-1)
 
 
 def off_unit(vectors_ND: np.ndarray) -> np.ndarray:

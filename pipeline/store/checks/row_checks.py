@@ -73,8 +73,10 @@ class PlanPart:
 
     def differences(self, table: pa.Table, ids_N: np.ndarray, columns: Iterable[str]) -> Iterator[str]:
         """The columns in which some rows (ids ascending) differ from the plan."""
-        if len(self._ids_N):
-            yield from _differences(self._rows, self._ids_N, table, ids_N, columns)
+        first, last = np.searchsorted(self._ids_N, ids_N[0]), np.searchsorted(self._ids_N, ids_N[-1], "right")
+        if first < last:
+            rows = self._rows.slice(first, last - first)
+            yield from _differences(rows, self._ids_N[first:last], table, ids_N, columns)
 
 
 class PlanRows:

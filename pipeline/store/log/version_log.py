@@ -392,9 +392,9 @@ class VersionLog:
     def _roll_up(self, state: State, *, always: bool) -> None:
         """Replace the roll-up by one of the newest version, if the commits since a checkpoint are known.
 
-        Two requests, three after the first time; one more after SOON_SECONDS. Fails for no reason: the version is
-        committed, and nothing depends on a roll-up. Only `always` writes a large roll-up, unless the whole state takes
-        as little.
+        Two requests, three after the first time; one more on a disk or after SOON_SECONDS. Fails for no reason: the
+        version is committed, and nothing depends on a roll-up. Only `always` writes a large roll-up, unless the whole
+        state takes as little.
         """
         tail = self._tail
         if tail.start is None or tail.version != state.version:
@@ -421,7 +421,8 @@ class VersionLog:
                         commit_path(state.version)
                     )
                 else:
-                    is_soon = time.monotonic() - self._seen_at < SOON_SECONDS
+                    is_remote = "://" in self.storage.uri  # elsewhere a request costs nothing, and commits take no time
+                    is_soon = is_remote and time.monotonic() - self._seen_at < SOON_SECONDS
                     is_true = is_soon or self.storage.exists(commit_path(state.version))
             finally:
                 if not is_true:
