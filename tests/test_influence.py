@@ -65,6 +65,17 @@ def test_another_label_gives_what_was_told(memory: VisualMemory) -> None:
     assert_told(report, before, scored(memory))
 
 
+def test_a_class_with_another_name_is_told_as_right_as_before(memory: VisualMemory) -> None:
+    live = memory.live()
+    ids = [int(i) for i in live.live_ids(labelled=True) if live.labels[live.codes_of(np.array([i]))[0]] == "class 3"]
+    report = memory.influence(assume=dict.fromkeys(ids, "class 9"), k=20, voting="softmax")
+    assert report.flips > 50
+    assert (report.mended, report.spoiled) == (0, 0)
+    assert report.before is not None
+    assert report.after is not None
+    assert report.before.accuracy == report.after.accuracy
+
+
 def test_a_weight_of_none_is_as_if_the_vote_was_missing(make_memory: MakeMemory) -> None:
     vectors_ND, labels = classes(np.random.default_rng(1), 3, 30, spread=1.0)
     memory = make_memory(vectors_ND, labels)
@@ -113,5 +124,11 @@ def test_what_cannot_be_asked(make_memory: MakeMemory) -> None:
         memory.influence(label="none")
     with pytest.raises(UsageError, match="voting"):
         memory.influence(label="class 0", voting="loud")  # type: ignore[arg-type]
+    first = int(memory.live().live_ids()[0])
+    for weight in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="weight"):
+            memory.influence(weigh={first: weight})
+    with pytest.raises(UsageError, match="is empty"):
+        memory.influence(assume={first: " "})
     with pytest.raises(SourceError):
         make_memory(vectors_ND, [None] * 10, "unlabelled").influence(ids=[1])

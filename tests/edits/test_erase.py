@@ -17,10 +17,12 @@ from pipeline.edits.compact import compact
 from pipeline.edits.erasure.byte_search import BYTES_AT_ONCE, VectorSearch, quantizer_holds
 from pipeline.edits.erasure.erase import erase
 from pipeline.edits.erasure.redact import finish_erasures
+from pipeline.edits.erasure.traces import InFile, Traces
 from pipeline.edits.relabel import Correction
 from pipeline.edits.singles import fold_singles
 from pipeline.errors import CommitConflict, UnknownName
 from pipeline.index.build.plan import IndexOptions
+from pipeline.runner import Here
 from pipeline.store.log.documents import Commit
 from pipeline.store.log.erasure_plan import REDACTED, ErasurePlan
 from pipeline.store.log.state import FoldSingles, Forget, Relabel, SetIndex, SetState, State
@@ -814,6 +816,26 @@ def test_in_steps_that_other_processes_do(
     assert other.verify().sound
     hashes = [[file.sha256 for file in one.state().entries_files()] for one in (memory, other)]
     assert hashes[0] == hashes[1]
+
+
+def test_files_that_a_worker_does_not_see_are_looked_into_here(
+    memory: VisualMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node of a cluster may lack the folder of a memory. Their bytes are still there: they were only forgotten."""
+    doomed = peopled(memory)
+    other = VisualMemory(shutil.copytree(memory.uri, tmp_path / "other"))
+    ids = np.intersect1d(doomed.ids, memory.live().live_ids()).tolist()
+    here = memory.forget(ids=ids, verify=True).receipt
+    monkeypatch.setattr(Traces, "look_into_all", lambda _, paths: [InFile(path, gone=True) for path in paths])
+    monkeypatch.setattr("pipeline.visual_memory.runner_of", lambda _: Here())
+    blind = other.forget(ids=ids, verify=True, runner="ray").receipt
+    assert here is not None
+    assert blind is not None
+    both_have = [
+        {(t.path, t.what, t.count) for t in found if "segments/" in t.path} for found in (here.found, blind.found)
+    ]
+    assert len(both_have[0]) > 5
+    assert both_have[0] == both_have[1]
 
 
 # In an object store
