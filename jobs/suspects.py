@@ -74,18 +74,20 @@ def suspects(
 
 
 def _check_places(html: Path | None, out: Path | None) -> None:
-    """Raises BadParameter or UsageError if one of the files cannot be written, before the search, which takes long."""
-    for option, path in (("--html", html), ("--out", out)):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise typer.BadParameter(f"the folder of {path} does not exist: make it first", param_hint=option)
-    if html is not None:
-        from pipeline.questions.page import check_place
+    """Raises UsageError if one of the files cannot be written, before the search, which takes long."""
+    from pipeline.errors import UsageError
+    from pipeline.questions.page import check_place
 
+    if html is not None:
         check_place(html)
-        if out is not None and html.absolute() == out.absolute():
-            raise typer.BadParameter(f"{html} is named twice: give the page and the table files of their own")
-    if out is not None and out.exists():
-        raise typer.BadParameter(f"{out} is there already: name another file", param_hint="--out")
+    if out is None:
+        return
+    if html is not None and html.absolute() == out.absolute():
+        raise UsageError(f"{html} is named twice: give the page and the table files of their own")
+    if out.exists():
+        raise UsageError(f"{out} is there already: name another file for the corrections")
+    if not out.absolute().parent.is_dir():
+        raise UsageError(f"the folder of {out} does not exist: make it first")
 
 
 def _show(report: "SuspectsReport") -> None:
