@@ -11,7 +11,7 @@ from jobs.terminal.labels import note_after, note_before, note_label_of_file, sh
 from jobs.terminal.options import INDEX_LIMITS, with_options
 from jobs.terminal.output import counted, note, print_json, say
 from jobs.terminal.progress import progress
-from jobs.terminal.runners import Runner, check_runner, start_runner
+from jobs.terminal.runners import check_runner, runner_option, start_runner
 
 if TYPE_CHECKING:
     import datetime
@@ -94,7 +94,7 @@ def add(
     refresh: Annotated[
         bool, typer.Option("--refresh", help="List SOURCE again although an add of it was begun and is not finished.")
     ] = False,
-    runner: Runner = "auto",
+    runner: Annotated[str, runner_option("Embed")] = "auto",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")] = False,
     json: Json = False,
 ) -> None:

@@ -14,7 +14,7 @@ from jobs.terminal.arguments import (
 from jobs.terminal.embedding_work import MaxRejected, show_rejects, show_stages
 from jobs.terminal.output import note, print_json, say
 from jobs.terminal.progress import progress
-from jobs.terminal.runners import Runner, check_runner, is_for_ray, start_runner
+from jobs.terminal.runners import check_runner, is_for_ray, runner_option, start_runner
 
 if TYPE_CHECKING:
     from pipeline.decisions.decision import Decision
@@ -50,7 +50,7 @@ def classify(
     ] = None,
     image_extension: ImageExtension = None,
     max_rejected: MaxRejected = None,
-    runner: Runner = "auto",
+    runner: Annotated[str, runner_option("With --out, embed and decide", by_size=False)] = "auto",
     at: At = None,
     json: Json = False,
 ) -> None:

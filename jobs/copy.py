@@ -13,7 +13,7 @@ from jobs.terminal.runners import check_runner, is_for_ray, runner_option, start
 def copy(
     memory: Memory,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="Empty or new folder, or s3://…", show_default=False)],
-    runner: Annotated[str, runner_option("Copy")] = "auto",
+    runner: Annotated[str, runner_option("Copy", by_size=False)] = "auto",
     json: Json = False,
 ) -> None:
     """Copy MEMORY with all its versions to TARGET, every file checked. Killed and repeated, it goes on.

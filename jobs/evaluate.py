@@ -23,6 +23,9 @@ from jobs.terminal.progress import progress
 from jobs.terminal.runners import check_runner, is_for_ray, runner_option, start_runner
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.decisions.voting import Voting
     from pipeline.questions.evaluation import Evaluation
 
 
@@ -69,7 +72,7 @@ def evaluate(
             metavar="URI",
         ),
     ] = None,
-    runner: Annotated[str, runner_option("With --out, work")] = "auto",
+    runner: Annotated[str, runner_option("With --out, work", by_size=False)] = "auto",
     labels: LabelsFrom = "folder",
     exclude: ExcludeFiles = None,
     image_extension: ImageExtension = None,
@@ -145,16 +148,20 @@ def show(evaluation: "Evaluation", *, auto: bool) -> None:
         )
     ks = list(next(iter(evaluation.accuracy.values())))
     say(f"  {'voting':<10}" + "".join(f"{k:>8}" for k in ks))
-    for voting, by_k in evaluation.accuracy.items():
-        say(f"  {voting:<10}" + "".join(f"{by_k[k]:>8.1f}" for k in ks))
+    _show_rows(evaluation.accuracy)
     voting, k = evaluation.best
     labels = sorted(evaluation.by_label[voting][k].items(), key=lambda pair: pair[1])
     if len(labels) > 1:
         say("  averaged over the classes, however many queries each has:")
-        for name, by_k in evaluation.balanced_accuracy.items():
-            say(f"  {name:<10}" + "".join(f"{by_k[k]:>8.1f}" for k in ks))
+        _show_rows(evaluation.balanced_accuracy)
         weakest = ", ".join(f"{label} {percent:.1f}" for label, percent in labels[:3])
         say(f"best: {voting} at k = {k}, {evaluation.accuracy[voting][k]:.1f}; its weakest classes: {weakest}")
+
+
+def _show_rows(percents: "Mapping[Voting, Mapping[int, float]]") -> None:
+    """Print a line for each voting with its percentages, in the order of k."""
+    for voting, by_k in percents.items():
+        say(f"  {voting:<10}" + "".join(f"{percent:>8.1f}" for percent in by_k.values()))
 
 
 def _sampled(evaluation: "Evaluation") -> str:

@@ -53,7 +53,7 @@ def forget(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say how many entries would go, and change nothing.")
     ] = False,
-    runner: Annotated[str, runner_option("With --erase or --verify, work on the files")] = "auto",
+    runner: Annotated[str, runner_option("With --erase or --verify, work on the files", by_size=False)] = "auto",
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Erase without asking, on a terminal too.")] = False,
     json: Json = False,
 ) -> None:

@@ -16,7 +16,7 @@ def verify(
     clean: Annotated[
         bool, typer.Option("--clean", help="First remove files that no version names and no live process works on.")
     ] = False,
-    runner: Annotated[str, runner_option("Read the files")] = "auto",
+    runner: Annotated[str, runner_option("Read the files", by_size=False)] = "auto",
     json: Json = False,
 ) -> None:
     """Check every version of MEMORY, every file they name, and that all of it agrees. Exit status 1 if it does not."""

@@ -1,6 +1,7 @@
 """Independent steps of a job, and a function that runs them one after the other in this process.
 
-An index build, a compaction and an export consist of such steps; pipeline/runner.py has who runs them.
+An index build, a compaction, an export, a copy, a check and an erasure have such steps; pipeline/runner.py has who runs
+them.
 """
 
 from collections.abc import Callable, Iterable, Iterator

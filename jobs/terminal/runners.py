@@ -1,6 +1,6 @@
 """Where a verb that does much work runs: the option `--runner`, and Ray started for it."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import typer
 
@@ -12,13 +12,11 @@ RAY_FROM = 4_000_000
 RUNNERS = ("auto", "here", "ray")
 
 
-def runner_option(verb: str) -> Any:
-    """The option `--runner`, whose help begins with `verb`."""
-    does = f"{verb} in this process, on Ray, or decide by how much there is to do."
+def runner_option(verb: str, *, by_size: bool = True) -> Any:
+    """The option `--runner`, whose help begins with `verb`; `by_size` if auto goes by how much there is to do too."""
+    much = ", or if there is much to do" if by_size else ""
+    does = f"{verb} in this process or on Ray; auto takes Ray within a job{much}."
     return typer.Option("--runner", help=does, metavar="auto|here|ray")
-
-
-Runner = Annotated[str, runner_option("Embed")]
 
 
 def check_runner(runner: str) -> None:

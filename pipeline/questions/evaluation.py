@@ -267,15 +267,14 @@ def evaluate_leave_one_out(
     """
     for k in scoring.ks:
         check_k(k)
-    size = checked_size(sample)
+    checked_size(sample)
     labelled = check_labelled(live)
     scoring = balanced(live, scoring, digests)
-    if size is None:
-        size = DEFAULT_SAMPLE if labelled > SAMPLED_ABOVE else labelled
-    if size and size < labelled:
+    size = num_asked(sample, labelled)
+    if size < labelled:
         batches = others_of(live, digests, max(scoring.ks), *draw_simply(live, size))
     else:
-        size, batches = labelled, others_of_all(live, digests, max(scoring.ks), starts)
+        batches = others_of_all(live, digests, max(scoring.ks), starts)
     rights = Rights(live, scoring)
     on_progress(Progress(ASKING, 0, size))
     for others in batches:
@@ -305,6 +304,14 @@ def checked_size(sample: SampleSize) -> int | None:
     if isinstance(sample, bool) or not isinstance(sample, (int, np.integer)) or sample < 0:
         raise UsageError(f"`sample` {sample} is not a number of entries: give 1 or more, or all (0) to ask about all")
     return int(sample)
+
+
+def num_asked(sample: SampleSize, labelled: int) -> int:
+    """How many of the labelled entries are asked about. Raises UsageError for an impossible size."""
+    size = checked_size(sample)
+    if size is None:
+        size = DEFAULT_SAMPLE if labelled > SAMPLED_ABOVE else labelled
+    return min(size or labelled, labelled)
 
 
 def _evaluation(

@@ -21,14 +21,7 @@ from pipeline.index.search.leave_one_out import search_others
 from pipeline.index.search.live_entries import LiveEntries, Restrictions, Retrieved
 from pipeline.index.search.sampling import draw_simply
 from pipeline.progress import OnProgress, Progress, ignore_progress
-from pipeline.questions.evaluation import (
-    ASKING,
-    DEFAULT_SAMPLE,
-    SAMPLED_ABOVE,
-    SampleSize,
-    check_labelled,
-    checked_size,
-)
+from pipeline.questions.evaluation import ASKING, SampleSize, check_labelled, num_asked
 from pipeline.questions.others import QUERIES_AT_ONCE, labelled_in_part
 from pipeline.store.lookup.digests import Digests
 from pipeline.store.tables.ids import is_in
@@ -189,13 +182,12 @@ def entries_as_questions(live: LiveEntries, starts: Sequence[int], sample: Sampl
 
     All are asked about up to SAMPLED_ABOVE, and DEFAULT_SAMPLE of more, as in an evaluation. Raises SourceError.
     """
-    labelled, size = check_labelled(live), checked_size(sample)
-    if size is None:
-        size = DEFAULT_SAMPLE if labelled > SAMPLED_ABOVE else labelled
-    if size and size < labelled:
+    labelled = check_labelled(live)
+    size = num_asked(sample, labelled)
+    if size < labelled:
         batches = iter([draw_simply(live, size)])
     else:
-        size, batches = labelled, (labelled_in_part(live, starts, part) for part in range(len(starts)))
+        batches = (labelled_in_part(live, starts, part) for part in range(len(starts)))
 
     def questions() -> Iterator[Asked]:
         for ids_N, codes_N in batches:
