@@ -8,7 +8,7 @@ Shapes: Q queries, K neighbours, D dimensions.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -56,7 +56,12 @@ class Asked:
     own_Q: np.ndarray | None = None
 
 
-Questions = tuple[Iterator[Asked], int, int]  # in batches, their number, and that of all there are
+class Questions(NamedTuple):
+    """Questions in batches, their number, and that of all there are."""
+
+    batches: Iterator[Asked]
+    num_questions: int
+    asked_of: int
 
 
 @dataclass(frozen=True)
@@ -197,7 +202,7 @@ def entries_as_questions(live: LiveEntries, starts: Sequence[int], sample: Sampl
                 truths = [live.labels[code] for code in codes_N[some].tolist()]
                 yield Asked(live.vectors_of(ids_N[some]), uris, truths, ids_N[some])
 
-    return questions(), size, labelled
+    return Questions(questions(), size, labelled)
 
 
 def images_as_questions(vectors_QD: np.ndarray, uris: Sequence[str], truths: Sequence[str | None]) -> Questions:
@@ -210,7 +215,7 @@ def images_as_questions(vectors_QD: np.ndarray, uris: Sequence[str], truths: Seq
             some = slice(start, start + QUERIES_AT_ONCE)
             yield Asked(vectors_QD[some], uris[some], truths[some])
 
-    return questions(), len(vectors_QD), len(vectors_QD)
+    return Questions(questions(), len(vectors_QD), len(vectors_QD))
 
 
 def _decided(
